@@ -1,0 +1,51 @@
+//! How long to wait before trying again: doubling between two bounds, spread by jitter.
+//!
+//! Pure: the random number is an argument, so that a test can ask for each delay there is.
+
+use std::time::Duration;
+
+/// Doubles from `min` to `max`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    /// The delay after the first failure.
+    pub min: Duration,
+    /// No delay is longer.
+    pub max: Duration,
+}
+
+impl Backoff {
+    /// The delay after `failures` failures in a row, counted from one, without jitter.
+    pub fn plain(&self, failures: u32) -> Duration {
+        let doubled = self.min.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
+        doubled.clamp(self.min, self.max)
+    }
+
+    /// The same, moved to somewhere between half and all of itself; `jitter` is taken from `0.0..=1.0`.
+    pub fn jittered(&self, failures: u32, jitter: f64) -> Duration {
+        self.plain(failures).mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const B: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
+
+    #[test]
+    fn doubles_up_to_the_bound() {
+        let secs: Vec<u64> = (1..=8).map(|n| B.plain(n).as_secs()).collect();
+        assert_eq!(secs, [1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_delay_lies_between_half_the_least_and_the_most(failures in any::<u32>(), jitter in any::<f64>()) {
+            let jitter = if jitter.is_nan() { 0.0 } else { jitter };
+            let delay = B.jittered(failures, jitter);
+            prop_assert!(delay >= B.min / 2 && delay <= B.max, "{delay:?}");
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Small things everything else stands on: secrets, names, units, back-off, masking.
+//!
+//! Pure values without I/O, clocks or knowledge of WeChat. Nothing here imports another module of the crate.
+
+pub mod account_name;
+pub mod backoff;
+pub mod mask;
+pub mod secret;
+pub mod units;
+
+pub use account_name::AccountName;
+pub use secret::Secret;

@@ -1,0 +1,10 @@
+//! wxgate: a reverse proxy that gives WeChat's server API its `access_token`, so that callers need no credential.
+//!
+//! The modules in reading order, lowest floor first; ARCHITECTURE.md has the whole plan and a test holds the floors:
+//! base · telemetry, wechat, net · token, sandbox · proxy, admin · config · app · cli.
+
+pub mod base;
+pub mod net;
+pub mod telemetry;
+pub mod token;
+pub mod wechat;

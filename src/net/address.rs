@@ -1,0 +1,238 @@
+//! Addresses as the configuration writes them: where to listen, whom to let in, whom to call.
+//!
+//! Values only; binding and dialling are done elsewhere.
+
+use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr};
+
+use ipnet::IpNet;
+
+/// Where a listener stands: `"host:port"` or `"unix:/path"`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenAddr {
+    /// Resolved when it is bound; port 0 takes a free one.
+    Tcp(String),
+    /// A socket file; a stale one is replaced.
+    Unix(PathBuf),
+}
+
+impl ListenAddr {
+    /// Whether only this machine can reach it.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Unix(_) => true,
+            Self::Tcp(address) => {
+                let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            }
+        }
+    }
+}
+
+impl FromStr for ListenAddr {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            if path.is_empty() {
+                return Err("the path of the socket is missing: write \"unix:/run/wxgate.sock\"");
+            }
+            return Ok(Self::Unix(path.into()));
+        }
+        match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
+                    return Err("an IPv6 address stands in brackets: write \"[::1]:8080\"");
+                }
+                Ok(Self::Tcp(text.to_owned()))
+            }
+            _ => Err("expected \"host:port\" or \"unix:/path\", such as \"127.0.0.1:8080\""),
+        }
+    }
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => f.write_str(address),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A TCP client.
+    Ip(IpAddr),
+    /// A process on this machine, over a Unix socket.
+    Unix,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+/// A set of networks: CIDRs, single addresses, `"loopback"` (Unix sockets too) and `"private"` (RFC 1918, RFC 6598,
+/// RFC 4193 and link-local addresses).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkSet {
+    nets: Vec<IpNet>,
+    unix: bool,
+}
+
+const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
+const PRIVATE: [&str; 7] =
+    ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "fc00::/7", "fe80::/10"];
+
+impl NetworkSet {
+    /// Adds one entry of the configuration.
+    ///
+    /// # Errors
+    /// A sentence that says what would have been right.
+    pub fn add(&mut self, entry: &str) -> Result<(), &'static str> {
+        match entry {
+            "loopback" => {
+                self.unix = true;
+                self.nets.extend(LOOPBACK.iter().filter_map(|n| n.parse::<IpNet>().ok()));
+            }
+            "private" => self.nets.extend(PRIVATE.iter().filter_map(|n| n.parse::<IpNet>().ok())),
+            _ => {
+                let net = entry.parse::<IpNet>().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from));
+                self.nets.push(
+                    net.map_err(|_| "expected a CIDR such as \"10.0.0.0/8\", an address, \"loopback\" or \"private\"")?,
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The default of `server.allow`.
+    pub fn loopback() -> Self {
+        let mut set = Self::default();
+        let _ = set.add("loopback");
+        set
+    }
+
+    /// Whether the peer is inside. IPv4-mapped IPv6 addresses count as the IPv4 address that they carry.
+    pub fn contains(&self, peer: &Peer) -> bool {
+        match peer {
+            Peer::Unix => self.unix,
+            Peer::Ip(ip) => {
+                let ip = ip.to_canonical();
+                self.nets.iter().any(|net| net.contains(&ip))
+            }
+        }
+    }
+
+    /// Whether somebody outside this machine is inside.
+    pub fn reaches_beyond_loopback(&self) -> bool {
+        self.nets.iter().any(|net| !LOOPBACK.iter().filter_map(|n| n.parse::<IpNet>().ok()).any(|l| l.contains(net)))
+    }
+
+    /// Whether nobody is inside.
+    pub fn is_empty(&self) -> bool {
+        self.nets.is_empty() && !self.unix
+    }
+}
+
+/// The base URL of an API host: scheme, host and port, nothing behind them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct BaseUrl {
+    /// `https`, or `http` towards this machine only.
+    pub tls: bool,
+    /// Host name or IP literal without brackets, in lower case.
+    pub host: String,
+    /// The port, spelt out or the scheme's own.
+    pub port: u16,
+}
+
+impl BaseUrl {
+    /// What stands in the `Host` header: the port only where it is not the scheme's own.
+    pub fn authority(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        if self.port == if self.tls { 443 } else { 80 } { host } else { format!("{host}:{}", self.port) }
+    }
+}
+
+impl FromStr for BaseUrl {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const FORM: &str = "expected scheme and host, such as \"https://api.weixin.qq.com\"";
+        let uri: hyper::Uri = text.parse().map_err(|_| FORM)?;
+        let tls = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(FORM),
+        };
+        let authority = uri.authority().ok_or(FORM)?;
+        if authority.as_str().contains('@') || uri.query().is_some() || !matches!(uri.path(), "" | "/") {
+            return Err("no path, query or user belongs here: write scheme, host and port only");
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+        if host.is_empty() {
+            return Err(FORM);
+        }
+        let local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        if !tls && !local {
+            return Err(
+                "http:// is allowed to this machine only, since the token would travel in the clear: use https://",
+            );
+        }
+        let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        Ok(Self { tls, host, port })
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", if self.tls { "https" } else { "http" }, self.authority())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_urls_carry_scheme_host_and_port_only() {
+        let url: BaseUrl = "https://API.weixin.qq.com".parse().unwrap();
+        assert_eq!((url.authority().as_str(), url.port), ("api.weixin.qq.com", 443));
+        assert_eq!("http://127.0.0.1:81/".parse::<BaseUrl>().unwrap().authority(), "127.0.0.1:81");
+        assert_eq!("https://[::1]:8443".parse::<BaseUrl>().unwrap().to_string(), "https://[::1]:8443");
+        for bad in
+            ["api.weixin.qq.com", "ftp://x", "https://h/p", "https://h?q", "https://u@h", "http://api.weixin.qq.com"]
+        {
+            assert!(bad.parse::<BaseUrl>().is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn networks_take_mapped_addresses_for_what_they_carry() {
+        let mut set = NetworkSet::loopback();
+        set.add("10.1.0.0/16").unwrap();
+        for inside in ["127.0.0.1", "::1", "::ffff:127.0.0.9", "10.1.2.3", "::ffff:10.1.0.1"] {
+            assert!(set.contains(&Peer::Ip(inside.parse().unwrap())), "{inside}");
+        }
+        assert!(!set.contains(&Peer::Ip("10.2.0.1".parse().unwrap())));
+        assert!(set.contains(&Peer::Unix));
+        assert!(set.reaches_beyond_loopback() && !NetworkSet::loopback().reaches_beyond_loopback());
+        assert!(NetworkSet::default().add("ten").is_err());
+    }
+
+    #[test]
+    fn listen_addresses_are_tcp_or_unix() {
+        assert_eq!("unix:/a b".parse(), Ok(ListenAddr::Unix("/a b".into())));
+        assert!("[::1]:0".parse::<ListenAddr>().unwrap().is_local());
+        assert!(!"0.0.0.0:80".parse::<ListenAddr>().unwrap().is_local());
+        for bad in ["", ":80", "host", "host:", "host:99999", "::1:80", "unix:"] {
+            assert!(bad.parse::<ListenAddr>().is_err(), "{bad} was taken");
+        }
+    }
+}

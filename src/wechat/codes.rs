@@ -1,0 +1,1 @@
+//! Error codes of the token endpoints and what follows from each.
