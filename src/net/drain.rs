@@ -2,6 +2,11 @@
 //!
 //! Only the state; who moves it on and when is the business of the application.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
 use tokio::sync::watch;
 
 /// How far a stop has come. It only ever moves forward.
@@ -19,22 +24,31 @@ pub enum Phase {
 
 /// The hand that moves the phase on.
 #[derive(Debug)]
-pub struct DrainControl(watch::Sender<Phase>);
+pub struct DrainControl {
+    phase: watch::Sender<Phase>,
+    leaving: Arc<AtomicBool>,
+}
 
 /// The eye that watches it. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Drain(watch::Receiver<Phase>);
+pub struct Drain {
+    phase: watch::Receiver<Phase>,
+    // Read once per answer, so it must not cost a lock.
+    leaving: Arc<AtomicBool>,
+}
 
 /// A fresh pair in phase [`Phase::Serving`]. Dropping the control aborts.
 pub fn drain() -> (DrainControl, Drain) {
     let (tx, rx) = watch::channel(Phase::Serving);
-    (DrainControl(tx), Drain(rx))
+    let leaving = Arc::new(AtomicBool::new(false));
+    (DrainControl { phase: tx, leaving: Arc::clone(&leaving) }, Drain { phase: rx, leaving })
 }
 
 impl DrainControl {
     /// Moves on to `phase`; never back.
     pub fn advance(&self, phase: Phase) {
-        self.0.send_if_modified(|current| {
+        self.leaving.fetch_or(phase >= Phase::Leaving, Relaxed);
+        self.phase.send_if_modified(|current| {
             let forward = phase > *current;
             if forward {
                 *current = phase;
@@ -47,16 +61,16 @@ impl DrainControl {
 impl Drain {
     /// Where the stop is now.
     pub fn phase(&self) -> Phase {
-        *self.0.borrow()
+        *self.phase.borrow()
     }
 
     /// Whether answers should ask their clients to close.
     pub fn is_leaving(&self) -> bool {
-        self.phase() >= Phase::Leaving
+        self.leaving.load(Relaxed)
     }
 
     /// Returns once `phase` or a later one is reached, or the control is gone.
     pub async fn reached(&mut self, phase: Phase) {
-        let _ = self.0.wait_for(|current| *current >= phase).await;
+        let _ = self.phase.wait_for(|current| *current >= phase).await;
     }
 }

@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use hyper::header::HeaderValue;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
@@ -55,6 +57,16 @@ pub struct EgressProxy {
     pub port: u16,
     /// `user:password`, sent as `Proxy-Authorization: Basic`.
     pub credentials: Option<Secret>,
+}
+
+impl EgressProxy {
+    /// The value of `Proxy-Authorization`, marked as sensitive.
+    pub fn basic_authorization(&self) -> Option<HeaderValue> {
+        let credentials = self.credentials.as_ref()?;
+        let mut value = HeaderValue::from_str(&format!("Basic {}", BASE64.encode(credentials.expose()))).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
 }
 
 /// Why the roots could not be loaded.

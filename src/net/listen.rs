@@ -5,8 +5,8 @@
 
 use std::{
     fmt, io,
-    net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream, ToSocketAddrs},
-    os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+    net::{SocketAddr, TcpStream as StdTcpStream, ToSocketAddrs},
+    os::unix::net::UnixStream as StdUnixStream,
     path::{Path, PathBuf},
     pin::Pin,
     task::{Context, Poll},
@@ -14,8 +14,8 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf, unix::AsyncFd},
-    net::{TcpStream, UnixStream},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
 };
 
 use super::address::{ListenAddr, Peer};
@@ -32,8 +32,8 @@ pub struct Listener {
 
 #[derive(Debug)]
 enum Bound {
-    Tcp(AsyncFd<StdTcpListener>),
-    Unix(AsyncFd<StdUnixListener>, SocketFile),
+    Tcp(TcpListener),
+    Unix { listener: UnixListener, _file: SocketFile },
 }
 
 /// Where a listener really stands, port included.
@@ -124,9 +124,9 @@ impl Listener {
             socket.set_reuse_address(true)?;
             match socket.bind(&address.into()).and_then(|()| socket.listen(BACKLOG)) {
                 Ok(()) => {
-                    let listener = StdTcpListener::from(socket);
+                    let listener = TcpListener::from_std(socket.into())?;
                     let address = BoundAddr::Tcp(listener.local_addr()?);
-                    return Ok(Self { socket: Bound::Tcp(AsyncFd::new(listener)?), address });
+                    return Ok(Self { socket: Bound::Tcp(listener), address });
                 }
                 Err(error) => last = error,
             }
@@ -135,16 +135,15 @@ impl Listener {
     }
 
     fn bind_unix(path: &Path) -> io::Result<Self> {
-        let listener = match StdUnixListener::bind(path) {
+        let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
                 std::fs::remove_file(path)?;
-                StdUnixListener::bind(path)?
+                UnixListener::bind(path)?
             }
             other => other?,
         };
-        listener.set_nonblocking(true)?;
         let address = BoundAddr::Unix(path.to_owned());
-        Ok(Self { socket: Bound::Unix(AsyncFd::new(listener)?, SocketFile(path.to_owned())), address })
+        Ok(Self { socket: Bound::Unix { listener: listener, _file: SocketFile(path.to_owned()) }, address })
     }
 
     /// Where it stands.
@@ -172,23 +171,15 @@ impl Listener {
 
     async fn try_accept(&self) -> io::Result<Accepted> {
         match &self.socket {
-            Bound::Tcp(listener) => loop {
-                let mut ready = listener.readable().await?;
-                if let Ok(accepted) = ready.try_io(|fd| fd.get_ref().accept()) {
-                    let (socket, peer) = accepted?;
-                    socket.set_nonblocking(true)?;
-                    socket.set_nodelay(true)?;
-                    return Ok(Accepted { socket: Socket::Tcp(socket), peer: Peer::Ip(peer.ip()) });
-                }
-            },
-            Bound::Unix(listener, _) => loop {
-                let mut ready = listener.readable().await?;
-                if let Ok(accepted) = ready.try_io(|fd| fd.get_ref().accept()) {
-                    let (socket, _) = accepted?;
-                    socket.set_nonblocking(true)?;
-                    return Ok(Accepted { socket: Socket::Unix(socket), peer: Peer::Unix });
-                }
-            },
+            Bound::Tcp(listener) => {
+                let (socket, peer) = listener.accept().await?;
+                socket.set_nodelay(true)?;
+                Ok(Accepted { socket: Socket::Tcp(socket.into_std()?), peer: Peer::Ip(peer.ip()) })
+            }
+            Bound::Unix { listener, .. } => {
+                let (socket, _) = listener.accept().await?;
+                Ok(Accepted { socket: Socket::Unix(socket.into_std()?), peer: Peer::Unix })
+            }
         }
     }
 }

@@ -3,7 +3,9 @@
 //! Knows HTTP/1.1 and sockets, nothing of WeChat, tokens or what is served over them.
 
 pub mod address;
+pub mod connection;
 pub mod drain;
 pub mod egress;
 pub mod listen;
+pub mod serve;
 pub mod tls;

@@ -1,0 +1,304 @@
+//! One HTTP/1.1 connection from its first byte to its close, with the limits that hyper does not have.
+//!
+//! hyper parses and frames; this file watches: a client that says nothing, never finishes its head, stops reading or
+//! just idles is cut. One coarse timer per connection does all of it, so that a request costs no timer. What is
+//! answered is the caller's business.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::task::AtomicWaker;
+use hyper::{
+    Request, Response,
+    body::{Body, Incoming},
+    header::{CONNECTION, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
+};
+
+/// How often a connection is looked at. Limits are multiples of it, so each is reached up to one tick late.
+const TICK: Duration = Duration::from_secs(5);
+/// No first byte, or no complete first head: closed after 5 to 10 s.
+const FIRST_HEAD_TICKS: u32 = 2;
+/// A later head that has begun and does not end: closed after 10 to 15 s.
+const HEAD_TICKS: u32 = 3;
+/// Keep-alive without a request, or a response that makes no progress: closed after 70 to 75 s.
+const IDLE_TICKS: u32 = 15;
+/// A handler that neither reads nor writes for so long is stuck behind every timeout of its own.
+const HANDLER_TICKS: u32 = 36;
+
+/// The most header lines of a request; more is answered 431.
+const MAX_HEADERS: usize = 100;
+/// The most bytes of a request head; more is answered 431.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// What the timer looks at. Written by one thread; atomics only because the connection may move between threads.
+#[derive(Debug, Default)]
+struct Activity {
+    requests: AtomicU64,
+    handling: AtomicU32,
+    read: AtomicU64,
+    read_when_idle: AtomicU64,
+    written: AtomicU64,
+    closing: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// The connections of one listener or worker, so that they can be told to finish and waited for.
+#[derive(Debug, Default, Clone)]
+pub struct Connections(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    open: Mutex<Open>,
+    gone: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    next: u64,
+    closing: bool,
+    by_id: HashMap<u64, Arc<Activity>>,
+}
+
+impl Connections {
+    /// How many are open.
+    pub fn count(&self) -> usize {
+        self.lock().by_id.len()
+    }
+
+    /// Lets each finish what it is doing and closes the idle ones; later ones are closed after one answer.
+    pub fn close_gracefully(&self) {
+        let mut open = self.lock();
+        open.closing = true;
+        for activity in open.by_id.values() {
+            activity.closing.store(true, Relaxed);
+            activity.waker.wake();
+        }
+    }
+
+    /// Returns when none is open.
+    pub async fn all_gone(&self) {
+        loop {
+            let gone = self.0.gone.notified();
+            let mut gone = pin!(gone);
+            gone.as_mut().enable();
+            if self.count() == 0 {
+                return;
+            }
+            gone.await;
+        }
+    }
+
+    fn enter(&self) -> Entered {
+        let activity = Arc::new(Activity::default());
+        let mut open = self.lock();
+        activity.closing.store(open.closing, Relaxed);
+        let id = open.next;
+        open.next += 1;
+        open.by_id.insert(id, Arc::clone(&activity));
+        Entered { connections: self.clone(), activity, id }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among the open connections, given back when dropped.
+struct Entered {
+    connections: Connections,
+    activity: Arc<Activity>,
+    id: u64,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let empty = {
+            let mut open = self.connections.lock();
+            open.by_id.remove(&self.id);
+            open.by_id.is_empty()
+        };
+        if empty {
+            self.connections.0.gone.notify_waiters();
+        }
+    }
+}
+
+/// Serves one connection until either side is done with it. `handler` never fails; `leaving` says whether answers
+/// should ask their client to close.
+pub async fn serve<I, H, F, B>(io: I, connections: &Connections, leaving: impl Fn() -> bool, handler: H)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<B>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let entered = connections.enter();
+    let activity = &entered.activity;
+    let service = service_fn(|request| {
+        activity.requests.fetch_add(1, Relaxed);
+        let handling = Handling::begin(activity);
+        let answer = handler(request);
+        let leaving = &leaving;
+        async move {
+            let mut response = answer.await;
+            if leaving() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            drop(handling);
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let io = TokioIo::new(Metered { io, activity: Arc::clone(activity) });
+    let mut connection = pin!(
+        http1::Builder::new()
+            .half_close(false)
+            .header_read_timeout(None)
+            .max_headers(MAX_HEADERS)
+            .max_buf_size(MAX_HEAD)
+            .pipeline_flush(true)
+            .serve_connection(io, service)
+    );
+    let mut watch = Watch::default();
+    let mut tick = pin!(tokio::time::sleep(TICK));
+    let mut told = false;
+    poll_fn(|cx| {
+        activity.waker.register(cx.waker());
+        if !told && activity.closing.load(Relaxed) {
+            told = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection ended early");
+            }
+            return Poll::Ready(());
+        }
+        while tick.as_mut().poll(cx).is_ready() {
+            if watch.must_close(activity) {
+                return Poll::Ready(());
+            }
+            tick.as_mut().reset(tokio::time::Instant::now() + TICK);
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Marks a request as being handled; a panic or a hang-up ends it too.
+struct Handling<'a>(&'a Activity);
+
+impl<'a> Handling<'a> {
+    fn begin(activity: &'a Activity) -> Self {
+        activity.handling.fetch_add(1, Relaxed);
+        Self(activity)
+    }
+}
+
+impl Drop for Handling<'_> {
+    fn drop(&mut self) {
+        self.0.handling.fetch_sub(1, Relaxed);
+        self.0.read_when_idle.store(self.0.read.load(Relaxed), Relaxed);
+    }
+}
+
+/// What was seen at the last tick.
+#[derive(Debug, Default)]
+struct Watch {
+    requests: u64,
+    read: u64,
+    written: u64,
+    quiet: u32,
+    head: u32,
+}
+
+impl Watch {
+    fn must_close(&mut self, activity: &Activity) -> bool {
+        let (requests, read, written) =
+            (activity.requests.load(Relaxed), activity.read.load(Relaxed), activity.written.load(Relaxed));
+        let still = requests == self.requests && read == self.read && written == self.written;
+        let handling = activity.handling.load(Relaxed) > 0;
+        let new_request = requests != self.requests;
+        (self.requests, self.read, self.written) = (requests, read, written);
+        self.quiet = if still { self.quiet + 1 } else { 0 };
+        if handling {
+            self.head = 0;
+            return self.quiet >= HANDLER_TICKS;
+        }
+        let head_begun = requests == 0 || read > activity.read_when_idle.load(Relaxed);
+        self.head = if head_begun && !new_request { self.head + 1 } else { 0 };
+        let head_limit = if requests == 0 { FIRST_HEAD_TICKS } else { HEAD_TICKS };
+        self.head >= head_limit || self.quiet >= IDLE_TICKS
+    }
+}
+
+/// Counts what goes through.
+struct Metered<I> {
+    io: I,
+    activity: Arc<Activity>,
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        let count = (buf.filled().len() - before) as u64;
+        self.activity.read.fetch_add(count, Relaxed);
+        polled
+    }
+}
+
+impl<I: AsyncWrite + Unpin> Metered<I> {
+    fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(count)) = &polled {
+            self.activity.written.fetch_add(*count as u64, Relaxed);
+        }
+        polled
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Metered<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.count(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.count(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,51 @@
+//! A small HTTP server on the current runtime: for the admin listener, where nothing is hot.
+//!
+//! The data path has an accept loop of its own, which spreads connections over worker threads.
+
+use std::{convert::Infallible, future::Future, sync::Arc};
+
+use hyper::{Request, Response, body::Incoming};
+
+use super::{
+    connection::{self, Connections},
+    drain::{Drain, Phase},
+    listen::Listener,
+};
+
+/// Serves until the drain reaches [`Phase::Closing`] and the connections have ended, or [`Phase::Aborting`].
+pub async fn serve<S, F, B>(listener: Listener, drain: Drain, service: S)
+where
+    S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send,
+    B: hyper::body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let service = Arc::new(service);
+    let connections = Connections::default();
+    let mut closing = drain.clone();
+    let mut aborting = drain.clone();
+    let accepting = async {
+        loop {
+            let accepted = listener.accept().await;
+            let (service, connections, drain) = (Arc::clone(&service), connections.clone(), drain.clone());
+            tokio::spawn(async move {
+                let Ok(stream) = accepted.into_stream() else { return };
+                let handler = |request| {
+                    let answer = service(request);
+                    async { answer.await.unwrap_or_else(|never| match never {}) }
+                };
+                connection::serve(stream, &connections, || drain.is_leaving(), handler).await;
+            });
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = closing.reached(Phase::Closing) => {}
+    }
+    connections.close_gracefully();
+    tokio::select! {
+        () = connections.all_gone() => {}
+        () = aborting.reached(Phase::Aborting) => {}
+    }
+}

@@ -1,0 +1,37 @@
+//! The metric registry and its text form.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
+
+/// The content type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All metrics of one process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Mutex<Registry>>);
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("wxgate_build", "The running version", build);
+        Self(Arc::new(Mutex::new(registry)))
+    }
+}
+
+impl Metrics {
+    /// Lets a module register its own.
+    pub fn register<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
+        register(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The OpenMetrics text.
+    pub fn render(&self) -> String {
+        let mut page = String::new();
+        let registry = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Writing to a string cannot fail.
+        let _ = text::encode(&mut page, &registry);
+        page
+    }
+}

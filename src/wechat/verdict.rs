@@ -1,0 +1,292 @@
+//! What an answer of WeChat says about the token: bytes in, error code out.
+//!
+//! Errors arrive as HTTP 200 with any content type, so only the bytes count. The scanner looks at the top level of a JSON
+//! object and at `base_resp` inside it, nowhere deeper: business data may well contain the text `errcode`. It takes what
+//! WeChat's own clients have met (raw control characters, string codes, any key order) and never recurses, allocates for
+//! ordinary input, or fails.
+
+use std::borrow::Cow;
+
+/// The largest decoded body that is looked at, in bytes. WeChat's error bodies are a few hundred bytes long.
+pub const WINDOW: usize = 4096;
+
+/// Whether a body with these first bytes can be a JSON object; `None` while only blanks have come.
+pub fn may_be_object(head: &[u8]) -> Option<bool> {
+    let rest = skip_bom(head);
+    rest.iter().find(|byte| !byte.is_ascii_whitespace()).map(|byte| *byte == b'{')
+}
+
+/// The `errcode` at the top level or in `base_resp`, as a number or a string; the last one where there are several, as
+/// JSON parsers have it. `None` when the bytes are no object or name no code.
+pub fn errcode(body: &[u8]) -> Option<i64> {
+    // An escaped key ("\u0065rrcode") is legal JSON, so a backslash keeps the door open.
+    if memchr::memmem::find(body, b"errcode").is_none() && memchr::memchr(b'\\', body).is_none() {
+        return None;
+    }
+    let mut scanner = Scanner { rest: skip_bom(body) };
+    let (top, nested) = scanner.object(true)?;
+    top.or(nested)
+}
+
+fn skip_bom(body: &[u8]) -> &[u8] {
+    body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
+}
+
+struct Scanner<'b> {
+    rest: &'b [u8],
+}
+
+impl<'b> Scanner<'b> {
+    /// Reads an object; returns the code of this level and the one of `base_resp`. `None` if it does not begin as one;
+    /// what was found before the text breaks off still counts.
+    fn object(&mut self, descend: bool) -> Option<(Option<i64>, Option<i64>)> {
+        if !self.eat(b'{') {
+            return None;
+        }
+        let mut found = (None, None);
+        while let Some(key) = self.key() {
+            match &*key {
+                b"errcode" => match self.code() {
+                    Some(code) => found.0 = Some(code),
+                    None => self.skip_value(),
+                },
+                b"base_resp" if descend && self.peek() == Some(b'{') => {
+                    if let Some((code, _)) = self.object(false) {
+                        found.1 = code.or(found.1);
+                    }
+                }
+                _ => self.skip_value(),
+            }
+            if !self.eat(b',') {
+                break;
+            }
+        }
+        self.eat(b'}');
+        Some(found)
+    }
+
+    fn key(&mut self) -> Option<Cow<'b, [u8]>> {
+        let raw = self.string()?;
+        self.eat(b':').then(|| unescape(raw))
+    }
+
+    /// A number or a string that holds one. On anything else nothing is consumed.
+    fn code(&mut self) -> Option<i64> {
+        if self.peek() == Some(b'"') {
+            let raw = self.string()?;
+            return number(unescape(raw).trim_ascii());
+        }
+        let end = self.rest.iter().position(|b| !matches!(b, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'));
+        let (digits, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
+        let code = number(digits)?;
+        self.rest = rest;
+        Some(code)
+    }
+
+    /// The raw inside of a string, quotes off, escapes still in.
+    fn string(&mut self) -> Option<&'b [u8]> {
+        if !self.eat(b'"') {
+            return None;
+        }
+        let mut at = 0;
+        loop {
+            at += memchr::memchr2(b'"', b'\\', self.rest.get(at..)?)?;
+            if self.rest[at] == b'"' {
+                let inside = &self.rest[..at];
+                self.rest = &self.rest[at + 1..];
+                return Some(inside);
+            }
+            at += 2;
+        }
+    }
+
+    /// Passes over a value of any kind and depth by counting brackets outside strings.
+    fn skip_value(&mut self) {
+        let mut depth = 0_usize;
+        loop {
+            match self.peek() {
+                None => return,
+                Some(b'"') => {
+                    if self.string().is_none() {
+                        self.rest = &[];
+                        return;
+                    }
+                    if depth == 0 {
+                        return;
+                    }
+                    continue;
+                }
+                Some(b'{' | b'[') => depth += 1,
+                Some(b'}' | b']') if depth == 0 => return,
+                Some(b'}' | b']') => {
+                    depth -= 1;
+                    if depth == 0 {
+                        self.rest = &self.rest[1..];
+                        return;
+                    }
+                }
+                Some(b',') if depth == 0 => return,
+                Some(_) => {}
+            }
+            self.rest = &self.rest[1..];
+        }
+    }
+
+    fn peek(&mut self) -> Option<u8> {
+        self.rest = self.rest.trim_ascii_start();
+        self.rest.first().copied()
+    }
+
+    fn eat(&mut self, byte: u8) -> bool {
+        let there = self.peek() == Some(byte);
+        if there {
+            self.rest = &self.rest[1..];
+        }
+        there
+    }
+}
+
+/// An integer, also when written `40001.0`; bounded, so that no text overflows.
+fn number(text: &[u8]) -> Option<i64> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    if fraction.is_empty() || !fraction.bytes().all(|b| b == b'0') {
+        return None;
+    }
+    whole.parse().ok()
+}
+
+/// Resolves `\uXXXX` of the ASCII range and the short escapes; only needed to compare a key.
+fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
+    if memchr::memchr(b'\\', raw).is_none() {
+        return Cow::Borrowed(raw);
+    }
+    let mut out = Vec::with_capacity(raw.len());
+    let mut rest = raw;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte != b'\\' {
+            out.push(byte);
+            continue;
+        }
+        let Some((&kind, after)) = rest.split_first() else { break };
+        rest = after;
+        let code = (kind == b'u')
+            .then(|| rest.get(..4))
+            .flatten()
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match code {
+            Some(ascii) => {
+                out.push(ascii);
+                rest = &rest[4..];
+            }
+            None => out.push(kind),
+        }
+    }
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_shape_that_was_met_is_read() {
+        let cases: [(&str, Option<i64>); 27] = [
+            (r#"{"errcode":40001,"errmsg":"invalid credential, rid: 6aac0063-7ed08fb9-1250f724"}"#, Some(40001)),
+            (r#"{"ip_list":[],"errcode":40014,"errmsg":"invalid access_token"}"#, Some(40014)),
+            (r#"{"errcode":"42001"}"#, Some(42001)),
+            (r#"{ "errmsg" : "a\"b,}" , "errcode" : -1 }"#, Some(-1)),
+            (r#"{"base_resp":{"errcode":40001,"errmsg":"x"}}"#, Some(40001)),
+            (r#"{"base_resp":{"errcode":40001},"errcode":0}"#, Some(0)),
+            (r#"{"a":{"b":[{"errcode":40001}]},"errcode":0}"#, Some(0)),
+            (r#"{"errcode":1,"errcode":2}"#, Some(2)),
+            (r#"{"\u0065rrcode":40001}"#, Some(40001)),
+            (r#"{"errcode":40001.0}"#, Some(40001)),
+            ("\u{feff} \n{\"errcode\":40001}", Some(40001)),
+            ("{\"nick\":\"a\u{1}b\n\",\"errcode\":40001}", Some(40001)),
+            (r#"{"errcode":40001"#, Some(40001)),
+            (r#"{"errcode":40001,"#, Some(40001)),
+            (r#"{"errcode":" 40001 "}"#, Some(40001)),
+            (r#"{"resp_data":"{\"errcode\":40001}"}"#, None),
+            (r#"{"a":{"errcode":40001}}"#, None),
+            (r#"{"base_resp":{"base_resp":{"errcode":40001}}}"#, None),
+            (r#"{"base_resp":[{"errcode":40001}]}"#, None),
+            (r#"[{"errcode":40001}]"#, None),
+            (r#"{"errcode":40001.5}"#, None),
+            (r#"{"errcode":null,"x":1}"#, None),
+            (r#"{"errcode":{"errcode":40001}}"#, None),
+            (r#"{"errcode":99999999999999999999999}"#, None),
+            (r#"{"Errcode":40001}"#, None),
+            ("", None),
+            ("\u{89}PNG errcode 40001", None),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(errcode(body.as_bytes()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_costs_no_stack() {
+        let body = format!("{}{}", "{\"a\":".repeat(100_000), "\"errcode\"");
+        assert_eq!(errcode(body.as_bytes()), None);
+        let body = format!("{{\"a\":{}{},\"errcode\":40001}}", "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(errcode(body.as_bytes()), Some(40001));
+    }
+
+    #[test]
+    fn only_the_first_byte_says_whether_it_can_be_an_object() {
+        assert_eq!(may_be_object(b" \r\n"), None);
+        assert_eq!(may_be_object(b"\xef\xbb\xbf {"), Some(true));
+        assert_eq!(may_be_object(b"\xff\xd8\xff"), Some(false));
+        assert_eq!(may_be_object(b"[]"), Some(false));
+    }
+
+    fn json() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            any::<i64>().prop_map(serde_json::Value::from),
+            any::<bool>().prop_map(serde_json::Value::from),
+            "[a-z\"\\\\{}\\[\\],:é]{0,12}".prop_map(serde_json::Value::from),
+            Just(serde_json::Value::Null),
+        ];
+        let key = prop_oneof![Just("errcode".to_owned()), Just("base_resp".to_owned()), "[a-z\"\\\\]{0,6}"];
+        leaf.prop_recursive(4, 32, 5, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::from),
+                prop::collection::vec((key.clone(), inner), 0..5)
+                    .prop_map(|pairs| serde_json::Value::Object(pairs.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// The same question put to a real parser.
+    fn by_parser(value: &serde_json::Value) -> Option<i64> {
+        let code = |v: &serde_json::Value| match v.get("errcode")? {
+            serde_json::Value::Number(n) => n.as_i64(),
+            serde_json::Value::String(s) => s.trim_ascii().parse().ok(),
+            _ => None,
+        };
+        let object = value.as_object()?;
+        code(value).or_else(|| object.get("base_resp").filter(|b| b.is_object()).and_then(code))
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_real_parser_on_any_json(value in json()) {
+            let compact = serde_json::to_string(&value).unwrap();
+            let pretty = serde_json::to_string_pretty(&value).unwrap();
+            prop_assert_eq!(errcode(compact.as_bytes()), by_parser(&value), "{}", compact);
+            prop_assert_eq!(errcode(pretty.as_bytes()), by_parser(&value));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'"'), Just(b'\\'), Just(b'{'), Just(b'}')], 0..200)) {
+            let mut body = b"{\"errcode\"".to_vec();
+            body.extend(bytes);
+            let _ = errcode(&body);
+        }
+    }
+}
