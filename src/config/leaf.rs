@@ -146,12 +146,14 @@ impl Read for PathBuf {
 impl Read for ListenAddr {
     fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
         let base = reader.base_dir;
-        reader.text(node, place, |text| match text.parse()? {
-            Self::Unix(path) => Ok(Self::Unix(base.join(path))),
-            Self::Tcp(address) if address.contains(|c: char| c.is_whitespace() || c == '/') => {
-                Err("expected \"host:port\" or \"unix:/path\", without scheme or path")
+        reader.text(node, place, |text| {
+            if !text.starts_with("unix:") && text.contains(|c: char| c.is_whitespace() || c == '/') {
+                return Err("expected \"host:port\" or \"unix:/path\", without scheme or path");
             }
-            tcp @ Self::Tcp(_) => Ok(tcp),
+            Ok(match text.parse()? {
+                Self::Unix(path) => Self::Unix(base.join(path)),
+                tcp @ Self::Tcp(_) => tcp,
+            })
         })
     }
 }
@@ -179,8 +181,8 @@ impl<const MIN: u64, const MAX: u64> Read for Time<MIN, MAX> {
         let (min, max) = (Duration::from_millis(MIN), Duration::from_millis(MAX));
         reader.text(node, place, |text| match units::parse_duration(text) {
             Ok(time) if time < min || time > max => {
-                let [min, max] = [min, max].map(units::format_duration);
-                Err(format!("must be between {min} and {max}"))
+                let min = if MIN == 0 { "0s".to_owned() } else { units::format_duration(min) };
+                Err(format!("must be between {min} and {}", units::format_duration(max)))
             }
             Ok(time) => Ok(Self(time)),
             Err(error) => Err(error.to_string()),
@@ -238,21 +240,23 @@ impl<const MIN: u64> JsonSchema for Size<MIN> {
 impl<const MIN: u64, const MAX: u64> Read for Count<MIN, MAX> {
     fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
         let number = match &node.value {
-            Value::Integer(number) => number.and_then(|number| u64::try_from(number).ok()),
-            Value::Text(text) => {
-                let parsed = text.trim().parse();
-                if parsed.is_err() {
-                    reader.report.problem(place, "expected a whole number");
-                    return None;
-                }
-                parsed.ok()
+            Value::Integer(number) => *number,
+            Value::Text(text) if is_integer(text.trim()) => text.trim().parse().ok(),
+            Value::Text(_) => {
+                reader.report.problem(place, "expected a whole number");
+                return None;
             }
             _ => {
                 reader.mismatch(node, place, "a whole number");
                 return None;
             }
         };
-        let inside = number.filter(|number| (MIN..=MAX).contains(number)).and_then(|number| number.try_into().ok());
+        let Some(number) = number else {
+            reader.report.problem(place, "the number is too large");
+            return None;
+        };
+        let inside = u64::try_from(number).ok().filter(|number| (MIN..=MAX).contains(number));
+        let inside = inside.and_then(|number| usize::try_from(number).ok());
         if inside.is_none() {
             let bounds = if MAX == ANY { format!("at least {MIN}") } else { format!("between {MIN} and {MAX}") };
             reader.report.problem(place, format!("must be {bounds}"));
@@ -277,6 +281,11 @@ impl<const MIN: u64, const MAX: u64> JsonSchema for Count<MIN, MAX> {
         }
         schema
     }
+}
+
+fn is_integer(text: &str) -> bool {
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
 }
 
 fn egress_proxy(text: &str) -> Result<EgressProxy, &'static str> {

@@ -47,7 +47,9 @@ impl Node {
             if let Some(span) = error.span() {
                 place.origin = origin(span);
             }
-            report.problem(&place, format!("this is not TOML: {}", error.message()));
+            // Of all kinds of strings the parser names just one here.
+            let message = error.message().trim_end_matches(", expected literal string");
+            report.problem(&place, format!("this is not TOML: {message}"));
         }
         errors.is_empty().then(|| {
             let whole = report.whole().origin;

@@ -94,3 +94,12 @@ fn the_shipped_files_load_without_a_warning() {
         assert_eq!(config.accounts[0].secret.expose(), PLANTED);
     }
 }
+
+#[test]
+fn the_shipped_schema_is_the_one_that_the_program_prints() {
+    let file = "config/wxgate.schema.json";
+    if std::env::var_os("WXGATE_UPDATE_EXPECTED").is_some() {
+        fs::write(file, config::schema()).unwrap();
+    }
+    assert_eq!(fs::read_to_string(file).unwrap(), config::schema(), "run with WXGATE_UPDATE_EXPECTED=1");
+}
