@@ -88,15 +88,20 @@ pub fn parse(text: &str, base_dir: &Path, file_name: &str, environment: &dyn Env
     build(root, base_dir, environment, report)
 }
 
-/// What `wxgate check` says of a configuration that can be used: one line per warning, then what was understood.
+/// What `wxgate check` says of a configuration that can be used: one line per warning, then what was understood. No
+/// newline at the end.
 pub fn check_text(config: &Config) -> String {
-    let mut text: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
     let accounts: Vec<&str> = config.accounts.iter().map(|account| account.name.as_str()).collect();
     let listen: Vec<String> = config.proxy.listen.iter().map(ToString::to_string).collect();
-    text.push_str("the configuration is fine: ");
-    text.push_str(&format!("{} account(s): {}; ", accounts.len(), accounts.join(", ")));
-    text.push_str(&format!("listening on {}; admin on {}", listen.join(", "), config.admin.listen));
-    text
+    let mut lines: Vec<String> = config.warnings.iter().map(|warning| format!("warning: {warning}")).collect();
+    lines.push(format!(
+        "the configuration is fine: {} account(s): {}; listening on {}; admin on {}",
+        accounts.len(),
+        accounts.join(", "),
+        listen.join(", "),
+        config.admin.listen,
+    ));
+    lines.join("\n")
 }
 
 fn build(

@@ -337,7 +337,7 @@ words! {
 
 /// Which token endpoint, or where else the token is kept.
 #[derive(Debug, JsonSchema)]
-#[schemars(untagged)]
+#[schemars(untagged, inline)]
 pub(super) enum TokenForm {
     /// An endpoint of WeChat.
     Kind(TokenKind),

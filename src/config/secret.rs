@@ -34,8 +34,8 @@ impl Context<'_> {
             .filter_map(|(kind, text)| Some((kind, text.as_ref()?)))
             .collect();
         // WXGATE_ADMIN__KEY__FILE replaces whatever form the file has.
-        if given.iter().any(|(_, text)| text.from_variable()) {
-            given.retain(|(_, text)| text.from_variable());
+        if given.iter().any(|(_, text)| text.is_variable()) {
+            given.retain(|(_, text)| text.is_variable());
         }
         let [(kind, text)] = given.as_slice() else {
             if !self.report.concerns(&form.place) {
@@ -44,11 +44,11 @@ impl Context<'_> {
             return None;
         };
         let found = match *kind {
-            "env" => self.from_environment(&text.value.0),
-            "file" => self.from_file(&text.value.0),
+            "env" => self.variable(&text.value.0),
+            "file" => self.file(&text.value.0),
             _ => Ok(text.value.0.clone()),
         };
-        if *kind == "value" && !text.from_variable() {
+        if *kind == "value" && !text.is_variable() {
             self.report.warning(
                 &text.place,
                 "the secret stands in the file in plain text; { env = \"NAME\" } or { file = \"path\" } keeps it out",
@@ -64,7 +64,7 @@ impl Context<'_> {
         checked.map_err(|message| self.report.problem(&text.place, message)).ok()
     }
 
-    fn from_environment(&self, name: &str) -> Result<String, String> {
+    fn variable(&self, name: &str) -> Result<String, String> {
         let fits = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         if !fits || looks_like_a_secret(name) {
             return Err("expected the name of an environment variable, not the secret itself".to_owned());
@@ -73,7 +73,7 @@ impl Context<'_> {
         value.ok_or_else(|| format!("environment variable {name} is not set"))
     }
 
-    fn from_file(&self, path: &str) -> Result<String, String> {
+    fn file(&self, path: &str) -> Result<String, String> {
         if path.is_empty() || path.contains(char::is_control) || looks_like_a_secret(path) {
             return Err("expected the path of a file, not the secret itself".to_owned());
         }
@@ -89,7 +89,7 @@ impl Context<'_> {
 }
 
 impl<T> At<T> {
-    fn from_variable(&self) -> bool {
+    fn is_variable(&self) -> bool {
         matches!(self.place.origin, Origin::Variable(_))
     }
 }

@@ -103,3 +103,28 @@ fn table(entries: DeTable<'_>, origin: &dyn Fn(Range<usize>) -> Origin) -> Value
 fn line(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first_line_of_b(text: &str) -> Option<usize> {
+        let name = Arc::from("f");
+        let mut report = Report::new(Origin::File { name: Arc::clone(&name), line: None });
+        let Value::Table(entries) = Node::from_file(text, &name, &mut report).unwrap().value else {
+            panic!("no table")
+        };
+        match &entries.iter().find(|entry| entry.key == "b").unwrap().origin {
+            Origin::File { line, .. } => *line,
+            Origin::Variable(_) => None,
+        }
+    }
+
+    #[test]
+    fn lines_count_from_one_whatever_ends_them() {
+        assert_eq!(first_line_of_b("b = 1"), Some(1));
+        assert_eq!(first_line_of_b("a = 1\n\nb = 1\n"), Some(3));
+        assert_eq!(first_line_of_b("a = 1\r\n\r\nb = 1\r\n"), Some(3));
+        assert_eq!(first_line_of_b("\u{feff}a = \"\"\"\n店\n\"\"\"\n[b]\n"), Some(4));
+    }
+}
