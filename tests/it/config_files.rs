@@ -176,7 +176,7 @@ fn a_variable_wins_over_the_file() {
     assert_eq!((config.proxy.workers, config.proxy.replay.disk), (3, 0));
     assert!(config.proxy.allow.reaches_beyond_loopback());
     assert_eq!(config.proxy.error_style, wxgate::proxy::settings::ErrorStyle::Wechat);
-    assert_eq!(config.proxy.default_account.as_ref().map(|name| name.as_str()), Some("shop"));
+    assert_eq!(config.proxy.default_account.as_ref().map(wxgate::base::AccountName::as_str), Some("shop"));
     assert_eq!(config.proxy.upstream.egress.proxy.unwrap().credentials.unwrap().expose(), "user:word");
     assert!(config.proxy.upstream.egress.resolve.contains_key("api.weixin.qq.com"));
     assert_eq!(config.store, wxgate::token::store::Settings::Memory);
@@ -205,9 +205,7 @@ environment variable WXGATE_SERVER__WORKERS: server.workers: expected a whole nu
 environment variable WXGATE_SERVER__MAX_CONNECTIONS: server.max_connections: the number is too large
 environment variable WXGATE_ADMIN__HOSTS: admin.hosts[1]: expected a host name such as \"shop.wx.internal\", without scheme, port or path
 environment variable WXGATE_TOKEN__WAIT: token.wait: unknown unit; use one of ms, s, m, h, d";
-    let problems = refused(parse(&account(""), &environment));
-    let without_key: Vec<&str> = problems.lines().filter(|line| !line.contains("server.tls.key: must")).collect();
-    assert_eq!(without_key.join("\n"), expected);
+    assert_eq!(refused(parse(&account(""), &environment)), expected);
 }
 
 #[test]
