@@ -3,8 +3,11 @@
 //! The modules in reading order, lowest floor first; ARCHITECTURE.md has the whole plan and a test holds the floors:
 //! base · telemetry, wechat, net · token, sandbox · proxy, admin · config · app · cli.
 
+pub mod admin;
 pub mod base;
+pub mod config;
 pub mod net;
+pub mod proxy;
 pub mod telemetry;
 pub mod token;
 pub mod wechat;

@@ -1,0 +1,307 @@
+//! The values that keys may have: what each looks like in the file, in the schema and in Rust.
+//!
+//! Grammar and ranges live here, in the types; what depends on more than one key lives in `resolve`.
+
+use std::{borrow::Cow, net::IpAddr, path::PathBuf, time::Duration};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use super::{
+    problem::Place,
+    read::{Read, Reader},
+    tree::{Node, Value},
+};
+use crate::{
+    base::{AccountName, Secret, units},
+    net::{
+        address::{BaseUrl, ListenAddr, NetworkSet},
+        egress::EgressProxy,
+    },
+};
+
+/// A duration between two bounds in milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Time<const MIN: u64, const MAX: u64>(pub(super) Duration);
+
+/// A number of bytes, at least `MIN`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size<const MIN: u64>(pub(super) u64);
+
+/// A whole number between two bounds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Count<const MIN: u64, const MAX: u64>(pub(super) usize);
+
+/// A CIDR, an address, `loopback` or `private`; proven, kept as written.
+#[derive(Debug)]
+pub(super) struct Network(pub(super) String);
+
+/// A host name in lower case, without a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct HostName(pub(super) String);
+
+/// An appid or corpid.
+#[derive(Debug)]
+pub(super) struct AppId(pub(super) String);
+
+/// Text whose value nobody prints.
+pub(super) struct Plain(pub(super) String);
+
+/// The bounds of `Count` and `Time` where there is no upper one.
+pub(super) const ANY: u64 = u64::MAX;
+/// Milliseconds.
+pub(super) const SECOND: u64 = 1_000;
+/// Milliseconds.
+pub(super) const MINUTE: u64 = 60 * SECOND;
+/// Milliseconds.
+pub(super) const HOUR: u64 = 60 * MINUTE;
+
+impl HostName {
+    /// Letters, digits, `-` and `_` in labels of at most 63, at most 253 in all; IPv4 addresses fit that too.
+    pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        if text.len() <= 253 && text.split('.').all(label) {
+            return Ok(Self(text.to_ascii_lowercase()));
+        }
+        Err("expected a host name such as \"shop.wx.internal\", without scheme, port or path")
+    }
+}
+
+impl std::fmt::Debug for Plain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Plain(…)")
+    }
+}
+
+/// Types that are text in the file: how it is parsed, and what the schema says of it.
+macro_rules! texts {
+    ($($type:ty: $parse:expr, $schema:tt;)*) => {$(
+        impl Read for $type {
+            fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+                reader.text(node, place, $parse)
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    )*};
+}
+
+texts! {
+    AccountName: |text| Self::new(text).ok_or("expected 1 to 64 of the characters A-Z, a-z, 0-9, _ and -"),
+        { "type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$" };
+    AppId: |text| AccountName::new(text).map(|id| Self(id.to_string())).ok_or(
+            "expected 1 to 64 of the characters A-Z, a-z, 0-9, _ and -, such as \"wx0123456789abcdef\""),
+        { "type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$" };
+    HostName: Self::parse,
+        { "type": "string", "pattern": "^[A-Za-z0-9_.-]{1,253}$" };
+    Network: |text| NetworkSet::default().add(text).map(|()| Self(text.to_owned())),
+        { "type": "string", "examples": ["loopback", "private", "10.0.0.0/8"] };
+    BaseUrl: str::parse::<Self>,
+        { "type": "string", "pattern": "^https?://[^/?#@]+/?$" };
+    EgressProxy: egress_proxy,
+        { "type": "string", "pattern": "^http://[^/?#]+/?$" };
+    Plain: |text| Ok::<_, &str>(Self(text.to_owned())),
+        { "type": "string" };
+}
+
+impl Read for String {
+    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+        reader.text(node, place, |text| Ok::<_, &str>(text.to_owned()))
+    }
+}
+
+impl Read for IpAddr {
+    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+        reader.text(node, place, |text| text.parse().map_err(|_| "expected an IP address such as \"10.0.0.5\""))
+    }
+}
+
+impl Read for PathBuf {
+    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+        let base = reader.base_dir;
+        reader.text(node, place, |text| match text {
+            "" => Err("expected a path; it is empty"),
+            _ if text.contains('\0') => Err("expected a path; it holds a null byte"),
+            _ => Ok(base.join(text)),
+        })
+    }
+}
+
+impl Read for ListenAddr {
+    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+        let base = reader.base_dir;
+        reader.text(node, place, |text| {
+            if !text.starts_with("unix:") && text.contains(|c: char| c.is_whitespace() || c == '/') {
+                return Err("expected \"host:port\" or \"unix:/path\", without scheme or path");
+            }
+            Ok(match text.parse()? {
+                Self::Unix(path) => Self::Unix(base.join(path)),
+                tcp @ Self::Tcp(_) => tcp,
+            })
+        })
+    }
+}
+
+impl JsonSchema for ListenAddr {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "ListenAddr".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^(unix:.+|.+:[0-9]{1,5})$" })
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Read for Time<MIN, MAX> {
+    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+        if matches!(node.value, Value::Integer(_)) {
+            reader.report.problem(place, "the unit is missing: write text with a unit, such as \"15s\"");
+            return None;
+        }
+        let (min, max) = (Duration::from_millis(MIN), Duration::from_millis(MAX));
+        reader.text(node, place, |text| match units::parse_duration(text) {
+            Ok(time) if time < min || time > max => {
+                let min = if MIN == 0 { "0s".to_owned() } else { units::format_duration(min) };
+                Err(format!("must be between {min} and {}", units::format_duration(max)))
+            }
+            Ok(time) => Ok(Self(time)),
+            Err(error) => Err(error.to_string()),
+        })
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> JsonSchema for Time<MIN, MAX> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[0-9]+ *(ms|s|m|h|d)$" })
+    }
+}
+
+impl<const MIN: u64> Read for Size<MIN> {
+    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+        let parse = |text: &str| match units::parse_size(text) {
+            Ok(size) if size < MIN => Err(format!("must be at least {MIN}B")),
+            Ok(size) => Ok(Self(size)),
+            Err(error) => Err(error.to_string()),
+        };
+        match &node.value {
+            Value::Integer(Some(0)) => parse("0").map_err(|message| reader.report.problem(place, message)).ok(),
+            Value::Integer(_) => {
+                reader.report.problem(place, "the unit is missing: write text with a unit, such as \"1MiB\"");
+                None
+            }
+            _ => reader.text(node, place, parse),
+        }
+    }
+}
+
+impl<const MIN: u64> JsonSchema for Size<MIN> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let text = json_schema!({ "type": "string", "pattern": "^(0|[0-9]+ *(B|KiB|MiB|GiB|KB|MB|GB))$" });
+        if MIN > 0 { text } else { json_schema!({ "anyOf": [text, { "const": 0 }] }) }
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Read for Count<MIN, MAX> {
+    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+        let number = match &node.value {
+            Value::Integer(number) => *number,
+            Value::Text(text) if is_integer(text.trim()) => text.trim().parse().ok(),
+            Value::Text(_) => {
+                reader.report.problem(place, "expected a whole number");
+                return None;
+            }
+            _ => {
+                reader.mismatch(node, place, "a whole number");
+                return None;
+            }
+        };
+        let Some(number) = number else {
+            reader.report.problem(place, "the number is too large");
+            return None;
+        };
+        let inside = u64::try_from(number).ok().filter(|number| (MIN..=MAX).contains(number));
+        let inside = inside.and_then(|number| usize::try_from(number).ok());
+        if inside.is_none() {
+            let bounds = if MAX == ANY { format!("at least {MIN}") } else { format!("between {MIN} and {MAX}") };
+            reader.report.problem(place, format!("must be {bounds}"));
+        }
+        inside.map(Self)
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> JsonSchema for Count<MIN, MAX> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Count".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let mut schema = json_schema!({ "type": "integer", "minimum": MIN });
+        if MAX != ANY {
+            schema.insert("maximum".into(), MAX.into());
+        }
+        schema
+    }
+}
+
+fn is_integer(text: &str) -> bool {
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn egress_proxy(text: &str) -> Result<EgressProxy, &'static str> {
+    const FORM: &str = "expected \"http://host:port\" or \"http://user:password@host:port\" (plain HTTP to the proxy)";
+    let rest = text.strip_prefix("http://").ok_or(FORM)?;
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (credentials, authority) =
+        rest.rsplit_once('@').map_or((None, rest), |(credentials, authority)| (Some(credentials), authority));
+    let (host, port) = authority.rsplit_once(':').ok_or(FORM)?;
+    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(ip) => ip.parse::<std::net::Ipv6Addr>().map_err(|_| FORM)?.to_string(),
+        None => HostName::parse(host).map_err(|_| FORM)?.0,
+    };
+    let port = port.parse().ok().filter(|port| *port != 0).ok_or(FORM)?;
+    if credentials.is_some_and(|text| !text.contains(':') || text.contains(char::is_control)) {
+        return Err(FORM);
+    }
+    Ok(EgressProxy { host, port, credentials: credentials.map(Secret::new) })
+}

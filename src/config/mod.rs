@@ -1,0 +1,165 @@
+//! From the configuration file and the environment to the settings of every part.
+//!
+//! `tree` holds values with their origins, `raw` the shape of the file (and its schema), `resolve` proves it and builds
+//! the settings. All problems are reported together, each with its key and line. Nothing below this module knows what
+//! the file looks like, and nothing here changes the file or binds, dials or stores anything.
+
+mod environment;
+mod leaf;
+mod problem;
+mod raw;
+mod read;
+mod resolve;
+mod schema;
+mod secret;
+mod tree;
+
+use std::{
+    io::{self, Read as _},
+    path::Path,
+    sync::Arc,
+};
+
+pub use environment::{Environment, ProcessEnvironment};
+pub use problem::{Origin, Problem, Problems};
+pub use schema::schema;
+
+use crate::{
+    admin, proxy,
+    token::{self, AccountSettings},
+};
+use problem::Report;
+use read::{Read as _, Reader};
+use tree::{Entry, Node, Value};
+
+/// The file that is used when none is named, if it exists; relative to the current directory.
+pub const DEFAULT_FILE: &str = "config/wxgate.toml";
+
+/// Nobody writes a longer one; a device or a log file named by mistake is one.
+const LONGEST_FILE: u64 = 1 << 20;
+
+/// A whole configuration, proven right.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[server]`, `[upstream]`, `[replay]` and `default_account`.
+    pub proxy: proxy::settings::Settings,
+    /// `[admin]`.
+    pub admin: admin::settings::Settings,
+    /// `[token]`.
+    pub token: token::Settings,
+    /// `[store]`.
+    pub store: token::store::Settings,
+    /// Every `[[account]]`, at least one, in the order of the file.
+    pub accounts: Vec<AccountSettings>,
+    /// What works but should be looked at, in the order of the file.
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads the configuration from `path`; without one from [`DEFAULT_FILE`] below `current_dir` if that exists, and else
+/// from the environment alone.
+///
+/// # Errors
+/// Everything that is wrong, at once.
+pub fn load(path: Option<&Path>, current_dir: &Path, environment: &dyn Environment) -> Result<Config, Problems> {
+    let file = path.unwrap_or(Path::new(DEFAULT_FILE));
+    let place = current_dir.join(file);
+    match read_file(&place) {
+        Ok(text) => {
+            let base_dir = place.parent().unwrap_or(current_dir);
+            parse(&text, base_dir, &file.display().to_string(), environment)
+        }
+        Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => {
+            without_file(current_dir, environment)
+        }
+        Err(error) => Err(Problems::one(file, format!("cannot be read: {error}"))),
+    }
+}
+
+/// Reads a configuration from text, as if it stood in a file in `base_dir` that the operator knows as `file_name`.
+///
+/// # Errors
+/// Everything that is wrong, at once.
+pub fn parse(text: &str, base_dir: &Path, file_name: &str, environment: &dyn Environment) -> Result<Config, Problems> {
+    let name = Arc::from(file_name);
+    let mut report = Report::new(Origin::File { name: Arc::clone(&name), line: None });
+    let Some(root) = Node::from_file(text, &name, &mut report) else {
+        return Err(Problems::from(report));
+    };
+    build(root, base_dir, environment, report)
+}
+
+/// What `wxgate check` says of a configuration that can be used: one line per warning, then what was understood. No
+/// newline at the end.
+pub fn check_text(config: &Config) -> String {
+    let accounts: Vec<&str> = config.accounts.iter().map(|account| account.name.as_str()).collect();
+    let listen: Vec<String> = config.proxy.listen.iter().map(ToString::to_string).collect();
+    let mut lines: Vec<String> = config.warnings.iter().map(|warning| format!("warning: {warning}")).collect();
+    lines.push(format!(
+        "the configuration is fine: {} account(s): {}; listening on {}; admin on {}",
+        accounts.len(),
+        accounts.join(", "),
+        listen.join(", "),
+        config.admin.listen,
+    ));
+    lines.join("\n")
+}
+
+fn build(
+    mut root: Node,
+    base_dir: &Path,
+    environment: &dyn Environment,
+    mut report: Report,
+) -> Result<Config, Problems> {
+    environment::overlay(&mut root, environment, &mut report);
+    let whole = report.whole();
+    let raw = raw::File::read(&root, &whole, &mut Reader { report: &mut report, base_dir });
+    let raw = raw.unwrap_or_default();
+    let settings = resolve::resolve(raw, &mut secret::Context { report: &mut report, environment, base_dir });
+    let warnings = report.finish()?;
+    Ok(Config { warnings, ..settings })
+}
+
+// The one account of a start without a file, from two variables that have no key of their own.
+fn without_file(current_dir: &Path, environment: &dyn Environment) -> Result<Config, Problems> {
+    const VARIABLES: [&str; 2] = ["WXGATE_APPID", "WXGATE_SECRET"];
+    let mut report = Report::new(Origin::File { name: Arc::from("environment"), line: None });
+    let missing: Vec<&str> =
+        VARIABLES.into_iter().filter(|name| environment.get(name).is_none_or(|value| value.is_empty())).collect();
+    let mut entries = Vec::new();
+    if missing.is_empty() {
+        entries.push(entry("account", Value::Array(vec![only_account(VARIABLES, environment)]), VARIABLES[0]));
+    } else {
+        let verb = if missing.len() == 1 { "is" } else { "are" };
+        let message = format!(
+            "{} {verb} not set; without a configuration file, WXGATE_APPID and WXGATE_SECRET give the one account. Set both, \
+             or write {DEFAULT_FILE}, or have a look around with `wxgate demo`",
+            missing.join(" and "),
+        );
+        report.problem(&report.whole().child("account"), message);
+    }
+    let origin = report.whole().origin;
+    build(Node { value: Value::Table(entries), origin }, current_dir, environment, report)
+}
+
+fn only_account([appid, secret]: [&str; 2], environment: &dyn Environment) -> Node {
+    let table = vec![
+        entry("name", Value::String("default".to_owned()), appid),
+        entry("appid", Value::Text(environment.get(appid).unwrap_or_default()), appid),
+        entry("secret", Value::Table(vec![entry("env", Value::String(secret.to_owned()), secret)]), secret),
+    ];
+    Node { value: Value::Table(table), origin: Origin::Variable(Arc::from(appid)) }
+}
+
+fn entry(key: &str, value: Value, variable: &str) -> Entry {
+    let origin = Origin::Variable(Arc::from(variable));
+    Entry { key: key.to_owned(), origin: origin.clone(), node: Node { value, origin } }
+}
+
+fn read_file(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(LONGEST_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LONGEST_FILE {
+        return Err(io::Error::other("it is longer than 1MiB, which no configuration is"));
+    }
+    Ok(text)
+}

@@ -1,0 +1,126 @@
+//! `[[account]]` and `default_account`.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::{
+    base::AccountName,
+    config::{problem::Place, raw, read::At, secret::Context},
+    net::address::BaseUrl,
+    token::{AccountSettings, Kind},
+    wechat::api::Platform,
+};
+
+/// Where WeChat's API stands.
+const WECHAT_API: &str = "https://api.weixin.qq.com";
+
+impl Context<'_> {
+    /// One entry per account of the file; `None` for one that is wrong.
+    pub(super) fn accounts(
+        &mut self,
+        raw: Option<At<Vec<At<raw::Account>>>>,
+        whole: &Place,
+    ) -> Vec<Option<AccountSettings>> {
+        let place = raw.as_ref().map_or_else(|| whole.child("account"), |at| at.place.clone());
+        let raw = raw.map(|at| at.value).unwrap_or_default();
+        if raw.is_empty() {
+            self.missing(&place, "at least one account is needed: add [[account]] with name, appid and secret");
+        }
+        self.unique(&raw);
+        raw.into_iter().map(|account| self.account(account)).collect()
+    }
+
+    /// The name, if there is an account of that name.
+    pub(super) fn default_account(
+        &mut self,
+        raw: Option<At<AccountName>>,
+        accounts: &[Option<AccountSettings>],
+    ) -> Option<AccountName> {
+        let At { value, place } = raw?;
+        // A wrong account may be the one that is meant.
+        let complete = !accounts.is_empty() && accounts.iter().all(Option::is_some);
+        let names: Vec<&str> = accounts.iter().flatten().map(|account| account.name.as_str()).collect();
+        if complete && !names.contains(&value.as_str()) {
+            self.report.problem(&place, format!("no account has this name; there is: {}", names.join(", ")));
+        }
+        Some(value)
+    }
+
+    fn unique(&mut self, accounts: &[At<raw::Account>]) {
+        let mut names = HashMap::new();
+        let mut appids: BTreeMap<&str, &str> = BTreeMap::new();
+        let mut hosts: HashMap<&str, &str> = HashMap::new();
+        for account in accounts {
+            if let Some(name) = &account.value.name
+                && let Some(first) = names.insert(name.value.as_str(), &account.place.path)
+            {
+                self.report.problem(&name.place, format!("is the name of {first} already"));
+            }
+            if let Some(appid) = &account.value.appid
+                && let Some(first) = appids.insert(&appid.value.0, &account.place.path)
+            {
+                let message = format!("is the appid of {first} too: only their names can tell the two apart");
+                self.report.warning(&appid.place, message);
+            }
+            for host in account.value.hosts.iter().flat_map(|hosts| &hosts.value) {
+                if let Some(first) = hosts.insert(&host.value.0, &account.place.path) {
+                    self.report.problem(&host.place, format!("selects {first} already"));
+                }
+            }
+        }
+    }
+
+    fn account(&mut self, At { value: raw, place }: At<raw::Account>) -> Option<AccountSettings> {
+        if let Some(platform) = &raw.platform
+            && platform.value != raw::Platform::Wechat
+        {
+            let what = match platform.value {
+                raw::Platform::Wecom => "wecom (企业微信) is",
+                _ => "component (第三方平台) is",
+            };
+            self.not_built(&platform.place, what, "remove the account");
+            return None;
+        }
+        if raw.name.is_none() {
+            self.missing(&place.child("name"), "must be set: what the account is called here, such as \"shop\"");
+        }
+        if raw.appid.is_none() {
+            self.missing(&place.child("appid"), "must be set: the appid, such as \"wx0123456789abcdef\"");
+        }
+        let kind = self.kind(raw.token.as_ref());
+        let elsewhere = matches!(&raw.token, Some(At { value: raw::TokenForm::Elsewhere(_), .. }));
+        if raw.secret.is_none() && !elsewhere {
+            self.missing(&place.child("secret"), "must be set: { env = \"NAME\" } or { file = \"path\" }");
+        }
+        let secret = raw.secret.and_then(|form| self.secret(&form));
+        let api = self.api(raw.api);
+        let hosts = raw.hosts.map(|hosts| hosts.value.into_iter().map(|host| host.value.0).collect());
+        Some(AccountSettings {
+            name: raw.name?.value,
+            platform: Platform::Wechat,
+            appid: raw.appid?.value.0,
+            secret: secret?,
+            kind: kind?,
+            api: api?,
+            hosts: hosts.unwrap_or_default(),
+        })
+    }
+
+    fn kind(&mut self, raw: Option<&At<raw::TokenForm>>) -> Option<Kind> {
+        match raw.map(|at| (&at.value, &at.place)) {
+            None | Some((raw::TokenForm::Kind(raw::TokenKind::Stable), _)) => Some(Kind::Stable),
+            Some((raw::TokenForm::Kind(raw::TokenKind::Classic), _)) => Some(Kind::Classic),
+            Some((raw::TokenForm::Elsewhere(_), place)) => {
+                self.not_built(place, "tokens kept by another server are", "use \"stable\" or \"classic\"");
+                None
+            }
+        }
+    }
+
+    fn api(&mut self, raw: Option<At<Vec<At<BaseUrl>>>>) -> Option<Vec<BaseUrl>> {
+        let Some(raw) = raw else { return WECHAT_API.parse().ok().map(|url| vec![url]) };
+        if raw.value.is_empty() {
+            self.report.problem(&raw.place, "at least one base URL is needed, such as \"https://api.weixin.qq.com\"");
+        }
+        Some(raw.value.into_iter().map(|at| at.value).collect())
+    }
+}

@@ -1,0 +1,110 @@
+//! The JSON Schema of the file, for editors and for `wxgate schema`.
+
+use schemars::{Schema, generate::SchemaSettings, transform::RecursiveTransform};
+use serde_json::Value;
+
+use super::raw::File;
+
+/// The schema as pretty-printed JSON with a newline at its end, in draft 7, which editors for TOML understand.
+pub fn schema() -> String {
+    let generator = SchemaSettings::draft07().with_transform(RecursiveTransform(drop_null)).into_generator();
+    let mut schema = generator.into_root_schema_for::<File>();
+    schema.insert("title".to_owned(), "wxgate.toml".into());
+    format!("{:#}\n", schema.to_value())
+}
+
+// A key may be absent, but TOML knows no null.
+fn drop_null(schema: &mut Schema) {
+    if let Some(Value::Array(types)) = schema.get_mut("type") {
+        types.retain(|name| name != "null");
+        if let [only] = types.as_slice() {
+            let only = only.clone();
+            schema.insert("type".to_owned(), only);
+        }
+    }
+    if let Some(Value::Array(choices)) = schema.get_mut("anyOf") {
+        choices.retain(|choice| choice.get("type").is_none_or(|name| name != "null"));
+        if let [Value::Object(only)] = choices.as_slice() {
+            let only = only.clone();
+            schema.remove("anyOf");
+            if only.contains_key("$ref") && schema.as_object().is_some_and(|rest| !rest.is_empty()) {
+                // Draft 7 ignores everything beside a $ref.
+                schema.insert("allOf".to_owned(), Value::Array(vec![Value::Object(only)]));
+            } else {
+                // What the key says of itself goes before what its type says.
+                for (key, value) in only {
+                    if schema.get(&key).is_none() {
+                        schema.insert(key, value);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, path::Path};
+
+    use super::*;
+    use crate::config::{parse, raw};
+
+    fn parsed() -> Value {
+        serde_json::from_str(&schema()).unwrap()
+    }
+
+    fn properties(table: &str) -> serde_json::Map<String, Value> {
+        let schema = parsed();
+        let table = if table == "File" { &schema } else { &schema["definitions"][table] };
+        assert_eq!(table["additionalProperties"], false, "unknown keys must be errors");
+        table["properties"].as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn the_schema_knows_the_keys_that_the_reader_takes() {
+        for (table, keys) in raw::KEYS {
+            let known: Vec<String> = properties(table).into_iter().map(|(key, _)| key).collect();
+            assert_eq!(&known, keys, "{table}");
+        }
+        assert_eq!(parsed()["definitions"].as_object().unwrap().len(), raw::KEYS.len() - 1, "a table is missing");
+    }
+
+    #[test]
+    fn every_key_is_explained() {
+        for (table, _) in raw::KEYS {
+            for (key, schema) in properties(table) {
+                assert!(schema["description"].is_string(), "{table}.{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_defaults_of_the_schema_are_those_of_the_settings() {
+        let account = "[[account]]\nname = \"a\"\nappid = \"wx1\"\nsecret = { value = \"s\" }\n";
+        let mut spelt_out = String::new();
+        for (table, header) in [
+            ("Server", "[server]"),
+            ("Admin", "[admin]"),
+            ("Upstream", "[upstream]"),
+            ("Token", "[token]"),
+            ("Replay", "[replay]"),
+            ("Store", "[store]"),
+            ("Account", account),
+        ] {
+            spelt_out += header;
+            spelt_out.push('\n');
+            let defaults =
+                properties(table).into_iter().filter_map(|(key, schema)| Some((key, schema.get("default")?.clone())));
+            // Numbers, text and lists of text look the same in JSON and TOML.
+            spelt_out.extend(defaults.map(|(key, value)| format!("{key} = {value}\n")));
+        }
+        let shown = |text: &str| {
+            let mut config =
+                parse(text, Path::new("/etc"), "f", &BTreeMap::new()).unwrap_or_else(|p| panic!("{p}\n{text}"));
+            config.warnings.clear();
+            format!("{config:#?}")
+        };
+        assert!(spelt_out.lines().count() > 25, "{spelt_out}");
+        assert_eq!(shown(&spelt_out), shown(account));
+    }
+}
