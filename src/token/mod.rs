@@ -11,7 +11,23 @@ use crate::{
     wechat::api::Platform,
 };
 
+pub mod budget;
+pub mod clock;
+mod error;
+mod gate;
+pub mod keeper;
+pub mod metrics;
+mod paths;
+mod registry;
+pub mod schedule;
+pub mod source;
 pub mod store;
+mod value;
+
+pub use error::{Cause, TokenError};
+pub use keeper::{Condition, GiveBackReason, Keeper, LastError, Refresh, Refreshed, Status};
+pub use registry::Accounts;
+pub use value::{Generation, Token};
 
 /// The table `[token]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,1 +1,264 @@
-//! Error codes of the token endpoints and what follows from each.
+//! Error codes of the token endpoints and what follows from each, and the codes that metrics may name.
+//!
+//! The meanings are those of WeChat's own tables (pages of getAccessToken, getStableAccessToken and "common error codes",
+//! the WeCom page 90455, and the enumeration in WxJava); the classes are ours. Which codes make a business answer stale
+//! is here too; how an answer is searched for them is not.
+
+use super::api::Platform;
+
+/// What a refusal by a token endpoint means for the next attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// WeChat is busy; try again soon.
+    Busy,
+    /// A limit per minute; try again in the next one.
+    Minute,
+    /// The day's quota is used up; only an operator or midnight helps.
+    Quota,
+    /// The calling address is not welcome. True for this node only: another one may have another address.
+    Address,
+    /// An administrator of the account has to agree, or has refused.
+    Approval,
+    /// Appid or secret are wrong.
+    Credential,
+    /// The account or its secret is frozen or punished.
+    Frozen,
+    /// Anything else: remembered like a refused address, as nothing better is known.
+    Other,
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenCode {
+    /// WeChat's `errcode`.
+    pub code: i64,
+    /// What follows from it.
+    pub class: Class,
+    /// What it means and what an operator has to do: one sentence in two parts, without a full stop.
+    pub advice: &'static str,
+}
+
+/// The table for the token endpoints. The first match counts; codes outside it get [`Class::Other`].
+pub const TOKEN_CODES: &[TokenCode] = &[
+    line(-1, Class::Busy, "WeChat is busy: nothing to do, the next attempt follows by itself"),
+    line(
+        40001,
+        Class::Credential,
+        "the AppSecret is wrong or belongs to another account: correct the account's secret",
+    ),
+    line(40002, Class::Other, "WeChat refused the grant type: report this as a bug of wxgate"),
+    line(40013, Class::Credential, "the appid is invalid: correct the account's appid"),
+    line(40125, Class::Credential, "the AppSecret is invalid: correct the account's secret, or reset it at WeChat"),
+    line(
+        40164,
+        Class::Address,
+        "the calling IP is not on the account's whitelist: add it at mp.weixin.qq.com under basic configuration, IP whitelist",
+    ),
+    line(
+        40234,
+        Class::Other,
+        "API signing is on for this account and wxgate does not sign: switch it off for the token endpoint",
+    ),
+    line(
+        40243,
+        Class::Frozen,
+        "the AppSecret is frozen: unfreeze it at mp.weixin.qq.com (takes effect after about 10 minutes)",
+    ),
+    line(41002, Class::Credential, "the appid is missing: set the account's appid"),
+    line(41004, Class::Credential, "the AppSecret is missing: set the account's secret"),
+    line(
+        43002,
+        Class::Other,
+        "WeChat wants POST here: report this as a bug of wxgate, or use token = \"classic\" meanwhile",
+    ),
+    line(
+        45009,
+        Class::Quota,
+        "the day's quota of the token endpoint is used up: clear the quota at WeChat, or use token = \"stable\"",
+    ),
+    line(45011, Class::Minute, "too many calls in this minute: nothing to do, the next attempt follows by itself"),
+    line(
+        45035,
+        Class::Address,
+        "the calling IP is not on the shop's whitelist: add it in the backend of the shop (微信小店)",
+    ),
+    line(
+        48001,
+        Class::Credential,
+        "the account may not use this endpoint: check appid, account type and the account's token kind",
+    ),
+    line(50004, Class::Frozen, "the account may not use access tokens (punishment): see the notices in its backend"),
+    line(50007, Class::Frozen, "the account is frozen: see the notices in its backend"),
+    line(
+        60020,
+        Class::Address,
+        "the calling IP is not trusted by the WeCom app: add it to the app's trusted IPs (企业可信IP)",
+    ),
+    line(
+        61004,
+        Class::Address,
+        "the calling IP is not on the third-party platform's whitelist: add it at open.weixin.qq.com",
+    ),
+    line(
+        61024,
+        Class::Other,
+        "this appid belongs to a third-party platform, which has its own token endpoint: use another account",
+    ),
+    line(
+        89501,
+        Class::Approval,
+        "the calling IP awaits confirmation: ask the account's administrator to confirm it in WeChat",
+    ),
+    line(
+        89503,
+        Class::Approval,
+        "the call awaits confirmation: ask the account's administrator to confirm the message in WeChat",
+    ),
+    line(89506, Class::Approval, "the administrator rejected the calling IP twice: it is banned for 24 hours"),
+    line(89507, Class::Approval, "the administrator rejected the calling IP: it is banned for one hour"),
+];
+
+const UNKNOWN: &str = "wxgate does not know this code: look it up in WeChat's table of return codes";
+
+/// Everything a metric may name; anything else is `other`. The token codes and what business calls meet daily.
+const LABELS: &[(i64, &str)] = &[
+    (-1, "-1"),
+    (40001, "40001"),
+    (40002, "40002"),
+    (40003, "40003"),
+    (40004, "40004"),
+    (40007, "40007"),
+    (40013, "40013"),
+    (40014, "40014"),
+    (40029, "40029"),
+    (40036, "40036"),
+    (40037, "40037"),
+    (40066, "40066"),
+    (40097, "40097"),
+    (40125, "40125"),
+    (40163, "40163"),
+    (40164, "40164"),
+    (40234, "40234"),
+    (40243, "40243"),
+    (41001, "41001"),
+    (41002, "41002"),
+    (41004, "41004"),
+    (41030, "41030"),
+    (42001, "42001"),
+    (42002, "42002"),
+    (42003, "42003"),
+    (42006, "42006"),
+    (42007, "42007"),
+    (42009, "42009"),
+    (43002, "43002"),
+    (43004, "43004"),
+    (43101, "43101"),
+    (44002, "44002"),
+    (45002, "45002"),
+    (45009, "45009"),
+    (45011, "45011"),
+    (45015, "45015"),
+    (45033, "45033"),
+    (45035, "45035"),
+    (45047, "45047"),
+    (46003, "46003"),
+    (47001, "47001"),
+    (47003, "47003"),
+    (48001, "48001"),
+    (48002, "48002"),
+    (48004, "48004"),
+    (48006, "48006"),
+    (50002, "50002"),
+    (50003, "50003"),
+    (50004, "50004"),
+    (50007, "50007"),
+    (60020, "60020"),
+    (61004, "61004"),
+    (61007, "61007"),
+    (61014, "61014"),
+    (61015, "61015"),
+    (61024, "61024"),
+    (81013, "81013"),
+    (85107, "85107"),
+    (87014, "87014"),
+    (89501, "89501"),
+    (89503, "89503"),
+    (89506, "89506"),
+    (89507, "89507"),
+    (301_002, "301002"),
+];
+
+const fn line(code: i64, class: Class, advice: &'static str) -> TokenCode {
+    TokenCode { code, class, advice }
+}
+
+/// What a refusal by a token endpoint means. Never fails: an unknown code gets [`Class::Other`].
+pub fn token_code(code: i64) -> TokenCode {
+    TOKEN_CODES.iter().find(|line| line.code == code).copied().unwrap_or(TokenCode {
+        code,
+        class: Class::Other,
+        advice: UNKNOWN,
+    })
+}
+
+/// Whether a business answer with this code says that the access token is dead: 40001, 40014 and 42001; on WeCom, where
+/// 40001 means a bad secret, only 40014 and 42001 (WeCom page 90455).
+pub const fn is_stale(platform: Platform, code: i64) -> bool {
+    match platform {
+        Platform::Wechat => matches!(code, 40001 | 40014 | 42001),
+        Platform::Wecom => matches!(code, 40014 | 42001),
+    }
+}
+
+/// The code as a metric label, if it is one of those that may become one. The set is bounded, since answers may hold
+/// any number that a caller managed to have echoed.
+pub fn known(code: i64) -> Option<&'static str> {
+    LABELS.binary_search_by_key(&code, |(code, _)| *code).ok().and_then(|at| LABELS.get(at)).map(|(_, label)| *label)
+}
+
+/// [`known`], or `other`.
+pub fn label(code: i64) -> &'static str {
+    known(code).unwrap_or("other")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_sorted_and_say_their_number() {
+        assert!(LABELS.is_sorted_by(|a, b| a.0 < b.0));
+        for (code, label) in LABELS {
+            assert_eq!(code.to_string(), *label);
+            assert_eq!(known(*code), Some(*label));
+        }
+        assert_eq!(label(123_456_789), "other");
+    }
+
+    #[test]
+    fn every_token_code_stands_once_has_a_label_and_says_what_to_do() {
+        for (at, line) in TOKEN_CODES.iter().enumerate() {
+            assert!(TOKEN_CODES[..at].iter().all(|other| other.code != line.code), "{} twice", line.code);
+            assert!(known(line.code).is_some(), "{} has no label", line.code);
+            assert!(line.advice.contains(": ") && !line.advice.ends_with('.'), "{}", line.advice);
+        }
+    }
+
+    #[test]
+    fn a_bad_secret_is_never_taken_for_a_stale_token_on_wecom() {
+        assert!(is_stale(Platform::Wechat, 40001) && !is_stale(Platform::Wecom, 40001));
+        for code in [40014, 42001] {
+            assert!(is_stale(Platform::Wechat, code) && is_stale(Platform::Wecom, code));
+        }
+        for code in [0, -1, 41001, 42002, 42007, 48001] {
+            assert!(!is_stale(Platform::Wechat, code) && !is_stale(Platform::Wecom, code), "{code}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_refusal_is_remembered_like_a_fatal_one() {
+        assert_eq!(token_code(77_777).class, Class::Other);
+        assert_eq!(token_code(-1).class, Class::Busy);
+        assert_eq!(token_code(40164).class, Class::Address);
+    }
+}

@@ -1,6 +1,21 @@
-//! Where tokens survive: settings of the stores.
+//! Where tokens survive: the seam between the keeper and a place that outlives it, and the settings of the stores.
+//!
+//! A store keeps one record per account and compares generations before it writes. It is a cache with counters: losing
+//! it costs one fetch per account, so no failure of a store is a failure of the service.
+
+mod codec;
+mod file;
+mod memory;
+mod record;
 
 use std::path::PathBuf;
+
+pub use file::{FileStore, OpenError};
+pub use memory::MemoryStore;
+pub use record::{Identity, Record, StoredToken};
+
+pub use super::source::BoxFuture;
+use crate::base::AccountName;
 
 /// The table `[store]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,4 +27,51 @@ pub enum Settings {
         /// Made with mode 0700 when missing.
         path: PathBuf,
     },
+}
+
+/// One record per account. The keeper bounds every call in time and goes on without the store when one fails.
+pub trait TokenStore: Send + Sync + 'static {
+    /// What was written last; `None` when there is nothing usable.
+    fn load<'a>(&'a self, account: &'a AccountName) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
+
+    /// Writes the record, unless the store holds a newer generation, or another token of the same generation: then
+    /// nothing changes, and what is stored comes back.
+    fn save<'a>(&'a self, account: &'a AccountName, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>>;
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Saved {
+    /// It is there.
+    Written,
+    /// Somebody was faster; this is theirs.
+    Newer(Box<Record>),
+}
+
+/// Why a store failed. Holds no content.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The file system said no.
+    #[error("cannot {operation} {path}: {reason}; check space, permissions and mount options", path = path.display())]
+    Io {
+        /// A verb.
+        operation: &'static str,
+        /// Of the file or folder.
+        path: PathBuf,
+        /// The system's words.
+        reason: String,
+    },
+    /// The store was asked while it was going down.
+    #[error("the store is shutting down")]
+    Stopped,
+}
+
+impl StoreError {
+    /// For metrics; bounded.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "io",
+            Self::Stopped => "stopped",
+        }
+    }
 }

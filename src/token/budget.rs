@@ -1,0 +1,208 @@
+//! How often WeChat may still be asked: daily budgets that survive a restart, and a bucket that does not have to.
+//!
+//! Only counts. Days are Beijing days (UTC+8), since WeChat's quotas start anew at midnight there.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+/// Fetches of a classic token per day that WeChat allows an ordinary account (API_Call_Limits page).
+pub const CLASSIC_PER_DAY: u32 = 2000;
+/// Forced refreshes per day that wxgate does on its own.
+pub const FORCED_PER_DAY: u32 = 6;
+/// Forced refreshes per day that WeChat allows (getStableAccessToken page); the bound for operators.
+pub const FORCED_PER_DAY_OPERATOR: u32 = 20;
+/// Between two forced refreshes that wxgate does on its own. WeChat ignores a second one within 30 s.
+pub const FORCED_APART: Duration = Duration::from_secs(60);
+/// Between two forced refreshes when an operator asks.
+pub const FORCED_APART_OPERATOR: Duration = Duration::from_secs(30);
+
+const DAY_MS: u64 = 86_400_000;
+const BEIJING_MS: u64 = 8 * 3_600_000;
+
+/// What was spent today. Part of the stored record; times are wall time in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Budget {
+    day: u64,
+    classic: u32,
+    forced: u32,
+    last_forced_ms: u64,
+}
+
+/// Something was spent already; try again after the time inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exhausted(pub Duration);
+
+/// Who wants to force a refresh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forcer {
+    /// wxgate, after a rejection: six a day, 60 s apart.
+    Keeper,
+    /// A person: up to WeChat's own twenty a day, 30 s apart.
+    Operator,
+}
+
+impl Budget {
+    /// Takes one classic fetch.
+    pub fn spend_classic(&mut self, now_ms: u64) -> Result<(), Exhausted> {
+        self.roll(now_ms);
+        if self.classic >= CLASSIC_PER_DAY {
+            return Err(Exhausted(until_midnight(now_ms)));
+        }
+        self.classic += 1;
+        Ok(())
+    }
+
+    /// Takes one forced refresh.
+    pub fn spend_forced(&mut self, now_ms: u64, who: Forcer) -> Result<(), Exhausted> {
+        let (limit, apart) = match who {
+            Forcer::Keeper => (FORCED_PER_DAY, FORCED_APART),
+            Forcer::Operator => (FORCED_PER_DAY_OPERATOR, FORCED_APART_OPERATOR),
+        };
+        self.roll(now_ms);
+        if self.forced >= limit {
+            return Err(Exhausted(until_midnight(now_ms)));
+        }
+        let since = Duration::from_millis(now_ms - self.last_forced_ms);
+        if self.last_forced_ms > 0 && since < apart {
+            return Err(Exhausted(apart.saturating_sub(since)));
+        }
+        self.forced += 1;
+        self.last_forced_ms = now_ms;
+        Ok(())
+    }
+
+    /// Classic fetches left today.
+    pub fn classic_left(&self, now_ms: u64) -> u32 {
+        let mut today = *self;
+        today.roll(now_ms);
+        CLASSIC_PER_DAY.saturating_sub(today.classic)
+    }
+
+    /// Forced refreshes that wxgate would still do on its own today.
+    pub fn forced_left(&self, now_ms: u64) -> u32 {
+        let mut today = *self;
+        today.roll(now_ms);
+        FORCED_PER_DAY.saturating_sub(today.forced)
+    }
+
+    /// Starts a new day when it is one. A day far ahead was written while the clock was wrong: its counts are kept for
+    /// today, so that a jump of the clock costs at most one budget.
+    fn roll(&mut self, now_ms: u64) {
+        let today = now_ms.saturating_add(BEIJING_MS) / DAY_MS;
+        if today > self.day {
+            (self.classic, self.forced) = (0, 0);
+        }
+        if today > self.day || self.day > today + 1 {
+            self.day = today;
+        }
+        self.last_forced_ms = self.last_forced_ms.min(now_ms);
+    }
+}
+
+fn until_midnight(now_ms: u64) -> Duration {
+    Duration::from_millis(DAY_MS - now_ms.saturating_add(BEIJING_MS) % DAY_MS)
+}
+
+/// Ten at once, then one a minute: how often rejected tokens are replaced.
+#[derive(Debug, Clone, Copy)]
+pub struct Bucket {
+    full_at: Instant,
+}
+
+impl Bucket {
+    /// What a full bucket holds.
+    pub const SIZE: u32 = 10;
+    /// One more each time this has passed.
+    pub const REFILL: Duration = Duration::from_secs(60);
+
+    /// A full one.
+    pub fn full(now: Instant) -> Self {
+        Self { full_at: now }
+    }
+
+    /// Takes one, or says how long until there is one.
+    pub fn take(&mut self, now: Instant) -> Result<(), Exhausted> {
+        let owed = self.full_at.saturating_duration_since(now);
+        let room = Self::REFILL * (Self::SIZE - 1);
+        if owed > room {
+            return Err(Exhausted(owed.saturating_sub(room)));
+        }
+        self.full_at = now + owed + Self::REFILL;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOON: u64 = 20_000 * DAY_MS + 4 * 3_600_000;
+
+    #[test]
+    fn the_day_ends_at_midnight_in_beijing() {
+        let mut budget = Budget::default();
+        for _ in 0..CLASSIC_PER_DAY {
+            budget.spend_classic(NOON).unwrap();
+        }
+        assert_eq!(budget.spend_classic(NOON), Err(Exhausted(Duration::from_secs(12 * 3600))));
+        assert_eq!(budget.classic_left(NOON + 12 * 3_600_000 - 1), 0);
+        assert_eq!(budget.classic_left(NOON + 12 * 3_600_000), CLASSIC_PER_DAY);
+    }
+
+    #[test]
+    fn forced_refreshes_are_few_and_apart() {
+        let mut budget = Budget::default();
+        budget.spend_forced(NOON, Forcer::Keeper).unwrap();
+        assert_eq!(budget.spend_forced(NOON + 10_000, Forcer::Keeper), Err(Exhausted(Duration::from_secs(50))));
+        assert_eq!(budget.spend_forced(NOON + 10_000, Forcer::Operator), Err(Exhausted(Duration::from_secs(20))));
+        for n in 1..6 {
+            budget.spend_forced(NOON + n * 60_000, Forcer::Keeper).unwrap();
+        }
+        assert!(budget.spend_forced(NOON + 3_600_000, Forcer::Keeper).is_err());
+        for n in 0..14 {
+            budget.spend_forced(NOON + 4_000_000 + n * 60_000, Forcer::Operator).unwrap();
+        }
+        assert!(budget.spend_forced(NOON + 10_000_000, Forcer::Operator).is_err(), "more than WeChat's own twenty");
+    }
+
+    #[test]
+    fn a_clock_that_jumps_ahead_and_back_gives_one_budget_more_and_locks_nobody_out() {
+        let mut budget = Budget::default();
+        budget.spend_forced(NOON, Forcer::Keeper).unwrap();
+        budget.spend_forced(NOON + 3650 * DAY_MS, Forcer::Keeper).unwrap();
+        assert_eq!(budget.forced_left(NOON + 60_000), FORCED_PER_DAY - 1);
+        assert_eq!(budget.forced_left(NOON + DAY_MS), FORCED_PER_DAY - 1, "kept for the day of the first look");
+        budget.spend_forced(NOON + 120_000, Forcer::Keeper).unwrap_err();
+        budget.spend_forced(NOON + 180_000, Forcer::Keeper).unwrap();
+        assert_eq!(budget.forced_left(NOON + DAY_MS), FORCED_PER_DAY);
+    }
+
+    proptest! {
+        #[test]
+        fn no_wall_time_panics_and_no_day_sees_more_than_its_share(times in prop::collection::vec(any::<u64>(), 1..40)) {
+            let mut budget = Budget::default();
+            for now in times {
+                let _ = budget.spend_forced(now, Forcer::Operator);
+                let _ = budget.spend_classic(now);
+                prop_assert!(budget.forced <= FORCED_PER_DAY_OPERATOR && budget.classic <= CLASSIC_PER_DAY);
+            }
+        }
+
+        #[test]
+        fn a_bucket_gives_ten_at_once_and_one_a_minute(steps in prop::collection::vec(0_u64..30_000, 1..400)) {
+            let start = Instant::now();
+            let mut bucket = Bucket::full(start);
+            let (mut at, mut taken) = (0, 0_u64);
+            for step in steps {
+                at += step;
+                taken += u64::from(bucket.take(start + Duration::from_millis(at)).is_ok());
+                prop_assert!(taken <= 10 + at / 60_000);
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The border between the wall clock, which stores and people use, and the monotonic one, which everything else uses.
+//!
+//! Wall time may jump in either direction at any moment; nothing here fails when it does.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+/// Where wall time comes from.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clock {
+    anchor: Option<(Instant, u64)>,
+}
+
+impl Clock {
+    /// The system's wall clock, read anew each time.
+    pub const fn system() -> Self {
+        Self { anchor: None }
+    }
+
+    /// A wall clock that stands at `unix_ms` now and runs with the monotonic clock, paused time included.
+    pub fn starting_at(unix_ms: u64) -> Self {
+        Self { anchor: Some((Instant::now(), unix_ms)) }
+    }
+
+    /// Milliseconds since 1970; 0 for a clock that stands before that.
+    pub fn now_ms(&self) -> u64 {
+        match self.anchor {
+            Some((instant, unix_ms)) => unix_ms.saturating_add(millis(instant.elapsed())),
+            None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
+        }
+    }
+
+    /// The wall time of an instant, as far as today's clock can tell.
+    pub fn to_unix_ms(self, instant: Instant) -> u64 {
+        let now = Instant::now();
+        let wall = self.now_ms();
+        wall.saturating_add(millis(instant.saturating_duration_since(now)))
+            .saturating_sub(millis(now.saturating_duration_since(instant)))
+    }
+}
+
+/// The whole milliseconds of a duration.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_anchored_clock_runs_with_paused_time() {
+        let clock = Clock::starting_at(1_000_000);
+        let later = Instant::now() + Duration::from_secs(7);
+        assert_eq!(clock.to_unix_ms(later), 1_007_000);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!((clock.now_ms(), clock.to_unix_ms(later)), (1_010_000, 1_007_000));
+    }
+}

@@ -1,0 +1,140 @@
+//! Why a request gets no token, in words for the operator.
+
+use std::{fmt, time::Duration};
+
+use super::source::FetchError;
+use crate::base::AccountName;
+
+/// No usable token. `Display` is one sentence that says what to do; it holds no token, secret or URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenError {
+    account: AccountName,
+    cause: Cause,
+    retry_after: Duration,
+}
+
+/// What stands in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The last fetch failed.
+    Fetch(FetchError),
+    /// The day's budget for this kind of call is spent: `classic` or `forced`.
+    Budget(&'static str),
+    /// The first answer is still to come.
+    Waiting,
+    /// The keeper has ended, because the account was removed or wxgate is stopping.
+    Stopped,
+}
+
+impl TokenError {
+    /// An error that clears up in `retry_after` at the earliest.
+    pub fn new(account: AccountName, cause: Cause, retry_after: Duration) -> Self {
+        Self { account, cause, retry_after }
+    }
+
+    /// For metrics; bounded.
+    pub fn label(&self) -> &'static str {
+        self.cause.label()
+    }
+
+    /// What stands in the way.
+    pub fn cause(&self) -> Cause {
+        self.cause
+    }
+
+    /// WeChat's own code, if it gave one.
+    pub fn errcode(&self) -> Option<i64> {
+        self.cause.errcode()
+    }
+
+    /// How long a caller should wait before it asks again: 1 s to 10 min, whole seconds.
+    pub fn retry_after(&self) -> Duration {
+        let seconds = self.retry_after.as_secs() + u64::from(self.retry_after.subsec_nanos() > 0);
+        Duration::from_secs(seconds.clamp(1, 600))
+    }
+}
+
+impl Cause {
+    /// For metrics; bounded.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Fetch(error) => error.label(),
+            Self::Budget(_) => "budget",
+            Self::Waiting => "waiting",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// WeChat's own code, if it gave one.
+    pub fn errcode(&self) -> Option<i64> {
+        match self {
+            Self::Fetch(FetchError::Refused { code, .. }) => Some(*code),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fetch(FetchError::Refused { code, ip: Some(ip) }) => {
+                let advice = crate::wechat::codes::token_code(*code).advice;
+                write!(f, "WeChat refused the IP {ip} with errcode {code}: {advice}")
+            }
+            Self::Fetch(error @ FetchError::Refused { .. }) => write!(f, "WeChat refused with {error}"),
+            Self::Fetch(error) => error.fmt(f),
+            Self::Budget(kind) => write!(
+                f,
+                "today's budget of {kind} fetches is spent or the last one is too recent: find out who makes tokens die, or wait"
+            ),
+            Self::Waiting => f.write_str("the token endpoint has not answered yet: try again in a moment"),
+            Self::Stopped => f.write_str("the account is being removed or wxgate is stopping: try again in a moment"),
+        }
+    }
+}
+
+impl fmt::Display for TokenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no access token for account {}: {}", self.account, self.cause)
+    }
+}
+
+impl std::error::Error for TokenError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(cause: Cause) -> TokenError {
+        TokenError::new(AccountName::new("shop").unwrap(), cause, Duration::from_millis(4200))
+    }
+
+    #[test]
+    fn a_refused_address_is_named_with_the_code_and_the_place_to_go() {
+        let ip = Some("47.94.148.108".parse().unwrap());
+        let error = error(Cause::Fetch(FetchError::Refused { code: 40164, ip }));
+        let text = error.to_string();
+        for part in ["shop", "47.94.148.108", "40164", "whitelist"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        assert_eq!((error.label(), error.errcode(), error.retry_after().as_secs()), ("40164", Some(40164), 5));
+    }
+
+    #[test]
+    fn every_sentence_says_what_to_do_and_waits_a_bounded_time() {
+        for cause in [
+            Cause::Fetch(FetchError::Connect),
+            Cause::Fetch(FetchError::Timeout),
+            Cause::Fetch(FetchError::Malformed("no JSON")),
+            Cause::Fetch(FetchError::Refused { code: 40125, ip: None }),
+            Cause::Budget("classic"),
+            Cause::Waiting,
+            Cause::Stopped,
+        ] {
+            assert!(error(cause).to_string().contains(": "), "{cause}");
+        }
+        let long = TokenError::new(AccountName::new("a").unwrap(), Cause::Waiting, Duration::from_secs(86_400));
+        assert_eq!(long.retry_after(), Duration::from_secs(600));
+        assert_eq!(TokenError { retry_after: Duration::ZERO, ..long }.retry_after(), Duration::from_secs(1));
+    }
+}

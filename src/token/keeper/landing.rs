@@ -1,0 +1,264 @@
+//! What follows from a landed flight: another token, the same one again, or a failure.
+//!
+//! The decisions of WeChat's side of the life of a token; the task around it only carries them out.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    GiveBackReason, Refresh, Refreshed,
+    flight::{Flight, Landed, Trigger},
+    status::Fault,
+    task::{Alarm, Task, reason},
+};
+use crate::token::{
+    Generation, Kind,
+    budget::Forcer,
+    error::{Cause, TokenError},
+    schedule,
+    source::{FetchError, Fetched, Mode, Probe},
+    store::{Record, StoredToken},
+    value::Token,
+};
+
+/// Two early deaths within this time make a conflict.
+const CONFLICT_WINDOW: Duration = Duration::from_secs(3600);
+/// Between two warnings of one.
+const CONFLICT_QUIET: Duration = Duration::from_secs(300);
+
+impl Task {
+    /// Acts on the outcome of a step, and starts the next one if there is one.
+    pub(super) fn on_landed(&mut self, flight: &Flight, landed: Landed) {
+        match landed {
+            Landed::Fetched { sent, result } => {
+                let result = result.inspect_err(|error| self.count(flight, error.label()));
+                match result {
+                    Ok(fetched) => self.on_fetched(flight, sent, fetched),
+                    Err(error) => self.on_failed(error),
+                }
+            }
+            Landed::Probed(probe) => self.on_probed(probe),
+            Landed::Stored { token, newer } => self.on_stored(flight, token, newer),
+        }
+        self.serve_operators();
+        self.publish();
+    }
+
+    fn count(&self, flight: &Flight, result: &'static str) {
+        self.metrics.fetched(flight.trigger.label(), result);
+    }
+
+    fn on_fetched(&mut self, flight: &Flight, sent: Instant, fetched: Fetched) {
+        if self.fault.take().is_some() {
+            tracing::info!(account = %self.account.name, "the token endpoint works again");
+        }
+        self.alarm = Alarm::Quiet;
+        self.suspect = false;
+        let expires = sent + fetched.expires_in;
+        match self.current.as_ref().filter(|current| *current.secret() == fetched.token) {
+            Some(current) => {
+                let same = current.extended(sent, expires);
+                self.count(flight, "same");
+                self.on_same_token(flight, same);
+            }
+            None => {
+                self.count(flight, "new");
+                self.look_for_conflict(flight);
+                let generation = Generation(self.record.generation.0 + 1);
+                let token = Token::new(generation, fetched.token, sent, expires);
+                self.record.generation = generation;
+                self.record.token = Some(StoredToken::of(&token, self.chance.clock));
+                self.flight = Some(flight.store(token, self.save()));
+            }
+        }
+    }
+
+    /// The new token is in the store, or that takes too long: requests may have it.
+    fn on_stored(&mut self, flight: &Flight, token: Token, newer: Option<Box<Record>>) {
+        let theirs = newer.filter(|record| record.identity == self.record.identity);
+        if let Some(token) = theirs.and_then(|record| record.revive(self.chance.clock)) {
+            self.take_over(token);
+        } else {
+            let now = Instant::now();
+            let lifetime = token.expires().saturating_duration_since(token.sent());
+            let (before, chance) = (self.settings.refresh_before, (self.chance.jitter)());
+            self.next_attempt = schedule::refresh_at(now, token.expires(), lifetime, before, chance);
+            tracing::info!(
+                account = %self.account.name, generation = token.generation().0, token = token.fingerprint(),
+                expires_in = token.expires_in().as_secs(), trigger = flight.trigger.label(), "new access token"
+            );
+            self.note_acceptance();
+            self.gate.renewed(now, flight.trigger.is_passive() || !self.waiters.is_empty());
+            self.welcome = false;
+            self.shared.evidence.store(0, Ordering::Relaxed);
+            self.show(Arc::new(token));
+        }
+        self.dead = false;
+        if let Some(token) = self.current.clone() {
+            for waiter in self.waiters.drain(..) {
+                let _ = waiter.reply.send(Refresh::Replay(Arc::clone(&token)));
+            }
+        }
+        self.answer_operators(flight, true);
+    }
+
+    /// WeChat gave the token that is already here. No failure by itself; after a rejection it needs a closer look.
+    fn on_same_token(&mut self, flight: &Flight, same: Token) {
+        let now = Instant::now();
+        let before = self.settings.refresh_before;
+        self.next_attempt = schedule::ask_again_at(now, same.expires(), before, (self.chance.jitter)());
+        self.record.token = Some(StoredToken::of(&same, self.chance.clock));
+        self.save();
+        self.show(Arc::new(same));
+        self.answer_operators(flight, false);
+        if self.waiters.is_empty() {
+            return;
+        }
+        if self.account.kind == Kind::Classic {
+            self.fruitless(GiveBackReason::SameToken);
+        } else if flight.mode == Mode::Forced {
+            self.dead = true;
+            self.fruitless(GiveBackReason::SameToken);
+        } else if self.note_acceptance() {
+            self.convict();
+        } else {
+            // A flight that set out for another cause has not been through the gate.
+            let admitted = if flight.trigger == Trigger::Rejected { Ok(()) } else { self.gate.ask(now, self.suspect) };
+            match admitted {
+                Err(denied) => self.give_back(reason(denied)),
+                Ok(()) => self.probe(flight),
+            }
+        }
+    }
+
+    fn probe(&mut self, flight: &Flight) {
+        if let Some(token) = &self.current {
+            let source = Arc::clone(&self.source);
+            self.flight = Some(flight.probe(source, self.settings.fetch_timeout, token.secret().clone()));
+        }
+    }
+
+    fn on_probed(&mut self, probe: Probe) {
+        match probe {
+            Probe::Fine => {
+                self.gate.fruitless(Instant::now());
+                self.convict();
+            }
+            Probe::Unknown => self.fruitless(GiveBackReason::SameToken),
+            Probe::Stale => {
+                if self.begin(Trigger::Forced, Mode::Forced, Forcer::Keeper).is_err() {
+                    tracing::error!(
+                        account = %self.account.name,
+                        "WeChat rejects the token and gives no other, and no forced refresh is left for now: find out \
+                         who makes tokens die, or force a refresh by hand"
+                    );
+                    self.dead = true;
+                    self.fruitless(GiveBackReason::Budget);
+                }
+            }
+        }
+    }
+
+    /// The token is good; the paths that reject it are not believed for a while.
+    fn convict(&mut self) {
+        let now = Instant::now();
+        for waiter in &self.waiters {
+            self.paths.convict(&waiter.path, now);
+        }
+        self.give_back(GiveBackReason::SameToken);
+    }
+
+    fn fruitless(&mut self, reason: GiveBackReason) {
+        self.gate.fruitless(Instant::now());
+        self.give_back(reason);
+    }
+
+    /// No token. The one that is there stays; how long to leave WeChat alone depends on what went wrong.
+    fn on_failed(&mut self, error: FetchError) {
+        let now = Instant::now();
+        let transient = error.is_transient();
+        let last = self.fault.take().filter(|fault| match fault.cause {
+            Cause::Fetch(last) => last.is_transient() == transient && (transient || last.class() == error.class()),
+            _ => false,
+        });
+        let failures = last.map_or(1, |fault| fault.failures.saturating_add(1));
+        let until = now + schedule::pause_after(error.class(), failures, (self.chance.jitter)());
+        let cause = Cause::Fetch(error);
+        self.fault = Some(Fault { cause, transient, failures, until });
+        self.next_attempt = until;
+        // Only the first lost answer in a row earns the next rejection a fetch without delay.
+        self.suspect = error.is_lost_answer() && failures == 1;
+        self.complain(cause, transient, failures, now);
+        let give_up = TokenError::new(self.account.name.clone(), cause, until.saturating_duration_since(now));
+        for operator in self.operators.drain(..) {
+            let _ = operator.reply.send(Err(give_up.clone()));
+        }
+        // After one passing failure the next attempt is due within a second: waiters may still have their token.
+        if !(transient && failures == 1) {
+            self.give_back(GiveBackReason::RefreshFailed);
+        }
+    }
+
+    /// Says what is wrong: the first time, when it needs somebody, and when half of the remaining life is over.
+    fn complain(&mut self, cause: Cause, transient: bool, failures: u32, now: Instant) {
+        let account = &self.account.name;
+        let left = self.current.as_ref().map_or(Duration::ZERO, |token| token.expires_in());
+        if failures == 1 && !transient {
+            tracing::error!(%account, valid_for = left.as_secs(), "{cause}");
+        } else {
+            tracing::warn!(%account, valid_for = left.as_secs(), failures, "{cause}");
+        }
+        match self.alarm {
+            Alarm::Quiet if !left.is_zero() => self.alarm = Alarm::Set(now + left / 2),
+            Alarm::Set(at) if now >= at => {
+                self.alarm = Alarm::Rung;
+                tracing::error!(
+                    %account, valid_for = left.as_secs(), failures,
+                    "half of the token's remaining life is over and it still cannot be renewed: {cause}"
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// The token that is being replaced was good once and should have lived on: somebody else fetches for this account.
+    /// One such death may have an honest reason, so each counts only when the next one follows.
+    fn look_for_conflict(&mut self, flight: &Flight) {
+        let now = Instant::now();
+        let accepted_lately = self.note_acceptance();
+        let Some(current) = &self.current else { return };
+        let by_itself =
+            flight.trigger.is_passive() || self.account.kind == Kind::Stable && flight.trigger == Trigger::Timer;
+        let early = current.expires_in() > schedule::ROTATION && self.welcome && by_itself;
+        if !early || flight.trigger.is_passive() && accepted_lately {
+            return;
+        }
+        let before = self.early_death.replace((Generation(self.record.generation.0 + 1), now));
+        if before.is_none_or(|(_, at)| now - at > CONFLICT_WINDOW) {
+            return;
+        }
+        self.conflicts += 1;
+        self.metrics.conflict();
+        if self.warned_of_conflict.is_none_or(|at| now - at >= CONFLICT_QUIET) {
+            self.warned_of_conflict = Some(now);
+            tracing::warn!(
+                account = %self.account.name, appid = %self.account.appid, conflicts = self.conflicts,
+                "tokens of this account die long before their time: somebody else fetches tokens for this appid. Let \
+                 that program ask wxgate, and keep token = \"stable\""
+            );
+        }
+    }
+
+    fn answer_operators(&mut self, flight: &Flight, refreshed: bool) {
+        let Some(token) = &self.current else { return };
+        let answer = Refreshed { refreshed, generation: token.generation(), expires_in: token.expires_in() };
+        let forced = flight.mode == Mode::Forced || self.account.kind == Kind::Classic;
+        for operator in self.operators.extract_if(.., |operator| forced || !operator.force) {
+            let _ = operator.reply.send(Ok(answer));
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The keeper of one account's token: a cheap handle for requests, in front of the task that owns everything.
+//!
+//! Requests read what the task publishes and post what WeChat said; they never fetch, so none that goes away cancels
+//! anything. The handle works from any runtime; the task lives on the one where it was spawned.
+
+mod flight;
+mod landing;
+mod persist;
+mod status;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout, timeout_at},
+};
+
+use self::status::State;
+pub use self::status::{Condition, LastError, Status};
+use super::{
+    AccountSettings, Settings,
+    clock::Clock,
+    error::{Cause, TokenError},
+    metrics::AccountMetrics,
+    source::TokenSource,
+    store::TokenStore,
+    value::{Generation, Token},
+};
+use crate::base::AccountName;
+
+/// The handle of one account's keeper. The last one that is dropped ends the task, after a fetch that is under way.
+#[derive(Clone)]
+pub struct Keeper {
+    shared: Arc<Shared>,
+    mailbox: mpsc::UnboundedSender<Command>,
+    state: watch::Receiver<State>,
+}
+
+/// What to do with a stale answer.
+#[derive(Debug, Clone)]
+pub enum Refresh {
+    /// Send the request once more, with this newer token.
+    Replay(Arc<Token>),
+    /// Give WeChat's answer to the caller.
+    GiveBack(GiveBackReason),
+}
+
+/// Why a stale answer is not cured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GiveBackReason {
+    /// WeChat gave the same token again, and it is not dead, or nothing more can be done about it.
+    SameToken,
+    /// This path rejects tokens that are welcome elsewhere.
+    PathLies,
+    /// Too many replacements lately, or no forced refresh left today.
+    Budget,
+    /// The token was never accepted and is too young to be blamed again.
+    Backoff,
+    /// No new token could be had.
+    RefreshFailed,
+    /// It took too long.
+    Timeout,
+}
+
+/// What an operator's refresh did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refreshed {
+    /// Whether there is another token than before.
+    pub refreshed: bool,
+    /// The current generation.
+    pub generation: Generation,
+    /// What remains of it.
+    pub expires_in: Duration,
+}
+
+/// What requests and the task have in common.
+struct Shared {
+    name: AccountName,
+    wait: Duration,
+    patience: Duration,
+    token: ArcSwapOption<Token>,
+    /// The generation that was accepted since the task last cleared this; 0 for none.
+    evidence: AtomicU64,
+}
+
+/// What the handle posts to the task. The mailbox has no bound of its own: every message belongs to a request in
+/// flight, and those are bounded.
+enum Command {
+    Rejected { generation: Generation, path: Box<str>, reply: oneshot::Sender<Refresh> },
+    ReplayWasStale { generation: Generation, path: Box<str> },
+    Operator { force: bool, reply: oneshot::Sender<Result<Refreshed, TokenError>> },
+}
+
+/// From this many failures in a row on, requests do not wait for the next attempt any more.
+const BREAKER: u32 = 3;
+
+impl Keeper {
+    /// Starts the keeper of an account on the current runtime, which must not be one that serves requests.
+    pub fn spawn(
+        account: AccountSettings,
+        settings: Settings,
+        source: Arc<dyn TokenSource>,
+        store: Arc<dyn TokenStore>,
+        metrics: AccountMetrics,
+    ) -> Self {
+        Self::spawn_with(account, settings, source, store, metrics, Chance { clock: Clock::system(), jitter })
+    }
+
+    /// As [`Keeper::spawn`], with clock and chance of one's own.
+    pub(crate) fn spawn_with(
+        account: AccountSettings,
+        settings: Settings,
+        source: Arc<dyn TokenSource>,
+        store: Arc<dyn TokenStore>,
+        metrics: AccountMetrics,
+        chance: Chance,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            name: account.name.clone(),
+            wait: settings.wait,
+            patience: settings.fetch_timeout + settings.wait,
+            token: ArcSwapOption::empty(),
+            evidence: AtomicU64::new(0),
+        });
+        let (mailbox, commands) = mpsc::unbounded_channel();
+        let (publish, state) = watch::channel(State::default());
+        let persister = persist::spawn(account.name.clone(), store, metrics.clone());
+        let task = task::Task::new(account, settings, source, persister, metrics, chance, Arc::clone(&shared), publish);
+        tokio::spawn(task.run(commands));
+        Self { shared, mailbox, state }
+    }
+
+    /// The token, if there is one that is good right now. No lock, no wait.
+    pub fn token(&self) -> Option<Arc<Token>> {
+        self.shared.token.load_full().filter(|token| token.is_alive())
+    }
+
+    /// The token, or what there is after at most `token.wait`.
+    ///
+    /// # Errors
+    /// At once when a refusal is remembered or the next attempt is too far away; else when the wait is over.
+    pub async fn current(&self) -> Result<Arc<Token>, TokenError> {
+        if let Some(token) = self.token() {
+            return Ok(token);
+        }
+        let deadline = Instant::now() + self.shared.wait;
+        let mut state = self.state.clone();
+        loop {
+            if let Some(token) = self.token() {
+                return Ok(token);
+            }
+            if let Some(error) = self.hopeless(&state.borrow_and_update(), deadline) {
+                return Err(error);
+            }
+            match timeout_at(deadline, state.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(self.error(Cause::Stopped, Duration::from_secs(1))),
+                Err(_) => return self.token().ok_or_else(|| self.last_error(&state.borrow())),
+            }
+        }
+    }
+
+    /// WeChat answered a request with this generation with something that is not stale.
+    pub fn accepted(&self, generation: Generation) {
+        // The order does not matter: a note that comes a moment late is as good.
+        if self.shared.evidence.load(Ordering::Relaxed) != generation.0 {
+            self.shared.evidence.store(generation.0, Ordering::Relaxed);
+        }
+    }
+
+    /// WeChat called this generation stale on `path`. Returns a newer token as soon as there is one, fetched once for
+    /// all who ask; else says why not. Takes at most `token.fetch_timeout` + `token.wait`. An empty path is not
+    /// remembered as one that lies.
+    pub async fn refresh_past(&self, rejected: Generation, path: &str) -> Refresh {
+        if let Some(token) = self.token().filter(|token| token.generation() > rejected) {
+            return Refresh::Replay(token);
+        }
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Rejected { generation: rejected, path: path.into(), reply };
+        if self.mailbox.send(command).is_err() {
+            return Refresh::GiveBack(GiveBackReason::RefreshFailed);
+        }
+        match timeout(self.shared.patience, answer).await {
+            Ok(Ok(refresh)) => refresh,
+            Ok(Err(_)) => Refresh::GiveBack(GiveBackReason::RefreshFailed),
+            Err(_) => Refresh::GiveBack(GiveBackReason::Timeout),
+        }
+    }
+
+    /// A replay on `path` with this newer generation was stale again.
+    pub fn replay_was_stale(&self, generation: Generation, path: &str) {
+        let _ = self.mailbox.send(Command::ReplayWasStale { generation, path: path.into() });
+    }
+
+    /// The operator's refresh: forgets remembered refusals and asks WeChat now. `force` kills the current token where
+    /// the endpoint can do that (at most twenty times a day, 30 s apart). Daily budgets count.
+    ///
+    /// # Errors
+    /// When no answer, a refusal, or no budget is left.
+    pub async fn refresh_now(&self, force: bool) -> Result<Refreshed, TokenError> {
+        let (reply, answer) = oneshot::channel();
+        if self.mailbox.send(Command::Operator { force, reply }).is_err() {
+            return Err(self.error(Cause::Stopped, Duration::from_secs(1)));
+        }
+        match timeout(self.shared.patience * 2, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(self.error(Cause::Stopped, Duration::from_secs(1))),
+            Err(_) => Err(self.error(Cause::Waiting, Duration::from_secs(1))),
+        }
+    }
+
+    /// How things stand.
+    pub fn status(&self) -> Status {
+        Status::of(&self.state.borrow(), self.shared.token.load_full())
+    }
+
+    /// The account's name.
+    pub fn name(&self) -> &AccountName {
+        &self.shared.name
+    }
+
+    /// The error that waiting until `deadline` would not cure.
+    fn hopeless(&self, state: &State, deadline: Instant) -> Option<TokenError> {
+        let fault = state.fault.as_ref()?;
+        let in_vain = !state.flying && state.next_attempt.is_some_and(|next| next >= deadline);
+        let broken = fault.failures >= BREAKER || !fault.transient;
+        (in_vain || broken).then(|| self.last_error(state))
+    }
+
+    fn last_error(&self, state: &State) -> TokenError {
+        match &state.fault {
+            Some(fault) => self.error(fault.cause, fault.until.saturating_duration_since(Instant::now())),
+            None => self.error(Cause::Waiting, Duration::from_secs(1)),
+        }
+    }
+
+    fn error(&self, cause: Cause, retry_after: Duration) -> TokenError {
+        TokenError::new(self.shared.name.clone(), cause, retry_after)
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").field("name", &self.shared.name).finish_non_exhaustive()
+    }
+}
+
+impl GiveBackReason {
+    /// For the header `x-wxgate-replay` and for metrics; bounded.
+    pub fn slug(self) -> &'static str {
+        match self {
+            Self::SameToken => "same_token",
+            Self::PathLies => "path_lies",
+            Self::Budget => "budget",
+            Self::Backoff => "backoff",
+            Self::RefreshFailed => "refresh_failed",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+/// Where a keeper takes wall time and random numbers from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chance {
+    pub(crate) clock: Clock,
+    /// Between 0 and 1.
+    pub(crate) jitter: fn() -> f64,
+}
+
+/// Evenly between 0 and 1; one half should the system have no randomness to give.
+fn jitter() -> f64 {
+    getrandom::u32().map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX))
+}

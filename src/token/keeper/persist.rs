@@ -1,0 +1,139 @@
+//! Writes the keeper's record to the store, one write at a time and always the latest, apart from the keeper's own task.
+//!
+//! A store that is slow or failing delays nobody for long: writes are bounded in time, tried again until they succeed,
+//! counted, and complained about once.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    base::{AccountName, backoff::Backoff},
+    token::{
+        metrics::AccountMetrics,
+        store::{Record, Saved, TokenStore},
+    },
+};
+
+/// The keeper's end.
+pub(super) struct Persister {
+    account: AccountName,
+    store: Arc<dyn TokenStore>,
+    metrics: AccountMetrics,
+    latest: watch::Sender<Job>,
+    outcome: watch::Receiver<Outcome>,
+}
+
+/// A write that was asked for.
+pub(super) struct Ticket {
+    number: u64,
+    outcome: watch::Receiver<Outcome>,
+}
+
+#[derive(Clone, Default)]
+struct Job {
+    number: u64,
+    record: Option<Record>,
+}
+
+/// How far the writer has come. A failed attempt counts as an attempt: nobody waits for a broken store.
+#[derive(Clone, Default)]
+struct Outcome {
+    number: u64,
+    newer: Option<Box<Record>>,
+}
+
+/// Longer, and an operation counts as failed.
+const LIMIT: Duration = Duration::from_secs(5);
+const RETRY: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
+
+/// Starts the writer on the current runtime. It ends with the persister, after the last write.
+pub(super) fn spawn(account: AccountName, store: Arc<dyn TokenStore>, metrics: AccountMetrics) -> Persister {
+    let (latest, jobs) = watch::channel(Job::default());
+    let (report, outcome) = watch::channel(Outcome::default());
+    tokio::spawn(write(account.clone(), Arc::clone(&store), metrics.clone(), jobs, report));
+    Persister { account, store, metrics, latest, outcome }
+}
+
+impl Persister {
+    /// What the store remembers; nothing when it fails.
+    pub(super) async fn load(&self) -> Option<Record> {
+        let problem = match timeout(LIMIT, self.store.load(&self.account)).await {
+            Ok(Ok(record)) => return record,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it did not answer in time".to_owned(),
+        };
+        self.metrics.store_error("load");
+        tracing::warn!(account = %self.account, problem, "the token store cannot be read: starting without it");
+        None
+    }
+
+    /// Has this record written as soon as possible, in place of any that still waits.
+    pub(super) fn save(&self, record: Record) -> Ticket {
+        let mut number = 0;
+        self.latest.send_modify(|job| {
+            job.number += 1;
+            number = job.number;
+            job.record = Some(record);
+        });
+        Ticket { number, outcome: self.outcome.clone() }
+    }
+}
+
+impl Ticket {
+    /// Waits until the write was tried, or `limit` is over. What the store held instead comes back, if it is newer.
+    pub(super) async fn tried(mut self, limit: Duration) -> Option<Box<Record>> {
+        let number = self.number;
+        let outcome = timeout(limit, self.outcome.wait_for(|outcome| outcome.number >= number)).await;
+        outcome.ok().and_then(Result::ok).and_then(|outcome| outcome.newer.clone())
+    }
+}
+
+async fn write(
+    account: AccountName,
+    store: Arc<dyn TokenStore>,
+    metrics: AccountMetrics,
+    mut jobs: watch::Receiver<Job>,
+    report: watch::Sender<Outcome>,
+) {
+    let mut failures = 0_u32;
+    let mut open = true;
+    while open {
+        if failures == 0 {
+            open = jobs.changed().await.is_ok();
+        } else {
+            // A newer record is tried at once; the same one again after a pause.
+            tokio::select! {
+                changed = jobs.changed() => open = changed.is_ok(),
+                () = sleep(RETRY.plain(failures)) => {}
+            }
+        }
+        let Job { number, record } = jobs.borrow_and_update().clone();
+        let Some(record) = record.filter(|_| open || failures > 0) else { continue };
+        let problem = match timeout(LIMIT, store.save(&account, record)).await {
+            Ok(Ok(saved)) => {
+                if failures > 0 {
+                    tracing::info!(%account, "the token store can be written again");
+                }
+                failures = 0;
+                let newer = if let Saved::Newer(record) = saved { Some(record) } else { None };
+                report.send_replace(Outcome { number, newer });
+                continue;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it did not answer in time".to_owned(),
+        };
+        metrics.store_error("save");
+        if failures == 0 {
+            tracing::warn!(
+                %account, problem,
+                "the token store cannot be written: going on from memory, a restart now would cost one fetch"
+            );
+        }
+        failures = failures.saturating_add(1);
+        report.send_replace(Outcome { number, newer: None });
+    }
+}

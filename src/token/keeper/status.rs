@@ -1,0 +1,124 @@
+//! What the keeper tells the outside about itself, for health checks, the admin API and requests that wait.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::token::{error::Cause, value::Token};
+
+/// What the task publishes besides the token.
+#[derive(Debug, Clone, Default)]
+pub(super) struct State {
+    pub(super) fault: Option<Fault>,
+    pub(super) flying: bool,
+    pub(super) next_attempt: Option<Instant>,
+    pub(super) dead: bool,
+    pub(super) classic_left: Option<u32>,
+    pub(super) forced_left: Option<u32>,
+    pub(super) conflicts: u64,
+}
+
+/// The last failure, until the next success.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fault {
+    pub(super) cause: Cause,
+    pub(super) transient: bool,
+    /// Of this kind in a row.
+    pub(super) failures: u32,
+    /// No attempt before.
+    pub(super) until: Instant,
+}
+
+/// How an account stands, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    /// A good token and no trouble.
+    Ok,
+    /// The first token is on its way.
+    Waiting,
+    /// There is a token, but it cannot be renewed at present, or WeChat rejects it.
+    Degraded,
+    /// No token, and attempts fail in a way that may pass by itself.
+    Failing,
+    /// No token, and somebody has to do something.
+    Fatal,
+}
+
+/// A snapshot for people and machines; holds no token.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// In one word.
+    pub condition: Condition,
+    /// Whether a request would get a token right now.
+    pub usable: bool,
+    /// Number of the last token; 0 before the first.
+    pub generation: u64,
+    /// First eight hex digits of its SHA-256.
+    pub fingerprint: Option<String>,
+    /// Seconds for which it is still good.
+    pub expires_in: Option<u64>,
+    /// Seconds since it was asked for.
+    pub age: Option<u64>,
+    /// Why there was no success lately.
+    pub last_error: Option<LastError>,
+    /// Seconds until the next attempt; 0 while one is under way.
+    pub next_attempt_in: Option<u64>,
+    /// Classic fetches left today; only for that kind.
+    pub classic_left: Option<u32>,
+    /// Forced refreshes that wxgate would still do on its own today; only for stable tokens.
+    pub forced_left: Option<u32>,
+    /// Tokens that somebody else seems to have replaced.
+    pub conflicts: u64,
+}
+
+/// A failure in words.
+#[derive(Debug, Clone, Serialize)]
+pub struct LastError {
+    /// The metric label.
+    pub label: &'static str,
+    /// WeChat's own code.
+    pub errcode: Option<i64>,
+    /// What to do.
+    pub sentence: String,
+    /// How often in a row.
+    pub failures: u32,
+}
+
+impl Status {
+    pub(super) fn of(state: &State, token: Option<Arc<Token>>) -> Self {
+        let usable = token.as_ref().is_some_and(|token| token.is_alive());
+        let condition = match &state.fault {
+            None if usable && !state.dead => Condition::Ok,
+            _ if usable => Condition::Degraded,
+            None => Condition::Waiting,
+            Some(fault) if fault.transient => Condition::Failing,
+            Some(_) => Condition::Fatal,
+        };
+        let now = Instant::now();
+        let until = |next: Instant| seconds(next.saturating_duration_since(now));
+        Self {
+            condition,
+            usable,
+            generation: token.as_ref().map_or(0, |token| token.generation().0),
+            fingerprint: token.as_ref().map(|token| token.fingerprint().to_owned()),
+            expires_in: token.as_ref().map(|token| seconds(token.expires_in())),
+            age: token.as_ref().map(|token| seconds(now.saturating_duration_since(token.sent()))),
+            last_error: state.fault.as_ref().map(|fault| LastError {
+                label: fault.cause.label(),
+                errcode: fault.cause.errcode(),
+                sentence: fault.cause.to_string(),
+                failures: fault.failures,
+            }),
+            next_attempt_in: if state.flying { Some(0) } else { state.next_attempt.map(until) },
+            classic_left: state.classic_left,
+            forced_left: state.forced_left,
+            conflicts: state.conflicts,
+        }
+    }
+}
+
+fn seconds(duration: Duration) -> u64 {
+    duration.as_secs()
+}

@@ -1,0 +1,352 @@
+//! The task that owns an account's token: what comes in, and when WeChat is asked.
+//!
+//! It never waits for anything but its mailbox, its clock and the one flight under way, so the mailbox is always read.
+//! What a landed flight leads to stands in `landing`.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Duration, Instant, sleep_until},
+};
+
+use super::{
+    Chance, Command, GiveBackReason, Refresh, Refreshed, Shared,
+    flight::{self, Flight, Trigger},
+    persist::{Persister, Ticket},
+    status::{Fault, State},
+};
+use crate::token::{
+    AccountSettings, Generation, Kind, Settings,
+    budget::{Budget, Exhausted, Forcer},
+    error::{Cause, TokenError},
+    gate::{Denied, Gate},
+    metrics::AccountMetrics,
+    paths::Paths,
+    schedule,
+    source::{Mode, TokenSource},
+    store::{Identity, Record, StoredToken},
+    value::Token,
+};
+
+/// Everything that is known about one account's token.
+pub(super) struct Task {
+    pub(super) account: AccountSettings,
+    pub(super) settings: Settings,
+    pub(super) source: Arc<dyn TokenSource>,
+    pub(super) persister: Persister,
+    pub(super) metrics: AccountMetrics,
+    pub(super) chance: Chance,
+    pub(super) shared: Arc<Shared>,
+    pub(super) publish: watch::Sender<State>,
+    pub(super) record: Record,
+    pub(super) current: Option<Arc<Token>>,
+    pub(super) gate: Gate,
+    pub(super) paths: Paths,
+    pub(super) fault: Option<Fault>,
+    pub(super) alarm: Alarm,
+    pub(super) flight: Option<Flight>,
+    pub(super) next_attempt: Instant,
+    pub(super) waiters: Vec<Waiter>,
+    pub(super) operators: Vec<Operator>,
+    /// A fetch was sent and its answer lost: the next rejection is taken at its word.
+    pub(super) suspect: bool,
+    /// The current token was accepted at least once.
+    pub(super) welcome: bool,
+    /// WeChat calls the current token stale and gives no other.
+    pub(super) dead: bool,
+    /// A token that died early, not yet counted as a conflict: the generation that replaced it, and when.
+    pub(super) early_death: Option<(Generation, Instant)>,
+    pub(super) conflicts: u64,
+    pub(super) warned_of_conflict: Option<Instant>,
+}
+
+/// A request whose token was rejected.
+pub(super) struct Waiter {
+    pub(super) path: Box<str>,
+    pub(super) reply: oneshot::Sender<Refresh>,
+}
+
+/// A person who asked for a refresh.
+pub(super) struct Operator {
+    pub(super) force: bool,
+    pub(super) reply: oneshot::Sender<Result<Refreshed, TokenError>>,
+}
+
+/// Half of the life that was left when refreshing began to fail.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Alarm {
+    Quiet,
+    Set(Instant),
+    Rung,
+}
+
+impl Task {
+    #[allow(clippy::too_many_arguments, reason = "the parts of one account, put together in one place")]
+    pub(super) fn new(
+        account: AccountSettings,
+        settings: Settings,
+        source: Arc<dyn TokenSource>,
+        persister: Persister,
+        metrics: AccountMetrics,
+        chance: Chance,
+        shared: Arc<Shared>,
+        publish: watch::Sender<State>,
+    ) -> Self {
+        let identity = Identity::of(&account);
+        let now = Instant::now();
+        Self {
+            account,
+            settings,
+            source,
+            persister,
+            metrics,
+            chance,
+            shared,
+            publish,
+            record: Record { identity, generation: Generation(0), token: None, budget: Budget::default() },
+            current: None,
+            gate: Gate::new(now),
+            paths: Paths::default(),
+            fault: None,
+            alarm: Alarm::Quiet,
+            flight: None,
+            next_attempt: now,
+            waiters: Vec::new(),
+            operators: Vec::new(),
+            suspect: false,
+            welcome: false,
+            dead: false,
+            early_death: None,
+            conflicts: 0,
+            warned_of_conflict: None,
+        }
+    }
+
+    /// Runs until the last handle is gone and the flight under way has landed.
+    pub(super) async fn run(mut self, mut mailbox: mpsc::UnboundedReceiver<Command>) {
+        self.load().await;
+        let mut open = true;
+        while open || self.flight.is_some() {
+            tokio::select! {
+                biased;
+                (flight, landed) = flight::landed(&mut self.flight) => self.on_landed(&flight, landed),
+                command = mailbox.recv(), if open => match command {
+                    Some(command) => self.on_command(command),
+                    None => open = false,
+                },
+                () = sleep_until(self.next_attempt), if open && self.flight.is_none() => self.on_timer(),
+            }
+        }
+    }
+
+    /// Takes over what the store remembers of this account: budgets of the same appid, a token of the same credentials.
+    async fn load(&mut self) {
+        if let Some(stored) = self.persister.load().await {
+            self.record.generation = stored.generation;
+            if stored.identity.appid == self.record.identity.appid {
+                self.record.budget = stored.budget;
+            }
+            let token = (stored.identity == self.record.identity).then(|| stored.revive(self.chance.clock)).flatten();
+            if let Some(token) = token {
+                self.take_over(token);
+            }
+        }
+        self.publish();
+    }
+
+    /// Installs a token that came from a store, which counts as accepted.
+    pub(super) fn take_over(&mut self, token: Token) {
+        let now = Instant::now();
+        let lifetime = token.expires().saturating_duration_since(token.sent());
+        let before = self.settings.refresh_before;
+        self.next_attempt = schedule::refresh_at(now, token.expires(), lifetime, before, (self.chance.jitter)());
+        self.record.generation = token.generation();
+        self.record.token = Some(StoredToken::of(&token, self.chance.clock));
+        self.show(Arc::new(token));
+        self.gate.renewed(now, false);
+        self.gate.accept();
+        self.welcome = true;
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Rejected { generation, path, reply } => self.on_rejected(generation, path, reply),
+            Command::ReplayWasStale { generation, path } => self.on_replay_was_stale(generation, &path),
+            Command::Operator { force, reply } => {
+                self.fault = None;
+                self.alarm = Alarm::Quiet;
+                self.gate.reset();
+                self.operators.push(Operator { force, reply });
+                self.serve_operators();
+                self.publish();
+            }
+        }
+    }
+
+    fn on_timer(&mut self) {
+        let trigger = match (&self.current, self.waiters.is_empty()) {
+            (_, false) => Trigger::Rejected,
+            (None, true) => Trigger::Start,
+            (Some(_), true) => Trigger::Timer,
+        };
+        if let Err((kind, Exhausted(after))) = self.begin(trigger, Mode::Normal, Forcer::Keeper) {
+            self.out_of_budget(kind, after);
+        }
+        self.publish();
+    }
+
+    /// A request's token was rejected. Cheap answers first; a flight only when none of them fits.
+    fn on_rejected(&mut self, generation: Generation, path: Box<str>, reply: oneshot::Sender<Refresh>) {
+        let now = Instant::now();
+        if let Some(token) = self.current.as_ref().filter(|token| token.generation() > generation && token.is_alive()) {
+            let _ = reply.send(Refresh::Replay(Arc::clone(token)));
+            return;
+        }
+        self.note_acceptance();
+        // From here on, only what is accepted after this rejection is evidence for the token.
+        self.shared.evidence.store(0, Ordering::Relaxed);
+        if self.paths.lies(&path, now) {
+            let _ = reply.send(Refresh::GiveBack(GiveBackReason::PathLies));
+            return;
+        }
+        let retry_is_due = !self.waiters.is_empty();
+        let failing = self.fault.filter(|fault| now < fault.until);
+        let denial = match (&self.flight, failing) {
+            (Some(_), _) => None,
+            (None, Some(fault)) if !(fault.transient && self.suspect) => {
+                (!retry_is_due).then_some(GiveBackReason::RefreshFailed)
+            }
+            (None, _) => self.depart(now).err(),
+        };
+        match denial {
+            None => self.waiters.push(Waiter { path, reply }),
+            Some(reason) => {
+                let _ = reply.send(Refresh::GiveBack(reason));
+            }
+        }
+    }
+
+    /// Starts the flight that a rejection asks for, if gate and budget let it.
+    fn depart(&mut self, now: Instant) -> Result<(), GiveBackReason> {
+        self.gate.ask(now, self.suspect).map_err(reason)?;
+        self.suspect = false;
+        let departed = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper);
+        self.publish();
+        departed.map_err(|_| GiveBackReason::Budget)
+    }
+
+    fn on_replay_was_stale(&mut self, generation: Generation, path: &str) {
+        if self.early_death.is_some_and(|(replacement, _)| replacement == generation) {
+            self.early_death = None;
+        }
+        self.note_acceptance();
+        self.paths.suspect(path, generation, Instant::now());
+        if self.welcome && self.generation() == generation {
+            self.paths.accepted(generation);
+        }
+    }
+
+    /// Starts what operators wait for, when nothing is under way.
+    pub(super) fn serve_operators(&mut self) {
+        if self.flight.is_some() || self.operators.is_empty() {
+            return;
+        }
+        let force = self.operators.iter().any(|operator| operator.force);
+        let mode = if force { Mode::Forced } else { Mode::Normal };
+        if let Err((kind, Exhausted(after))) = self.begin(Trigger::Operator, mode, Forcer::Operator) {
+            let error = TokenError::new(self.account.name.clone(), Cause::Budget(kind), after);
+            for operator in self.operators.drain(..) {
+                let _ = operator.reply.send(Err(error.clone()));
+            }
+        }
+    }
+
+    /// Asks WeChat, if the day's budget allows it. The name of an exhausted budget comes back.
+    pub(super) fn begin(&mut self, trigger: Trigger, mode: Mode, who: Forcer) -> Result<(), (&'static str, Exhausted)> {
+        let wall = self.chance.clock.now_ms();
+        let budget = &mut self.record.budget;
+        let spent = match (self.account.kind, mode) {
+            (Kind::Classic, _) => budget.spend_classic(wall).map_err(|e| ("classic", e)).map(|()| true)?,
+            (Kind::Stable, Mode::Forced) => budget.spend_forced(wall, who).map_err(|e| ("forced", e)).map(|()| true)?,
+            (Kind::Stable, Mode::Normal) => false,
+        };
+        let ticket = spent.then(|| self.save());
+        let source = Arc::clone(&self.source);
+        self.flight = Some(Flight::fetch(trigger, mode, source, self.settings.fetch_timeout, ticket));
+        Ok(())
+    }
+
+    pub(super) fn save(&self) -> Ticket {
+        self.persister.save(self.record.clone())
+    }
+
+    /// Makes the token the one that requests see.
+    pub(super) fn show(&mut self, token: Arc<Token>) {
+        self.metrics.installed(token.generation().0, self.chance.clock.to_unix_ms(token.expires()));
+        self.shared.token.store(Some(Arc::clone(&token)));
+        self.current = Some(token);
+    }
+
+    /// Takes note of what requests said of the current token. Whether it was accepted since the latest rejection comes
+    /// back.
+    pub(super) fn note_acceptance(&mut self) -> bool {
+        let current = self.generation();
+        let accepted = current.0 > 0 && self.shared.evidence.load(Ordering::Relaxed) == current.0;
+        if accepted && !(self.welcome && self.gate.is_accepted()) {
+            self.gate.accept();
+            self.welcome = true;
+            self.dead = false;
+            self.paths.accepted(current);
+        }
+        accepted
+    }
+
+    pub(super) fn generation(&self) -> Generation {
+        self.current.as_ref().map_or(Generation(0), |token| token.generation())
+    }
+
+    pub(super) fn give_back(&mut self, reason: GiveBackReason) {
+        for waiter in self.waiters.drain(..) {
+            let _ = waiter.reply.send(Refresh::GiveBack(reason));
+        }
+    }
+
+    fn out_of_budget(&mut self, kind: &'static str, after: Duration) {
+        let now = Instant::now();
+        tracing::error!(account = %self.account.name, kind, "{}", Cause::Budget(kind));
+        let failures = self.fault.map_or(1, |fault| fault.failures.saturating_add(1));
+        self.fault = Some(Fault { cause: Cause::Budget(kind), transient: false, failures, until: now + after });
+        self.next_attempt = now + after.clamp(schedule::LEAST_PAUSE, Duration::from_secs(600));
+        self.give_back(GiveBackReason::Budget);
+    }
+
+    /// Tells everybody how things stand now.
+    pub(super) fn publish(&self) {
+        let wall = self.chance.clock.now_ms();
+        let classic = self.account.kind == Kind::Classic;
+        let classic_left = classic.then(|| self.record.budget.classic_left(wall));
+        let forced_left = (!classic).then(|| self.record.budget.forced_left(wall));
+        for (kind, left) in [("classic", classic_left), ("forced", forced_left)] {
+            if let Some(left) = left {
+                self.metrics.budget(kind, left);
+            }
+        }
+        self.publish.send_replace(State {
+            fault: self.fault,
+            flying: self.flight.is_some(),
+            next_attempt: Some(self.next_attempt),
+            dead: self.dead,
+            classic_left,
+            forced_left,
+            conflicts: self.conflicts,
+        });
+    }
+}
+
+pub(super) fn reason(denied: Denied) -> GiveBackReason {
+    match denied {
+        Denied::Backoff => GiveBackReason::Backoff,
+        Denied::Bucket => GiveBackReason::Budget,
+    }
+}

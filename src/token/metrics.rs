@@ -1,0 +1,150 @@
+//! What is counted about tokens. Registered with a registry that is passed in; labels are bounded.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use crate::base::AccountName;
+
+/// The metrics of all accounts. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    fetch: Family<FetchLabels, Counter>,
+    expiry: Family<AccountLabels, Gauge>,
+    generation: Family<AccountLabels, Gauge>,
+    budget: Family<BudgetLabels, Gauge>,
+    conflicts: Family<AccountLabels, Counter>,
+    store_errors: Family<StoreLabels, Counter>,
+}
+
+/// The handles of one account. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AccountMetrics {
+    account: String,
+    all: Metrics,
+    expiry: Gauge,
+    generation: Gauge,
+    conflicts: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AccountLabels {
+    account: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FetchLabels {
+    account: String,
+    trigger: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BudgetLabels {
+    account: String,
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StoreLabels {
+    operation: &'static str,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let all = Self::default();
+        registry.register(
+            "wxgate_token_fetch",
+            "Calls of the token endpoint by cause and result: new, same, or what went wrong",
+            all.fetch.clone(),
+        );
+        registry.register(
+            "wxgate_token_expiry_timestamp_seconds",
+            "Unix time at which the current token ends",
+            all.expiry.clone(),
+        );
+        registry.register("wxgate_token_generation", "Number of the current token", all.generation.clone());
+        registry.register(
+            "wxgate_token_budget_remaining",
+            "Calls left today: classic fetches, and forced refreshes that wxgate does on its own",
+            all.budget.clone(),
+        );
+        registry.register(
+            "wxgate_token_conflicts",
+            "Tokens that died long before their time, again and again: somebody else fetches for this account",
+            all.conflicts.clone(),
+        );
+        registry.register(
+            "wxgate_store_errors",
+            "Operations of the token store that failed or took too long",
+            all.store_errors.clone(),
+        );
+        all
+    }
+
+    /// The handles of one account.
+    pub fn for_account(&self, name: &AccountName) -> AccountMetrics {
+        let labels = AccountLabels { account: name.as_str().to_owned() };
+        AccountMetrics {
+            account: name.as_str().to_owned(),
+            expiry: self.expiry.get_or_create_owned(&labels),
+            generation: self.generation.get_or_create_owned(&labels),
+            conflicts: self.conflicts.get_or_create_owned(&labels),
+            all: self.clone(),
+        }
+    }
+}
+
+impl AccountMetrics {
+    pub(crate) fn fetched(&self, trigger: &'static str, result: &'static str) {
+        self.all.fetch.get_or_create(&FetchLabels { account: self.account.clone(), trigger, result }).inc();
+    }
+
+    pub(crate) fn installed(&self, generation: u64, expires_unix_ms: u64) {
+        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.expiry.set(i64::try_from(expires_unix_ms / 1000).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn budget(&self, kind: &'static str, left: u32) {
+        self.all.budget.get_or_create(&BudgetLabels { account: self.account.clone(), kind }).set(i64::from(left));
+    }
+
+    pub(crate) fn conflict(&self) {
+        self.conflicts.inc();
+    }
+
+    pub(crate) fn store_error(&self, operation: &'static str) {
+        self.all.store_errors.get_or_create(&StoreLabels { operation }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_labels_are_those_of_the_contract() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry).for_account(&AccountName::new("shop").unwrap());
+        metrics.fetched("start", "new");
+        metrics.installed(7, 1_700_000_000_999);
+        metrics.budget("forced", 6);
+        metrics.conflict();
+        metrics.store_error("save");
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            r#"wxgate_token_fetch_total{account="shop",trigger="start",result="new"} 1"#,
+            r#"wxgate_token_expiry_timestamp_seconds{account="shop"} 1700000000"#,
+            r#"wxgate_token_generation{account="shop"} 7"#,
+            r#"wxgate_token_budget_remaining{account="shop",kind="forced"} 6"#,
+            r#"wxgate_token_conflicts_total{account="shop"} 1"#,
+            r#"wxgate_store_errors_total{operation="save"} 1"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+    }
+}

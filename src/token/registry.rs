@@ -1,0 +1,51 @@
+//! The keepers of all accounts by name, in the order of the configuration.
+//!
+//! Built once per configuration and never changed; a reload builds another one.
+
+use std::collections::HashMap;
+
+use super::keeper::Keeper;
+use crate::base::AccountName;
+
+/// Account name → keeper.
+#[derive(Debug, Clone, Default)]
+pub struct Accounts {
+    order: Vec<(AccountName, Keeper)>,
+    places: HashMap<AccountName, usize>,
+}
+
+impl Accounts {
+    /// The keeper of an account, if there is such an account.
+    pub fn get(&self, name: &AccountName) -> Option<&Keeper> {
+        self.places.get(name).and_then(|at| self.order.get(*at)).map(|(_, keeper)| keeper)
+    }
+
+    /// All of them, in the order of the configuration.
+    pub fn iter(&self) -> impl Iterator<Item = (&AccountName, &Keeper)> {
+        self.order.iter().map(|(name, keeper)| (name, keeper))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+}
+
+impl FromIterator<(AccountName, Keeper)> for Accounts {
+    /// Of two accounts with one name, the first counts; the configuration makes sure that there are none.
+    fn from_iter<I: IntoIterator<Item = (AccountName, Keeper)>>(accounts: I) -> Self {
+        let mut all = Self::default();
+        for (name, keeper) in accounts {
+            if !all.places.contains_key(&name) {
+                all.places.insert(name.clone(), all.order.len());
+                all.order.push((name, keeper));
+            }
+        }
+        all
+    }
+}

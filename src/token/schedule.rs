@@ -1,0 +1,120 @@
+//! When to ask WeChat next: a pure function of what is known, so that every case can be tried.
+//!
+//! Chance comes in as an argument between 0 and 1; nothing here reads a clock.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::{base::backoff::Backoff, wechat::codes::Class};
+
+/// No attempt follows another one sooner, whatever WeChat says about lifetimes.
+pub const LEAST_PAUSE: Duration = Duration::from_secs(5);
+/// The platform replaces a stable token when less than this remains (getStableAccessToken page).
+pub const ROTATION: Duration = Duration::from_secs(300);
+
+const TRANSIENT: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
+const ADDRESS: Backoff = Backoff { min: Duration::from_secs(5), max: Duration::from_secs(300) };
+const LASTING: Backoff = Backoff { min: Duration::from_secs(5), max: Duration::from_secs(600) };
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// When to replace a token that ends at `expires` and was given for `lifetime`: `before` that, but never before half
+/// of the lifetime has passed. Chance moves it towards the end by up to a fifth of the margin, so that many accounts
+/// that started together do not stay together.
+pub fn refresh_at(now: Instant, expires: Instant, lifetime: Duration, before: Duration, chance: f64) -> Instant {
+    let margin = before.min(lifetime / 2).mul_f64(1.0 - 0.2 * chance.clamp(0.0, 1.0));
+    expires.checked_sub(margin).unwrap_or(now).max(now + LEAST_PAUSE)
+}
+
+/// When to ask again after the platform gave the same token again. In its last five minutes that is in 20 to 40 s;
+/// before, there is nothing to ask for until the ordinary time.
+pub fn ask_again_at(now: Instant, expires: Instant, before: Duration, chance: f64) -> Instant {
+    let left = expires.saturating_duration_since(now);
+    let soon = now + Duration::from_secs(20).mul_f64(1.0 + chance.clamp(0.0, 1.0));
+    if left <= ROTATION { soon } else { refresh_at(now, expires, left, before, chance).max(soon) }
+}
+
+/// How long a failure is remembered, by its class (`None`: a transient one, of the network for instance) and how many
+/// of that class there were in a row.
+pub fn pause_after(class: Option<Class>, failures: u32, chance: f64) -> Duration {
+    match class {
+        None | Some(Class::Busy) => TRANSIENT.jittered(failures, chance),
+        Some(Class::Minute) => MINUTE.mul_f64(1.0 + 0.1 * chance.clamp(0.0, 1.0)),
+        Some(Class::Address | Class::Approval | Class::Other) => ADDRESS.jittered(failures, chance),
+        Some(Class::Credential | Class::Frozen | Class::Quota) => LASTING.jittered(failures, chance),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CLASSES: [Option<Class>; 9] = [
+        None,
+        Some(Class::Busy),
+        Some(Class::Minute),
+        Some(Class::Quota),
+        Some(Class::Address),
+        Some(Class::Approval),
+        Some(Class::Credential),
+        Some(Class::Frozen),
+        Some(Class::Other),
+    ];
+
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    proptest! {
+        #[test]
+        fn a_refresh_is_never_at_once_and_never_before_half_of_the_lifetime(
+            lifetime in 1_u64..=7200, before in 0_u64..100_000, chance in 0.0..=1.0_f64,
+        ) {
+            let now = Instant::now();
+            let at = refresh_at(now, now + secs(lifetime), secs(lifetime), secs(before), chance);
+            prop_assert!(at >= now + LEAST_PAUSE);
+            prop_assert!(at + Duration::from_millis(1) >= now + secs(lifetime) / 2);
+            prop_assert!(at <= now + secs(lifetime).max(LEAST_PAUSE));
+        }
+
+        #[test]
+        fn with_the_default_margin_an_ordinary_token_is_replaced_in_its_last_five_minutes(chance in 0.0..=1.0_f64) {
+            let now = Instant::now();
+            let at = refresh_at(now, now + secs(7200), secs(7200), secs(300), chance) - now;
+            prop_assert!((secs(6900)..=secs(6960)).contains(&at), "{at:?}");
+        }
+
+        #[test]
+        fn the_same_token_again_is_asked_for_in_20_to_40_seconds_at_its_end(
+            left in 0_u64..=300, chance in 0.0..=1.0_f64,
+        ) {
+            let now = Instant::now();
+            let pause = ask_again_at(now, now + secs(left), secs(300), chance) - now;
+            prop_assert!((secs(20)..=secs(40)).contains(&pause), "{pause:?}");
+        }
+
+        #[test]
+        fn the_same_token_long_before_its_end_is_left_alone(left in 301_u64..=7200, chance in 0.0..=1.0_f64) {
+            let now = Instant::now();
+            let pause = ask_again_at(now, now + secs(left), secs(300), chance) - now;
+            prop_assert!(pause >= secs(20) && pause <= secs(left), "{pause:?}");
+        }
+
+        #[test]
+        fn pauses_keep_their_bounds(failures in 1_u32.., chance in 0.0..=1.0_f64) {
+            for class in CLASSES {
+                let pause = pause_after(class, failures, chance);
+                prop_assert!(pause >= Duration::from_millis(500), "{class:?} {pause:?}");
+                let most = match class {
+                    None | Some(Class::Busy) => 60,
+                    Some(Class::Minute) => 66,
+                    Some(Class::Address | Class::Approval | Class::Other) => 300,
+                    Some(Class::Credential | Class::Frozen | Class::Quota) => 600,
+                };
+                prop_assert!(pause <= secs(most), "{class:?} {pause:?}");
+            }
+        }
+    }
+}

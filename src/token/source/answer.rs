@@ -1,0 +1,206 @@
+//! What the body of a token endpoint says. Pure; lenient about form, strict about what ends up in a request.
+
+use std::{net::IpAddr, time::Duration};
+
+use serde_json::Value;
+
+use super::{FetchError, Fetched, Probe};
+use crate::{
+    base::Secret,
+    wechat::{api::Platform, codes},
+};
+
+/// Tokens are documented with up to 512 bytes; four times that is still believed.
+const MOST_TOKEN_BYTES: usize = 2048;
+/// The longest lifetime that WeChat documents. Above it the answer is capped.
+const MOST_SECONDS: u64 = 7200;
+
+/// The verdict on a token endpoint's answer.
+pub(super) fn token(status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
+    if (300..400).contains(&status) {
+        return Err(FetchError::Redirect);
+    }
+    let answer = serde_json::from_slice::<Value>(body);
+    if let Some(code) = answer.as_ref().ok().and_then(errcode).filter(|code| *code != 0) {
+        let message = answer.as_ref().ok().and_then(|a| a.get("errmsg")).and_then(Value::as_str).unwrap_or_default();
+        return Err(FetchError::Refused { code, ip: echoed_ip(message) });
+    }
+    if status != 200 {
+        return Err(FetchError::Status(status));
+    }
+    let answer = answer.map_err(|_| FetchError::Malformed("no JSON"))?;
+    let token = answer.get("access_token").and_then(Value::as_str).ok_or(FetchError::Malformed("no access_token"))?;
+    if token.is_empty() || token.len() > MOST_TOKEN_BYTES || token.chars().any(char::is_control) {
+        return Err(FetchError::Malformed("an impossible access_token"));
+    }
+    let seconds =
+        answer.get("expires_in").and_then(seconds).ok_or(FetchError::Malformed("an impossible expires_in"))?;
+    Ok(Fetched { token: Secret::new(token), expires_in: Duration::from_secs(seconds) })
+}
+
+/// The verdict on the answer to a probe.
+pub(super) fn probe(platform: Platform, status: u16, body: &[u8]) -> Probe {
+    let Ok(answer) = serde_json::from_slice::<Value>(body) else { return Probe::Unknown };
+    match errcode(&answer) {
+        Some(code) if codes::is_stale(platform, code) => Probe::Stale,
+        Some(0) => Probe::Fine,
+        None if status == 200 && answer.get("ip_list").is_some() => Probe::Fine,
+        _ => Probe::Unknown,
+    }
+}
+
+/// `errcode` as a number, or as a string that holds one, as some endpoints send it.
+fn errcode(answer: &Value) -> Option<i64> {
+    match answer.get("errcode")? {
+        Value::String(text) => text.trim().parse().ok(),
+        number => whole(number),
+    }
+}
+
+/// `expires_in` must be a number without a fraction, at least 1.
+fn seconds(value: &Value) -> Option<u64> {
+    match value.as_u64() {
+        Some(seconds) => Some(seconds),
+        None => value.as_f64().filter(|f| f.fract() == 0.0 && *f > 0.0).map(clamped),
+    }
+    .filter(|seconds| *seconds >= 1)
+    .map(|seconds| seconds.min(MOST_SECONDS))
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast saturates, and the value is capped"
+)]
+fn clamped(number: f64) -> u64 {
+    number as u64
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "codes are small; the cast saturates")]
+fn whole(value: &Value) -> Option<i64> {
+    value.as_i64().or_else(|| value.as_f64().filter(|f| f.fract() == 0.0).map(|f| f as i64))
+}
+
+/// The address in `invalid ip 47.94.148.108 ipv6 ::ffff:47.94.148.108, not in whitelist` (40164, all eras since 2018),
+/// `requestIP: 47.106.1.2` (61004; often masked, then nothing) and `from ip: 9.30.0.138` (WeCom's 60020).
+pub(super) fn echoed_ip(message: &str) -> Option<IpAddr> {
+    ["invalid ip ", "from ip: ", "requestIP: "].iter().find_map(|mark| {
+        let (_, rest) = message.split_once(mark)?;
+        let end = rest.find(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':').unwrap_or(rest.len());
+        rest.get(..end)?.trim_end_matches(['.', ':']).parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(body: &str) -> Result<(String, u64), FetchError> {
+        token(200, body.as_bytes()).map(|f| (f.token.expose().to_owned(), f.expires_in.as_secs()))
+    }
+
+    fn expires_in(text: &str) -> Option<u64> {
+        read(&format!(r#"{{"access_token":"t","expires_in":{text}}}"#)).ok().map(|(_, seconds)| seconds)
+    }
+
+    #[test]
+    fn lifetimes_are_believed_from_1_to_7200_seconds_and_nothing_else_is() {
+        for (text, believed) in [
+            ("7200", 7200),
+            ("1", 1),
+            ("345", 345),
+            ("7201", 7200),
+            ("1000000000000", 7200),
+            ("99999999999999999999999", 7200),
+            ("7200.0", 7200),
+            ("7.2e3", 7200),
+        ] {
+            assert_eq!(expires_in(text), Some(believed), "{text}");
+        }
+        for text in
+            ["0", "-1", "0.0", "-0.0", "7200.5", "0.5", "1e400", "null", "true", "\"7200\"", "[7200]", "{}", "", "NaN"]
+        {
+            assert_eq!(expires_in(text), None, "{text} was believed");
+        }
+        assert!(read(r#"{"access_token":"t"}"#).is_err());
+    }
+
+    #[test]
+    fn impossible_tokens_are_refused_and_odd_ones_are_not() {
+        for good in ["a b&c%d", "\u{e9}", &"x".repeat(600), &"x".repeat(2048)] {
+            let body = serde_json::json!({"access_token": good, "expires_in": 7200}).to_string();
+            assert_eq!(read(&body).unwrap().0, good);
+        }
+        for bad in ["", "a\nb", "a\r", "\u{0}", "a\u{85}b", "\u{7f}", &"x".repeat(2049)] {
+            let body = serde_json::json!({"access_token": bad, "expires_in": 7200}).to_string();
+            assert_eq!(read(&body).unwrap_err(), FetchError::Malformed("an impossible access_token"), "{bad:?}");
+        }
+        assert!(read(r#"{"access_token":17,"expires_in":7200}"#).is_err());
+    }
+
+    #[test]
+    fn refusals_are_recognised_in_every_form() {
+        for body in [
+            r#"{"errcode":40013,"errmsg":"invalid appid rid: 6aac005a-01bfdbee-79769285"}"#,
+            r#"{"errmsg":"x","errcode":"40013"}"#,
+            r#"{"errcode":40013.0}"#,
+            r#"{"errcode":40013,"access_token":"t","expires_in":7200}"#,
+        ] {
+            assert_eq!(read(body).unwrap_err(), FetchError::Refused { code: 40013, ip: None }, "{body}");
+            assert_eq!(
+                token(500, body.as_bytes()).unwrap_err(),
+                FetchError::Refused { code: 40013, ip: None },
+                "{body}"
+            );
+        }
+        assert!(read(r#"{"errcode":0,"errmsg":"ok","access_token":"t","expires_in":7200}"#).is_ok(), "WeCom's form");
+    }
+
+    #[test]
+    fn the_address_that_wechat_saw_is_read_from_every_era() {
+        for (message, ip) in [
+            (
+                "invalid ip 47.94.148.108 ipv6 ::ffff:47.94.148.108, not in whitelist rid: 5fab84d2-09424a07-00bd7fe3",
+                "47.94.148.108",
+            ),
+            ("invalid ip 101.45.43.1 ipv6 ::ffff:101.45.43.1, not in whitelist hint: [jotvMa01143580]", "101.45.43.1"),
+            ("invalid ip 118.24.127.95, not in whitelist hint: [92.00884559]", "118.24.127.95"),
+            ("invalid ip 240e::1, not in whitelist", "240e::1"),
+            (
+                "not allow to access from your ip, hint: [1576065934_28_x], from ip: 9.30.0.138, more info at https://x",
+                "9.30.0.138",
+            ),
+        ] {
+            assert_eq!(echoed_ip(message), Some(ip.parse().unwrap()), "{message}");
+        }
+        for message in ["", "invalid ip ", "invalid ip <script>", "requestIP: 47.106.*.* rid: x"] {
+            assert_eq!(echoed_ip(message), None, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_probe_says_stale_only_when_wechat_does() {
+        let wechat = |status, body: &str| probe(Platform::Wechat, status, body.as_bytes());
+        assert_eq!(wechat(200, r#"{"ip_list":["1.2.3.4"]}"#), Probe::Fine);
+        assert_eq!(wechat(200, r#"{"errcode":0,"ip_list":[]}"#), Probe::Fine);
+        for code in ["40001", "\"40001\"", "40014", "42001"] {
+            assert_eq!(wechat(200, &format!(r#"{{"ip_list":[],"errcode":{code}}}"#)), Probe::Stale);
+        }
+        assert_eq!(probe(Platform::Wecom, 200, br#"{"errcode":40001}"#), Probe::Unknown);
+        for body in ["", "<html>", "{}", r#"{"errcode":-1}"#, r#"{"errcode":45009}"#, "[]"] {
+            assert_eq!(wechat(200, body), Probe::Unknown, "{body}");
+        }
+        assert_eq!(wechat(502, r#"{"ip_list":[]}"#), Probe::Unknown);
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_panics(status in 100_u16..600, body in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = token(status, &body);
+            let _ = probe(Platform::Wechat, status, &body);
+            let _ = echoed_ip(&String::from_utf8_lossy(&body));
+        }
+    }
+}

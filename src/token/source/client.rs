@@ -1,0 +1,111 @@
+//! The HTTP client of the token endpoints: small, patient for one call only, and silent about what it carries.
+//!
+//! It goes out by the same way as the proxied requests do, follows no redirect, reads no proxy from the environment and
+//! hands out no foreign error, since those may hold a URL with a secret in it.
+
+use std::{net::SocketAddr, time::Duration};
+
+use reqwest::{Client, Proxy, RequestBuilder, Response, redirect};
+
+use super::FetchError;
+use crate::net::{
+    address::BaseUrl,
+    egress::{Egress, RootsError},
+};
+
+/// Cheap to clone; one serves all accounts.
+#[derive(Debug, Clone)]
+pub struct TokenClient {
+    http: Client,
+    timeout: Duration,
+}
+
+/// Why no client can be made of the settings.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The trusted roots.
+    #[error(transparent)]
+    Roots(#[from] RootsError),
+    /// The proxy's address.
+    #[error("upstream.proxy is no usable address: write \"http://host:port\"")]
+    Proxy,
+    /// Anything else.
+    #[error("the HTTP client for the token endpoints cannot be built from the settings in [upstream]")]
+    Build,
+}
+
+/// A token answer has a few hundred bytes; what is longer is something else.
+const MOST_BODY: usize = 64 * 1024;
+
+impl TokenClient {
+    /// A client that leaves by `egress` and gives each call `timeout` from connect to the last byte.
+    ///
+    /// # Errors
+    /// When the roots cannot be loaded or a setting is unusable.
+    pub fn new(egress: &Egress, timeout: Duration) -> Result<Self, ClientError> {
+        let tls = egress.tls()?;
+        let mut builder = Client::builder()
+            .tls_backend_preconfigured((*tls).clone())
+            .http1_only()
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            .user_agent(concat!("wxgate/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(egress.connect_timeout)
+            // WeChat closes idle connections at about 20 s, and fetches are an hour apart: nothing is worth keeping.
+            .pool_max_idle_per_host(1)
+            .pool_idle_timeout(Duration::from_secs(5))
+            .local_address(egress.local_address);
+        for (host, addresses) in &egress.resolve {
+            let addresses: Vec<_> = addresses.iter().map(|ip| SocketAddr::new(*ip, 0)).collect();
+            builder = builder.resolve_to_addrs(host, &addresses);
+        }
+        if let Some(proxy) = &egress.proxy {
+            // Only https leaves this machine, so only https takes the proxy.
+            let authority = BaseUrl { tls: false, host: proxy.host.clone(), port: proxy.port }.authority();
+            let mut rule = Proxy::https(format!("http://{authority}")).map_err(|_| ClientError::Proxy)?;
+            if let Some((user, password)) = proxy.credentials.as_ref().and_then(|c| c.expose().split_once(':')) {
+                rule = rule.basic_auth(user, password);
+            }
+            builder = builder.proxy(rule);
+        }
+        Ok(Self { http: builder.build().map_err(|_| ClientError::Build)?, timeout })
+    }
+
+    /// Sends what `request` makes for the first base URL that can be reached; status and body of the answer.
+    pub(super) async fn call(
+        &self,
+        bases: &[BaseUrl],
+        request: impl Fn(&Client, &BaseUrl) -> RequestBuilder,
+    ) -> Result<(u16, Vec<u8>), FetchError> {
+        let attempts = async {
+            for base in bases {
+                match request(&self.http, base).send().await {
+                    Ok(response) => return read(response).await,
+                    Err(error) if error.is_connect() => {
+                        tracing::warn!(host = %base.host, "no connection to the token endpoint");
+                    }
+                    Err(error) => return Err(lost(&error)),
+                }
+            }
+            Err(FetchError::Connect)
+        };
+        tokio::time::timeout(self.timeout, attempts).await.unwrap_or(Err(FetchError::Timeout))
+    }
+}
+
+async fn read(mut response: Response) -> Result<(u16, Vec<u8>), FetchError> {
+    let status = response.status().as_u16();
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| lost(&error))? {
+        if body.len() + chunk.len() > MOST_BODY {
+            return Err(FetchError::Malformed("more than 64 KiB"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok((status, body))
+}
+
+fn lost(error: &reqwest::Error) -> FetchError {
+    if error.is_timeout() { FetchError::Timeout } else { FetchError::Broken }
+}

@@ -1,0 +1,115 @@
+//! One record on disk: written to a temporary name, made durable, renamed; read with suspicion.
+//!
+//! Blocking. At every moment of a write, a crash leaves the old record or the new one.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::OFlags;
+
+use super::super::{Record, StoreError, codec};
+use crate::base::AccountName;
+
+/// A record has about a kilobyte.
+const MOST_BYTES: u64 = 64 * 1024;
+/// Damaged files that are kept for one account.
+const MOST_ASIDE: u32 = 9;
+
+/// Replaces the record, keeping the previous one as `.bak`.
+pub(super) fn write(folder: &Path, account: &AccountName, record: &Record) -> Result<(), StoreError> {
+    let path = folder.join(format!("{account}.json"));
+    let fresh = folder.join(format!(".{account}.json.new"));
+    let backup = folder.join(format!("{account}.json.bak"));
+    // What is left of a write that was cut short.
+    remove(&fresh).map_err(|error| failed("remove", &fresh, &error))?;
+    create(&fresh, &codec::encode(record)).map_err(|error| failed("write", &fresh, &error))?;
+    // A second name for the old record, so that there is never a moment without one. Not every file system has those.
+    if remove(&backup).is_ok() {
+        let _ = fs::hard_link(&path, &backup);
+    }
+    fs::rename(&fresh, &path).map_err(|error| failed("replace", &path, &error))?;
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| failed("sync", folder, &error))
+}
+
+/// Reads the record, or the previous one when it is damaged; what is damaged is set aside and never deleted.
+pub(super) fn read(folder: &Path, account: &AccountName) -> Result<Option<Record>, StoreError> {
+    for name in [format!("{account}.json"), format!("{account}.json.bak")] {
+        let path = folder.join(name);
+        let problem = match examine(&path) {
+            Ok(bytes) => match codec::decode(&bytes) {
+                Ok(record) => return Ok(Some(record)),
+                Err(damage) => damage.to_string(),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if is_content(&error) => error.to_string(),
+            Err(error) => return Err(failed("read", &path, &error)),
+        };
+        let aside = set_aside(&path).map_err(|error| failed("set aside", &path, &error))?;
+        tracing::warn!(
+            file = %path.display(), aside = %aside.display(), problem,
+            "a stored token record is not usable and was set aside: going on without it, which costs at most one fetch"
+        );
+    }
+    Ok(None)
+}
+
+fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// The bytes of an ordinary file of ordinary size. Neither follows a link nor waits for a pipe.
+fn examine(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = i32::from_ne_bytes((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().to_ne_bytes());
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no ordinary file"));
+    }
+    if metadata.len() > MOST_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too large"));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        tracing::warn!(file = %path.display(), "a stored token could be read by others; its mode is 0600 from now on");
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    let mut bytes = Vec::new();
+    file.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Whether what is there is wrong, and not the reading of it: a link, a socket, a folder, bad content.
+fn is_content(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory)
+        || [rustix::io::Errno::LOOP, rustix::io::Errno::NXIO].iter().any(|e| code == Some(e.raw_os_error()))
+}
+
+fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let base = path.as_os_str().to_owned();
+    let name = |n: u32| {
+        let mut name = base.clone();
+        name.push(if n == 1 { ".damaged".to_owned() } else { format!(".damaged.{n}") });
+        PathBuf::from(name)
+    };
+    let free = (1..=MOST_ASIDE).map(name).find(|name| fs::symlink_metadata(name).is_err());
+    let aside = free.unwrap_or_else(|| name(MOST_ASIDE));
+    fs::rename(path, &aside)?;
+    Ok(aside)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn failed(operation: &'static str, path: &Path, error: &io::Error) -> StoreError {
+    StoreError::Io { operation, path: path.to_owned(), reason: error.to_string() }
+}

@@ -1,0 +1,173 @@
+//! The embedded store: a folder of one small file per account, for one process at a time.
+//!
+//! A file is replaced whole or not at all, and one that cannot be read is set aside and taken for empty; the previous
+//! one is kept as `.bak`. Blocking work runs on the runtime's blocking threads.
+
+mod disk;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+
+use super::{BoxFuture, Record, Saved, StoreError, TokenStore};
+use crate::base::AccountName;
+
+/// A folder that this process has locked until the store is dropped.
+#[derive(Debug)]
+pub struct FileStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    folder: PathBuf,
+    /// What is in the files. Nobody else writes them, so this need not be read again to compare generations.
+    known: Mutex<HashMap<AccountName, Option<Record>>>,
+    _lock: File,
+}
+
+/// Why the folder cannot be used; says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has the lock.
+    #[error(
+        "another wxgate (pid {pid}) uses the folder {path}: stop it, or give each instance its own store.path",
+        path = path.display()
+    )]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+        /// What the other one wrote into the lock file; `unknown` when that cannot be read.
+        pid: String,
+    },
+    /// Everybody on this machine may write into the folder.
+    #[error(
+        "the folder {path} can be written by everybody: run chmod 700 on it, or name a folder inside it as store.path",
+        path = path.display()
+    )]
+    Open {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The system said no.
+    #[error("cannot {operation} {path}: {reason}; check store.path and its permissions", path = path.display())]
+    Io {
+        /// A verb.
+        operation: &'static str,
+        /// Of the file or folder.
+        path: PathBuf,
+        /// The system's words.
+        reason: String,
+    },
+}
+
+impl FileStore {
+    /// Opens the folder, made with mode 0700 when missing, and locks it. A reload hands the open store on: opening the
+    /// same folder twice fails in one process too.
+    ///
+    /// # Errors
+    /// When another process has it, everybody can write to it, or the system says no.
+    pub fn open(folder: &Path) -> Result<Self, OpenError> {
+        let failed = |operation, path: &Path, error: &io::Error| OpenError::Io {
+            operation,
+            path: path.to_owned(),
+            reason: error.to_string(),
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(|error| failed("create the folder", folder, &error))?;
+        let mode = fs::metadata(folder).map_err(|error| failed("look at", folder, &error))?.mode();
+        if mode & 0o002 != 0 {
+            return Err(OpenError::Open { path: folder.to_owned() });
+        }
+        if mode & 0o077 != 0 {
+            tracing::warn!(folder = %folder.display(), "the folder of the token store is open to others: run chmod 700 on it");
+        }
+        let lock = lock(folder, &failed)?;
+        let known = Mutex::default();
+        Ok(Self { inner: Arc::new(Inner { folder: folder.to_owned(), known, _lock: lock }) })
+    }
+}
+
+fn lock(folder: &Path, failed: &dyn Fn(&'static str, &Path, &io::Error) -> OpenError) -> Result<File, OpenError> {
+    let path = folder.join("lock");
+    let flags = i32::from_ne_bytes((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().to_ne_bytes());
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(flags)
+        .open(&path)
+        .map_err(|error| failed("open", &path, &error))?;
+    if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        if error != rustix::io::Errno::WOULDBLOCK {
+            return Err(failed("lock", &path, &error.into()));
+        }
+        let mut pid = String::new();
+        let _ = (&mut file).take(20).read_to_string(&mut pid);
+        let pid = pid.trim().parse::<u32>().map_or_else(|_| "unknown".to_owned(), |pid| pid.to_string());
+        return Err(OpenError::Locked { path: folder.to_owned(), pid });
+    }
+    // Who holds it is told to people only, so a full disk is no reason not to start.
+    let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(file)
+}
+
+impl TokenStore for FileStore {
+    fn load<'a>(&'a self, account: &'a AccountName) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        let (inner, account) = (Arc::clone(&self.inner), account.clone());
+        Box::pin(blocking(move || inner.load(&account)))
+    }
+
+    fn save<'a>(&'a self, account: &'a AccountName, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
+        let (inner, account) = (Arc::clone(&self.inner), account.clone());
+        Box::pin(blocking(move || inner.save(&account, record)))
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(StoreError::Stopped))
+}
+
+impl Inner {
+    fn load(&self, account: &AccountName) -> Result<Option<Record>, StoreError> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(record) = known.get(account) {
+            return Ok(record.clone());
+        }
+        let record = disk::read(&self.folder, account)?;
+        known.insert(account.clone(), record.clone());
+        Ok(record)
+    }
+
+    /// The lock is held while writing, so that two writes never mix and the later one stays.
+    fn save(&self, account: &AccountName, record: Record) -> Result<Saved, StoreError> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains_key(account) {
+            known.insert(account.clone(), disk::read(&self.folder, account)?);
+        }
+        if let Some(Some(held)) = known.get(account)
+            && !held.gives_way_to(&record)
+        {
+            return Ok(Saved::Newer(Box::new(held.clone())));
+        }
+        disk::write(&self.folder, account, &record)?;
+        known.insert(account.clone(), Some(record));
+        Ok(Saved::Written)
+    }
+}

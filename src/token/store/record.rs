@@ -1,0 +1,157 @@
+//! What is stored of an account, in wall time, and how much of it is still believed when it is read again.
+//!
+//! Pure: the clock is an argument. Faults that hold for one node only (a refused address) are no part of it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::{
+    base::Secret,
+    token::{
+        AccountSettings, Generation, Kind,
+        budget::Budget,
+        clock::{Clock, millis},
+        value::Token,
+    },
+};
+
+/// Whose token it is. A record of other credentials gives no token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The appid; budgets belong to it.
+    pub appid: String,
+    /// Tokens of the two kinds are never mixed.
+    pub kind: Kind,
+    /// Of the AppSecret: with another secret the token is not used any more.
+    pub secret_fingerprint: String,
+}
+
+/// The stored state of one account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Whose it is.
+    pub identity: Identity,
+    /// Of the last token, also when that one is not in the record any more.
+    pub generation: Generation,
+    /// The last token.
+    pub token: Option<StoredToken>,
+    /// What was spent today.
+    pub budget: Budget,
+}
+
+/// A token in wall time, milliseconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredToken {
+    /// The token.
+    pub value: Secret,
+    /// When the call that brought it was sent.
+    pub fetched_ms: u64,
+    /// When it ends.
+    pub expires_ms: u64,
+}
+
+/// A clock may be this much off before it is not believed.
+const SKEW: Duration = Duration::from_secs(300);
+/// No token lives longer.
+const LONGEST: Duration = Duration::from_secs(7200);
+
+impl Identity {
+    /// Of an account as it is configured now.
+    pub fn of(account: &AccountSettings) -> Self {
+        Self { appid: account.appid.clone(), kind: account.kind, secret_fingerprint: account.secret.fingerprint() }
+    }
+}
+
+impl StoredToken {
+    /// The token in wall time.
+    pub fn of(token: &Token, clock: Clock) -> Self {
+        Self {
+            value: token.secret().clone(),
+            fetched_ms: clock.to_unix_ms(token.sent()),
+            expires_ms: clock.to_unix_ms(token.expires()),
+        }
+    }
+}
+
+impl Record {
+    /// The token on today's monotonic clock, if it is still good and its times are possible: fetched at most five
+    /// minutes in the future, living at most two hours, not expired.
+    pub fn revive(&self, clock: Clock) -> Option<Token> {
+        let stored = self.token.as_ref()?;
+        let (now, wall) = (Instant::now(), clock.now_ms());
+        let lifetime = stored.expires_ms.checked_sub(stored.fetched_ms)?;
+        if stored.fetched_ms > wall.saturating_add(millis(SKEW)) || lifetime > millis(LONGEST) {
+            return None;
+        }
+        let left = Duration::from_millis(stored.expires_ms.checked_sub(wall).filter(|left| *left > 0)?).min(LONGEST);
+        let age = Duration::from_millis(wall.saturating_sub(stored.fetched_ms));
+        let sent = now.checked_sub(age).unwrap_or(now);
+        Some(Token::new(self.generation, stored.value.clone(), sent, now + left))
+    }
+
+    /// Whether a store that holds `self` may replace it by `next`.
+    pub(super) fn gives_way_to(&self, next: &Self) -> bool {
+        let same_token = || {
+            self.token.as_ref().map(|token| &token.value) == next.token.as_ref().map(|token| &token.value)
+                || self.identity != next.identity
+                || next.token.is_none()
+                || self.token.is_none()
+        };
+        self.generation < next.generation || self.generation == next.generation && same_token()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn sample(generation: u64, token: Option<&str>) -> Record {
+        Record {
+            identity: Identity {
+                appid: "wx0123456789abcdef".into(),
+                kind: Kind::Stable,
+                secret_fingerprint: "ba7816bf".into(),
+            },
+            generation: Generation(generation),
+            token: token.map(|value| StoredToken {
+                value: Secret::new(value),
+                fetched_ms: 10_000_000,
+                expires_ms: 17_200_000,
+            }),
+            budget: Budget::default(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_is_revived_with_what_remains_of_it() {
+        let record = sample(4, Some("t"));
+        let token = record.revive(Clock::starting_at(11_000_000)).unwrap();
+        assert_eq!((token.generation(), token.expires_in().as_millis()), (Generation(4), 6_200_000));
+        assert_eq!(StoredToken::of(&token, Clock::starting_at(11_000_000)), record.token.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn impossible_times_give_no_token() {
+        let with = |fetched_ms, expires_ms, wall| {
+            let token = Some(StoredToken { value: Secret::new("t"), fetched_ms, expires_ms });
+            Record { token, ..sample(1, None) }
+                .revive(Clock::starting_at(wall))
+                .map(|token| token.expires_in().as_millis())
+        };
+        assert_eq!(with(10_000_000, 17_200_000, 17_200_000), None, "expired");
+        assert_eq!(with(10_000_000, 17_200_000, 9_700_000), Some(7_200_000), "a clock a little behind");
+        assert_eq!(with(10_000_000, 17_200_000, 9_699_999), None, "a clock far behind");
+        assert_eq!(with(10_000_000, 17_200_001, 11_000_000), None, "lives too long");
+        assert_eq!(with(10_000_000, 9_000_000, 5_000_000), None, "ends before it begins");
+        assert_eq!(with(u64::MAX, u64::MAX, 0), None);
+        assert_eq!(with(0, u64::MAX, u64::MAX), None);
+    }
+
+    #[test]
+    fn an_older_or_a_rival_record_does_not_replace_a_newer_one() {
+        let held = sample(5, Some("a"));
+        assert!(held.gives_way_to(&sample(6, Some("b"))) && held.gives_way_to(&sample(5, Some("a"))));
+        assert!(!held.gives_way_to(&sample(4, Some("z"))) && !held.gives_way_to(&sample(5, Some("b"))));
+    }
+}
