@@ -5,6 +5,7 @@
 
 pub mod base;
 pub mod net;
+pub mod sandbox;
 pub mod telemetry;
 pub mod token;
 pub mod wechat;
