@@ -8,6 +8,7 @@ pub mod base;
 pub mod config;
 pub mod net;
 pub mod proxy;
+pub mod sandbox;
 pub mod telemetry;
 pub mod token;
 pub mod wechat;

@@ -1,0 +1,230 @@
+//! What an endpoint answers, before any fault changes it: status, content type, body.
+//!
+//! Errors are HTTP 200 with a JSON body; wording, request ids and content types are those that were seen of the real
+//! API, and the content type varies with the path, because clients must not depend on it.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::{clock::mix, settings::Platform};
+
+/// An answer in the making.
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) content_type: Cow<'static, str>,
+    pub(super) headers: Vec<(Cow<'static, str>, String)>,
+    pub(super) body: Body,
+    /// What the body says, for the record.
+    pub(super) errcode: Option<i64>,
+    /// Whether the call did what it is for.
+    pub(super) executed: bool,
+}
+
+/// Bytes at hand, or bytes that are made as they are sent.
+#[derive(Debug, Clone)]
+pub(super) enum Body {
+    Bytes(Bytes),
+    /// So many bytes of [`blob_piece`].
+    Blob(u64),
+}
+
+/// What the token endpoints answer with.
+pub(super) const JSON_ENCODING: &str = "application/json; encoding=utf-8";
+/// What `sns/*` and some errors answer with.
+pub(super) const TEXT: &str = "text/plain";
+/// What WeCom answers with.
+pub(super) const JSON_CHARSET: &str = "application/json; charset=UTF-8";
+const JSON: &str = "application/json";
+
+const BLOB_BLOCK: u64 = 64 << 10;
+
+impl Answer {
+    pub(super) fn new(status: u16, content_type: impl Into<Cow<'static, str>>, body: impl Into<Bytes>) -> Self {
+        Self {
+            status,
+            content_type: content_type.into(),
+            headers: Vec::new(),
+            body: Body::Bytes(body.into()),
+            errcode: None,
+            executed: false,
+        }
+    }
+
+    /// A call that did its work.
+    pub(super) fn done(path: &str, body: impl Into<Bytes>) -> Self {
+        Self { executed: true, errcode: Some(0), ..Self::new(200, content_type(path), body) }
+    }
+
+    /// The same, from a value.
+    pub(super) fn done_with(path: &str, value: &Value) -> Self {
+        Self::done(path, value.to_string())
+    }
+
+    /// A picture, a voice, a file.
+    pub(super) fn binary(content_type: impl Into<Cow<'static, str>>, body: Body) -> Self {
+        Self { body, executed: true, ..Self::new(200, content_type, Bytes::new()) }
+    }
+
+    /// An error in WeChat's shape.
+    pub(super) fn error(code: i64, message: &str, content_type: impl Into<Cow<'static, str>>) -> Self {
+        let message = Value::from(message);
+        let body = format!("{{\"errcode\":{code},\"errmsg\":{message}}}");
+        Self { errcode: Some(code), ..Self::new(200, content_type, body) }
+    }
+
+    /// Nothing but a status, as WeChat's front answers what it does not take.
+    pub(super) fn empty(status: u16) -> Self {
+        Self::new(status, "", Bytes::new())
+    }
+
+    pub(super) fn with_content_type(mut self, content_type: impl Into<Cow<'static, str>>) -> Self {
+        self.content_type = content_type.into();
+        self
+    }
+
+    pub(super) fn with_header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+}
+
+impl Body {
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Blob(length) => *length,
+        }
+    }
+
+    /// Some bytes from `offset` on, at most `max`; empty at the end.
+    pub(super) fn piece(&self, offset: u64, max: u64) -> Bytes {
+        let left = self.len().saturating_sub(offset).min(max);
+        match self {
+            Self::Bytes(bytes) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                let end = start + usize::try_from(left).unwrap_or(0);
+                bytes.slice(start..end)
+            }
+            Self::Blob(_) if left == 0 => Bytes::new(),
+            Self::Blob(_) => blob_piece(offset, left),
+        }
+    }
+}
+
+/// Bytes of the endless pseudo-random sequence that `blob-N` media consist of: not past the end of a 64 KiB block.
+pub(super) fn blob_piece(offset: u64, max: u64) -> Bytes {
+    let block = offset / BLOB_BLOCK;
+    let end = ((block + 1) * BLOB_BLOCK).min(offset + max);
+    let mut piece = Vec::with_capacity(usize::try_from(end - offset + 16).unwrap_or(0));
+    let first = offset / 8;
+    for word in first..end.div_ceil(8) {
+        piece.extend_from_slice(&mix(word.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes());
+    }
+    let skip = usize::try_from(offset - first * 8).unwrap_or(0);
+    let length = usize::try_from(end - offset).unwrap_or(0);
+    Bytes::from(piece).slice(skip..skip + length)
+}
+
+/// The content type of a path: one of those that were seen, always the same for the same path.
+pub(super) fn content_type(path: &str) -> &'static str {
+    if path.starts_with("/sns/") {
+        return TEXT;
+    }
+    let hash = path
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    [JSON_ENCODING, JSON, TEXT][usize::try_from((hash >> 7) % 3).unwrap_or(0)]
+}
+
+/// The wording of an error without its request id. The IP is the one that WeChat claims to have seen.
+pub(super) fn wording(code: i64, ip: &str) -> Cow<'static, str> {
+    Cow::Borrowed(match code {
+        -1 => "system error",
+        40001 => {
+            "invalid credential, access_token is invalid or not latest, could get access_token by \
+             getStableAccessToken, more details at https://mmbizurl.cn/s/JtxxFh33r"
+        }
+        40002 => "invalid grant_type",
+        40003 => "invalid openid",
+        40004 => "invalid media type",
+        40007 => "invalid media_id",
+        40013 => "invalid appid",
+        40014 => "invalid access_token",
+        40029 => "invalid code",
+        40066 => "invalid url",
+        40125 => "invalid appsecret",
+        40163 => "code been used",
+        40164 => return format!("invalid ip {ip} ipv6 ::ffff:{ip}, not in whitelist").into(),
+        40169 => "invalid length for scene, or the data is not json string",
+        40243 => "AppSecret is frozen",
+        41001 => "access_token missing",
+        41002 => "appid missing",
+        41004 => "appsecret missing",
+        41005 => "media data missing",
+        41008 => "missing code",
+        41030 => "invalid page",
+        42001 => "access_token expired",
+        43002 => "require POST method",
+        45009 => "reach max api daily quota limit",
+        45011 => "api minute-quota reach limit, must slower, retry next minute",
+        45035 => "access clientip is not registered, not in ip-white-list",
+        47001 => "data format error",
+        48001 => "api unauthorized",
+        48006 => "forbid to clear quota because of reaching the limit",
+        60020 => "not allow to access from your ip",
+        61004 => return format!("access clientip is not registered requestIP: {ip}").into(),
+        61011 => "invalid component",
+        61014 => "must use component token for component api",
+        _ => "error",
+    })
+}
+
+/// The wording as the platform spells it out: WeChat adds a request id (where it was seen to), WeCom a hint.
+pub(super) fn message(platform: Platform, code: i64, ip: &str, rid: &str) -> String {
+    let text = wording(code, ip);
+    match (platform, code) {
+        (Platform::Wecom, _) => format!(
+            "{text}, hint: [{rid}], from ip: {ip}, more info at https://open.work.weixin.qq.com/devtool/query?e={code}"
+        ),
+        (Platform::Wechat, -1 | 40007 | 40014) => text.into_owned(),
+        (Platform::Wechat, _) => format!("{text} rid: {rid}"),
+    }
+}
+
+/// The same for `sns/*`: a comma before the request id, and no word of stable tokens.
+pub(super) fn sns_message(code: i64, rid: &str) -> String {
+    match code {
+        40001 => format!("invalid credential, access_token is invalid or not latest, rid: {rid}"),
+        _ => format!("{}, rid: {rid}", wording(code, "")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_is_the_same_however_it_is_cut() {
+        let whole = Body::Blob(200_000);
+        let mut joined = Vec::new();
+        while joined.len() < 200_000 {
+            joined.extend_from_slice(&whole.piece(joined.len() as u64, 7_777));
+        }
+        assert_eq!(joined.len(), 200_000);
+        let piece = whole.piece(65_530, 100);
+        assert_eq!(piece.len(), 6, "a piece does not cross a block");
+        assert_eq!(piece[..], joined[65_530..65_536]);
+        assert!(whole.piece(200_000, 5).is_empty());
+    }
+
+    #[test]
+    fn content_types_vary_over_paths_but_not_over_time() {
+        let paths = ["/cgi-bin/user/info", "/cgi-bin/menu/get", "/wxa/a", "/wxa/b", "/wxa/c", "/wxa/d"];
+        let kinds: std::collections::HashSet<_> = paths.map(content_type).into_iter().collect();
+        assert!(kinds.len() > 1);
+        assert_eq!(content_type("/wxa/a"), content_type("/wxa/a"));
+    }
+}

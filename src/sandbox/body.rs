@@ -1,0 +1,145 @@
+//! Reads a request body off the connection: hashed as it goes by, its beginning kept, a file in it looked for.
+
+use std::io;
+
+use bytes::{Buf, Bytes, BytesMut};
+use memchr::memmem;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::{
+    digest::Digest,
+    multipart::{File, Scanner},
+    request::{Framing, Head},
+};
+
+/// The line that announces a chunk may be this long.
+const MAX_CHUNK_LINE: usize = 4 << 10;
+
+/// What is done with a body besides reading it.
+#[derive(Debug)]
+pub(super) struct Sink {
+    length: u64,
+    digest: Option<Digest>,
+    kept: Vec<u8>,
+    keep: usize,
+    scanner: Option<Scanner>,
+}
+
+/// A body that was read to its end, or as far as it came.
+#[derive(Debug, Default)]
+pub(super) struct Received {
+    pub(super) length: u64,
+    /// Empty when it was not asked for.
+    pub(super) sha256: String,
+    /// The beginning.
+    pub(super) kept: Bytes,
+    pub(super) file: Option<File>,
+    pub(super) complete: bool,
+}
+
+impl Sink {
+    /// Keeps the first `keep` bytes; hashes if told so.
+    pub(super) fn new(keep: usize, hash: bool) -> Self {
+        Self { length: 0, digest: hash.then(Digest::default), kept: Vec::new(), keep, scanner: None }
+    }
+
+    /// Looks for a file as well.
+    pub(super) fn scanning(mut self, scanner: Option<Scanner>) -> Self {
+        self.scanner = scanner;
+        self
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.length += bytes.len() as u64;
+        if let Some(digest) = &mut self.digest {
+            digest.update(bytes);
+        }
+        if let Some(scanner) = &mut self.scanner {
+            scanner.feed(bytes);
+        }
+        let room = (self.keep - self.kept.len()).min(bytes.len());
+        self.kept.extend_from_slice(&bytes[..room]);
+    }
+
+    pub(super) fn finish(self, complete: bool) -> Received {
+        Received {
+            length: self.length,
+            sha256: self.digest.map(|digest| digest.hex()).unwrap_or_default(),
+            kept: Bytes::from(self.kept),
+            file: self.scanner.and_then(Scanner::finish),
+            complete,
+        }
+    }
+}
+
+/// Reads the body that `head` announces. `buffer` holds what was read too far before and will be again.
+///
+/// # Errors
+/// When the connection ends before the body, or a chunk cannot be read.
+pub(super) async fn read<R: AsyncRead + Unpin>(
+    wire: &mut R,
+    buffer: &mut BytesMut,
+    head: &Head,
+    sink: &mut Sink,
+) -> io::Result<()> {
+    match head.framing {
+        Framing::None => Ok(()),
+        Framing::Length(length) => read_exactly(wire, buffer, length, sink).await,
+        Framing::Chunked => read_chunks(wire, buffer, sink).await,
+    }
+}
+
+async fn read_exactly<R: AsyncRead + Unpin>(
+    wire: &mut R,
+    buffer: &mut BytesMut,
+    mut left: u64,
+    sink: &mut Sink,
+) -> io::Result<()> {
+    while left > 0 {
+        if buffer.is_empty() {
+            more(wire, buffer).await?;
+        }
+        let step = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        sink.take(&buffer[..step]);
+        buffer.advance(step);
+        left -= step as u64;
+    }
+    Ok(())
+}
+
+async fn read_chunks<R: AsyncRead + Unpin>(wire: &mut R, buffer: &mut BytesMut, sink: &mut Sink) -> io::Result<()> {
+    loop {
+        let line = read_line(wire, buffer).await?;
+        let digits = line.split(|b| matches!(b, b';' | b' ')).next().unwrap_or(&[]);
+        let length = std::str::from_utf8(digits).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no chunk length"))?;
+        if length == 0 {
+            while !read_line(wire, buffer).await?.is_empty() {}
+            return Ok(());
+        }
+        read_exactly(wire, buffer, length, sink).await?;
+        read_line(wire, buffer).await?;
+    }
+}
+
+async fn read_line<R: AsyncRead + Unpin>(wire: &mut R, buffer: &mut BytesMut) -> io::Result<Bytes> {
+    loop {
+        if let Some(end) = memmem::find(buffer, b"\r\n") {
+            let line = buffer.split_to(end).freeze();
+            buffer.advance(2);
+            return Ok(line);
+        }
+        if buffer.len() > MAX_CHUNK_LINE {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the line of a chunk does not end"));
+        }
+        more(wire, buffer).await?;
+    }
+}
+
+async fn more<R: AsyncRead + Unpin>(wire: &mut R, buffer: &mut BytesMut) -> io::Result<()> {
+    buffer.reserve(16 << 10);
+    match wire.read_buf(buffer).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,123 @@
+//! The sandbox's own time and chance.
+//!
+//! Time runs with tokio's clock and can be pushed ahead, so that a token ages two hours without anybody waiting. Chance
+//! comes from a seed, so that a run can be repeated. Neither is fit for anything but a fake.
+
+use std::{
+    fmt::Write as _,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::time::Instant;
+
+/// Milliseconds since the sandbox was started, as it sees them.
+pub(super) type Millis = u64;
+
+/// A clock that can be pushed ahead.
+#[derive(Debug)]
+pub(super) struct Clock {
+    origin: Instant,
+    unix_origin: u64,
+    ahead: AtomicU64,
+}
+
+/// A repeatable source of digits.
+#[derive(Debug)]
+pub(super) struct Noise(AtomicU64);
+
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+impl Clock {
+    /// Starts at zero. The wall clock is read once, for what WeChat shows as Unix time.
+    pub(super) fn start() -> Self {
+        let unix_origin = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Self { origin: Instant::now(), unix_origin, ahead: AtomicU64::new(0) }
+    }
+
+    pub(super) fn now(&self) -> Millis {
+        millis(self.origin.elapsed()) + self.ahead.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn unix(&self) -> u64 {
+        self.unix_origin + self.now() / 1000
+    }
+
+    pub(super) fn advance(&self, by: Duration) {
+        self.ahead.fetch_add(millis(by), Ordering::Relaxed);
+    }
+}
+
+/// Whole milliseconds, as many as fit.
+pub(super) fn millis(duration: Duration) -> Millis {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX >> 1)
+}
+
+impl Noise {
+    pub(super) fn new(seed: Option<u64>) -> Self {
+        let seed = seed.unwrap_or_else(|| getrandom::u64().unwrap_or(0x5eed));
+        Self(AtomicU64::new(seed))
+    }
+
+    /// The next 64 bits (splitmix64).
+    pub(super) fn next(&self) -> u64 {
+        let state = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        mix(state)
+    }
+
+    /// Letters, digits, `-` and `_`.
+    pub(super) fn text(&self, length: usize) -> String {
+        let mut text = String::with_capacity(length);
+        while text.len() < length {
+            let mut bits = self.next();
+            for _ in 0..10.min(length - text.len()) {
+                text.push(char::from(ALPHABET[(bits & 63) as usize]));
+                bits >>= 6;
+            }
+        }
+        text
+    }
+
+    /// WeChat's request id: three groups of eight hex digits, the first of them the Unix time.
+    pub(super) fn rid(&self, unix: u64) -> String {
+        let bits = self.next();
+        let mut rid = String::with_capacity(26);
+        let _ = write!(rid, "{:08x}-{:08x}-{:08x}", unix & 0xffff_ffff, bits >> 32, bits & 0xffff_ffff);
+        rid
+    }
+}
+
+/// The finishing step of splitmix64.
+pub(super) fn mix(state: u64) -> u64 {
+    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_can_be_pushed_ahead() {
+        let clock = Clock::start();
+        let unix = clock.unix();
+        clock.advance(Duration::from_secs(7200));
+        assert_eq!((clock.now(), clock.unix()), (7_200_000, unix + 7200));
+    }
+
+    #[test]
+    fn a_request_id_begins_with_the_unix_time() {
+        let rid = Noise::new(Some(1)).rid(0x6aac_005a);
+        let groups: Vec<_> = rid.split('-').collect();
+        assert_eq!((groups.len(), groups[0]), (3, "6aac005a"));
+        assert!(groups.iter().all(|g| g.len() == 8 && g.bytes().all(|b| b.is_ascii_hexdigit())));
+    }
+
+    #[test]
+    fn one_seed_gives_one_sequence() {
+        assert_eq!(Noise::new(Some(7)).text(137), Noise::new(Some(7)).text(137));
+        assert_ne!(Noise::new(None).text(40), Noise::new(None).text(40));
+    }
+}

@@ -1,0 +1,164 @@
+//! Writes an answer to the wire: properly, or wrong in the ways that a [`Plan`] asks for.
+//!
+//! Decides nothing. A plan without faults is written in one piece.
+
+use std::{fmt::Write as _, io, time::Duration};
+
+use bytes::Bytes;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use super::answer::{Answer, Body};
+
+/// Bytes that are written at a time when nothing else is asked for.
+const STEP: u64 = 64 << 10;
+
+/// How an answer is written.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Plan {
+    /// Raw bytes before the answer: interim answers.
+    pub(super) before: Bytes,
+    pub(super) framing: Outline,
+    /// Raw header lines, each with its line end.
+    pub(super) extra_lines: String,
+    /// The body comes in pieces of so many bytes, with a pause after each.
+    pub(super) pace: Option<(u64, Duration)>,
+    /// The end comes after so many bytes of the body.
+    pub(super) stop_after: Option<u64>,
+    /// Raw bytes behind the answer.
+    pub(super) after: Bytes,
+    pub(super) end: End,
+}
+
+/// How the answer says where its body ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Outline {
+    /// `Content-Length`, as WeChat always does.
+    #[default]
+    Length,
+    /// Chunks of at most so many bytes.
+    Chunked(u64),
+    /// Nothing: the end of the connection is the end of the body.
+    Close,
+    /// Two lengths that contradict each other.
+    TwoLengths,
+    /// A length, and chunks.
+    LengthAndChunked,
+}
+
+/// What becomes of the connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum End {
+    /// It stays, if the client wants that.
+    #[default]
+    Stay,
+    /// It is closed without having said so.
+    Close,
+    /// It is reset.
+    Reset,
+}
+
+/// The connection as the client wants it and the method allows it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Manner {
+    pub(super) keep_alive: bool,
+    pub(super) head_only: bool,
+}
+
+/// Writes the answer; what is to become of the connection is returned, not done.
+///
+/// # Errors
+/// When the client is gone.
+pub(super) async fn deliver<W: AsyncWrite + Unpin>(
+    wire: &mut W,
+    answer: &Answer,
+    plan: &Plan,
+    manner: Manner,
+) -> io::Result<End> {
+    let mut out = Vec::with_capacity(512);
+    out.extend_from_slice(&plan.before);
+    head(&mut out, answer, plan, manner);
+    let limit = plan.stop_after.unwrap_or(u64::MAX).min(answer.body.len());
+    let bodiless = manner.head_only || matches!(answer.status, 100..200 | 204 | 304);
+    if !bodiless {
+        body(wire, &mut out, &answer.body, plan, limit).await?;
+    }
+    let whole = limit == answer.body.len() || bodiless;
+    if whole {
+        out.extend_from_slice(&plan.after);
+    }
+    wire.write_all(&out).await?;
+    wire.flush().await?;
+    let must_close = !manner.keep_alive || !whole || plan.framing == Outline::Close;
+    Ok(if plan.end == End::Stay && must_close { End::Close } else { plan.end })
+}
+
+fn head(out: &mut Vec<u8>, answer: &Answer, plan: &Plan, manner: Manner) {
+    let mut head = String::with_capacity(256 + plan.extra_lines.len());
+    let connection = if manner.keep_alive { "keep-alive" } else { "close" };
+    let _ = write!(head, "HTTP/1.1 {} {}\r\nConnection: {connection}\r\n", answer.status, reason(answer.status));
+    if !answer.content_type.is_empty() {
+        let _ = write!(head, "Content-Type: {}\r\n", answer.content_type);
+    }
+    for (name, value) in &answer.headers {
+        let _ = write!(head, "{name}: {value}\r\n");
+    }
+    head.push_str(&plan.extra_lines);
+    let length = answer.body.len();
+    let _ = match plan.framing {
+        Outline::Length => write!(head, "Content-Length: {length}\r\n"),
+        Outline::Chunked(_) => write!(head, "Transfer-Encoding: chunked\r\n"),
+        Outline::Close => Ok(()),
+        Outline::TwoLengths => write!(head, "Content-Length: {length}\r\nContent-Length: {}\r\n", length + 7),
+        Outline::LengthAndChunked => write!(head, "Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n"),
+    };
+    head.push_str("\r\n");
+    out.extend_from_slice(head.as_bytes());
+}
+
+async fn body<W: AsyncWrite + Unpin>(
+    wire: &mut W,
+    out: &mut Vec<u8>,
+    body: &Body,
+    plan: &Plan,
+    limit: u64,
+) -> io::Result<()> {
+    let chunk = match plan.framing {
+        Outline::Chunked(size) => Some(size.max(1)),
+        Outline::LengthAndChunked => Some(STEP),
+        _ => None,
+    };
+    let step = chunk.unwrap_or(STEP).min(plan.pace.map_or(u64::MAX, |(bytes, _)| bytes.max(1)));
+    let mut sent = 0;
+    while sent < limit {
+        let piece = body.piece(sent, step.min(limit - sent));
+        sent += piece.len() as u64;
+        match chunk {
+            Some(_) => {
+                out.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+                out.extend_from_slice(&piece);
+                out.extend_from_slice(b"\r\n");
+            }
+            None => out.extend_from_slice(&piece),
+        }
+        let pause = plan.pace.map(|(_, pause)| pause);
+        // Small chunks are written one by one, so that a reader meets them one by one.
+        let alone = chunk.is_some_and(|size| size < STEP);
+        if pause.is_some() || alone || out.len() as u64 >= STEP {
+            wire.write_all(out).await?;
+            wire.flush().await?;
+            out.clear();
+        }
+        if let Some(pause) = pause {
+            tokio::time::sleep(pause).await;
+        }
+    }
+    if chunk.is_some() && limit == body.len() {
+        out.extend_from_slice(b"0\r\n\r\n");
+    }
+    Ok(())
+}
+
+/// The words behind the status, for those that the sandbox uses.
+pub(super) fn reason(status: u16) -> &'static str {
+    hyper::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Unknown")
+}

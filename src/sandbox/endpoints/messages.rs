@@ -1,0 +1,52 @@
+//! Messages to users. What is accepted here counts as delivered, and can be asked for: a call that was refused is not
+//! among it.
+
+use serde_json::{Value, json};
+
+use super::{Call, text};
+use crate::sandbox::{answer::Answer, recorder::Delivery};
+
+/// Whether the path sends a message to one user.
+pub(super) fn is_send(path: &str) -> bool {
+    matches!(
+        path,
+        "/cgi-bin/message/custom/send"
+            | "/cgi-bin/message/template/send"
+            | "/cgi-bin/message/subscribe/send"
+            | "/cgi-bin/message/subscribe/bizsend"
+            | "/cgi-bin/message/send"
+    )
+}
+
+/// `POST cgi-bin/message/custom/send` and its relatives.
+pub(super) fn send(call: Call<'_>) -> Answer {
+    if call.head.method() != "POST" {
+        return call.error(43002);
+    }
+    let Some(body) = call.json() else { return call.error(47001) };
+    let Some(openid) = text(&body, "touser") else { return call.error(40003) };
+    let kind = text(&body, "msgtype").unwrap_or("template".into());
+    let id = call.shared.recorder.deliver(|id| Delivery {
+        id,
+        at_ms: call.shared.state.clock.now(),
+        account: call.account().to_owned(),
+        openid: openid.clone().into_owned(),
+        content: content(&body, &kind),
+        kind: kind.clone().into_owned(),
+    });
+    match call.head.path() {
+        "/cgi-bin/message/template/send" => call.ok(&json!({"errcode": 0, "errmsg": "ok", "msgid": id})),
+        "/cgi-bin/message/send" => {
+            call.ok(&json!({"errcode": 0, "errmsg": "ok", "invaliduser": "", "msgid": id.to_string()}))
+        }
+        _ => call.ok(&json!({"errcode": 0, "errmsg": "ok"})),
+    }
+}
+
+fn content(body: &Value, kind: &str) -> String {
+    let payload = if kind == "template" { &body["data"] } else { &body[kind] };
+    match &payload["content"] {
+        Value::String(text) => text.clone(),
+        _ => payload.to_string(),
+    }
+}

@@ -1,0 +1,205 @@
+//! What each path answers when nothing is rigged. Bodies and codes are WeChat's own, from its documentation and from
+//! probes of the real API; where neither says anything, the simplest answer is given.
+
+use std::borrow::Cow;
+
+use serde_json::{Value, json};
+
+use super::{
+    Shared,
+    answer::{Answer, JSON_CHARSET, JSON_ENCODING, TEXT, content_type, message, wording},
+    body::Received,
+    recorder::Count,
+    request::{Framing, Head},
+    settings::Platform,
+    shape::SEEN_IP,
+    state::{Judged, TokenState, overwritten_code},
+};
+
+pub(super) mod media;
+mod messages;
+mod sns;
+mod tickets;
+pub(super) mod token;
+
+/// A JSON body may be this long where an endpoint reads it.
+const JSON_KEPT: usize = 8 << 20;
+
+/// The first segments that are in use at api.weixin.qq.com.
+const FIRST_SEGMENTS: [&str; 27] = [
+    "cgi-bin",
+    "wxa",
+    "wxaapi",
+    "sns",
+    "datacube",
+    "card",
+    "channels",
+    "shop",
+    "product",
+    "tcb",
+    "componenttcb",
+    "union",
+    "xpay",
+    "customservice",
+    "nontax",
+    "promoter",
+    "cv",
+    "intp",
+    "cityservice",
+    "user-order",
+    "wedata",
+    "donut",
+    "scan",
+    "publisher",
+    "redpacketcover",
+    "semantic",
+    "wxadrama",
+];
+
+/// A request that was read, and what is known of its token.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call<'c> {
+    pub(super) shared: &'c Shared,
+    pub(super) head: &'c Head,
+    pub(super) body: &'c Received,
+    pub(super) judged: &'c Judged,
+    /// What a fault wants to be issued as token.
+    pub(super) value: Option<&'c str>,
+}
+
+/// Executes the call.
+pub(super) fn answer(call: Call<'_>) -> Answer {
+    if call.head.framing == Framing::Chunked {
+        call.shared.recorder.count(Count::Chunked);
+        return Answer::empty(412);
+    }
+    let path = call.head.path();
+    match path {
+        token::CLASSIC => token::classic(call),
+        token::STABLE => token::stable(call),
+        token::WECOM => token::wecom(call),
+        "/cgi-bin/clear_quota/v2" => token::clear_quota_v2(call),
+        "/cgi-bin/component/api_component_token" | "/cgi-bin/component/api_start_push_ticket" => call.error(61011),
+        _ if path.starts_with("/sns/") => sns::answer(call),
+        _ if !is_in_use(path) => unknown(call),
+        _ => match call.judged.state {
+            TokenState::None => call.error(41001),
+            TokenState::Unknown => refused(call, overwritten_code(call.judged.platform)),
+            TokenState::Stale(code) => refused(call, code),
+            TokenState::Current | TokenState::Overlapping => business(call),
+        },
+    }
+}
+
+/// How much of the body the endpoint needs.
+pub(super) fn keep(path: &str) -> usize {
+    match path {
+        token::STABLE
+        | "/cgi-bin/clear_quota"
+        | "/cgi-bin/clear_quota/v2"
+        | "/wxa/getwxacodeunlimit"
+        | "/wxa/getwxacode"
+        | "/cgi-bin/wxaapp/createwxaqrcode" => JSON_KEPT,
+        _ if messages::is_send(path) => JSON_KEPT,
+        _ => 0,
+    }
+}
+
+fn business(call: Call<'_>) -> Answer {
+    let path = call.head.path();
+    match path {
+        "/cgi-bin/ticket/getticket" => tickets::getticket(call),
+        "/cgi-bin/get_jsapi_ticket" => tickets::wecom(call, "jsapi"),
+        "/cgi-bin/ticket/get" => tickets::wecom(call, "agent_config"),
+        "/cgi-bin/media/get" => media::get(call),
+        "/wxa/getwxacodeunlimit" | "/wxa/getwxacode" | "/cgi-bin/wxaapp/createwxaqrcode" => media::code(call),
+        "/cgi-bin/user/info" => user_info(call),
+        "/cgi-bin/clear_quota" => token::clear_quota(call),
+        "/cgi-bin/get_api_domain_ip" => call.ok(&json!({"ip_list": ["203.0.113.10", "203.0.113.11"]})),
+        "/cgi-bin/getcallbackip" => call.ok(&json!({"ip_list": ["203.0.113.20"]})),
+        "/cgi-bin/user/get" => {
+            let openids = ["o-sandbox-user-0001", "o-sandbox-user-0002"];
+            call.ok(&json!({"total": 2, "count": 2, "data": {"openid": openids}, "next_openid": openids[1]}))
+        }
+        "/cgi-bin/menu/get" => call.ok(&json!({"menu": {"button": []}})),
+        _ if media::takes_file(path) => media::upload(call),
+        _ if messages::is_send(path) => messages::send(call),
+        _ if path.starts_with("/cgi-bin/component/") => call.error(61014),
+        _ => call.ok(&json!({"errcode": 0, "errmsg": "ok"})),
+    }
+}
+
+fn user_info(call: Call<'_>) -> Answer {
+    let Some(openid) = call.head.param("openid") else { return call.error(40003) };
+    call.ok(&json!({
+        "subscribe": 1, "openid": openid, "language": "zh_CN", "subscribe_time": 1_434_093_047, "remark": "",
+        "groupid": 0, "tagid_list": [], "subscribe_scene": "ADD_SCENE_QR_CODE", "qr_scene": 0, "qr_scene_str": ""
+    }))
+}
+
+fn is_in_use(path: &str) -> bool {
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or("");
+    FIRST_SEGMENTS.contains(&first)
+}
+
+/// WeCom answers 404; WeChat lists a code of its own.
+fn unknown(call: Call<'_>) -> Answer {
+    match call.judged.platform {
+        Platform::Wecom => Answer::empty(404),
+        Platform::Wechat => call.error(40066),
+    }
+}
+
+fn refused(call: Call<'_>, code: i64) -> Answer {
+    let lists_addresses = matches!(call.head.path(), "/cgi-bin/getcallbackip" | "/cgi-bin/get_api_domain_ip");
+    if call.judged.platform == Platform::Wecom && lists_addresses {
+        let body = format!(r#"{{"ip_list":[],"errcode":{code},"errmsg":"{}"}}"#, wording(code, ""));
+        return Answer { errcode: Some(code), ..Answer::new(200, "application/json", body) };
+    }
+    call.error(code)
+}
+
+impl Call<'_> {
+    /// An error in the wording and the content type of platform and path.
+    pub(super) fn error(&self, code: i64) -> Answer {
+        let platform = self.judged.platform;
+        let text = message(platform, code, SEEN_IP, &self.shared.state.rid());
+        let content_type = match (platform, code) {
+            (Platform::Wecom, _) => JSON_CHARSET,
+            (_, 41001) => TEXT,
+            (_, 40001 | 42001) => JSON_ENCODING,
+            _ => content_type(self.head.path()),
+        };
+        Answer::error(code, &text, content_type)
+    }
+
+    fn ok(&self, value: &Value) -> Answer {
+        match self.judged.platform {
+            Platform::Wechat => Answer::done_with(self.head.path(), value),
+            Platform::Wecom => {
+                let mut whole = json!({"errcode": 0, "errmsg": "ok"});
+                if let (Some(whole), Some(value)) = (whole.as_object_mut(), value.as_object()) {
+                    whole.extend(value.clone());
+                }
+                Answer::done_with(self.head.path(), &whole).with_content_type(JSON_CHARSET)
+            }
+        }
+    }
+
+    fn json(&self) -> Option<Value> {
+        serde_json::from_slice(&self.body.kept).ok().filter(Value::is_object)
+    }
+
+    fn account(&self) -> &str {
+        self.judged.account.as_deref().unwrap_or("")
+    }
+}
+
+/// The text of a field; empty and absent are the same.
+fn text<'v>(value: &'v Value, field: &str) -> Option<Cow<'v, str>> {
+    match &value[field] {
+        Value::String(text) if !text.is_empty() => Some(Cow::Borrowed(text)),
+        Value::Number(number) => Some(Cow::Owned(number.to_string())),
+        _ => None,
+    }
+}

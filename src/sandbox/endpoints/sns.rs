@@ -1,0 +1,76 @@
+//! Logins of users. These calls carry an AppSecret or a token of a user, never the token of the account.
+//!
+//! A `js_code` or `code` beginning with `bad` is invalid; any other is good once.
+
+use serde_json::json;
+
+use super::{Call, token::identify};
+use crate::sandbox::{
+    answer::{Answer, TEXT, sns_message},
+    digest::sha256_hex,
+};
+
+/// So many used codes and user tokens are remembered.
+const KEPT: usize = 100_000;
+
+pub(super) fn answer(call: Call<'_>) -> Answer {
+    let outcome = match call.head.path() {
+        "/sns/jscode2session" => exchange(call, "js_code").map(|openid| {
+            let session_key = format!("{}==", call.shared.state.noise.text(22));
+            json!({"session_key": session_key, "openid": openid})
+        }),
+        "/sns/oauth2/access_token" => exchange(call, "code").map(|openid| {
+            let token = user_token(call);
+            let refresh = call.shared.state.noise.text(80);
+            json!({"access_token": token, "expires_in": 7200, "refresh_token": refresh, "openid": openid,
+                   "scope": "snsapi_userinfo"})
+        }),
+        "/sns/userinfo" => user(call).map(|openid| {
+            json!({"openid": openid, "nickname": "Sandbox", "sex": 0, "province": "", "city": "", "country": "",
+                   "headimgurl": "", "privilege": []})
+        }),
+        "/sns/auth" => user(call).map(|_| json!({"errcode": 0, "errmsg": "ok"})),
+        _ => Err(40066),
+    };
+    match outcome {
+        Ok(value) => Answer::done_with(call.head.path(), &value),
+        Err(code) => Answer::error(code, &sns_message(code, &call.shared.state.rid()), TEXT),
+    }
+}
+
+/// A login code for an openid.
+fn exchange(call: Call<'_>, name: &str) -> Result<String, i64> {
+    let param = |name| call.head.param(name);
+    // The grant type is not what these endpoints are strict about.
+    identify(call, param("appid"), Some("client_credential".to_owned()), param("secret"))?;
+    let code = param(name).ok_or(41008)?;
+    if code.starts_with("bad") {
+        return Err(40029);
+    }
+    let mut ledger = call.shared.state.ledger();
+    if ledger.used_codes.len() >= KEPT {
+        ledger.used_codes.clear();
+    }
+    if !ledger.used_codes.insert(code.clone()) {
+        return Err(40163);
+    }
+    Ok(format!("o{}", &sha256_hex(code.as_bytes())[..27]))
+}
+
+fn user_token(call: Call<'_>) -> String {
+    let token = format!("user_{}", call.shared.state.noise.text(100));
+    let mut ledger = call.shared.state.ledger();
+    if ledger.user_tokens.len() >= KEPT {
+        ledger.user_tokens.clear();
+    }
+    ledger.user_tokens.insert(token.clone());
+    token
+}
+
+fn user(call: Call<'_>) -> Result<String, i64> {
+    let token = call.head.param("access_token").ok_or(41001)?;
+    if !call.shared.state.ledger().user_tokens.contains(&token) {
+        return Err(40001);
+    }
+    call.head.param("openid").ok_or(40003)
+}

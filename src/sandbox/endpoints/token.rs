@@ -1,0 +1,204 @@
+//! The endpoints that issue tokens, and those that clear quotas. They authenticate by appid and secret.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{Call, text};
+use crate::sandbox::{
+    answer::{Answer, JSON_CHARSET, JSON_ENCODING, message},
+    body::Received,
+    issue::Grant,
+    recorder::{Count, Recorder},
+    settings::Platform,
+    shape::SEEN_IP,
+    state::Credential,
+};
+
+pub(in crate::sandbox) const CLASSIC: &str = "/cgi-bin/token";
+pub(in crate::sandbox) const STABLE: &str = "/cgi-bin/stable_token";
+pub(in crate::sandbox) const WECOM: &str = "/cgi-bin/gettoken";
+
+pub(in crate::sandbox) const QUOTA: &str = "reach max api daily quota limit, could get access_token by getStableAccessToken, more details at \
+                     https://mmbizurl.cn/s/JtxxFh33r";
+
+/// Whether the path issues tokens.
+pub(in crate::sandbox) fn is_token_endpoint(path: &str) -> bool {
+    matches!(path, CLASSIC | STABLE | WECOM)
+}
+
+/// Counts a fetch, whatever becomes of it.
+pub(in crate::sandbox) fn count(recorder: &Recorder, path: &str, body: &Received) {
+    match path {
+        CLASSIC => recorder.count(Count::Classic),
+        WECOM => recorder.count(Count::Wecom),
+        STABLE => {
+            if is_forced(&body_of(body)) {
+                recorder.count(Count::Forced);
+            }
+            recorder.count(Count::Stable)
+        }
+        _ => 0,
+    };
+}
+
+/// The appid that the body of a token call names.
+pub(in crate::sandbox) fn appid_in(body: &Received) -> Option<String> {
+    text(&body_of(body), "appid").map(std::borrow::Cow::into_owned)
+}
+
+/// `GET cgi-bin/token?grant_type=client_credential&appid=&secret=`; POST is taken too, which no documentation forbids.
+pub(super) fn classic(call: Call<'_>) -> Answer {
+    let param = |name| call.head.param(name);
+    let account = match identify(call, param("appid"), param("grant_type"), param("secret")) {
+        Ok(account) => account,
+        Err(code) => return token_error(call, code),
+    };
+    granted(call, call.shared.state.grant_classic(account, call.value))
+}
+
+/// `POST cgi-bin/stable_token` with everything in a JSON body.
+pub(super) fn stable(call: Call<'_>) -> Answer {
+    if call.head.method() != "POST" {
+        return token_error(call, 43002);
+    }
+    let Some(body) = call.json() else { return token_error(call, 47001) };
+    let field = |name| text(&body, name).map(std::borrow::Cow::into_owned);
+    let account = match identify(call, field("appid"), field("grant_type"), field("secret")) {
+        Ok(account) => account,
+        Err(code) => return token_error(call, code),
+    };
+    let state = &call.shared.state;
+    granted(
+        call,
+        if is_forced(&body) {
+            state.grant_forced(account, call.value)
+        } else {
+            state.grant_stable(account, call.value)
+        },
+    )
+}
+
+/// `GET cgi-bin/gettoken?corpid=&corpsecret=`.
+pub(super) fn wecom(call: Call<'_>) -> Answer {
+    let Some(corpid) = call.head.param("corpid") else { return wecom_error(call, 40013) };
+    let Some(secret) = call.head.param("corpsecret") else { return wecom_error(call, 41004) };
+    let credential = call.shared.state.ledger().credential(Platform::Wecom, &corpid, &secret);
+    match credential {
+        Credential::UnknownAppid => wecom_error(call, 40013),
+        Credential::WrongSecret | Credential::ForeignSecret => wecom_error(call, 40001),
+        Credential::Good(account) => match call.shared.state.grant_wecom(account, call.value) {
+            Grant::Token { token, expires_in, .. } => {
+                let body = json!({"errcode": 0, "errmsg": "ok", "access_token": &*token, "expires_in": expires_in});
+                Answer::done_with(WECOM, &body).with_content_type(JSON_CHARSET)
+            }
+            Grant::DailyQuota | Grant::TooFast => wecom_error(call, 45009),
+        },
+    }
+}
+
+/// `POST cgi-bin/clear_quota?access_token=` with the appid in the body.
+pub(super) fn clear_quota(call: Call<'_>) -> Answer {
+    let appid = call.json().and_then(|body| text(&body, "appid").map(std::borrow::Cow::into_owned));
+    if appid.as_deref() != Some(call.account()) {
+        return call.error(40013);
+    }
+    let index = call.shared.state.ledger().accounts.iter().position(|a| *a.appid == *call.account());
+    index.map_or_else(|| call.error(40013), |index| cleared(call, index))
+}
+
+/// `POST cgi-bin/clear_quota/v2` with appid and appsecret, in the body or the query.
+pub(super) fn clear_quota_v2(call: Call<'_>) -> Answer {
+    let body = call.json().unwrap_or(Value::Null);
+    let field = |name: &str| text(&body, name).map(std::borrow::Cow::into_owned).or_else(|| call.head.param(name));
+    let grant_type = Some("client_credential".to_owned());
+    match identify(call, field("appid"), grant_type, field("appsecret")) {
+        Ok(index) => cleared(call, index),
+        Err(code) => call.error(code),
+    }
+}
+
+fn cleared(call: Call<'_>, account: usize) -> Answer {
+    if call.shared.state.clear_quota(account) {
+        call.ok(&json!({"errcode": 0, "errmsg": "ok"}))
+    } else {
+        call.error(48006)
+    }
+}
+
+/// The appid is checked first, whatever else is wrong.
+pub(super) fn identify(
+    call: Call<'_>,
+    appid: Option<String>,
+    grant_type: Option<String>,
+    secret: Option<String>,
+) -> Result<usize, i64> {
+    let appid = appid.ok_or(41002)?;
+    let ledger = call.shared.state.ledger();
+    if !ledger.knows(Platform::Wechat, &appid) {
+        return Err(40013);
+    }
+    if grant_type.as_deref() != Some("client_credential") {
+        return Err(40002);
+    }
+    match ledger.credential(Platform::Wechat, &appid, &secret.ok_or(41004)?) {
+        Credential::Good(account) => Ok(account),
+        Credential::UnknownAppid => Err(40013),
+        Credential::WrongSecret => Err(40125),
+        Credential::ForeignSecret => Err(40001),
+    }
+}
+
+fn granted(call: Call<'_>, grant: Grant) -> Answer {
+    match grant {
+        Grant::Token { token, expires_in, .. } => with_log(token_body(&token, &expires_in.to_string()), 0),
+        Grant::DailyQuota => {
+            let text = format!("{QUOTA} rid: {}", call.shared.state.rid());
+            with_log(Answer::error(45009, &text, JSON_ENCODING), 45009)
+        }
+        Grant::TooFast => token_error(call, 45011),
+    }
+}
+
+/// A successful answer; `expires_in` is JSON text, and empty text leaves the field out.
+pub(in crate::sandbox) fn token_body(token: &Arc<str>, expires_in: &str) -> Answer {
+    let token = Value::from(&**token);
+    let body = match expires_in {
+        "" => format!(r#"{{"access_token":{token}}}"#),
+        _ => format!(r#"{{"access_token":{token},"expires_in":{expires_in}}}"#),
+    };
+    Answer { executed: true, ..Answer::new(200, JSON_ENCODING, body) }
+}
+
+fn token_error(call: Call<'_>, code: i64) -> Answer {
+    let text = match code {
+        // Here it is the secret that is wrong, not a token.
+        40001 => format!("invalid credential rid: {}", call.shared.state.rid()),
+        _ => message(Platform::Wechat, code, SEEN_IP, &call.shared.state.rid()),
+    };
+    with_log(Answer::error(code, &text, JSON_ENCODING), code)
+}
+
+fn wecom_error(call: Call<'_>, code: i64) -> Answer {
+    let text = match code {
+        40001 => "invalid credential".to_owned(),
+        40013 => "invalid corpid".to_owned(),
+        _ => "corpsecret missing".to_owned(),
+    };
+    let rid = call.shared.state.rid();
+    let more = format!("from ip: {SEEN_IP}, more info at https://open.work.weixin.qq.com/devtool/query?e={code}");
+    Answer::error(code, &format!("{text}, hint: [{rid}], {more}"), JSON_CHARSET)
+}
+
+/// The header fields that were once seen of this endpoint; `LogicRet` mirrors the errcode.
+pub(in crate::sandbox) fn with_log(answer: Answer, code: i64) -> Answer {
+    answer.with_header("RetKey", "11").with_header("LogicRet", code.to_string())
+}
+
+fn body_of(body: &Received) -> Value {
+    serde_json::from_slice(&body.kept).unwrap_or(Value::Null)
+}
+
+fn is_forced(body: &Value) -> bool {
+    body["force_refresh"] == true
+}

@@ -1,0 +1,302 @@
+//! The rules by which tokens and tickets are issued, one function per rule of the documentation.
+//!
+//! Who may ask is decided before; what the answer looks like, after.
+
+use std::sync::Arc;
+
+use super::{
+    clock::Millis,
+    state::{Issued, Ledger, Revoked, State, TokenKind, Usage},
+};
+
+const DAY: Millis = 86_400_000;
+const MINUTE: Millis = 60_000;
+
+/// What a token endpoint decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Grant {
+    /// A token and the seconds that it is good for.
+    Token {
+        token: Arc<str>,
+        expires_in: u64,
+        /// Whether it was made by this call.
+        minted: bool,
+    },
+    /// 45009.
+    DailyQuota,
+    /// 45011.
+    TooFast,
+}
+
+impl State {
+    /// `cgi-bin/token`: each call mints, the previous one goes on for the overlap, and the day has an end.
+    pub(super) fn grant_classic(&self, account: usize, value: Option<&str>) -> Grant {
+        let now = self.clock.now();
+        let mut ledger = self.ledger();
+        let usage = usage(&mut ledger, account, now);
+        if usage.classic_today >= self.limits.classic_per_day {
+            return Grant::DailyQuota;
+        }
+        usage.classic_today += 1;
+        self.mint(&mut ledger, account, TokenKind::Classic, value, now, self.limits.overlap)
+    }
+
+    /// `cgi-bin/stable_token` in normal mode: the same token, until less than the overlap is left of it.
+    pub(super) fn grant_stable(&self, account: usize, value: Option<&str>) -> Grant {
+        let now = self.clock.now();
+        let mut ledger = self.ledger();
+        if !self.stable_allowed(&mut ledger, account, now) {
+            return Grant::TooFast;
+        }
+        match reuse(&ledger, account, TokenKind::Stable, now) {
+            Some((token, left)) if left >= self.limits.overlap && value.is_none() => same(token, left),
+            _ => self.mint(&mut ledger, account, TokenKind::Stable, value, now, self.limits.overlap),
+        }
+    }
+
+    /// `cgi-bin/stable_token` with `force_refresh`: a new token at once, but neither too soon nor too often.
+    pub(super) fn grant_forced(&self, account: usize, value: Option<&str>) -> Grant {
+        let now = self.clock.now();
+        let mut ledger = self.ledger();
+        if !self.stable_allowed(&mut ledger, account, now) {
+            return Grant::TooFast;
+        }
+        let spacing = self.limits.forced_spacing;
+        let too_soon = usage(&mut ledger, account, now).last_forced.is_some_and(|last| now < last + spacing);
+        if too_soon && let Some((token, left)) = reuse(&ledger, account, TokenKind::Stable, now) {
+            return same(token, left);
+        }
+        let usage = usage(&mut ledger, account, now);
+        if usage.forced_today >= self.limits.forced_per_day {
+            return Grant::DailyQuota;
+        }
+        usage.forced_today += 1;
+        usage.last_forced = Some(now);
+        self.mint(&mut ledger, account, TokenKind::Stable, value, now, self.limits.forced_overlap)
+    }
+
+    /// WeCom's `cgi-bin/gettoken`: the same token for as long as it is valid.
+    pub(super) fn grant_wecom(&self, account: usize, value: Option<&str>) -> Grant {
+        let now = self.clock.now();
+        let mut ledger = self.ledger();
+        match reuse(&ledger, account, TokenKind::Wecom, now) {
+            Some((token, left)) if value.is_none() => same(token, left),
+            _ => self.mint(&mut ledger, account, TokenKind::Wecom, value, now, self.limits.overlap),
+        }
+    }
+
+    /// A ticket of this type with the seconds that are left of it.
+    pub(super) fn ticket(&self, appid: &str, kind: &str) -> Option<(String, u64)> {
+        let now = self.clock.now();
+        let mut ledger = self.ledger();
+        let account = ledger.accounts.iter_mut().find(|a| *a.appid == *appid)?;
+        let fresh = || (self.noise.text(86), now + self.limits.ticket_life);
+        let slot = account.tickets.entry(kind.to_owned()).or_insert_with(fresh);
+        if slot.1 <= now {
+            *slot = fresh();
+        }
+        Some((slot.0.clone(), (slot.1 - now) / 1000))
+    }
+
+    /// Somebody else fetches a token: the current one is replaced, and nobody here is told.
+    pub(super) fn rotate(&self, account: usize, kind: TokenKind, overlap: Millis) {
+        let now = self.clock.now();
+        self.mint(&mut self.ledger(), account, kind, None, now, overlap);
+    }
+
+    /// Kills the current token without a successor.
+    pub(super) fn revoke(&self, account: usize, kind: TokenKind, how: Revoked) -> bool {
+        let mut ledger = self.ledger();
+        let Some(token) = ledger.current(account, kind).map(Arc::clone) else { return false };
+        ledger.issued_mut(&token).map(|issued| issued.revoked = Some(how)).is_some()
+    }
+
+    /// Leaves the current token this long to live.
+    pub(super) fn set_remaining(&self, account: usize, kind: TokenKind, left: Millis) -> bool {
+        let now = self.clock.now();
+        let mut ledger = self.ledger();
+        let Some(token) = ledger.current(account, kind).map(Arc::clone) else { return false };
+        ledger.issued_mut(&token).map(|issued| issued.expires = now + left).is_some()
+    }
+
+    /// `clear_quota`: the counters of the day start again; ten times a month.
+    pub(super) fn clear_quota(&self, account: usize) -> bool {
+        let now = self.clock.now();
+        let mut ledger = self.ledger();
+        let usage = usage(&mut ledger, account, now);
+        let allowed = usage.clears_left > 0;
+        if allowed {
+            usage.clears_left -= 1;
+            usage.classic_today = 0;
+            usage.forced_today = 0;
+        }
+        allowed
+    }
+
+    fn stable_allowed(&self, ledger: &mut Ledger, account: usize, now: Millis) -> bool {
+        let usage = usage(ledger, account, now);
+        let allowed = usage.stable_this_minute < self.limits.stable_per_minute;
+        usage.stable_this_minute += u32::from(allowed);
+        allowed
+    }
+
+    fn mint(
+        &self,
+        ledger: &mut Ledger,
+        account: usize,
+        kind: TokenKind,
+        value: Option<&str>,
+        now: Millis,
+        overlap: Millis,
+    ) -> Grant {
+        let token: Arc<str> = match value {
+            Some(value) => Arc::from(value),
+            None => Arc::from(format!("{}_{}", 60 + self.noise.next() % 40, self.noise.text(137))),
+        };
+        let life = self.limits.token_life;
+        let issued = Issued { account, kind, expires: now + life, dies: None, revoked: None };
+        ledger.install(&token, issued, now, overlap);
+        Grant::Token { token, expires_in: life / 1000, minted: true }
+    }
+}
+
+fn same(token: Arc<str>, left: Millis) -> Grant {
+    Grant::Token { token, expires_in: left.div_ceil(1000), minted: false }
+}
+
+fn reuse(ledger: &Ledger, account: usize, kind: TokenKind, now: Millis) -> Option<(Arc<str>, Millis)> {
+    let token = ledger.current(account, kind)?;
+    let left = ledger.issued(token)?.reusable(now)?;
+    Some((Arc::clone(token), left))
+}
+
+/// The counters of the account, with those of a past day or minute back at zero.
+fn usage(ledger: &mut Ledger, account: usize, now: Millis) -> &mut Usage {
+    let usage = &mut ledger.accounts[account].usage;
+    if usage.day != now / DAY {
+        (usage.day, usage.classic_today, usage.forced_today) = (now / DAY, 0, 0);
+    }
+    if usage.minute != now / MINUTE {
+        (usage.minute, usage.stable_this_minute) = (now / MINUTE, 0);
+    }
+    usage
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::sandbox::{Settings, settings::Platform, state::TokenState};
+
+    fn state() -> State {
+        State::new(&Settings { forced_per_day: 2, classic_per_day: 3, seed: Some(1), ..Settings::default() })
+    }
+
+    fn token(grant: Grant) -> (Arc<str>, u64, bool) {
+        match grant {
+            Grant::Token { token, expires_in, minted } => (token, expires_in, minted),
+            other => panic!("no token: {other:?}"),
+        }
+    }
+
+    fn advance(state: &State, seconds: u64) {
+        state.clock.advance(Duration::from_secs(seconds));
+    }
+
+    fn judge(state: &State, token: &str) -> TokenState {
+        state.judge(Some(token)).state
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_classic_call_replaces_the_token_and_the_old_one_works_five_more_minutes() {
+        let state = state();
+        let (old, life, _) = token(state.grant_classic(0, None));
+        let (new, ..) = token(state.grant_classic(0, None));
+        assert_eq!(life, 7200);
+        assert_eq!((judge(&state, &old), judge(&state, &new)), (TokenState::Overlapping, TokenState::Current));
+        advance(&state, 300);
+        assert_eq!((judge(&state, &old), judge(&state, &new)), (TokenState::Stale(40001), TokenState::Current));
+        advance(&state, 6900);
+        assert_eq!(judge(&state, &new), TokenState::Stale(42001));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_classic_quota_ends_with_the_day_or_with_a_clearing() {
+        let state = state();
+        for _ in 0..3 {
+            token(state.grant_classic(0, None));
+        }
+        assert_eq!(state.grant_classic(0, None), Grant::DailyQuota);
+        assert!(state.clear_quota(0));
+        token(state.grant_classic(0, None));
+        for _ in 0..2 {
+            token(state.grant_classic(0, None));
+        }
+        assert_eq!(state.grant_classic(0, None), Grant::DailyQuota);
+        advance(&state, 86_400);
+        token(state.grant_classic(0, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stable_token_stays_until_less_than_five_minutes_are_left() {
+        let state = state();
+        let (first, ..) = token(state.grant_stable(0, None));
+        advance(&state, 6900);
+        assert_eq!(token(state.grant_stable(0, None)), (Arc::clone(&first), 300, false));
+        advance(&state, 1);
+        let (second, life, minted) = token(state.grant_stable(0, None));
+        assert!(second != first && minted && life == 7200);
+        assert_eq!(judge(&state, &first), TokenState::Overlapping);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn forcing_kills_the_previous_token_but_not_within_thirty_seconds_and_not_for_ever() {
+        let state = state();
+        let (first, ..) = token(state.grant_stable(0, None));
+        let (second, ..) = token(state.grant_forced(0, None));
+        assert_eq!((judge(&state, &first), judge(&state, &second)), (TokenState::Stale(40001), TokenState::Current));
+        advance(&state, 29);
+        assert_eq!(token(state.grant_forced(0, None)), (Arc::clone(&second), 7171, false));
+        advance(&state, 1);
+        assert_ne!(token(state.grant_forced(0, None)).0, second);
+        advance(&state, 30);
+        assert_eq!(state.grant_forced(0, None), Grant::DailyQuota);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn classic_and_stable_leave_each_other_alone() {
+        let state = state();
+        let (classic, ..) = token(state.grant_classic(0, None));
+        let (stable, ..) = token(state.grant_stable(0, None));
+        token(state.grant_forced(0, None));
+        assert_eq!(judge(&state, &classic), TokenState::Current);
+        assert_eq!(judge(&state, &stable), TokenState::Stale(40001));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_revoked_token_is_not_issued_again_unless_the_platform_insists() {
+        let state = state();
+        let (first, ..) = token(state.grant_stable(0, None));
+        assert!(state.revoke(0, TokenKind::Stable, Revoked { code: 40001, sticky: true }));
+        assert_eq!(token(state.grant_stable(0, None)).0, first);
+        assert!(state.revoke(0, TokenKind::Stable, Revoked { code: 40014, sticky: false }));
+        assert_eq!(judge(&state, &first), TokenState::Stale(40014));
+        assert_ne!(token(state.grant_stable(0, None)).0, first);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_secret_is_wrong_or_foreign_or_good() {
+        use crate::sandbox::{SandboxAccount, state::Credential};
+        let state = State::new(&Settings {
+            accounts: vec![SandboxAccount::new("wx1", "s1"), SandboxAccount::new("wx2", "s2")],
+            ..Settings::default()
+        });
+        let ledger = state.ledger();
+        let check = |appid, secret| ledger.credential(Platform::Wechat, appid, secret);
+        assert_eq!(check("wx2", "s2"), Credential::Good(1));
+        assert_eq!(check("wx2", "s1"), Credential::ForeignSecret);
+        assert_eq!(check("wx2", "no"), Credential::WrongSecret);
+        assert_eq!(check("wx3", "s1"), Credential::UnknownAppid);
+    }
+}

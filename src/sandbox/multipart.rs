@@ -1,0 +1,212 @@
+//! Finds the file in a `multipart/form-data` upload while it streams by, without keeping the whole.
+//!
+//! Knows one thing: the first part whose name is `media`. What is malformed has no such part, which WeChat answers with
+//! 41005. The body goes through a window no longer than a part's head, so memory stays flat.
+
+use bytes::Bytes;
+use memchr::memmem;
+
+use super::digest::Digest;
+
+/// The head of a part may be this long.
+const MAX_PART_HEAD: usize = 8 << 10;
+
+/// Watches an upload go by.
+#[derive(Debug)]
+pub(super) struct Scanner {
+    /// `\r\n--` and the boundary.
+    delimiter: Vec<u8>,
+    window: Vec<u8>,
+    place: Place,
+    content_type: Option<String>,
+    length: u64,
+    digest: Digest,
+    kept: Option<Vec<u8>>,
+    keep: usize,
+    done: bool,
+}
+
+/// The file of an upload.
+#[derive(Debug, Clone)]
+pub(super) struct File {
+    pub(super) content_type: Option<String>,
+    pub(super) length: u64,
+    pub(super) sha256: String,
+    /// The content, if it was not longer than what may be kept.
+    pub(super) content: Option<Bytes>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Before or between parts.
+    Preamble,
+    PartHead,
+    Media,
+    OtherPart,
+    End,
+}
+
+impl Scanner {
+    /// `None` when the content type names no boundary.
+    pub(super) fn new(content_type: &str, keep: usize) -> Option<Self> {
+        let (kind, parameters) = content_type.split_once(';')?;
+        if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
+            return None;
+        }
+        let boundary = parameters.split(';').find_map(|p| p.trim().strip_prefix("boundary="))?.trim_matches('"');
+        // The first delimiter has no line end before it; one is pretended.
+        Some(Self {
+            delimiter: format!("\r\n--{boundary}").into_bytes(),
+            window: b"\r\n".to_vec(),
+            place: Place::Preamble,
+            content_type: None,
+            length: 0,
+            digest: Digest::default(),
+            kept: Some(Vec::new()),
+            keep,
+            done: false,
+        })
+    }
+
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
+        if self.place != Place::End {
+            self.window.extend_from_slice(bytes);
+            while self.step() {}
+        }
+    }
+
+    /// The file, if there was a whole one.
+    pub(super) fn finish(self) -> Option<File> {
+        self.done.then(|| File {
+            content_type: self.content_type,
+            length: self.length,
+            sha256: self.digest.hex(),
+            content: self.kept.map(Bytes::from),
+        })
+    }
+
+    /// One step on; `false` when more bytes are needed.
+    fn step(&mut self) -> bool {
+        match self.place {
+            Place::Preamble | Place::OtherPart | Place::Media => self.to_delimiter(),
+            Place::PartHead => self.part_head(),
+            Place::End => false,
+        }
+    }
+
+    fn to_delimiter(&mut self) -> bool {
+        match memmem::find(&self.window, &self.delimiter) {
+            Some(at) => {
+                self.take(at);
+                self.window.drain(..self.delimiter.len());
+                if self.place == Place::Media {
+                    self.done = true;
+                    self.place = Place::End;
+                } else {
+                    self.place = Place::PartHead;
+                }
+                true
+            }
+            None => {
+                // The end of the window may be the beginning of a delimiter.
+                let safe = self.window.len().saturating_sub(self.delimiter.len() - 1);
+                self.take(safe);
+                false
+            }
+        }
+    }
+
+    fn take(&mut self, length: usize) {
+        if self.place == Place::Media {
+            let bytes = &self.window[..length];
+            self.length += bytes.len() as u64;
+            self.digest.update(bytes);
+            match &mut self.kept {
+                Some(kept) if kept.len() + bytes.len() <= self.keep => kept.extend_from_slice(bytes),
+                kept => *kept = None,
+            }
+        }
+        self.window.drain(..length);
+    }
+
+    fn part_head(&mut self) -> bool {
+        if self.window.starts_with(b"--") {
+            self.place = Place::End;
+            return false;
+        }
+        let Some(end) = memmem::find(&self.window, b"\r\n\r\n") else {
+            if self.window.len() > MAX_PART_HEAD {
+                self.place = Place::End;
+            }
+            return false;
+        };
+        let head = String::from_utf8_lossy(&self.window[..end]).into_owned();
+        self.window.drain(..end + 4);
+        let field = |name: &str| {
+            head.lines().find_map(|line| {
+                let (key, value) = line.split_once(':')?;
+                key.trim().eq_ignore_ascii_case(name).then(|| value.trim())
+            })
+        };
+        let disposition = field("content-disposition").unwrap_or("");
+        let named = disposition.split(';').any(|p| matches!(p.trim(), "name=\"media\"" | "name=media"));
+        if named {
+            self.content_type = field("content-type").map(str::to_owned);
+        }
+        self.place = if named { Place::Media } else { Place::OtherPart };
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sandbox::digest::sha256_hex;
+
+    const TYPE: &str = "multipart/form-data; boundary=XX";
+
+    fn body(content: &[u8]) -> Vec<u8> {
+        let mut body = b"--XX\r\nContent-Disposition: form-data; name=\"description\"\r\n\r\n{}\r\n--XX\r\n\
+            Content-Disposition: form-data; name=\"media\"; filename=\"a.jpg\"\r\nContent-Type: image/jpeg\r\n\r\n"
+            .to_vec();
+        body.extend_from_slice(content);
+        body.extend_from_slice(b"\r\n--XX--\r\n");
+        body
+    }
+
+    fn scan(body: &[u8], step: usize, keep: usize) -> Option<File> {
+        let mut scanner = Scanner::new(TYPE, keep).unwrap();
+        body.chunks(step).for_each(|piece| scanner.feed(piece));
+        scanner.finish()
+    }
+
+    proptest! {
+        #[test]
+        fn the_file_comes_out_whole_however_it_is_cut(
+            content in proptest::collection::vec(prop_oneof![Just(b'\r'), Just(b'\n'), Just(b'-'), Just(b'X'), any::<u8>()], 0..300),
+            step in 1_usize..40,
+        ) {
+            prop_assume!(memmem::find(&content, b"\r\n--XX").is_none());
+            let file = scan(&body(&content), step, 1000).unwrap();
+            prop_assert_eq!(file.sha256, sha256_hex(&content));
+            prop_assert_eq!(file.content.unwrap().to_vec(), content);
+            prop_assert_eq!(file.content_type.as_deref(), Some("image/jpeg"));
+        }
+    }
+
+    #[test]
+    fn a_long_file_is_hashed_but_not_kept() {
+        let file = scan(&body(&[7; 5000]), 64, 100).unwrap();
+        assert_eq!((file.length, file.content, file.sha256), (5000, None, sha256_hex(&[7; 5000])));
+    }
+
+    #[test]
+    fn an_upload_that_ends_early_or_has_no_media_has_no_file() {
+        let whole = body(b"abc");
+        assert!(scan(&whole[..whole.len() - 10], 7, 100).is_none());
+        assert!(scan(b"--XX\r\nContent-Disposition: form-data; name=\"x\"\r\n\r\nabc\r\n--XX--\r\n", 7, 100).is_none());
+        assert!(Scanner::new("application/json", 1).is_none());
+    }
+}
