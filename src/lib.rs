@@ -4,7 +4,9 @@
 //! base · telemetry, wechat, net · token, sandbox · proxy, admin · config · app · cli.
 
 pub mod admin;
+pub mod app;
 pub mod base;
+pub mod cli;
 pub mod config;
 pub mod net;
 pub mod proxy;

@@ -143,7 +143,7 @@ impl Listener {
             other => other?,
         };
         let address = BoundAddr::Unix(path.to_owned());
-        Ok(Self { socket: Bound::Unix { listener: listener, _file: SocketFile(path.to_owned()) }, address })
+        Ok(Self { socket: Bound::Unix { listener, _file: SocketFile(path.to_owned()) }, address })
     }
 
     /// Where it stands.

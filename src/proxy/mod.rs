@@ -1,5 +1,341 @@
-//! The way of a request, from the caller to WeChat and back.
+//! The data path: a caller's request to WeChat's API and back, with the account's token in it.
 //!
-//! Knows nothing of how tokens are fetched or where they are kept.
+//! A request goes through these files in this order, called by `pipeline` alone: `access` and `route` (who, for which
+//! account), `path` (what may be called), `body` (kept for a replay), `inject` and `headers` (the token in, everything
+//! private out), `upstream` (there and back), `inspect` and `retry` (what the answer says about the token). Of tokens it
+//! knows what [`Keeper`](crate::token::Keeper) offers: the current one, and one past a rejected one.
 
+mod access;
+mod access_log;
+mod body;
+mod error;
+pub mod headers;
+pub mod inject;
+mod inspect;
+mod metrics;
+pub mod path;
+mod pipeline;
+mod retry;
+mod route;
 pub mod settings;
+mod spool;
+mod upstream;
+mod worker;
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper::{
+    HeaderMap, Request, Response,
+    body::{Body, Frame, Incoming, SizeHint},
+    header::{HeaderName, HeaderValue},
+};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
+
+use self::{
+    access::Access,
+    access_log::{AccessLog, Record},
+    error::ProxyError,
+    inspect::Answer,
+    metrics::{AccountMetrics, Metrics},
+    pipeline::Trail,
+    route::{Account, Accounts},
+    settings::Settings,
+    upstream::{DialSetupError, Dialer, Origin},
+    worker::Worker,
+};
+use crate::{
+    net::{
+        address::{BaseUrl, Peer},
+        drain::{Drain, Phase},
+        listen::{BoundAddr, Listener},
+    },
+    telemetry::{logging::Format, output::Output, registry},
+    token::{AccountSettings, Keeper},
+};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_WXGATE_ACCOUNT: HeaderName = HeaderName::from_static("x-wxgate-account");
+const X_WXGATE_ATTEMPTS: HeaderName = HeaderName::from_static("x-wxgate-attempts");
+const X_WXGATE_REPLAY: HeaderName = HeaderName::from_static("x-wxgate-replay");
+
+/// Where the access log goes; `None` when nobody wants it.
+#[derive(Debug, Clone)]
+pub struct AccessLogSettings {
+    /// Text or JSON.
+    pub format: Format,
+    /// The sink.
+    pub output: Output,
+}
+
+/// Why the data path could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A listener could not be bound.
+    #[error("cannot listen on {address}: {error}; is another process using it?")]
+    Listen {
+        /// As configured.
+        address: String,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// `server.tls` cannot be used.
+    #[error("server.tls: {0}")]
+    Tls(io::Error),
+    /// `upstream` or an account's `api` cannot be used.
+    #[error("upstream: {0}")]
+    Upstream(String),
+}
+
+/// The data path, shared by its workers.
+pub struct Proxy {
+    access: Access,
+    accounts: Accounts,
+    nobody: AccountMetrics,
+    metrics: Metrics,
+    origins: Vec<Arc<Origin>>,
+    dialer: Dialer,
+    upstream: settings::Upstream,
+    replay: settings::Replay,
+    spool: Arc<spool::Budget>,
+    max_body: u64,
+    response_timeout: Duration,
+    error_style: settings::ErrorStyle,
+    in_flight: AtomicUsize,
+    log: Option<AccessLogSettings>,
+}
+
+/// The data path with its listeners bound, ready to run.
+pub struct Bound {
+    proxy: Arc<Proxy>,
+    listeners: Vec<Listener>,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+    workers: usize,
+    max_connections: usize,
+}
+
+impl Proxy {
+    /// Binds the listeners and prepares everything that requests need. Must be called inside a runtime.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn bind(
+        settings: &Settings,
+        accounts: Vec<(AccountSettings, Keeper)>,
+        log: Option<AccessLogSettings>,
+        registry: &registry::Metrics,
+    ) -> Result<Bound, BuildError> {
+        let setup = |error: DialSetupError| BuildError::Upstream(error.to_string());
+        let metrics = registry.register(Metrics::register);
+        let mut origins = Origins::default();
+        let mut routed = Vec::with_capacity(accounts.len());
+        for (account, keeper) in accounts {
+            let places = account.api.iter().map(|base| origins.place(base)).collect::<Result<_, _>>().map_err(setup)?;
+            let counters = metrics.for_account(&account.name);
+            let route = Arc::new(Account::new(&account, keeper, counters, places));
+            routed.push((account, route));
+        }
+        let proxy = Self {
+            access: Access { allow: settings.allow.clone(), trusted_proxies: settings.trusted_proxies.clone() },
+            accounts: Accounts::new(routed, settings.default_account.as_ref()),
+            nobody: metrics.for_none(),
+            metrics,
+            origins: origins.list,
+            dialer: Dialer::new(&settings.upstream.egress).map_err(setup)?,
+            response_timeout: settings.upstream.response_timeout,
+            upstream: settings.upstream.clone(),
+            replay: settings.replay,
+            spool: spool::Budget::new(settings.replay.memory_total),
+            max_body: settings.max_body,
+            error_style: settings.error_style,
+            in_flight: AtomicUsize::new(0),
+            log,
+        };
+        let tls = settings.tls.as_ref().map(|tls| tls.acceptor().map_err(BuildError::Tls)).transpose()?;
+        let listen = |address| {
+            Listener::bind(address).map_err(|error| BuildError::Listen { address: address.to_string(), error })
+        };
+        let listeners = settings.listen.iter().map(listen).collect::<Result<_, _>>()?;
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let workers = if settings.workers == 0 { cores } else { settings.workers };
+        Ok(Bound { proxy: Arc::new(proxy), listeners, tls, workers, max_connections: settings.max_connections })
+    }
+
+    fn access_log(&self) -> Option<AccessLog> {
+        self.log.as_ref().map(|log| AccessLog::new(log.format, log.output.clone()))
+    }
+
+    /// Memory that copies of request bodies take now, in bytes.
+    fn enter(self: &Arc<Self>) -> Result<InFlight, ProxyError> {
+        let before = self.in_flight.fetch_add(1, Relaxed);
+        self.metrics.in_flight.inc();
+        let guard = InFlight(Arc::clone(self));
+        if before >= self.upstream.max_in_flight {
+            Err(ProxyError::Overloaded("upstream.max_in_flight"))
+        } else {
+            Ok(guard)
+        }
+    }
+}
+
+/// API hosts, each one once, however many accounts use it.
+#[derive(Default)]
+struct Origins {
+    bases: Vec<BaseUrl>,
+    list: Vec<Arc<Origin>>,
+}
+
+impl Origins {
+    fn place(&mut self, base: &BaseUrl) -> Result<usize, DialSetupError> {
+        if let Some(place) = self.bases.iter().position(|known| known == base) {
+            return Ok(place);
+        }
+        self.list.push(Arc::new(Origin::new(base.clone())?));
+        self.bases.push(base.clone());
+        Ok(self.bases.len() - 1)
+    }
+}
+
+impl Bound {
+    /// Where the listeners really stand.
+    pub fn addresses(&self) -> Vec<BoundAddr> {
+        self.listeners.iter().map(|listener| listener.address().clone()).collect()
+    }
+
+    /// Serves until the drain is over and every worker has ended.
+    ///
+    /// # Errors
+    /// When a worker thread cannot be started.
+    pub async fn run(self, mut drain: Drain) -> io::Result<()> {
+        let workers = (0..self.workers)
+            .map(|index| worker::spawn(index, Arc::clone(&self.proxy), self.tls.clone(), drain.clone()))
+            .collect::<io::Result<Vec<_>>>()?;
+        let workers: Arc<[worker::Handle]> = workers.into();
+        let limit = Arc::new(Semaphore::new(self.max_connections));
+        for listener in self.listeners {
+            tokio::spawn(worker::accept(listener, Arc::clone(&workers), Arc::clone(&limit), drain.clone()));
+        }
+        drain.reached(Phase::Closing).await;
+        while !workers.iter().all(worker::Handle::is_finished) {
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+}
+
+/// A request under way, until its answer has been delivered or dropped.
+struct InFlight(Arc<Proxy>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+        self.0.metrics.in_flight.dec();
+    }
+}
+
+/// Answers one request. Never fails: errors become answers here, and everything is counted and logged here.
+async fn handle(worker: Arc<Worker>, peer: Peer, request: Request<Incoming>) -> Response<Delivery> {
+    let started = Instant::now();
+    let proxy = &worker.proxy;
+    let (mut head, body) = request.into_parts();
+    let id = adopt_request_id(&head.headers).unwrap_or_else(|| worker.request_id());
+    let mut trail = Trail::default();
+    let entered = proxy.enter();
+    let ran = match entered {
+        Ok(guard) => pipeline::run(&worker, peer, &mut head, body, &mut trail).await.map(|answer| (answer, guard)),
+        Err(error) => Err(error),
+    };
+    let (mut response, outcome) = match ran {
+        Ok((answer, guard)) => (answer.map(|body| Delivery::Upstream(body, guard)), "ok"),
+        Err(error) => (error.response(proxy.error_style).map(|body| Delivery::Own(Some(body))), error.slug()),
+    };
+    mark(response.headers_mut(), &id, &trail);
+    let took = started.elapsed();
+    trail.account.as_ref().map_or(&proxy.nobody, |account| &account.metrics).finished(outcome, took.as_secs_f64());
+    if let Some(log) = &worker.access_log {
+        log.write(&Record {
+            id: &id,
+            client: &peer.to_string(),
+            account: trail.account.as_ref().map_or("-", |account| account.name.as_str()),
+            method: head.method.as_str(),
+            path: head.uri.path(),
+            query: head.uri.query(),
+            status: response.status().as_u16(),
+            outcome,
+            attempts: trail.attempts,
+            errcode: trail.errcode,
+            replay_skipped: trail.replay_skipped,
+            took,
+        });
+    }
+    response
+}
+
+/// The headers that every answer gets.
+fn mark(headers: &mut HeaderMap, id: &str, trail: &Trail) {
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert(X_REQUEST_ID, id);
+    }
+    if let Some(account) = &trail.account {
+        headers.insert(X_WXGATE_ACCOUNT, account.label.clone());
+    }
+    if trail.attempts > 0 {
+        headers.insert(X_WXGATE_ATTEMPTS, HeaderValue::from_static(if trail.attempts == 1 { "1" } else { "2" }));
+    }
+    if let Some(reason) = trail.replay_skipped
+        && let Ok(value) = HeaderValue::try_from(format!("skipped; reason={reason}"))
+    {
+        headers.insert(X_WXGATE_REPLAY, value);
+    }
+}
+
+/// The caller's own id, if it is one: it ties the caller's log to ours.
+fn adopt_request_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get(X_REQUEST_ID)?.to_str().ok()?;
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    (!id.is_empty() && id.len() <= 64 && id.bytes().all(plain)).then(|| id.to_owned())
+}
+
+/// What goes to the caller: WeChat's answer or our own.
+enum Delivery {
+    Upstream(Answer, #[allow(dead_code, reason = "ends the request when the body is dropped")] InFlight),
+    Own(Option<Bytes>),
+}
+
+impl Body for Delivery {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Upstream(answer, _) => Pin::new(answer).poll_frame(cx),
+            Self::Own(body) => Poll::Ready(body.take().map(|bytes| Ok(Frame::data(bytes)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Upstream(answer, _) => answer.is_end_stream(),
+            Self::Own(body) => body.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Upstream(answer, _) => answer.size_hint(),
+            Self::Own(body) => SizeHint::with_exact(body.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The composition root: configuration in, a bound and runnable wxgate out.
+//!
+//! Builds every part, hands each what it needs, and drains them in order at the end. Holds no logic of its own, and
+//! knows nothing of the sandbox: the demo puts the two together from outside.
+
+use std::{future::Future, io, sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+
+use crate::{
+    admin,
+    config::Config,
+    net::{
+        drain::{self, DrainControl, Phase},
+        listen::BoundAddr,
+    },
+    proxy::{self, AccessLogSettings, Proxy},
+    telemetry::registry::Metrics,
+    token::{
+        self, Accounts, Keeper,
+        source::{self, ClientError, TokenClient},
+        store::{self, FileStore, MemoryStore, OpenError, TokenStore},
+    },
+};
+
+/// How long each step of a stop may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Grace {
+    /// Readiness is gone, connections are still taken.
+    pub leaving: Duration,
+    /// Requests in flight may end.
+    pub closing: Duration,
+}
+
+impl Default for Grace {
+    fn default() -> Self {
+        Self { leaving: Duration::from_secs(3), closing: Duration::from_secs(25) }
+    }
+}
+
+/// Why wxgate could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The folder of the file store.
+    #[error("{0}")]
+    Store(#[from] OpenError),
+    /// The client for the token endpoints.
+    #[error("upstream: {0}")]
+    Client(#[from] ClientError),
+    /// The data path.
+    #[error(transparent)]
+    Proxy(#[from] proxy::BuildError),
+    /// The admin listener.
+    #[error(transparent)]
+    Admin(#[from] admin::BindError),
+}
+
+/// wxgate with its listeners bound. Nothing is served before [`App::run`].
+pub struct App {
+    proxy: proxy::Bound,
+    admin: admin::Bound,
+    control: DrainControl,
+    drain: drain::Drain,
+    grace: Grace,
+}
+
+impl App {
+    /// Opens the store, starts the keepers and binds the listeners. The current runtime becomes the one for background
+    /// work; requests get threads of their own.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn build(config: &Config, log: Option<AccessLogSettings>) -> Result<Self, StartError> {
+        let metrics = Metrics::default();
+        let store: Arc<dyn TokenStore> = match &config.store {
+            store::Settings::Memory => Arc::new(MemoryStore::default()),
+            store::Settings::File { path } => Arc::new(FileStore::open(path)?),
+        };
+        let client = TokenClient::new(&config.proxy.upstream.egress, config.token.fetch_timeout)?;
+        let token_metrics = metrics.register(token::metrics::Metrics::register);
+        let mut routed = Vec::with_capacity(config.accounts.len());
+        for account in &config.accounts {
+            let source = source::for_account(account, client.clone());
+            let counters = token_metrics.for_account(&account.name);
+            let keeper = Keeper::spawn(account.clone(), config.token, source, Arc::clone(&store), counters);
+            routed.push((account.clone(), keeper));
+        }
+        let accounts: Accounts =
+            routed.iter().map(|(account, keeper)| (account.name.clone(), keeper.clone())).collect();
+        let proxy = Proxy::bind(&config.proxy, routed, log, &metrics)?;
+        let admin = admin::bind(&config.admin, accounts, metrics)?;
+        let (control, drain) = drain::drain();
+        Ok(Self { proxy, admin, control, drain, grace: Grace::default() })
+    }
+
+    /// Shortens or lengthens the stop.
+    #[must_use]
+    pub fn with_grace(mut self, grace: Grace) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Where the data listeners stand.
+    pub fn addresses(&self) -> Vec<BoundAddr> {
+        self.proxy.addresses()
+    }
+
+    /// Where the admin listener stands.
+    pub fn admin_address(&self) -> &BoundAddr {
+        self.admin.address()
+    }
+
+    /// Serves until `stop` resolves, then drains; `abort` ends a drain at once.
+    ///
+    /// # Errors
+    /// When threads cannot be started, or requests had to be cut at the end of the grace.
+    pub async fn run(self, stop: impl Future<Output = ()>, abort: impl Future<Output = ()>) -> io::Result<()> {
+        let Self { proxy, admin, control, drain, grace } = self;
+        let admin = tokio::spawn(admin.run(drain.clone()));
+        let proxy = proxy.run(drain);
+        tokio::pin!(proxy, stop, abort);
+        tokio::select! {
+            ended = &mut proxy => return ended,
+            () = &mut stop => {}
+        }
+        tracing::info!(
+            leaving_s = grace.leaving.as_secs(),
+            closing_s = grace.closing.as_secs(),
+            "stopping: connections are still taken for a moment, then requests in flight may end; \
+             a second signal stops at once"
+        );
+        control.advance(Phase::Leaving);
+        let draining = async {
+            tokio::time::sleep(grace.leaving).await;
+            control.advance(Phase::Closing);
+            timeout(grace.closing, &mut proxy).await
+        };
+        let drained = tokio::select! {
+            drained = draining => Some(drained),
+            () = &mut abort => None,
+        };
+        control.advance(Phase::Aborting);
+        let result = match drained {
+            Some(Ok(ended)) => ended,
+            Some(Err(_)) => Err(io::Error::other("requests were still in flight at the end of the grace and were cut")),
+            None => Err(io::Error::other("stopped at once; requests in flight were cut")),
+        };
+        let _ = timeout(Duration::from_secs(1), admin).await;
+        result
+    }
+}

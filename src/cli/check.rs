@@ -1,0 +1,47 @@
+//! `wxgate check`: is the configuration right, and does WeChat agree?
+//!
+//! Without `--live` nothing leaves the machine.
+
+use std::fmt::Write as _;
+
+use super::{Failure, background_runtime, print};
+use crate::{
+    config::{self, Config},
+    token::{
+        Cause, Kind,
+        source::{self, Mode, TokenClient},
+    },
+};
+
+pub(super) fn run(config: &Config, live: bool) -> Result<(), Failure> {
+    let mut report = config::check_text(config);
+    report.push('\n');
+    let mut refused = 0;
+    if live {
+        let runtime = background_runtime()?;
+        let client = TokenClient::new(&config.proxy.upstream.egress, config.token.fetch_timeout)
+            .map_err(|error| Failure::Config(format!("upstream: {error}")))?;
+        for account in &config.accounts {
+            let source = source::for_account(account, client.clone());
+            let line = match runtime.block_on(source.fetch(Mode::Normal)) {
+                Ok(fetched) => {
+                    let note = match account.kind {
+                        Kind::Stable => "",
+                        Kind::Classic => "; a running wxgate now holds the previous one and will replace it",
+                    };
+                    format!("WeChat gave a token that is good for {} s{note}", fetched.expires_in.as_secs())
+                }
+                Err(error) => {
+                    refused += 1;
+                    format!("no token: {}", Cause::Fetch(error))
+                }
+            };
+            let _ = writeln!(report, "{}: {line}", account.name);
+        }
+    }
+    print(report.as_bytes())?;
+    match refused {
+        0 => Ok(()),
+        count => Err(Failure::Running(format!("{count} account(s) got no token"))),
+    }
+}

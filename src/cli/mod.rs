@@ -1,0 +1,224 @@
+//! The command line.
+//!
+//! Parses arguments, sets the log up, and hands over. Exit status: 0 fine, 1 failed while running, 2 bad usage,
+//! 78 bad configuration.
+
+mod check;
+mod demo;
+mod sandbox;
+mod serve;
+mod token;
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::{
+    base::AccountName,
+    config::{self, Config, ProcessEnvironment},
+    net::address::ListenAddr,
+    telemetry::{
+        logging::{self, Format},
+        output::Output,
+    },
+};
+
+/// Bad configuration (`EX_CONFIG`).
+const EXIT_CONFIG: u8 = 78;
+
+/// A reverse proxy that gives WeChat's server API its access_token.
+///
+/// Internal services call it without credentials; it adds the cached token, notices when WeChat refuses it, fetches a
+/// new one once for everybody, and sends the request once more.
+#[derive(Debug, Parser)]
+#[command(name = "wxgate", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// How log lines look
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"], env = "WXGATE_LOG_FORMAT")]
+    log_format: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy
+    ///
+    /// Without --config, config/wxgate.toml is read if it exists; with no file at all, WXGATE_APPID and WXGATE_SECRET
+    /// name one account and everything else has its default.
+    Serve(ConfigFile),
+    /// Read the configuration and print every problem with its place
+    Check {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Also fetch a token for each account and print what WeChat says (costs one fetch each)
+        #[arg(long)]
+        live: bool,
+    },
+    /// Try wxgate on this machine: a fake WeChat, the proxy and a few calls, no account and no internet needed
+    Demo {
+        /// End after the sample calls; exit status 0 only if all went well
+        #[arg(long)]
+        once: bool,
+    },
+    /// Run the fake WeChat alone, to test your own services with it
+    Sandbox(sandbox::Arguments),
+    /// Ask a running wxgate how an account's token is
+    Token {
+        /// Name of the account
+        account: String,
+        /// Have a new token fetched
+        #[arg(long)]
+        refresh: bool,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
+    /// Print the JSON Schema of the configuration file
+    Schema,
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigFile {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// What a command ends with, short of success.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Said on standard error already, or to be said now.
+    Running(String),
+    Usage(String),
+    Config(String),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Running(error.to_string())
+    }
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let (message, status) = match failure {
+                Failure::Running(message) => (message, 1),
+                Failure::Usage(message) => (message, 2),
+                Failure::Config(message) => (message, EXIT_CONFIG),
+            };
+            // A closed standard error leaves the status to speak for itself.
+            let _ = writeln!(io::stderr(), "{message}");
+            ExitCode::from(status)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let format = if cli.log_format == "json" { Format::Json } else { Format::Text };
+    let log = |default: &str| {
+        let directives = std::env::var("WXGATE_LOG").ok().filter(|text| !text.is_empty());
+        logging::init(format, Some(directives.as_deref().unwrap_or(default)), Output::Stderr).map_err(Failure::Usage)
+    };
+    match cli.command {
+        Command::Serve(file) => {
+            log("info")?;
+            serve::run(&file.load()?, format)
+        }
+        Command::Check { file, live } => {
+            log("warn")?;
+            check::run(&file.load()?, live)
+        }
+        Command::Demo { once } => {
+            log("error")?;
+            demo::run(once)
+        }
+        Command::Sandbox(arguments) => {
+            log("info")?;
+            sandbox::run(arguments)
+        }
+        Command::Token { account, refresh, file } => {
+            log("warn")?;
+            let Some(account) = AccountName::new(&account) else {
+                return Err(Failure::Usage(format!("{account:?} is not the name of an account")));
+            };
+            token::run(&file.load()?, &account, refresh)
+        }
+        Command::Schema => print(config::schema().as_bytes()),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "wxgate", &mut script);
+            print(&script)
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            print(&page)
+        }
+    }
+}
+
+impl ConfigFile {
+    fn load(&self) -> Result<Config, Failure> {
+        let here = std::env::current_dir()?;
+        config::load(self.config.as_deref(), &here, &ProcessEnvironment)
+            .map_err(|problems| Failure::Config(problems.to_string()))
+    }
+}
+
+/// Writes to standard output; a reader that has gone (`| head`) is no failure.
+pub(crate) fn print(text: &[u8]) -> Result<(), Failure> {
+    match io::stdout().lock().write_all(text) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+/// The runtime for everything that is not a request.
+pub(crate) fn background_runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("wxgate-bg").enable_all().build()
+}
+
+/// Resolves at the first SIGTERM or SIGINT after the call.
+///
+/// # Errors
+/// When the handlers cannot be installed.
+pub(crate) fn stop_signals() -> io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
+}
+
+/// `host:port` or `unix:/path`, as an argument.
+pub(crate) fn listen_address(text: &str) -> Result<ListenAddr, String> {
+    text.parse().map_err(|error: &str| error.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,87 @@
+//! `wxgate token`: asks the admin API of a running wxgate. Shows how a token is, never the token.
+
+use std::time::Duration;
+
+use reqwest::{Client, RequestBuilder, StatusCode};
+use serde_json::Value;
+
+use super::{Failure, background_runtime, print};
+use crate::{base::AccountName, config::Config, net::address::ListenAddr};
+
+pub(super) fn run(config: &Config, account: &AccountName, refresh: bool) -> Result<(), Failure> {
+    background_runtime()?.block_on(async {
+        let admin = AdminClient::new(config)?;
+        if refresh {
+            let path = format!("/api/accounts/{account}/refresh");
+            let answer = admin
+                .call(|client, base| client.post(format!("{base}{path}")).json(&serde_json::json!({"force": false})));
+            return show(&answer.await?);
+        }
+        let accounts = admin.call(|client, base| client.get(format!("{base}/api/accounts"))).await?;
+        let list = accounts.get("accounts").unwrap_or(&accounts);
+        let found = list.as_array().into_iter().flatten().find(|entry| entry["name"] == account.as_str());
+        match found {
+            Some(entry) => show(entry),
+            None => Err(Failure::Running(format!("the running wxgate has no account named {account}"))),
+        }
+    })
+}
+
+struct AdminClient<'c> {
+    client: Client,
+    base: String,
+    config: &'c Config,
+}
+
+impl<'c> AdminClient<'c> {
+    fn new(config: &'c Config) -> Result<Self, Failure> {
+        let egress = &config.proxy.upstream.egress;
+        let tls = egress.tls().map_err(|error| Failure::Config(error.to_string()))?;
+        let mut builder =
+            Client::builder().tls_backend_preconfigured((*tls).clone()).no_proxy().timeout(Duration::from_secs(30));
+        let base = match &config.admin.listen {
+            ListenAddr::Tcp(address) => format!("http://{}", reachable(address)),
+            ListenAddr::Unix(path) => {
+                builder = builder.unix_socket(path.clone());
+                "http://localhost".to_owned()
+            }
+        };
+        let client = builder.build().map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
+        Ok(Self { client, base, config })
+    }
+
+    async fn call(&self, request: impl FnOnce(&Client, &str) -> RequestBuilder) -> Result<Value, Failure> {
+        let mut request = request(&self.client, &self.base);
+        if let Some(key) = &self.config.admin.key {
+            request = request.bearer_auth(key.expose());
+        }
+        let unreachable = |_| {
+            Failure::Running(format!(
+                "no wxgate answers at admin.listen = {}; is it running with this configuration?",
+                self.config.admin.listen
+            ))
+        };
+        let answer = request.send().await.map_err(unreachable)?;
+        let status = answer.status();
+        let body: Value = answer.json().await.map_err(unreachable)?;
+        match status {
+            StatusCode::OK => Ok(body),
+            _ => Err(Failure::Running(body["message"].as_str().unwrap_or("the running wxgate refused").to_owned())),
+        }
+    }
+}
+
+/// A listener on all addresses is reached on this machine.
+fn reachable(address: &str) -> String {
+    match address.rsplit_once(':') {
+        Some(("0.0.0.0", port)) => format!("127.0.0.1:{port}"),
+        Some(("[::]", port)) => format!("[::1]:{port}"),
+        _ => address.to_owned(),
+    }
+}
+
+fn show(value: &Value) -> Result<(), Failure> {
+    let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
+    text.push('\n');
+    print(text.as_bytes())
+}

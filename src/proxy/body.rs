@@ -1,0 +1,360 @@
+//! The request body, kept so that it can be sent a second time.
+//!
+//! A body of known length above [`SMALL`] streams on while a copy is kept; all others are read first, which also gives
+//! chunked ones the length that WeChat insists on (a chunked body is answered 412 there). The copy stays in memory up
+//! to `replay.memory`, then goes to a temporary file that has no name. When there is no room for it, the body still
+//! streams and only the replay is lost.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, timeout};
+
+pub(crate) use super::spool::Budget;
+use super::{
+    error::ProxyError,
+    settings::Replay,
+    spool::{Copy, FileBody, Held, NoCopy},
+};
+
+/// Bodies up to here are read before anything is sent: they fit in a few packets, and a slow caller then holds no
+/// upstream connection.
+const SMALL: u64 = 64 * 1024;
+/// A caller that sends nothing for so long has gone.
+const IDLE: Duration = Duration::from_secs(30);
+/// After ten seconds a body must have come at this rate, in bytes per second.
+const MIN_RATE: u64 = 1024;
+
+/// A request body, ready to be sent once or twice.
+#[derive(Debug)]
+pub(crate) enum Payload {
+    Empty,
+    Held(Held),
+    Streaming(Arc<Mutex<Source>>),
+}
+
+/// A body that is still coming in.
+#[derive(Debug)]
+pub(crate) struct Source {
+    incoming: Incoming,
+    copy: Copy,
+    total: u64,
+    read: u64,
+    failed: bool,
+}
+
+/// Why a body cannot be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotReplayable {
+    /// No room for the copy.
+    #[error("it is too large to keep a copy of it")]
+    TooLarge,
+    /// The caller did not send it whole.
+    #[error("the caller did not send it whole")]
+    Incomplete,
+    /// The copy could not be written or read.
+    #[error("its copy was lost")]
+    Disk,
+}
+
+impl NotReplayable {
+    /// The reason in `x-wxgate-replay`.
+    pub(crate) fn slug(self) -> &'static str {
+        match self {
+            Self::TooLarge => "body_too_large",
+            Self::Incomplete => "body_incomplete",
+            Self::Disk => "body_lost",
+        }
+    }
+}
+
+impl Payload {
+    /// Takes the caller's body over. Reads it whole unless it is long and says how long.
+    ///
+    /// # Errors
+    /// When it is larger than `max_body`, cannot be kept although it has to be, or the caller breaks off.
+    pub(crate) async fn accept(
+        incoming: Incoming,
+        max_body: u64,
+        replay: &Replay,
+        budget: &Arc<Budget>,
+    ) -> Result<Self, ProxyError> {
+        if incoming.is_end_stream() {
+            return Ok(Self::Empty);
+        }
+        let declared = incoming.size_hint().exact();
+        if declared.is_some_and(|length| length > max_body) {
+            return Err(ProxyError::BodyTooLarge { limit: max_body, hint: "" });
+        }
+        let copy = Copy::new(replay, Arc::clone(budget));
+        match declared {
+            Some(total) if total > SMALL => {
+                let source = Source { incoming, copy, total, read: 0, failed: false };
+                Ok(Self::Streaming(Arc::new(Mutex::new(source))))
+            }
+            _ => read_whole(incoming, copy, declared, max_body).await.map(Self::Held),
+        }
+    }
+
+    /// The length, known for every payload.
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::Empty => 0,
+            Self::Held(held) => held.len(),
+            Self::Streaming(source) => lock(source).total,
+        }
+    }
+
+    /// The body for an attempt: the first reader streams, later ones read the copy.
+    ///
+    /// # Errors
+    /// When some of it is gone and there is no whole copy.
+    pub(crate) async fn body(&mut self) -> Result<OutBody, NotReplayable> {
+        if matches!(self, Self::Streaming(source) if lock(source).read > 0) {
+            self.make_replayable().await?;
+        }
+        Ok(match self {
+            Self::Empty => OutBody::Empty,
+            Self::Held(held) => OutBody::held(held),
+            Self::Streaming(source) => OutBody::Tee(Arc::clone(source)),
+        })
+    }
+
+    /// Makes sure that the whole body can be sent once more. What the caller has not sent yet is read now, so the
+    /// earlier attempt must be over: two readers would share the bytes between them.
+    ///
+    /// # Errors
+    /// When there is no whole copy.
+    pub(crate) async fn make_replayable(&mut self) -> Result<(), NotReplayable> {
+        if let Self::Streaming(source) = self {
+            *self = Self::Held(finish(source).await?);
+        }
+        Ok(())
+    }
+
+    /// Whether every byte has come from the caller.
+    pub(crate) fn is_complete(&self) -> bool {
+        match self {
+            Self::Streaming(source) => lock(source).is_complete(),
+            Self::Empty | Self::Held(_) => true,
+        }
+    }
+
+    /// Whether the caller's side of a streaming body broke.
+    pub(crate) fn caller_failed(&self) -> bool {
+        matches!(self, Self::Streaming(source) if lock(source).failed)
+    }
+
+    /// Watches whether a streaming body keeps coming.
+    pub(crate) fn pace(&self) -> Option<Pace> {
+        match self {
+            Self::Streaming(source) => Some(Pace { source: Arc::clone(source), read: 0, over: false }),
+            Self::Empty | Self::Held(_) => None,
+        }
+    }
+}
+
+/// See [`Payload::pace`].
+#[derive(Debug)]
+pub(crate) struct Pace {
+    source: Arc<Mutex<Source>>,
+    read: u64,
+    over: bool,
+}
+
+impl Pace {
+    /// Whether the body moved fast enough since the last call, or came to its end since then.
+    pub(crate) fn keeps_up(&mut self, window: Duration) -> bool {
+        let source = lock(&self.source);
+        let moved = source.read - self.read;
+        self.read = source.read;
+        let was_over = std::mem::replace(&mut self.over, source.is_complete());
+        if self.over { !was_over } else { !source.failed && moved >= MIN_RATE.saturating_mul(window.as_secs()) }
+    }
+}
+
+impl Source {
+    fn is_complete(&self) -> bool {
+        self.read == self.total && !self.failed
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        loop {
+            match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    // Request trailers mean nothing to WeChat and cannot follow a body of stated length.
+                    let Ok(data) = frame.into_data() else { continue };
+                    self.read += data.len() as u64;
+                    self.copy.push(&data);
+                    return Poll::Ready(Some(Ok(data)));
+                }
+                Some(Err(_)) => {
+                    self.failed = true;
+                    return Poll::Ready(Some(Err(BodyError::Caller)));
+                }
+                None => {
+                    self.failed = self.read < self.total;
+                    return Poll::Ready(self.failed.then_some(Err(BodyError::Caller)));
+                }
+            }
+        }
+    }
+}
+
+fn lock(source: &Mutex<Source>) -> MutexGuard<'_, Source> {
+    source.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads the rest of a streaming body into its copy.
+async fn finish(source: &Arc<Mutex<Source>>) -> Result<Held, NotReplayable> {
+    loop {
+        let next = timeout(
+            IDLE,
+            std::future::poll_fn(|cx| {
+                let mut source = lock(source);
+                if source.failed {
+                    return Poll::Ready(Some(Err(BodyError::Caller)));
+                }
+                if source.is_complete() {
+                    return Poll::Ready(None);
+                }
+                if let Some(reason) = source.copy.lost() {
+                    return Poll::Ready(Some(Err(BodyError::NoCopy(reason))));
+                }
+                source.poll_data(cx)
+            }),
+        )
+        .await;
+        match next {
+            Ok(Some(Ok(_))) => {}
+            Ok(None) => return lock(source).copy.take().map_err(NotReplayable::from),
+            Ok(Some(Err(BodyError::NoCopy(reason)))) => return Err(reason.into()),
+            Ok(Some(Err(_))) | Err(_) => return Err(NotReplayable::Incomplete),
+        }
+    }
+}
+
+impl From<NoCopy> for NotReplayable {
+    fn from(reason: NoCopy) -> Self {
+        match reason {
+            NoCopy::NoRoom => Self::TooLarge,
+            NoCopy::Disk => Self::Disk,
+        }
+    }
+}
+
+async fn read_whole(
+    mut incoming: Incoming,
+    mut copy: Copy,
+    declared: Option<u64>,
+    max_body: u64,
+) -> Result<Held, ProxyError> {
+    const BROKEN: ProxyError = ProxyError::BadRequest("the request body broke off or is framed wrongly");
+    let started = Instant::now();
+    let mut read = 0_u64;
+    loop {
+        let frame = timeout(IDLE, std::future::poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)));
+        let frame = match frame.await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(None) if declared.is_none_or(|length| length == read) => break,
+            Ok(None | Some(Err(_))) => return Err(BROKEN),
+            Err(_) => return Err(ProxyError::BadRequest("the request body stopped coming for 30 s")),
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        read += data.len() as u64;
+        if read > max_body {
+            return Err(ProxyError::BodyTooLarge { limit: max_body, hint: "" });
+        }
+        copy.push(&data);
+        match copy.lost() {
+            None => {}
+            Some(NoCopy::NoRoom) => {
+                let hint = ", replay.disk or replay.memory_total, or send a Content-Length";
+                return Err(ProxyError::BodyTooLarge { limit: copy.limit(), hint });
+            }
+            Some(NoCopy::Disk) => {
+                return Err(ProxyError::Overloaded("the free space of the folder for temporary files"));
+            }
+        }
+        let elapsed = started.elapsed();
+        if elapsed > Duration::from_secs(10) && read < MIN_RATE * elapsed.as_secs() {
+            return Err(ProxyError::BadRequest("the request body comes slower than 1 KiB per second"));
+        }
+    }
+    copy.take().map_err(|_| ProxyError::Overloaded("the free space of the folder for temporary files"))
+}
+
+/// What is sent upstream.
+#[derive(Debug)]
+pub(crate) enum OutBody {
+    Empty,
+    Memory(Bytes),
+    File(FileBody),
+    /// The caller's body as it comes, copied on the way.
+    Tee(Arc<Mutex<Source>>),
+}
+
+/// Why a body could not be sent to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the caller's body broke off")]
+    Caller,
+    #[error("the copy of the body is lost")]
+    NoCopy(NoCopy),
+    #[error("the copy of the body cannot be read")]
+    Disk(#[source] io::Error),
+}
+
+impl OutBody {
+    fn held(held: &Held) -> Self {
+        match held {
+            Held::Memory(bytes, _) => Self::Memory(bytes.clone()),
+            Held::Disk(file, len) => Self::File(FileBody::new(Arc::clone(file), *len)),
+        }
+    }
+}
+
+impl Body for OutBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Memory(bytes) => {
+                let data = bytes.copy_to_bytes(bytes.len());
+                Poll::Ready((!data.is_empty()).then(|| Ok(Frame::data(data))))
+            }
+            Self::File(file) => Poll::Ready(file.next().map(|read| read.map(Frame::data).map_err(BodyError::Disk))),
+            Self::Tee(source) => lock(source).poll_data(cx).map(|data| data.map(|data| data.map(Frame::data))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Memory(bytes) => bytes.is_empty(),
+            Self::File(file) => file.remaining() == 0,
+            Self::Tee(source) => lock(source).is_complete(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(match self {
+            Self::Empty => 0,
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File(file) => file.remaining(),
+            Self::Tee(source) => {
+                let source = lock(source);
+                source.total - source.read
+            }
+        })
+    }
+}

@@ -1,0 +1,107 @@
+//! What can go wrong on the way of a request, and the one place that turns it into an answer.
+//!
+//! The answers follow the contract: a slug in `x-wxgate-error`, a real status, and a body in WeChat's shape with a code
+//! outside WeChat's range. No text here ever holds a token, a secret or an upstream URL.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::{
+    Response, StatusCode,
+    header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
+};
+
+use super::{inject::QueryError, path::PathError, settings::ErrorStyle};
+use crate::token::TokenError;
+
+/// The header that marks an answer of wxgate's own.
+pub(crate) const X_WXGATE_ERROR: HeaderName = HeaderName::from_static("x-wxgate-error");
+
+/// Every reason why wxgate answers by itself.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProxyError {
+    #[error("{0}")]
+    BadRequest(&'static str),
+    #[error("{0}")]
+    Path(#[from] PathError),
+    #[error("{0}")]
+    Query(#[from] QueryError),
+    #[error(
+        "no account is named {0:?} here; check the path prefix /@NAME or the header X-Wxgate-Account against the configuration"
+    )]
+    AccountUnknown(String),
+    #[error(
+        "the request does not say which account it is for; add /@NAME before the path, send X-Wxgate-Account, or set default_account"
+    )]
+    AccountMissing,
+    #[error("path prefix, X-Wxgate-Account and Host name different accounts; keep one of them")]
+    AccountConflict,
+    #[error("callers from this address are not let in; add its network to server.allow")]
+    ClientUnknown,
+    #[error("wxgate keeps the token itself, so this endpoint is not forwarded; call the API without a token instead")]
+    TokenEndpoint,
+    #[error("this endpoint resets what all callers share, so it is not forwarded")]
+    GuardedEndpoint,
+    #[error("there is nothing at this address below /-/")]
+    NotFound,
+    #[error("the request body is larger than {limit} bytes; raise server.max_body{hint}")]
+    BodyTooLarge { limit: u64, hint: &'static str },
+    #[error("{0}")]
+    TokenUnavailable(TokenError),
+    #[error("too many requests are in flight; try again shortly, or raise {0}")]
+    Overloaded(&'static str),
+    #[error("{reason}")]
+    UpstreamFailed { reason: String },
+    #[error("WeChat did not answer within upstream.response_timeout")]
+    UpstreamTimeout,
+}
+
+impl ProxyError {
+    /// Status, code and slug of the contract's table.
+    fn row(&self) -> (StatusCode, u32, &'static str) {
+        match self {
+            Self::BadRequest(_) | Self::Path(_) | Self::Query(_) => (StatusCode::BAD_REQUEST, 990_400, "bad_request"),
+            Self::AccountUnknown(_) | Self::AccountMissing => (StatusCode::BAD_REQUEST, 990_400, "account_unknown"),
+            Self::AccountConflict => (StatusCode::BAD_REQUEST, 990_400, "account_conflict"),
+            Self::ClientUnknown => (StatusCode::UNAUTHORIZED, 990_401, "client_unknown"),
+            Self::TokenEndpoint | Self::GuardedEndpoint => (StatusCode::FORBIDDEN, 990_403, "endpoint_blocked"),
+            Self::NotFound => (StatusCode::NOT_FOUND, 990_404, "not_found"),
+            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, 990_413, "body_too_large"),
+            Self::UpstreamFailed { .. } => (StatusCode::BAD_GATEWAY, 990_502, "upstream_failed"),
+            Self::TokenUnavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, 990_503, "token_unavailable"),
+            Self::Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, 990_503, "overloaded"),
+            Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, 990_504, "upstream_timeout"),
+        }
+    }
+
+    /// The slug, which is also the outcome in metrics and log.
+    pub(crate) fn slug(&self) -> &'static str {
+        self.row().2
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::TokenUnavailable(error) => Some(error.retry_after()),
+            Self::Overloaded(_) => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    /// The answer, still without the headers that every answer gets.
+    pub(crate) fn response(&self, style: ErrorStyle) -> Response<Bytes> {
+        let (status, errcode, slug) = self.row();
+        let message = serde_json::Value::from(format!("wxgate: {self}"));
+        let mut response = Response::new(Bytes::from(format!("{{\"errcode\":{errcode},\"errmsg\":{message}}}")));
+        *response.status_mut() = match style {
+            ErrorStyle::Http => status,
+            ErrorStyle::Wechat => StatusCode::OK,
+        };
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+        headers.insert(X_WXGATE_ERROR, HeaderValue::from_static(slug));
+        if let Some(after) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+        }
+        response
+    }
+}

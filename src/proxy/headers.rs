@@ -1,0 +1,182 @@
+//! Which headers pass, in each direction.
+//!
+//! Pure functions on header maps. Framing (`Content-Length`, `Transfer-Encoding`) is never copied: it is stated anew from
+//! the body that is really sent.
+
+use hyper::{
+    HeaderMap,
+    header::{self, HeaderName, HeaderValue},
+};
+
+/// Prepares the caller's headers for WeChat: hop-by-hop headers, what `Connection` names, forwarding headers and the
+/// caller's credentials go, and so does `Host`, which the upstream states itself; `Accept-Encoding` is set.
+///
+/// Gzip is asked for only when the caller takes it, and nothing else ever: an encoding that cannot be looked into
+/// would hide a stale answer.
+pub fn to_upstream(headers: &mut HeaderMap) {
+    let gzip = accepts_gzip(headers);
+    remove(headers, |name| is_hop_by_hop(name) || is_framing(name) || is_private_to_caller(name));
+    if gzip {
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+    } else {
+        headers.remove(header::ACCEPT_ENCODING);
+    }
+}
+
+/// Prepares WeChat's headers for the caller: hop-by-hop headers and ours go. `Content-Length` stays, because it still
+/// describes the body.
+pub fn to_client(headers: &mut HeaderMap) {
+    remove(headers, |name| is_hop_by_hop(name) || *name == header::TRANSFER_ENCODING || is_ours(name));
+    if let Some(location) = headers.get(header::LOCATION)
+        && let Some(clean) = without_token(location)
+    {
+        headers.insert(header::LOCATION, clean);
+    }
+}
+
+/// Whether gzip may be answered: named with a weight above zero.
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok()).any(|value| {
+        value.split(',').any(|coding| {
+            let (name, parameters) = coding.split_once(';').unwrap_or((coding, ""));
+            let refused = parameters.split_once('=').is_some_and(|(q, weight)| {
+                q.trim().eq_ignore_ascii_case("q") && weight.trim().bytes().all(|b| matches!(b, b'0' | b'.'))
+            });
+            name.trim().eq_ignore_ascii_case("gzip") && !refused
+        })
+    })
+}
+
+fn remove(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
+    let mut names: Vec<HeaderName> = headers.keys().filter(|name| goes(name)).cloned().collect();
+    // What `Connection` names is hop-by-hop as well, save what frames or routes the message.
+    for value in headers.get_all(header::CONNECTION) {
+        let named = value.as_bytes().split(|b| *b == b',').filter_map(|n| HeaderName::from_bytes(n.trim_ascii()).ok());
+        names.extend(named.filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH));
+    }
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "upgrade"
+    )
+}
+
+fn is_framing(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "content-length" | "transfer-encoding" | "expect" | "host")
+}
+
+fn is_private_to_caller(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "authorization" | "forwarded" | "via" | "x-real-ip")
+        || is_ours(name)
+        || name.as_str().starts_with("x-forwarded-")
+}
+
+fn is_ours(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-wxgate-")
+}
+
+/// A redirect may echo the request target; the token in it is not for the caller.
+fn without_token(location: &HeaderValue) -> Option<HeaderValue> {
+    let text = location.to_str().ok()?;
+    let (base, query) = text.split_once('?')?;
+    let (query, fragment) = query.split_once('#').map_or((query, None), |(q, f)| (q, Some(f)));
+    let kept: Vec<&str> = query.split('&').filter(|pair| !pair.to_ascii_lowercase().contains("access_token")).collect();
+    let mut clean = base.to_owned();
+    if !kept.is_empty() {
+        clean.push('?');
+        clean.push_str(&kept.join("&"));
+    }
+    if let Some(fragment) = fragment {
+        clean.push('#');
+        clean.push_str(fragment);
+    }
+    HeaderValue::from_str(&clean).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    fn sent(pairs: &[(&'static str, &'static str)]) -> Vec<String> {
+        let mut headers = map(pairs);
+        to_upstream(&mut headers);
+        let mut lines: Vec<_> = headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn nothing_private_or_hop_by_hop_reaches_wechat() {
+        let lines = sent(&[
+            ("host", "wxgate.internal"),
+            ("connection", "close, x-internal, content-type-x, host"),
+            ("x-internal", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("upgrade", "websocket"),
+            ("proxy-authorization", "Basic x"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "3"),
+            ("expect", "100-continue"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-host", "a"),
+            ("forwarded", "for=a"),
+            ("via", "1.1 a"),
+            ("x-real-ip", "10.0.0.1"),
+            ("authorization", "Bearer k"),
+            ("x-wxgate-key", "k"),
+            ("x-wxgate-account", "shop"),
+            ("content-type", "application/json"),
+            ("wechatmp-signature", "s"),
+        ]);
+        assert_eq!(lines, ["content-type: application/json", "wechatmp-signature: s"]);
+    }
+
+    #[test]
+    fn gzip_is_asked_for_only_when_the_caller_takes_it() {
+        for (theirs, ours) in [
+            ("gzip, br", Some("gzip")),
+            ("br;q=1.0, GZIP;q=0.5", Some("gzip")),
+            ("br", None),
+            ("gzip;q=0", None),
+            ("identity, gzip; q=0.000", None),
+        ] {
+            let mut headers = map(&[("accept-encoding", theirs)]);
+            to_upstream(&mut headers);
+            assert_eq!(headers.get("accept-encoding").map(|v| v.to_str().unwrap()), ours, "{theirs}");
+        }
+    }
+
+    #[test]
+    fn the_answer_loses_hops_ours_and_a_token_in_a_redirect() {
+        let mut headers = map(&[
+            ("connection", "keep-alive, x-hop"),
+            ("x-hop", "1"),
+            ("transfer-encoding", "chunked"),
+            ("x-wxgate-error", "forged"),
+            ("content-length", "2"),
+            ("location", "https://h/p?access_token=T&a=1#f"),
+            ("logicret", "40164"),
+        ]);
+        to_client(&mut headers);
+        let mut lines: Vec<_> = headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+        lines.sort();
+        assert_eq!(lines, ["content-length: 2", "location: https://h/p?a=1#f", "logicret: 40164"]);
+    }
+}

@@ -1,0 +1,254 @@
+//! The token goes into the query, whatever the caller put there under that name comes out.
+//!
+//! Works on raw bytes: all other pairs keep theirs and their order. What another parser might take for the token's name
+//! is refused, since nobody knows how WeChat's end reads odd queries. Knows nothing of headers or bodies.
+
+use std::borrow::Cow;
+
+use bytes::BytesMut;
+use hyper::http::uri::PathAndQuery;
+use percent_encoding::percent_decode_str;
+
+use super::path::ApiPath;
+use crate::wechat::api;
+
+/// The parameter that carries the token.
+const NAME: &str = "access_token";
+
+/// Why a query was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum QueryError {
+    /// `ACCESS_TOKEN`, `access_token[]`, `x=1;access_token=…` and the like.
+    #[error("the query holds a parameter that looks like access_token but is not spelt so; leave it out")]
+    LookAlike,
+    /// Bytes that no URL may hold.
+    #[error("the query holds bytes that must be percent-encoded")]
+    NotAQuery,
+}
+
+/// What the caller's query says about tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Query {
+    /// The account's token belongs here. `own` pairs named `access_token` have to go.
+    TakesToken {
+        /// How many pairs the caller brought under the token's name.
+        own: usize,
+    },
+    /// It carries a credential of another kind; the account's token must not be added.
+    OwnCredential,
+}
+
+/// Looks through the caller's query.
+///
+/// # Errors
+/// [`QueryError::LookAlike`].
+pub fn examine(query: Option<&str>) -> Result<Query, QueryError> {
+    let mut own = 0;
+    let mut own_credential = false;
+    for pair in pairs(query) {
+        match name_of(pair) {
+            Name::Token => own += 1,
+            Name::LookAlike => return Err(QueryError::LookAlike),
+            Name::Credential => own_credential = true,
+            Name::Other => {}
+        }
+    }
+    Ok(if own_credential { Query::OwnCredential } else { Query::TakesToken { own } })
+}
+
+/// Builds the request target with the token as the first pair. `own` is what [`examine`] counted.
+///
+/// # Errors
+/// [`QueryError::NotAQuery`] when the caller's bytes cannot stand in a request line.
+pub fn inject(path: &ApiPath<'_>, query: Option<&str>, own: usize, token: &str) -> Result<PathAndQuery, QueryError> {
+    let path = path.as_str();
+    let rest = query.unwrap_or_default();
+    let mut target = BytesMut::with_capacity(path.len() + NAME.len() + token.len() + rest.len() + 3);
+    target.extend_from_slice(path.as_bytes());
+    target.extend_from_slice(b"?access_token=");
+    target.extend_from_slice(token.as_bytes());
+    if own == 0 {
+        if !rest.is_empty() {
+            target.extend_from_slice(b"&");
+            target.extend_from_slice(rest.as_bytes());
+        }
+    } else {
+        for pair in pairs(query).filter(|pair| !matches!(name_of(pair), Name::Token)) {
+            target.extend_from_slice(b"&");
+            target.extend_from_slice(pair.as_bytes());
+        }
+    }
+    PathAndQuery::from_maybe_shared(target.freeze()).map_err(|_| QueryError::NotAQuery)
+}
+
+/// Builds the request target as the caller wrote it, for calls that take no token.
+///
+/// # Errors
+/// [`QueryError::NotAQuery`].
+pub fn untouched(path: &ApiPath<'_>, query: Option<&str>) -> Result<PathAndQuery, QueryError> {
+    let path = path.as_str();
+    let target = match query {
+        None => path.to_owned(),
+        Some(query) => format!("{path}?{query}"),
+    };
+    PathAndQuery::from_maybe_shared(bytes::Bytes::from(target)).map_err(|_| QueryError::NotAQuery)
+}
+
+enum Name {
+    Token,
+    LookAlike,
+    Credential,
+    Other,
+}
+
+fn pairs(query: Option<&str>) -> impl Iterator<Item = &str> {
+    query.filter(|query| !query.is_empty()).into_iter().flat_map(|query| query.split('&'))
+}
+
+fn name_of(pair: &str) -> Name {
+    // A parser that also splits at `;` would find further names behind one.
+    if pair.contains(';') && pair.split(';').skip(1).any(|part| folds_to_token(&decode(raw_name(part)))) {
+        return Name::LookAlike;
+    }
+    let name = decode(raw_name(pair));
+    if name == NAME {
+        Name::Token
+    } else if folds_to_token(&name) {
+        Name::LookAlike
+    } else if api::replaces_token(&name) {
+        Name::Credential
+    } else {
+        Name::Other
+    }
+}
+
+fn raw_name(pair: &str) -> &str {
+    pair.split_once('=').map_or(pair, |(name, _)| name)
+}
+
+fn decode(name: &str) -> Cow<'_, str> {
+    if name.bytes().any(|byte| byte == b'%') {
+        percent_decode_str(name).decode_utf8_lossy()
+    } else {
+        Cow::Borrowed(name)
+    }
+}
+
+/// Whether some parser could read the name as the token's: without case, with blanks or brackets around it, in
+/// full-width letters, or with the separators that PHP turns into underscores.
+fn folds_to_token(name: &str) -> bool {
+    // Every spelling has at least the letters, so most names are out at once.
+    if name.len() < NAME.len() {
+        return false;
+    }
+    let folded: String = name
+        .chars()
+        .map(|c| match c {
+            '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c),
+            other => other,
+        })
+        .map(|c| c.to_ascii_lowercase())
+        .collect();
+    let core = folded.trim_matches(|c: char| c.is_whitespace() || c.is_control() || c == '+');
+    let core = core.split(['[', ';', '\0']).next().unwrap_or_default().trim_end_matches(['+', ' ']);
+    core.len() == NAME.len()
+        && core.chars().zip(NAME.chars()).all(|(c, n)| c == n || n == '_' && matches!(c, ' ' | '.' | '+'))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{super::path::SplitPath, *};
+
+    fn rewritten(query: Option<&str>) -> Result<String, QueryError> {
+        let path = SplitPath::new("/p").check().unwrap();
+        match examine(query)? {
+            Query::TakesToken { own } => inject(&path, query, own, "T").map(|t| t.to_string()),
+            Query::OwnCredential => untouched(&path, query).map(|t| t.to_string()),
+        }
+    }
+
+    #[test]
+    fn the_token_comes_first_and_all_else_stays() {
+        for (query, target) in [
+            (None, "/p?access_token=T"),
+            (Some(""), "/p?access_token=T"),
+            (Some("a=1&b=%2F+'"), "/p?access_token=T&a=1&b=%2F+'"),
+            (Some("access_token=x&a=1"), "/p?access_token=T&a=1"),
+            (Some("a=1&access_token&access_token=&b"), "/p?access_token=T&a=1&b"),
+            (Some("access%5Ftoken=x&%61ccess_token=y&z=1"), "/p?access_token=T&z=1"),
+            (Some("a=1&&b=2&"), "/p?access_token=T&a=1&&b=2&"),
+            (Some("my_access_token=1&access_tokens=2"), "/p?access_token=T&my_access_token=1&access_tokens=2"),
+            (Some("url=http://x/?access_token=1"), "/p?access_token=T&url=http://x/?access_token=1"),
+        ] {
+            assert_eq!(rewritten(query).as_deref(), Ok(target), "{query:?}");
+        }
+    }
+
+    #[test]
+    fn look_alikes_are_refused() {
+        for query in [
+            "ACCESS_TOKEN=1",
+            "Access_Token=1",
+            "access_token[]=1",
+            "access_token%5B%5D=1",
+            "access_token%20=1",
+            "+access_token=1",
+            "access%00_token=1&access_token%00=1",
+            "access.token=1",
+            "access+token=1",
+            "access%20token=1",
+            "x=1;access_token=A",
+            "x;ACCESS_TOKEN=A",
+            "%ef%bd%81ccess_token=1",
+        ] {
+            assert_eq!(rewritten(Some(query)), Err(QueryError::LookAlike), "{query}");
+        }
+    }
+
+    #[test]
+    fn credentials_of_another_kind_keep_the_token_out() {
+        for query in
+            ["secret=s&appid=a", "appsecret=s", "component_access_token=c", "cloudbase_access_token=c", "%73ecret=1"]
+        {
+            assert_eq!(rewritten(Some(query)).unwrap(), format!("/p?{query}"));
+        }
+    }
+
+    /// The names that a lenient parser could find: split at `&` and `;`, brackets cut, case folded.
+    fn lenient_names(query: &str) -> impl Iterator<Item = String> {
+        query.split(['&', ';']).map(|pair| {
+            let name = decode(raw_name(pair)).to_lowercase();
+            name.split('[').next().unwrap_or_default().trim().to_owned()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_reading_finds_exactly_one_token(
+            query in prop::collection::vec(
+                prop_oneof![
+                    Just("access_token"), Just("access%5Ftoken"), Just("ACCESS_TOKEN"), Just("access_token[]"), Just("a"), Just("openid"),
+                    Just(";access_token"), Just("access_token%20"), Just("x;y"), Just("%"), Just("%zz"), Just("")
+                ].prop_flat_map(|name| prop_oneof![
+                    Just(name.to_owned()), "[a-z%;=+]{0,6}".prop_map(move |value| format!("{name}={value}"))
+                ]),
+                0..6,
+            ).prop_map(|pairs| pairs.join("&"))
+        ) {
+            if let Ok(target) = rewritten(Some(&query)) {
+                let (_, sent) = target.split_once('?').unwrap();
+                prop_assert_eq!(lenient_names(sent).filter(|name| name == NAME).count(), 1, "{}", sent);
+                let kept: Vec<_> = sent.split('&').skip(1).collect();
+                let foreign: Vec<_> = pairs(Some(&query)).filter(|p| decode(raw_name(p)) != NAME).collect();
+                prop_assert_eq!(kept, foreign);
+            }
+        }
+
+        #[test]
+        fn no_query_panics(query in "\\PC{0,60}") {
+            let _ = rewritten(Some(&query));
+        }
+    }
+}

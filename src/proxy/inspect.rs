@@ -1,0 +1,192 @@
+//! A look at the beginning of an answer, and out of the way again.
+//!
+//! Only a small body that can be a JSON object is held back and read; anything else streams on at once. Nothing is
+//! changed: the bytes that were looked at are the bytes that are delivered. What a code means is decided elsewhere.
+
+use std::{
+    io::Read as _,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use flate2::read::GzDecoder;
+use hyper::{
+    HeaderMap, Method, Response,
+    body::{Body, Frame, SizeHint},
+    header,
+};
+use tokio::time::{Instant, timeout_at};
+
+use super::upstream::AnswerBody;
+use crate::wechat::verdict::{self, WINDOW};
+
+/// The body of an answer on its way to the caller.
+pub(crate) enum Answer {
+    /// Read to its end.
+    Whole(Bytes),
+    /// Begun, the rest is still to come.
+    Begun(Bytes, AnswerBody),
+}
+
+/// Looks at an answer. A body that trickles is held back no longer than `patience`.
+pub(crate) async fn look(
+    method: &Method,
+    answer: Response<AnswerBody>,
+    patience: Duration,
+) -> (Response<Answer>, Option<i64>) {
+    let (mut head, mut body) = answer.into_parts();
+    let coding = Coding::of(&head.headers);
+    if !head.status.is_success() || *method == Method::HEAD || body.is_end_stream() || !worth_a_look(coding, &body) {
+        return (Response::from_parts(head, Answer::Begun(Bytes::new(), body)), None);
+    }
+    let deadline = Instant::now() + patience;
+    let mut seen = Bytes::new();
+    loop {
+        let next = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+        match timeout_at(deadline, next).await {
+            Ok(Some(Ok(frame))) => {
+                let Ok(data) = frame.into_data() else { continue };
+                seen = append(seen, data);
+                if seen.len() > WINDOW || (coding == Coding::Plain && verdict::may_be_object(&seen) == Some(false)) {
+                    break;
+                }
+            }
+            Ok(None) => {
+                let errcode = read(coding, &seen);
+                // The whole is here, so a chunked answer gets a length.
+                head.headers.remove(header::TRANSFER_ENCODING);
+                head.headers.insert(header::CONTENT_LENGTH, seen.len().into());
+                return (Response::from_parts(head, Answer::Whole(seen)), errcode);
+            }
+            // It broke off or trickles: the caller gets what there is, as it comes.
+            Ok(Some(Err(_))) | Err(_) => break,
+        }
+        if body.is_end_stream() {
+            let errcode = read(coding, &seen);
+            return (Response::from_parts(head, Answer::Whole(seen)), errcode);
+        }
+    }
+    (Response::from_parts(head, Answer::Begun(seen, body)), None)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Coding {
+    Plain,
+    Gzip,
+    Opaque,
+}
+
+impl Coding {
+    fn of(headers: &HeaderMap) -> Self {
+        match headers.get(header::CONTENT_ENCODING) {
+            None => Self::Plain,
+            Some(value) => match value.as_bytes().trim_ascii() {
+                b"" | b"identity" => Self::Plain,
+                b"gzip" | b"x-gzip" => Self::Gzip,
+                _ => Self::Opaque,
+            },
+        }
+    }
+}
+
+fn worth_a_look(coding: Coding, body: &AnswerBody) -> bool {
+    let fits = body.size_hint().exact().is_none_or(|length| length <= WINDOW as u64);
+    coding != Coding::Opaque && fits
+}
+
+fn append(seen: Bytes, data: Bytes) -> Bytes {
+    if seen.is_empty() {
+        return data;
+    }
+    let mut both = BytesMut::from(seen);
+    both.extend_from_slice(&data);
+    both.freeze()
+}
+
+/// The code in a whole body. A body that is labelled gzip and is not gets read as it is.
+fn read(coding: Coding, body: &[u8]) -> Option<i64> {
+    let decoded = match coding {
+        Coding::Gzip => gunzip(body)?,
+        Coding::Plain | Coding::Opaque => None,
+    };
+    verdict::errcode(decoded.as_deref().unwrap_or(body))
+}
+
+/// At most [`WINDOW`] bytes of content: `None` when there is more, `Some(None)` when it is no gzip.
+#[allow(clippy::option_option, reason = "two different ways to have nothing decoded")]
+fn gunzip(body: &[u8]) -> Option<Option<Vec<u8>>> {
+    let mut decoded = Vec::new();
+    match GzDecoder::new(body).take(WINDOW as u64 + 1).read_to_end(&mut decoded) {
+        Ok(_) if decoded.len() > WINDOW => None,
+        Ok(_) => Some(Some(decoded)),
+        Err(_) => Some(None),
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes.copy_to_bytes(bytes.len()))))),
+            Self::Begun(seen, _) if !seen.is_empty() => {
+                Poll::Ready(Some(Ok(Frame::data(seen.copy_to_bytes(seen.len())))))
+            }
+            Self::Begun(_, rest) => Pin::new(rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Begun(seen, rest) => seen.is_empty() && rest.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Begun(seen, rest) => {
+                let mut hint = rest.size_hint();
+                let seen = seen.len() as u64;
+                // The upper bound first: the lower one must never pass it.
+                if let Some(upper) = hint.upper() {
+                    hint.set_upper(upper + seen);
+                }
+                hint.set_lower(hint.lower() + seen);
+                hint
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn gzip(data: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn gzip_is_read_within_the_window_only() {
+        let error = br#"{"errcode":42001,"errmsg":"access_token expired"}"#;
+        assert_eq!(read(Coding::Gzip, &gzip(error)), Some(42001));
+        assert_eq!(read(Coding::Gzip, error), Some(42001), "labelled gzip and is not");
+        let mut padded = error.to_vec();
+        padded.resize(WINDOW, b' ');
+        assert_eq!(read(Coding::Gzip, &gzip(&padded)), Some(42001));
+        padded.resize(WINDOW + 1, b' ');
+        assert_eq!(read(Coding::Gzip, &gzip(&padded)), None);
+        assert_eq!(read(Coding::Gzip, &gzip(&vec![b' '; 4 << 20])), None, "a bomb stops at the window");
+        assert_eq!(read(Coding::Gzip, &gzip(error)[..20]), None, "cut short");
+    }
+}

@@ -1,0 +1,141 @@
+//! What the data path counts.
+//!
+//! Labels are bounded: accounts come from the configuration, outcomes and results from closed sets, error codes from a
+//! table. Counters that a request touches are looked up once per account and kept.
+
+use std::sync::{Arc, atomic::AtomicI64};
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use crate::{base::AccountName, wechat::codes};
+
+/// Until callers have names, everybody inside `server.allow` is counted under this one.
+pub(crate) const ANONYMOUS: &str = "network";
+/// For requests that no account was found for.
+const NO_ACCOUNT: &str = "-";
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    account: String,
+    client: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ErrcodeLabels {
+    account: String,
+    errcode: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReplayLabels {
+    account: String,
+    result: &'static str,
+}
+
+/// The families, registered once.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    requests: Family<RequestLabels, Counter>,
+    duration: Histogram,
+    errcodes: Family<ErrcodeLabels, Counter>,
+    stale: Family<ErrcodeLabels, Counter>,
+    replays: Family<ReplayLabels, Counter>,
+    pub(crate) in_flight: Gauge<i64, AtomicI64>,
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            duration: Histogram::new([
+                0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+            ]),
+            errcodes: Family::default(),
+            stale: Family::default(),
+            replays: Family::default(),
+            in_flight: Gauge::default(),
+        };
+        registry.register("wxgate_requests", "Requests by outcome", metrics.requests.clone());
+        registry.register(
+            "wxgate_request_duration_seconds",
+            "Time from the request's head to the answer's head",
+            metrics.duration.clone(),
+        );
+        registry.register("wxgate_upstream_errcode", "Answers of WeChat by errcode", metrics.errcodes.clone());
+        registry.register("wxgate_stale", "Answers that refused the token", metrics.stale.clone());
+        registry.register("wxgate_replay", "What became of requests whose token was refused", metrics.replays.clone());
+        registry.register("wxgate_inflight_requests", "Requests under way", metrics.in_flight.clone());
+        metrics
+    }
+
+    /// The handles of one account.
+    pub(crate) fn for_account(&self, account: &AccountName) -> AccountMetrics {
+        self.labelled(account.as_str())
+    }
+
+    /// The handles for requests that belong to no account.
+    pub(crate) fn for_none(&self) -> AccountMetrics {
+        self.labelled(NO_ACCOUNT)
+    }
+
+    fn labelled(&self, account: &str) -> AccountMetrics {
+        let labels = RequestLabels { account: account.to_owned(), client: ANONYMOUS, outcome: "ok" };
+        AccountMetrics {
+            ok: self.requests.get_or_create_owned(&labels),
+            accepted: self.errcodes.get_or_create_owned(&ErrcodeLabels { account: account.to_owned(), errcode: "0" }),
+            account: account.into(),
+            families: self.clone(),
+        }
+    }
+}
+
+/// The counters of one account.
+#[derive(Debug, Clone)]
+pub(crate) struct AccountMetrics {
+    ok: Counter,
+    accepted: Counter,
+    account: Arc<str>,
+    families: Metrics,
+}
+
+impl AccountMetrics {
+    /// A request is over.
+    pub(crate) fn finished(&self, outcome: &'static str, seconds: f64) {
+        self.families.duration.observe(seconds);
+        if outcome == "ok" {
+            self.ok.inc();
+            return;
+        }
+        let labels = RequestLabels { account: self.account.to_string(), client: ANONYMOUS, outcome };
+        self.families.requests.get_or_create(&labels).inc();
+    }
+
+    /// WeChat answered with this code.
+    pub(crate) fn errcode(&self, errcode: i64) {
+        if errcode == 0 {
+            self.accepted.inc();
+            return;
+        }
+        self.families.errcodes.get_or_create(&self.errcode_labels(errcode)).inc();
+    }
+
+    /// The token was refused with this code.
+    pub(crate) fn stale(&self, errcode: i64) {
+        self.families.stale.get_or_create(&self.errcode_labels(errcode)).inc();
+    }
+
+    fn errcode_labels(&self, errcode: i64) -> ErrcodeLabels {
+        ErrcodeLabels { account: self.account.to_string(), errcode: codes::label(errcode) }
+    }
+
+    /// What became of a request whose token was refused: `cured`, `stale_again`, `failed`, or why it was not sent again.
+    pub(crate) fn replay(&self, result: &'static str) {
+        let labels = ReplayLabels { account: self.account.to_string(), result };
+        self.families.replays.get_or_create(&labels).inc();
+    }
+}

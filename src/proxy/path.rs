@@ -1,0 +1,196 @@
+//! Which paths exist for wxgate: a strict grammar instead of a normaliser.
+//!
+//! WeChat's paths are plain ASCII words, so anything that could mean two things to two parsers is refused rather than
+//! repaired. The checked bytes are the ones that rights are checked on and the ones that are sent: [`ApiPath`] can only
+//! be made here.
+
+use std::{borrow::Cow, fmt};
+
+/// The most bytes of a path.
+const MAX_LEN: usize = 512;
+
+/// A path that fits the grammar: `/`-separated segments of `[A-Za-z0-9_.~-]+`, no `.` or `..`, no trailing slash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiPath<'r>(Cow<'r, str>);
+
+/// Why a path was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// Longer than 512 bytes.
+    #[error("the path is longer than {MAX_LEN} bytes")]
+    TooLong,
+    /// `*`, or nothing.
+    #[error("the path must begin with a slash")]
+    NotRooted,
+    /// `/`, or a slash at the end.
+    #[error("the path must not end with a slash")]
+    TrailingSlash,
+    /// `.` or `..`.
+    #[error("the path must not hold . or .. segments")]
+    DotSegment,
+    /// Percent signs, semicolons and whatever else WeChat's paths do not hold.
+    #[error("the path may hold letters, digits and _ . ~ - between single slashes only")]
+    OddByte,
+}
+
+/// What stands before the path proper: `/@NAME/…` selects an account.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SplitPath<'r> {
+    /// The name behind `/@`.
+    pub prefix: Option<Cow<'r, str>>,
+    /// The rest, folded but not yet checked.
+    rest: Cow<'r, str>,
+}
+
+impl<'r> SplitPath<'r> {
+    /// Folds repeated slashes and takes the account prefix off.
+    pub fn new(raw: &'r str) -> Self {
+        let folded = fold(raw);
+        let Some(behind) = folded.strip_prefix("/@") else { return Self { prefix: None, rest: folded } };
+        let end = behind.find('/').unwrap_or(behind.len());
+        let cut = |range: std::ops::Range<usize>| match &folded {
+            Cow::Borrowed(text) => Cow::Borrowed(&text[range]),
+            Cow::Owned(text) => Cow::Owned(text[range].to_owned()),
+        };
+        Self { prefix: Some(cut(2..2 + end)), rest: cut(2 + end..folded.len()) }
+    }
+
+    /// Whether the call is for wxgate's own service API.
+    pub fn is_service(&self) -> bool {
+        &*self.rest == "/-" || self.rest.starts_with("/-/")
+    }
+
+    /// Checks the rest against the grammar.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn check(self) -> Result<ApiPath<'r>, PathError> {
+        let bytes = self.rest.as_bytes();
+        if bytes.len() > MAX_LEN {
+            return Err(PathError::TooLong);
+        }
+        let Some((b'/', segments)) = bytes.split_first() else { return Err(PathError::NotRooted) };
+        if segments.is_empty() || segments.ends_with(b"/") {
+            return Err(PathError::TrailingSlash);
+        }
+        for segment in segments.split(|byte| *byte == b'/') {
+            if matches!(segment, b"." | b"..") {
+                return Err(PathError::DotSegment);
+            }
+            // Folding left no empty segment behind.
+            if !segment.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'~' | b'-')) {
+                return Err(PathError::OddByte);
+            }
+        }
+        Ok(ApiPath(self.rest))
+    }
+}
+
+impl ApiPath<'_> {
+    /// The bytes that were checked, and that will be sent.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ApiPath<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `//` becomes `/`; some SDKs join a base URL that ends in a slash with a path that begins with one.
+fn fold(raw: &str) -> Cow<'_, str> {
+    if memchr::memmem::find(raw.as_bytes(), b"//").is_none() {
+        return Cow::Borrowed(raw);
+    }
+    let mut folded = String::with_capacity(raw.len());
+    for c in raw.chars() {
+        if c != '/' || !folded.ends_with('/') {
+            folded.push(c);
+        }
+    }
+    Cow::Owned(folded)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(raw: &str) -> Result<String, PathError> {
+        SplitPath::new(raw).check().map(|path| path.to_string())
+    }
+
+    #[test]
+    fn plain_paths_pass_and_slashes_fold() {
+        for (raw, path) in [
+            ("/cgi-bin/user/info", "/cgi-bin/user/info"),
+            ("//cgi-bin//user///info", "/cgi-bin/user/info"),
+            ("/wxa/a_b.c~d", "/wxa/a_b.c~d"),
+            ("/...", "/..."),
+        ] {
+            assert_eq!(check(raw).as_deref(), Ok(path));
+        }
+    }
+
+    #[test]
+    fn whatever_two_parsers_could_read_differently_is_refused() {
+        for raw in [
+            "",
+            "*",
+            "/",
+            "//",
+            "cgi-bin/token",
+            "/cgi-bin/",
+            "/a/./b",
+            "/a/../b",
+            "/..",
+            "/.",
+            "/a/..;x=1/b",
+            "/a;b",
+            "/a%2fb",
+            "/%2e%2e/a",
+            "/cgi-bin%2Ftoken",
+            "/a\\b",
+            "/a b",
+            "/a%00",
+            "/a%",
+            "/ａ",
+            "/a@b",
+            "/a:b",
+            "/a+b",
+            "/a,b",
+            "/a'b",
+        ] {
+            assert!(check(raw).is_err(), "{raw:?} passed");
+        }
+        assert_eq!(check(&format!("/{}", "a".repeat(511))).map(|p| p.len()), Ok(512));
+        assert_eq!(check(&format!("/{}", "a".repeat(512))), Err(PathError::TooLong));
+    }
+
+    #[test]
+    fn the_prefix_names_an_account_and_is_removed() {
+        let split = SplitPath::new("//@shop//cgi-bin/user/info");
+        assert_eq!(split.prefix.as_deref(), Some("shop"));
+        assert_eq!(split.check().unwrap().as_str(), "/cgi-bin/user/info");
+        assert_eq!(SplitPath::new("/@shop").check(), Err(PathError::NotRooted));
+        assert_eq!(SplitPath::new("/@/cgi-bin").prefix.as_deref(), Some(""));
+        assert!(SplitPath::new("/@shop/@other/a").check().is_err());
+        assert!(SplitPath::new("/-/accounts").is_service() && !SplitPath::new("/-x").is_service());
+    }
+
+    proptest! {
+        #[test]
+        fn what_passes_is_made_of_the_allowed_bytes_only(raw in "[/a.%;~@\\\\-]{0,40}|\\PC{0,40}") {
+            if let Ok(path) = check(&raw) {
+                prop_assert!(path.starts_with('/') && !path.ends_with('/') && !path.contains("//"));
+                prop_assert!(path.split('/').skip(1).all(|s| !s.is_empty() && s != "." && s != ".."));
+                prop_assert!(path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_.~-".contains(&b)));
+                // Checking again changes nothing: the bytes on the wire are the bytes that were checked.
+                prop_assert_eq!(check(&path).unwrap(), path);
+            }
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The way of a request, top to bottom.
+//!
+//! Only this file knows the order of the stages; they do not know each other. Errors leave by `?` and are answered,
+//! counted and logged by the caller.
+
+use std::sync::Arc;
+
+use hyper::{
+    Method, Response, Uri, Version,
+    body::Incoming,
+    header::{self, HeaderMap, HeaderValue},
+    http::{request::Parts, uri::PathAndQuery},
+};
+
+use super::{
+    access::Admitted,
+    body::Payload,
+    error::ProxyError,
+    headers,
+    inject::{self, Query},
+    inspect::{self, Answer},
+    path::{ApiPath, SplitPath},
+    retry::{self, Next},
+    route::Account,
+    upstream::{DialError, Outgoing, SendError},
+    worker::Worker,
+};
+use crate::{
+    net::address::Peer,
+    token::{Refresh, Token},
+    wechat::api::{self, Endpoint},
+};
+
+/// The longest request target, in bytes.
+const MAX_TARGET: usize = 16 * 1024;
+
+/// What the way of a request leaves behind for the log and the answer's headers.
+#[derive(Default)]
+pub(super) struct Trail {
+    pub(super) account: Option<Arc<Account>>,
+    pub(super) attempts: u8,
+    pub(super) errcode: Option<i64>,
+    pub(super) replay_skipped: Option<&'static str>,
+}
+
+/// Takes a request to WeChat and brings the answer back.
+pub(super) async fn run(
+    worker: &Worker,
+    peer: Peer,
+    head: &mut Parts,
+    body: Incoming,
+    trail: &mut Trail,
+) -> Result<Response<Answer>, ProxyError> {
+    let proxy = &*worker.proxy;
+    let host = check_head(head)?;
+    let admitted = proxy.access.admit(proxy.access.caller(peer, &head.headers))?;
+    let split = SplitPath::new(head.uri.path());
+    if split.is_service() {
+        return Err(ProxyError::NotFound);
+    }
+    let account = Arc::clone(proxy.accounts.select(split.prefix.as_deref(), &head.headers, host.as_deref())?);
+    trail.account = Some(Arc::clone(&account));
+    check_authority(&account, &head.uri)?;
+    let path = split.check()?;
+    let query = decide(&path, head.uri.query())?;
+    let payload = Payload::accept(body, proxy.max_body, &proxy.replay, &proxy.spool).await?;
+    headers::to_upstream(&mut head.headers);
+    let headers = std::mem::take(&mut head.headers);
+    let call = Call {
+        worker,
+        account: &account,
+        method: &head.method,
+        path: &path,
+        query: head.uri.query(),
+        headers,
+        payload,
+    };
+    match query {
+        Query::OwnCredential => call.pass_through(trail).await,
+        Query::TakesToken { own } => call.with_token(admitted, own, trail).await,
+    }
+}
+
+/// What hyper lets pass and we do not. Returns the host that the caller named.
+fn check_head(head: &Parts) -> Result<Option<String>, ProxyError> {
+    const METHODS: [Method; 7] =
+        [Method::GET, Method::POST, Method::HEAD, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
+    if !METHODS.contains(&head.method) {
+        return Err(ProxyError::BadRequest("this method is not proxied; WeChat's API takes GET and POST"));
+    }
+    let headers = &head.headers;
+    if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
+        let only_chunked = headers.get_all(header::TRANSFER_ENCODING).iter().count() == 1
+            && coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+        if !only_chunked {
+            return Err(ProxyError::BadRequest("Transfer-Encoding may be chunked and nothing else"));
+        }
+        if headers.contains_key(header::CONTENT_LENGTH) {
+            return Err(ProxyError::BadRequest(
+                "Content-Length and Transfer-Encoding contradict each other; send one of them",
+            ));
+        }
+    }
+    if headers.get_all(header::EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err(ProxyError::BadRequest("the only expectation that can be met is 100-continue"));
+    }
+    if head.uri.path_and_query().is_some_and(|target| target.as_str().len() > MAX_TARGET) {
+        return Err(ProxyError::BadRequest("the request target is longer than 16 KiB"));
+    }
+    let mut hosts = headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => Err(ProxyError::BadRequest("there must be one Host header, not several")),
+        (None, None) if head.version >= Version::HTTP_11 => Err(ProxyError::BadRequest("the Host header is missing")),
+        (None, None) => Ok(None),
+        (Some(host), None) => named_host(host).map(Some),
+    }
+}
+
+fn named_host(host: &HeaderValue) -> Result<String, ProxyError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    let text = host.to_str().ok().filter(|text| text.len() <= 255 && text.bytes().all(allowed));
+    text.map(str::to_owned).ok_or(ProxyError::BadRequest("the Host header is not a host name"))
+}
+
+/// `GET http://api.weixin.qq.com/… HTTP/1.1`, as clients send it that take wxgate for an HTTP proxy: only for the
+/// account's own hosts, and only as a name. Where to dial comes from the configuration in any case.
+fn check_authority(account: &Account, uri: &Uri) -> Result<(), ProxyError> {
+    match uri.authority() {
+        Some(authority) if !account.serves(authority.host(), authority.port_u16()) => {
+            Err(ProxyError::BadRequest("wxgate is no proxy for this host; it serves the account's own API hosts only"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the endpoint and the query mean for the token.
+fn decide(path: &ApiPath<'_>, query: Option<&str>) -> Result<Query, ProxyError> {
+    match api::classify(path.as_str()) {
+        Endpoint::Token => Err(ProxyError::TokenEndpoint),
+        Endpoint::Guarded => Err(ProxyError::GuardedEndpoint),
+        Endpoint::OwnCredential => Ok(Query::OwnCredential),
+        Endpoint::TakesToken => Ok(inject::examine(query)?),
+    }
+}
+
+/// One call, as it can be sent.
+struct Call<'r> {
+    worker: &'r Worker,
+    account: &'r Arc<Account>,
+    method: &'r Method,
+    path: &'r ApiPath<'r>,
+    query: Option<&'r str>,
+    headers: HeaderMap,
+    payload: Payload,
+}
+
+impl Call<'_> {
+    /// A call that brings a credential of its own: no token, no judgement, no replay.
+    async fn pass_through(mut self, trail: &mut Trail) -> Result<Response<Answer>, ProxyError> {
+        let target = inject::untouched(self.path, self.query)?;
+        let (answer, errcode) = self.attempt(target, trail).await?;
+        trail.errcode = errcode;
+        Ok(answer)
+    }
+
+    /// The main job. Sent at most twice, the second time only with a newer token.
+    async fn with_token(mut self, _: Admitted, own: usize, trail: &mut Trail) -> Result<Response<Answer>, ProxyError> {
+        let keeper = &self.account.keeper;
+        let token = match keeper.token() {
+            Some(token) => token,
+            None => keeper.current().await.map_err(ProxyError::TokenUnavailable)?,
+        };
+        let (first, stale) = self.judged_attempt(own, &token, trail).await?;
+        let Some(errcode) = stale else { return Ok(first) };
+        self.account.metrics.stale(errcode);
+        let newer = match self.newer_token(&token).await {
+            Ok(newer) => newer,
+            Err(reason) => {
+                self.account.metrics.replay(reason);
+                trail.replay_skipped = Some(reason);
+                return Ok(first);
+            }
+        };
+        // Its connection must be free of this request before the body is read again.
+        drop(first);
+        let second = self.judged_attempt(own, &newer, trail).await;
+        self.account.metrics.replay(match &second {
+            Ok((_, None)) => "cured",
+            Ok((_, Some(_))) => "stale_again",
+            Err(_) => "failed",
+        });
+        let (second, stale) = second?;
+        if let Some(errcode) = stale {
+            self.account.metrics.stale(errcode);
+            keeper.replay_was_stale(newer.generation(), self.path.as_str());
+        }
+        Ok(second)
+    }
+
+    /// Sends with this token and hears what the answer says about it: `Some` code when it was refused.
+    async fn judged_attempt(
+        &mut self,
+        own: usize,
+        token: &Token,
+        trail: &mut Trail,
+    ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
+        let target = inject::inject(self.path, self.query, own, token.query_value())?;
+        let (answer, errcode) = self.attempt(target, trail).await?;
+        trail.errcode = errcode;
+        match retry::after(self.account.platform, true, answer.status(), errcode) {
+            Next::Refresh { errcode } => Ok((answer, Some(errcode))),
+            Next::DeliverAccepted => {
+                self.account.keeper.accepted(token.generation());
+                Ok((answer, None))
+            }
+            Next::Deliver => Ok((answer, None)),
+        }
+    }
+
+    /// A newer token and a body that can be sent with it, or why there is no replay.
+    async fn newer_token(&mut self, rejected: &Token) -> Result<Arc<Token>, &'static str> {
+        let (keeper, generation) = (self.account.keeper.clone(), rejected.generation());
+        if let Err(reason) = self.payload.make_replayable().await {
+            // The others still need a token that works.
+            let path = self.path.as_str().to_owned();
+            tokio::spawn(async move { keeper.refresh_past(generation, &path).await });
+            return Err(reason.slug());
+        }
+        match keeper.refresh_past(generation, self.path.as_str()).await {
+            Refresh::Replay(token) => Ok(token),
+            Refresh::GiveBack(reason) => Err(reason.slug()),
+        }
+    }
+
+    /// Sends once, to the first API host that can be reached, and looks at the answer.
+    async fn attempt(
+        &mut self,
+        target: PathAndQuery,
+        trail: &mut Trail,
+    ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
+        trail.attempts += 1;
+        let outgoing = Outgoing { method: self.method, target: target.into(), headers: &self.headers };
+        let now = self.worker.seconds();
+        let mut unreachable = None;
+        for (place, origin) in self.account.origins(now) {
+            match self.worker.upstream.send(origin, &outgoing, &mut self.payload).await {
+                Ok(answer) => {
+                    if unreachable.is_some() {
+                        self.account.prefer(place, now);
+                    }
+                    let patience = self.worker.proxy.response_timeout;
+                    let (mut answer, errcode) = inspect::look(self.method, answer, patience).await;
+                    headers::to_client(answer.headers_mut());
+                    if let Some(errcode) = errcode {
+                        self.account.metrics.errcode(errcode);
+                    }
+                    return Ok((answer, errcode));
+                }
+                // Nothing was sent, so another host may have it.
+                Err(SendError::Dial(error)) => unreachable = Some(error),
+                Err(error) => return Err(refusal(error)),
+            }
+        }
+        Err(unreachable.map_or(ProxyError::UpstreamTimeout, |error| refusal(error.into())))
+    }
+}
+
+fn refusal(error: SendError) -> ProxyError {
+    match error {
+        SendError::Timeout => ProxyError::UpstreamTimeout,
+        SendError::Dial(error @ DialError::Timeout { .. }) => {
+            tracing::warn!(%error, "upstream is unreachable");
+            ProxyError::UpstreamTimeout
+        }
+        SendError::Caller => ProxyError::BadRequest("the request body broke off or came too slowly"),
+        error => {
+            tracing::warn!(%error, "upstream failed");
+            ProxyError::UpstreamFailed { reason: error.to_string() }
+        }
+    }
+}

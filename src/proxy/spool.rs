@@ -1,0 +1,278 @@
+//! The copy of a request body: memory first, then a temporary file without a name, within budgets.
+//!
+//! Written from the worker's own thread, as nginx writes its client bodies: the bytes go to the page cache, and handing
+//! each piece to another thread would cost more than the write.
+
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    os::unix::fs::FileExt as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use bytes::Bytes;
+
+use super::settings::Replay;
+
+/// How much is read back from a file at a time.
+const CHUNK: usize = 64 * 1024;
+
+/// The memory that all copies share: `replay.memory_total`.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    total: u64,
+    used: AtomicU64,
+}
+
+impl Budget {
+    pub(crate) fn new(total: u64) -> Arc<Self> {
+        Arc::new(Self { total, used: AtomicU64::new(0) })
+    }
+
+    #[cfg(test)]
+    fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        let taken = self.used.fetch_add(bytes, Relaxed);
+        let fits = taken + bytes <= self.total;
+        if !fits {
+            self.used.fetch_sub(bytes, Relaxed);
+        }
+        fits
+    }
+}
+
+/// A share of the budget, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Share {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Share {
+    fn grow(&mut self, bytes: u64) -> bool {
+        let grown = self.budget.take(bytes);
+        if grown {
+            self.bytes += bytes;
+        }
+        grown
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+/// A copy that grows with the body.
+#[derive(Debug)]
+pub(crate) struct Copy {
+    memory_limit: u64,
+    disk_limit: u64,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Memory(Vec<u8>, Share),
+    Disk(File, u64),
+    Lost(NoCopy),
+}
+
+/// Why there is no copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoCopy {
+    /// Larger than the limits, or the shared memory is taken.
+    NoRoom,
+    /// The temporary file cannot be written.
+    Disk,
+}
+
+/// A whole copy. Cheap to read from again and again.
+#[derive(Debug)]
+pub(crate) enum Held {
+    Memory(Bytes, #[allow(dead_code, reason = "gives its share of the budget back when dropped")] Share),
+    Disk(Arc<File>, u64),
+}
+
+impl Held {
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::Memory(bytes, _) => bytes.len() as u64,
+            Self::Disk(_, len) => *len,
+        }
+    }
+}
+
+impl Copy {
+    pub(crate) fn new(replay: &Replay, budget: Arc<Budget>) -> Self {
+        Self {
+            memory_limit: replay.memory,
+            disk_limit: replay.disk,
+            state: State::Memory(Vec::new(), Share { budget, bytes: 0 }),
+        }
+    }
+
+    /// The most that fits.
+    pub(crate) fn limit(&self) -> u64 {
+        self.memory_limit.max(self.disk_limit)
+    }
+
+    /// Whether, and why, the copy was given up.
+    pub(crate) fn lost(&self) -> Option<NoCopy> {
+        match self.state {
+            State::Lost(reason) => Some(reason),
+            State::Memory(..) | State::Disk(..) => None,
+        }
+    }
+
+    /// Adds to the copy. Giving up is no error: the body itself goes on.
+    pub(crate) fn push(&mut self, data: &[u8]) {
+        match &mut self.state {
+            State::Memory(bytes, share) => {
+                let after = (bytes.len() + data.len()) as u64;
+                if after <= self.memory_limit && share.grow(data.len() as u64) {
+                    bytes.extend_from_slice(data);
+                } else {
+                    self.state =
+                        if after <= self.disk_limit { spill(bytes, data) } else { State::Lost(NoCopy::NoRoom) };
+                }
+            }
+            State::Disk(file, len) => {
+                *len += data.len() as u64;
+                if *len > self.disk_limit {
+                    self.state = State::Lost(NoCopy::NoRoom);
+                } else if let Err(error) = file.write_all(data) {
+                    self.state = disk_failed(&error);
+                }
+            }
+            State::Lost(_) => {}
+        }
+    }
+
+    /// Hands the whole copy out.
+    ///
+    /// # Errors
+    /// When it was given up.
+    pub(crate) fn take(&mut self) -> Result<Held, NoCopy> {
+        match std::mem::replace(&mut self.state, State::Lost(NoCopy::NoRoom)) {
+            State::Memory(bytes, share) => Ok(Held::Memory(bytes.into(), share)),
+            State::Disk(file, len) => Ok(Held::Disk(Arc::new(file), len)),
+            State::Lost(reason) => Err(reason),
+        }
+    }
+}
+
+fn spill(kept: &[u8], data: &[u8]) -> State {
+    let spilled = tempfile::tempfile().and_then(|mut file| {
+        file.write_all(kept)?;
+        file.write_all(data)?;
+        Ok(file)
+    });
+    match spilled {
+        Ok(file) => State::Disk(file, (kept.len() + data.len()) as u64),
+        Err(error) => disk_failed(&error),
+    }
+}
+
+fn disk_failed(error: &io::Error) -> State {
+    tracing::warn!(%error, folder = %std::env::temp_dir().display(), "cannot keep a request body for replay; is the disk full?");
+    State::Lost(NoCopy::Disk)
+}
+
+/// Reads a spooled copy from its beginning.
+#[derive(Debug)]
+pub(crate) struct FileBody {
+    file: Arc<File>,
+    len: u64,
+    at: u64,
+}
+
+impl FileBody {
+    pub(crate) fn new(file: Arc<File>, len: u64) -> Self {
+        Self { file, len, at: 0 }
+    }
+
+    pub(crate) fn remaining(&self) -> u64 {
+        self.len - self.at
+    }
+
+    pub(crate) fn next(&mut self) -> Option<io::Result<Bytes>> {
+        let want = usize::try_from(self.remaining()).unwrap_or(CHUNK).min(CHUNK);
+        if want == 0 {
+            return None;
+        }
+        let mut chunk = vec![0; want];
+        match self.file.read_exact_at(&mut chunk, self.at) {
+            Ok(()) => {
+                self.at += want as u64;
+                Some(Ok(chunk.into()))
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn copy(memory: u64, disk: u64, budget: &Arc<Budget>) -> Copy {
+        Copy::new(&Replay { memory, disk, memory_total: budget.total }, Arc::clone(budget))
+    }
+
+    fn content(held: &Held) -> Vec<u8> {
+        match held {
+            Held::Memory(bytes, _) => bytes.to_vec(),
+            Held::Disk(file, len) => {
+                let mut body = FileBody::new(Arc::clone(file), *len);
+                std::iter::from_fn(|| body.next()).flat_map(|chunk| chunk.unwrap()).collect()
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_moves_to_disk_and_reads_back_whole_twice() {
+        let budget = Budget::new(1 << 20);
+        let data: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+        for memory in [0, 10, 1_000, 1 << 20] {
+            let mut copy = copy(memory, 1 << 20, &budget);
+            data.chunks(7_777).for_each(|piece| copy.push(piece));
+            let held = copy.take().unwrap();
+            assert_eq!(matches!(held, Held::Disk(..)), memory < 800_000);
+            assert!(content(&held) == data && content(&held) == data);
+        }
+        assert_eq!(budget.used(), 0, "dropped copies give their memory back");
+    }
+
+    #[test]
+    fn beyond_the_limits_only_the_copy_is_lost() {
+        let budget = Budget::new(1 << 20);
+        let mut copy = copy(10, 20, &budget);
+        copy.push(&[1; 15]);
+        assert_eq!(copy.lost(), None);
+        copy.push(&[1; 6]);
+        assert_eq!(copy.lost(), Some(NoCopy::NoRoom));
+        assert_eq!(copy.take().unwrap_err(), NoCopy::NoRoom);
+    }
+
+    #[test]
+    fn a_full_budget_sends_copies_to_disk_and_without_a_disk_loses_them() {
+        let budget = Budget::new(100);
+        let mut first = copy(100, 0, &budget);
+        first.push(&[1; 90]);
+        let mut second = copy(100, 1_000, &budget);
+        second.push(&[2; 20]);
+        assert!(matches!(second.take(), Ok(Held::Disk(_, 20))));
+        let mut third = copy(100, 0, &budget);
+        third.push(&[3; 20]);
+        assert_eq!(third.lost(), Some(NoCopy::NoRoom));
+        assert_eq!(budget.used(), 90);
+    }
+}

@@ -1,0 +1,181 @@
+//! Opening a connection to an API host: DNS or fixed addresses, egress proxy, TCP, TLS.
+//!
+//! Where to dial comes from the configuration alone; nothing a caller sends reaches this file. Certificates are always
+//! verified, and no byte of HTTP is written before they are.
+
+use std::{
+    collections::HashMap, fmt::Write as _, future::Future, io, net::IpAddr, pin::Pin, sync::Arc, task, time::Duration,
+};
+
+use hyper::{Uri, header::HeaderValue, http::uri};
+use hyper_util::client::legacy::connect::{
+    HttpConnector,
+    dns::{GaiResolver, Name},
+    proxy::Tunnel,
+};
+use rustls::pki_types::ServerName;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tower_service::Service;
+
+use super::link::{Link, SharedTcp};
+use crate::net::{
+    address::BaseUrl,
+    egress::{Egress, RootsError},
+};
+
+/// An API host as the data path needs it.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    base: BaseUrl,
+    uri: Uri,
+    server_name: ServerName<'static>,
+    /// What goes into the `Host` header.
+    pub(crate) host: HeaderValue,
+}
+
+/// Why a connection could not be opened. Nothing was sent.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum DialError {
+    /// No TCP connection.
+    #[error("cannot reach {host}: {reason}; check DNS, routes and upstream.proxy")]
+    Connect { host: String, reason: String },
+    /// No TLS.
+    #[error("the TLS handshake with {host} failed: {reason}; a private authority belongs in upstream.ca_file")]
+    Tls { host: String, reason: String },
+    /// Neither in time.
+    #[error("connecting to {host} took longer than upstream.connect_timeout")]
+    Timeout { host: String },
+}
+
+/// Why the diallers could not be built.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialSetupError {
+    #[error(transparent)]
+    Roots(#[from] RootsError),
+    #[error("{0} is not a host name that can be called")]
+    Host(String),
+    #[error("upstream.proxy is not an address that can be called")]
+    Proxy,
+}
+
+impl Origin {
+    pub(crate) fn new(base: BaseUrl) -> Result<Self, DialSetupError> {
+        let bad = || DialSetupError::Host(base.host.clone());
+        let authority = base.authority();
+        // The scheme of the dialled URI only decides the default port; TLS is added here.
+        let uri = format!("http://{}:{}/", bracketed(&base.host), base.port).parse().map_err(|_| bad())?;
+        let server_name = ServerName::try_from(base.host.clone()).map_err(|_| bad())?;
+        let host = HeaderValue::from_str(&authority).map_err(|_| bad())?;
+        Ok(Self { base, uri, server_name, host })
+    }
+
+    /// Host name, for messages.
+    pub(crate) fn name(&self) -> &str {
+        &self.base.host
+    }
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
+/// Opens connections. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Dialer {
+    connect: Connect,
+    tls: TlsConnector,
+    timeout: Duration,
+}
+
+#[derive(Clone)]
+enum Connect {
+    Direct(HttpConnector<Resolver>),
+    Through(Tunnel<HttpConnector<Resolver>>),
+}
+
+impl Dialer {
+    pub(crate) fn new(egress: &Egress) -> Result<Self, DialSetupError> {
+        let resolver = Resolver { fixed: Arc::new(egress.resolve.clone()), dns: GaiResolver::new() };
+        let mut http = HttpConnector::new_with_resolver(resolver);
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_keepalive(Some(Duration::from_secs(60)));
+        http.set_local_address(egress.local_address);
+        http.set_connect_timeout(Some(egress.connect_timeout));
+        let connect = match &egress.proxy {
+            None => Connect::Direct(http),
+            Some(proxy) => {
+                let address = format!("http://{}:{}", bracketed(&proxy.host), proxy.port);
+                let mut tunnel =
+                    Tunnel::new(address.parse::<Uri>().map_err(|_: uri::InvalidUri| DialSetupError::Proxy)?, http);
+                if let Some(authorization) = proxy.basic_authorization() {
+                    tunnel = tunnel.with_auth(authorization);
+                }
+                Connect::Through(tunnel)
+            }
+        };
+        Ok(Self { connect, tls: TlsConnector::from(egress.tls()?), timeout: egress.connect_timeout })
+    }
+
+    /// Opens one connection within `upstream.connect_timeout`.
+    pub(super) async fn dial(&self, origin: &Origin) -> Result<(Link, Arc<tokio::net::TcpStream>), DialError> {
+        timeout(self.timeout, self.dial_untimed(origin))
+            .await
+            .unwrap_or_else(|_| Err(DialError::Timeout { host: origin.name().to_owned() }))
+    }
+
+    async fn dial_untimed(&self, origin: &Origin) -> Result<(Link, Arc<tokio::net::TcpStream>), DialError> {
+        let host = || origin.name().to_owned();
+        let connected = match self.connect.clone() {
+            Connect::Direct(mut http) => http.call(origin.uri.clone()).await.map_err(|error| chain(&error)),
+            Connect::Through(mut tunnel) => tunnel.call(origin.uri.clone()).await.map_err(|error| chain(&error)),
+        };
+        let tcp = connected.map_err(|reason| DialError::Connect { host: host(), reason })?.into_inner();
+        let tcp = Arc::new(tcp);
+        let shared = SharedTcp(Arc::clone(&tcp));
+        if !origin.base.tls {
+            return Ok((Link::plain(shared), tcp));
+        }
+        let tls = self.tls.connect(origin.server_name.clone(), shared).await;
+        let tls = tls.map_err(|error| DialError::Tls { host: host(), reason: chain(&error) })?;
+        Ok((Link::tls(tls), tcp))
+    }
+}
+
+/// An error and its causes in one line. Dialling knows no token, so none can be in it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// DNS, with the fixed addresses of `upstream.resolve` before it.
+#[derive(Clone)]
+struct Resolver {
+    fixed: Arc<HashMap<String, Vec<IpAddr>>>,
+    dns: GaiResolver,
+}
+
+impl Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<std::net::SocketAddr>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, io::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> task::Poll<Result<(), io::Error>> {
+        self.dns.poll_ready(cx)
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        if let Some(addresses) = self.fixed.get(&name.as_str().to_ascii_lowercase()) {
+            let addresses: Vec<_> = addresses.iter().map(|ip| (*ip, 0).into()).collect();
+            return Box::pin(std::future::ready(Ok(addresses.into_iter())));
+        }
+        let found = self.dns.call(name);
+        Box::pin(async { Ok(found.await?.collect::<Vec<_>>().into_iter()) })
+    }
+}

@@ -1,0 +1,193 @@
+//! The wire to WeChat: TCP or TLS, counted, with the socket still in sight.
+//!
+//! hyper owns the connection while it speaks; the pool keeps the socket beside it to see whether the other end has
+//! hung up, and the counters to know whether a failed request was written or answered at all.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::client::TlsStream;
+
+/// A TCP stream that can be looked at while somebody else reads and writes it.
+#[derive(Debug)]
+pub(super) struct SharedTcp(pub(super) Arc<TcpStream>);
+
+impl AsyncRead for SharedTcp {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read(buf.initialize_unfilled()) {
+                Ok(count) => {
+                    buf.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl SharedTcp {
+    fn poll_with(
+        &self,
+        cx: &mut Context<'_>,
+        write: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match write(&self.0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for SharedTcp {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_with(cx, |tcp| tcp.try_write(buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_with(cx, |tcp| tcp.try_write_vectored(bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let socket = socket2::SockRef::from(&*self.0);
+        Poll::Ready(match socket.shutdown(std::net::Shutdown::Write) {
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            done => done,
+        })
+    }
+}
+
+/// Whether the other end has neither hung up nor said anything unasked.
+pub(super) fn is_quiet(tcp: &TcpStream) -> bool {
+    let mut byte = [std::mem::MaybeUninit::uninit()];
+    let peeked = socket2::SockRef::from(tcp).peek(&mut byte);
+    matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Bytes of HTTP that went over a connection, TLS not counted.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+/// A moment in a connection's traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) read: u64,
+    pub(super) written: u64,
+}
+
+impl Traffic {
+    pub(super) fn mark(&self) -> Mark {
+        Mark { read: self.read.load(Relaxed), written: self.written.load(Relaxed) }
+    }
+}
+
+/// What hyper speaks over.
+#[derive(Debug)]
+pub(super) struct Link {
+    wire: Wire,
+    traffic: Arc<Traffic>,
+}
+
+#[derive(Debug)]
+enum Wire {
+    Plain(SharedTcp),
+    Tls(Box<TlsStream<SharedTcp>>),
+}
+
+impl Link {
+    pub(super) fn plain(tcp: SharedTcp) -> Self {
+        Self { wire: Wire::Plain(tcp), traffic: Arc::default() }
+    }
+
+    pub(super) fn tls(tls: TlsStream<SharedTcp>) -> Self {
+        Self { wire: Wire::Tls(Box::new(tls)), traffic: Arc::default() }
+    }
+
+    pub(super) fn traffic(&self) -> Arc<Traffic> {
+        Arc::clone(&self.traffic)
+    }
+
+    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(count)) = &written {
+            self.traffic.written.fetch_add(*count as u64, Relaxed);
+        }
+        written
+    }
+}
+
+macro_rules! wire {
+    ($link:expr, $io:ident => $call:expr) => {
+        match &mut $link.wire {
+            Wire::Plain($io) => $call,
+            Wire::Tls($io) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Link {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = wire!(self, io => Pin::new(io).poll_read(cx, buf));
+        self.traffic.read.fetch_add((buf.filled().len() - before) as u64, Relaxed);
+        polled
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = wire!(self, io => Pin::new(io).poll_write(cx, buf));
+        self.count(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = wire!(self, io => Pin::new(io).poll_write_vectored(cx, bufs));
+        self.count(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        wire!(self, io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        wire!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}

@@ -1,0 +1,240 @@
+//! Sending a request to an API host and getting the head of its answer.
+//!
+//! Decides whether a request that failed on a reused connection may move to a fresh one; knows nothing of tokens or of
+//! replays after a stale answer. One instance per worker thread.
+
+mod dial;
+mod link;
+mod pool;
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    body::{Body, Frame, Incoming, SizeHint},
+    header,
+};
+use tokio::time::timeout;
+
+pub(crate) use self::dial::{DialError, DialSetupError, Dialer, Origin};
+use self::pool::{Connection, Pool};
+use super::{
+    body::{NotReplayable, OutBody, Payload},
+    settings::Upstream as Settings,
+};
+
+/// The connections of one worker, a pool for each API host.
+pub(crate) struct Upstream {
+    pools: Vec<Arc<Pool>>,
+    response_timeout: Duration,
+}
+
+/// A request as it goes out, without its body.
+#[derive(Debug)]
+pub(crate) struct Outgoing<'r> {
+    pub(crate) method: &'r Method,
+    pub(crate) target: Uri,
+    pub(crate) headers: &'r HeaderMap,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SendError {
+    /// No connection; nothing was sent.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The connection broke before an answer, or the answer was no HTTP.
+    #[error("{host} {what}; the request was not repeated because it may have been executed")]
+    Broken { host: String, what: &'static str },
+    /// The answer cannot be passed on.
+    #[error("{host} sent an answer that cannot be passed on: {what}")]
+    Unusable { host: String, what: &'static str },
+    /// No head within `upstream.response_timeout`.
+    #[error("no answer in time")]
+    Timeout,
+    /// The caller's body broke off or came too slowly.
+    #[error("the caller's body broke off")]
+    Caller,
+    /// The body is needed again and there is no copy.
+    #[error("the request body cannot be sent again")]
+    NotReplayable(#[from] NotReplayable),
+}
+
+impl Upstream {
+    pub(crate) fn new(origins: &[Arc<Origin>], dialer: &Dialer, settings: &Settings) -> Self {
+        let pool = |origin: &Arc<Origin>| Pool::new(Arc::clone(origin), dialer.clone(), settings.pool_idle);
+        Self { pools: origins.iter().map(pool).collect(), response_timeout: settings.response_timeout }
+    }
+
+    /// Closes connections that have been idle for too long.
+    pub(crate) fn reap(&self) {
+        self.pools.iter().for_each(|pool| pool.reap());
+    }
+
+    /// Sends to the origin with this index. The time until the head counts from the last sign of life of the request
+    /// body.
+    pub(crate) async fn send(
+        &self,
+        origin: usize,
+        outgoing: &Outgoing<'_>,
+        payload: &mut Payload,
+    ) -> Result<Response<AnswerBody>, SendError> {
+        let Some(pool) = self.pools.get(origin) else {
+            return Err(SendError::Unusable { host: String::new(), what: "no such origin" });
+        };
+        let mut pace = payload.pace();
+        let mut sending = std::pin::pin!(exchange(pool, outgoing, payload));
+        loop {
+            match timeout(self.response_timeout, sending.as_mut()).await {
+                Ok(answer) => return answer,
+                Err(_) if pace.as_mut().is_some_and(|pace| pace.keeps_up(self.response_timeout)) => {}
+                Err(_) => return Err(SendError::Timeout),
+            }
+        }
+    }
+}
+
+/// One exchange, moved to a fresh connection where that cannot execute anything twice: a reused connection died without
+/// a byte of an answer, and either nothing was written or the request is a GET or HEAD without a body.
+async fn exchange(
+    pool: &Arc<Pool>,
+    outgoing: &Outgoing<'_>,
+    payload: &mut Payload,
+) -> Result<Response<AnswerBody>, SendError> {
+    let mut connection = pool.checkout().await?;
+    let before = connection.mark();
+    let body = payload.body().await?;
+    let error = match connection.sender().send_request(request(pool, outgoing, body)).await {
+        Ok(answer) => return deliver(pool, connection, answer, payload),
+        Err(error) => error,
+    };
+    let after = connection.mark();
+    let unanswered = connection.is_reused() && after.read == before.read;
+    let harmless = matches!(*outgoing.method, Method::GET | Method::HEAD) && payload.len() == 0;
+    let may_move = unanswered && (after.written == before.written || harmless);
+    // The body's first reader must be gone before a second one starts.
+    drop(connection);
+    if payload.caller_failed() {
+        return Err(SendError::Caller);
+    }
+    if !may_move {
+        return Err(broken(pool, &error));
+    }
+    tracing::debug!(host = pool.origin().name(), "a kept connection had died; the request moves to a fresh one");
+    let body = payload.body().await?;
+    let mut connection = pool.dial_fresh().await?;
+    match connection.sender().send_request(request(pool, outgoing, body)).await {
+        Ok(answer) => deliver(pool, connection, answer, payload),
+        Err(_) if payload.caller_failed() => Err(SendError::Caller),
+        Err(error) => Err(broken(pool, &error)),
+    }
+}
+
+fn request(pool: &Pool, outgoing: &Outgoing<'_>, body: OutBody) -> Request<OutBody> {
+    let length = body.size_hint().exact().unwrap_or_default();
+    let mut request = Request::new(body);
+    *request.method_mut() = outgoing.method.clone();
+    *request.uri_mut() = outgoing.target.clone();
+    *request.headers_mut() = outgoing.headers.clone();
+    request.headers_mut().insert(header::HOST, pool.origin().host.clone());
+    // WeChat answers 412 to a body without a length, so every request that may have one states it.
+    if length > 0 || !matches!(*outgoing.method, Method::GET | Method::HEAD) {
+        request.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    }
+    request
+}
+
+fn broken(pool: &Pool, error: &hyper::Error) -> SendError {
+    let what = if error.is_parse() {
+        "answered with something that is not HTTP"
+    } else if error.is_incomplete_message() {
+        "closed the connection before it answered"
+    } else {
+        "broke the connection before it answered"
+    };
+    SendError::Broken { host: pool.origin().name().to_owned(), what }
+}
+
+fn deliver(
+    pool: &Arc<Pool>,
+    connection: Connection,
+    answer: Response<Incoming>,
+    payload: &Payload,
+) -> Result<Response<AnswerBody>, SendError> {
+    let unusable = |what| Err(SendError::Unusable { host: pool.origin().name().to_owned(), what });
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return unusable("101 was not asked for");
+    }
+    let headers = answer.headers();
+    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
+        return unusable("both Transfer-Encoding and Content-Length");
+    }
+    // While the upload still runs, nobody knows what the connection will carry next.
+    let reusable = payload.is_complete();
+    let held = Held { connection, pool: Arc::clone(pool), reusable };
+    Ok(answer.map(|incoming| AnswerBody::new(incoming, held)))
+}
+
+/// The body of an answer. Its connection goes back to the pool when the body has been read to its end, and is closed
+/// when it has not.
+pub(crate) struct AnswerBody {
+    incoming: Incoming,
+    held: Option<Held>,
+}
+
+struct Held {
+    connection: Connection,
+    pool: Arc<Pool>,
+    reusable: bool,
+}
+
+impl AnswerBody {
+    fn new(incoming: Incoming, held: Held) -> Self {
+        let mut body = Self { incoming, held: Some(held) };
+        body.release_at_end();
+        body
+    }
+
+    fn release_at_end(&mut self) {
+        if self.incoming.is_end_stream()
+            && let Some(held) = self.held.take()
+            && held.reusable
+        {
+            held.pool.give_back(held.connection);
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        match &polled {
+            // hyper's server stops asking at the stated length, so the end may never be polled for.
+            Poll::Ready(Some(Ok(_)) | None) => self.release_at_end(),
+            Poll::Ready(Some(Err(error))) => {
+                if let Some(held) = self.held.take() {
+                    tracing::warn!(host = held.pool.origin().name(), %error, "WeChat's answer broke off; the caller gets it cut short");
+                }
+            }
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

@@ -1,0 +1,258 @@
+//! Connections to one API host, kept by one worker thread.
+//!
+//! The last one returned is the first one taken, so that a quiet hour leaves few. A request that finds none dials, and
+//! takes whichever comes first, the new connection or one that another request gives back. How long the other end
+//! keeps an idle connection is learned from those that it closed: a connection near that age is not trusted with a
+//! request any more, since its loss could not be told from a request that was executed.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, sync::oneshot, task::AbortHandle, time::Instant};
+
+use super::{
+    super::body::OutBody,
+    dial::{DialError, Dialer, Origin},
+    link::{self, Mark, Traffic},
+};
+
+/// Handshakes at the same time; requests beyond them wait for one of these or for a connection given back.
+const MAX_DIALS: usize = 32;
+/// Idle connections kept at the most.
+const MAX_IDLE: usize = 512;
+/// A connection older than this is not used again, so that a change in DNS is followed.
+const MAX_AGE: Duration = Duration::from_secs(300);
+/// A connection idle for less than this is taken without asking the kernel whether the other end hung up.
+const TRUSTED_IDLE: Duration = Duration::from_millis(10);
+/// A learned idle limit is believed for so long; a restart of the other end also closes connections.
+const LEARNED_FOR: Duration = Duration::from_secs(600);
+
+/// See the module.
+pub(super) struct Pool {
+    origin: Arc<Origin>,
+    dialer: Dialer,
+    max_idle: Duration,
+    epoch: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    idle: VecDeque<Connection>,
+    waiters: VecDeque<oneshot::Sender<Result<Connection, DialError>>>,
+    dialing: usize,
+    learned: Option<(Duration, Instant)>,
+}
+
+/// One connection. Dropping it closes it at once.
+pub(super) struct Connection {
+    sender: http1::SendRequest<OutBody>,
+    tcp: Arc<TcpStream>,
+    traffic: Arc<Traffic>,
+    driver: AbortHandle,
+    /// Milliseconds since the pool's epoch at which the other end closed it; 0 while open.
+    closed_at: Arc<AtomicU64>,
+    born: Instant,
+    idle_since: Instant,
+    reused: bool,
+}
+
+impl Connection {
+    pub(super) fn sender(&mut self) -> &mut http1::SendRequest<OutBody> {
+        &mut self.sender
+    }
+
+    /// Whether it has carried a request before this one.
+    pub(super) fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        self.traffic.mark()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Pool {
+    pub(super) fn new(origin: Arc<Origin>, dialer: Dialer, max_idle: Duration) -> Arc<Self> {
+        Arc::new(Self { origin, dialer, max_idle, epoch: Instant::now(), state: Mutex::default() })
+    }
+
+    pub(super) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// A connection that is ready for a request: an idle one, or whichever comes first.
+    pub(super) async fn checkout(self: &Arc<Self>) -> Result<Connection, DialError> {
+        loop {
+            let (mut connection, waited) = match self.take_idle() {
+                Some(connection) => (connection, false),
+                None => (self.wait().await?, true),
+            };
+            if connection.sender.is_ready()
+                || (!connection.sender.is_closed() && connection.sender.ready().await.is_ok())
+            {
+                connection.reused |= !waited;
+                return Ok(connection);
+            }
+        }
+    }
+
+    /// A connection that has carried nothing yet.
+    pub(super) async fn dial_fresh(self: &Arc<Self>) -> Result<Connection, DialError> {
+        self.dial().await
+    }
+
+    /// Takes a connection back whose answer has been read to its end.
+    pub(super) fn give_back(&self, mut connection: Connection) {
+        if connection.sender.is_closed() {
+            return;
+        }
+        connection.idle_since = Instant::now();
+        connection.reused = true;
+        if connection.idle_since - connection.born > MAX_AGE {
+            return;
+        }
+        self.hand_out(connection);
+    }
+
+    /// Closes what has been idle for too long. Called every few seconds.
+    pub(super) fn reap(&self) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let idle = std::mem::take(&mut state.idle);
+        for connection in idle {
+            if connection.sender.is_closed() {
+                self.learn(&mut state, &connection, now);
+            } else if now - connection.idle_since < self.max_idle {
+                state.idle.push_back(connection);
+            }
+        }
+    }
+
+    fn take_idle(&self) -> Option<Connection> {
+        let mut state = self.lock();
+        if state.idle.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        while let Some(connection) = state.idle.pop_back() {
+            if connection.sender.is_closed() {
+                self.learn(&mut state, &connection, now);
+                continue;
+            }
+            let idle = now - connection.idle_since;
+            // Seven tenths leave room for the way there and for another clock.
+            let limit = match state.learned {
+                Some((limit, at)) if now - at < LEARNED_FOR => self.max_idle.min(limit.mul_f32(0.7)),
+                _ => self.max_idle,
+            };
+            if idle < TRUSTED_IDLE && idle < self.max_idle || idle < limit && link::is_quiet(&connection.tcp) {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// The other end closed an idle connection: remember after how long.
+    fn learn(&self, state: &mut State, connection: &Connection, now: Instant) {
+        let closed = Duration::from_millis(connection.closed_at.load(Relaxed));
+        let Some(lasted) = (self.epoch + closed).checked_duration_since(connection.idle_since) else { return };
+        let shorter = match state.learned {
+            Some((limit, at)) if now - at < LEARNED_FOR => lasted.min(limit),
+            _ => lasted,
+        };
+        if shorter >= TRUSTED_IDLE {
+            state.learned = Some((shorter, now));
+        }
+    }
+
+    async fn wait(self: &Arc<Self>) -> Result<Connection, DialError> {
+        let (tx, rx) = oneshot::channel();
+        {
+            let mut state = self.lock();
+            state.waiters.push_back(tx);
+            self.dial_for_waiters(&mut state);
+        }
+        match rx.await {
+            Ok(connection) => connection,
+            // The dialling task can only vanish with the runtime.
+            Err(_) => Err(DialError::Timeout { host: self.origin.name().to_owned() }),
+        }
+    }
+
+    fn dial_for_waiters(self: &Arc<Self>, state: &mut State) {
+        while state.dialing < state.waiters.len().min(MAX_DIALS) {
+            state.dialing += 1;
+            let pool = Arc::clone(self);
+            tokio::spawn(async move {
+                let dialled = pool.dial().await;
+                pool.dialled(dialled);
+            });
+        }
+    }
+
+    fn dialled(self: &Arc<Self>, dialled: Result<Connection, DialError>) {
+        self.lock().dialing -= 1;
+        match dialled {
+            Ok(connection) => self.hand_out(connection),
+            Err(error) => {
+                let waiter = std::iter::from_fn(|| self.lock().waiters.pop_front()).find(|waiter| !waiter.is_closed());
+                if let Some(waiter) = waiter {
+                    let _ = waiter.send(Err(error));
+                }
+            }
+        }
+        self.dial_for_waiters(&mut self.lock());
+    }
+
+    fn hand_out(&self, mut connection: Connection) {
+        let mut state = self.lock();
+        while let Some(waiter) = state.waiters.pop_front() {
+            match waiter.send(Ok(connection)) {
+                Err(Ok(back)) => connection = back,
+                Ok(()) | Err(Err(_)) => return,
+            }
+        }
+        if state.idle.len() >= MAX_IDLE {
+            state.idle.pop_front();
+        }
+        state.idle.push_back(connection);
+    }
+
+    async fn dial(&self) -> Result<Connection, DialError> {
+        let (link, tcp) = self.dialer.dial(&self.origin).await?;
+        let traffic = link.traffic();
+        let handshake = http1::Builder::new().handshake(TokioIo::new(link)).await;
+        let (sender, driving) = handshake
+            .map_err(|error| DialError::Connect { host: self.origin.name().to_owned(), reason: error.to_string() })?;
+        let closed_at = Arc::new(AtomicU64::new(0));
+        let (epoch, closing) = (self.epoch, Arc::clone(&closed_at));
+        let driver = tokio::spawn(async move {
+            if let Err(error) = driving.await {
+                tracing::trace!(%error, "upstream connection ended");
+            }
+            closing.store(u64::try_from(epoch.elapsed().as_millis()).unwrap_or(u64::MAX), Relaxed);
+        })
+        .abort_handle();
+        let now = Instant::now();
+        Ok(Connection { sender, tcp, traffic, driver, closed_at, born: now, idle_since: now, reused: false })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

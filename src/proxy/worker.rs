@@ -1,0 +1,202 @@
+//! A thread that serves connections, and the hand that deals them out.
+//!
+//! Each worker runs a runtime of its own with its own upstream connections, so that requests share nothing but the
+//! published tokens. One acceptor per listener fills the workers in order: at low load everything stays on one warm
+//! pool, at high load they share evenly.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{Proxy, access_log::AccessLog, upstream::Upstream};
+use crate::net::{
+    address::Peer,
+    connection::{self, Connections},
+    drain::{Drain, Phase},
+    listen::{Accepted, Listener},
+};
+
+/// A worker gets this many connections before the next one gets its first.
+const FILL: usize = 16;
+/// How often a worker writes its log and looks at its idle connections.
+const HOUSEKEEPING: Duration = Duration::from_millis(200);
+/// A client that has not finished its TLS handshake by then is cut.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// What one thread owns.
+pub(super) struct Worker {
+    pub(super) proxy: Arc<Proxy>,
+    pub(super) upstream: Upstream,
+    pub(super) access_log: Option<AccessLog>,
+    started: Instant,
+    id_prefix: u32,
+    next_id: AtomicU64,
+}
+
+impl Worker {
+    /// Seconds since the worker started.
+    pub(super) fn seconds(&self) -> u64 {
+        self.started.elapsed().as_secs()
+    }
+
+    /// An id that no other request of this process has, and hardly any of another.
+    pub(super) fn request_id(&self) -> String {
+        format!("{:08x}{:08x}", self.id_prefix, self.next_id.fetch_add(1, Relaxed))
+    }
+}
+
+/// The acceptor's end of a worker.
+#[derive(Debug)]
+pub(super) struct Handle {
+    connections: mpsc::UnboundedSender<(Accepted, Slot)>,
+    open: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A place among the open connections of a worker and of the process.
+#[derive(Debug)]
+pub(super) struct Slot {
+    open: Arc<AtomicUsize>,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Starts the thread.
+pub(super) fn spawn(index: usize, proxy: Arc<Proxy>, tls: Option<TlsAcceptor>, drain: Drain) -> io::Result<Handle> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (connections, incoming) = mpsc::unbounded_channel();
+    let open = Arc::new(AtomicUsize::new(0));
+    let thread = std::thread::Builder::new().name(format!("wxgate-{index}")).spawn(move || {
+        runtime.block_on(serve(proxy, tls, drain, incoming));
+        // Dialling tasks and the like have nobody left to serve.
+        runtime.shutdown_background();
+    })?;
+    Ok(Handle { connections, open, thread: Some(thread) })
+}
+
+impl Handle {
+    /// Whether the thread has ended.
+    pub(super) fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+/// Deals connections out until the drain reaches [`Phase::Closing`].
+pub(super) async fn accept(
+    listener: Listener,
+    workers: Arc<[Handle]>,
+    limit: Arc<tokio::sync::Semaphore>,
+    mut drain: Drain,
+) {
+    let accepting = async {
+        loop {
+            // Beyond max_connections the kernel's backlog holds them until one ends.
+            let Ok(permit) = Arc::clone(&limit).acquire_owned().await else { return };
+            let accepted = listener.accept().await;
+            let fullness = |worker: &&Handle| worker.open.load(Relaxed) / FILL;
+            let Some(worker) = workers.iter().min_by_key(fullness) else { return };
+            worker.open.fetch_add(1, Relaxed);
+            let slot = Slot { open: Arc::clone(&worker.open), _permit: permit };
+            if worker.connections.send((accepted, slot)).is_err() {
+                tracing::error!("a worker thread has ended; the connection is dropped");
+            }
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = drain.reached(Phase::Closing) => {}
+    }
+}
+
+async fn serve(
+    proxy: Arc<Proxy>,
+    tls: Option<TlsAcceptor>,
+    mut drain: Drain,
+    mut incoming: mpsc::UnboundedReceiver<(Accepted, Slot)>,
+) {
+    let mut random = [0; 4];
+    let _ = getrandom::fill(&mut random);
+    let worker = Arc::new(Worker {
+        upstream: Upstream::new(&proxy.origins, &proxy.dialer, &proxy.upstream),
+        access_log: proxy.access_log(),
+        proxy,
+        started: Instant::now(),
+        id_prefix: u32::from_ne_bytes(random),
+        next_id: AtomicU64::new(0),
+    });
+    let connections = Connections::default();
+    let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    let mut closing = drain.clone();
+    let mut told = false;
+    let stopping = async {
+        closing.reached(Phase::Closing).await;
+    };
+    tokio::pin!(stopping);
+    loop {
+        tokio::select! {
+            next = incoming.recv(), if !incoming.is_closed() || !incoming.is_empty() => {
+                let Some((accepted, slot)) = next else { continue };
+                tokio::spawn(connection(Arc::clone(&worker), connections.clone(), drain.clone(), tls.clone(), accepted, slot));
+            }
+            _ = housekeeping.tick() => worker.keep_house(),
+            () = &mut stopping, if !told => {
+                told = true;
+                connections.close_gracefully();
+            }
+            () = connections.all_gone(), if told && incoming.is_empty() => break,
+            () = drain.reached(Phase::Aborting) => break,
+        }
+    }
+    worker.keep_house();
+}
+
+impl Worker {
+    fn keep_house(&self) {
+        if let Some(log) = &self.access_log {
+            log.flush();
+        }
+        self.upstream.reap();
+    }
+}
+
+async fn connection(
+    worker: Arc<Worker>,
+    connections: Connections,
+    drain: Drain,
+    tls: Option<TlsAcceptor>,
+    accepted: Accepted,
+    _slot: Slot,
+) {
+    let peer = accepted.peer;
+    let stream = match accepted.into_stream() {
+        Ok(stream) => stream,
+        Err(error) => return tracing::warn!(%error, "an accepted connection could not be watched"),
+    };
+    let leaving = || drain.is_leaving();
+    let handler = |request| super::handle(Arc::clone(&worker), peer, request);
+    match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
+        None => connection::serve(stream, &connections, leaving, handler).await,
+        Some(acceptor) => match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => connection::serve(stream, &connections, leaving, handler).await,
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake with a client failed"),
+            Err(_) => tracing::debug!(%peer, "TLS handshake with a client took too long"),
+        },
+    }
+}
