@@ -1,0 +1,240 @@
+//! Boots the whole proxy in-process, through the real configuration parser, on free ports, against the sandbox.
+
+use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, time::Duration};
+
+use reqwest::{Client, RequestBuilder, Response};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::oneshot,
+    task::JoinHandle,
+};
+use wxgate::{
+    app::{App, Grace},
+    config,
+    net::egress::Egress,
+    proxy::AccessLogSettings,
+    sandbox::{self, Control, DEFAULT_APPID, DEFAULT_SECRET, Sandbox},
+    telemetry::{logging::Format, output::Output},
+};
+
+/// A running proxy with a fake WeChat behind it. Dropping it stops both.
+pub struct Gate {
+    pub proxy: SocketAddr,
+    pub admin: SocketAddr,
+    pub sandbox: Sandbox,
+    /// The access log, JSON lines. Complete only after [`Gate::stop`].
+    pub access_log: Output,
+    pub client: Client,
+    pub folder: TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    running: JoinHandle<std::io::Result<()>>,
+}
+
+/// What a test wants to be different from the plain set-up.
+pub struct Setup {
+    tables: BTreeMap<String, String>,
+    account: String,
+    more: String,
+    sandbox: sandbox::Settings,
+    plain: bool,
+    grace: Grace,
+}
+
+/// One account named `shop`, stable tokens, memory store, TLS to the sandbox.
+pub fn setup() -> Setup {
+    let mut tables = BTreeMap::new();
+    tables.insert("server".to_owned(), "listen = [\"127.0.0.1:0\"]\n".to_owned());
+    tables.insert("admin".to_owned(), "listen = \"127.0.0.1:0\"\n".to_owned());
+    tables.insert("upstream".to_owned(), "ca_file = \"root.pem\"\n".to_owned());
+    tables.insert("store".to_owned(), "kind = \"memory\"\n".to_owned());
+    Setup {
+        tables,
+        account: String::new(),
+        more: String::new(),
+        sandbox: sandbox::Settings::default(),
+        plain: false,
+        grace: Grace { leaving: Duration::ZERO, closing: Duration::from_secs(5) },
+    }
+}
+
+impl Setup {
+    /// Adds a line to a table, such as `("replay", "disk = \"0\"")`; a key given twice replaces the first.
+    pub fn set(mut self, table: &str, line: &str) -> Self {
+        let key = line.split('=').next().unwrap_or_default().trim().to_owned();
+        let lines = self.tables.entry(table.to_owned()).or_default();
+        *lines = lines.lines().filter(|l| l.split('=').next().unwrap_or_default().trim() != key).fold(
+            String::new(),
+            |mut kept, line| {
+                let _ = writeln!(kept, "{line}");
+                kept
+            },
+        );
+        let _ = writeln!(lines, "{line}");
+        self
+    }
+
+    /// Adds a line to the account.
+    pub fn account(mut self, line: &str) -> Self {
+        let _ = writeln!(self.account, "{line}");
+        self
+    }
+
+    /// Adds text at the end of the file, such as a further `[[account]]`; `{api}` stands for the sandbox's URL.
+    pub fn more(mut self, text: &str) -> Self {
+        self.more.push_str(text);
+        self
+    }
+
+    /// Changes the sandbox.
+    pub fn sandbox(mut self, change: impl FnOnce(&mut sandbox::Settings)) -> Self {
+        change(&mut self.sandbox);
+        self
+    }
+
+    /// Plain HTTP to the sandbox instead of TLS.
+    pub fn plain(mut self) -> Self {
+        self.plain = true;
+        self
+    }
+
+    pub fn grace(mut self, grace: Grace) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// The configuration file for a sandbox. `api` of the account is set unless the test set it.
+    pub fn file(&self, sandbox: &Sandbox) -> String {
+        let api = if self.plain { sandbox.http_url() } else { sandbox.https_url() }.expect("the sandbox listens");
+        let mut text = String::new();
+        for (table, lines) in &self.tables {
+            let _ = write!(text, "[{table}]\n{lines}");
+        }
+        let _ = write!(
+            text,
+            "[[account]]\nname = \"shop\"\nappid = \"{DEFAULT_APPID}\"\nsecret = {{ value = \"{DEFAULT_SECRET}\" }}\n{}",
+            self.account
+        );
+        if !self.account.contains("api =") {
+            let _ = writeln!(text, "api = [\"{api}\"]");
+        }
+        text.push_str(&self.more.replace("{api}", &api));
+        text
+    }
+
+    pub async fn start(self) -> Gate {
+        let sandbox = sandbox::start(self.sandbox.clone()).await.expect("the sandbox starts");
+        self.start_with(sandbox).await
+    }
+
+    /// With a sandbox that is already there.
+    pub async fn start_with(self, sandbox: Sandbox) -> Gate {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        self.start_in(sandbox, folder).await
+    }
+
+    /// With a folder that is already there; relative paths of the configuration are relative to it.
+    pub async fn start_in(self, sandbox: Sandbox, folder: TempDir) -> Gate {
+        std::fs::write(folder.path().join("root.pem"), sandbox.ca_pem()).expect("the root is written");
+        let text = self.file(&sandbox);
+        let config = config::parse(&text, folder.path(), "test.toml", &BTreeMap::<String, String>::new())
+            .unwrap_or_else(|problems| panic!("{problems}\n{text}"));
+        let access_log = Output::memory();
+        let log = AccessLogSettings { format: Format::Json, output: access_log.clone() };
+        let app = App::build(&config, Some(log)).expect("the proxy starts").with_grace(self.grace);
+        let proxy = app.addresses().iter().find_map(|a| a.tcp()).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let admin = app.admin_address().tcp().expect("the admin listener is on TCP");
+        let (stop, stopped) = oneshot::channel();
+        let running = tokio::spawn(app.run(
+            async {
+                let _ = stopped.await;
+            },
+            std::future::pending(),
+        ));
+        Gate { proxy, admin, sandbox, access_log, client: client(), folder, stop: Some(stop), running }
+    }
+}
+
+/// The plain set-up, started.
+pub async fn start() -> Gate {
+    setup().start().await
+}
+
+/// An HTTP client that keeps connections, follows nothing and takes no proxy from the environment.
+pub fn client() -> Client {
+    let tls = Egress::default().tls().expect("the platform has roots");
+    Client::builder()
+        .tls_backend_preconfigured((*tls).clone())
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(Duration::from_secs(60))
+        .build()
+        .expect("a client")
+}
+
+impl Gate {
+    pub fn control(&self) -> &Control {
+        self.sandbox.control()
+    }
+
+    pub fn url(&self, target: &str) -> String {
+        format!("http://{}{target}", self.proxy)
+    }
+
+    pub fn admin_url(&self, target: &str) -> String {
+        format!("http://{}{target}", self.admin)
+    }
+
+    pub async fn get(&self, target: &str) -> Response {
+        self.client.get(self.url(target)).send().await.expect("the proxy answers")
+    }
+
+    pub fn post(&self, target: &str) -> RequestBuilder {
+        self.client.post(self.url(target))
+    }
+
+    /// Sends a message to this user through `message/custom/send`.
+    pub fn send_message(&self, openid: &str) -> RequestBuilder {
+        let message = serde_json::json!({"touser": openid, "msgtype": "text", "text": {"content": "hello"}});
+        self.post("/cgi-bin/message/custom/send").json(&message)
+    }
+
+    /// Waits until the first token is there, so that a test can count from then on.
+    pub async fn warm(&self) {
+        let answer = self.get("/cgi-bin/user/info?openid=warm-up").await;
+        assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap_or_default());
+    }
+
+    /// Writes raw bytes on a fresh connection and returns everything that comes back until the other end closes, or
+    /// nothing comes for a second.
+    pub async fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.proxy).await.expect("the proxy listens");
+        stream.write_all(bytes).await.expect("the proxy reads");
+        let mut answer = Vec::new();
+        let mut buffer = [0; 16 * 1024];
+        while let Ok(Ok(count @ 1..)) = tokio::time::timeout(Duration::from_secs(1), stream.read(&mut buffer)).await {
+            answer.extend_from_slice(&buffer[..count]);
+        }
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// Drains and returns how that ended, the access log complete.
+    pub async fn stop(mut self) -> (std::io::Result<()>, String) {
+        let _ = self.stop.take().expect("not stopped before").send(());
+        let ended = (&mut self.running).await.expect("the proxy does not panic");
+        (ended, self.access_log.contents())
+    }
+}
+
+/// The named response header, or an empty text.
+pub fn header(answer: &Response, name: &str) -> String {
+    answer.headers().get(name).map(|value| value.to_str().expect("ASCII").to_owned()).unwrap_or_default()
+}
+
+/// The body as JSON.
+pub async fn json(answer: Response) -> Value {
+    let text = answer.text().await.expect("a body");
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
