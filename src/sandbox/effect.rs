@@ -18,6 +18,8 @@ const GARBAGE: &[u8] = b"\x00\x01\xff\xfe this is no HTTP \r\n\r\n\x00";
 const SWITCH: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: sandbox\r\n\r\n";
 
 /// What is to happen on the wire.
+// Made and taken apart within one call; a box would cost every answer an allocation.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// An answer, written as planned.

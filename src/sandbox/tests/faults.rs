@@ -212,7 +212,7 @@ async fn an_answer_comes_before_the_upload_was_read() {
         let record = last(&world);
         assert_eq!((record.fault, record.complete, record.executed), (Some("early"), false, false));
         if then == AfterEarly::Read {
-            client.send([b'x'; 99_997]).await;
+            client.send(vec![b'x'; 99_997]).await;
             assert_eq!(client.get(&target).await.errcode(), 0, "the connection goes on");
         } else {
             assert!(client.rest().await.0.is_empty());
