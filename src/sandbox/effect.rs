@@ -79,6 +79,7 @@ fn damage(fault: &Fault) -> Plan {
         Fault::LengthAndChunked => Plan { framing: Outline::LengthAndChunked, ..plan },
         Fault::BigHeader { bytes, fields } => Plan { extra_lines: big_header(*bytes, *fields), ..plan },
         Fault::Trailing { text } => Plan { after: Bytes::from(text.clone()), ..plan },
+        Fault::UntilClose => Plan { framing: Outline::Close, ..plan },
         Fault::CloseAfter => Plan { end: End::Close, ..plan },
         _ => plan,
     }

@@ -168,3 +168,41 @@ async fn the_index_and_the_root_are_for_reading() {
     assert!(client.rest().await.0.is_empty());
     assert_eq!(world.control.counters().requests, 0, "the control is not on record");
 }
+
+/// Every JSON object that stands in the text behind `marker`.
+fn objects<'d>(text: &'d str, marker: &str) -> Vec<&'d str> {
+    let starts = text.match_indices(marker).map(|(at, _)| &text[at..]);
+    starts
+        .map(|rest| {
+            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+            values.next().unwrap().unwrap_or_else(|error| panic!("{error}: {}", &rest[..60.min(rest.len())]));
+            &rest[..values.byte_offset()]
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn the_manual_tells_the_truth() {
+    let world = World::new().await;
+    let manual = include_str!("../../../docs/sandbox.md");
+    let faults = objects(manual, "{\"kind\":");
+    for fault in &faults {
+        serde_json::from_str::<Fault>(fault).unwrap_or_else(|error| panic!("{error}: {fault}"));
+    }
+    let unit = Fault::UntilClose.label();
+    assert!(faults.len() > 30 && faults.iter().any(|fault| fault.contains(unit)));
+    let mut orders = 0;
+    for line in manual.lines().filter(|line| line.starts_with("curl -s $S/sandbox/")) {
+        let Some((path, rest)) = line["curl -s $S".len()..].split_once(" -d '") else { continue };
+        let (body, _) = rest.split_once('\'').unwrap();
+        assert_eq!(world.post(path, body).await.status, 200, "{line}");
+        orders += 1;
+    }
+    assert!(orders > 15, "{orders}");
+    for path in
+        ["counters", "requests?path=/cgi-bin/**&limit=100", "deliveries?openid=o1", "uploads", "state", "faults"]
+    {
+        assert!(manual.contains(&format!("/sandbox/{path}")), "{path}");
+        assert_eq!(world.get(&format!("/sandbox/{path}")).await.status, 200);
+    }
+}

@@ -289,6 +289,13 @@ async fn bytes_can_follow_an_answer_and_a_promise_can_be_broken() {
 }
 
 #[tokio::test]
+async fn a_body_can_end_with_its_connection() {
+    let (world, target) = rigged(Fault::UntilClose).await;
+    let (text, end) = bytes(&world, &target).await;
+    assert!(end.is_ok() && !text.contains("Content-Length") && text.ends_with("{\"errcode\":0,\"errmsg\":\"ok\"}"));
+}
+
+#[tokio::test]
 async fn an_answer_is_decided_before_it_is_held() {
     let world = World::new().await;
     let token = world.token().await;
