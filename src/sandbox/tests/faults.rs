@@ -2,6 +2,8 @@
 
 use std::io::Read as _;
 
+use futures_util::FutureExt as _;
+
 use super::*;
 
 const PATH: &str = "/cgi-bin/tags/get";
@@ -304,6 +306,17 @@ async fn an_answer_is_decided_before_it_is_held() {
     client.send(format!("GET {PATH}?access_token={token} HTTP/1.1\r\n\r\n")).await;
     timeout(PATIENCE, world.control.until(|c| c.hits(id) == 1 && c.path(PATH).requests == 1)).await.unwrap();
     world.control.revoke(DEFAULT_APPID);
+    assert_eq!(world.get(&format!("{PATH}?access_token={token}")).await.errcode(), 40001, "others are not held");
+    assert!(client.more().now_or_never().is_none(), "the answer did not wait");
     assert!(world.control.release(id));
     assert_eq!(client.reply().await.unwrap().errcode(), 0);
+}
+
+#[tokio::test]
+async fn an_answer_is_late_by_its_delay() {
+    let world = World::new().await;
+    world.control.fault(Rule::new(PATH, Fault::stale()).delay(Duration::from_millis(40)));
+    let start = tokio::time::Instant::now();
+    assert_eq!(world.get(PATH).await.errcode(), 40001);
+    assert!(start.elapsed() >= Duration::from_millis(40));
 }
