@@ -24,7 +24,7 @@ use super::{
     endpoints::{self, Call, media, token},
     faults::{AfterEarly, Fault},
     multipart::Scanner,
-    recorder::{BODY_KEPT, Count, Entry},
+    recorder::{BODY_KEPT, Count, Entry, Verdict},
     remote,
     request::{Head, Malformed},
     script::{Hit, Target},
@@ -258,23 +258,21 @@ impl<W: Wire> Connection<'_, W> {
         fault: Option<&'static str>,
     ) {
         let caller = caller.unwrap_or_else(|| Caller::of(self.shared, head, &body));
-        let kept = body.kept.slice(..body.kept.len().min(BODY_KEPT));
-        self.shared.recorder.add(Entry {
+        let verdict = Verdict { token: caller.judged.state, errcode: effect.errcode, executed: effect.executed };
+        self.shared.recorder.add(verdict, || Entry {
             head: head.clone(),
             at: self.shared.state.clock.now(),
             connection: self.id,
             tls: self.tls,
             body_length: body.length,
             body_sha256: body.sha256,
-            body: kept,
+            body: body.kept.slice(..body.kept.len().min(BODY_KEPT)),
             complete: body.complete,
             account: caller.account,
-            token: caller.judged.state,
             token_params: caller.token_params,
             status: effect.status,
-            errcode: effect.errcode,
             fault,
-            executed: effect.executed,
+            verdict,
         });
     }
 

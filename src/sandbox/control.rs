@@ -215,6 +215,26 @@ impl Control {
         counters.classic_fetches + counters.stable_fetches + counters.wecom_fetches
     }
 
+    /// Calls of `cgi-bin/token`.
+    pub fn classic_fetches(&self) -> u64 {
+        self.counters().classic_fetches
+    }
+
+    /// Calls of `cgi-bin/stable_token`, forced ones among them.
+    pub fn stable_fetches(&self) -> u64 {
+        self.counters().stable_fetches
+    }
+
+    /// Calls of `cgi-bin/stable_token` with `force_refresh`.
+    pub fn forced(&self) -> u64 {
+        self.counters().forced_fetches
+    }
+
+    /// Connections that were accepted since the start.
+    pub fn connections(&self) -> u64 {
+        self.counters().connections
+    }
+
     /// Requests to one path, and how many were executed.
     pub fn path(&self, path: &str) -> PathCount {
         self.0.recorder.path(path)

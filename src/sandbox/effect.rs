@@ -18,6 +18,8 @@ const GARBAGE: &[u8] = b"\x00\x01\xff\xfe this is no HTTP \r\n\r\n\x00";
 const SWITCH: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: sandbox\r\n\r\n";
 
 /// What is to happen on the wire.
+// Made and taken apart within one call; a box would cost every answer an allocation.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// An answer, written as planned.
@@ -77,6 +79,7 @@ fn damage(fault: &Fault) -> Plan {
         Fault::LengthAndChunked => Plan { framing: Outline::LengthAndChunked, ..plan },
         Fault::BigHeader { bytes, fields } => Plan { extra_lines: big_header(*bytes, *fields), ..plan },
         Fault::Trailing { text } => Plan { after: Bytes::from(text.clone()), ..plan },
+        Fault::UntilClose => Plan { framing: Outline::Close, ..plan },
         Fault::CloseAfter => Plan { end: End::Close, ..plan },
         _ => plan,
     }

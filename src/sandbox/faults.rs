@@ -165,6 +165,8 @@ pub enum Fault {
         /// What is sent.
         text: String,
     },
+    /// Neither length nor chunks: the body ends with the connection.
+    UntilClose,
     /// A full answer that promises keep-alive, and a closed connection.
     CloseAfter,
 }
@@ -326,6 +328,7 @@ impl Fault {
             Self::LengthAndChunked => "length_and_chunked",
             Self::BigHeader { .. } => "big_header",
             Self::Trailing { .. } => "trailing",
+            Self::UntilClose => "until_close",
             Self::CloseAfter => "close_after",
         }
     }

@@ -92,7 +92,10 @@ struct Door {
 /// # Errors
 /// When an address is taken, or a certificate cannot be used.
 pub async fn start(settings: Settings) -> io::Result<Sandbox> {
-    let identity = tls::identity(settings.certificate.as_ref())?;
+    let files = settings.certificate.clone();
+    // Reads files or makes keys, neither of which a runtime thread should wait for.
+    let identity =
+        tokio::task::spawn_blocking(move || tls::identity(files.as_ref())).await.map_err(io::Error::other)??;
     let shared = Arc::new(Shared {
         state: state::State::new(&settings),
         script: script::Script::default(),
@@ -190,11 +193,10 @@ async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<Shared
 async fn serve(accepted: Accepted, tls: Option<TlsAcceptor>, shared: Arc<Shared>, id: u64) {
     let Ok(stream) = accepted.into_stream() else { return };
     let Some(tls) = tls else { return connection::serve(stream, &shared, id, false).await };
-    match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-        Ok(Ok(stream)) => connection::serve(stream, &shared, id, true).await,
-        _ => {
-            shared.recorder.count(recorder::Count::FailedHandshakes);
-            shared.recorder.changes().notify_waiters();
-        }
+    if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+        connection::serve(stream, &shared, id, true).await;
+    } else {
+        shared.recorder.count(recorder::Count::FailedHandshakes);
+        shared.recorder.changes().notify_waiters();
     }
 }

@@ -88,32 +88,23 @@ impl Scanner {
     /// One step on; `false` when more bytes are needed.
     fn step(&mut self) -> bool {
         match self.place {
-            Place::Preamble | Place::OtherPart | Place::Media => self.to_delimiter(),
+            Place::Preamble | Place::OtherPart | Place::Media => self.find_delimiter(),
             Place::PartHead => self.part_head(),
             Place::End => false,
         }
     }
 
-    fn to_delimiter(&mut self) -> bool {
-        match memmem::find(&self.window, &self.delimiter) {
-            Some(at) => {
-                self.take(at);
-                self.window.drain(..self.delimiter.len());
-                if self.place == Place::Media {
-                    self.done = true;
-                    self.place = Place::End;
-                } else {
-                    self.place = Place::PartHead;
-                }
-                true
-            }
-            None => {
-                // The end of the window may be the beginning of a delimiter.
-                let safe = self.window.len().saturating_sub(self.delimiter.len() - 1);
-                self.take(safe);
-                false
-            }
-        }
+    fn find_delimiter(&mut self) -> bool {
+        let Some(at) = memmem::find(&self.window, &self.delimiter) else {
+            // The end of the window may be the beginning of a delimiter.
+            self.take(self.window.len().saturating_sub(self.delimiter.len() - 1));
+            return false;
+        };
+        self.take(at);
+        self.window.drain(..self.delimiter.len());
+        self.done = self.place == Place::Media;
+        self.place = if self.done { Place::End } else { Place::PartHead };
+        true
     }
 
     fn take(&mut self, length: usize) {

@@ -167,11 +167,17 @@ pub(super) struct Entry {
     pub(super) body: Bytes,
     pub(super) complete: bool,
     pub(super) account: Option<String>,
-    pub(super) token: TokenState,
     pub(super) token_params: usize,
     pub(super) status: u16,
-    pub(super) errcode: Option<i64>,
     pub(super) fault: Option<&'static str>,
+    pub(super) verdict: Verdict,
+}
+
+/// What became of a request, as far as totals go.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Verdict {
+    pub(super) token: TokenState,
+    pub(super) errcode: Option<i64>,
     pub(super) executed: bool,
 }
 
@@ -217,16 +223,17 @@ impl Recorder {
     }
 
     /// Counts an answered request, and keeps it if that was asked for.
-    pub(super) fn add(&self, entry: Entry) {
+    pub(super) fn add(&self, verdict: Verdict, entry: impl FnOnce() -> Entry) {
         self.count(Count::Requests);
-        if entry.executed {
+        if verdict.executed {
             self.count(Count::Executed);
         }
-        if entry.errcode.is_some_and(|code| matches!(code, 40001 | 40014 | 42001)) && entry.token != TokenState::None {
+        let refused = matches!(verdict.errcode, Some(40001 | 40014 | 42001));
+        if refused && verdict.token != TokenState::None {
             self.count(Count::Stale);
         }
         if self.on {
-            self.books().add(entry, self.capacity);
+            self.books().add(entry(), self.capacity);
         }
         self.changed.notify_waiters();
     }
@@ -317,7 +324,7 @@ impl Books {
         self.last_id += 1;
         if let Some(count) = self.count_of(entry.head.path()) {
             count.requests += 1;
-            count.executed += u64::from(entry.executed);
+            count.executed += u64::from(entry.verdict.executed);
         }
         self.body_bytes += entry.body.len();
         self.entries.push_back((self.last_id, entry));
@@ -356,12 +363,12 @@ impl Entry {
             body: self.body.clone(),
             complete: self.complete,
             account: self.account.clone(),
-            token: self.token,
+            token: self.verdict.token,
             token_params: self.token_params,
             status: self.status,
-            errcode: self.errcode,
+            errcode: self.verdict.errcode,
             fault: self.fault,
-            executed: self.executed,
+            executed: self.verdict.executed,
         }
     }
 }

@@ -8,7 +8,10 @@ use std::sync::{
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
-use super::{faults::Rule, request::Head};
+use super::{
+    faults::{Fault, Rule},
+    request::Head,
+};
 
 /// The list of rules.
 #[derive(Debug, Default)]
@@ -140,7 +143,9 @@ impl Hit {
 
 fn matches(rule: &Rule, target: Target<'_>) -> bool {
     let wanted = |want: &Option<String>, have: Option<&str>| want.as_deref().is_none_or(|want| have == Some(want));
-    rule.method.as_deref().is_none_or(|method| method.eq_ignore_ascii_case(target.head.method()))
+    let waits = target.head.expects_continue();
+    (waits || !matches!(rule.fault, Fault::Expect { .. }))
+        && rule.method.as_deref().is_none_or(|method| method.eq_ignore_ascii_case(target.head.method()))
         && wanted(&rule.account, target.account)
         && wanted(&rule.token, target.token)
         && path_matches(&rule.path, target.head.path())
@@ -175,7 +180,6 @@ fn segment_matches(pattern: &str, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::faults::Fault;
 
     fn head(path: &str) -> Head {
         Head::parse(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes()).unwrap().unwrap().0

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::{
@@ -125,7 +126,9 @@ fn business(call: Call<'_>) -> Answer {
         _ if media::takes_file(path) => media::upload(call),
         _ if messages::is_send(path) => messages::send(call),
         _ if path.starts_with("/cgi-bin/component/") => call.error(61014),
-        _ => call.ok(&json!({"errcode": 0, "errmsg": "ok"})),
+        _ if call.judged.platform == Platform::Wecom => call.ok(&json!({})),
+        // The commonest answer of all, in load tests too.
+        _ => Answer::done(path, Bytes::from_static(br#"{"errcode":0,"errmsg":"ok"}"#)),
     }
 }
 

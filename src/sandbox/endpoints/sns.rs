@@ -4,7 +4,10 @@
 
 use serde_json::json;
 
-use super::{Call, token::identify};
+use super::{
+    Call,
+    token::{GRANT, identify},
+};
 use crate::sandbox::{
     answer::{Answer, TEXT, sns_message},
     digest::sha256_hex,
@@ -42,7 +45,7 @@ pub(super) fn answer(call: Call<'_>) -> Answer {
 fn exchange(call: Call<'_>, name: &str) -> Result<String, i64> {
     let param = |name| call.head.param(name);
     // The grant type is not what these endpoints are strict about.
-    identify(call, param("appid"), Some("client_credential".to_owned()), param("secret"))?;
+    identify(call, param("appid"), Some(GRANT), param("secret"))?;
     let code = param(name).ok_or(41008)?;
     if code.starts_with("bad") {
         return Err(40029);

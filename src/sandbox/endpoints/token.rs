@@ -22,6 +22,9 @@ pub(in crate::sandbox) const WECOM: &str = "/cgi-bin/gettoken";
 pub(in crate::sandbox) const QUOTA: &str = "reach max api daily quota limit, could get access_token by getStableAccessToken, more details at \
                      https://mmbizurl.cn/s/JtxxFh33r";
 
+/// The only grant type there is.
+pub(super) const GRANT: &str = "client_credential";
+
 /// Whether the path issues tokens.
 pub(in crate::sandbox) fn is_token_endpoint(path: &str) -> bool {
     matches!(path, CLASSIC | STABLE | WECOM)
@@ -50,7 +53,7 @@ pub(in crate::sandbox) fn appid_in(body: &Received) -> Option<String> {
 /// `GET cgi-bin/token?grant_type=client_credential&appid=&secret=`; POST is taken too, which no documentation forbids.
 pub(super) fn classic(call: Call<'_>) -> Answer {
     let param = |name| call.head.param(name);
-    let account = match identify(call, param("appid"), param("grant_type"), param("secret")) {
+    let account = match identify(call, param("appid"), param("grant_type").as_deref(), param("secret")) {
         Ok(account) => account,
         Err(code) => return token_error(call, code),
     };
@@ -64,7 +67,7 @@ pub(super) fn stable(call: Call<'_>) -> Answer {
     }
     let Some(body) = call.json() else { return token_error(call, 47001) };
     let field = |name| text(&body, name).map(std::borrow::Cow::into_owned);
-    let account = match identify(call, field("appid"), field("grant_type"), field("secret")) {
+    let account = match identify(call, field("appid"), field("grant_type").as_deref(), field("secret")) {
         Ok(account) => account,
         Err(code) => return token_error(call, code),
     };
@@ -111,8 +114,7 @@ pub(super) fn clear_quota(call: Call<'_>) -> Answer {
 pub(super) fn clear_quota_v2(call: Call<'_>) -> Answer {
     let body = call.json().unwrap_or(Value::Null);
     let field = |name: &str| text(&body, name).map(std::borrow::Cow::into_owned).or_else(|| call.head.param(name));
-    let grant_type = Some("client_credential".to_owned());
-    match identify(call, field("appid"), grant_type, field("appsecret")) {
+    match identify(call, field("appid"), Some(GRANT), field("appsecret")) {
         Ok(index) => cleared(call, index),
         Err(code) => call.error(code),
     }
@@ -130,7 +132,7 @@ fn cleared(call: Call<'_>, account: usize) -> Answer {
 pub(super) fn identify(
     call: Call<'_>,
     appid: Option<String>,
-    grant_type: Option<String>,
+    grant_type: Option<&str>,
     secret: Option<String>,
 ) -> Result<usize, i64> {
     let appid = appid.ok_or(41002)?;
@@ -138,7 +140,7 @@ pub(super) fn identify(
     if !ledger.knows(Platform::Wechat, &appid) {
         return Err(40013);
     }
-    if grant_type.as_deref() != Some("client_credential") {
+    if grant_type != Some(GRANT) {
         return Err(40002);
     }
     match ledger.credential(Platform::Wechat, &appid, &secret.ok_or(41004)?) {
