@@ -59,22 +59,18 @@ impl Task {
         self.alarm = Alarm::Quiet;
         self.suspect = false;
         let expires = sent + fetched.expires_in;
-        match self.current.as_ref().filter(|current| *current.secret() == fetched.token) {
-            Some(current) => {
-                let same = current.extended(sent, expires);
-                self.count(flight, "same");
-                self.on_same_token(flight, same);
-            }
-            None => {
-                self.count(flight, "new");
-                self.look_for_conflict(flight);
-                let generation = Generation(self.record.generation.0 + 1);
-                let token = Token::new(generation, fetched.token, sent, expires);
-                self.record.generation = generation;
-                self.record.token = Some(StoredToken::of(&token, self.chance.clock));
-                self.flight = Some(flight.store(token, self.save()));
-            }
+        if let Some(current) = self.current.as_ref().filter(|current| *current.secret() == fetched.token) {
+            let same = current.extended(sent, expires);
+            self.count(flight, "same");
+            return self.on_same_token(flight, same);
         }
+        self.count(flight, "new");
+        self.look_for_conflict(flight);
+        let generation = Generation(self.record.generation.0 + 1);
+        let token = Token::new(generation, fetched.token, sent, expires);
+        self.record.generation = generation;
+        self.record.token = Some(StoredToken::of(&token, self.chance.clock));
+        self.flight = Some(flight.store(token, self.save()));
     }
 
     /// The new token is in the store, or that takes too long: requests may have it.

@@ -222,7 +222,7 @@ impl Keeper {
 
     /// How things stand.
     pub fn status(&self) -> Status {
-        Status::of(&self.state.borrow(), self.shared.token.load_full())
+        Status::of(&self.state.borrow(), self.shared.token.load().as_deref())
     }
 
     /// The account's name.
