@@ -57,7 +57,8 @@ impl Task {
             tracing::info!(account = %self.account.name, "the token endpoint works again");
         }
         self.alarm = Alarm::Quiet;
-        self.suspect = false;
+        // A token that died of an answer we lost ourselves is nobody else's doing.
+        let suspect = std::mem::take(&mut self.suspect);
         let expires = sent + fetched.expires_in;
         if let Some(current) = self.current.as_ref().filter(|current| *current.secret() == fetched.token) {
             let same = current.extended(sent, expires);
@@ -65,7 +66,9 @@ impl Task {
             return self.on_same_token(flight, same);
         }
         self.count(flight, "new");
-        self.look_for_conflict(flight);
+        if !suspect {
+            self.look_for_conflict(flight);
+        }
         let generation = Generation(self.record.generation.0 + 1);
         let token = Token::new(generation, fetched.token, sent, expires);
         self.record.generation = generation;
@@ -123,7 +126,7 @@ impl Task {
             self.convict();
         } else {
             // A flight that set out for another cause has not been through the gate.
-            let admitted = if flight.trigger == Trigger::Rejected { Ok(()) } else { self.gate.ask(now, self.suspect) };
+            let admitted = if flight.trigger == Trigger::Rejected { Ok(()) } else { self.gate.ask(now, false) };
             match admitted {
                 Err(denied) => self.give_back(reason(denied)),
                 Ok(()) => self.probe(flight),

@@ -173,8 +173,8 @@ impl Keeper {
 
     /// WeChat answered a request with this generation with something that is not stale.
     pub fn accepted(&self, generation: Generation) {
-        // The order does not matter: a note that comes a moment late is as good.
-        if self.shared.evidence.load(Ordering::Relaxed) != generation.0 {
+        // The order does not matter: a note that comes a moment late is as good. An older generation says nothing new.
+        if self.shared.evidence.load(Ordering::Relaxed) < generation.0 {
             self.shared.evidence.store(generation.0, Ordering::Relaxed);
         }
     }

@@ -230,7 +230,6 @@ impl Task {
     /// Starts the flight that a rejection asks for, if gate and budget let it.
     fn depart(&mut self, now: Instant) -> Result<(), GiveBackReason> {
         self.gate.ask(now, self.suspect).map_err(reason)?;
-        self.suspect = false;
         let departed = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper);
         self.publish();
         departed.map_err(|_| GiveBackReason::Budget)

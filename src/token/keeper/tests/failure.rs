@@ -178,3 +178,40 @@ async fn answers_that_keep_getting_lost_do_not_make_a_loop() {
     }
     assert!(bench.world.fetches() <= 25, "{}", bench.world.fetches());
 }
+
+/// Collects what is logged on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_alarm_rings_once_at_half_of_the_remaining_life_and_no_log_shows_a_token() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone());
+    let _guard = tracing::subscriber::set_default(subscriber.finish());
+    let bench = Bench::ready(Kind::Stable).await;
+    bench.world.script(fails(FetchError::Connect, 10_000));
+    sleep(secs(7040)).await;
+    let text = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(text().contains("no connection to the token endpoint"), "{}", text());
+    assert!(!text().contains("half of the token's remaining life"), "too early: {}", text());
+    sleep(secs(150)).await;
+    assert_eq!(text().matches("half of the token's remaining life").count(), 1, "{}", text());
+    let fingerprint = bench.keeper.status().fingerprint.unwrap();
+    assert!(text().contains(&fingerprint), "{}", text());
+    for secret in ["T1", "s3cret"] {
+        assert!(!text().contains(secret), "{}", text());
+    }
+}

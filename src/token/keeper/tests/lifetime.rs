@@ -4,7 +4,7 @@ use super::*;
 use crate::token::{
     budget::CLASSIC_PER_DAY,
     keeper::Condition,
-    store::{Record, Saved, StoreError},
+    store::{FileStore, Record, Saved, StoreError},
 };
 
 #[tokio::test(start_paused = true)]
@@ -153,6 +153,56 @@ async fn the_last_handle_ends_the_task_after_the_fetch_under_way() {
     let fetches = bench.world.fetches();
     sleep(secs(10_000)).await;
     assert_eq!(bench.world.fetches(), fetches, "nobody fetches any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_keeper_stored_first_is_taken_over() {
+    let first = Bench::ready(Kind::Stable).await;
+    let second = Bench::start_with(World::new(Kind::Stable), Arc::clone(&first.store), first.clock, account);
+    second.keeper.current().await.unwrap();
+    assert_eq!((second.generation(), second.world.fetches()), (first.generation(), 0), "found at the start");
+    first.world.revoke();
+    assert_eq!(first.call("/a").await, Outcome::Ok { calls: 2 });
+    second.world.with(|state| state.minted = 10);
+    let Refresh::Replay(token) = second.keeper.refresh_past(Generation(1), "/a").await else { panic!("no replay") };
+    assert_eq!(
+        token.secret(),
+        first.keeper.token().unwrap().secret(),
+        "not the one it fetched itself, which came later"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stable_token_that_others_force_out_again_and_again_is_a_conflict() {
+    let bench = Bench::ready(Kind::Stable).await;
+    for _ in 0..3 {
+        bench.world.script([Scripted::Rotates]);
+        assert!(matches!(bench.keeper.refresh_past(bench.generation(), "/a").await, Refresh::Replay(_)));
+        assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
+        sleep(secs(60)).await;
+    }
+    assert_eq!(bench.metric(r#"wxgate_token_conflicts_total{account="shop"}"#), Some(2.0));
+}
+
+#[tokio::test]
+async fn a_token_is_on_disk_before_a_request_sees_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let world = World::new(Kind::Classic);
+    world.with(|state| state.delay = Duration::from_millis(1));
+    let start = |store: FileStore| {
+        let metrics = Metrics::default().for_account(&AccountName::new("shop").unwrap());
+        let source = Arc::clone(&world) as Arc<dyn TokenSource>;
+        Keeper::spawn(account(Kind::Classic), Settings::default(), source, Arc::new(store), metrics)
+    };
+    let keeper = start(FileStore::open(&path).unwrap());
+    let token = keeper.current().await.unwrap();
+    // As a kill would leave it: whatever is written after this moment is lost.
+    let copy = folder.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    std::fs::copy(path.join("shop.json"), copy.join("shop.json")).unwrap();
+    let again = start(FileStore::open(&copy).unwrap()).current().await.unwrap();
+    assert_eq!((again.secret(), again.generation(), world.fetches()), (token.secret(), token.generation(), 1));
 }
 
 /// Fails until it is told otherwise, or never answers.

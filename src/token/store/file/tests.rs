@@ -128,7 +128,8 @@ async fn links_pipes_sockets_folders_and_giants_are_set_aside() {
     let elsewhere = place.folder.with_extension("elsewhere");
     place.save(1, "a").await;
     fs::rename(place.file(""), &elsewhere).unwrap();
-    let odd: [(&str, fn(&Path, &Path)); 5] = [
+    type Make = fn(&Path, &Path);
+    let odd: [(&str, Make); 5] = [
         ("link", |path, elsewhere| symlink(elsewhere, path).unwrap()),
         ("pipe", |path, _| rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::from(0o600)).unwrap()),
         ("socket", |path, _| drop(UnixListener::bind(path).unwrap())),
