@@ -120,6 +120,9 @@ async fn an_operator_clears_the_memory_of_a_fatal_answer() {
     let bench = Bench::start(World::new(Kind::Stable));
     bench.world.script(fails(FATAL_IP, 10_000));
     sleep(secs(2000)).await;
+    assert!(bench.keeper.status().last_error.unwrap().failures > 5);
+    let error = bench.keeper.refresh_now(false).await.unwrap_err();
+    assert!(error.retry_after() <= secs(5), "the pauses start anew: {:?}", error.retry_after());
     bench.world.with(|state| state.script.clear());
     assert!(bench.keeper.current().await.is_err());
     let refreshed = bench.keeper.refresh_now(false).await.unwrap();

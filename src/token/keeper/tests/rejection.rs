@@ -1,7 +1,7 @@
 //! What follows when WeChat rejects a token.
 
 use super::*;
-use crate::token::keeper::Condition;
+use crate::token::keeper::{Command, Condition};
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_rejections_at_once_cost_one_fetch() {
@@ -31,6 +31,19 @@ async fn a_late_rejection_of_an_old_generation_replays_without_a_fetch() {
         };
         assert_eq!(token.generation(), bench.generation());
     }
+    assert_eq!(bench.world.fetches(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_that_was_posted_just_before_the_new_token_came_is_answered_with_it() {
+    let bench = Bench::ready(Kind::Classic).await;
+    let (old, before) = (bench.generation(), bench.world.fetches() + 1);
+    bench.world.revoke();
+    assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    let late = Command::Rejected { generation: old, path: "/b".into(), reply };
+    assert!(bench.keeper.mailbox.send(late).is_ok());
+    assert!(matches!(answer.await, Ok(Refresh::Replay(_))));
     assert_eq!(bench.world.fetches(), before);
 }
 
