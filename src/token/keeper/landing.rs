@@ -11,9 +11,10 @@ use tokio::time::Instant;
 
 use super::{
     GiveBackReason, Refresh, Refreshed,
+    alarm::Alarm,
     flight::{Flight, Landed, Trigger},
     status::Fault,
-    task::{Alarm, Task, reason},
+    task::{Task, reason},
 };
 use crate::token::{
     Generation, Kind,
@@ -211,16 +212,11 @@ impl Task {
         } else {
             tracing::warn!(%account, valid_for = left.as_secs(), failures, "{cause}");
         }
-        match self.alarm {
-            Alarm::Quiet if !left.is_zero() => self.alarm = Alarm::Set(now + left / 2),
-            Alarm::Set(at) if now >= at => {
-                self.alarm = Alarm::Rung;
-                tracing::error!(
-                    %account, valid_for = left.as_secs(), failures,
-                    "half of the token's remaining life is over and it still cannot be renewed: {cause}"
-                );
-            }
-            _ => {}
+        if self.alarm.rings(now, left) {
+            tracing::error!(
+                %account, valid_for = left.as_secs(), failures,
+                "half of the token's remaining life is over and it still cannot be renewed: {cause}"
+            );
         }
     }
 

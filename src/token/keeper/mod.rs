@@ -3,6 +3,7 @@
 //! Requests read what the task publishes and post what WeChat said; they never fetch, so none that goes away cancels
 //! anything. The handle works from any runtime; the task lives on the one where it was spawned.
 
+mod alarm;
 mod flight;
 mod landing;
 mod persist;
