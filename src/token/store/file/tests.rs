@@ -55,6 +55,8 @@ async fn what_is_saved_is_there_after_a_restart_for_its_owner_only() {
     assert_eq!(codec_of(&place.file(".bak")), Some(sample(1, Some("a"))));
 }
 
+type Make = fn(&Path, &Path);
+
 fn codec_of(path: &Path) -> Option<Record> {
     super::super::codec::decode(&fs::read(path).unwrap()).ok()
 }
@@ -128,7 +130,6 @@ async fn links_pipes_sockets_folders_and_giants_are_set_aside() {
     let elsewhere = place.folder.with_extension("elsewhere");
     place.save(1, "a").await;
     fs::rename(place.file(""), &elsewhere).unwrap();
-    type Make = fn(&Path, &Path);
     let odd: [(&str, Make); 5] = [
         ("link", |path, elsewhere| symlink(elsewhere, path).unwrap()),
         ("pipe", |path, _| rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::from(0o600)).unwrap()),
