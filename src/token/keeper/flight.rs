@@ -82,16 +82,16 @@ impl Trigger {
 }
 
 impl Flight {
-    /// Asks the source, after `spent` is on record.
+    /// Asks the source, after what it spends is on record (`noted`).
     pub(super) fn fetch(
         trigger: Trigger,
         mode: Mode,
         source: Arc<dyn TokenSource>,
         limit: Duration,
-        spent: Option<Ticket>,
+        noted: Option<Ticket>,
     ) -> Self {
         let step = tokio::spawn(async move {
-            if let Some(ticket) = spent {
+            if let Some(ticket) = noted {
                 ticket.tried(SPENT_WAIT).await;
             }
             let sent = Instant::now();

@@ -11,9 +11,10 @@ use tokio::time::Instant;
 
 use super::{
     GiveBackReason, Refresh, Refreshed,
+    alarm::Alarm,
     flight::{Flight, Landed, Trigger},
     status::Fault,
-    task::{Alarm, Task, reason},
+    task::{Task, reason},
 };
 use crate::token::{
     Generation, Kind,
@@ -57,24 +58,23 @@ impl Task {
             tracing::info!(account = %self.account.name, "the token endpoint works again");
         }
         self.alarm = Alarm::Quiet;
-        self.suspect = false;
+        // A token that died of an answer we lost ourselves is nobody else's doing.
+        let suspect = std::mem::take(&mut self.suspect);
         let expires = sent + fetched.expires_in;
-        match self.current.as_ref().filter(|current| *current.secret() == fetched.token) {
-            Some(current) => {
-                let same = current.extended(sent, expires);
-                self.count(flight, "same");
-                self.on_same_token(flight, same);
-            }
-            None => {
-                self.count(flight, "new");
-                self.look_for_conflict(flight);
-                let generation = Generation(self.record.generation.0 + 1);
-                let token = Token::new(generation, fetched.token, sent, expires);
-                self.record.generation = generation;
-                self.record.token = Some(StoredToken::of(&token, self.chance.clock));
-                self.flight = Some(flight.store(token, self.save()));
-            }
+        if let Some(current) = self.current.as_ref().filter(|current| *current.secret() == fetched.token) {
+            let same = current.extended(sent, expires);
+            self.count(flight, "same");
+            return self.on_same_token(flight, same);
         }
+        self.count(flight, "new");
+        if !suspect {
+            self.look_for_conflict(flight);
+        }
+        let generation = Generation(self.record.generation.0 + 1);
+        let token = Token::new(generation, fetched.token, sent, expires);
+        self.record.generation = generation;
+        self.record.token = Some(StoredToken::of(&token, self.chance.clock));
+        self.flight = Some(flight.store(token, self.save()));
     }
 
     /// The new token is in the store, or that takes too long: requests may have it.
@@ -127,7 +127,7 @@ impl Task {
             self.convict();
         } else {
             // A flight that set out for another cause has not been through the gate.
-            let admitted = if flight.trigger == Trigger::Rejected { Ok(()) } else { self.gate.ask(now, self.suspect) };
+            let admitted = if flight.trigger == Trigger::Rejected { Ok(()) } else { self.gate.ask(now, false) };
             match admitted {
                 Err(denied) => self.give_back(reason(denied)),
                 Ok(()) => self.probe(flight),
@@ -212,16 +212,11 @@ impl Task {
         } else {
             tracing::warn!(%account, valid_for = left.as_secs(), failures, "{cause}");
         }
-        match self.alarm {
-            Alarm::Quiet if !left.is_zero() => self.alarm = Alarm::Set(now + left / 2),
-            Alarm::Set(at) if now >= at => {
-                self.alarm = Alarm::Rung;
-                tracing::error!(
-                    %account, valid_for = left.as_secs(), failures,
-                    "half of the token's remaining life is over and it still cannot be renewed: {cause}"
-                );
-            }
-            _ => {}
+        if self.alarm.rings(now, left) {
+            tracing::error!(
+                %account, valid_for = left.as_secs(), failures,
+                "half of the token's remaining life is over and it still cannot be renewed: {cause}"
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 //! Requests read what the task publishes and post what WeChat said; they never fetch, so none that goes away cancels
 //! anything. The handle works from any runtime; the task lives on the one where it was spawned.
 
+mod alarm;
 mod flight;
 mod landing;
 mod persist;
@@ -173,8 +174,8 @@ impl Keeper {
 
     /// WeChat answered a request with this generation with something that is not stale.
     pub fn accepted(&self, generation: Generation) {
-        // The order does not matter: a note that comes a moment late is as good.
-        if self.shared.evidence.load(Ordering::Relaxed) != generation.0 {
+        // The order does not matter: a note that comes a moment late is as good. An older generation says nothing new.
+        if self.shared.evidence.load(Ordering::Relaxed) < generation.0 {
             self.shared.evidence.store(generation.0, Ordering::Relaxed);
         }
     }
@@ -222,7 +223,7 @@ impl Keeper {
 
     /// How things stand.
     pub fn status(&self) -> Status {
-        Status::of(&self.state.borrow(), self.shared.token.load_full())
+        Status::of(&self.state.borrow(), self.shared.token.load().as_deref())
     }
 
     /// The account's name.

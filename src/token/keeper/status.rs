@@ -1,6 +1,6 @@
 //! What the keeper tells the outside about itself, for health checks, the admin API and requests that wait.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -87,8 +87,8 @@ pub struct LastError {
 }
 
 impl Status {
-    pub(super) fn of(state: &State, token: Option<Arc<Token>>) -> Self {
-        let usable = token.as_ref().is_some_and(|token| token.is_alive());
+    pub(super) fn of(state: &State, token: Option<&Token>) -> Self {
+        let usable = token.is_some_and(Token::is_alive);
         let condition = match &state.fault {
             None if usable && !state.dead => Condition::Ok,
             _ if usable => Condition::Degraded,
@@ -101,10 +101,10 @@ impl Status {
         Self {
             condition,
             usable,
-            generation: token.as_ref().map_or(0, |token| token.generation().0),
-            fingerprint: token.as_ref().map(|token| token.fingerprint().to_owned()),
-            expires_in: token.as_ref().map(|token| seconds(token.expires_in())),
-            age: token.as_ref().map(|token| seconds(now.saturating_duration_since(token.sent()))),
+            generation: token.map_or(0, |token| token.generation().0),
+            fingerprint: token.map(|token| token.fingerprint().to_owned()),
+            expires_in: token.map(|token| seconds(token.expires_in())),
+            age: token.map(|token| seconds(now.saturating_duration_since(token.sent()))),
             last_error: state.fault.as_ref().map(|fault| LastError {
                 label: fault.cause.label(),
                 errcode: fault.cause.errcode(),

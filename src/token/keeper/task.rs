@@ -12,6 +12,7 @@ use tokio::{
 
 use super::{
     Chance, Command, GiveBackReason, Refresh, Refreshed, Shared,
+    alarm::Alarm,
     flight::{self, Flight, Trigger},
     persist::{Persister, Ticket},
     status::{Fault, State},
@@ -71,14 +72,6 @@ pub(super) struct Waiter {
 pub(super) struct Operator {
     pub(super) force: bool,
     pub(super) reply: oneshot::Sender<Result<Refreshed, TokenError>>,
-}
-
-/// Half of the life that was left when refreshing began to fail.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Alarm {
-    Quiet,
-    Set(Instant),
-    Rung,
 }
 
 impl Task {
@@ -230,7 +223,6 @@ impl Task {
     /// Starts the flight that a rejection asks for, if gate and budget let it.
     fn depart(&mut self, now: Instant) -> Result<(), GiveBackReason> {
         self.gate.ask(now, self.suspect).map_err(reason)?;
-        self.suspect = false;
         let departed = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper);
         self.publish();
         departed.map_err(|_| GiveBackReason::Budget)

@@ -132,7 +132,8 @@ impl FetchError {
     }
 }
 
-/// The source that the account's settings name.
+/// The source that the account's settings name: one of the two endpoints of the WeChat platform. The configuration lets
+/// no account of another platform come here.
 pub fn for_account(account: &AccountSettings, client: TokenClient) -> Arc<dyn TokenSource> {
     match account.kind {
         Kind::Stable => Arc::new(Stable::new(account, client)),
