@@ -128,10 +128,12 @@ impl From<LastError> for Trouble {
 
 async fn read_order(body: Body) -> Result<Order, Problem> {
     let bytes = body::to_bytes(body, MAX_ORDER).await.map_err(|_| bad_order())?;
-    if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Ok(Order::default());
+    match bytes.trim_ascii() {
+        [] => Ok(Order::default()),
+        // Without this look, serde would take an array for a struct.
+        object @ [b'{', ..] => serde_json::from_slice(object).map_err(|_| bad_order()),
+        _ => Err(bad_order()),
     }
-    serde_json::from_slice(&bytes).map_err(|_| bad_order())
 }
 
 fn bad_order() -> Problem {
