@@ -18,8 +18,7 @@ pub(super) fn run(config: &Config, account: &AccountName, refresh: bool) -> Resu
             return show(&answer.await?);
         }
         let accounts = admin.call(|client, base| client.get(format!("{base}/api/accounts"))).await?;
-        let list = accounts.get("accounts").unwrap_or(&accounts);
-        let found = list.as_array().into_iter().flatten().find(|entry| entry["name"] == account.as_str());
+        let found = accounts.as_array().into_iter().flatten().find(|entry| entry["name"] == account.as_str());
         match found {
             Some(entry) => show(entry),
             None => Err(Failure::Running(format!("the running wxgate has no account named {account}"))),

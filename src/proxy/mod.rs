@@ -177,7 +177,7 @@ impl Proxy {
         self.log.as_ref().map(|log| AccessLog::new(log.format, log.output.clone()))
     }
 
-    /// Memory that copies of request bodies take now, in bytes.
+    /// Takes a place among the requests in flight.
     fn enter(self: &Arc<Self>) -> Result<InFlight, ProxyError> {
         let before = self.in_flight.fetch_add(1, Relaxed);
         self.metrics.in_flight.inc();
@@ -267,7 +267,7 @@ async fn handle(worker: Arc<Worker>, peer: Peer, request: Request<Incoming>) -> 
     if let Some(log) = &worker.access_log {
         log.write(&Record {
             id: &id,
-            client: &peer.to_string(),
+            client: &trail.caller.unwrap_or(peer).to_string(),
             account: trail.account.as_ref().map_or("-", |account| account.name.as_str()),
             method: head.method.as_str(),
             path: head.uri.path(),

@@ -37,6 +37,7 @@ const MAX_TARGET: usize = 16 * 1024;
 /// What the way of a request leaves behind for the log and the answer's headers.
 #[derive(Default)]
 pub(super) struct Trail {
+    pub(super) caller: Option<Peer>,
     pub(super) account: Option<Arc<Account>>,
     pub(super) attempts: u8,
     pub(super) errcode: Option<i64>,
@@ -53,7 +54,9 @@ pub(super) async fn run(
 ) -> Result<Response<Answer>, ProxyError> {
     let proxy = &*worker.proxy;
     let host = check_head(head)?;
-    let admitted = proxy.access.admit(proxy.access.caller(peer, &head.headers))?;
+    let caller = proxy.access.caller(peer, &head.headers);
+    trail.caller = Some(caller);
+    let admitted = proxy.access.admit(caller)?;
     let split = SplitPath::new(head.uri.path());
     if split.is_service() {
         return Err(ProxyError::NotFound);
@@ -63,6 +66,10 @@ pub(super) async fn run(
     check_authority(&account, &head.uri)?;
     let path = split.check()?;
     let query = decide(&path, head.uri.query())?;
+    if matches!(query, Query::TakesToken { .. }) && account.keeper.token().is_none() {
+        // Without a token the body need not be read at all.
+        account.keeper.current().await.map_err(ProxyError::TokenUnavailable)?;
+    }
     let payload = Payload::accept(body, proxy.max_body, &proxy.replay, &proxy.spool).await?;
     headers::to_upstream(&mut head.headers);
     let headers = std::mem::take(&mut head.headers);

@@ -83,8 +83,9 @@ pub(super) fn spawn(index: usize, proxy: Arc<Proxy>, tls: Option<TlsAcceptor>, d
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (connections, incoming) = mpsc::unbounded_channel();
     let open = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&open);
     let thread = std::thread::Builder::new().name(format!("wxgate-{index}")).spawn(move || {
-        runtime.block_on(serve(proxy, tls, drain, incoming));
+        runtime.block_on(serve(proxy, tls, drain, incoming, &counted));
         // Dialling tasks and the like have nobody left to serve.
         runtime.shutdown_background();
     })?;
@@ -130,6 +131,7 @@ async fn serve(
     tls: Option<TlsAcceptor>,
     mut drain: Drain,
     mut incoming: mpsc::UnboundedReceiver<(Accepted, Slot)>,
+    open: &AtomicUsize,
 ) {
     let mut random = [0; 4];
     let _ = getrandom::fill(&mut random);
@@ -160,7 +162,13 @@ async fn serve(
                 told = true;
                 connections.close_gracefully();
             }
-            () = connections.all_gone(), if told && incoming.is_empty() => break,
+            () = connections.all_gone(), if told => {
+                // One that was accepted last may still be on its way to its task.
+                if open.load(Relaxed) == 0 {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
             () = drain.reached(Phase::Aborting) => break,
         }
     }

@@ -167,7 +167,10 @@ impl Task {
             Command::Rejected { generation, path, reply } => self.on_rejected(generation, path, reply),
             Command::ReplayWasStale { generation, path } => self.on_replay_was_stale(generation, &path),
             Command::Operator { force, reply } => {
-                self.fault = None;
+                // What is known stays known until WeChat has spoken again; it only delays nothing any more.
+                if let Some(fault) = &mut self.fault {
+                    (fault.failures, fault.until) = (0, Instant::now());
+                }
                 self.alarm = Alarm::Quiet;
                 self.gate.reset();
                 self.operators.push(Operator { force, reply });
