@@ -76,72 +76,94 @@ impl Drop for AccessLog {
 }
 
 fn text(out: &mut Vec<u8>, record: &Record<'_>) {
-    let _ = write!(
-        out,
-        "{}  INFO access: {} ",
-        humantime::format_rfc3339_micros(SystemTime::now()),
-        Printable(record.method)
-    );
-    target(out, record);
-    let _ = write!(
-        out,
-        " status={} outcome={} account={} client={} attempts={}",
-        record.status, record.outcome, record.account, record.client, record.attempts
-    );
+    timestamp(out);
+    out.extend_from_slice(b"  INFO access: ");
+    printable(out, record.method);
+    out.push(b' ');
+    printable(out, record.path);
+    if let Some(query) = record.query {
+        out.push(b'?');
+        masked(out, query);
+    }
+    field(out, b" status=", record.status);
+    word(out, b" outcome=", record.outcome);
+    word(out, b" account=", record.account);
+    word(out, b" client=", record.client);
+    field(out, b" attempts=", record.attempts);
     if let Some(errcode) = record.errcode {
-        let _ = write!(out, " errcode={errcode}");
+        field(out, b" errcode=", errcode);
     }
     if let Some(reason) = record.replay_skipped {
-        let _ = write!(out, " replay_skipped={reason}");
+        word(out, b" replay_skipped=", reason);
     }
-    let _ = writeln!(out, " ms={:.3} id={}", record.took.as_secs_f64() * 1e3, Printable(record.id));
+    out.extend_from_slice(b" ms=");
+    milliseconds(out, record.took);
+    word(out, b" id=", record.id);
+    out.push(b'\n');
 }
 
 fn json(out: &mut Vec<u8>, record: &Record<'_>) {
-    let _ = write!(
-        out,
-        "{{\"timestamp\":\"{}\",\"level\":\"INFO\",\"target\":\"access\",\"method\":\"{}\",\"path\":\"{}\"",
-        humantime::format_rfc3339_micros(SystemTime::now()),
-        Printable(record.method),
-        Printable(record.path)
-    );
+    out.extend_from_slice(b"{\"timestamp\":\"");
+    timestamp(out);
+    word(out, b"\",\"level\":\"INFO\",\"target\":\"access\",\"method\":\"", record.method);
+    word(out, b"\",\"path\":\"", record.path);
     if let Some(query) = record.query {
-        let _ = write!(out, ",\"query\":\"{}\"", MaskedQuery(query));
+        out.extend_from_slice(b"\",\"query\":\"");
+        masked(out, query);
     }
-    let _ = write!(
-        out,
-        ",\"status\":{},\"outcome\":\"{}\",\"account\":\"{}\",\"client\":\"{}\",\"attempts\":{}",
-        record.status, record.outcome, record.account, record.client, record.attempts
-    );
+    field(out, b"\",\"status\":", record.status);
+    word(out, b",\"outcome\":\"", record.outcome);
+    word(out, b"\",\"account\":\"", record.account);
+    word(out, b"\",\"client\":\"", record.client);
+    field(out, b"\",\"attempts\":", record.attempts);
     if let Some(errcode) = record.errcode {
-        let _ = write!(out, ",\"errcode\":{errcode}");
+        field(out, b",\"errcode\":", errcode);
     }
     if let Some(reason) = record.replay_skipped {
-        let _ = write!(out, ",\"replay_skipped\":\"{reason}\"");
+        word(out, b",\"replay_skipped\":\"", reason);
+        out.push(b'"');
     }
-    let _ = writeln!(out, ",\"ms\":{:.3},\"id\":\"{}\"}}", record.took.as_secs_f64() * 1e3, Printable(record.id));
+    out.extend_from_slice(b",\"ms\":");
+    milliseconds(out, record.took);
+    word(out, b",\"id\":\"", record.id);
+    out.extend_from_slice(b"\"}\n");
 }
 
-fn target(out: &mut Vec<u8>, record: &Record<'_>) {
-    let _ = write!(out, "{}", Printable(record.path));
-    if let Some(query) = record.query {
-        let _ = write!(out, "?{}", MaskedQuery(query));
-    }
+// What follows goes around the formatting machinery, which would cost more than the rest of the line.
+
+fn timestamp(out: &mut Vec<u8>) {
+    let _ = write!(out, "{}", humantime::format_rfc3339_micros(SystemTime::now()));
+}
+
+fn field(out: &mut Vec<u8>, name: &[u8], value: impl itoa::Integer) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+fn word(out: &mut Vec<u8>, name: &[u8], value: &str) {
+    out.extend_from_slice(name);
+    printable(out, value);
+}
+
+/// Milliseconds with three decimals.
+fn milliseconds(out: &mut Vec<u8>, took: Duration) {
+    let micros = took.as_micros();
+    field(out, b"", micros / 1000);
+    let digit = |value: u128| b'0' + u8::try_from(value % 10).unwrap_or_default();
+    out.extend_from_slice(&[b'.', digit(micros / 100), digit(micros / 10), digit(micros)]);
+}
+
+fn masked(out: &mut Vec<u8>, query: &str) {
+    let _ = write!(out, "{}", MaskedQuery(query));
 }
 
 /// At most 256 characters, the odd ones as `?`.
-struct Printable<'t>(&'t str);
-
-impl std::fmt::Display for Printable<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let plain = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\';
-        if self.0.len() <= 256 && self.0.bytes().all(plain) {
-            return f.write_str(self.0);
-        }
-        self.0.chars().take(256).try_for_each(|c| {
-            let shown = if u8::try_from(c).is_ok_and(plain) { c } else { '?' };
-            std::fmt::Write::write_char(f, shown)
-        })
+fn printable(out: &mut Vec<u8>, text: &str) {
+    let plain = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\';
+    if text.len() <= 256 && text.bytes().all(plain) {
+        out.extend_from_slice(text.as_bytes());
+    } else {
+        out.extend(text.chars().take(256).map(|c| u8::try_from(c).ok().filter(|b| plain(*b)).unwrap_or(b'?')));
     }
 }
 

@@ -4,7 +4,7 @@
 //! hung up, and the counters to know whether a failed request was written or answered at all.
 
 use std::{
-    io,
+    io::{self, Read as _},
     pin::Pin,
     sync::{
         Arc,
@@ -14,7 +14,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::client::TlsStream;
@@ -27,13 +27,21 @@ impl AsyncRead for SharedTcp {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read(buf.initialize_unfilled()) {
-                Ok(count) => {
-                    buf.advance(count);
+            let room = buf.initialize_unfilled();
+            let mut got = 0;
+            let read = self.0.try_io(Interest::READABLE, || {
+                got = (&*socket2::SockRef::from(&*self.0)).read(room)?;
+                // Less than there was room for: the socket is empty. Saying so here saves the system call that would
+                // find it out.
+                if 0 < got && got < room.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match read {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
+                Err(_) if got == 0 => {}
+                Ok(()) | Err(_) => {
+                    buf.advance(got);
                     return Poll::Ready(Ok(()));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
