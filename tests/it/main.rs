@@ -13,4 +13,5 @@
 
 mod config_files;
 mod first;
+mod layering;
 mod support;
