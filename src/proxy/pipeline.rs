@@ -26,7 +26,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    net::address::Peer,
+    net::{address::Peer, connection::OddFraming},
     token::{Refresh, Token},
     wechat::api::{self, Endpoint},
 };
@@ -89,17 +89,10 @@ fn check_head(head: &Parts) -> Result<Option<String>, ProxyError> {
         return Err(ProxyError::BadRequest("this method is not proxied; WeChat's API takes GET and POST"));
     }
     let headers = &head.headers;
-    if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
-        let only_chunked = headers.get_all(header::TRANSFER_ENCODING).iter().count() == 1
-            && coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-        if !only_chunked {
-            return Err(ProxyError::BadRequest("Transfer-Encoding may be chunked and nothing else"));
-        }
-        if headers.contains_key(header::CONTENT_LENGTH) {
-            return Err(ProxyError::BadRequest(
-                "Content-Length and Transfer-Encoding contradict each other; send one of them",
-            ));
-        }
+    if head.extensions.get::<OddFraming>().is_some() {
+        return Err(ProxyError::BadRequest(
+            "say once how long the body is: one Content-Length, or Transfer-Encoding: chunked and nothing else",
+        ));
     }
     if headers.get_all(header::EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(ProxyError::BadRequest("the only expectation that can be met is 100-continue"));
