@@ -8,7 +8,7 @@ use std::sync::Arc;
 use hyper::{
     Method, Response, Uri, Version,
     body::Incoming,
-    header::{self, HeaderMap, HeaderValue},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
     http::{request::Parts, uri::PathAndQuery},
 };
 
@@ -94,6 +94,11 @@ fn check_head(head: &Parts) -> Result<Option<String>, ProxyError> {
             "say once how long the body is: one Content-Length, or Transfer-Encoding: chunked and nothing else",
         ));
     }
+    if headers.keys().any(is_look_alike) {
+        return Err(ProxyError::BadRequest(
+            "a header name has underscores where hyphens belong; spell it with hyphens",
+        ));
+    }
     if headers.get_all(header::EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(ProxyError::BadRequest("the only expectation that can be met is 100-continue"));
     }
@@ -106,6 +111,17 @@ fn check_head(head: &Parts) -> Result<Option<String>, ProxyError> {
         (None, None) if head.version >= Version::HTTP_11 => Err(ProxyError::BadRequest("the Host header is missing")),
         (None, None) => Ok(None),
         (Some(host), None) => named_host(host).map(Some),
+    }
+}
+
+/// Names that others take for one of ours, or for framing, since CGI turns hyphens into underscores. A key under such a
+/// name would not be recognised here and travel on to WeChat.
+fn is_look_alike(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    memchr::memchr(b'_', name.as_bytes()).is_some() && {
+        let meant = name.replace('_', "-");
+        (meant.starts_with("x-wxgate-") && !name.starts_with("x-wxgate-"))
+            || matches!(&*meant, "content-length" | "transfer-encoding")
     }
 }
 

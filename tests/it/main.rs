@@ -13,7 +13,9 @@
 
 mod config_files;
 mod first;
+mod malformed;
 mod paths;
 mod queries;
 mod raw;
+mod selection;
 mod support;
