@@ -134,11 +134,15 @@ fn named_host(host: &HeaderValue) -> Result<String, ProxyError> {
 /// `GET http://api.weixin.qq.com/… HTTP/1.1`, as clients send it that take wxgate for an HTTP proxy: only for the
 /// account's own hosts, and only as a name. Where to dial comes from the configuration in any case.
 fn check_authority(account: &Account, uri: &Uri) -> Result<(), ProxyError> {
-    match uri.authority() {
-        Some(authority) if !account.serves(authority.host(), authority.port_u16()) => {
-            Err(ProxyError::BadRequest("wxgate is no proxy for this host; it serves the account's own API hosts only"))
-        }
-        _ => Ok(()),
+    let Some(authority) = uri.authority() else { return Ok(()) };
+    let (host, port) = (authority.host(), authority.port_u16());
+    // Neither a user nor what is no port.
+    let behind = authority.as_str().strip_prefix(host);
+    let is_plain = behind.is_some_and(|port_text| port_text.is_empty() || port_text == ":" || port.is_some());
+    if is_plain && account.serves(host, port) {
+        Ok(())
+    } else {
+        Err(ProxyError::BadRequest("wxgate is no proxy for this host; it serves the account's own API hosts only"))
     }
 }
 
