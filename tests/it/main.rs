@@ -14,6 +14,7 @@
 mod config_files;
 mod first;
 mod malformed;
+mod own_answers;
 mod paths;
 mod queries;
 mod raw;

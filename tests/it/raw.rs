@@ -69,6 +69,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         .expect("an answer or an end")
     }
 
+    /// The status of whatever comes next, interim or not.
+    pub async fn interim(&mut self) -> u16 {
+        let reply = timeout(PATIENCE, self.read_reply("GET")).await.expect("an answer");
+        reply.expect("an answer").status
+    }
+
     /// Sends a request and returns its answer.
     pub async fn ask(&mut self, bytes: impl AsRef<[u8]>) -> Option<Reply> {
         self.send(bytes).await;
