@@ -13,6 +13,8 @@
 
 mod config_files;
 mod first;
+mod header_fields;
+mod listeners;
 mod malformed;
 mod own_answers;
 mod paths;

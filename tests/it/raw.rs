@@ -86,6 +86,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.buffer.is_empty() && !timeout(PATIENCE, self.fill()).await.expect("an end")
     }
 
+    /// Reads some bytes, whatever they are. Returns `false` at the end.
+    pub async fn reply_bytes(&mut self) -> bool {
+        timeout(PATIENCE, self.fill()).await.expect("bytes or an end")
+    }
+
     /// Whether nothing comes for so long. A time-out is the only way to see nothing.
     pub async fn is_silent_for(&mut self, time: Duration) -> bool {
         timeout(time, self.fill()).await.is_err()
