@@ -32,6 +32,8 @@ use tokio::{
     sync::Notify,
 };
 
+use super::framing::FramingWatch;
+
 /// How often a connection is looked at. Limits are multiples of it, so each is reached up to one tick late.
 const TICK: Duration = Duration::from_secs(5);
 /// No first byte, or no complete first head: closed after 5 to 10 s.
@@ -48,6 +50,11 @@ const MAX_HEADERS: usize = 100;
 /// The most bytes of a request head; more is answered 431.
 const MAX_HEAD: usize = 64 * 1024;
 
+/// A mark on requests that say twice how long they are, or in a way that another parser could read differently. They
+/// must be refused; their connection is closed behind the answer.
+#[derive(Debug, Clone, Copy)]
+pub struct OddFraming;
+
 /// What the timer looks at. Written by one thread; atomics only because the connection may move between threads.
 #[derive(Debug, Default)]
 struct Activity {
@@ -56,6 +63,8 @@ struct Activity {
     read: AtomicU64,
     read_when_idle: AtomicU64,
     written: AtomicU64,
+    /// The first request that [`FramingWatch`] found odd; 0 for none.
+    odd: AtomicU64,
     closing: AtomicBool,
     waker: AtomicWaker,
 }
@@ -153,28 +162,32 @@ where
 {
     let entered = connections.enter();
     let activity = &entered.activity;
-    let service = service_fn(|request| {
-        activity.requests.fetch_add(1, Relaxed);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let number = activity.requests.fetch_add(1, Relaxed) + 1;
+        let odd = (1..=number).contains(&activity.odd.load(Relaxed));
+        if odd {
+            request.extensions_mut().insert(OddFraming);
+        }
         let handling = Handling::begin(activity);
         let answer = handler(request);
         let leaving = &leaving;
         async move {
             let mut response = answer.await;
-            if leaving() {
+            if odd || leaving() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             drop(handling);
             Ok::<_, Infallible>(response)
         }
     });
-    let io = TokioIo::new(Metered { io, activity: Arc::clone(activity) });
+    let io = TokioIo::new(Metered { io, activity: Arc::clone(activity), framing: FramingWatch::default() });
     let mut connection = pin!(
         http1::Builder::new()
             .half_close(false)
             .header_read_timeout(None)
+            .max_header_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
             .max_buf_size(MAX_HEAD)
-            .pipeline_flush(true)
             .serve_connection(io, service)
     );
     let mut watch = Watch::default();
@@ -254,14 +267,19 @@ impl Watch {
 struct Metered<I> {
     io: I,
     activity: Arc<Activity>,
+    framing: FramingWatch,
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        let count = (buf.filled().len() - before) as u64;
-        self.activity.read.fetch_add(count, Relaxed);
+        let this = &mut *self;
+        let new = &buf.filled()[before..];
+        this.activity.read.fetch_add(new.len() as u64, Relaxed);
+        if let Some(number) = this.framing.feed(new) {
+            this.activity.odd.store(number, Relaxed);
+        }
         polled
     }
 }

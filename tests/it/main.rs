@@ -13,5 +13,16 @@
 
 mod config_files;
 mod first;
+<<<<<<< HEAD
 mod layering;
+=======
+mod header_fields;
+mod listeners;
+mod malformed;
+mod own_answers;
+mod paths;
+mod queries;
+mod raw;
+mod selection;
+>>>>>>> wt-t3
 mod support;

@@ -35,6 +35,7 @@ pub struct Gate {
 
 /// What a test wants to be different from the plain set-up.
 pub struct Setup {
+    root: String,
     tables: BTreeMap<String, String>,
     account: String,
     more: String,
@@ -51,6 +52,7 @@ pub fn setup() -> Setup {
     tables.insert("upstream".to_owned(), "ca_file = \"root.pem\"\n".to_owned());
     tables.insert("store".to_owned(), "kind = \"memory\"\n".to_owned());
     Setup {
+        root: String::new(),
         tables,
         account: String::new(),
         more: String::new(),
@@ -73,6 +75,12 @@ impl Setup {
             },
         );
         let _ = writeln!(lines, "{line}");
+        self
+    }
+
+    /// Sets the account that is used when nothing selects one.
+    pub fn default_account(mut self, name: &str) -> Self {
+        self.root = format!("default_account = \"{name}\"\n");
         self
     }
 
@@ -108,7 +116,7 @@ impl Setup {
     /// The configuration file for a sandbox. `api` of the account is set unless the test set it.
     pub fn file(&self, sandbox: &Sandbox) -> String {
         let api = if self.plain { sandbox.http_url() } else { sandbox.https_url() }.expect("the sandbox listens");
-        let mut text = String::new();
+        let mut text = self.root.clone();
         for (table, lines) in &self.tables {
             let _ = write!(text, "[{table}]\n{lines}");
         }
