@@ -174,7 +174,6 @@ where
             .header_read_timeout(None)
             .max_headers(MAX_HEADERS)
             .max_buf_size(MAX_HEAD)
-            .pipeline_flush(true)
             .serve_connection(io, service)
     );
     let mut watch = Watch::default();
