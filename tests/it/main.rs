@@ -11,8 +11,12 @@
     reason = "tests"
 )]
 
+mod bodies;
 mod config_files;
 mod first;
+mod flat_memory;
+mod pool;
+mod program;
 mod support;
 mod upstream_faults;
 mod wire;

@@ -163,6 +163,11 @@ impl<S: AsyncRead + Unpin> Caller<S> {
         }
     }
 
+    /// What has been read and not yet been taken.
+    pub fn buffered(&self) -> &[u8] {
+        &self.buffer
+    }
+
     /// Whether the proxy closes the connection now.
     pub async fn is_closed(&mut self) -> bool {
         !timeout(DEADLINE, self.fill()).await.expect("the connection is neither closed nor used")
