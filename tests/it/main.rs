@@ -13,10 +13,12 @@
 
 mod bodies;
 mod config_files;
+mod egress;
 mod first;
 mod flat_memory;
 mod pool;
 mod program;
 mod support;
 mod upstream_faults;
+mod upstream_tls;
 mod wire;

@@ -342,6 +342,12 @@ impl Fake {
         *self.greeting.lock().unwrap() = greeting;
     }
 
+    /// Stops, and returns when the port is free again and every connection is gone.
+    pub async fn stopped(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
     /// The line that makes it the account's upstream.
     pub fn api(&self) -> String {
         format!("api = [\"http://{}\"]", self.address)
