@@ -7,7 +7,7 @@ use wxgate::sandbox::{Fault, Framing, Response, Rule};
 
 use crate::{
     support::{header, setup},
-    wire::{Caller, DEADLINE},
+    wire::{Act, Caller, DEADLINE, Fake},
 };
 
 const MENU: &str = "/cgi-bin/menu/create";
@@ -272,6 +272,44 @@ async fn a_caller_that_breaks_off_its_download_stops_the_reading_from_wechat() {
             .await
             .expect("the proxy hangs up; the connection of the token call goes after five idle seconds");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_does_not_wait_for_the_answer_ends_the_call_to_wechat() {
+    let fake = Fake::start(|_| Act::Silent).await;
+    let gate = setup().account(&fake.api()).start().await;
+    for body in ["", "{}"] {
+        let before = fake.seen.calls().len();
+        let mut caller = Caller::connect(gate.proxy).await;
+        let length = body.len();
+        caller.write(format!("POST {SEND} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}")).await;
+        fake.seen.until(|seen| seen.calls().len() == before + 1 && seen.open() == 1).await;
+        drop(caller);
+        fake.seen.until(|seen| seen.open() == 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_may_take_longer_than_response_timeout_while_it_moves() {
+    let gate = setup().set("upstream", "response_timeout = \"300ms\"").start().await;
+    gate.warm().await;
+    let head = format!("POST {MENU} HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n");
+    let mut caller = Caller::connect(gate.proxy).await;
+    caller.write(&head).await;
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        caller.write("x".repeat(20_000)).await;
+    }
+    assert_eq!(caller.reply(false).await.expect("an answer").status, 200);
+    assert_eq!(gate.control().requests(MENU)[0].body_length, 200_000);
+    // One that has stopped is not waited for.
+    let mut caller = Caller::connect(gate.proxy).await;
+    caller.write(&head).await;
+    caller.write("x".repeat(100_000)).await;
+    let reply = caller.reply(false).await.expect("an answer");
+    assert!(matches!(reply.status, 400 | 504), "{}", reply.status);
+    timeout(DEADLINE, gate.control().until(|control| control.requests(MENU).len() == 2)).await.expect("recorded");
+    assert!(!gate.control().requests(MENU)[1].complete);
 }
 
 #[tokio::test(flavor = "multi_thread")]

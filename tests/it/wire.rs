@@ -219,6 +219,8 @@ pub enum Act {
     Close(Vec<u8>),
     /// Writes this and resets.
     Reset(Vec<u8>),
+    /// Writes this and closes if nothing comes for so long.
+    Linger(Vec<u8>, Duration),
     /// Says nothing until the proxy gives up.
     Silent,
 }
@@ -409,7 +411,7 @@ async fn serve(mut stream: impl Wire, connection: usize, seen: &Seen, decide: &D
         seen.calls.lock().unwrap().push(call);
         seen.changed.notify_waiters();
         let (bytes, stays) = match &act {
-            Act::Answer(bytes) => (bytes.as_slice(), true),
+            Act::Answer(bytes) | Act::Linger(bytes, _) => (bytes.as_slice(), true),
             Act::Close(bytes) | Act::Reset(bytes) => (bytes.as_slice(), false),
             Act::Silent => {
                 while read_more(&mut stream, &mut buffer, seen).await {}
@@ -417,6 +419,12 @@ async fn serve(mut stream: impl Wire, connection: usize, seen: &Seen, decide: &D
             }
         };
         if stream.write_all(bytes).await.is_err() || stream.flush().await.is_err() {
+            return;
+        }
+        if let Act::Linger(_, idle) = act
+            && !matches!(timeout(idle, read_more(&mut stream, &mut buffer, seen)).await, Ok(true))
+        {
+            let _ = stream.shutdown().await;
             return;
         }
         if matches!(act, Act::Reset(_)) {
