@@ -11,18 +11,23 @@
     reason = "tests"
 )]
 
+mod bodies;
 mod config_files;
+mod egress;
 mod first;
-<<<<<<< HEAD
-mod layering;
-=======
+mod flat_memory;
 mod header_fields;
+mod layering;
 mod listeners;
 mod malformed;
 mod own_answers;
 mod paths;
+mod pool;
+mod program;
 mod queries;
 mod raw;
 mod selection;
->>>>>>> wt-t3
 mod support;
+mod upstream_faults;
+mod upstream_tls;
+mod wire;
