@@ -4,4 +4,7 @@
 
 mod config_files;
 mod first;
+mod stale_shapes;
+mod storms;
 mod support;
+mod token_tools;
