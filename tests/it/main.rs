@@ -1,9 +1,19 @@
 //! One binary for all integration tests; a module per concern.
 
-#![allow(missing_docs, unreachable_pub, dead_code, clippy::pedantic, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    clippy::pedantic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
 
 mod config_files;
 mod first;
+mod replayed_bodies;
 mod stale_shapes;
 mod storms;
 mod support;

@@ -149,10 +149,10 @@ fn let_through() -> Vec<(&'static str, Response)> {
         ("more than 4 KiB", plain(&large)),
         ("the code first, then more than 4 KiB", Response { pad_to: 5000, ..plain(STALE) }),
         ("more than 4 KiB in chunks", Response { chunked: Some(100), ..plain(&large) }),
-        ("binary with the words in it", Response {
-            content_type: "image/png".to_owned(),
-            ..plain("\u{7f}PNG\u{1}\u{0} {\"errcode\":40001}")
-        }),
+        (
+            "binary with the words in it",
+            Response { content_type: "image/png".to_owned(), ..plain("\u{7f}PNG\u{1}\u{0} {\"errcode\":40001}") },
+        ),
         ("a gzip bomb that begins as an error", Response { gzip: true, pad_to: 4 << 20, ..plain(STALE) }),
         ("status 500", Response { status: 500, ..plain(STALE) }),
         ("status 404", Response { status: 404, ..plain(STALE) }),
@@ -225,11 +225,14 @@ async fn a_users_own_token_is_kept_and_its_refusal_refreshes_nothing() {
     assert_eq!((auth.errcode(), auth.attempts.as_str()), (Some(40001), "1"));
     assert_eq!(gate.control().fetches(), 1, "only the one at the start");
     let queries: Vec<_> = gate.control().requests("/sns/*").into_iter().filter_map(|record| record.query).collect();
-    assert_eq!(queries, [
-        format!("access_token={user_token}&openid=o1&lang=zh_CN"),
-        "access_token=user_dead&openid=o1".to_owned(),
-        "access_token=user_dead&openid=o1".to_owned(),
-    ]);
+    assert_eq!(
+        queries,
+        [
+            format!("access_token={user_token}&openid=o1&lang=zh_CN"),
+            "access_token=user_dead&openid=o1".to_owned(),
+            "access_token=user_dead&openid=o1".to_owned(),
+        ]
+    );
     let ours = gate.control().current_token(DEFAULT_APPID, TokenKind::Stable).expect("there is one");
     assert!(queries.iter().all(|query| !query.contains(&ours)), "the account's token went nowhere");
 }
