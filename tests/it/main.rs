@@ -13,6 +13,7 @@
 
 mod config_files;
 mod first;
+mod refresh_limits;
 mod replayed_bodies;
 mod stale_shapes;
 mod storms;
