@@ -12,9 +12,11 @@
 )]
 
 mod config_files;
+mod early_answers;
 mod first;
 mod refresh_limits;
 mod replayed_bodies;
+mod response_headers;
 mod restarts;
 mod stale_shapes;
 mod storms;
