@@ -14,7 +14,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -44,6 +44,10 @@ const HEAD_TICKS: u32 = 3;
 const IDLE_TICKS: u32 = 15;
 /// A handler that neither reads nor writes for so long is stuck behind every timeout of its own.
 const HANDLER_TICKS: u32 = 36;
+
+/// How long the rest of a request is thrown away after the last answer. Closing earlier would reset the connection under
+/// a client that still sends, and its answer with it.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// The most header lines of a request; more is answered 431.
 const MAX_HEADERS: usize = 100;
@@ -180,7 +184,8 @@ where
             Ok::<_, Infallible>(response)
         }
     });
-    let io = TokioIo::new(Metered { io, activity: Arc::clone(activity), framing: FramingWatch::default() });
+    let framing = FramingWatch::default();
+    let io = TokioIo::new(Metered { io, activity: Arc::clone(activity), framing, lingering: None });
     let mut connection = pin!(
         http1::Builder::new()
             .half_close(false)
@@ -263,11 +268,13 @@ impl Watch {
     }
 }
 
-/// Counts what goes through.
+/// Counts what goes through, and closes in a way that leaves the client time to read.
 struct Metered<I> {
     io: I,
     activity: Arc<Activity>,
     framing: FramingWatch,
+    /// Since the sending side was closed.
+    lingering: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
@@ -293,7 +300,7 @@ impl<I: AsyncWrite + Unpin> Metered<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Metered<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write(cx, buf);
         self.count(polled)
@@ -317,6 +324,27 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Metered<I> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+            self.lingering = Some(Box::pin(tokio::time::sleep(LINGER)));
+        }
+        self.poll_linger(cx).map(Ok)
+    }
+}
+
+impl<I: AsyncRead + Unpin> Metered<I> {
+    /// Ends with the client's side of the connection, and at the latest after [`LINGER`].
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scrap = [std::mem::MaybeUninit::uninit(); 8 * 1024];
+        loop {
+            if self.lingering.as_mut().is_none_or(|lingering| lingering.as_mut().poll(cx).is_ready()) {
+                return Poll::Ready(());
+            }
+            let mut scrap = ReadBuf::uninit(&mut scrap);
+            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut scrap)) {
+                Ok(()) if !scrap.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
     }
 }

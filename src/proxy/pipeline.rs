@@ -42,6 +42,8 @@ pub(super) struct Trail {
     pub(super) attempts: u8,
     pub(super) errcode: Option<i64>,
     pub(super) replay_skipped: Option<&'static str>,
+    /// Some of the caller's body has not been read; what follows on its connection would be no request.
+    pub(super) body_unread: bool,
 }
 
 /// Takes a request to WeChat and brings the answer back.
@@ -71,6 +73,7 @@ pub(super) async fn run(
         account.keeper.current().await.map_err(ProxyError::TokenUnavailable)?;
     }
     let payload = Payload::accept(body, proxy.max_body, &proxy.replay, &proxy.spool).await?;
+    trail.body_unread = !payload.is_complete();
     headers::to_upstream(&mut head.headers);
     let headers = std::mem::take(&mut head.headers);
     let call = Call {
@@ -263,7 +266,9 @@ impl Call<'_> {
         let now = self.worker.seconds();
         let mut unreachable = None;
         for (place, origin) in self.account.origins(now) {
-            match self.worker.upstream.send(origin, &outgoing, &mut self.payload).await {
+            let sent = self.worker.upstream.send(origin, &outgoing, &mut self.payload).await;
+            trail.body_unread = !self.payload.is_complete();
+            match sent {
                 Ok(answer) => {
                     if unreachable.is_some() {
                         self.account.prefer(place, now);

@@ -133,8 +133,13 @@ impl Setup {
     }
 
     pub async fn start(self) -> Gate {
-        let sandbox = sandbox::start(self.sandbox.clone()).await.expect("the sandbox starts");
+        let sandbox = self.start_sandbox().await;
         self.start_with(sandbox).await
+    }
+
+    /// The sandbox alone, for a test that has to prepare it before the first token is fetched.
+    pub async fn start_sandbox(&self) -> Sandbox {
+        sandbox::start(self.sandbox.clone()).await.expect("the sandbox starts")
     }
 
     /// With a sandbox that is already there.
@@ -233,6 +238,13 @@ impl Gate {
         let _ = self.stop.take().expect("not stopped before").send(());
         let ended = (&mut self.running).await.expect("the proxy does not panic");
         (ended, self.access_log.contents())
+    }
+
+    /// Drains; the sandbox and the folder live on, for a test that starts again on them.
+    pub async fn stop_keeping(mut self) -> (Sandbox, TempDir) {
+        let _ = self.stop.take().expect("not stopped before").send(());
+        (&mut self.running).await.expect("the proxy does not panic").expect("nothing had to be cut");
+        (self.sandbox, self.folder)
     }
 }
 
