@@ -8,7 +8,7 @@ use std::{future::Future, io, sync::Arc, time::Duration};
 use tokio::time::timeout;
 
 use crate::{
-    admin,
+    admin::{self, Admin},
     config::Config,
     net::{
         drain::{self, DrainControl, Phase},
@@ -58,7 +58,7 @@ pub enum StartError {
 /// wxgate with its listeners bound. Nothing is served before [`App::run`].
 pub struct App {
     proxy: proxy::Bound,
-    admin: admin::Bound,
+    admin: Admin,
     control: DrainControl,
     drain: drain::Drain,
     grace: Grace,
@@ -88,7 +88,7 @@ impl App {
         let accounts: Accounts =
             routed.iter().map(|(account, keeper)| (account.name.clone(), keeper.clone())).collect();
         let proxy = Proxy::bind(&config.proxy, routed, log, &metrics)?;
-        let admin = admin::bind(&config.admin, accounts, metrics)?;
+        let admin = Admin::bind(&config.admin, Arc::new(accounts), metrics)?;
         let (control, drain) = drain::drain();
         Ok(Self { proxy, admin, control, drain, grace: Grace::default() })
     }

@@ -1,0 +1,213 @@
+//! Whether this node should get traffic: a pure judgement over the accounts' statuses.
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use super::accounts::word;
+use crate::{
+    base::AccountName,
+    token::{Condition, Status},
+};
+
+/// What `/readyz` answers: 200 when ready, else 503.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Readiness {
+    pub(super) ready: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) message: Option<&'static str>,
+    /// The accounts without a usable token. There may be some although the node is ready.
+    pub(super) lacking: Vec<Lack>,
+}
+
+/// One account without a usable token, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Lack {
+    account: String,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errcode: Option<i64>,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_attempt_in: Option<u64>,
+}
+
+/// Ready is a node that is not leaving, has one usable account at least, and waits for none: an account that WeChat
+/// refuses for good is settled, so that one frozen account does not take all nodes out. With `all` each one must be
+/// usable.
+pub(super) fn judge(accounts: &[(AccountName, Status)], all: bool, leaving: bool) -> Readiness {
+    let settled = |status: &Status| status.usable || !all && status.condition == Condition::Fatal;
+    let some = accounts.iter().any(|(_, status)| status.usable);
+    let trouble = if leaving {
+        Some(("draining", "wxgate is stopping: send requests to another node"))
+    } else if accounts.is_empty() {
+        Some(("no_account", "no account is configured: add an [[account]]"))
+    } else if !some || !accounts.iter().all(|(_, status)| settled(status)) {
+        Some(("not_ready", "accounts have no usable token: see lacking for each one's reason"))
+    } else {
+        None
+    };
+    let lacking = accounts.iter().filter(|(_, status)| !status.usable).map(|(name, status)| Lack::of(name, status));
+    Readiness {
+        ready: trouble.is_none(),
+        error: trouble.map(|(slug, _)| slug),
+        message: trouble.map(|(_, message)| message),
+        lacking: lacking.collect(),
+    }
+}
+
+/// Whether the query asks for every account: `?all`, unless it goes on with `=0` or `=false`.
+pub(super) fn asks_for_all(query: Option<&str>) -> bool {
+    query.unwrap_or_default().split('&').any(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        name == "all" && !matches!(value, "0" | "false")
+    })
+}
+
+impl Lack {
+    fn of(name: &AccountName, status: &Status) -> Self {
+        let error = status.last_error.as_ref();
+        let message = error.map_or("a token is being fetched: wait a moment", |error| &error.sentence);
+        Self {
+            account: name.to_string(),
+            state: word(status.condition),
+            errcode: error.and_then(|error| error.errcode),
+            message: message.to_owned(),
+            next_attempt_in: status.next_attempt_in,
+        }
+    }
+}
+
+impl IntoResponse for Readiness {
+    fn into_response(self) -> Response {
+        let status = if self.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (status, Json(self)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::token::LastError;
+
+    const CONDITIONS: [Condition; 5] =
+        [Condition::Ok, Condition::Waiting, Condition::Degraded, Condition::Failing, Condition::Fatal];
+
+    fn status(condition: Condition) -> Status {
+        let refused = matches!(condition, Condition::Fatal | Condition::Failing | Condition::Degraded);
+        Status {
+            condition,
+            usable: matches!(condition, Condition::Ok | Condition::Degraded),
+            generation: 1,
+            fingerprint: None,
+            expires_in: None,
+            age: None,
+            last_error: refused.then(|| LastError {
+                label: "40164",
+                errcode: Some(40164),
+                sentence: "WeChat refused the IP 47.94.148.108 with errcode 40164: add it to the whitelist".into(),
+                failures: 1,
+            }),
+            next_attempt_in: Some(5),
+            classic_left: None,
+            forced_left: None,
+            conflicts: 0,
+        }
+    }
+
+    fn accounts(conditions: &[Condition]) -> Vec<(AccountName, Status)> {
+        let name = |index: usize| AccountName::new(&format!("a{index}")).unwrap();
+        conditions.iter().enumerate().map(|(index, condition)| (name(index), status(*condition))).collect()
+    }
+
+    fn ready(conditions: &[Condition], all: bool) -> bool {
+        judge(&accounts(conditions), all, false).ready
+    }
+
+    #[test]
+    fn one_usable_account_is_enough_once_the_others_are_settled() {
+        use Condition::{Degraded, Failing, Fatal, Ok, Waiting};
+        for (conditions, some, all) in [
+            (&[][..], false, false),
+            (&[Ok], true, true),
+            (&[Degraded], true, true),
+            (&[Waiting], false, false),
+            (&[Failing], false, false),
+            (&[Fatal], false, false),
+            (&[Fatal, Fatal], false, false),
+            (&[Ok, Fatal], true, false),
+            (&[Fatal, Degraded], true, false),
+            (&[Ok, Waiting], false, false),
+            (&[Ok, Failing], false, false),
+            (&[Ok, Fatal, Waiting], false, false),
+            (&[Ok, Degraded], true, true),
+        ] {
+            assert_eq!((ready(conditions, false), ready(conditions, true)), (some, all), "{conditions:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_leaving_is_not_ready() {
+        let judged = judge(&accounts(&[Condition::Ok]), false, true);
+        assert_eq!((judged.ready, judged.error), (false, Some("draining")));
+    }
+
+    #[test]
+    fn the_body_names_who_lacks_a_token_and_what_to_do() {
+        let judged = judge(&accounts(&[Condition::Ok, Condition::Fatal, Condition::Waiting]), false, false);
+        assert_eq!(
+            serde_json::to_value(&judged).unwrap(),
+            serde_json::json!({
+                "ready": false,
+                "error": "not_ready",
+                "message": "accounts have no usable token: see lacking for each one's reason",
+                "lacking": [
+                    {
+                        "account": "a1",
+                        "state": "fatal",
+                        "errcode": 40164,
+                        "message": "WeChat refused the IP 47.94.148.108 with errcode 40164: add it to the whitelist",
+                        "next_attempt_in": 5,
+                    },
+                    {
+                        "account": "a2",
+                        "state": "waiting",
+                        "message": "a token is being fetched: wait a moment",
+                        "next_attempt_in": 5,
+                    },
+                ],
+            })
+        );
+    }
+
+    #[test]
+    fn all_is_a_flag() {
+        for yes in ["all", "all=1", "all=true", "all=", "verbose&all"] {
+            assert!(asks_for_all(Some(yes)), "{yes}");
+        }
+        for no in [None, Some(""), Some("all=0"), Some("all=false"), Some("ALL"), Some("wall"), Some("x=all")] {
+            assert!(!asks_for_all(no), "{no:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn asking_for_all_is_never_easier_and_nothing_is_ready_without_a_token(
+            picks in prop::collection::vec(0_usize..CONDITIONS.len(), 0..6)
+        ) {
+            let conditions: Vec<Condition> = picks.into_iter().map(|pick| CONDITIONS[pick]).collect();
+            let rows = accounts(&conditions);
+            let judged = judge(&rows, false, false);
+            prop_assert!(judged.ready || !judge(&rows, true, false).ready);
+            prop_assert!(!judged.ready || rows.iter().any(|(_, status)| status.usable));
+            prop_assert_eq!(judged.lacking.len(), rows.iter().filter(|(_, status)| !status.usable).count());
+        }
+    }
+}
