@@ -1,7 +1,20 @@
 //! One binary for all integration tests; a module per concern.
 
-#![allow(missing_docs, unreachable_pub, dead_code, clippy::pedantic, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    clippy::pedantic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
 
+mod admin;
+mod cli;
 mod config_files;
+mod drain;
 mod first;
+mod program;
 mod support;
