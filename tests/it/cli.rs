@@ -184,6 +184,7 @@ async fn an_address_that_is_taken_ends_with_1_and_says_which() {
         let said = ended.stderr.lines().last().unwrap_or_default();
         assert!(said.contains("cannot listen") && said.contains(&taken), "{table}: {}", ended.stderr);
     }
+    assert_eq!(sandbox.control().fetches(), 0, "who cannot start must not spend a token");
     let ended = finish(wxgate(&["sandbox", "--listen", &taken]));
     assert_eq!((ended.status, ended.stderr.contains("taken")), (Some(1), true), "{ended:?}");
 }
