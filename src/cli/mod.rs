@@ -131,8 +131,10 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     let format = if cli.log_format == "json" { Format::Json } else { Format::Text };
     let log = |default: &str| {
-        let directives = std::env::var("WXGATE_LOG").ok().filter(|text| !text.is_empty());
-        logging::init(format, Some(directives.as_deref().unwrap_or(default)), Output::Stderr).map_err(Failure::Usage)
+        // What WXGATE_LOG says of one part must not silence the others; a level of its own overrides the default.
+        let wanted = std::env::var("WXGATE_LOG").ok().filter(|text| !text.is_empty());
+        let directives = wanted.map_or_else(|| default.to_owned(), |wanted| format!("{default},{wanted}"));
+        logging::init(format, Some(&directives), Output::Stderr).map_err(Failure::Usage)
     };
     match cli.command {
         Command::Serve(file) => {
