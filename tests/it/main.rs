@@ -11,10 +11,12 @@
     reason = "tests"
 )]
 
+mod access_log;
 mod admin;
 mod cli;
 mod config_files;
 mod drain;
 mod first;
+mod metrics;
 mod program;
 mod support;
