@@ -18,5 +18,7 @@ mod config_files;
 mod drain;
 mod first;
 mod metrics;
+mod process;
 mod program;
+mod secrets;
 mod support;
