@@ -14,6 +14,7 @@
 mod bodies;
 mod config_files;
 mod egress;
+mod fake;
 mod first;
 mod flat_memory;
 mod pool;

@@ -13,8 +13,9 @@ use tokio::time::{Instant, timeout};
 use wxgate::sandbox::{Fault, Rule};
 
 use crate::{
+    fake::{Act, Call, Fake},
     support::{Gate, Setup, json, setup},
-    wire::{Act, Call, DEADLINE, Fake},
+    wire::DEADLINE,
 };
 
 const INFO: &str = "/cgi-bin/user/info";

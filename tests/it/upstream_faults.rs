@@ -6,8 +6,9 @@ use tokio::{io::AsyncWriteExt as _, net::tcp::OwnedWriteHalf, task::JoinHandle};
 use wxgate::sandbox::{AfterEarly, Ending, Fault, Rule};
 
 use crate::{
+    fake::{Act, Call, FAKE_TOKEN, Fake},
     support::{Gate, setup},
-    wire::{Act, Call, Caller, DEADLINE, FAKE_TOKEN, Fake, Reply},
+    wire::{Caller, DEADLINE, Reply},
 };
 
 const INFO: &str = "/cgi-bin/user/info";
