@@ -19,6 +19,7 @@ mod config_files;
 mod drain;
 mod early_answers;
 mod egress;
+mod fake;
 mod first;
 mod flat_memory;
 mod header_fields;
