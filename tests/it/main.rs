@@ -21,4 +21,5 @@ mod paths;
 mod queries;
 mod raw;
 mod selection;
+mod slow_clients;
 mod support;
