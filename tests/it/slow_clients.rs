@@ -81,8 +81,8 @@ async fn drip(client: &mut (impl tokio::io::AsyncWrite + Unpin), bytes: &[u8]) {
     }
 }
 
-fn local<F: Future<Output = ()>>(test: F) -> impl Future<Output = ()> {
-    async move { tokio::task::LocalSet::new().run_until(test).await }
+async fn local(test: impl Future<Output = ()>) {
+    tokio::task::LocalSet::new().run_until(test).await;
 }
 
 #[tokio::test(start_paused = true)]
