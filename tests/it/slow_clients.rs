@@ -81,8 +81,10 @@ async fn drip(client: &mut (impl tokio::io::AsyncWrite + Unpin), bytes: &[u8]) {
     }
 }
 
+/// Gives a test a day of paused time, so that a connection which is never cut fails it.
 async fn local(test: impl Future<Output = ()>) {
-    tokio::task::LocalSet::new().run_until(test).await;
+    let day = Duration::from_secs(24 * 60 * 60);
+    timeout(day, tokio::task::LocalSet::new().run_until(test)).await.expect("all ends within a day");
 }
 
 #[tokio::test(start_paused = true)]
