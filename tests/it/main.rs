@@ -40,6 +40,7 @@ mod response_headers;
 mod restarts;
 mod secrets;
 mod selection;
+mod slow_clients;
 mod stale_shapes;
 mod storms;
 mod support;
