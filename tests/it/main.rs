@@ -20,5 +20,6 @@ mod first;
 mod metrics;
 mod process;
 mod program;
+mod sdk;
 mod secrets;
 mod support;
