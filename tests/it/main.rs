@@ -38,6 +38,7 @@ mod refresh_limits;
 mod replayed_bodies;
 mod response_headers;
 mod restarts;
+mod sdk;
 mod secrets;
 mod selection;
 mod slow_clients;
