@@ -37,7 +37,7 @@ use bytes::Bytes;
 use hyper::{
     HeaderMap, Request, Response,
     body::{Body, Frame, Incoming, SizeHint},
-    header::{HeaderName, HeaderValue},
+    header::{CONNECTION, HeaderName, HeaderValue},
 };
 use tokio::{
     sync::Semaphore,
@@ -253,6 +253,7 @@ async fn handle(worker: Arc<Worker>, peer: Peer, request: Request<Incoming>) -> 
     let id = adopt_request_id(&head.headers).unwrap_or_else(|| worker.request_id());
     let mut trail = Trail::default();
     let entered = proxy.enter();
+    trail.body_unread = !body.is_end_stream();
     let ran = match entered {
         Ok(guard) => pipeline::run(&worker, peer, &mut head, body, &mut trail).await.map(|answer| (answer, guard)),
         Err(error) => Err(error),
@@ -287,6 +288,10 @@ async fn handle(worker: Arc<Worker>, peer: Peer, request: Request<Incoming>) -> 
 fn mark(headers: &mut HeaderMap, id: &str, trail: &Trail) {
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(X_REQUEST_ID, id);
+    }
+    if trail.body_unread {
+        // The connection ends with this answer; a caller that is not told would send its next request into it.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let Some(account) = &trail.account {
         headers.insert(X_WXGATE_ACCOUNT, account.label.clone());
