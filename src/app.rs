@@ -14,7 +14,7 @@ use crate::{
         drain::{self, DrainControl, Phase},
         listen::BoundAddr,
     },
-    proxy::{self, AccessLogSettings, Proxy},
+    proxy::{self, AccessLogSettings, Listeners, Proxy},
     telemetry::registry::Metrics,
     token::{
         self, Accounts, Keeper,
@@ -65,7 +65,7 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the store, starts the keepers and binds the listeners. The current runtime becomes the one for background
+    /// Opens the store, binds the listeners and starts the keepers. The current runtime becomes the one for background
     /// work; requests get threads of their own.
     ///
     /// # Errors
@@ -76,6 +76,9 @@ impl App {
             store::Settings::Memory => Arc::new(MemoryStore::default()),
             store::Settings::File { path } => Arc::new(FileStore::open(path)?),
         };
+        // Before the first token is asked for: a second instance that was started by mistake must not spend one.
+        let listeners = Listeners::bind(&config.proxy)?;
+        let admin = Admin::listen(&config.admin)?;
         let client = TokenClient::new(&config.proxy.upstream.egress, config.token.fetch_timeout)?;
         let token_metrics = metrics.register(token::metrics::Metrics::register);
         let mut routed = Vec::with_capacity(config.accounts.len());
@@ -87,8 +90,8 @@ impl App {
         }
         let accounts: Accounts =
             routed.iter().map(|(account, keeper)| (account.name.clone(), keeper.clone())).collect();
-        let proxy = Proxy::bind(&config.proxy, routed, log, &metrics)?;
-        let admin = Admin::bind(&config.admin, Arc::new(accounts), metrics)?;
+        let proxy = Proxy::build(listeners, &config.proxy, routed, log, &metrics)?;
+        let admin = Admin::on(admin, &config.admin, Arc::new(accounts), metrics);
         let (control, drain) = drain::drain();
         Ok(Self { proxy, admin, control, drain, grace: Grace::default() })
     }

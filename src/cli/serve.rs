@@ -2,9 +2,9 @@
 //!
 //! Hardens the process, starts the application and translates signals; what is served is the application's business.
 
-use tokio::sync::Notify;
+use tokio::sync::Mutex;
 
-use super::{Failure, background_runtime, stop_signals};
+use super::{Failure, StopSignals, background_runtime};
 use crate::{
     app::App,
     config::Config,
@@ -18,25 +18,15 @@ pub(super) fn run(config: &Config, format: Format) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     background_runtime()?.block_on(async {
+        // One listener for both signals, or a second one right behind the first would be missed.
+        let signals = Mutex::new(StopSignals::listen()?);
         let app = App::build(config, access_log(format)).map_err(|error| Failure::Running(error.to_string()))?;
         for address in app.addresses() {
             tracing::info!(%address, "serving WeChat's API; no token is needed here");
         }
         tracing::info!(address = %app.admin_address(), "admin listener: /readyz, /metrics, /api/accounts");
-        let again = Notify::new();
-        let stop = async {
-            if let Ok(signal) = stop_signals() {
-                signal.await;
-            }
-            again.notify_one();
-        };
-        let abort = async {
-            again.notified().await;
-            match stop_signals() {
-                Ok(signal) => signal.await,
-                Err(_) => std::future::pending().await,
-            }
-        };
+        let stop = async { signals.lock().await.next().await };
+        let abort = async { signals.lock().await.next().await };
         app.run(stop, abort).await?;
         tracing::info!("stopped; every request in flight was answered");
         Ok(())

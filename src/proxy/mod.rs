@@ -117,21 +117,42 @@ pub struct Proxy {
     log: Option<AccessLogSettings>,
 }
 
+/// The addresses of the data path, taken. Connections wait until it runs.
+pub struct Listeners {
+    list: Vec<Listener>,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+}
+
 /// The data path with its listeners bound, ready to run.
 pub struct Bound {
     proxy: Arc<Proxy>,
-    listeners: Vec<Listener>,
-    tls: Option<tokio_rustls::TlsAcceptor>,
+    listeners: Listeners,
     workers: usize,
     max_connections: usize,
 }
 
+impl Listeners {
+    /// Takes the addresses. Must be called inside a runtime.
+    ///
+    /// # Errors
+    /// When one is taken already, or `server.tls` cannot be used.
+    pub fn bind(settings: &Settings) -> Result<Self, BuildError> {
+        let tls = settings.tls.as_ref().map(|tls| tls.acceptor().map_err(BuildError::Tls)).transpose()?;
+        let listen = |address| {
+            Listener::bind(address).map_err(|error| BuildError::Listen { address: address.to_string(), error })
+        };
+        let list = settings.listen.iter().map(listen).collect::<Result<_, _>>()?;
+        Ok(Self { list, tls })
+    }
+}
+
 impl Proxy {
-    /// Binds the listeners and prepares everything that requests need. Must be called inside a runtime.
+    /// Prepares everything that requests need.
     ///
     /// # Errors
     /// See [`BuildError`].
-    pub fn bind(
+    pub fn build(
+        listeners: Listeners,
         settings: &Settings,
         accounts: Vec<(AccountSettings, Keeper)>,
         log: Option<AccessLogSettings>,
@@ -163,14 +184,9 @@ impl Proxy {
             in_flight: AtomicUsize::new(0),
             log,
         };
-        let tls = settings.tls.as_ref().map(|tls| tls.acceptor().map_err(BuildError::Tls)).transpose()?;
-        let listen = |address| {
-            Listener::bind(address).map_err(|error| BuildError::Listen { address: address.to_string(), error })
-        };
-        let listeners = settings.listen.iter().map(listen).collect::<Result<_, _>>()?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = if settings.workers == 0 { cores } else { settings.workers };
-        Ok(Bound { proxy: Arc::new(proxy), listeners, tls, workers, max_connections: settings.max_connections })
+        Ok(Bound { proxy: Arc::new(proxy), listeners, workers, max_connections: settings.max_connections })
     }
 
     fn access_log(&self) -> Option<AccessLog> {
@@ -211,7 +227,7 @@ impl Origins {
 impl Bound {
     /// Where the listeners really stand.
     pub fn addresses(&self) -> Vec<BoundAddr> {
-        self.listeners.iter().map(|listener| listener.address().clone()).collect()
+        self.listeners.list.iter().map(|listener| listener.address().clone()).collect()
     }
 
     /// Serves until the drain is over and every worker has ended.
@@ -220,11 +236,11 @@ impl Bound {
     /// When a worker thread cannot be started.
     pub async fn run(self, mut drain: Drain) -> io::Result<()> {
         let workers = (0..self.workers)
-            .map(|index| worker::spawn(index, Arc::clone(&self.proxy), self.tls.clone(), drain.clone()))
+            .map(|index| worker::spawn(index, Arc::clone(&self.proxy), self.listeners.tls.clone(), drain.clone()))
             .collect::<io::Result<Vec<_>>>()?;
         let workers: Arc<[worker::Handle]> = workers.into();
         let limit = Arc::new(Semaphore::new(self.max_connections));
-        for listener in self.listeners {
+        for listener in self.listeners.list {
             tokio::spawn(worker::accept(listener, Arc::clone(&workers), Arc::clone(&limit), drain.clone()));
         }
         drain.reached(Phase::Closing).await;

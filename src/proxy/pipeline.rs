@@ -228,7 +228,8 @@ impl Call<'_> {
         trail: &mut Trail,
     ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
         let target = inject::inject(self.path, self.query, own, token.query_value())?;
-        let (answer, errcode) = self.attempt(target, trail).await?;
+        let (mut answer, errcode) = self.attempt(target, trail).await?;
+        headers::hide_token(answer.headers_mut(), token.query_value());
         trail.errcode = errcode;
         match retry::after(self.account.platform, true, answer.status(), errcode) {
             Next::Refresh { errcode } => Ok((answer, Some(errcode))),

@@ -18,7 +18,7 @@ use tokio::{
 use wxgate::sandbox;
 
 use crate::{
-    program::Program,
+    program::{Program, folder, serve},
     support::{Gate, header, json, setup},
     wire::{Act, Call, FAKE_TOKEN, Fake, Greeting},
 };
@@ -286,10 +286,11 @@ async fn proxy_variables_of_the_environment_change_nothing() {
     for plain in [false, true] {
         let sandbox = sandbox::start(sandbox::Settings::default()).await.unwrap();
         let settings = if plain { setup().plain() } else { setup() };
-        let program = Program::start(&settings, &sandbox, &variables);
+        let folder = folder(&settings, &sandbox);
+        let program = Program::start(serve(folder.path()).envs(variables.iter().map(|(name, value)| (name, value))));
         let client = crate::support::client();
-        let answer = client.get(format!("http://{}{INFO}", program.proxy)).send().await.unwrap();
-        assert_eq!(answer.status(), 200, "{}", program.log());
+        let answer = client.get(format!("http://{}{INFO}", program.proxy())).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{}", program.stderr());
         assert_eq!(sandbox.control().fetches(), 1);
     }
     assert_eq!(trap.seen.connections(), 0);

@@ -8,7 +8,11 @@ use tokio::{
 };
 use wxgate::sandbox::{self, Which};
 
-use crate::{program::Program, support::setup, wire::DEADLINE};
+use crate::{
+    program::{Program, folder, serve},
+    support::setup,
+    wire::DEADLINE,
+};
 
 const MIB: usize = 1 << 20;
 const UPLOAD: &str = "/cgi-bin/media/upload";
@@ -83,11 +87,13 @@ async fn upload(address: std::net::SocketAddr, megabytes: usize, chunked: bool) 
 async fn large_bodies_pass_whole_in_both_directions_at_flat_memory() {
     let sandbox = sandbox::start(sandbox::Settings::default()).await.expect("the sandbox starts");
     let settings = setup().set("server", "max_body = \"80MiB\"").set("replay", "disk = \"80MiB\"");
-    let program = Program::start(&settings, &sandbox, &[]);
+    let folder = folder(&settings, &sandbox);
+    let program = Program::start(serve(folder.path()).env("TMPDIR", folder.path()));
+    let proxy = program.proxy();
     let control = sandbox.control();
     // Every code path once, so that what it takes for good is not counted.
-    download(program.proxy, "/cgi-bin/media/get?media_id=blob-1000000", false).await;
-    upload(program.proxy, 2, false).await;
+    download(proxy, "/cgi-bin/media/get?media_id=blob-1000000", false).await;
+    upload(proxy, 2, false).await;
     let idle = program.peak();
     let flat = |what: &str| {
         let grown = program.peak() - idle;
@@ -98,9 +104,9 @@ async fn large_bodies_pass_whole_in_both_directions_at_flat_memory() {
     let token = control.accounts()[0].tokens[0].access_token.clone();
     let direct = download(sandbox.http_addr().unwrap(), &format!("{blob}&access_token={token}"), false).await;
     assert_eq!(direct.0, 50 * MIB);
-    assert_eq!(download(program.proxy, blob, false).await, direct);
+    assert_eq!(download(proxy, blob, false).await, direct);
     flat("50 MiB down");
-    assert_eq!(download(program.proxy, blob, true).await, direct);
+    assert_eq!(download(proxy, blob, true).await, direct);
     flat("50 MiB down to a caller that does not read at first");
 
     for (what, chunked, stale) in
@@ -110,7 +116,7 @@ async fn large_bodies_pass_whole_in_both_directions_at_flat_memory() {
         if stale {
             control.revoke(Which::default());
         }
-        let sent = upload(program.proxy, 60, chunked).await;
+        let sent = upload(proxy, 60, chunked).await;
         let requests = control.requests(UPLOAD);
         assert_eq!(requests.len(), if stale { 2 } else { 1 }, "{what}");
         for request in &requests {

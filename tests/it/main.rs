@@ -11,8 +11,12 @@
     reason = "tests"
 )]
 
+mod access_log;
+mod admin;
 mod bodies;
+mod cli;
 mod config_files;
+mod drain;
 mod early_answers;
 mod egress;
 mod first;
@@ -21,9 +25,11 @@ mod header_fields;
 mod layering;
 mod listeners;
 mod malformed;
+mod metrics;
 mod own_answers;
 mod paths;
 mod pool;
+mod process;
 mod program;
 mod queries;
 mod raw;
@@ -31,6 +37,7 @@ mod refresh_limits;
 mod replayed_bodies;
 mod response_headers;
 mod restarts;
+mod secrets;
 mod selection;
 mod stale_shapes;
 mod storms;

@@ -108,6 +108,11 @@ impl Setup {
         self
     }
 
+    /// What the sandbox would be started with.
+    pub fn sandbox_settings(&self) -> sandbox::Settings {
+        self.sandbox.clone()
+    }
+
     pub fn grace(mut self, grace: Grace) -> Self {
         self.grace = grace;
         self
