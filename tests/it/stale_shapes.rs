@@ -251,7 +251,7 @@ async fn a_stale_answer_that_cannot_be_cured_keeps_its_bytes_and_headers() {
     ] {
         let with_header = Response { headers: vec![("LogicRet".to_owned(), "40001".to_owned())], ..response.clone() };
         // A path of its own each time: one that lied before is not asked about again.
-        let path = format!("/wxa/{}", name.replace(' ', "_").replace('/', "_"));
+        let path = format!("/wxa/{}", name.replace([' ', '/'], "_"));
         gate.control().fault(Rule::new(&path, Fault::Respond(with_header)).always());
         let raw = gate.client.get(gate.url(&path)).send().await.expect("the proxy answers");
         assert_eq!(raw.headers()["logicret"], "40001", "{name}");
