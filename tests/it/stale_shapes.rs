@@ -109,6 +109,20 @@ async fn every_shape_of_a_stale_answer_is_cured_unseen() {
     }
 }
 
+/// A stale answer that trickles in is held back until it can be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_answer_that_comes_byte_by_byte_is_cured_unseen() {
+    let gate = setup().start().await;
+    for chunked in [false, true] {
+        gate.warm().await;
+        gate.control().revoke(DEFAULT_APPID);
+        let every = std::time::Duration::from_millis(2);
+        gate.control().fault(Rule::new("/cgi-bin/menu/get", Fault::Drip { bytes: 1, every, chunked }));
+        let answer = get(&gate, "/cgi-bin/menu/get").await;
+        assert!(answer.is_fine() && answer.attempts == "2", "chunked {chunked}: {}", answer.text());
+    }
+}
+
 /// A download that fails: a stale answer in place of a picture must not be stored as a .jpg, and the picture of the
 /// replay comes whole.
 #[tokio::test(flavor = "multi_thread")]
