@@ -255,7 +255,7 @@ async fn a_drain_ends_idle_and_stalled_connections_and_lets_requests_end() {
         let mut answer = String::new();
         busy.read_to_string(&mut answer).await.expect("an answer and an end");
         assert!(answer.contains("connection: close\r\n") && answer.ends_with("waited"), "{answer}");
-        timeout(Duration::from_secs(1), connections.all_gone()).await.expect("all gone");
+        timeout(Duration::from_secs(5), connections.all_gone()).await.expect("all gone");
         // Whoever comes later gets one answer.
         let (mut late, _e) = connect(&connections);
         late.write_all(ASK).await.expect("it is read");

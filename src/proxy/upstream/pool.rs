@@ -35,7 +35,7 @@ const TRUSTED_IDLE: Duration = Duration::from_millis(10);
 /// A learned idle limit is believed for so long.
 const LEARNED_FOR: Duration = Duration::from_secs(300);
 /// Connections that are closed within this time of each other are one event: a restart closes all at once, at any age.
-const ONE_EVENT: Duration = Duration::from_secs(1);
+const ONE_EVENT: Duration = Duration::from_millis(100);
 
 /// See the module.
 pub(super) struct Pool {
