@@ -48,6 +48,8 @@ pub(crate) struct Source {
     total: u64,
     read: u64,
     failed: bool,
+    /// The last look found nothing: it is the caller who is waited for, not WeChat.
+    starved: bool,
 }
 
 /// Why a body cannot be sent again.
@@ -96,7 +98,7 @@ impl Payload {
         let copy = Copy::new(replay, Arc::clone(budget));
         match declared {
             Some(total) if total > SMALL => {
-                let source = Source { incoming, copy, total, read: 0, failed: false };
+                let source = Source { incoming, copy, total, read: 0, failed: false, starved: false };
                 Ok(Self::Streaming(Arc::new(Mutex::new(source))))
             }
             _ => read_whole(incoming, copy, declared, max_body).await.map(Self::Held),
@@ -170,6 +172,11 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
+    /// Whether the rest of the body is still with the caller.
+    pub(crate) fn waits_for_caller(&self) -> bool {
+        lock(&self.source).starved
+    }
+
     /// Whether the body moved fast enough since the last call, or came to its end since then.
     pub(crate) fn keeps_up(&mut self, window: Duration) -> bool {
         let source = lock(&self.source);
@@ -187,7 +194,9 @@ impl Source {
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         loop {
-            match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+            let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+            self.starved = polled.is_pending();
+            match ready!(polled) {
                 Some(Ok(frame)) => {
                     // Request trailers mean nothing to WeChat and cannot follow a body of stated length.
                     let Ok(data) = frame.into_data() else { continue };

@@ -308,7 +308,7 @@ async fn an_upload_may_take_longer_than_response_timeout_while_it_moves() {
     caller.write(&head).await;
     caller.write("x".repeat(100_000)).await;
     let reply = caller.reply(false).await.expect("an answer");
-    assert!(matches!(reply.status, 400 | 504), "{}", reply.status);
+    assert_eq!(reply.status, 400);
     timeout(DEADLINE, gate.control().until(|control| control.requests(MENU).len() == 2)).await.expect("recorded");
     assert!(!gate.control().requests(MENU)[1].complete);
 }

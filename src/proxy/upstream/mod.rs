@@ -94,6 +94,7 @@ impl Upstream {
             match timeout(self.response_timeout, sending.as_mut()).await {
                 Ok(answer) => return answer,
                 Err(_) if pace.as_mut().is_some_and(|pace| pace.keeps_up(self.response_timeout)) => {}
+                Err(_) if pace.is_some_and(|pace| pace.waits_for_caller()) => return Err(SendError::Caller),
                 Err(_) => return Err(SendError::Timeout),
             }
         }
