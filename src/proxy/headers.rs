@@ -78,7 +78,11 @@ fn remove(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
     let mut names: Vec<HeaderName> = headers.keys().filter(|name| goes(name)).cloned().collect();
     // What `Connection` names is hop-by-hop as well, save what frames or routes the message.
     for value in headers.get_all(header::CONNECTION) {
-        let named = value.as_bytes().split(|b| *b == b',').filter_map(|n| HeaderName::from_bytes(n.trim_ascii()).ok());
+        let tokens = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+        // What nearly everybody says names no header of the message, and looking it up costs.
+        let names_header =
+            |token: &&[u8]| !token.eq_ignore_ascii_case(b"keep-alive") && !token.eq_ignore_ascii_case(b"close");
+        let named = tokens.filter(names_header).filter_map(|token| HeaderName::from_bytes(token).ok());
         names.extend(named.filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH));
     }
     for name in names {

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 
 use bytes::BytesMut;
 use hyper::http::uri::PathAndQuery;
+use memchr::{memchr, memchr2};
 use percent_encoding::percent_decode_str;
 
 use super::path::ApiPath;
@@ -102,10 +103,24 @@ enum Name {
 }
 
 fn pairs(query: Option<&str>) -> impl Iterator<Item = &str> {
-    query.filter(|query| !query.is_empty()).into_iter().flat_map(|query| query.split('&'))
+    let mut rest = query.filter(|query| !query.is_empty());
+    std::iter::from_fn(move || {
+        let query = rest?;
+        let (pair, behind) = match memchr(b'&', query.as_bytes()) {
+            Some(end) => (&query[..end], Some(&query[end + 1..])),
+            None => (query, None),
+        };
+        rest = behind;
+        Some(pair)
+    })
 }
 
 fn name_of(pair: &str) -> Name {
+    // Nearly every pair is plain, and its name too short to be a spelling of the token's.
+    let end = memchr(b'=', pair.as_bytes()).unwrap_or(pair.len());
+    if end < NAME.len() && memchr2(b'%', b';', pair.as_bytes()).is_none() {
+        return if api::replaces_token(&pair[..end]) { Name::Credential } else { Name::Other };
+    }
     // A parser that also splits at `;` would find further names behind one.
     if pair.contains(';') && pair.split(';').skip(1).any(|part| folds_to_token(&decode(raw_name(part)))) {
         return Name::LookAlike;

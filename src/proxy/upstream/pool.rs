@@ -30,8 +30,9 @@ const MAX_DIALS: usize = 32;
 const MAX_IDLE: usize = 512;
 /// A connection older than this is not used again, so that a change in DNS is followed.
 const MAX_AGE: Duration = Duration::from_secs(300);
-/// A connection idle for less than this is taken without asking the kernel whether the other end hung up.
-const TRUSTED_IDLE: Duration = Duration::from_millis(10);
+/// A connection idle for less than this is taken without asking the kernel whether the other end hung up: under load
+/// that would be a system call for each request.
+const TRUSTED_IDLE: Duration = Duration::from_millis(50);
 /// A learned idle limit is believed for so long.
 const LEARNED_FOR: Duration = Duration::from_secs(300);
 /// Connections that are closed within this time of each other are one event: a restart closes all at once, at any age.
@@ -187,7 +188,7 @@ impl Pool {
             }
             let idle = now - connection.idle_since;
             let limit = state.closings.limit(now).map_or(self.max_idle, |limit| limit.min(self.max_idle));
-            if idle < TRUSTED_IDLE && idle < self.max_idle || idle < limit && link::is_quiet(&connection.tcp) {
+            if idle < limit && (idle < TRUSTED_IDLE || link::is_quiet(&connection.tcp)) {
                 return Some(connection);
             }
         }
