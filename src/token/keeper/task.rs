@@ -60,6 +60,8 @@ pub(super) struct Task {
     pub(super) early_death: Option<(Generation, Instant)>,
     pub(super) conflicts: u64,
     pub(super) warned_of_conflict: Option<Instant>,
+    /// See [`super::Keeper::retire`].
+    pub(super) retired: bool,
 }
 
 /// A request whose token was rejected.
@@ -113,6 +115,7 @@ impl Task {
             early_death: None,
             conflicts: 0,
             warned_of_conflict: None,
+            retired: false,
         }
     }
 
@@ -128,7 +131,7 @@ impl Task {
                     Some(command) => self.on_command(command),
                     None => open = false,
                 },
-                () = sleep_until(self.next_attempt), if open && self.flight.is_none() => self.on_timer(),
+                () = sleep_until(self.next_attempt), if open && self.may_set_out() => self.on_timer(),
             }
         }
     }
@@ -162,6 +165,10 @@ impl Task {
         self.welcome = true;
     }
 
+    fn may_set_out(&self) -> bool {
+        self.flight.is_none() && !(self.retired && self.waiters.is_empty())
+    }
+
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Rejected { generation, path, reply } => self.on_rejected(generation, path, reply),
@@ -177,6 +184,7 @@ impl Task {
                 self.serve_operators();
                 self.publish();
             }
+            Command::Retire => self.retired = true,
         }
     }
 
@@ -323,7 +331,7 @@ impl Task {
         let classic_left = classic.then(|| self.record.budget.classic_left(wall));
         let forced_left = (!classic).then(|| self.record.budget.forced_left(wall));
         for (kind, left) in [("classic", classic_left), ("forced", forced_left)] {
-            if let Some(left) = left {
+            if let Some(left) = left.filter(|_| !self.retired) {
                 self.metrics.budget(kind, left);
             }
         }
