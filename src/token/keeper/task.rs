@@ -31,6 +31,7 @@ use crate::token::{
 };
 
 /// Everything that is known about one account's token.
+#[allow(clippy::struct_excessive_bools, reason = "independent facts, no states of one thing")]
 pub(super) struct Task {
     pub(super) account: AccountSettings,
     pub(super) settings: Settings,
