@@ -21,7 +21,7 @@ use crate::{
         drain::{self, DrainControl, Phase},
         listen::BoundAddr,
     },
-    proxy::{self, AccessLogSettings, Proxy},
+    proxy::{self, AccessLogSettings, Listeners, Proxy},
     telemetry::registry::Metrics,
     token::{
         self,
@@ -73,7 +73,7 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the store, starts the keepers and binds the listeners. The current runtime becomes the one for background
+    /// Opens the store, binds the listeners and starts the keepers. The current runtime becomes the one for background
     /// work; requests get threads of their own.
     ///
     /// # Errors
@@ -84,12 +84,15 @@ impl App {
             store::Settings::Memory => Arc::new(MemoryStore::default()),
             store::Settings::File { path } => Arc::new(FileStore::open(path)?),
         };
+        // Before the first token is asked for: a second instance that was started by mistake must not spend one.
+        let listeners = Listeners::bind(&config.proxy)?;
+        let admin = Admin::listen(&config.admin)?;
         let client = TokenClient::new(&config.proxy.upstream.egress, config.token.fetch_timeout)?;
         let token_metrics = metrics.register(token::metrics::Metrics::register);
         let mut keepers = Keepers::new(client, store, token_metrics);
         let _ = keepers.follow(config);
-        let proxy = Proxy::bind(&config.proxy, keepers.running().to_vec(), log, &metrics)?;
-        let admin = Admin::bind(&config.admin, keepers.by_name(), metrics)?;
+        let proxy = Proxy::build(listeners, &config.proxy, keepers.running().to_vec(), log, &metrics)?;
+        let admin = Admin::on(admin, &config.admin, keepers.by_name(), metrics);
         let running = Running {
             // Without secrets that may be replaced one day.
             started: Config {

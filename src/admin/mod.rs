@@ -64,12 +64,21 @@ pub enum BindError {
 impl Admin {
     /// Takes the address; connections are answered once it runs. Must be called inside a runtime.
     pub fn bind(settings: &Settings, accounts: Arc<Accounts>, metrics: Metrics) -> Result<Self, BindError> {
+        Ok(Self::on(Self::listen(settings)?, settings, accounts, metrics))
+    }
+
+    /// Only takes the address, for a start that wants to know first whether it can have it.
+    pub fn listen(settings: &Settings) -> Result<Listener, BindError> {
         let address = settings.listen.to_string();
         if settings.key.is_none() && !settings.listen.is_local() {
             return Err(BindError::KeyMissing { address });
         }
-        let listener = Listener::bind(&settings.listen).map_err(|source| BindError::Listen { address, source })?;
-        Ok(Self { listener, control: Control::new(settings, accounts), metrics, reload: None })
+        Listener::bind(&settings.listen).map_err(|source| BindError::Listen { address, source })
+    }
+
+    /// On an address that is taken already.
+    pub fn on(listener: Listener, settings: &Settings, accounts: Arc<Accounts>, metrics: Metrics) -> Self {
+        Self { listener, control: Control::new(settings, accounts), metrics, reload: None }
     }
 
     /// Lets operators reload. Without this, they are told that it cannot be done.

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 use reqwest::{Client, RequestBuilder, Response};
 use tokio::sync::oneshot;
 
-use super::{Failure, background_runtime, print, stop_signals};
+use super::{Failure, StopSignals, background_runtime, print};
 use crate::{
     app::{App, Grace},
     config::{self, Config},
@@ -36,7 +36,7 @@ pub(super) fn run(once: bool) -> Result<(), Failure> {
         let went_well = Calls::new(&addresses, &sandbox)?.make().await;
         if went_well.is_ok() && !once {
             print(addresses.what_next().as_bytes())?;
-            stop_signals()?.await;
+            StopSignals::listen()?.next().await;
         }
         let _ = stop.send(());
         let _ = running.await;

@@ -16,6 +16,7 @@ use std::{
 };
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     app::Loader,
@@ -132,8 +133,10 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     let format = if cli.log_format == "json" { Format::Json } else { Format::Text };
     let log = |default: &str| {
-        let directives = std::env::var("WXGATE_LOG").ok().filter(|text| !text.is_empty());
-        logging::init(format, Some(directives.as_deref().unwrap_or(default)), Output::Stderr).map_err(Failure::Usage)
+        // What WXGATE_LOG says of one part must not silence the others; a level of its own overrides the default.
+        let wanted = std::env::var("WXGATE_LOG").ok().filter(|text| !text.is_empty());
+        let directives = wanted.map_or_else(|| default.to_owned(), |wanted| format!("{default},{wanted}"));
+        logging::init(format, Some(&directives), Output::Stderr).map_err(Failure::Usage)
     };
     match cli.command {
         Command::Serve(file) => {
@@ -200,19 +203,28 @@ pub(crate) fn background_runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("wxgate-bg").enable_all().build()
 }
 
-/// Resolves at the first SIGTERM or SIGINT after the call.
-///
-/// # Errors
-/// When the handlers cannot be installed.
-pub(crate) fn stop_signals() -> io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
+/// SIGTERM and SIGINT, heard from the moment this is made.
+pub(crate) struct StopSignals {
+    term: Signal,
+    int: Signal,
+}
+
+impl StopSignals {
+    /// Installs the handlers.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next one that was not reported yet.
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
         }
-    })
+    }
 }
 
 /// `host:port` or `unix:/path`, as an argument.

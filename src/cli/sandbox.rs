@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, path::PathBuf};
 
-use super::{Failure, background_runtime, listen_address, print, stop_signals};
+use super::{Failure, StopSignals, background_runtime, listen_address, print};
 use crate::{
     net::address::ListenAddr,
     sandbox::{self, CertificateFiles, DEFAULT_APPID, DEFAULT_SECRET, SandboxAccount, Settings},
@@ -70,7 +70,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         text.push_str("Everything it can do is in docs/sandbox.md. Ctrl-C ends it.\n");
         print(text.as_bytes())?;
-        stop_signals()?.await;
+        StopSignals::listen()?.next().await;
         sandbox.stopped().await;
         Ok(())
     })

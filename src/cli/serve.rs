@@ -4,10 +4,10 @@
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::Notify,
+    sync::Mutex,
 };
 
-use super::{ConfigFile, Failure, background_runtime, stop_signals};
+use super::{ConfigFile, Failure, StopSignals, background_runtime};
 use crate::{
     app::{App, Reloader},
     proxy::AccessLogSettings,
@@ -19,6 +19,8 @@ pub(super) fn run(file: &ConfigFile, format: Format) -> Result<(), Failure> {
     background_runtime()?.block_on(async {
         // First of all: without a handler, a SIGHUP ends the process.
         let hangup = signal(SignalKind::hangup())?;
+        // One listener for both signals, or a second one right behind the first would be missed.
+        let signals = Mutex::new(StopSignals::listen()?);
         let load = file.loader()?;
         let config = load().map_err(|problems| Failure::Config(problems.to_string()))?;
         for warning in &config.warnings {
@@ -31,20 +33,8 @@ pub(super) fn run(file: &ConfigFile, format: Format) -> Result<(), Failure> {
             tracing::info!(%address, "serving WeChat's API; no token is needed here");
         }
         tracing::info!(address = %app.admin_address(), "admin listener: /readyz, /metrics, /api/accounts");
-        let again = Notify::new();
-        let stop = async {
-            if let Ok(signal) = stop_signals() {
-                signal.await;
-            }
-            again.notify_one();
-        };
-        let abort = async {
-            again.notified().await;
-            match stop_signals() {
-                Ok(signal) => signal.await,
-                Err(_) => std::future::pending().await,
-            }
-        };
+        let stop = async { signals.lock().await.next().await };
+        let abort = async { signals.lock().await.next().await };
         app.run(stop, abort).await?;
         tracing::info!("stopped; every request in flight was answered");
         Ok(())

@@ -4,6 +4,7 @@
 
 use std::{borrow::Cow, net::IpAddr, path::PathBuf, time::Duration};
 
+use percent_encoding::percent_decode_str;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::{
@@ -300,8 +301,17 @@ fn egress_proxy(text: &str) -> Result<EgressProxy, &'static str> {
         None => HostName::parse(host).map_err(|_| FORM)?.0,
     };
     let port = port.parse().ok().filter(|port| *port != 0).ok_or(FORM)?;
-    if credentials.is_some_and(|text| !text.contains(':') || text.contains(char::is_control)) {
-        return Err(FORM);
-    }
-    Ok(EgressProxy { host, port, credentials: credentials.map(Secret::new) })
+    // Percent-encoded as in any URL; the first colon parts user and password, so none in the user may be encoded.
+    let credentials = match credentials.map(|text| text.split_once(':').ok_or(FORM)).transpose()? {
+        None => None,
+        Some((user, password)) => {
+            let decoded = |text| percent_decode_str(text).decode_utf8().map_err(|_| FORM);
+            let (user, password) = (decoded(user)?, decoded(password)?);
+            if user.contains(':') || user.contains(char::is_control) || password.contains(char::is_control) {
+                return Err(FORM);
+            }
+            Some(Secret::new(format!("{user}:{password}")))
+        }
+    };
+    Ok(EgressProxy { host, port, credentials })
 }

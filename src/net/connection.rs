@@ -14,7 +14,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -32,6 +32,8 @@ use tokio::{
     sync::Notify,
 };
 
+use super::framing::FramingWatch;
+
 /// How often a connection is looked at. Limits are multiples of it, so each is reached up to one tick late.
 const TICK: Duration = Duration::from_secs(5);
 /// No first byte, or no complete first head: closed after 5 to 10 s.
@@ -43,10 +45,19 @@ const IDLE_TICKS: u32 = 15;
 /// A handler that neither reads nor writes for so long is stuck behind every timeout of its own.
 const HANDLER_TICKS: u32 = 36;
 
+/// How long the rest of a request is thrown away after the last answer. Closing earlier would reset the connection under
+/// a client that still sends, and its answer with it.
+const LINGER: Duration = Duration::from_secs(2);
+
 /// The most header lines of a request; more is answered 431.
 const MAX_HEADERS: usize = 100;
 /// The most bytes of a request head; more is answered 431.
 const MAX_HEAD: usize = 64 * 1024;
+
+/// A mark on requests that say twice how long they are, or in a way that another parser could read differently. They
+/// must be refused; their connection is closed behind the answer.
+#[derive(Debug, Clone, Copy)]
+pub struct OddFraming;
 
 /// What the timer looks at. Written by one thread; atomics only because the connection may move between threads.
 #[derive(Debug, Default)]
@@ -56,6 +67,8 @@ struct Activity {
     read: AtomicU64,
     read_when_idle: AtomicU64,
     written: AtomicU64,
+    /// The first request that [`FramingWatch`] found odd; 0 for none.
+    odd: AtomicU64,
     closing: AtomicBool,
     waker: AtomicWaker,
 }
@@ -153,28 +166,33 @@ where
 {
     let entered = connections.enter();
     let activity = &entered.activity;
-    let service = service_fn(|request| {
-        activity.requests.fetch_add(1, Relaxed);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let number = activity.requests.fetch_add(1, Relaxed) + 1;
+        let odd = (1..=number).contains(&activity.odd.load(Relaxed));
+        if odd {
+            request.extensions_mut().insert(OddFraming);
+        }
         let handling = Handling::begin(activity);
         let answer = handler(request);
         let leaving = &leaving;
         async move {
             let mut response = answer.await;
-            if leaving() {
+            if odd || leaving() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             drop(handling);
             Ok::<_, Infallible>(response)
         }
     });
-    let io = TokioIo::new(Metered { io, activity: Arc::clone(activity) });
+    let framing = FramingWatch::default();
+    let io = TokioIo::new(Metered { io, activity: Arc::clone(activity), framing, lingering: None });
     let mut connection = pin!(
         http1::Builder::new()
             .half_close(false)
             .header_read_timeout(None)
+            .max_header_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
             .max_buf_size(MAX_HEAD)
-            .pipeline_flush(true)
             .serve_connection(io, service)
     );
     let mut watch = Watch::default();
@@ -250,18 +268,25 @@ impl Watch {
     }
 }
 
-/// Counts what goes through.
+/// Counts what goes through, and closes in a way that leaves the client time to read.
 struct Metered<I> {
     io: I,
     activity: Arc<Activity>,
+    framing: FramingWatch,
+    /// Since the sending side was closed.
+    lingering: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        let count = (buf.filled().len() - before) as u64;
-        self.activity.read.fetch_add(count, Relaxed);
+        let this = &mut *self;
+        let new = &buf.filled()[before..];
+        this.activity.read.fetch_add(new.len() as u64, Relaxed);
+        if let Some(number) = this.framing.feed(new) {
+            this.activity.odd.store(number, Relaxed);
+        }
         polled
     }
 }
@@ -275,7 +300,7 @@ impl<I: AsyncWrite + Unpin> Metered<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Metered<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write(cx, buf);
         self.count(polled)
@@ -299,6 +324,27 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Metered<I> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+            self.lingering = Some(Box::pin(tokio::time::sleep(LINGER)));
+        }
+        self.poll_linger(cx).map(Ok)
+    }
+}
+
+impl<I: AsyncRead + Unpin> Metered<I> {
+    /// Ends with the client's side of the connection, and at the latest after [`LINGER`].
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scrap = [std::mem::MaybeUninit::uninit(); 8 * 1024];
+        loop {
+            if self.lingering.as_mut().is_none_or(|lingering| lingering.as_mut().poll(cx).is_ready()) {
+                return Poll::Ready(());
+            }
+            let mut scrap = ReadBuf::uninit(&mut scrap);
+            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut scrap)) {
+                Ok(()) if !scrap.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
     }
 }

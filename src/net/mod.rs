@@ -6,6 +6,7 @@ pub mod address;
 pub mod connection;
 pub mod drain;
 pub mod egress;
+mod framing;
 pub mod listen;
 pub mod serve;
 pub mod tls;

@@ -176,7 +176,7 @@ impl Pace {
         let moved = source.read - self.read;
         self.read = source.read;
         let was_over = std::mem::replace(&mut self.over, source.is_complete());
-        if self.over { !was_over } else { !source.failed && moved >= MIN_RATE.saturating_mul(window.as_secs()) }
+        if self.over { !was_over } else { !source.failed && moved >= MIN_RATE.saturating_mul(window.as_secs()).max(1) }
     }
 }
 

@@ -7,6 +7,8 @@ use hyper::{
     HeaderMap,
     header::{self, HeaderName, HeaderValue},
 };
+use memchr::memmem;
+use percent_encoding::{percent_decode, percent_decode_str};
 
 /// Prepares the caller's headers for WeChat: hop-by-hop headers, what `Connection` names, forwarding headers and the
 /// caller's credentials go, and so does `Host`, which the upstream states itself; `Accept-Encoding` is set.
@@ -32,6 +34,31 @@ pub fn to_client(headers: &mut HeaderMap) {
     {
         headers.insert(header::LOCATION, clean);
     }
+}
+
+/// Takes out the headers that would show the caller the token, in any percent-encoding: servers echo what they were
+/// asked. `token` is the value as it stood in the query.
+pub fn hide_token(headers: &mut HeaderMap, token: &str) {
+    const ECHOES: [HeaderName; 5] =
+        [header::LOCATION, header::CONTENT_LOCATION, header::LINK, header::REFRESH, header::SET_COOKIE];
+    for name in ECHOES {
+        if headers.get_all(&name).iter().any(|value| shows(value.as_bytes(), token)) {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Whether the token is in it, encoded up to twice more than it was sent.
+fn shows(value: &[u8], token: &str) -> bool {
+    let token: Vec<u8> = percent_decode_str(token).collect();
+    let mut text = value.to_vec();
+    for _ in 0..3 {
+        text = percent_decode(&text).collect();
+        if memmem::find(&text, &token).is_some() {
+            return true;
+        }
+    }
+    false
 }
 
 /// Whether gzip may be answered: named with a weight above zero.
@@ -161,6 +188,23 @@ mod tests {
             to_upstream(&mut headers);
             assert_eq!(headers.get("accept-encoding").map(|v| v.to_str().unwrap()), ours, "{theirs}");
         }
+    }
+
+    #[test]
+    fn no_header_shows_the_token_however_it_is_encoded() {
+        for value in [
+            "https://h/p?ACCESS%5FTOKEN=8_a%2Fb-c",
+            "/8_a/b-c",
+            "https://h/?to=https%3A%2F%2Fh%2F%3Faccess_token%3D8_a%252Fb-c",
+            "/%38_a%2fb%2Dc",
+        ] {
+            let mut headers = map(&[("location", value), ("set-cookie", value), ("x-other", "1")]);
+            hide_token(&mut headers, "8_a%2Fb-c");
+            assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-other"], "{value}");
+        }
+        let mut headers = map(&[("location", "/8_a%2Fb-d"), ("set-cookie", "a=b")]);
+        hide_token(&mut headers, "8_a%2Fb-c");
+        assert_eq!(headers.len(), 2);
     }
 
     #[test]

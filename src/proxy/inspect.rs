@@ -28,6 +28,9 @@ pub(crate) enum Answer {
     Whole(Bytes),
     /// Begun, the rest is still to come.
     Begun(Bytes, AnswerBody),
+    /// Broken off after this much. The caller must see the error too: hyper reports it once, and what a broken body
+    /// says when asked again looks like a clean end.
+    Broken(Bytes, AnswerBody, Option<hyper::Error>),
 }
 
 /// Looks at an answer. A body that trickles is held back no longer than `patience`.
@@ -60,8 +63,11 @@ pub(crate) async fn look(
                 head.headers.insert(header::CONTENT_LENGTH, seen.len().into());
                 return (Response::from_parts(head, Answer::Whole(seen)), errcode);
             }
-            // It broke off or trickles: the caller gets what there is, as it comes.
-            Ok(Some(Err(_))) | Err(_) => break,
+            Ok(Some(Err(error))) => {
+                return (Response::from_parts(head, Answer::Broken(seen, body, Some(error))), None);
+            }
+            // It trickles: the caller gets what there is, as it comes.
+            Err(_) => break,
         }
         if body.is_end_stream() {
             let errcode = read(coding, &seen);
@@ -133,10 +139,11 @@ impl Body for Answer {
         match self.get_mut() {
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes.copy_to_bytes(bytes.len()))))),
-            Self::Begun(seen, _) if !seen.is_empty() => {
+            Self::Begun(seen, _) | Self::Broken(seen, ..) if !seen.is_empty() => {
                 Poll::Ready(Some(Ok(Frame::data(seen.copy_to_bytes(seen.len())))))
             }
             Self::Begun(_, rest) => Pin::new(rest).poll_frame(cx),
+            Self::Broken(_, _, error) => Poll::Ready(error.take().map(Err)),
         }
     }
 
@@ -144,13 +151,14 @@ impl Body for Answer {
         match self {
             Self::Whole(bytes) => bytes.is_empty(),
             Self::Begun(seen, rest) => seen.is_empty() && rest.is_end_stream(),
+            Self::Broken(_, _, error) => error.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Begun(seen, rest) => {
+            Self::Begun(seen, rest) | Self::Broken(seen, rest, _) => {
                 let mut hint = rest.size_hint();
                 let seen = seen.len() as u64;
                 // The upper bound first: the lower one must never pass it.

@@ -36,7 +36,7 @@ use bytes::Bytes;
 use hyper::{
     HeaderMap, Request, Response,
     body::{Body, Frame, Incoming, SizeHint},
-    header::{HeaderName, HeaderValue},
+    header::{CONNECTION, HeaderName, HeaderValue},
 };
 use tokio::{
     sync::Semaphore,
@@ -109,6 +109,12 @@ pub struct Proxy {
     log: Option<AccessLogSettings>,
 }
 
+/// The addresses of the data path, taken. Connections wait until it runs.
+pub struct Listeners {
+    list: Vec<Listener>,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+}
+
 /// The data path with its listeners bound, ready to run.
 pub struct Bound {
     proxy: Arc<Proxy>,
@@ -117,19 +123,35 @@ pub struct Bound {
     max_connections: usize,
 }
 
+impl Listeners {
+    /// Takes the addresses. Must be called inside a runtime.
+    ///
+    /// # Errors
+    /// When one is taken already, or `server.tls` cannot be used.
+    pub fn bind(settings: &Settings) -> Result<Self, BuildError> {
+        let tls = settings.tls.as_ref().map(|tls| tls.acceptor().map_err(BuildError::Tls)).transpose()?;
+        let listen = |address| {
+            Listener::bind(address).map_err(|error| BuildError::Listen { address: address.to_string(), error })
+        };
+        let list = settings.listen.iter().map(listen).collect::<Result<_, _>>()?;
+        Ok(Self { list, tls })
+    }
+}
+
 impl Proxy {
-    /// Binds the listeners and prepares everything that requests need. Must be called inside a runtime.
+    /// Prepares everything that requests need.
     ///
     /// # Errors
     /// See [`BuildError`].
-    pub fn bind(
+    pub fn build(
+        listeners: Listeners,
         settings: &Settings,
         accounts: Vec<(AccountSettings, Keeper)>,
         log: Option<AccessLogSettings>,
         registry: &registry::Metrics,
     ) -> Result<Bound, BuildError> {
         let metrics = registry.register(Metrics::register);
-        let tls = settings.tls.as_ref().map(|tls| tls.acceptor().map_err(BuildError::Tls)).transpose()?;
+        let Listeners { list: listeners, tls } = listeners;
         let (accounts, keepers): (Vec<_>, Vec<_>) = accounts.into_iter().unzip();
         let origins = Origins::default();
         let plan = Plan::new(settings, &accounts, &origins, tls)?;
@@ -144,10 +166,6 @@ impl Proxy {
             spool: spool::Budget::new(settings.replay.memory_total),
             log,
         };
-        let listen = |address| {
-            Listener::bind(address).map_err(|error| BuildError::Listen { address: address.to_string(), error })
-        };
-        let listeners = settings.listen.iter().map(listen).collect::<Result<_, _>>()?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = if settings.workers == 0 { cores } else { settings.workers };
         Ok(Bound { proxy: Arc::new(proxy), listeners, workers, max_connections: settings.max_connections })
@@ -197,6 +215,7 @@ async fn handle(worker: Arc<Worker>, peer: Peer, request: Request<Incoming>) -> 
     let (mut head, body) = request.into_parts();
     let id = adopt_request_id(&head.headers).unwrap_or_else(|| worker.request_id());
     let mut trail = Trail::default();
+    trail.body_unread = !body.is_end_stream();
     let live = proxy.live.load_full();
     let error_style = live.error_style;
     let ran = match live.enter() {
@@ -235,6 +254,10 @@ async fn handle(worker: Arc<Worker>, peer: Peer, request: Request<Incoming>) -> 
 fn mark(headers: &mut HeaderMap, id: &str, trail: &Trail) {
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(X_REQUEST_ID, id);
+    }
+    if trail.body_unread {
+        // The connection ends with this answer; a caller that is not told would send its next request into it.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let Some(account) = &trail.account {
         headers.insert(X_WXGATE_ACCOUNT, account.label.clone());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use hyper::{
     Method, Response, Uri, Version,
     body::Incoming,
-    header::{self, HeaderMap, HeaderValue},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
     http::{request::Parts, uri::PathAndQuery},
 };
 
@@ -27,7 +27,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    net::address::Peer,
+    net::{address::Peer, connection::OddFraming},
     token::{Refresh, Token},
     wechat::api::{self, Endpoint},
 };
@@ -43,6 +43,8 @@ pub(super) struct Trail {
     pub(super) attempts: u8,
     pub(super) errcode: Option<i64>,
     pub(super) replay_skipped: Option<&'static str>,
+    /// Some of the caller's body has not been read; what follows on its connection would be no request.
+    pub(super) body_unread: bool,
 }
 
 /// Takes a request to WeChat and brings the answer back.
@@ -72,6 +74,7 @@ pub(super) async fn run(
         account.keeper.current().await.map_err(ProxyError::TokenUnavailable)?;
     }
     let payload = Payload::accept(body, live.max_body, &live.replay, &worker.proxy.spool).await?;
+    trail.body_unread = !payload.is_complete();
     headers::to_upstream(&mut head.headers);
     let headers = std::mem::take(&mut head.headers);
     let call = Call {
@@ -98,17 +101,15 @@ fn check_head(head: &Parts) -> Result<Option<String>, ProxyError> {
         return Err(ProxyError::BadRequest("this method is not proxied; WeChat's API takes GET and POST"));
     }
     let headers = &head.headers;
-    if let Some(coding) = headers.get(header::TRANSFER_ENCODING) {
-        let only_chunked = headers.get_all(header::TRANSFER_ENCODING).iter().count() == 1
-            && coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-        if !only_chunked {
-            return Err(ProxyError::BadRequest("Transfer-Encoding may be chunked and nothing else"));
-        }
-        if headers.contains_key(header::CONTENT_LENGTH) {
-            return Err(ProxyError::BadRequest(
-                "Content-Length and Transfer-Encoding contradict each other; send one of them",
-            ));
-        }
+    if head.extensions.get::<OddFraming>().is_some() {
+        return Err(ProxyError::BadRequest(
+            "say once how long the body is: one Content-Length, or Transfer-Encoding: chunked and nothing else",
+        ));
+    }
+    if headers.keys().any(is_look_alike) {
+        return Err(ProxyError::BadRequest(
+            "a header name has underscores where hyphens belong; spell it with hyphens",
+        ));
     }
     if headers.get_all(header::EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(ProxyError::BadRequest("the only expectation that can be met is 100-continue"));
@@ -125,6 +126,17 @@ fn check_head(head: &Parts) -> Result<Option<String>, ProxyError> {
     }
 }
 
+/// Names that others take for one of ours, or for framing, since CGI turns hyphens into underscores. A key under such a
+/// name would not be recognised here and travel on to WeChat.
+fn is_look_alike(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    memchr::memchr(b'_', name.as_bytes()).is_some() && {
+        let meant = name.replace('_', "-");
+        (meant.starts_with("x-wxgate-") && !name.starts_with("x-wxgate-"))
+            || matches!(&*meant, "content-length" | "transfer-encoding")
+    }
+}
+
 fn named_host(host: &HeaderValue) -> Result<String, ProxyError> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
     let text = host.to_str().ok().filter(|text| text.len() <= 255 && text.bytes().all(allowed));
@@ -134,11 +146,15 @@ fn named_host(host: &HeaderValue) -> Result<String, ProxyError> {
 /// `GET http://api.weixin.qq.com/… HTTP/1.1`, as clients send it that take wxgate for an HTTP proxy: only for the
 /// account's own hosts, and only as a name. Where to dial comes from the configuration in any case.
 fn check_authority(account: &Account, uri: &Uri) -> Result<(), ProxyError> {
-    match uri.authority() {
-        Some(authority) if !account.serves(authority.host(), authority.port_u16()) => {
-            Err(ProxyError::BadRequest("wxgate is no proxy for this host; it serves the account's own API hosts only"))
-        }
-        _ => Ok(()),
+    let Some(authority) = uri.authority() else { return Ok(()) };
+    let (host, port) = (authority.host(), authority.port_u16());
+    // Neither a user nor what is no port.
+    let behind = authority.as_str().strip_prefix(host);
+    let is_plain = behind.is_some_and(|port_text| port_text.is_empty() || port_text == ":" || port.is_some());
+    if is_plain && account.serves(host, port) {
+        Ok(())
+    } else {
+        Err(ProxyError::BadRequest("wxgate is no proxy for this host; it serves the account's own API hosts only"))
     }
 }
 
@@ -215,7 +231,8 @@ impl Call<'_> {
         trail: &mut Trail,
     ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
         let target = inject::inject(self.path, self.query, own, token.query_value())?;
-        let (answer, errcode) = self.attempt(target, trail).await?;
+        let (mut answer, errcode) = self.attempt(target, trail).await?;
+        headers::hide_token(answer.headers_mut(), token.query_value());
         trail.errcode = errcode;
         match retry::after(self.account.platform, true, answer.status(), errcode) {
             Next::Refresh { errcode } => Ok((answer, Some(errcode))),
@@ -254,7 +271,9 @@ impl Call<'_> {
         let patience = self.live.response_timeout;
         let mut unreachable = None;
         for (place, origin) in self.account.origins(now) {
-            match self.worker.upstream.send(origin, &outgoing, &mut self.payload, patience).await {
+            let sent = self.worker.upstream.send(origin, &outgoing, &mut self.payload, patience).await;
+            trail.body_unread = !self.payload.is_complete();
+            match sent {
                 Ok(answer) => {
                     if unreachable.is_some() {
                         self.account.prefer(place, now);

@@ -124,16 +124,15 @@ impl Accounts {
         host: Option<&str>,
     ) -> Result<&Arc<Account>, ProxyError> {
         let by_prefix = prefix.map(|name| self.named(name)).transpose()?;
-        let by_header = match headers.get("x-wxgate-account") {
-            None => None,
-            Some(value) => Some(self.named(&String::from_utf8_lossy(value.as_bytes()))?),
-        };
         let by_host = match host {
             Some(host) if !self.by_host.is_empty() => self.by_host.get(&without_port(host).to_ascii_lowercase()),
             _ => None,
         };
+        let by_header =
+            headers.get_all("x-wxgate-account").iter().map(|v| self.named(&String::from_utf8_lossy(v.as_bytes())));
         let mut selected: Option<&Arc<Account>> = None;
-        for candidate in [by_prefix, by_header, by_host].into_iter().flatten() {
+        for candidate in by_prefix.into_iter().chain(by_host).map(Ok).chain(by_header) {
+            let candidate = candidate?;
             if selected.is_some_and(|account| !Arc::ptr_eq(account, candidate)) {
                 return Err(ProxyError::AccountConflict);
             }

@@ -11,6 +11,39 @@
     reason = "tests"
 )]
 
+mod access_log;
+mod admin;
+mod bodies;
+mod cli;
 mod config_files;
+mod drain;
+mod early_answers;
+mod egress;
 mod first;
+mod flat_memory;
+mod header_fields;
+mod layering;
+mod listeners;
+mod malformed;
+mod metrics;
+mod own_answers;
+mod paths;
+mod pool;
+mod process;
+mod program;
+mod queries;
+mod raw;
+mod refresh_limits;
+mod replayed_bodies;
+mod response_headers;
+mod restarts;
+mod secrets;
+mod selection;
+mod stale_shapes;
+mod storms;
 mod support;
+mod token_life;
+mod token_tools;
+mod upstream_faults;
+mod upstream_tls;
+mod wire;

@@ -35,6 +35,7 @@ pub struct Gate {
 
 /// What a test wants to be different from the plain set-up.
 pub struct Setup {
+    root: String,
     tables: BTreeMap<String, String>,
     account: String,
     more: String,
@@ -51,6 +52,7 @@ pub fn setup() -> Setup {
     tables.insert("upstream".to_owned(), "ca_file = \"root.pem\"\n".to_owned());
     tables.insert("store".to_owned(), "kind = \"memory\"\n".to_owned());
     Setup {
+        root: String::new(),
         tables,
         account: String::new(),
         more: String::new(),
@@ -73,6 +75,12 @@ impl Setup {
             },
         );
         let _ = writeln!(lines, "{line}");
+        self
+    }
+
+    /// Sets the account that is used when nothing selects one.
+    pub fn default_account(mut self, name: &str) -> Self {
+        self.root = format!("default_account = \"{name}\"\n");
         self
     }
 
@@ -100,6 +108,11 @@ impl Setup {
         self
     }
 
+    /// What the sandbox would be started with.
+    pub fn sandbox_settings(&self) -> sandbox::Settings {
+        self.sandbox.clone()
+    }
+
     pub fn grace(mut self, grace: Grace) -> Self {
         self.grace = grace;
         self
@@ -108,7 +121,7 @@ impl Setup {
     /// The configuration file for a sandbox. `api` of the account is set unless the test set it.
     pub fn file(&self, sandbox: &Sandbox) -> String {
         let api = if self.plain { sandbox.http_url() } else { sandbox.https_url() }.expect("the sandbox listens");
-        let mut text = String::new();
+        let mut text = self.root.clone();
         for (table, lines) in &self.tables {
             let _ = write!(text, "[{table}]\n{lines}");
         }
@@ -125,8 +138,13 @@ impl Setup {
     }
 
     pub async fn start(self) -> Gate {
-        let sandbox = sandbox::start(self.sandbox.clone()).await.expect("the sandbox starts");
+        let sandbox = self.start_sandbox().await;
         self.start_with(sandbox).await
+    }
+
+    /// The sandbox alone, for a test that has to prepare it before the first token is fetched.
+    pub async fn start_sandbox(&self) -> Sandbox {
+        sandbox::start(self.sandbox.clone()).await.expect("the sandbox starts")
     }
 
     /// With a sandbox that is already there.
@@ -225,6 +243,13 @@ impl Gate {
         let _ = self.stop.take().expect("not stopped before").send(());
         let ended = (&mut self.running).await.expect("the proxy does not panic");
         (ended, self.access_log.contents())
+    }
+
+    /// Drains; the sandbox and the folder live on, for a test that starts again on them.
+    pub async fn stop_keeping(mut self) -> (Sandbox, TempDir) {
+        let _ = self.stop.take().expect("not stopped before").send(());
+        (&mut self.running).await.expect("the proxy does not panic").expect("nothing had to be cut");
+        (self.sandbox, self.folder)
     }
 }
 

@@ -133,11 +133,18 @@ impl Dialer {
 
     async fn dial_untimed(&self, origin: &Origin) -> Result<(Link, Arc<tokio::net::TcpStream>), DialError> {
         let host = || origin.name().to_owned();
-        let connected = match self.connect.clone() {
-            Connect::Direct(mut http) => http.call(origin.uri.clone()).await.map_err(|error| chain(&error)),
-            Connect::Through(mut tunnel) => tunnel.call(origin.uri.clone()).await.map_err(|error| chain(&error)),
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            if is_timeout(error) {
+                DialError::Timeout { host: host() }
+            } else {
+                DialError::Connect { host: host(), reason: chain(error) }
+            }
         };
-        let tcp = connected.map_err(|reason| DialError::Connect { host: host(), reason })?.into_inner();
+        let connected = match self.connect.clone() {
+            Connect::Direct(mut http) => http.call(origin.uri.clone()).await.map_err(|error| failed(&error)),
+            Connect::Through(mut tunnel) => tunnel.call(origin.uri.clone()).await.map_err(|error| failed(&error)),
+        };
+        let tcp = connected?.into_inner();
         let tcp = Arc::new(tcp);
         let shared = SharedTcp(Arc::clone(&tcp));
         if !origin.base.tls {
@@ -158,6 +165,15 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// The connector shares its time among the addresses, so it may give up just before [`Dialer::dial`] does.
+fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
+    let of_time = |error: &(dyn std::error::Error + 'static)| {
+        let error = error.downcast_ref::<io::Error>();
+        error.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
+    };
+    std::iter::successors(Some(error), |error| error.source()).any(of_time)
 }
 
 /// DNS, with the fixed addresses of `upstream.resolve` before it.

@@ -32,8 +32,10 @@ const MAX_IDLE: usize = 512;
 const MAX_AGE: Duration = Duration::from_secs(300);
 /// A connection idle for less than this is taken without asking the kernel whether the other end hung up.
 const TRUSTED_IDLE: Duration = Duration::from_millis(10);
-/// A learned idle limit is believed for so long; a restart of the other end also closes connections.
-const LEARNED_FOR: Duration = Duration::from_secs(600);
+/// A learned idle limit is believed for so long.
+const LEARNED_FOR: Duration = Duration::from_secs(300);
+/// Connections that are closed within this time of each other are one event: a restart closes all at once, at any age.
+const ONE_EVENT: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(super) struct Pool {
@@ -49,7 +51,36 @@ struct State {
     idle: VecDeque<Connection>,
     waiters: VecDeque<oneshot::Sender<Result<Connection, DialError>>>,
     dialing: usize,
-    learned: Option<(Duration, Instant)>,
+    closings: Closings,
+}
+
+/// When the other end closed idle connections, and after how long: the two latest events. One alone proves nothing, so
+/// the limit is what two of them have in common.
+#[derive(Default)]
+struct Closings {
+    last: Option<(Duration, Instant)>,
+    before: Option<Duration>,
+}
+
+impl Closings {
+    fn note(&mut self, lasted: Duration, at: Instant) {
+        match &mut self.last {
+            Some((longest, event)) if at.saturating_duration_since(*event) < ONE_EVENT => {
+                *longest = lasted.max(*longest)
+            }
+            last => {
+                self.before = last.filter(|(_, event)| at - *event < LEARNED_FOR).map(|(longest, _)| longest);
+                *last = Some((lasted, at));
+            }
+        }
+    }
+
+    /// How long a connection may have been idle and still be trusted.
+    fn limit(&self, now: Instant) -> Option<Duration> {
+        let (longest, _) = self.last.filter(|(_, event)| now.saturating_duration_since(*event) < LEARNED_FOR)?;
+        // Seven tenths leave room for the way there and for another clock.
+        Some(longest.max(self.before?) * 7 / 10)
+    }
 }
 
 /// One connection. Dropping it closes it at once.
@@ -136,7 +167,7 @@ impl Pool {
         let idle = std::mem::take(&mut state.idle);
         for connection in idle {
             if connection.sender.is_closed() {
-                self.learn(&mut state, &connection, now);
+                self.learn(&mut state, &connection);
             } else if now - connection.idle_since < self.max_idle {
                 state.idle.push_back(connection);
             }
@@ -151,15 +182,11 @@ impl Pool {
         let now = Instant::now();
         while let Some(connection) = state.idle.pop_back() {
             if connection.sender.is_closed() {
-                self.learn(&mut state, &connection, now);
+                self.learn(&mut state, &connection);
                 continue;
             }
             let idle = now - connection.idle_since;
-            // Seven tenths leave room for the way there and for another clock.
-            let limit = match state.learned {
-                Some((limit, at)) if now - at < LEARNED_FOR => self.max_idle.min(limit.mul_f32(0.7)),
-                _ => self.max_idle,
-            };
+            let limit = state.closings.limit(now).map_or(self.max_idle, |limit| limit.min(self.max_idle));
             if idle < TRUSTED_IDLE && idle < self.max_idle || idle < limit && link::is_quiet(&connection.tcp) {
                 return Some(connection);
             }
@@ -168,15 +195,10 @@ impl Pool {
     }
 
     /// The other end closed an idle connection: remember after how long.
-    fn learn(&self, state: &mut State, connection: &Connection, now: Instant) {
-        let closed = Duration::from_millis(connection.closed_at.load(Relaxed));
-        let Some(lasted) = (self.epoch + closed).checked_duration_since(connection.idle_since) else { return };
-        let shorter = match state.learned {
-            Some((limit, at)) if now - at < LEARNED_FOR => lasted.min(limit),
-            _ => lasted,
-        };
-        if shorter >= TRUSTED_IDLE {
-            state.learned = Some((shorter, now));
+    fn learn(&self, state: &mut State, connection: &Connection) {
+        let closed_at = self.epoch + Duration::from_millis(connection.closed_at.load(Relaxed));
+        if let Some(lasted) = closed_at.checked_duration_since(connection.idle_since) {
+            state.closings.note(lasted, closed_at);
         }
     }
 
@@ -254,5 +276,30 @@ impl Pool {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_limit_is_learned_from_two_events_and_forgotten() {
+        let start = Instant::now();
+        let (ms, secs) = (Duration::from_millis, Duration::from_secs);
+        let mut closings = Closings::default();
+        assert_eq!(closings.limit(start), None);
+        // A restart closes connections of any age at once: one event, and no proof.
+        closings.note(ms(30), start);
+        closings.note(secs(9), start + ms(5));
+        assert_eq!(closings.limit(start + ms(10)), None);
+        closings.note(secs(10), start + secs(20));
+        assert_eq!(closings.limit(start + secs(20)), Some(secs(7)));
+        // A single early death does not shorten it.
+        closings.note(ms(30), start + secs(40));
+        assert_eq!(closings.limit(start + secs(40)), Some(secs(7)));
+        closings.note(ms(40), start + secs(60));
+        assert_eq!(closings.limit(start + secs(60)), Some(ms(28)));
+        assert_eq!(closings.limit(start + secs(60) + LEARNED_FOR), None);
     }
 }

@@ -64,8 +64,8 @@ impl TokenClient {
             // Only https leaves this machine, so only https takes the proxy.
             let authority = BaseUrl { tls: false, host: proxy.host.clone(), port: proxy.port }.authority();
             let mut rule = Proxy::https(format!("http://{authority}")).map_err(|_| ClientError::Proxy)?;
-            if let Some((user, password)) = proxy.credentials.as_ref().and_then(|c| c.expose().split_once(':')) {
-                rule = rule.basic_auth(user, password);
+            if let Some(authorization) = proxy.basic_authorization() {
+                rule = rule.custom_http_auth(authorization);
             }
             builder = builder.proxy(rule);
         }

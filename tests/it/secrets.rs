@@ -1,0 +1,379 @@
+//! Secrets are planted everywhere they can be, everything that can go wrong goes wrong, and then everything that the
+//! program ever wrote is searched for them, in every spelling.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::Path,
+    process::Command,
+    sync::{Arc, Mutex},
+};
+
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+};
+use wxgate::{
+    config,
+    sandbox::{self, Fault, Rule, Sandbox, SandboxAccount, Which},
+};
+
+use crate::{
+    program::{Program, finish, wxgate},
+    support::{client, header},
+};
+
+const APP_SECRET: &str = "pl4nted\"App/Secret+0f3c92a1b7d5e846";
+const OTHER_SECRET: &str = "pl4nted-other-Secret=77c1e0d2f9";
+const FIRST_TOKEN: &str = "88_pl4nted/First+Token=\"\\e1a9c7b35d2f4068-aaaaaaaaaaaaaaaa";
+const SECOND_TOKEN: &str = "89_pl4nted/Second+Token=d4b8f2a61c7e9350-bbbbbbbbbbbbbbbb";
+const ADMIN_KEY: &str = "pl4nted-Admin/Key+3b9d";
+const EGRESS: &str = "egress-user:pl4nted-Egress-Password-6ac1";
+const CLIENT_TOKEN: &str = "pl4nted-Client-Token/5e20c8";
+const CLIENT_SECRET: &str = "pl4nted-Client-Secret+9f41";
+const CLIENT_KEY: &str = "pl4nted-Client-Key-c07b";
+const CODE: &str = "pl4nted-Login-Code-81de";
+const BODY: &str = "pl4nted-Message-Text-20b7";
+
+/// Everything that nobody may see, and what it is.
+const PLANTED: [(&str, &str); 11] = [
+    ("AppSecret", APP_SECRET),
+    ("the other AppSecret", OTHER_SECRET),
+    ("the first token", FIRST_TOKEN),
+    ("the second token", SECOND_TOKEN),
+    ("the admin key", ADMIN_KEY),
+    ("the egress proxy's credentials", EGRESS),
+    ("a client's access_token", CLIENT_TOKEN),
+    ("a client's secret", CLIENT_SECRET),
+    ("a client's key", CLIENT_KEY),
+    ("a login code", CODE),
+    ("a request body", BODY),
+];
+
+/// The spellings under which a value can slip out.
+fn spellings(value: &str) -> Vec<String> {
+    let encoded = utf8_percent_encode(value, NON_ALPHANUMERIC).to_string();
+    let json = serde_json::to_string(value).expect("JSON");
+    let hex = value.bytes().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
+    let unpadded = |text: String| text.trim_end_matches('=').to_owned();
+    vec![
+        value.to_owned(),
+        encoded.to_ascii_lowercase(),
+        encoded,
+        json.trim_matches('"').to_owned(),
+        format!("{value:?}").trim_matches('"').to_owned(),
+        unpadded(STANDARD.encode(value)),
+        URL_SAFE_NO_PAD.encode(value),
+        hex.to_ascii_uppercase(),
+        hex,
+        value.chars().take(16).collect(),
+    ]
+}
+
+/// What was found where.
+fn search(sinks: &BTreeMap<String, String>) -> Vec<String> {
+    let mut found = Vec::new();
+    for (what, value) in PLANTED {
+        for spelling in spellings(value) {
+            for (sink, text) in sinks {
+                if let Some(at) = text.find(&spelling) {
+                    let around: String =
+                        text[..at].chars().rev().take(80).collect::<Vec<_>>().into_iter().rev().collect();
+                    found.push(format!("{what} in {sink}, behind {around:?}, as {spelling}"));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// A CONNECT proxy that wants a password, and breaks off when told to. Kept: the heads that it got.
+struct EgressProxy {
+    address: String,
+    heads: Arc<Mutex<Vec<String>>>,
+    broken: Arc<Mutex<bool>>,
+}
+
+impl EgressProxy {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let (heads, broken) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<Mutex<bool>>::default());
+        let (kept, fails) = (Arc::clone(&heads), Arc::clone(&broken));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(Self::tunnel(stream, Arc::clone(&kept), Arc::clone(&fails)));
+            }
+        });
+        Self { address, heads, broken }
+    }
+
+    async fn tunnel(mut stream: TcpStream, heads: Arc<Mutex<Vec<String>>>, broken: Arc<Mutex<bool>>) -> Option<()> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.ok()?);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        heads.lock().unwrap().push(head.clone());
+        let authorized = head.contains(&format!("Basic {}", STANDARD.encode(EGRESS)));
+        if *broken.lock().unwrap() || !authorized {
+            let realm = format!("HTTP/1.1 407 {head:?}\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n");
+            let _ = stream.write_all(realm.as_bytes()).await;
+            return None;
+        }
+        let mut target = TcpStream::connect(head.split(' ').nth(1)?).await.ok()?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.ok()?;
+        copy_bidirectional(&mut stream, &mut target).await.ok().map(|_| ())
+    }
+}
+
+async fn wechat() -> Sandbox {
+    let mut settings = sandbox::Settings::default();
+    settings.accounts = vec![
+        SandboxAccount::new("wx1111111111111111", APP_SECRET),
+        SandboxAccount::new("wx2222222222222222", OTHER_SECRET),
+    ];
+    let sandbox = sandbox::start(settings).await.expect("the sandbox starts");
+    let token = |value: &str| Fault::Token { expires_in: None, access_token: Some(value.to_owned()) };
+    let endpoint = |fault| Rule::new("/cgi-bin/stable_token", fault);
+    let refused: Fault =
+        serde_json::from_str(r#"{"kind":"errcode","code":40164,"ip":"198.51.100.7"}"#).expect("a fault");
+    sandbox.control().fault(endpoint(refused).account("wx2222222222222222").always());
+    sandbox.control().fault(endpoint(token(FIRST_TOKEN)).account("wx1111111111111111"));
+    sandbox.control().fault(endpoint(token(SECOND_TOKEN)).account("wx1111111111111111").always());
+    sandbox
+}
+
+/// Three accounts: one that works, one that is refused, one whose API host speaks no TLS.
+fn configuration(sandbox: &Sandbox) -> TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let api = sandbox.https_url().expect("it listens");
+    let dark = sandbox.http_url().expect("it listens").replace("http:", "https:");
+    let account = |name: &str, appid: u32, secret: &str, api: &str| {
+        let appid = appid.to_string().repeat(16);
+        format!("[[account]]\nname = \"{name}\"\nappid = \"wx{appid}\"\nsecret = {secret}\napi = [\"{api}\"]\n")
+    };
+    let text = [
+        "default_account = \"shop\"\n[server]\nlisten = [\"127.0.0.1:0\"]\n",
+        "[admin]\nlisten = \"127.0.0.1:0\"\nkey = { env = \"PLANTED_ADMIN_KEY\" }\n",
+        "[upstream]\nca_file = \"root.pem\"\nresponse_timeout = \"2s\"\n[store]\npath = \"state\"\n",
+        &account("shop", 1, "{ env = \"PLANTED_SECRET\" }", &api),
+        &account("refused", 2, "{ file = \"other.secret\" }", &api),
+        &account("dark", 3, "{ env = \"PLANTED_SECRET\" }", &dark),
+    ];
+    fs::write(folder.path().join("wxgate.toml"), text.concat()).expect("written");
+    fs::write(folder.path().join("root.pem"), sandbox.ca_pem()).expect("written");
+    fs::write(folder.path().join("other.secret"), OTHER_SECRET).expect("written");
+    folder
+}
+
+fn with_secrets(arguments: &[&str], folder: &Path, egress: &EgressProxy, format: &str) -> Command {
+    let mut command = wxgate(arguments);
+    command.arg("--config").arg(folder.join("wxgate.toml")).current_dir(folder).args(["--log-format", format]);
+    command.env("PLANTED_ADMIN_KEY", ADMIN_KEY).env("PLANTED_SECRET", APP_SECRET);
+    command.env("WXGATE_UPSTREAM__PROXY", format!("http://{EGRESS}@{}", egress.address));
+    command.env("WXGATE_LOG", "trace").env("RUST_BACKTRACE", "full");
+    command
+}
+
+/// A response as a client sees it, headers and all.
+async fn seen(request: reqwest::RequestBuilder) -> String {
+    match request.send().await {
+        Ok(answer) => {
+            let head = format!("{} {:?}", answer.status(), answer.headers());
+            format!("{head}\n{}", String::from_utf8_lossy(&answer.bytes().await.unwrap_or_default()))
+        }
+        Err(error) => format!("{:?}", error.without_url()),
+    }
+}
+
+/// Calls of every kind, while everything fails that can fail. Returns what the caller saw.
+async fn trouble(proxy: &str, control: &sandbox::Control, egress: &EgressProxy) -> String {
+    let client = client();
+    let mut answers = String::new();
+    let get = |target: &str| client.get(format!("{proxy}{target}")).header("x-wxgate-key", CLIENT_KEY);
+    let token = utf8_percent_encode(CLIENT_TOKEN, NON_ALPHANUMERIC);
+    let secret = utf8_percent_encode(CLIENT_SECRET, NON_ALPHANUMERIC);
+    let tokens = format!("?access_token={token}&session={secret}");
+    let send = || {
+        let message = serde_json::json!({"touser": "o1", "msgtype": "text", "text": {"content": BODY}});
+        client.post(format!("{proxy}/cgi-bin/message/custom/send{tokens}")).bearer_auth(CLIENT_KEY).json(&message)
+    };
+    let redirect = |location: String| Fault::Redirect { status: 302, location };
+    let echo = utf8_percent_encode(FIRST_TOKEN, NON_ALPHANUMERIC).to_string();
+    let rigged = [
+        Fault::Pass,
+        Fault::errcode(45009),
+        Fault::Reset { executed: true },
+        Fault::Hang { executed: false },
+        Fault::Cut { after: 4, chunked: true, end: sandbox::Ending::Reset },
+        Fault::Raw { text: None, end: sandbox::Ending::Close },
+        Fault::Switch,
+        Fault::TwoLengths,
+        Fault::BigHeader { bytes: 200_000, fields: 1 },
+        redirect(format!("https://elsewhere.test/login?access_token={echo}&x=1")),
+        redirect(format!("/cgi-bin/user/get?a=1&ACCESS%5FTOKEN={echo}#f")),
+        redirect(format!("https://elsewhere.test/{echo}")),
+    ];
+    for fault in rigged {
+        let rule = control.fault(Rule::new("/cgi-bin/message/custom/send", fault));
+        answers += &seen(send()).await;
+        control.remove_fault(rule);
+    }
+    for target in [
+        format!("/cgi-bin/user/info{tokens}&openid=o1"),
+        format!("/sns/jscode2session?appid=wx1111111111111111&secret={secret}&js_code={CODE}&grant_type=x"),
+        format!("/cgi-bin/token?grant_type=client_credential&appid=wx1111111111111111&secret={secret}"),
+        format!("/cgi-bin/user/info?secret={secret}&access_token={token}"),
+        format!("/cgi-bin/user/info?ACCESS_TOKEN={token}"),
+        format!("/cgi-bin/user/info?a;access_token={token}"),
+        format!("/cgi-bin/user/info?{token}"),
+        format!("/@nobody/cgi-bin/user/get{tokens}"),
+        format!("/@refused/cgi-bin/user/get{tokens}"),
+        format!("/@dark/cgi-bin/user/get{tokens}"),
+        format!("/-/accounts/shop/token{tokens}"),
+        format!("/cgi-bin//../user/get{tokens}"),
+    ] {
+        answers += &seen(get(&target)).await;
+    }
+    control.revoke(Which::default());
+    let cured = send().send().await.expect("an answer");
+    assert_eq!(header(&cured, "x-wxgate-attempts"), "2", "the first token died: {cured:?}");
+    answers += &format!("{:?}", cured.headers());
+    control.set_close_each(true);
+    answers += &seen(send()).await;
+    *egress.broken.lock().unwrap() = true;
+    answers += &seen(send()).await;
+    *egress.broken.lock().unwrap() = false;
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_is_ever_written_anywhere() {
+    for format in ["text", "json"] {
+        let (sandbox, egress) = (wechat().await, EgressProxy::start().await);
+        let folder = configuration(&sandbox);
+        let command = |arguments: &[&str]| with_secrets(arguments, folder.path(), &egress, format);
+        let mut sinks = BTreeMap::new();
+        let program = Program::start(&mut command(&["serve"]));
+        let (proxy, admin) = (format!("http://{}", program.proxy()), format!("http://{}", program.admin()));
+        program.logged("new access token");
+        program.logged("198.51.100.7");
+
+        sinks.insert("answers".to_owned(), trouble(&proxy, sandbox.control(), &egress).await);
+        for target in ["/", "/livez", "/readyz?all", "/metrics", "/api/accounts", "/nothing?key=x"] {
+            let request = || client().get(format!("{admin}{target}"));
+            sinks.insert(format!("GET {target} without the key"), seen(request().bearer_auth(CLIENT_KEY)).await);
+            sinks.insert(format!("GET {target}"), seen(request().bearer_auth(ADMIN_KEY)).await);
+        }
+        for account in ["shop", "refused", "dark"] {
+            let refresh = client().post(format!("{admin}/api/accounts/{account}/refresh")).bearer_auth(ADMIN_KEY);
+            sinks.insert(format!("refresh of {account}"), seen(refresh).await);
+        }
+        let fingerprint = wxgate::base::Secret::new(SECOND_TOKEN).fingerprint();
+        assert!(sinks["GET /api/accounts"].contains(&fingerprint), "the second token is in use");
+
+        let process = Path::new("/proc").join(program.pid.as_raw_nonzero().to_string());
+        sinks.insert("the command line".to_owned(), fs::read_to_string(process.join("cmdline")).expect("readable"));
+        // One request is still in flight when the program is told to stop twice.
+        let hang = sandbox.control().fault(Rule::new("/cgi-bin/user/info", Fault::Pass).hold());
+        let cut =
+            tokio::spawn(seen(client().get(format!("{proxy}/cgi-bin/user/info?access_token={CLIENT_TOKEN}&openid=x"))));
+        sandbox.control().until(|control| control.hits(hang) == 1).await;
+        program.signal(Signal::TERM);
+        program.logged("stopping");
+        program.signal(Signal::TERM);
+        let ended = program.end();
+        sinks.insert("the answer that was cut".to_owned(), cut.await.expect("no panic"));
+        for part in ["DEBUG", "198.51.100.7", "upstream failed", &fingerprint] {
+            assert!(ended.stderr.contains(part), "the log does not even hold {part}:\n{}", ended.stderr);
+        }
+        sinks.insert("standard error".to_owned(), ended.stderr);
+        sinks.insert("standard output".to_owned(), ended.stdout);
+
+        for arguments in [&["check"][..], &["check", "--live"], &["token", "shop"]] {
+            let ended = finish(command(arguments));
+            sinks.insert(format!("{arguments:?}"), format!("{}{}", ended.stdout, ended.stderr));
+        }
+        let mut state = String::new();
+        for entry in fs::read_dir(folder.path().join("state")).expect("the store") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            let content = String::from_utf8_lossy(&fs::read(&path).expect("readable")).into_owned();
+            match name.starts_with("shop.json") {
+                true => state += &content,
+                false => _ = sinks.insert(format!("state/{name}"), content),
+            }
+        }
+        // Outwards everything did go: the search looks for what really was there.
+        let heads = egress.heads.lock().unwrap().concat();
+        assert!(heads.contains(&STANDARD.encode(EGRESS)), "{heads}");
+        assert!(
+            !search(&BTreeMap::from([("state".to_owned(), state.clone())])).is_empty(),
+            "the store holds the token"
+        );
+        for (what, value) in PLANTED.into_iter().filter(|(what, _)| !what.contains("token")) {
+            let kept = spellings(value).into_iter().any(|spelling| state.contains(&spelling));
+            assert!(!kept, "{what} is in the token's own file");
+        }
+        let found = search(&sinks);
+        assert!(found.is_empty(), "{format}: {found:#?}");
+    }
+}
+
+#[test]
+fn the_search_finds_every_spelling_of_everything() {
+    for (what, value) in PLANTED {
+        for spelling in spellings(value) {
+            let sinks = BTreeMap::from([("a log".to_owned(), format!("2026 INFO {spelling} and so on"))]);
+            let found = search(&sinks);
+            assert!(
+                found.iter().any(|hit| hit.starts_with(&format!("{what} in a log"))),
+                "{what} as {spelling}: {found:?}"
+            );
+        }
+    }
+    assert!(search(&BTreeMap::from([("a log".to_owned(), "nothing, pl4nted or not".to_owned())])).is_empty());
+}
+
+#[test]
+fn no_settings_show_a_secret_when_they_are_formatted() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("other.secret"), OTHER_SECRET).expect("written");
+    let text = "[admin]\nkey = { env = \"KEY\" }\n\
+         [[account]]\nname = \"a\"\nappid = \"wx1\"\nsecret = { env = \"SECRET\" }\n\
+         [[account]]\nname = \"b\"\nappid = \"wx2\"\nsecret = { file = \"other.secret\" }\n\
+         [[account]]\nname = \"c\"\nappid = \"wx3\"\nsecret = { value = 'pl4nted-Client-Secret+9f41' }\n";
+    let proxy = format!("http://{EGRESS}@127.0.0.1:3128");
+    let variables: BTreeMap<String, String> =
+        [("KEY", ADMIN_KEY), ("SECRET", APP_SECRET), ("WXGATE_UPSTREAM__PROXY", proxy.as_str())]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+    let config =
+        config::parse(text, folder.path(), "wxgate.toml", &variables).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(config.accounts[0].secret.expose(), APP_SECRET);
+    let mut sinks = BTreeMap::new();
+    let egress = &config.proxy.upstream.egress;
+    assert_eq!(egress.proxy.as_ref().and_then(|p| p.credentials.as_ref()).map(|c| c.expose()), Some(EGRESS));
+    sinks.insert("Config".to_owned(), format!("{config:?}{config:#?}"));
+    sinks.insert(
+        "parts".to_owned(),
+        format!("{:?}{:?}{:?}{:?}", config.proxy, config.admin, config.token, config.store),
+    );
+    sinks.insert("AccountSettings".to_owned(), format!("{:?}", config.accounts));
+    let authorization = egress.proxy.as_ref().and_then(|proxy| proxy.basic_authorization());
+    sinks.insert("Egress".to_owned(), format!("{egress:?}{authorization:?}"));
+    sinks.insert("check".to_owned(), config::check_text(&config));
+    assert_eq!(search(&sinks), Vec::<String>::new());
+}
