@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn a_value_in_the_place_of_a_name_goes_too() {
         assert_eq!(MaskedQuery("0123456789abcdef0123456789abcdef").to_string(), "…");
-        assert_eq!(MaskedQuery("access_token%3DSECRET&secret%3dSECRET=1").to_string(), "access_token…&secret…=…");
+        assert_eq!(MaskedQuery("flag%3DSECRET&secret%3dSECRET=1").to_string(), "flag…&secret…=…");
         assert_eq!(MaskedQuery(&format!("{}=1&debug", "S".repeat(136))).to_string(), "…=…&debug");
     }
 

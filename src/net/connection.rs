@@ -177,7 +177,7 @@ where
         let leaving = &leaving;
         async move {
             let mut response = answer.await;
-            if odd || leaving() {
+            if odd || leaving() || activity.closing.load(Relaxed) {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             drop(handling);
@@ -197,7 +197,8 @@ where
     );
     let mut watch = Watch::default();
     let mut tick = pin!(tokio::time::sleep(TICK));
-    let mut told = false;
+    // Closing a connection that comes late before it has said anything would lose its request.
+    let mut told = activity.closing.load(Relaxed);
     poll_fn(|cx| {
         activity.waker.register(cx.waker());
         if !told && activity.closing.load(Relaxed) {
@@ -255,6 +256,7 @@ impl Watch {
         let still = requests == self.requests && read == self.read && written == self.written;
         let handling = activity.handling.load(Relaxed) > 0;
         let new_request = requests != self.requests;
+        let answering = written != self.written && !new_request;
         (self.requests, self.read, self.written) = (requests, read, written);
         self.quiet = if still { self.quiet + 1 } else { 0 };
         if handling {
@@ -262,7 +264,14 @@ impl Watch {
             return self.quiet >= HANDLER_TICKS;
         }
         let head_begun = requests == 0 || read > activity.read_when_idle.load(Relaxed);
-        self.head = if head_begun && !new_request { self.head + 1 } else { 0 };
+        // Bytes that came behind a request wait while its answer goes on.
+        self.head = if !head_begun || answering {
+            0
+        } else if new_request {
+            1
+        } else {
+            self.head + 1
+        };
         let head_limit = if requests == 0 { FIRST_HEAD_TICKS } else { HEAD_TICKS };
         self.head >= head_limit || self.quiet >= IDLE_TICKS
     }

@@ -358,3 +358,82 @@ impl Body for OutBody {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::Full;
+    use hyper::{Request, Response, server::conn::http1, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        time::sleep,
+    };
+
+    use super::*;
+
+    /// Sends a body in pieces, each after a pause, then nothing more. Returns what became of it, and after how long.
+    async fn arriving(head: &str, piece: &str, pieces: u32, pause: Duration) -> (String, u64) {
+        let (mut caller, ours) = tokio::io::duplex(64 * 1024);
+        let settings = Replay::default();
+        let budget = Budget::new(settings.memory_total);
+        let accept = service_fn(async |request: Request<Incoming>| {
+            let taken = Payload::accept(request.into_body(), 1 << 20, &settings, &budget).await;
+            let text = taken.map_or_else(|error| error.to_string(), |payload| format!("took {}", payload.len()));
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
+        });
+        let started = Instant::now();
+        let calling = async {
+            let head = format!("POST / HTTP/1.1\r\nHost: h\r\n{head}\r\n\r\n");
+            caller.write_all(head.as_bytes()).await.unwrap();
+            let (mut answers, mut body) = tokio::io::split(caller);
+            let sending = async {
+                for _ in 0..pieces {
+                    sleep(pause).await;
+                    let _ = body.write_all(piece.as_bytes()).await;
+                }
+                std::future::pending::<()>().await;
+            };
+            let mut answer = Vec::new();
+            let answered = async {
+                while !answer.windows(4).any(|four| four == b"\r\n\r\n") {
+                    assert!(answers.read_buf(&mut answer).await.unwrap() > 0);
+                }
+            };
+            tokio::select! { () = sending => {}, () = answered => {} }
+            String::from_utf8(answer).unwrap()
+        };
+        let serving = async {
+            // It ends by itself behind an answer to half a body.
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(ours), accept).await;
+            std::future::pending::<()>().await;
+        };
+        let answer = tokio::select! { answer = calling => answer, () = serving => String::new() };
+        (answer.rsplit("\r\n").next().unwrap().to_owned(), started.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_coming_is_given_up_after_half_a_minute() {
+        for head in ["Content-Length: 100", "Transfer-Encoding: chunked"] {
+            let (text, seconds) = arriving(head, "5\r\nabcde\r\n", 1, Duration::from_secs(1)).await;
+            assert_eq!((&*text, seconds), ("the request body stopped coming for 30 s", 31), "{head}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_drips_is_given_up_soon_after_ten_seconds() {
+        for head in ["Content-Length: 60000", "Transfer-Encoding: chunked"] {
+            let (text, seconds) = arriving(head, "5\r\nabcde\r\n", 1000, Duration::from_secs(1)).await;
+            assert_eq!(text, "the request body comes slower than 1 KiB per second", "{head}");
+            assert!((10..=12).contains(&seconds), "{head}: {seconds} s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_comes_steadily_may_take_its_time() {
+        let piece = "a".repeat(1500);
+        let (text, seconds) = arriving("Content-Length: 60000", &piece, 40, Duration::from_secs(1)).await;
+        assert_eq!((&*text, seconds), ("took 60000", 40));
+    }
+}

@@ -37,6 +37,7 @@ use hyper::{
     HeaderMap, Request, Response,
     body::{Body, Frame, Incoming, SizeHint},
     header::{CONNECTION, HeaderName, HeaderValue},
+    http::request::Parts,
 };
 use tokio::{
     sync::Semaphore,
@@ -210,44 +211,73 @@ impl Bound {
 
 /// Answers one request. Never fails: errors become answers here, and everything is counted and logged here.
 async fn handle(worker: Arc<Worker>, peer: Peer, request: Request<Incoming>) -> Response<Delivery> {
-    let started = Instant::now();
-    let proxy = &worker.proxy;
-    let (mut head, body) = request.into_parts();
+    let (head, body) = request.into_parts();
     let id = adopt_request_id(&head.headers).unwrap_or_else(|| worker.request_id());
-    let mut trail = Trail::default();
+    let mut journey = Journey { worker, peer, head, id, trail: Trail::default(), started: Instant::now(), over: false };
+    let Journey { worker, head, trail, .. } = &mut journey;
     trail.body_unread = !body.is_end_stream();
-    let live = proxy.live.load_full();
+    let live = worker.proxy.live.load_full();
     let error_style = live.error_style;
     let ran = match live.enter() {
-        Ok(guard) => {
-            pipeline::run(&worker, &guard, peer, &mut head, body, &mut trail).await.map(|answer| (answer, guard))
-        }
+        Ok(guard) => pipeline::run(worker, &guard, peer, head, body, trail).await.map(|answer| (answer, guard)),
         Err(error) => Err(error),
     };
     let (mut response, outcome) = match ran {
         Ok((answer, guard)) => (answer.map(|body| Delivery::Upstream(body, guard)), "ok"),
         Err(error) => (error.response(error_style).map(|body| Delivery::Own(Some(body))), error.slug()),
     };
-    mark(response.headers_mut(), &id, &trail);
-    let took = started.elapsed();
-    trail.account.as_ref().map_or(&proxy.nobody, |account| &account.metrics).finished(outcome, took.as_secs_f64());
-    if let Some(log) = &worker.access_log {
-        log.write(&Record {
-            id: &id,
-            client: &trail.caller.unwrap_or(peer).to_string(),
-            account: trail.account.as_ref().map_or("-", |account| account.name.as_str()),
-            method: head.method.as_str(),
-            path: head.uri.path(),
-            query: head.uri.query(),
-            status: response.status().as_u16(),
-            outcome,
-            attempts: trail.attempts,
-            errcode: trail.errcode,
-            replay_skipped: trail.replay_skipped,
-            took,
-        });
-    }
+    mark(response.headers_mut(), &journey.id, &journey.trail);
+    journey.end(response.status().as_u16(), outcome);
     response
+}
+
+/// A request from its arrival until its answer is decided on; counted and logged exactly once.
+struct Journey {
+    worker: Arc<Worker>,
+    peer: Peer,
+    head: Parts,
+    id: String,
+    trail: Trail,
+    started: Instant,
+    over: bool,
+}
+
+/// The status that nginx logs for a request whose caller went away; never sent.
+const NOBODY_LEFT: u16 = 499;
+
+impl Journey {
+    fn end(&mut self, status: u16, outcome: &'static str) {
+        self.over = true;
+        let Self { worker, peer, head, id, trail, started, .. } = self;
+        let took = started.elapsed();
+        let metrics = trail.account.as_ref().map_or(&worker.proxy.nobody, |account| &account.metrics);
+        metrics.finished(outcome, took.as_secs_f64());
+        if let Some(log) = &worker.access_log {
+            log.write(&Record {
+                id,
+                client: &trail.caller.unwrap_or(*peer).to_string(),
+                account: trail.account.as_ref().map_or("-", |account| account.name.as_str()),
+                method: head.method.as_str(),
+                path: head.uri.path(),
+                query: head.uri.query(),
+                status,
+                outcome,
+                attempts: trail.attempts,
+                errcode: trail.errcode,
+                replay_skipped: trail.replay_skipped,
+                took,
+            });
+        }
+    }
+}
+
+impl Drop for Journey {
+    /// The caller hung up, or a stop cut the request: WeChat may have executed it all the same, so it must be seen.
+    fn drop(&mut self) {
+        if !self.over {
+            self.end(NOBODY_LEFT, "abandoned");
+        }
+    }
 }
 
 /// The headers that every answer gets.

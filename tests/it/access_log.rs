@@ -203,6 +203,35 @@ async fn a_line_tells_who_what_and_how_it_went() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_caller_went_away_is_logged_and_counted_too() {
+    let gate = start().await;
+    gate.warm().await;
+    let rule = gate.control().fault(sandbox::Rule::new("/cgi-bin/user/get", sandbox::Fault::Pass).hold());
+    let request = tokio::spawn(gate.client.get(gate.url("/cgi-bin/user/get")).header("x-request-id", "gone").send());
+    let arrived = gate.control().until(|control| control.hits(rule) == 1);
+    tokio::time::timeout(LIMIT, arrived).await.expect("the request arrives");
+    request.abort();
+    let counted = "wxgate_requests_total{account=\"shop\",client=\"network\",outcome=\"abandoned\"} 1";
+    let asking = async {
+        loop {
+            let page = gate.client.get(gate.admin_url("/metrics")).send().await.expect("an answer");
+            if page.text().await.expect("text").contains(counted) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, asking).await.expect("it is counted");
+    let (ended, log) = gate.stop().await;
+    assert!(ended.is_ok());
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let gone = lines.iter().filter(|line| line["id"] == "gone").collect::<Vec<_>>();
+    assert_eq!(gone.len(), 1, "{log}");
+    assert_eq!((&gone[0]["outcome"], &gone[0]["status"]), (&"abandoned".into(), &499.into()));
+    assert_eq!(gone[0]["attempts"], 1, "WeChat may have executed it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_filter_leaves_the_access_log_out() {
     let sandbox = sandbox::start(sandbox::Settings::default()).await.expect("the sandbox starts");
     let folder = folder(&setup(), &sandbox);

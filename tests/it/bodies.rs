@@ -6,8 +6,9 @@ use tokio::{io::AsyncWriteExt as _, time::timeout};
 use wxgate::sandbox::{Fault, Framing, Response, Rule};
 
 use crate::{
+    fake::{Act, Fake},
     support::{header, setup},
-    wire::{Act, Caller, DEADLINE, Fake},
+    wire::{Caller, DEADLINE},
 };
 
 const MENU: &str = "/cgi-bin/menu/create";

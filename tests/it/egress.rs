@@ -18,9 +18,9 @@ use tokio::{
 use wxgate::sandbox;
 
 use crate::{
+    fake::{Act, Call, FAKE_TOKEN, Fake, Greeting},
     program::{Program, folder, serve},
     support::{Gate, header, json, setup},
-    wire::{Act, Call, FAKE_TOKEN, Fake, Greeting},
 };
 
 const INFO: &str = "/cgi-bin/user/info?openid=a";

@@ -47,9 +47,8 @@ const REVEALERS: &[&str] = &[
     "base/secret.rs",
     // The admin key, on its way to the admin listener.
     "cli/token.rs",
-    // Proxy-Authorization on the way out: for API calls, and for token calls.
+    // Proxy-Authorization on the way out.
     "net/egress.rs",
-    "token/source/client.rs",
     // The token into the query of one call.
     "proxy/pipeline.rs",
     // The AppSecret into a token call.

@@ -143,7 +143,7 @@ fn spellings(path: &str) -> BTreeSet<Vec<u8>> {
             all.insert(format!("{}/{oddity}{}", &path[..slash], &path[slash + 1..]).into_bytes());
         }
         for raw in [0x80, 0xc0, 0xff, b'\t', 0x01, 0x7f] {
-            all.insert([path[..slash].as_bytes(), &[raw], path[slash..].as_bytes()].concat());
+            all.insert([&path.as_bytes()[..slash], &[raw], &path.as_bytes()[slash..]].concat());
         }
     }
     all.retain(|spelling| !is_another_path(spelling, path.as_bytes()));

@@ -13,8 +13,9 @@ use tokio::time::{Instant, timeout};
 use wxgate::sandbox::{Fault, Rule};
 
 use crate::{
-    support::{Gate, json, setup},
-    wire::{Act, Call, DEADLINE, Fake},
+    fake::{Act, Call, Fake},
+    support::{Gate, Setup, json, setup},
+    wire::DEADLINE,
 };
 
 const INFO: &str = "/cgi-bin/user/info";
@@ -91,12 +92,20 @@ async fn without_pool_idle_no_connection_is_kept() {
     assert_eq!(connections(&gate, INFO).len(), 5);
 }
 
+/// A proxy that has met idle connections closed after this time before, as every proxy has that runs for a minute.
+async fn learned(setup: Setup, idle: Duration) -> Gate {
+    let gate = setup.sandbox(|sandbox| sandbox.idle_close = Some(idle)).start().await;
+    for _ in 0..3 {
+        gate.warm().await;
+        timeout(DEADLINE, gate.control().until(|c| c.counters().open_connections == 0)).await.expect("closed");
+    }
+    gate
+}
+
 /// 60 GET and 60 POST, each as long after the one before as WeChat keeps an idle connection, give or take a little.
 async fn race(plain: bool, idle: Duration) {
     let setup = setup();
-    let gate = if plain { setup.plain() } else { setup }.start().await;
-    gate.warm().await;
-    gate.control().set_idle_close(Some(idle));
+    let gate = learned(if plain { setup.plain() } else { setup }, idle).await;
     gate.control().clear_record();
     let mut failed = Vec::new();
     for round in 0..60_u32 {
@@ -127,12 +136,7 @@ async fn no_call_is_lost_or_doubled_when_wechat_closes_idle_connections() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_near_the_age_at_which_wechat_closed_others_is_not_trusted() {
-    let gate = setup().start().await;
-    gate.control().set_idle_close(Some(Duration::from_millis(400)));
-    for _ in 0..3 {
-        gate.warm().await;
-        timeout(DEADLINE, gate.control().until(|c| c.counters().open_connections == 0)).await.expect("closed");
-    }
+    let gate = learned(setup(), Duration::from_millis(400)).await;
     gate.warm().await;
     let kept = gate.control().requests(INFO).pop().unwrap().connection;
     gate.warm().await;

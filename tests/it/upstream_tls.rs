@@ -17,8 +17,8 @@ use tokio_rustls::TlsAcceptor;
 use wxgate::sandbox::DEFAULT_SECRET;
 
 use crate::{
+    fake::{Act, FAKE_TOKEN, Fake, Greeting},
     support::{Gate, Setup, header, json, setup},
-    wire::{Act, FAKE_TOKEN, Fake, Greeting},
 };
 
 const INFO: &str = "/cgi-bin/user/info?openid=a";

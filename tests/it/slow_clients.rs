@@ -1,0 +1,281 @@
+//! Clients that take their time, in paused time over pipes: each is cut at its limit, and no other one is.
+
+use std::{convert::Infallible, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{Request, Response, body::Frame, body::Incoming};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
+    time::{Instant, sleep, timeout},
+};
+use wxgate::net::connection::{self, Connections};
+
+const ASK: &[u8] = b"GET /echo HTTP/1.1\r\nHost: h\r\n\r\n";
+
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+fn full(text: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, Infallible> {
+    http_body_util::Full::new(text.into()).boxed_unsync()
+}
+
+/// `/echo` answers with the body; `/wait/N` after N seconds; `/huge` with a MiB; `/trickle/N` with a byte a second.
+async fn handle(request: Request<Incoming>) -> Answer {
+    let (head, body) = request.into_parts();
+    let mut parts = head.uri.path().split('/').skip(1);
+    let word = parts.next().unwrap_or_default().to_owned();
+    let count: u64 = parts.next().and_then(|number| number.parse().ok()).unwrap_or_default();
+    match &*word {
+        "wait" => {
+            sleep(Duration::from_secs(count)).await;
+            Response::new(full("waited"))
+        }
+        "huge" => Response::new(full(vec![b'a'; 1 << 20])),
+        "trickle" => {
+            let bytes = futures_util::stream::unfold(count, |left| async move {
+                sleep(Duration::from_secs(1)).await;
+                (left > 0).then(|| (Ok(Frame::data(Bytes::from_static(b"t"))), left - 1))
+            });
+            Response::new(StreamBody::new(bytes).boxed_unsync())
+        }
+        _ => {
+            let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            Response::new(full(body))
+        }
+    }
+}
+
+/// A served connection: the client's end, and the task that ends with it.
+fn connect(connections: &Connections) -> (DuplexStream, tokio::task::JoinHandle<()>) {
+    let (ours, theirs) = tokio::io::duplex(4 * 1024);
+    let connections = connections.clone();
+    let serving = async move { connection::serve(theirs, &connections, || false, handle).await };
+    (ours, tokio::task::spawn_local(serving))
+}
+
+/// How long until the other end closes; what it says before is thrown away.
+async fn cut_after(client: &mut DuplexStream) -> u64 {
+    let started = Instant::now();
+    let mut scrap = [0; 1024];
+    while client.read(&mut scrap).await.is_ok_and(|count| count > 0) {}
+    started.elapsed().as_secs()
+}
+
+/// Sends a request and reads its answer up to the last byte, which the caller knows.
+async fn ask(client: &mut DuplexStream, request: &[u8], last: &[u8]) {
+    client.write_all(request).await.expect("it is read");
+    let mut answer = Vec::new();
+    while !answer.ends_with(last) {
+        let read = timeout(Duration::from_secs(600), client.read_buf(&mut answer)).await.expect("an answer in time");
+        assert!(read.expect("it is open") > 0, "closed after {:?}", String::from_utf8_lossy(&answer));
+    }
+}
+
+/// Writes one byte a second for as long as somebody reads.
+async fn drip(client: &mut (impl tokio::io::AsyncWrite + Unpin), bytes: &[u8]) {
+    for byte in bytes.iter().cycle() {
+        sleep(Duration::from_secs(1)).await;
+        if client.write_all(&[*byte]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Gives a test a day of paused time, so that a connection which is never cut fails it.
+async fn local(test: impl Future<Output = ()>) {
+    let day = Duration::from_secs(24 * 60 * 60);
+    timeout(day, tokio::task::LocalSet::new().run_until(test)).await.expect("all ends within a day");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_does_not_finish_the_first_head_is_cut_within_ten_seconds() {
+    local(async {
+        let connections = Connections::default();
+        for begin in
+            [&b""[..], b"G", b"GET /echo HTTP/1.1\r\nHost: h\r\n", b"PRI * HTTP/2.0\r\n", b"\r\n", b"\x16\x03\x01"]
+        {
+            let (mut client, serving) = connect(&connections);
+            client.write_all(begin).await.expect("it is read");
+            let seconds = cut_after(&mut client).await;
+            assert!(seconds <= 10, "{begin:?}: {seconds} s");
+            serving.await.expect("it ended");
+        }
+        assert_eq!(connections.count(), 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_drips_is_cut_however_steadily_it_drips() {
+    local(async {
+        let connections = Connections::default();
+        for (first, limit) in [(true, 10), (false, 15)] {
+            let (mut client, _serving) = connect(&connections);
+            if !first {
+                ask(&mut client, ASK, b"\r\n\r\n").await;
+            }
+            let (mut reader, mut writer) = tokio::io::split(client);
+            let started = Instant::now();
+            let mut scrap = [0; 1024];
+            let end = async { while reader.read(&mut scrap).await.is_ok_and(|count| count > 0) {} };
+            tokio::select! {
+                () = end => {}
+                () = drip(&mut writer, b"GET /echo-a-rather-long-request-line-that-never-ends") => {}
+            }
+            let seconds = started.elapsed().as_secs();
+            assert!((5..=limit + 1).contains(&seconds), "cut after {seconds} s");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_head_that_stops_half_way_is_cut_and_an_idle_connection_much_later() {
+    local(async {
+        let connections = Connections::default();
+        let (mut half, _a) = connect(&connections);
+        ask(&mut half, ASK, b"\r\n\r\n").await;
+        half.write_all(&ASK[..10]).await.expect("it is read");
+        let seconds = cut_after(&mut half).await;
+        assert!((5..=15).contains(&seconds), "{seconds} s");
+        let (mut idle, _b) = connect(&connections);
+        ask(&mut idle, ASK, b"\r\n\r\n").await;
+        sleep(Duration::from_secs(60)).await;
+        ask(&mut idle, ASK, b"\r\n\r\n").await;
+        let seconds = cut_after(&mut idle).await;
+        assert!((60..=80).contains(&seconds), "{seconds} s");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_never_reads_is_cut_and_whoever_reads_slowly_is_not() {
+    local(async {
+        let connections = Connections::default();
+        let (mut deaf, serving) = connect(&connections);
+        deaf.write_all(b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+        let started = Instant::now();
+        serving.await.expect("it ended");
+        let seconds = started.elapsed().as_secs();
+        assert!((60..=80).contains(&seconds), "{seconds} s");
+        let (mut slow, _serving) = connect(&connections);
+        slow.write_all(b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+        let (mut read, mut buffer) = (0, vec![0; 4 * 1024]);
+        // A byte a second on average, and never nothing for long.
+        while read < 1 << 20 {
+            sleep(Duration::from_secs(40)).await;
+            let count = slow.read(&mut buffer).await.expect("it is open");
+            assert!(count > 0, "cut after {read} bytes");
+            read += count;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_may_take_its_time_and_one_that_never_comes_ends() {
+    local(async {
+        let connections = Connections::default();
+        let (mut client, _serving) = connect(&connections);
+        ask(&mut client, b"GET /wait/120 HTTP/1.1\r\nHost: h\r\n\r\n", b"waited").await;
+        ask(&mut client, b"GET /trickle/300 HTTP/1.1\r\nHost: h\r\n\r\n", b"0\r\n\r\n").await;
+        client.write_all(b"GET /wait/100000 HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+        let seconds = cut_after(&mut client).await;
+        assert!((170..=200).contains(&seconds), "{seconds} s");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_under_way_is_not_cut_for_bytes_that_came_behind_the_request() {
+    local(async {
+        let connections = Connections::default();
+        // A stray line end, as old clients send behind a body; and a whole next request.
+        for (early, last) in
+            [(&b"\r\n"[..], &b"0\r\n\r\n"[..]), (b"GET /wait/1 HTTP/1.1\r\nHost: h\r\n\r\n", b"waited")]
+        {
+            let (mut client, _serving) = connect(&connections);
+            client.write_all(b"GET /trickle/60 HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+            sleep(Duration::from_secs(3)).await;
+            ask(&mut client, early, last).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn hundreds_of_slow_clients_hold_up_no_healthy_one() {
+    local(async {
+        let connections = Connections::default();
+        let begins = [
+            &b""[..],
+            b"G",
+            &ASK[..20],
+            b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n1",
+            b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n",
+        ];
+        let mut slow = Vec::new();
+        for n in 0..500 {
+            let (mut client, serving) = connect(&connections);
+            client.write_all(begins[n % begins.len()]).await.expect("it is read");
+            slow.push((client, serving));
+        }
+        let (mut healthy, _serving) = connect(&connections);
+        for _ in 0..200 {
+            let asked = Instant::now();
+            ask(&mut healthy, ASK, b"\r\n\r\n").await;
+            assert!(asked.elapsed() < Duration::from_secs(1));
+            sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(connections.count(), 1, "all but the healthy one are gone");
+        for (_, serving) in slow {
+            serving.await.expect("it ended");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_idle_and_stalled_connections_and_lets_requests_end() {
+    local(async {
+        let connections = Connections::default();
+        let (mut idle, _a) = connect(&connections);
+        ask(&mut idle, ASK, b"\r\n\r\n").await;
+        let (mut silent, _b) = connect(&connections);
+        let (mut half, _c) = connect(&connections);
+        half.write_all(&ASK[..20]).await.expect("it is read");
+        let (mut busy, _d) = connect(&connections);
+        busy.write_all(b"GET /wait/20 HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(connections.count(), 4);
+        connections.close_gracefully();
+        assert_eq!(cut_after(&mut idle).await, 0);
+        let (seconds, _) = tokio::join!(cut_after(&mut silent), cut_after(&mut half));
+        assert!(seconds <= 15, "{seconds} s");
+        let mut answer = String::new();
+        busy.read_to_string(&mut answer).await.expect("an answer and an end");
+        assert!(answer.contains("connection: close\r\n") && answer.ends_with("waited"), "{answer}");
+        timeout(Duration::from_secs(1), connections.all_gone()).await.expect("all gone");
+        // Whoever comes later gets one answer.
+        let (mut late, _e) = connect(&connections);
+        late.write_all(ASK).await.expect("it is read");
+        let mut answer = String::new();
+        late.read_to_string(&mut answer).await.expect("an answer and an end");
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_in_front_asks_every_client_to_close() {
+    local(async {
+        let (mut client, theirs) = tokio::io::duplex(4096);
+        let connections = Connections::default();
+        tokio::task::spawn_local(async move { connection::serve(theirs, &connections, || true, handle).await });
+        client.write_all(ASK).await.expect("it is read");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.expect("an answer and an end");
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
+    })
+    .await;
+}
