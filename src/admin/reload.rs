@@ -74,3 +74,37 @@ impl IntoResponse for Reloaded {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    async fn told(outcome: Option<Reloaded>) -> (u16, Value) {
+        let reload = outcome.map(|outcome| -> Reload {
+            Arc::new(move || {
+                let outcome = outcome.clone();
+                Box::pin(async { outcome })
+            })
+        });
+        let response = answer(reload.as_ref()).await;
+        let status = response.status().as_u16();
+        (status, serde_json::from_slice(&to_bytes(response.into_body(), 4096).await.unwrap()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_answers_have_the_form_that_scripts_know() {
+        let accounts = vec![AccountName::new("shop").unwrap()];
+        assert_eq!(
+            told(Some(Reloaded::Done { accounts, restart_needed: vec!["server.listen"] })).await,
+            (200, json!({"reloaded": true, "accounts": ["shop"], "restart_needed": ["server.listen"]}))
+        );
+        let (status, refused) = told(Some(Reloaded::Refused { problems: vec!["one".into(), "two".into()] })).await;
+        assert_eq!((status, &refused["error"]), (422, &json!("bad_configuration")));
+        assert_eq!(refused["problems"], json!(["one", "two"]));
+        let (status, nothing) = told(None).await;
+        assert_eq!((status, &nothing["error"]), (501, &json!("reload_unavailable")));
+    }
+}

@@ -104,10 +104,7 @@ fn note(outcome: &Reloaded) {
     match outcome {
         Reloaded::Done { restart_needed, .. } => {
             for key in restart_needed {
-                tracing::warn!(
-                    key,
-                    "was changed in the configuration and keeps its old value until wxgate is restarted"
-                );
+                tracing::warn!("{key} was changed and keeps its old value until wxgate is restarted");
             }
         }
         Reloaded::Refused { problems } => {
@@ -119,5 +116,85 @@ fn note(outcome: &Reloaded) {
                 tracing::error!("{problem}");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        path::Path,
+        sync::{
+            Mutex as StdMutex,
+            atomic::{AtomicUsize, Ordering::SeqCst},
+            mpsc,
+        },
+    };
+
+    use super::*;
+    use crate::{app::App, base::AccountName, config};
+
+    fn config(names: &[&str]) -> Result<Config, Problems> {
+        let mut text = "[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+                        [store]\nkind = \"memory\"\n"
+            .to_owned();
+        for name in names {
+            text += &format!(
+                "[[account]]\nname = \"{name}\"\nappid = \"wx{name:0>16}\"\nsecret = {{ value = \"s\" }}\n\
+                 api = [\"http://127.0.0.1:9\"]\n"
+            );
+        }
+        config::parse(&text, Path::new("/"), "test.toml", &BTreeMap::<String, String>::new())
+    }
+
+    fn done(names: &[&str]) -> Reloaded {
+        let accounts = names.iter().map(|name| AccountName::new(name).unwrap()).collect();
+        Reloaded::Done { accounts, restart_needed: Vec::new() }
+    }
+
+    #[tokio::test]
+    async fn a_reload_goes_on_without_its_caller_and_the_next_one_waits_for_it() {
+        let (begun, mut beginnings) = tokio::sync::mpsc::unbounded_channel();
+        let (go, gate) = mpsc::channel::<&'static [&'static str]>();
+        let (gate, inside) = (StdMutex::new(gate), AtomicUsize::new(0));
+        let load: Loader = Box::new(move || {
+            assert_eq!(inside.fetch_add(1, SeqCst), 0, "one at a time");
+            let _ = begun.send(());
+            let names = gate.lock().unwrap().recv().unwrap();
+            inside.fetch_sub(1, SeqCst);
+            config(names)
+        });
+        let (_app, reloader) = App::build(&config(&["a"]).unwrap(), None).unwrap().reloading(load);
+        let impatient = tokio::spawn({
+            let reloader = reloader.clone();
+            async move { reloader.reload().await }
+        });
+        beginnings.recv().await.unwrap();
+        impatient.abort();
+        assert!(impatient.await.unwrap_err().is_cancelled());
+        let next = tokio::spawn({
+            let reloader = reloader.clone();
+            async move { reloader.reload().await }
+        });
+        go.send(&["a", "b"]).unwrap();
+        beginnings.recv().await.unwrap();
+        // The second one has begun, so the first one is over although nobody waited for it.
+        go.send(&["b", "c"]).unwrap();
+        assert_eq!(next.await.unwrap(), done(&["b", "c"]));
+        let running = reloader.0.running.lock().await;
+        assert_eq!(running.keepers.running().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_loader_that_panics_leaves_everything_as_it_was_and_the_next_reload_works() {
+        let calls = AtomicUsize::new(0);
+        let load: Loader = Box::new(move || match calls.fetch_add(1, SeqCst) {
+            0 => panic!("as the test wants it"),
+            _ => config(&["b"]),
+        });
+        let (_app, reloader) = App::build(&config(&["a"]).unwrap(), None).unwrap().reloading(load);
+        assert!(matches!(reloader.reload().await, Reloaded::Refused { .. }));
+        assert_eq!(reloader.0.running.lock().await.keepers.running()[0].0.name.as_str(), "a");
+        assert_eq!(reloader.reload().await, done(&["b"]));
     }
 }
