@@ -150,7 +150,9 @@ fn token_read(c: &mut Criterion) {
             .collect();
         b.iter(|| keeper.token().unwrap().generation());
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        others.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in others {
+            thread.join().unwrap();
+        }
     });
 }
 

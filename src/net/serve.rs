@@ -12,7 +12,7 @@ use super::{
     listen::Listener,
 };
 
-/// Serves until the drain reaches [`Phase::Closing`] and the connections have ended, or [`Phase::Aborting`].
+/// Serves until the drain reaches [`Phase::Aborting`]: probes want an answer for as long as requests are in flight.
 pub async fn serve<S, F, B>(listener: Listener, drain: Drain, service: S)
 where
     S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
@@ -23,7 +23,6 @@ where
 {
     let service = Arc::new(service);
     let connections = Connections::default();
-    let mut closing = drain.clone();
     let mut aborting = drain.clone();
     let accepting = async {
         loop {
@@ -41,11 +40,9 @@ where
     };
     tokio::select! {
         () = accepting => {}
-        () = closing.reached(Phase::Closing) => {}
-    }
-    connections.close_gracefully();
-    tokio::select! {
-        () = connections.all_gone() => {}
         () = aborting.reached(Phase::Aborting) => {}
     }
+    connections.close_gracefully();
+    // What is being answered now gets a moment; the caller decides how long it waits for us.
+    connections.all_gone().await;
 }

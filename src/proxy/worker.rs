@@ -193,10 +193,18 @@ async fn connection(worker: Arc<Worker>, connections: Connections, drain: Drain,
     let tls = worker.proxy.live.load().tls.clone();
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
         None => connection::serve(stream, &connections, leaving, handler).await,
-        Some(acceptor) => match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => connection::serve(stream, &connections, leaving, handler).await,
-            Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake with a client failed"),
-            Err(_) => tracing::debug!(%peer, "TLS handshake with a client took too long"),
-        },
+        Some(acceptor) => {
+            let mut closing = drain.clone();
+            let shaken = tokio::select! {
+                shaken = timeout(HANDSHAKE, acceptor.accept(stream)) => shaken,
+                // Nothing was asked yet, so nothing is lost.
+                () = closing.reached(Phase::Closing) => return,
+            };
+            match shaken {
+                Ok(Ok(stream)) => connection::serve(stream, &connections, leaving, handler).await,
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake with a client failed"),
+                Err(_) => tracing::debug!(%peer, "TLS handshake with a client took too long"),
+            }
+        }
     }
 }

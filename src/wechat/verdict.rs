@@ -117,7 +117,7 @@ impl<'b> Scanner<'b> {
                     continue;
                 }
                 Some(b'{' | b'[') => depth += 1,
-                Some(b'}' | b']') if depth == 0 => return,
+                Some(b'}' | b']' | b',') if depth == 0 => return,
                 Some(b'}' | b']') => {
                     depth -= 1;
                     if depth == 0 {
@@ -125,7 +125,6 @@ impl<'b> Scanner<'b> {
                         return;
                     }
                 }
-                Some(b',') if depth == 0 => return,
                 Some(_) => {}
             }
             self.rest = &self.rest[1..];

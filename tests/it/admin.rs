@@ -1,12 +1,11 @@
 //! The admin listener over real HTTP, with a real WeChat (well, the sandbox) behind the accounts.
 
-use std::time::Instant;
-
 use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
+    time::Instant,
 };
 use wxgate::sandbox::{DEFAULT_APPID, Fault, Rule, SandboxAccount, TokenKind, Which};
 

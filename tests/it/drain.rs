@@ -4,12 +4,12 @@ use std::{
     collections::HashSet,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use wxgate::{
     app::Grace,
     sandbox::{self, Control, Fault, Rule, Sandbox},

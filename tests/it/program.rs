@@ -9,11 +9,12 @@ use std::{
         Arc, Condvar, Mutex,
         mpsc::{Receiver, channel},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use tokio::time::Instant;
 use wxgate::sandbox::Sandbox;
 
 use crate::support::Setup;

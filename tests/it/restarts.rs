@@ -12,7 +12,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use wxgate::sandbox::{self, DEFAULT_APPID, DEFAULT_SECRET, Fault, Rule, Sandbox, TokenKind};
+use wxgate::sandbox::{self, DEFAULT_APPID, DEFAULT_SECRET, Fault, Revocation, Rule, Sandbox, TokenKind};
 
 use crate::{
     support::{Gate, Setup, client, setup},
@@ -78,6 +78,25 @@ async fn a_restart_on_the_same_folder_fetches_nothing() {
         assert!(all(calls).await.iter().all(Said::is_fine), "{mode}");
         assert_eq!(gate.control().fetches(), 2, "{mode}");
     }
+}
+
+/// WeChat allows twenty forced calls a day, so what was spent of them must outlive the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_gives_no_forced_refresh_back() {
+    let gate = on_disk("").start().await;
+    gate.warm().await;
+    let dead_for_good = || Revocation { sticky: true, ..Revocation::default() };
+    gate.control().revoke_with(DEFAULT_APPID, dead_for_good());
+    assert!(get(&gate, USER).await.is_fine());
+    assert_eq!(gate.control().counters().forced_fetches, 1);
+    stored(&gate.folder, &gate.sandbox, TokenKind::Stable).await;
+    let (sandbox, folder) = stopped(gate).await;
+    let gate = on_disk("").start_in(sandbox, folder).await;
+    assert!(get(&gate, USER).await.is_fine());
+    gate.control().revoke_with(DEFAULT_APPID, dead_for_good());
+    let answer = get(&gate, USER).await;
+    assert_eq!((answer.errcode(), answer.replay.as_str()), (Some(40001), "skipped; reason=budget"), "{answer:?}");
+    assert_eq!(gate.control().counters().forced_fetches, 1, "the last one is less than a minute ago");
 }
 
 /// Pitfalls: an old secret's token is used after the secret was changed (WSO2), a token of another account or kind is

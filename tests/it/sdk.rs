@@ -3,12 +3,7 @@
 //! Python comes from WXGATE_TEST_PYTHON, which scripts/test sets; without it, the environment that scripts/test would
 //! make is made here.
 
-use std::{
-    ffi::OsString,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{ffi::OsString, fs, path::Path, process::Command};
 
 use serde_json::{Value, json};
 
@@ -36,7 +31,7 @@ fn python() -> OsString {
     pip.args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--quiet", "-r"]);
     run(pip.arg(&requirements));
     fs::write(stamp, wanted).expect("the environment is ours");
-    PathBuf::from(python).into()
+    python.into()
 }
 
 #[track_caller]

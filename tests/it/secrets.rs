@@ -139,11 +139,11 @@ impl EgressProxy {
 }
 
 async fn wechat() -> Sandbox {
-    let mut settings = sandbox::Settings::default();
-    settings.accounts = vec![
+    let accounts = vec![
         SandboxAccount::new("wx1111111111111111", APP_SECRET),
         SandboxAccount::new("wx2222222222222222", OTHER_SECRET),
     ];
+    let settings = sandbox::Settings { accounts, ..sandbox::Settings::default() };
     let sandbox = sandbox::start(settings).await.expect("the sandbox starts");
     let token = |value: &str| Fault::Token { expires_in: None, access_token: Some(value.to_owned()) };
     let endpoint = |fault| Rule::new("/cgi-bin/stable_token", fault);

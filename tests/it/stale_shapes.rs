@@ -109,6 +109,20 @@ async fn every_shape_of_a_stale_answer_is_cured_unseen() {
     }
 }
 
+/// A stale answer that trickles in is held back until it can be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_answer_that_comes_byte_by_byte_is_cured_unseen() {
+    let gate = setup().start().await;
+    for chunked in [false, true] {
+        gate.warm().await;
+        gate.control().revoke(DEFAULT_APPID);
+        let every = std::time::Duration::from_millis(2);
+        gate.control().fault(Rule::new("/cgi-bin/menu/get", Fault::Drip { bytes: 1, every, chunked }));
+        let answer = get(&gate, "/cgi-bin/menu/get").await;
+        assert!(answer.is_fine() && answer.attempts == "2", "chunked {chunked}: {}", answer.text());
+    }
+}
+
 /// A download that fails: a stale answer in place of a picture must not be stored as a .jpg, and the picture of the
 /// replay comes whole.
 #[tokio::test(flavor = "multi_thread")]
@@ -251,7 +265,7 @@ async fn a_stale_answer_that_cannot_be_cured_keeps_its_bytes_and_headers() {
     ] {
         let with_header = Response { headers: vec![("LogicRet".to_owned(), "40001".to_owned())], ..response.clone() };
         // A path of its own each time: one that lied before is not asked about again.
-        let path = format!("/wxa/{}", name.replace(' ', "_").replace('/', "_"));
+        let path = format!("/wxa/{}", name.replace([' ', '/'], "_"));
         gate.control().fault(Rule::new(&path, Fault::Respond(with_header)).always());
         let raw = gate.client.get(gate.url(&path)).send().await.expect("the proxy answers");
         assert_eq!(raw.headers()["logicret"], "40001", "{name}");

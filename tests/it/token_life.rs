@@ -304,3 +304,45 @@ async fn in_wechat_style_a_missing_token_is_an_errcode_with_status_200() {
     assert_eq!((answer.status, answer.errcode(), answer.error.as_str()), (200, Some(990_503), "token_unavailable"));
     assert_ne!(answer.retry_after, "");
 }
+
+/// The answer to a fetch is lost, and with it a token that WeChat has issued: the callers who wait get the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_whose_answer_is_lost_is_asked_for_again_while_its_callers_wait() {
+    for mode in ["stable", "classic"] {
+        let gate = setup().account(&format!("token = \"{mode}\"")).start().await;
+        gate.warm().await;
+        gate.control().revoke(DEFAULT_APPID);
+        gate.control().clear_record();
+        let lost = gate.control().fault(Rule::new(ENDPOINTS, Fault::Reset { executed: true }).hold());
+        let calls = (0..20).map(|n| spawned(gate.send_message(&format!("user-{n}")))).collect();
+        until(gate.control(), "20 refusals", |control| control.counters().stale == 20).await;
+        gate.control().release(lost);
+        for answer in all(calls).await {
+            assert!(answer.is_fine() && answer.attempts == "2", "{mode}: {answer:?}");
+        }
+        assert_eq!(gate.control().fetches(), 2, "{mode}: the lost one, the one that came");
+    }
+}
+
+/// Pitfall: the first user after two hours pays for the refresh.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_replaced_before_it_is_over_and_no_caller_notices() {
+    let gate = start_with_short_token(setup().account("token = \"classic\""), 11).await;
+    gate.warm().await;
+    let begun = Instant::now();
+    while gate.control().fetches() < 2 {
+        let answer = get(&gate, USER).await;
+        assert!(answer.is_fine() && answer.attempts == "1", "{answer:?}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "it is never replaced");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let fresh = gate.control().current_token(DEFAULT_APPID, TokenKind::Classic).expect("the second one");
+    let uses_it = |record: &wxgate::sandbox::Record| record.query.as_ref().is_some_and(|query| query.contains(&fresh));
+    let mut answer = get(&gate, USER).await;
+    while !gate.control().requests("/cgi-bin/user/info").last().is_some_and(uses_it) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the new one is never used");
+        answer = get(&gate, USER).await;
+        assert!(answer.is_fine() && answer.attempts == "1", "{answer:?}");
+    }
+    assert_eq!((answer.attempts.as_str(), gate.control().counters().stale), ("1", 0));
+}

@@ -66,7 +66,7 @@ impl Closings {
     fn note(&mut self, lasted: Duration, at: Instant) {
         match &mut self.last {
             Some((longest, event)) if at.saturating_duration_since(*event) < ONE_EVENT => {
-                *longest = lasted.max(*longest)
+                *longest = lasted.max(*longest);
             }
             last => {
                 self.before = last.filter(|(_, event)| at - *event < LEARNED_FOR).map(|(longest, _)| longest);
