@@ -135,15 +135,16 @@ mod tests {
     use crate::{app::App, base::AccountName, config};
 
     fn config(names: &[&str]) -> Result<Config, Problems> {
-        let mut text = "[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-                        [store]\nkind = \"memory\"\n"
-            .to_owned();
-        for name in names {
-            text += &format!(
+        let account = |name: &&str| {
+            format!(
                 "[[account]]\nname = \"{name}\"\nappid = \"wx{name:0>16}\"\nsecret = {{ value = \"s\" }}\n\
                  api = [\"http://127.0.0.1:9\"]\n"
-            );
-        }
+            )
+        };
+        let text = format!(
+            "[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n[store]\nkind = \"memory\"\n{}",
+            names.iter().map(account).collect::<String>()
+        );
         config::parse(&text, Path::new("/"), "test.toml", &BTreeMap::<String, String>::new())
     }
 
