@@ -3,9 +3,16 @@
 //! Builds every part, hands each what it needs, and drains them in order at the end. Holds no logic of its own, and
 //! knows nothing of the sandbox: the demo puts the two together from outside.
 
+mod keepers;
+mod reload;
+mod restart;
+
 use std::{future::Future, io, sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::{sync::Mutex, time::timeout};
+
+pub use self::reload::{Loader, Reloader};
+use self::{keepers::Keepers, reload::Running};
 
 use crate::{
     admin::{self, Admin},
@@ -17,8 +24,8 @@ use crate::{
     proxy::{self, AccessLogSettings, Listeners, Proxy},
     telemetry::registry::Metrics,
     token::{
-        self, Accounts, Keeper,
-        source::{self, ClientError, TokenClient},
+        self,
+        source::{ClientError, TokenClient},
         store::{self, FileStore, MemoryStore, OpenError, TokenStore},
     },
 };
@@ -59,6 +66,7 @@ pub enum StartError {
 pub struct App {
     proxy: proxy::Bound,
     admin: Admin,
+    running: Arc<Mutex<Running>>,
     control: DrainControl,
     drain: drain::Drain,
     grace: Grace,
@@ -81,19 +89,31 @@ impl App {
         let admin = Admin::listen(&config.admin)?;
         let client = TokenClient::new(&config.proxy.upstream.egress, config.token.fetch_timeout)?;
         let token_metrics = metrics.register(token::metrics::Metrics::register);
-        let mut routed = Vec::with_capacity(config.accounts.len());
-        for account in &config.accounts {
-            let source = source::for_account(account, client.clone());
-            let counters = token_metrics.for_account(&account.name);
-            let keeper = Keeper::spawn(account.clone(), config.token, source, Arc::clone(&store), counters);
-            routed.push((account.clone(), keeper));
-        }
-        let accounts: Accounts =
-            routed.iter().map(|(account, keeper)| (account.name.clone(), keeper.clone())).collect();
-        let proxy = Proxy::build(listeners, &config.proxy, routed, log, &metrics)?;
-        let admin = Admin::on(admin, &config.admin, Arc::new(accounts), metrics);
+        let mut keepers = Keepers::new(client, store, token_metrics);
+        let _ = keepers.follow(config);
+        let proxy = Proxy::build(listeners, &config.proxy, keepers.running().to_vec(), log, &metrics)?;
+        let admin = Admin::on(admin, &config.admin, keepers.by_name(), metrics);
+        let running = Running {
+            // Without secrets that may be replaced one day.
+            started: Config {
+                accounts: Vec::new(),
+                admin: admin::settings::Settings { key: None, ..config.admin.clone() },
+                ..config.clone()
+            },
+            keepers,
+            proxy: proxy.control(),
+            admin: admin.control(),
+        };
         let (control, drain) = drain::drain();
-        Ok(Self { proxy, admin, control, drain, grace: Grace::default() })
+        Ok(Self { proxy, admin, running: Arc::new(Mutex::new(running)), control, drain, grace: Grace::default() })
+    }
+
+    /// Makes it possible to reload: by the reloader that comes back, and through the admin listener.
+    #[must_use]
+    pub fn reloading(mut self, load: Loader) -> (Self, Reloader) {
+        let reloader = Reloader::new(load, Arc::clone(&self.running));
+        self.admin = self.admin.with_reload(reloader.handler());
+        (self, reloader)
     }
 
     /// Shortens or lengthens the stop.
@@ -118,7 +138,7 @@ impl App {
     /// # Errors
     /// When threads cannot be started, or requests had to be cut at the end of the grace.
     pub async fn run(self, stop: impl Future<Output = ()>, abort: impl Future<Output = ()>) -> io::Result<()> {
-        let Self { proxy, admin, control, drain, grace } = self;
+        let Self { proxy, admin, running: _running, control, drain, grace } = self;
         let admin = tokio::spawn(admin.run(drain.clone()));
         let proxy = proxy.run(drain);
         tokio::pin!(proxy, stop, abort);

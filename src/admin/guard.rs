@@ -36,6 +36,11 @@ impl Guard {
         Self { hosts: settings.hosts.clone(), key: settings.key.clone() }
     }
 
+    /// The same key with other hosts.
+    pub(super) fn with_hosts(&self, settings: &Settings) -> Self {
+        Self { hosts: settings.hosts.clone(), key: self.key.clone() }
+    }
+
     /// Lets a request in, or says why not.
     pub(super) fn admit(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Denied> {
         let named = authorities(uri, headers).ok_or(Denied::Host)?;

@@ -1,23 +1,29 @@
-//! What operators see: a page, health, metrics, the accounts, and a way to refresh one by hand.
+//! What operators see: a page, health, metrics, the accounts, and ways to refresh one and to reload by hand.
 //!
 //! Shows no token and no secret; a token is named by its fingerprint. The page is plain HTML without script until the
-//! console is built. `POST /api/reload` and `GET /api/events` do not exist yet and are answered 404.
+//! console is built. `GET /api/events` does not exist yet and is answered 404.
 
 mod accounts;
 mod answer;
 mod guard;
+mod live;
 mod page;
 mod readiness;
+mod reload;
 pub mod settings;
 mod site;
 #[cfg(test)]
 mod tests;
 
-use std::{io, sync::Arc};
+use std::{fmt, io, sync::Arc};
 
 use axum::body::Body;
 
-use self::{guard::Guard, settings::Settings, site::Site};
+pub use self::{
+    live::Control,
+    reload::{Reload, Reloaded},
+};
+use self::{settings::Settings, site::Site};
 use crate::{
     net::{
         drain::Drain,
@@ -29,12 +35,11 @@ use crate::{
 };
 
 /// The admin listener, bound and not yet serving.
-#[derive(Debug)]
 pub struct Admin {
     listener: Listener,
-    guard: Guard,
-    accounts: Arc<Accounts>,
+    control: Control,
     metrics: Metrics,
+    reload: Option<Reload>,
 }
 
 /// Why the admin listener cannot start.
@@ -73,7 +78,19 @@ impl Admin {
 
     /// On an address that is taken already.
     pub fn on(listener: Listener, settings: &Settings, accounts: Arc<Accounts>, metrics: Metrics) -> Self {
-        Self { listener, guard: Guard::new(settings), accounts, metrics }
+        Self { listener, control: Control::new(settings, accounts), metrics, reload: None }
+    }
+
+    /// Lets operators reload. Without this, they are told that it cannot be done.
+    #[must_use]
+    pub fn with_reload(mut self, reload: Reload) -> Self {
+        self.reload = Some(reload);
+        self
+    }
+
+    /// Changes key, hosts and accounts from now on, also while it runs.
+    pub fn control(&self) -> Control {
+        self.control.clone()
     }
 
     /// Where it stands, port included.
@@ -84,12 +101,18 @@ impl Admin {
     /// Serves until the drain is closing and the connections have ended, or it is aborting. Readiness is gone from the
     /// moment the drain is leaving.
     pub async fn run(self, drain: Drain) {
-        let site = Arc::new(Site::new(self.guard, self.accounts, self.metrics, drain.clone()));
+        let site = Arc::new(Site::new(self.control, self.metrics, drain.clone(), self.reload));
         serve(self.listener, drain, move |request| {
             let site = Arc::clone(&site);
             async move { Ok(site.answer(request.map(Body::new)).await) }
         })
         .await;
+    }
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin").field("listener", &self.listener).finish_non_exhaustive()
     }
 }
 

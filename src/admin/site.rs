@@ -15,9 +15,11 @@ use tower_service::Service;
 use super::{
     accounts::{self, Row},
     answer::{Problem, sealed},
-    guard::Guard,
+    guard::Denied,
+    live::Control,
     page,
     readiness::{self, Readiness},
+    reload::{self, Reload},
 };
 use crate::{
     net::drain::Drain,
@@ -27,15 +29,16 @@ use crate::{
 
 /// All that the admin listener answers.
 pub(super) struct Site {
-    guard: Guard,
+    control: Control,
     router: Router,
 }
 
 /// What the answers are made from.
 struct Sources {
-    accounts: Arc<Accounts>,
+    control: Control,
     metrics: Metrics,
     drain: Drain,
+    reload: Option<Reload>,
 }
 
 type Shared = State<Arc<Sources>>;
@@ -44,7 +47,8 @@ type Shared = State<Arc<Sources>>;
 const OPEN: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
 impl Site {
-    pub(super) fn new(guard: Guard, accounts: Arc<Accounts>, metrics: Metrics, drain: Drain) -> Self {
+    pub(super) fn new(control: Control, metrics: Metrics, drain: Drain, reload: Option<Reload>) -> Self {
+        let sources = Sources { control: control.clone(), metrics, drain, reload };
         let router = Router::new()
             .route("/", get(console))
             .route("/livez", get(async || "ok\n"))
@@ -52,28 +56,34 @@ impl Site {
             .route("/metrics", get(metrics_page))
             .route("/api/accounts", get(list))
             .route("/api/accounts/{name}/refresh", post(refresh))
+            .route("/api/reload", post(async |State(sources): Shared| reload::answer(sources.reload.as_ref()).await))
             .fallback(async || Problem::not_found())
             .method_not_allowed_fallback(async || Problem::wrong_method())
-            .with_state(Arc::new(Sources { accounts, metrics, drain }));
-        Self { guard, router }
+            .with_state(Arc::new(sources));
+        Self { control, router }
     }
 
     /// Answers; what is not expressly open passes the guard first, routes that do not exist included.
     pub(super) async fn answer(&self, request: Request) -> Response {
-        if !OPEN.contains(&request.uri().path())
-            && let Err(denied) = self.guard.admit(request.method(), request.uri(), request.headers())
-        {
+        if let Err(denied) = self.admit(&request) {
             tracing::debug!(reason = denied.label(), "admin request refused");
             return sealed(Problem::from(denied).into_response());
         }
         let routed: Result<Response, Infallible> = self.router.clone().call(request).await;
         sealed(routed.unwrap_or_else(|never| match never {}))
     }
+
+    fn admit(&self, request: &Request) -> Result<(), Denied> {
+        if OPEN.contains(&request.uri().path()) {
+            return Ok(());
+        }
+        self.control.live.load().guard.admit(request.method(), request.uri(), request.headers())
+    }
 }
 
 async fn console(State(sources): Shared) -> Html<String> {
     let ready = sources.readiness(false).ready;
-    Html(page::render(&accounts::rows(&sources.accounts), ready))
+    Html(page::render(&accounts::rows(&sources.accounts()), ready))
 }
 
 async fn readyz(State(sources): Shared, RawQuery(query): RawQuery) -> Readiness {
@@ -85,7 +95,7 @@ async fn metrics_page(State(sources): Shared) -> impl IntoResponse {
 }
 
 async fn list(State(sources): Shared) -> Json<Vec<Row>> {
-    Json(accounts::rows(&sources.accounts))
+    Json(accounts::rows(&sources.accounts()))
 }
 
 async fn refresh(
@@ -95,11 +105,16 @@ async fn refresh(
 ) -> Result<Response, Problem> {
     // A name that is not text is no account's name; neither is the empty one.
     let name = name.map(|Path(name)| name).unwrap_or_default();
-    accounts::refresh(&sources.accounts, &name, body).await
+    accounts::refresh(&sources.accounts(), &name, body).await
 }
 
 impl Sources {
+    /// The accounts of this moment.
+    fn accounts(&self) -> Arc<Accounts> {
+        Arc::clone(&self.control.live.load().accounts)
+    }
+
     fn readiness(&self, all: bool) -> Readiness {
-        readiness::judge(&accounts::statuses(&self.accounts), all, self.drain.is_leaving())
+        readiness::judge(&accounts::statuses(&self.accounts()), all, self.drain.is_leaving())
     }
 }

@@ -18,7 +18,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Admin, BindError, guard::Guard, settings::Settings, site::Site};
+use super::{Admin, BindError, live::Control, settings::Settings, site::Site};
 use crate::{
     base::{AccountName, Secret},
     net::drain::{self, DrainControl, Phase},
@@ -108,7 +108,7 @@ impl Bench {
         let metrics = Metrics::default();
         let accounts = settled(scripts, &metrics).await;
         let (control, drain) = drain::drain();
-        Self { site: Site::new(Guard::new(settings), accounts, metrics, drain), control }
+        Self { site: Site::new(Control::new(settings, accounts), metrics, drain, None), control }
     }
 
     /// `shop` has a token, `frozen` is refused.

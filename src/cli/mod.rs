@@ -19,6 +19,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
+    app::Loader,
     base::AccountName,
     config::{self, Config, ProcessEnvironment},
     net::address::ListenAddr,
@@ -140,7 +141,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(file) => {
             log("info")?;
-            serve::run(&file.load()?, format)
+            serve::run(&file, format)
         }
         Command::Check { file, live } => {
             log("warn")?;
@@ -177,9 +178,15 @@ fn run(cli: Cli) -> Result<(), Failure> {
 
 impl ConfigFile {
     fn load(&self) -> Result<Config, Failure> {
+        self.loader()?().map_err(|problems| Failure::Config(problems.to_string()))
+    }
+
+    /// Loads from the same place again and again. A default file that is there now must be there later too.
+    fn loader(&self) -> Result<Loader, Failure> {
         let here = std::env::current_dir()?;
-        config::load(self.config.as_deref(), &here, &ProcessEnvironment)
-            .map_err(|problems| Failure::Config(problems.to_string()))
+        let default = || here.join(config::DEFAULT_FILE).exists().then(|| PathBuf::from(config::DEFAULT_FILE));
+        let file = self.config.clone().or_else(default);
+        Ok(Box::new(move || config::load(file.as_deref(), &here, &ProcessEnvironment)))
     }
 }
 

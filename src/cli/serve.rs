@@ -2,25 +2,33 @@
 //!
 //! Hardens the process, starts the application and translates signals; what is served is the application's business.
 
-use tokio::sync::Mutex;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::Mutex,
+};
 
-use super::{Failure, StopSignals, background_runtime};
+use super::{ConfigFile, Failure, StopSignals, background_runtime};
 use crate::{
-    app::App,
-    config::Config,
+    app::{App, Reloader},
     proxy::AccessLogSettings,
     telemetry::{logging::Format, output::Output},
 };
 
-pub(super) fn run(config: &Config, format: Format) -> Result<(), Failure> {
+pub(super) fn run(file: &ConfigFile, format: Format) -> Result<(), Failure> {
     keep_memory_private();
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
     background_runtime()?.block_on(async {
+        // First of all: without a handler, a SIGHUP ends the process.
+        let hangup = signal(SignalKind::hangup())?;
         // One listener for both signals, or a second one right behind the first would be missed.
         let signals = Mutex::new(StopSignals::listen()?);
-        let app = App::build(config, access_log(format)).map_err(|error| Failure::Running(error.to_string()))?;
+        let load = file.loader()?;
+        let config = load().map_err(|problems| Failure::Config(problems.to_string()))?;
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let app = App::build(&config, access_log(format)).map_err(|error| Failure::Running(error.to_string()))?;
+        let (app, reloader) = app.reloading(load);
+        tokio::spawn(reload_at(hangup, reloader));
         for address in app.addresses() {
             tracing::info!(%address, "serving WeChat's API; no token is needed here");
         }
@@ -31,6 +39,14 @@ pub(super) fn run(config: &Config, format: Format) -> Result<(), Failure> {
         tracing::info!("stopped; every request in flight was answered");
         Ok(())
     })
+}
+
+/// A signal that comes during a reload leads to one more: the file may have changed after it was read.
+async fn reload_at(mut hangup: Signal, reloader: Reloader) {
+    while hangup.recv().await.is_some() {
+        tracing::info!("SIGHUP: loading the configuration again");
+        reloader.reload().await;
+    }
 }
 
 /// The access log goes where the log goes, unless the filter leaves it out (`WXGATE_LOG=access=off`).

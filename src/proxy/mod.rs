@@ -12,6 +12,7 @@ mod error;
 pub mod headers;
 pub mod inject;
 mod inspect;
+mod live;
 mod metrics;
 pub mod path;
 mod pipeline;
@@ -25,14 +26,12 @@ mod worker;
 use std::{
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::{
     HeaderMap, Request, Response,
@@ -45,21 +44,20 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+pub use self::live::{Control, Plan};
 use self::{
-    access::Access,
     access_log::{AccessLog, Record},
-    error::ProxyError,
     inspect::Answer,
+    live::{InFlight, Live, Load},
     metrics::{AccountMetrics, Metrics},
     pipeline::Trail,
-    route::{Account, Accounts},
     settings::Settings,
-    upstream::{DialSetupError, Dialer, Origin},
+    upstream::{Dialer, Origins},
     worker::Worker,
 };
 use crate::{
     net::{
-        address::{BaseUrl, Peer},
+        address::Peer,
         drain::{Drain, Phase},
         listen::{BoundAddr, Listener},
     },
@@ -102,19 +100,13 @@ pub enum BuildError {
 
 /// The data path, shared by its workers.
 pub struct Proxy {
-    access: Access,
-    accounts: Accounts,
+    live: ArcSwap<Live>,
     nobody: AccountMetrics,
     metrics: Metrics,
-    origins: Vec<Arc<Origin>>,
+    origins: Origins,
     dialer: Dialer,
-    upstream: settings::Upstream,
-    replay: settings::Replay,
+    pool_idle: Duration,
     spool: Arc<spool::Budget>,
-    max_body: u64,
-    response_timeout: Duration,
-    error_style: settings::ErrorStyle,
-    in_flight: AtomicUsize,
     log: Option<AccessLogSettings>,
 }
 
@@ -127,7 +119,7 @@ pub struct Listeners {
 /// The data path with its listeners bound, ready to run.
 pub struct Bound {
     proxy: Arc<Proxy>,
-    listeners: Listeners,
+    listeners: Vec<Listener>,
     workers: usize,
     max_connections: usize,
 }
@@ -159,30 +151,20 @@ impl Proxy {
         log: Option<AccessLogSettings>,
         registry: &registry::Metrics,
     ) -> Result<Bound, BuildError> {
-        let setup = |error: DialSetupError| BuildError::Upstream(error.to_string());
         let metrics = registry.register(Metrics::register);
-        let mut origins = Origins::default();
-        let mut routed = Vec::with_capacity(accounts.len());
-        for (account, keeper) in accounts {
-            let places = account.api.iter().map(|base| origins.place(base)).collect::<Result<_, _>>().map_err(setup)?;
-            let counters = metrics.for_account(&account.name);
-            let route = Arc::new(Account::new(&account, keeper, counters, places));
-            routed.push((account, route));
-        }
+        let Listeners { list: listeners, tls } = listeners;
+        let (accounts, keepers): (Vec<_>, Vec<_>) = accounts.into_iter().unzip();
+        let origins = Origins::default();
+        let plan = Plan::new(settings, &accounts, &origins, tls)?;
+        let live = Live::new(plan, keepers, &metrics, None, Load::new(&metrics));
         let proxy = Self {
-            access: Access { allow: settings.allow.clone(), trusted_proxies: settings.trusted_proxies.clone() },
-            accounts: Accounts::new(routed, settings.default_account.as_ref()),
+            live: ArcSwap::from_pointee(live),
             nobody: metrics.for_none(),
             metrics,
-            origins: origins.list,
-            dialer: Dialer::new(&settings.upstream.egress).map_err(setup)?,
-            response_timeout: settings.upstream.response_timeout,
-            upstream: settings.upstream.clone(),
-            replay: settings.replay,
+            origins,
+            dialer: Dialer::new(&settings.upstream.egress).map_err(|error| BuildError::Upstream(error.to_string()))?,
+            pool_idle: settings.upstream.pool_idle,
             spool: spool::Budget::new(settings.replay.memory_total),
-            max_body: settings.max_body,
-            error_style: settings.error_style,
-            in_flight: AtomicUsize::new(0),
             log,
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -193,42 +175,17 @@ impl Proxy {
     fn access_log(&self) -> Option<AccessLog> {
         self.log.as_ref().map(|log| AccessLog::new(log.format, log.output.clone()))
     }
-
-    /// Takes a place among the requests in flight.
-    fn enter(self: &Arc<Self>) -> Result<InFlight, ProxyError> {
-        let before = self.in_flight.fetch_add(1, Relaxed);
-        self.metrics.in_flight.inc();
-        let guard = InFlight(Arc::clone(self));
-        if before >= self.upstream.max_in_flight {
-            Err(ProxyError::Overloaded("upstream.max_in_flight"))
-        } else {
-            Ok(guard)
-        }
-    }
-}
-
-/// API hosts, each one once, however many accounts use it.
-#[derive(Default)]
-struct Origins {
-    bases: Vec<BaseUrl>,
-    list: Vec<Arc<Origin>>,
-}
-
-impl Origins {
-    fn place(&mut self, base: &BaseUrl) -> Result<usize, DialSetupError> {
-        if let Some(place) = self.bases.iter().position(|known| known == base) {
-            return Ok(place);
-        }
-        self.list.push(Arc::new(Origin::new(base.clone())?));
-        self.bases.push(base.clone());
-        Ok(self.bases.len() - 1)
-    }
 }
 
 impl Bound {
     /// Where the listeners really stand.
     pub fn addresses(&self) -> Vec<BoundAddr> {
-        self.listeners.list.iter().map(|listener| listener.address().clone()).collect()
+        self.listeners.iter().map(|listener| listener.address().clone()).collect()
+    }
+
+    /// Changes the configuration from now on, also while it runs.
+    pub fn control(&self) -> Control {
+        Control::of(&self.proxy)
     }
 
     /// Serves until the drain is over and every worker has ended.
@@ -237,11 +194,11 @@ impl Bound {
     /// When a worker thread cannot be started.
     pub async fn run(self, mut drain: Drain) -> io::Result<()> {
         let workers = (0..self.workers)
-            .map(|index| worker::spawn(index, Arc::clone(&self.proxy), self.listeners.tls.clone(), drain.clone()))
+            .map(|index| worker::spawn(index, Arc::clone(&self.proxy), drain.clone()))
             .collect::<io::Result<Vec<_>>>()?;
         let workers: Arc<[worker::Handle]> = workers.into();
         let limit = Arc::new(Semaphore::new(self.max_connections));
-        for listener in self.listeners.list {
+        for listener in self.listeners {
             tokio::spawn(worker::accept(listener, Arc::clone(&workers), Arc::clone(&limit), drain.clone()));
         }
         drain.reached(Phase::Closing).await;
@@ -252,32 +209,22 @@ impl Bound {
     }
 }
 
-/// A request under way, until its answer has been delivered or dropped.
-struct InFlight(Arc<Proxy>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
-        self.0.metrics.in_flight.dec();
-    }
-}
-
 /// Answers one request. Never fails: errors become answers here, and everything is counted and logged here.
 async fn handle(worker: Arc<Worker>, peer: Peer, request: Request<Incoming>) -> Response<Delivery> {
     let (head, body) = request.into_parts();
     let id = adopt_request_id(&head.headers).unwrap_or_else(|| worker.request_id());
     let mut journey = Journey { worker, peer, head, id, trail: Trail::default(), started: Instant::now(), over: false };
-    let proxy = Arc::clone(&journey.worker.proxy);
-    let entered = proxy.enter();
     let Journey { worker, head, trail, .. } = &mut journey;
     trail.body_unread = !body.is_end_stream();
-    let ran = match entered {
-        Ok(guard) => pipeline::run(worker, peer, head, body, trail).await.map(|answer| (answer, guard)),
+    let live = worker.proxy.live.load_full();
+    let error_style = live.error_style;
+    let ran = match live.enter() {
+        Ok(guard) => pipeline::run(worker, &guard, peer, head, body, trail).await.map(|answer| (answer, guard)),
         Err(error) => Err(error),
     };
     let (mut response, outcome) = match ran {
         Ok((answer, guard)) => (answer.map(|body| Delivery::Upstream(body, guard)), "ok"),
-        Err(error) => (error.response(proxy.error_style).map(|body| Delivery::Own(Some(body))), error.slug()),
+        Err(error) => (error.response(error_style).map(|body| Delivery::Own(Some(body))), error.slug()),
     };
     mark(response.headers_mut(), &journey.id, &journey.trail);
     journey.end(response.status().as_u16(), outcome);

@@ -19,6 +19,7 @@ use super::{
     headers,
     inject::{self, Query},
     inspect::{self, Answer},
+    live::Live,
     path::{ApiPath, SplitPath},
     retry::{self, Next},
     route::Account,
@@ -49,21 +50,21 @@ pub(super) struct Trail {
 /// Takes a request to WeChat and brings the answer back.
 pub(super) async fn run(
     worker: &Worker,
+    live: &Live,
     peer: Peer,
     head: &mut Parts,
     body: Incoming,
     trail: &mut Trail,
 ) -> Result<Response<Answer>, ProxyError> {
-    let proxy = &*worker.proxy;
     let host = check_head(head)?;
-    let caller = proxy.access.caller(peer, &head.headers);
+    let caller = live.access.caller(peer, &head.headers);
     trail.caller = Some(caller);
-    let admitted = proxy.access.admit(caller)?;
+    let admitted = live.access.admit(caller)?;
     let split = SplitPath::new(head.uri.path());
     if split.is_service() {
         return Err(ProxyError::NotFound);
     }
-    let account = Arc::clone(proxy.accounts.select(split.prefix.as_deref(), &head.headers, host.as_deref())?);
+    let account = Arc::clone(live.accounts.select(split.prefix.as_deref(), &head.headers, host.as_deref())?);
     trail.account = Some(Arc::clone(&account));
     check_authority(&account, &head.uri)?;
     let path = split.check()?;
@@ -72,12 +73,13 @@ pub(super) async fn run(
         // Without a token the body need not be read at all.
         account.keeper.current().await.map_err(ProxyError::TokenUnavailable)?;
     }
-    let payload = Payload::accept(body, proxy.max_body, &proxy.replay, &proxy.spool).await?;
+    let payload = Payload::accept(body, live.max_body, &live.replay, &worker.proxy.spool).await?;
     trail.body_unread = !payload.is_complete();
     headers::to_upstream(&mut head.headers);
     let headers = std::mem::take(&mut head.headers);
     let call = Call {
         worker,
+        live,
         account: &account,
         method: &head.method,
         path: &path,
@@ -169,6 +171,7 @@ fn decide(path: &ApiPath<'_>, query: Option<&str>) -> Result<Query, ProxyError> 
 /// One call, as it can be sent.
 struct Call<'r> {
     worker: &'r Worker,
+    live: &'r Live,
     account: &'r Arc<Account>,
     method: &'r Method,
     path: &'r ApiPath<'r>,
@@ -265,16 +268,16 @@ impl Call<'_> {
         trail.attempts += 1;
         let outgoing = Outgoing { method: self.method, target: target.into(), headers: &self.headers };
         let now = self.worker.seconds();
+        let patience = self.live.response_timeout;
         let mut unreachable = None;
         for (place, origin) in self.account.origins(now) {
-            let sent = self.worker.upstream.send(origin, &outgoing, &mut self.payload).await;
+            let sent = self.worker.upstream.send(origin, &outgoing, &mut self.payload, patience).await;
             trail.body_unread = !self.payload.is_complete();
             match sent {
                 Ok(answer) => {
                     if unreachable.is_some() {
                         self.account.prefer(place, now);
                     }
-                    let patience = self.worker.proxy.response_timeout;
                     let (mut answer, errcode) = inspect::look(self.method, answer, patience).await;
                     headers::to_client(answer.headers_mut());
                     if let Some(errcode) = errcode {

@@ -13,7 +13,7 @@ use std::{
 
 use hyper::{HeaderMap, header::HeaderValue};
 
-use super::{error::ProxyError, metrics::AccountMetrics};
+use super::{error::ProxyError, metrics::AccountMetrics, upstream::Origin};
 use crate::{
     base::AccountName,
     net::address::BaseUrl,
@@ -32,8 +32,8 @@ pub(crate) struct Account {
     pub(crate) keeper: Keeper,
     pub(crate) metrics: AccountMetrics,
     api: Vec<BaseUrl>,
-    /// Indices into the worker's pools, the preferred host first.
-    origins: Vec<usize>,
+    /// The preferred host first.
+    origins: Vec<Arc<Origin>>,
     current: AtomicUsize,
     moved_at: AtomicU64,
 }
@@ -50,7 +50,7 @@ impl Account {
         settings: &AccountSettings,
         keeper: Keeper,
         metrics: AccountMetrics,
-        origins: Vec<usize>,
+        origins: Vec<Arc<Origin>>,
     ) -> Self {
         Self {
             name: settings.name.clone(),
@@ -67,14 +67,14 @@ impl Account {
     }
 
     /// The API hosts in the order to try them, at `now` seconds of any steady clock.
-    pub(crate) fn origins(&self, now: u64) -> impl Iterator<Item = (usize, usize)> {
+    pub(crate) fn origins(&self, now: u64) -> impl Iterator<Item = (usize, &Arc<Origin>)> {
         if self.current.load(Relaxed) != 0 && now.saturating_sub(self.moved_at.load(Relaxed)) >= RETURN_AFTER {
             self.current.store(0, Relaxed);
         }
         let first = self.current.load(Relaxed);
         (0..self.origins.len()).map(move |step| {
             let place = (first + step) % self.origins.len();
-            (place, self.origins[place])
+            (place, &self.origins[place])
         })
     }
 
@@ -139,6 +139,11 @@ impl Accounts {
             selected = Some(candidate);
         }
         selected.or(self.fallback.as_ref()).ok_or(ProxyError::AccountMissing)
+    }
+
+    /// The account of this name that has this very keeper.
+    pub(crate) fn kept(&self, name: &AccountName, keeper: &Keeper) -> Option<&Arc<Account>> {
+        self.by_name.get(name.as_str()).filter(|account| account.keeper.is_same_as(keeper))
     }
 
     fn named(&self, name: &str) -> Result<&Arc<Account>, ProxyError> {

@@ -23,13 +23,18 @@ const CHUNK: usize = 64 * 1024;
 /// The memory that all copies share: `replay.memory_total`.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    total: u64,
+    total: AtomicU64,
     used: AtomicU64,
 }
 
 impl Budget {
     pub(crate) fn new(total: u64) -> Arc<Self> {
-        Arc::new(Self { total, used: AtomicU64::new(0) })
+        Arc::new(Self { total: AtomicU64::new(total), used: AtomicU64::new(0) })
+    }
+
+    /// Sets another total. What is taken already stays taken.
+    pub(crate) fn resize(&self, total: u64) {
+        self.total.store(total, Relaxed);
     }
 
     #[cfg(test)]
@@ -39,7 +44,7 @@ impl Budget {
 
     fn take(&self, bytes: u64) -> bool {
         let taken = self.used.fetch_add(bytes, Relaxed);
-        let fits = taken + bytes <= self.total;
+        let fits = taken + bytes <= self.total.load(Relaxed);
         if !fits {
             self.used.fetch_sub(bytes, Relaxed);
         }
@@ -224,7 +229,7 @@ mod tests {
     use super::*;
 
     fn copy(memory: u64, disk: u64, budget: &Arc<Budget>) -> Copy {
-        Copy::new(&Replay { memory, disk, memory_total: budget.total }, Arc::clone(budget))
+        Copy::new(&Replay { memory, disk, memory_total: budget.total.load(Relaxed) }, Arc::clone(budget))
     }
 
     fn content(held: &Held) -> Vec<u8> {

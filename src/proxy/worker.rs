@@ -18,7 +18,6 @@ use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 
 use super::{Proxy, access_log::AccessLog, upstream::Upstream};
 use crate::net::{
@@ -79,13 +78,13 @@ impl Drop for Slot {
 }
 
 /// Starts the thread.
-pub(super) fn spawn(index: usize, proxy: Arc<Proxy>, tls: Option<TlsAcceptor>, drain: Drain) -> io::Result<Handle> {
+pub(super) fn spawn(index: usize, proxy: Arc<Proxy>, drain: Drain) -> io::Result<Handle> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (connections, incoming) = mpsc::unbounded_channel();
     let open = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&open);
     let thread = std::thread::Builder::new().name(format!("wxgate-{index}")).spawn(move || {
-        runtime.block_on(serve(proxy, tls, drain, incoming, &counted));
+        runtime.block_on(serve(proxy, drain, incoming, &counted));
         // Dialling tasks and the like have nobody left to serve.
         runtime.shutdown_background();
     })?;
@@ -128,7 +127,6 @@ pub(super) async fn accept(
 
 async fn serve(
     proxy: Arc<Proxy>,
-    tls: Option<TlsAcceptor>,
     mut drain: Drain,
     mut incoming: mpsc::UnboundedReceiver<(Accepted, Slot)>,
     open: &AtomicUsize,
@@ -136,7 +134,7 @@ async fn serve(
     let mut random = [0; 4];
     let _ = getrandom::fill(&mut random);
     let worker = Arc::new(Worker {
-        upstream: Upstream::new(&proxy.origins, &proxy.dialer, &proxy.upstream),
+        upstream: Upstream::new(proxy.dialer.clone(), proxy.pool_idle),
         access_log: proxy.access_log(),
         proxy,
         started: Instant::now(),
@@ -155,7 +153,7 @@ async fn serve(
         tokio::select! {
             next = incoming.recv(), if !incoming.is_closed() || !incoming.is_empty() => {
                 let Some((accepted, slot)) = next else { continue };
-                tokio::spawn(connection(Arc::clone(&worker), connections.clone(), drain.clone(), tls.clone(), accepted, slot));
+                tokio::spawn(connection(Arc::clone(&worker), connections.clone(), drain.clone(), accepted, slot));
             }
             _ = housekeeping.tick() => worker.keep_house(),
             () = &mut stopping, if !told => {
@@ -184,14 +182,7 @@ impl Worker {
     }
 }
 
-async fn connection(
-    worker: Arc<Worker>,
-    connections: Connections,
-    drain: Drain,
-    tls: Option<TlsAcceptor>,
-    accepted: Accepted,
-    _slot: Slot,
-) {
+async fn connection(worker: Arc<Worker>, connections: Connections, drain: Drain, accepted: Accepted, _slot: Slot) {
     let peer = accepted.peer;
     let stream = match accepted.into_stream() {
         Ok(stream) => stream,
@@ -199,6 +190,7 @@ async fn connection(
     };
     let leaving = || drain.is_leaving();
     let handler = |request| super::handle(Arc::clone(&worker), peer, request);
+    let tls = worker.proxy.live.load().tls.clone();
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
         None => connection::serve(stream, &connections, leaving, handler).await,
         Some(acceptor) => {

@@ -96,6 +96,17 @@ impl Metrics {
             all: self.clone(),
         }
     }
+
+    /// Takes the gauges of an account that is gone off the page, where they would look like a token that is running
+    /// out. Its counters stay, as counters do.
+    pub fn forget(&self, name: &AccountName) {
+        let labels = AccountLabels { account: name.as_str().to_owned() };
+        self.expiry.remove(&labels);
+        self.generation.remove(&labels);
+        for kind in ["classic", "forced"] {
+            self.budget.remove(&BudgetLabels { account: name.as_str().to_owned(), kind });
+        }
+    }
 }
 
 impl AccountMetrics {

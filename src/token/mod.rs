@@ -87,3 +87,18 @@ pub struct AccountSettings {
     /// `Host` values that select this account, in lower case.
     pub hosts: Vec<String>,
 }
+
+impl AccountSettings {
+    /// Whether a keeper that was started with these settings also serves `next`.
+    pub fn share_keeper(&self, next: &Self) -> bool {
+        // Spelt out, so that a new setting cannot be forgotten here. Who selects the account is none of the keeper's
+        // business.
+        let Self { name, platform, appid, secret, kind, api, hosts: _ } = self;
+        *name == next.name
+            && *platform == next.platform
+            && *appid == next.appid
+            && *secret == next.secret
+            && *kind == next.kind
+            && *api == next.api
+    }
+}

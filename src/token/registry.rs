@@ -1,6 +1,7 @@
 //! The keepers of all accounts by name, in the order of the configuration.
 //!
-//! Built once per configuration and never changed; a reload builds another one.
+//! Built once per configuration and never changed; a reload builds another one, in which unchanged accounts keep their
+//! keepers.
 
 use std::collections::HashMap;
 

@@ -38,8 +38,9 @@ const FLOORS: &[(&str, &[&str])] = &[
 const STAGES: &[&str] =
     &["route", "answer", "access", "body", "inject", "headers", "inspect", "retry", "upstream", "access_log"];
 
-/// The files of `proxy` that know the order of the stages; each of the others may know one stage besides itself.
-const CONDUCTORS: &[&str] = &["mod", "pipeline", "worker"];
+/// The files of `proxy` that know the order of the stages, or make of a configuration what several of them read; each of
+/// the others may know one stage besides itself.
+const CONDUCTORS: &[&str] = &["live", "mod", "pipeline", "worker"];
 
 /// The files that may give a secret as text, outside their tests.
 const REVEALERS: &[&str] = &[

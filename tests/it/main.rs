@@ -35,6 +35,7 @@ mod program;
 mod queries;
 mod raw;
 mod refresh_limits;
+mod reload;
 mod replayed_bodies;
 mod response_headers;
 mod restarts;

@@ -1,6 +1,6 @@
 //! Boots the whole proxy in-process, through the real configuration parser, on free ports, against the sandbox.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, path::Path, time::Duration};
 
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
@@ -19,6 +19,9 @@ use wxgate::{
     sandbox::{self, Control, DEFAULT_APPID, DEFAULT_SECRET, Sandbox},
     telemetry::{logging::Format, output::Output},
 };
+
+/// The name of the configuration file in a gate's folder.
+const FILE: &str = "test.toml";
 
 /// A running proxy with a fake WeChat behind it. Dropping it stops both.
 pub struct Gate {
@@ -157,11 +160,14 @@ impl Setup {
     pub async fn start_in(self, sandbox: Sandbox, folder: TempDir) -> Gate {
         std::fs::write(folder.path().join("root.pem"), sandbox.ca_pem()).expect("the root is written");
         let text = self.file(&sandbox);
-        let config = config::parse(&text, folder.path(), "test.toml", &BTreeMap::<String, String>::new())
-            .unwrap_or_else(|problems| panic!("{problems}\n{text}"));
+        std::fs::write(folder.path().join(FILE), &text).expect("the configuration is written");
+        let place = folder.path().to_owned();
+        let load = move || config::load(Some(Path::new(FILE)), &place, &BTreeMap::<String, String>::new());
+        let config = load().unwrap_or_else(|problems| panic!("{problems}\n{text}"));
         let access_log = Output::memory();
         let log = AccessLogSettings { format: Format::Json, output: access_log.clone() };
         let app = App::build(&config, Some(log)).expect("the proxy starts").with_grace(self.grace);
+        let (app, _) = app.reloading(Box::new(load));
         let proxy = app.addresses().iter().find_map(|a| a.tcp()).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
         let admin = app.admin_address().tcp().expect("the admin listener is on TCP");
         let (stop, stopped) = oneshot::channel();
@@ -223,6 +229,17 @@ impl Gate {
     pub async fn warm(&self) {
         let answer = self.get("/cgi-bin/user/info?openid=warm-up").await;
         assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap_or_default());
+    }
+
+    /// The configuration file as it is now.
+    pub fn file(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join(FILE)).expect("the configuration can be read")
+    }
+
+    /// Writes another configuration file and has it loaded.
+    pub async fn reload(&self, text: &str) -> Response {
+        std::fs::write(self.folder.path().join(FILE), text).expect("the configuration is written");
+        self.client.post(self.admin_url("/api/reload")).send().await.expect("the admin listener answers")
     }
 
     /// Writes raw bytes on a fresh connection and returns everything that comes back until the other end closes, or

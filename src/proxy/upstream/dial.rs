@@ -27,6 +27,8 @@ use crate::net::{
 /// An API host as the data path needs it.
 #[derive(Debug)]
 pub(crate) struct Origin {
+    /// Its place among all hosts this process has known.
+    pub(super) index: usize,
     base: BaseUrl,
     uri: Uri,
     server_name: ServerName<'static>,
@@ -60,14 +62,18 @@ pub(crate) enum DialSetupError {
 }
 
 impl Origin {
-    pub(crate) fn new(base: BaseUrl) -> Result<Self, DialSetupError> {
+    pub(super) fn new(index: usize, base: BaseUrl) -> Result<Self, DialSetupError> {
         let bad = || DialSetupError::Host(base.host.clone());
         let authority = base.authority();
         // The scheme of the dialled URI only decides the default port; TLS is added here.
         let uri = format!("http://{}:{}/", bracketed(&base.host), base.port).parse().map_err(|_| bad())?;
         let server_name = ServerName::try_from(base.host.clone()).map_err(|_| bad())?;
         let host = HeaderValue::from_str(&authority).map_err(|_| bad())?;
-        Ok(Self { base, uri, server_name, host })
+        Ok(Self { index, base, uri, server_name, host })
+    }
+
+    pub(super) fn is(&self, base: &BaseUrl) -> bool {
+        self.base == *base
     }
 
     /// Host name, for messages.

@@ -5,7 +5,9 @@
 
 mod dial;
 mod link;
+mod origins;
 mod pool;
+mod slots;
 
 use std::{
     pin::Pin,
@@ -22,17 +24,21 @@ use hyper::{
 };
 use tokio::time::timeout;
 
-pub(crate) use self::dial::{DialError, DialSetupError, Dialer, Origin};
-use self::pool::{Connection, Pool};
-use super::{
-    body::{NotReplayable, OutBody, Payload},
-    settings::Upstream as Settings,
+pub(crate) use self::{
+    dial::{DialError, DialSetupError, Dialer, Origin},
+    origins::Origins,
 };
+use self::{
+    pool::{Connection, Pool},
+    slots::Slots,
+};
+use super::body::{NotReplayable, OutBody, Payload};
 
-/// The connections of one worker, a pool for each API host.
+/// The connections of one worker, a pool for each API host that it has called.
 pub(crate) struct Upstream {
-    pools: Vec<Arc<Pool>>,
-    response_timeout: Duration,
+    pools: Slots<Arc<Pool>>,
+    dialer: Dialer,
+    pool_idle: Duration,
 }
 
 /// A request as it goes out, without its body.
@@ -67,9 +73,9 @@ pub(crate) enum SendError {
 }
 
 impl Upstream {
-    pub(crate) fn new(origins: &[Arc<Origin>], dialer: &Dialer, settings: &Settings) -> Self {
-        let pool = |origin: &Arc<Origin>| Pool::new(Arc::clone(origin), dialer.clone(), settings.pool_idle);
-        Self { pools: origins.iter().map(pool).collect(), response_timeout: settings.response_timeout }
+    /// No connection yet; `pool_idle` is how long one may be idle.
+    pub(crate) fn new(dialer: Dialer, pool_idle: Duration) -> Self {
+        Self { pools: Slots::default(), dialer, pool_idle }
     }
 
     /// Closes connections that have been idle for too long.
@@ -77,23 +83,23 @@ impl Upstream {
         self.pools.iter().for_each(|pool| pool.reap());
     }
 
-    /// Sends to the origin with this index. The time until the head counts from the last sign of life of the request
-    /// body.
+    /// Sends to this origin. `response_timeout`, the time until the head, counts from the last sign of life of the
+    /// request body.
     pub(crate) async fn send(
         &self,
-        origin: usize,
+        origin: &Arc<Origin>,
         outgoing: &Outgoing<'_>,
         payload: &mut Payload,
+        response_timeout: Duration,
     ) -> Result<Response<AnswerBody>, SendError> {
-        let Some(pool) = self.pools.get(origin) else {
-            return Err(SendError::Unusable { host: String::new(), what: "no such origin" });
-        };
+        let pool =
+            self.pools.get_or_init(origin.index, || Pool::new(Arc::clone(origin), self.dialer.clone(), self.pool_idle));
         let mut pace = payload.pace();
         let mut sending = std::pin::pin!(exchange(pool, outgoing, payload));
         loop {
-            match timeout(self.response_timeout, sending.as_mut()).await {
+            match timeout(response_timeout, sending.as_mut()).await {
                 Ok(answer) => return answer,
-                Err(_) if pace.as_mut().is_some_and(|pace| pace.keeps_up(self.response_timeout)) => {}
+                Err(_) if pace.as_mut().is_some_and(|pace| pace.keeps_up(response_timeout)) => {}
                 Err(_) if pace.is_some_and(|pace| pace.waits_for_caller()) => return Err(SendError::Caller),
                 Err(_) => return Err(SendError::Timeout),
             }

@@ -101,6 +101,7 @@ enum Command {
     Rejected { generation: Generation, path: Box<str>, reply: oneshot::Sender<Refresh> },
     ReplayWasStale { generation: Generation, path: Box<str> },
     Operator { force: bool, reply: oneshot::Sender<Result<Refreshed, TokenError>> },
+    Retire,
 }
 
 /// From this many failures in a row on, requests do not wait for the next attempt any more.
@@ -219,6 +220,17 @@ impl Keeper {
             Ok(Err(_)) => Err(self.error(Cause::Stopped, Duration::from_secs(1))),
             Err(_) => Err(self.error(Cause::Waiting, Duration::from_secs(1))),
         }
+    }
+
+    /// The account is gone or has another keeper: from now on only requests in flight are served. Without them nothing
+    /// is fetched any more, so that two keepers do not replace each other's tokens.
+    pub fn retire(&self) {
+        let _ = self.mailbox.send(Command::Retire);
+    }
+
+    /// Whether both are handles of one keeper.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// How things stand.

@@ -31,6 +31,7 @@ use crate::token::{
 };
 
 /// Everything that is known about one account's token.
+#[allow(clippy::struct_excessive_bools, reason = "independent facts, no states of one thing")]
 pub(super) struct Task {
     pub(super) account: AccountSettings,
     pub(super) settings: Settings,
@@ -60,6 +61,8 @@ pub(super) struct Task {
     pub(super) early_death: Option<(Generation, Instant)>,
     pub(super) conflicts: u64,
     pub(super) warned_of_conflict: Option<Instant>,
+    /// See [`super::Keeper::retire`].
+    pub(super) retired: bool,
 }
 
 /// A request whose token was rejected.
@@ -113,6 +116,7 @@ impl Task {
             early_death: None,
             conflicts: 0,
             warned_of_conflict: None,
+            retired: false,
         }
     }
 
@@ -128,7 +132,7 @@ impl Task {
                     Some(command) => self.on_command(command),
                     None => open = false,
                 },
-                () = sleep_until(self.next_attempt), if open && self.flight.is_none() => self.on_timer(),
+                () = sleep_until(self.next_attempt), if open && self.may_set_out() => self.on_timer(),
             }
         }
     }
@@ -162,6 +166,10 @@ impl Task {
         self.welcome = true;
     }
 
+    fn may_set_out(&self) -> bool {
+        self.flight.is_none() && !(self.retired && self.waiters.is_empty())
+    }
+
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Rejected { generation, path, reply } => self.on_rejected(generation, path, reply),
@@ -177,6 +185,7 @@ impl Task {
                 self.serve_operators();
                 self.publish();
             }
+            Command::Retire => self.retired = true,
         }
     }
 
@@ -323,7 +332,7 @@ impl Task {
         let classic_left = classic.then(|| self.record.budget.classic_left(wall));
         let forced_left = (!classic).then(|| self.record.budget.forced_left(wall));
         for (kind, left) in [("classic", classic_left), ("forced", forced_left)] {
-            if let Some(left) = left {
+            if let Some(left) = left.filter(|_| !self.retired) {
                 self.metrics.budget(kind, left);
             }
         }

@@ -72,6 +72,13 @@ impl TokenClient {
         Ok(Self { http: builder.build().map_err(|_| ClientError::Build)?, timeout })
     }
 
+    /// The same way out with another limit for a call.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
     /// Sends what `request` makes for the first base URL that can be reached; status and body of the answer.
     pub(super) async fn call(
         &self,

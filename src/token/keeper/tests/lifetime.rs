@@ -266,3 +266,29 @@ async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_a
         assert_eq!(stored.unwrap().generation, bench.generation());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_retired_keeper_asks_for_nothing_but_what_a_request_in_flight_needs() {
+    for kind in [Kind::Stable, Kind::Classic] {
+        let bench = Bench::ready(kind).await;
+        bench.keeper.retire();
+        assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
+        bench.world.revoke();
+        assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
+        let fetches = bench.world.fetches();
+        sleep(secs(20_000)).await;
+        assert_eq!(bench.world.fetches(), fetches, "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keeper_that_is_retired_while_it_fetches_still_serves_who_waits() {
+    let bench = Bench::start(World::new(Kind::Stable));
+    let waiting = tokio::spawn({
+        let keeper = bench.keeper.clone();
+        async move { keeper.current().await.is_ok() }
+    });
+    sleep(Duration::from_millis(50)).await;
+    bench.keeper.retire();
+    assert!(waiting.await.unwrap());
+}

@@ -1,0 +1,110 @@
+//! `POST /api/reload`: the answer to a reload that somebody else carries out.
+//!
+//! What there is to load, and from where, is not known here.
+
+use std::{pin::Pin, sync::Arc};
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use super::answer::Problem;
+use crate::base::AccountName;
+
+/// Reloads. The reload goes on when the future is dropped.
+pub type Reload = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Reloaded> + Send>> + Send + Sync>;
+
+/// What came of a reload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reloaded {
+    /// The new configuration is in force.
+    Done {
+        /// All that there are now, in the order of the configuration.
+        accounts: Vec<AccountName>,
+        /// Keys that were changed and keep their old value until the next start.
+        restart_needed: Vec<&'static str>,
+    },
+    /// The old configuration stays in force.
+    Refused {
+        /// Everything that is wrong with the new one; never with a value from it.
+        problems: Vec<String>,
+    },
+}
+
+#[derive(Serialize)]
+struct Done {
+    reloaded: bool,
+    accounts: Vec<String>,
+    restart_needed: Vec<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    #[serde(flatten)]
+    problem: Problem,
+    problems: Vec<String>,
+}
+
+/// Has it done and tells the outcome; without one who can do it there is nothing to load again.
+pub(super) async fn answer(reload: Option<&Reload>) -> Response {
+    let Some(reload) = reload else {
+        let message = "this wxgate was started without a configuration that could be read again: restart it";
+        return Problem::new(StatusCode::NOT_IMPLEMENTED, "reload_unavailable", message).into_response();
+    };
+    reload().await.into_response()
+}
+
+impl IntoResponse for Reloaded {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Done { accounts, restart_needed } => {
+                let accounts = accounts.iter().map(ToString::to_string).collect();
+                Json(Done { reloaded: true, accounts, restart_needed }).into_response()
+            }
+            Self::Refused { problems } => {
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                let message =
+                    "the configuration cannot be used, the old one stays in force: see problems, then try again";
+                let problem = Problem::new(status, "bad_configuration", message);
+                (status, Json(Refused { problem, problems })).into_response()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    async fn told(outcome: Option<Reloaded>) -> (u16, Value) {
+        let reload = outcome.map(|outcome| -> Reload {
+            Arc::new(move || {
+                let outcome = outcome.clone();
+                Box::pin(async { outcome })
+            })
+        });
+        let response = answer(reload.as_ref()).await;
+        let status = response.status().as_u16();
+        (status, serde_json::from_slice(&to_bytes(response.into_body(), 4096).await.unwrap()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_answers_have_the_form_that_scripts_know() {
+        let accounts = vec![AccountName::new("shop").unwrap()];
+        assert_eq!(
+            told(Some(Reloaded::Done { accounts, restart_needed: vec!["server.listen"] })).await,
+            (200, json!({"reloaded": true, "accounts": ["shop"], "restart_needed": ["server.listen"]}))
+        );
+        let (status, refused) = told(Some(Reloaded::Refused { problems: vec!["one".into(), "two".into()] })).await;
+        assert_eq!((status, &refused["error"]), (422, &json!("bad_configuration")));
+        assert_eq!(refused["problems"], json!(["one", "two"]));
+        let (status, nothing) = told(None).await;
+        assert_eq!((status, &nothing["error"]), (501, &json!("reload_unavailable")));
+    }
+}

@@ -1,0 +1,170 @@
+//! The keepers of the running configuration, and which of them the next one takes over.
+
+use std::sync::Arc;
+
+use crate::{
+    config::Config,
+    token::{
+        self, AccountSettings, Accounts, Keeper,
+        source::{self, TokenClient},
+        store::TokenStore,
+    },
+};
+
+/// Everything a keeper is started with, and those that were.
+pub(super) struct Keepers {
+    client: TokenClient,
+    store: Arc<dyn TokenStore>,
+    metrics: token::metrics::Metrics,
+    settings: token::Settings,
+    running: Vec<(AccountSettings, Keeper)>,
+}
+
+/// What became of the accounts, by name.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    pub(super) added: Vec<String>,
+    pub(super) changed: Vec<String>,
+    pub(super) removed: Vec<String>,
+}
+
+/// Keepers that nothing asks any more once the new configuration is in force.
+pub(super) struct Leaving(Vec<(AccountSettings, Keeper)>);
+
+impl Keepers {
+    /// None yet.
+    pub(super) fn new(client: TokenClient, store: Arc<dyn TokenStore>, metrics: token::metrics::Metrics) -> Self {
+        Self { client, store, metrics, settings: token::Settings::default(), running: Vec::new() }
+    }
+
+    /// Keeps the keepers of accounts that are unchanged and starts the others. With other token settings all are
+    /// started anew; the store gives them their tokens back.
+    pub(super) fn follow(&mut self, config: &Config) -> (Changes, Leaving) {
+        let same_settings = self.settings == config.token;
+        self.settings = config.token;
+        let mut before = std::mem::take(&mut self.running);
+        let mut changes = Changes::default();
+        for account in &config.accounts {
+            let old = before.iter().position(|(old, _)| old.name == account.name);
+            let reusable = |at: &usize| same_settings && before[*at].0.share_keeper(account);
+            let keeper = if let Some(at) = old.filter(reusable) {
+                before.swap_remove(at).1
+            } else {
+                let list = if old.is_some() { &mut changes.changed } else { &mut changes.added };
+                list.push(account.name.to_string());
+                self.spawn(account)
+            };
+            self.running.push((account.clone(), keeper));
+        }
+        let gone = before.iter().filter(|(old, _)| !config.accounts.iter().any(|new| new.name == old.name));
+        changes.removed = gone.map(|(old, _)| old.name.to_string()).collect();
+        (changes, Leaving(before))
+    }
+
+    /// Lets those go that were replaced or removed.
+    pub(super) fn dismiss(&self, leaving: Leaving) {
+        for (account, keeper) in leaving.0 {
+            keeper.retire();
+            if !self.running.iter().any(|(running, _)| running.name == account.name) {
+                self.metrics.forget(&account.name);
+            }
+        }
+    }
+
+    /// Account by account, in the order of the configuration.
+    pub(super) fn running(&self) -> &[(AccountSettings, Keeper)] {
+        &self.running
+    }
+
+    /// The same by name.
+    pub(super) fn by_name(&self) -> Arc<Accounts> {
+        Arc::new(self.running.iter().map(|(account, keeper)| (account.name.clone(), keeper.clone())).collect())
+    }
+
+    fn spawn(&self, account: &AccountSettings) -> Keeper {
+        let source = source::for_account(account, self.client.clone().with_timeout(self.settings.fetch_timeout));
+        let counters = self.metrics.for_account(&account.name);
+        Keeper::spawn(account.clone(), self.settings, source, Arc::clone(&self.store), counters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, path::Path, time::Duration};
+
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::{config, net::egress::Egress, token::store::MemoryStore};
+
+    fn config(accounts: &[(&str, &str)], token: &str) -> Config {
+        let account = |(name, more): &(&str, &str)| {
+            let appid = format!("wx{:0>16x}", name.bytes().map(usize::from).sum::<usize>());
+            format!(
+                "[[account]]\nname = \"{name}\"\nappid = \"{appid}\"\napi = [\"http://127.0.0.1:9\"]\n{more}\n\
+                 {}",
+                if more.contains("secret") { "" } else { "secret = { value = \"s\" }\n" }
+            )
+        };
+        let text = format!("[token]\n{token}\n{}", accounts.iter().map(account).collect::<String>());
+        config::parse(&text, Path::new("/"), "test.toml", &BTreeMap::<String, String>::new()).unwrap()
+    }
+
+    fn keepers() -> Keepers {
+        let client = TokenClient::new(&Egress::default(), Duration::from_secs(1)).unwrap();
+        let metrics = token::metrics::Metrics::register(&mut Registry::default());
+        Keepers::new(client, Arc::new(MemoryStore::default()), metrics)
+    }
+
+    fn changes(added: &[&str], changed: &[&str], removed: &[&str]) -> Changes {
+        let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        Changes { added: owned(added), changed: owned(changed), removed: owned(removed) }
+    }
+
+    fn handles(keepers: &Keepers) -> Vec<Keeper> {
+        keepers.running().iter().map(|(_, keeper)| keeper.clone()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_concerns_the_token_costs_an_account_its_keeper() {
+        let mut keepers = keepers();
+        assert_eq!(keepers.follow(&config(&[("a", ""), ("b", "")], "")).0, changes(&["a", "b"], &[], &[]));
+        let before = handles(&keepers);
+        let hosts = config(&[("b", ""), ("a", "hosts = [\"a.internal\"]")], "");
+        assert_eq!(keepers.follow(&hosts).0, changes(&[], &[], &[]));
+        let after = handles(&keepers);
+        assert!(after[0].is_same_as(&before[1]) && after[1].is_same_as(&before[0]), "in another order");
+        for changed in ["secret = { value = \"t\" }", "token = \"classic\"", "secret = { value = \"t\" }"] {
+            assert_eq!(keepers.follow(&config(&[("a", changed), ("b", "")], "")).0, changes(&[], &["a"], &[]));
+            assert!(!handles(&keepers)[0].is_same_as(&before[0]) && handles(&keepers)[1].is_same_as(&before[1]));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_token_settings_renew_every_keeper() {
+        let mut keepers = keepers();
+        let _ = keepers.follow(&config(&[("a", ""), ("b", "")], ""));
+        let renewed = keepers.follow(&config(&[("a", ""), ("b", "")], "wait = \"1s\"")).0;
+        assert_eq!(renewed, changes(&[], &["a", "b"], &[]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_gauges_of_an_account_go_with_it_and_stay_when_it_only_changes() {
+        let mut registry = Registry::default();
+        let mut keepers = keepers();
+        keepers.metrics = token::metrics::Metrics::register(&mut registry);
+        let page = |keepers: &mut Keepers, accounts: &[(&str, &str)]| {
+            let (changes, leaving) = keepers.follow(&config(accounts, ""));
+            keepers.dismiss(leaving);
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            (changes, text)
+        };
+        let shown = |text: &str, account: &str| text.contains(&format!("generation{{account=\"{account}\"}}"));
+        let (_, text) = page(&mut keepers, &[("a", ""), ("b", "")]);
+        assert!(shown(&text, "a") && shown(&text, "b"));
+        let (seen, text) = page(&mut keepers, &[("a", "secret = { value = \"t\" }")]);
+        assert_eq!(seen, changes(&[], &["a"], &["b"]));
+        assert!(shown(&text, "a") && !shown(&text, "b"), "{text}");
+    }
+}

@@ -1,0 +1,117 @@
+//! Which changes of a configuration only a restart can bring into force.
+//!
+//! Compared with what this process was started with, so that a change is named at every reload until it is in force or
+//! taken back.
+
+use crate::{
+    admin,
+    config::Config,
+    net::egress::Egress,
+    proxy::settings::{Settings, Upstream},
+    token::store,
+};
+
+/// The keys, as the file spells them. Settings are taken apart here, so that a new one has to be put on one side.
+pub(super) fn needed(started: &Config, next: &Config) -> Vec<&'static str> {
+    let Config { proxy, admin, token: _, store, accounts: _, warnings: _ } = next;
+    let mut keys = server(&started.proxy, proxy);
+    let admin::settings::Settings { listen, key: _, hosts: _ } = admin;
+    keys.push(("admin.listen", *listen == started.admin.listen));
+    keys.extend(upstream(&started.proxy.upstream, &proxy.upstream));
+    keys.push(match (&started.store, store) {
+        (store::Settings::Memory, store::Settings::Memory) => ("store.kind", true),
+        (store::Settings::File { path: old }, store::Settings::File { path: new }) => ("store.path", old == new),
+        _ => ("store.kind", false),
+    });
+    keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
+}
+
+type Compared = Vec<(&'static str, bool)>;
+
+fn server(old: &Settings, new: &Settings) -> Compared {
+    let Settings {
+        listen,
+        workers,
+        tls,
+        max_connections,
+        allow: _,
+        trusted_proxies: _,
+        max_body: _,
+        error_style: _,
+        default_account: _,
+        upstream: _,
+        replay: _,
+    } = new;
+    vec![
+        ("server.listen", *listen == old.listen),
+        ("server.workers", *workers == old.workers),
+        // Other files are read at once; with or without TLS is decided at the start.
+        ("server.tls", tls.is_some() == old.tls.is_some()),
+        ("server.max_connections", *max_connections == old.max_connections),
+    ]
+}
+
+fn upstream(old: &Upstream, new: &Upstream) -> Compared {
+    let Upstream { egress, pool_idle, response_timeout: _, max_in_flight: _ } = new;
+    let Egress { ca_file, connect_timeout, proxy, local_address, resolve } = egress;
+    vec![
+        ("upstream.ca_file", *ca_file == old.egress.ca_file),
+        ("upstream.connect_timeout", *connect_timeout == old.egress.connect_timeout),
+        ("upstream.proxy", *proxy == old.egress.proxy),
+        ("upstream.local_address", *local_address == old.egress.local_address),
+        ("upstream.pool_idle", *pool_idle == old.pool_idle),
+        ("upstream.resolve", *resolve == old.egress.resolve),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, path::Path};
+
+    use super::*;
+    use crate::config;
+
+    fn config(lines: &str) -> Config {
+        let text = format!(
+            "{lines}\n[[account]]\nname = \"shop\"\nappid = \"wx0123456789abcdef\"\nsecret = {{ value = \"s\" }}\n"
+        );
+        config::parse(&text, Path::new("/"), "test.toml", &BTreeMap::<String, String>::new())
+            .unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    #[test]
+    fn what_only_a_restart_can_change_is_named_key_by_key() {
+        for (lines, keys) in [
+            ("[server]\nlisten = [\"127.0.0.1:1\"]", &["server.listen"][..]),
+            ("[server]\nworkers = 3\nmax_connections = 7", &["server.workers", "server.max_connections"]),
+            ("[admin]\nlisten = \"127.0.0.1:2\"", &["admin.listen"]),
+            (
+                "[upstream]\nconnect_timeout = \"1s\"\nproxy = \"http://egress:3128\"\npool_idle = \"1s\"",
+                &["upstream.connect_timeout", "upstream.proxy", "upstream.pool_idle"],
+            ),
+            (
+                "[upstream]\nlocal_address = \"10.0.0.5\"\nresolve = { \"api.weixin.qq.com\" = [\"203.0.113.7\"] }",
+                &["upstream.local_address", "upstream.resolve"],
+            ),
+            ("[store]\nkind = \"memory\"", &["store.kind"]),
+            ("[store]\npath = \"/elsewhere\"", &["store.path"]),
+        ] {
+            assert_eq!(needed(&config(""), &config(lines)), keys, "{lines}");
+            assert_eq!(needed(&config(lines), &config(lines)), [""; 0], "{lines}");
+        }
+    }
+
+    #[test]
+    fn what_a_reload_changes_is_not_named() {
+        for lines in [
+            "default_account = \"shop\"",
+            "[server]\nallow = [\"private\"]\ntrusted_proxies = [\"10.0.0.1\"]\nmax_body = \"1MiB\"\nerror_style = \"wechat\"",
+            "[admin]\nkey = { value = \"k\" }\nhosts = [\"admin.internal\"]",
+            "[upstream]\nresponse_timeout = \"1s\"\nmax_in_flight = 7",
+            "[token]\nrefresh_before = \"1m\"\nfetch_timeout = \"1s\"\nwait = \"1s\"",
+            "[replay]\nmemory = \"1KiB\"\ndisk = \"1MiB\"\nmemory_total = \"1MiB\"",
+        ] {
+            assert_eq!(needed(&config(""), &config(lines)), [""; 0], "{lines}");
+        }
+    }
+}

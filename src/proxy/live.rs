@@ -1,0 +1,165 @@
+//! What a reload replaces: everything of the configuration that a request reads, behind one pointer.
+//!
+//! A request takes the pointer once and keeps what it got to its end, so nothing changes under its feet. What only a
+//! restart can change (addresses, workers, the way out) is not here.
+
+use std::{
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use prometheus_client::metrics::gauge::Gauge;
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    BuildError, Proxy,
+    access::Access,
+    error::ProxyError,
+    metrics::Metrics,
+    route::{Account, Accounts},
+    settings::{ErrorStyle, Replay, Settings},
+    upstream::{DialSetupError, Origin, Origins},
+};
+use crate::token::{AccountSettings, Keeper};
+
+/// One configuration.
+pub(super) struct Live {
+    pub(super) access: Access,
+    pub(super) accounts: Accounts,
+    pub(super) replay: Replay,
+    /// Bytes.
+    pub(super) max_body: u64,
+    pub(super) response_timeout: Duration,
+    pub(super) error_style: ErrorStyle,
+    /// For connections to come; those that stand keep what they agreed on.
+    pub(super) tls: Option<TlsAcceptor>,
+    max_in_flight: usize,
+    load: Arc<Load>,
+}
+
+/// How much is under way, over all configurations.
+pub(super) struct Load {
+    in_flight: AtomicUsize,
+    gauge: Gauge<i64, AtomicI64>,
+}
+
+/// A request under way and the configuration it began with, until its answer has been delivered or dropped.
+pub(super) struct InFlight(Arc<Live>);
+
+/// The hand that changes a data path while it runs.
+pub struct Control(Arc<Proxy>);
+
+/// A configuration that is known to work, not yet in force.
+pub struct Plan {
+    settings: Settings,
+    accounts: Vec<(AccountSettings, Vec<Arc<Origin>>)>,
+    tls: Option<TlsAcceptor>,
+}
+
+impl Control {
+    pub(super) fn of(proxy: &Arc<Proxy>) -> Self {
+        Self(Arc::clone(proxy))
+    }
+
+    /// Reads certificates again and looks at the API hosts; changes nothing that is in force. Settings that only a
+    /// restart can change are passed over; so is the step from or to `server.tls`.
+    ///
+    /// # Errors
+    /// When certificates or an account's `api` cannot be used.
+    pub fn plan(&self, settings: &Settings, accounts: &[AccountSettings]) -> Result<Plan, BuildError> {
+        let running = self.0.live.load().tls.clone();
+        let tls = match (running, &settings.tls) {
+            (Some(_), Some(tls)) => Some(tls.acceptor().map_err(BuildError::Tls)?),
+            (running, _) => running,
+        };
+        Plan::new(settings, accounts, &self.0.origins, tls)
+    }
+
+    /// Puts the plan into force: requests that come from now on see it, those under way end as they began. `keepers`
+    /// are those of the plan's accounts, in its order. An account that still has the same keeper goes on unchanged.
+    pub fn switch(&self, plan: Plan, keepers: impl IntoIterator<Item = Keeper>) {
+        self.0.spool.resize(plan.settings.replay.memory_total);
+        let live = self.0.live.load_full();
+        let next = Live::new(plan, keepers, &self.0.metrics, Some(&live.accounts), Arc::clone(&live.load));
+        self.0.live.store(Arc::new(next));
+    }
+}
+
+impl Plan {
+    pub(super) fn new(
+        settings: &Settings,
+        accounts: &[AccountSettings],
+        origins: &Origins,
+        tls: Option<TlsAcceptor>,
+    ) -> Result<Self, BuildError> {
+        let place = |account: &AccountSettings| Ok((account.clone(), origins.of(&account.api)?));
+        let accounts = accounts.iter().map(place).collect::<Result<_, DialSetupError>>();
+        let accounts = accounts.map_err(|error| BuildError::Upstream(error.to_string()))?;
+        Ok(Self { settings: settings.clone(), accounts, tls })
+    }
+}
+
+impl Live {
+    /// `before` are the accounts that were there until now.
+    pub(super) fn new(
+        plan: Plan,
+        keepers: impl IntoIterator<Item = Keeper>,
+        metrics: &Metrics,
+        before: Option<&Accounts>,
+        load: Arc<Load>,
+    ) -> Self {
+        let Plan { settings, accounts, tls } = plan;
+        let routed = accounts.into_iter().zip(keepers).map(|((account, origins), keeper)| {
+            let route = match before.and_then(|before| before.kept(&account.name, &keeper)) {
+                Some(unchanged) => Arc::clone(unchanged),
+                None => Arc::new(Account::new(&account, keeper, metrics.for_account(&account.name), origins)),
+            };
+            (account, route)
+        });
+        Self {
+            accounts: Accounts::new(routed.collect(), settings.default_account.as_ref()),
+            access: Access { allow: settings.allow, trusted_proxies: settings.trusted_proxies },
+            replay: settings.replay,
+            max_body: settings.max_body,
+            response_timeout: settings.upstream.response_timeout,
+            error_style: settings.error_style,
+            tls,
+            max_in_flight: settings.upstream.max_in_flight,
+            load,
+        }
+    }
+
+    /// Takes a place among the requests in flight.
+    pub(super) fn enter(self: Arc<Self>) -> Result<InFlight, ProxyError> {
+        let before = self.load.in_flight.fetch_add(1, Relaxed);
+        self.load.gauge.inc();
+        let limit = self.max_in_flight;
+        let guard = InFlight(self);
+        if before >= limit { Err(ProxyError::Overloaded("upstream.max_in_flight")) } else { Ok(guard) }
+    }
+}
+
+impl Load {
+    pub(super) fn new(metrics: &Metrics) -> Arc<Self> {
+        Arc::new(Self { in_flight: AtomicUsize::new(0), gauge: metrics.in_flight.clone() })
+    }
+}
+
+impl Deref for InFlight {
+    type Target = Live;
+
+    fn deref(&self) -> &Live {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.load.in_flight.fetch_sub(1, Relaxed);
+        self.load.gauge.dec();
+    }
+}
