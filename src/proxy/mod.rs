@@ -39,10 +39,7 @@ use hyper::{
     header::{CONNECTION, HeaderName, HeaderValue},
     http::request::Parts,
 };
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep},
-};
+use tokio::{sync::Semaphore, time::Instant};
 
 pub use self::live::{Control, Plan};
 use self::{
@@ -196,14 +193,15 @@ impl Bound {
         let workers = (0..self.workers)
             .map(|index| worker::spawn(index, Arc::clone(&self.proxy), drain.clone()))
             .collect::<io::Result<Vec<_>>>()?;
+        let (workers, ended): (Vec<_>, Vec<_>) = workers.into_iter().unzip();
         let workers: Arc<[worker::Handle]> = workers.into();
         let limit = Arc::new(Semaphore::new(self.max_connections));
         for listener in self.listeners {
             tokio::spawn(worker::accept(listener, Arc::clone(&workers), Arc::clone(&limit), drain.clone()));
         }
         drain.reached(Phase::Closing).await;
-        while !workers.iter().all(worker::Handle::is_finished) {
-            sleep(Duration::from_millis(10)).await;
+        for ended in ended {
+            let _ = ended.await;
         }
         Ok(())
     }

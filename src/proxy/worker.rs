@@ -10,12 +10,11 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    thread::JoinHandle,
     time::Duration,
 };
 
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{Instant, timeout},
 };
 
@@ -61,8 +60,10 @@ impl Worker {
 pub(super) struct Handle {
     connections: mpsc::UnboundedSender<(Accepted, Slot)>,
     open: Arc<AtomicUsize>,
-    thread: Option<JoinHandle<()>>,
 }
+
+/// Resolves when the thread has ended, however it did.
+pub(super) type Ended = oneshot::Receiver<()>;
 
 /// A place among the open connections of a worker and of the process.
 #[derive(Debug)]
@@ -78,24 +79,19 @@ impl Drop for Slot {
 }
 
 /// Starts the thread.
-pub(super) fn spawn(index: usize, proxy: Arc<Proxy>, drain: Drain) -> io::Result<Handle> {
+pub(super) fn spawn(index: usize, proxy: Arc<Proxy>, drain: Drain) -> io::Result<(Handle, Ended)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (connections, incoming) = mpsc::unbounded_channel();
     let open = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&open);
-    let thread = std::thread::Builder::new().name(format!("wxgate-{index}")).spawn(move || {
+    let (alive, ended) = oneshot::channel::<()>();
+    std::thread::Builder::new().name(format!("wxgate-{index}")).spawn(move || {
         runtime.block_on(serve(proxy, drain, incoming, &counted));
         // Dialling tasks and the like have nobody left to serve.
         runtime.shutdown_background();
+        drop(alive);
     })?;
-    Ok(Handle { connections, open, thread: Some(thread) })
-}
-
-impl Handle {
-    /// Whether the thread has ended.
-    pub(super) fn is_finished(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
-    }
+    Ok((Handle { connections, open }, ended))
 }
 
 /// Deals connections out until the drain reaches [`Phase::Closing`].
