@@ -98,7 +98,7 @@ impl Admin {
         self.listener.address()
     }
 
-    /// Serves until the drain is closing and the connections have ended, or it is aborting. Readiness is gone from the
+    /// Serves until the drain is aborting. Readiness is gone from the
     /// moment the drain is leaving.
     pub async fn run(self, drain: Drain) {
         let site = Arc::new(Site::new(self.control, self.metrics, drain.clone(), self.reload));

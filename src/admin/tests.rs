@@ -379,7 +379,7 @@ async fn a_taken_address_is_named() {
 }
 
 #[tokio::test]
-async fn it_serves_over_a_socket_until_the_drain_closes() {
+async fn it_serves_over_a_socket_until_the_drain_aborts() {
     let metrics = Metrics::default();
     let accounts = settled([("shop", Script::failing([]))], &metrics).await;
     let settings = Settings { listen: "127.0.0.1:0".parse().unwrap(), ..Settings::default() };
@@ -403,5 +403,7 @@ async fn it_serves_over_a_socket_until_the_drain_closes() {
     assert_eq!(ask("GET /readyz HTTP/1.1\r\nhost: node-1\r\n").await, "HTTP/1.1 503 Service Unavailable");
     assert_eq!(ask("GET /livez HTTP/1.1\r\nhost: node-1\r\n").await, "HTTP/1.1 200 OK");
     control.advance(Phase::Closing);
+    assert_eq!(ask("GET /livez HTTP/1.1\r\nhost: node-1\r\n").await, "HTTP/1.1 200 OK", "requests may be in flight");
+    control.advance(Phase::Aborting);
     running.await.unwrap();
 }
