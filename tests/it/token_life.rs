@@ -176,7 +176,7 @@ async fn one_odd_answer_of_the_token_endpoint_is_neither_believed_nor_fatal() {
         ("no token", json("{\"expires_in\":7200}")),
         ("an empty token", json("{\"access_token\":\"\",\"expires_in\":7200}")),
         ("a token that is a number", json("{\"access_token\":7,\"expires_in\":7200}")),
-        ("a token with a line end", json("{\"access_token\":\"POI\\r\\nSON\",\"expires_in\":7200}")),
+        ("a token with a line end", json("{\"access_token\":\"POISON\\r\\nPOISON\",\"expires_in\":7200}")),
         ("no lifetime", token("")),
         ("lifetime 0", token("0")),
         ("lifetime -1", token("-1")),
@@ -209,7 +209,7 @@ async fn one_odd_answer_of_the_token_endpoint_is_neither_believed_nor_fatal() {
     }
     for record in gate.control().requests("/cgi-bin/user/info") {
         let query = record.query.unwrap_or_default();
-        assert!(!query.contains("POI"), "{query}");
+        assert!(!query.contains("POISON"), "{query}");
         assert_eq!(record.token_params, 1, "{query}: whatever the token is made of, it is one parameter");
     }
 }

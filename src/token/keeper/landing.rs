@@ -79,6 +79,7 @@ impl Task {
 
     /// The new token is in the store, or that takes too long: requests may have it.
     fn on_stored(&mut self, flight: &Flight, token: Token, newer: Option<Box<Record>>) {
+        self.dead = false;
         let theirs = newer.filter(|record| record.identity == self.record.identity);
         if let Some(token) = theirs.and_then(|record| record.revive(self.chance.clock)) {
             self.take_over(token);
@@ -87,17 +88,19 @@ impl Task {
             let lifetime = token.expires().saturating_duration_since(token.sent());
             let (before, chance) = (self.settings.refresh_before, (self.chance.jitter)());
             self.next_attempt = schedule::refresh_at(now, token.expires(), lifetime, before, chance);
-            tracing::info!(
-                account = %self.account.name, generation = token.generation().0, token = token.fingerprint(),
-                expires_in = token.expires_in().as_secs(), trigger = flight.trigger.label(), "new access token"
-            );
             self.note_acceptance();
             self.gate.renewed(now, flight.trigger.is_passive() || !self.waiters.is_empty());
             self.welcome = false;
             self.shared.evidence.store(0, Ordering::Relaxed);
-            self.show(Arc::new(token));
+            let token = Arc::new(token);
+            self.show(Arc::clone(&token));
+            // Whoever reads the line finds the token in use.
+            self.publish();
+            tracing::info!(
+                account = %self.account.name, generation = token.generation().0, token = token.fingerprint(),
+                expires_in = token.expires_in().as_secs(), trigger = flight.trigger.label(), "new access token"
+            );
         }
-        self.dead = false;
         if let Some(token) = self.current.clone() {
             for waiter in self.waiters.drain(..) {
                 let _ = waiter.reply.send(Refresh::Replay(Arc::clone(&token)));
