@@ -1,20 +1,13 @@
 //! A restart costs no token: what the folder remembers, after a clean stop, a kill, a damaged file.
 
-use std::{
-    fs,
-    io::{BufRead as _, BufReader},
-    net::SocketAddr,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-    process::{Child, Command, Stdio},
-    sync::mpsc,
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 use wxgate::sandbox::{self, DEFAULT_APPID, DEFAULT_SECRET, Fault, Revocation, Rule, Sandbox, TokenKind};
 
 use crate::{
+    program::{Program, finish, folder, serve},
     support::{Gate, Setup, client, setup},
     token_tools::{DEADLINE, Said, all, get, said, spawned, until},
 };
@@ -118,7 +111,7 @@ async fn another_secret_kind_or_appid_takes_no_token_from_the_folder() {
         "[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n[upstream]\nca_file = \"root.pem\"\n[store]\nkind = \"file\"\npath = \"state\"\n[[account]]\nname = \"shop\"\nappid = \"{DEFAULT_APPID}\"\nsecret = {{ value = \"new-secret\" }}\ntoken = \"classic\"\napi = [\"{api}\"]\n"
     );
     fs::write(folder.path().join("wxgate.toml"), changed).expect("written");
-    let serve = Serve::start(folder.path()).expect("it starts");
+    let serve = Serve::start(folder.path());
     assert!(serve.get(USER).await.is_fine());
     assert_eq!(sandbox.control().counters().classic_fetches, 2, "another secret");
 }
@@ -185,67 +178,32 @@ async fn a_store_that_fails_stops_no_traffic() {
 
 /// A running `wxgate serve`, killed when dropped.
 struct Serve {
-    child: Child,
+    program: Program,
     proxy: SocketAddr,
-    lines: mpsc::Receiver<String>,
-}
-
-/// How a `wxgate serve` that did not come up ended: status and what it said.
-type Ended = (Option<i32>, String);
-
-fn serve(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wxgate"));
-    command.args(["--log-format", "json", "serve", "--config"]).arg(folder.join("wxgate.toml"));
-    command.stderr(Stdio::piped()).stdin(Stdio::null()).env_remove("WXGATE_LOG");
-    command
 }
 
 impl Serve {
-    fn start(folder: &Path) -> Result<Self, Ended> {
-        let mut child = serve(folder).spawn().expect("the binary runs");
-        let stderr = child.stderr.take().expect("piped");
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            BufReader::new(stderr).lines().map_while(Result::ok).try_for_each(|l| sender.send(l))
-        });
-        let mut said = String::new();
-        while let Ok(line) = lines.recv_timeout(DEADLINE) {
-            let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-            let address = event["address"].as_str().and_then(|address| address.parse().ok());
-            let serving = event["message"].as_str().is_some_and(|message| message.starts_with("serving"));
-            if let Some(proxy) = address.filter(|_| serving) {
-                return Ok(Self { child, proxy, lines });
-            }
-            said.push_str(&line);
-            said.push('\n');
-        }
-        Err((child.wait().expect("it has ended").code(), said))
+    fn start(folder: &Path) -> Self {
+        let program = Program::start(&mut serve(folder));
+        let proxy = program.proxy();
+        Self { program, proxy }
     }
 
     async fn get(&self, target: &str) -> Said {
         said(client().get(format!("http://{}{target}", self.proxy))).await
     }
 
-    fn kill(mut self) -> Vec<String> {
-        self.child.kill().expect("SIGKILL");
-        self.child.wait().expect("it is gone");
-        self.lines.iter().collect()
-    }
-}
-
-impl Drop for Serve {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    /// Without a warning. Returns what it logged.
+    fn kill(self) -> String {
+        self.program.signal(Signal::KILL);
+        self.program.end().stderr
     }
 }
 
 async fn prepared(lines: &str) -> (Sandbox, TempDir) {
     let setup = on_disk(lines);
     let sandbox = setup.start_sandbox().await;
-    let folder = tempfile::tempdir().expect("a folder");
-    fs::write(folder.path().join("root.pem"), sandbox.ca_pem()).expect("written");
-    fs::write(folder.path().join("wxgate.toml"), setup.file(&sandbox)).expect("written");
+    let folder = folder(&setup, &sandbox);
     (sandbox, folder)
 }
 
@@ -254,7 +212,7 @@ async fn prepared(lines: &str) -> (Sandbox, TempDir) {
 async fn a_process_that_is_killed_comes_back_without_a_fetch() {
     let (sandbox, folder) = prepared("token = \"classic\"").await;
     for round in 0..5 {
-        let serve = Serve::start(folder.path()).unwrap_or_else(|ended| panic!("{ended:?}"));
+        let serve = Serve::start(folder.path());
         let answer = serve.get(USER).await;
         assert!(answer.is_fine() && answer.attempts == "1", "start {round}: {answer:?}");
         assert_eq!(sandbox.control().fetches(), 1, "start {round}");
@@ -267,7 +225,7 @@ async fn a_process_that_is_killed_comes_back_without_a_fetch() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_is_killed_in_the_middle_of_a_refresh_comes_back_and_recovers() {
     let (sandbox, folder) = prepared("token = \"classic\"").await;
-    let serve = Serve::start(folder.path()).unwrap_or_else(|ended| panic!("{ended:?}"));
+    let serve = Serve::start(folder.path());
     assert!(serve.get(USER).await.is_fine());
     stored(&folder, &sandbox, TokenKind::Classic).await;
     sandbox.control().revoke(DEFAULT_APPID);
@@ -278,7 +236,7 @@ async fn a_process_that_is_killed_in_the_middle_of_a_refresh_comes_back_and_reco
     serve.kill();
     assert!(lost.await.expect("no panic").is_err(), "the caller of a killed process has no answer");
     sandbox.control().release(held);
-    let serve = Serve::start(folder.path()).unwrap_or_else(|ended| panic!("{ended:?}"));
+    let serve = Serve::start(folder.path());
     let answer = serve.get(USER).await;
     assert!(answer.is_fine() && answer.attempts == "2", "the stored token is dead, and is replaced unseen: {answer:?}");
     assert_eq!(sandbox.control().fetches(), 3);
@@ -288,11 +246,12 @@ async fn a_process_that_is_killed_in_the_middle_of_a_refresh_comes_back_and_reco
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_process_on_the_same_folder_ends_at_once_and_says_why() {
     let (sandbox, folder) = prepared("").await;
-    let first = Serve::start(folder.path()).unwrap_or_else(|ended| panic!("{ended:?}"));
+    let first = Serve::start(folder.path());
     assert!(first.get(USER).await.is_fine());
-    let Err((status, said)) = Serve::start(folder.path()) else { panic!("two processes share a folder") };
-    assert_eq!(status, Some(1), "{said}");
-    let pid = first.child.id().to_string();
+    let second = finish(serve(folder.path()));
+    let said = second.stderr;
+    assert_eq!(second.status, Some(1), "{said}");
+    let pid = first.program.pid.to_string();
     for part in ["another wxgate", pid.as_str(), "state", "store.path"] {
         assert!(said.contains(part), "{part} is not in {said}");
     }
@@ -300,7 +259,7 @@ async fn a_second_process_on_the_same_folder_ends_at_once_and_says_why() {
     assert_eq!(sandbox.control().fetches(), 1);
     // The lock goes with the process, however it ends.
     first.kill();
-    let next = Serve::start(folder.path()).unwrap_or_else(|ended| panic!("{ended:?}"));
+    let next = Serve::start(folder.path());
     assert!(next.get(USER).await.is_fine());
 }
 
@@ -308,16 +267,16 @@ async fn a_second_process_on_the_same_folder_ends_at_once_and_says_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_of_a_process_holds_neither_token_nor_secret() {
     let (sandbox, folder) = prepared("").await;
-    let serve = Serve::start(folder.path()).unwrap_or_else(|ended| panic!("{ended:?}"));
+    let serve = Serve::start(folder.path());
     sandbox.control().revoke(DEFAULT_APPID);
     for target in [USER, "/cgi-bin/user/info?access_token=mine&openid=a", "/wxa/a"] {
         serve.get(target).await;
     }
     let tokens: Vec<_> = sandbox.control().requests("/**").into_iter().filter_map(|r| r.query).collect();
-    let lines = serve.kill();
-    assert!(!lines.is_empty());
+    let log = serve.kill();
+    assert!(!log.is_empty());
     let secrets = tokens.iter().filter_map(|query| query.strip_prefix("access_token=")?.split('&').next());
     for secret in secrets.chain([DEFAULT_SECRET]) {
-        assert!(lines.iter().all(|line| !line.contains(secret)), "a secret in the log");
+        assert!(!log.contains(secret), "a secret in the log");
     }
 }
