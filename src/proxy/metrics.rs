@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, atomic::AtomicI64};
 
+use dashmap::DashMap;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -87,7 +88,7 @@ impl Metrics {
         let labels = RequestLabels { account: account.to_owned(), client: ANONYMOUS, outcome: "ok" };
         AccountMetrics {
             ok: self.requests.get_or_create_owned(&labels),
-            accepted: self.errcodes.get_or_create_owned(&ErrcodeLabels { account: account.to_owned(), errcode: "0" }),
+            errcodes: Arc::default(),
             account: account.into(),
             families: self.clone(),
         }
@@ -98,7 +99,8 @@ impl Metrics {
 #[derive(Debug, Clone)]
 pub(crate) struct AccountMetrics {
     ok: Counter,
-    accepted: Counter,
+    /// By label, as they turn up: business errors are daily bread, and a family wants an owned name at each look-up.
+    errcodes: Arc<DashMap<&'static str, Counter>>,
     account: Arc<str>,
     families: Metrics,
 }
@@ -117,11 +119,14 @@ impl AccountMetrics {
 
     /// WeChat answered with this code.
     pub(crate) fn errcode(&self, errcode: i64) {
-        if errcode == 0 {
-            self.accepted.inc();
+        let label = codes::label(errcode);
+        if let Some(counter) = self.errcodes.get(label) {
+            counter.inc();
             return;
         }
-        self.families.errcodes.get_or_create(&self.errcode_labels(errcode)).inc();
+        let counter = self.families.errcodes.get_or_create_owned(&self.errcode_labels(errcode));
+        counter.inc();
+        self.errcodes.insert(label, counter);
     }
 
     /// The token was refused with this code.

@@ -123,6 +123,7 @@ const UNKNOWN: &str = "wxgate does not know this code: look it up in WeChat's ta
 /// Everything a metric may name; anything else is `other`. The token codes and what business calls meet daily.
 const LABELS: &[(i64, &str)] = &[
     (-1, "-1"),
+    (0, "0"),
     (40001, "40001"),
     (40002, "40002"),
     (40003, "40003"),
