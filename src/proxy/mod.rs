@@ -3,7 +3,7 @@
 //! A request goes through these files in this order, called by `pipeline` alone: `access` and `route` (who, for which
 //! account), `path` (what may be called), `body` (kept for a replay), `inject` and `headers` (the token in, everything
 //! private out), `upstream` (there and back), `inspect` and `retry` (what the answer says about the token). Of tokens it
-//! knows what [`Keeper`](crate::token::Keeper) offers: the current one, and one past a rejected one.
+//! knows what [`Keeper`] offers: the current one, and one past a rejected one.
 
 mod access;
 mod access_log;
