@@ -1,7 +1,7 @@
 //! wxgate: a reverse proxy that gives WeChat's server API its `access_token`, so that callers need no credential.
 //!
 //! The modules in reading order, lowest floor first; ARCHITECTURE.md has the whole plan and a test holds the floors:
-//! base · telemetry, wechat, net · token, sandbox · proxy, admin · config · app · cli.
+//! base · telemetry, wechat, net · token, sandbox · service · proxy, admin · config · app · cli.
 
 pub mod admin;
 pub mod app;
@@ -11,6 +11,7 @@ pub mod config;
 pub mod net;
 pub mod proxy;
 pub mod sandbox;
+pub mod service;
 pub mod telemetry;
 pub mod token;
 pub mod wechat;

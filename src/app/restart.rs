@@ -41,6 +41,7 @@ fn server(old: &Settings, new: &Settings) -> Compared {
         default_account: _,
         upstream: _,
         replay: _,
+        clients: _,
     } = new;
     vec![
         ("server.listen", *listen == old.listen),

@@ -2,7 +2,11 @@
 //!
 //! Values only. How the file spells them is `config`'s business; acting on them is that of the stages.
 
+mod client;
+
 use std::time::Duration;
+
+pub use client::{Client, KeyDigest, Mode, PathPattern, Rate, Scopes};
 
 use crate::{
     base::AccountName,
@@ -20,8 +24,10 @@ pub struct Settings {
     pub listen: Vec<ListenAddr>,
     /// Threads that serve requests; 0 = one per core.
     pub workers: usize,
-    /// Whose calls are served.
+    /// Whose calls are served while there is no client.
     pub allow: NetworkSet,
+    /// Callers and their rights, in the order of the file. Without any, `allow` decides.
+    pub clients: Vec<Client>,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted_proxies: NetworkSet,
     /// With it, TCP listeners speak TLS only.
@@ -80,6 +86,7 @@ impl Default for Settings {
             listen: vec![ListenAddr::Tcp("127.0.0.1:8080".to_owned())],
             workers: 0,
             allow: NetworkSet::loopback(),
+            clients: Vec::new(),
             trusted_proxies: NetworkSet::default(),
             tls: None,
             max_body: 32 << 20,

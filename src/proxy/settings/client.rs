@@ -1,0 +1,249 @@
+//! What a `[[client]]` says: who it is, what it may call, and how fast.
+//!
+//! Values only, and the matching of paths; letting somebody in is `access`'s business.
+
+use std::num::NonZeroU32;
+
+use aws_lc_rs::{
+    constant_time::verify_slices_are_equal,
+    digest::{SHA256, SHA256_OUTPUT_LEN, digest},
+};
+
+use crate::{base::AccountName, net::address::NetworkSet, service::Scope};
+
+/// One `[[client]]`, proven right. All that is set of `key`, `from` and `cert` must fit the caller; at least one is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Client {
+    /// Unique. Also a label of metrics.
+    pub name: AccountName,
+    /// What the caller shows; no two clients have the same.
+    pub key: Option<KeyDigest>,
+    /// Where it calls from.
+    pub from: Option<NetworkSet>,
+    /// A DNS or URI name of its certificate, in lower case.
+    pub cert: Option<String>,
+    /// The accounts it may use; `None` for all. They exist.
+    pub accounts: Option<Vec<AccountName>>,
+    /// The paths it may call; `None` for all.
+    pub allow: Option<Vec<PathPattern>>,
+    /// The paths it may not call, whatever `allow` says.
+    pub deny: Vec<PathPattern>,
+    /// Extras beyond proxying.
+    pub may: Scopes,
+    /// What happens to calls without a right.
+    pub mode: Mode,
+    /// How fast it may call.
+    pub rate: Option<Rate>,
+}
+
+/// The SHA-256 of a client's key. The key itself is not kept.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyDigest([u8; SHA256_OUTPUT_LEN]);
+
+/// A set of extras.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scopes(u8);
+
+/// What happens to calls without a right.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// They are denied.
+    #[default]
+    Enforce,
+    /// They are logged, counted and let through.
+    Report,
+}
+
+/// A token bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Calls per second in the long run.
+    pub per_second: NonZeroU32,
+    /// Calls at once.
+    pub burst: NonZeroU32,
+}
+
+/// Paths: `/cgi-bin/menu/get` is one, `/cgi-bin/*/get` any with one segment in that place, `/cgi-bin/message/**`
+/// everything below.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathPattern {
+    text: String,
+    exact: bool,
+}
+
+impl KeyDigest {
+    /// Of a key.
+    pub fn of(key: &str) -> Self {
+        let mut bytes = [0; SHA256_OUTPUT_LEN];
+        bytes.copy_from_slice(digest(&SHA256, key.as_bytes()).as_ref());
+        Self(bytes)
+    }
+
+    /// From 64 hex digits.
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        let mut bytes = [0; SHA256_OUTPUT_LEN];
+        let digits: Vec<u8> = hex.chars().map(|c| c.to_digit(16)?.try_into().ok()).collect::<Option<_>>()?;
+        if digits.len() != 2 * bytes.len() {
+            return None;
+        }
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = pair[0] << 4 | pair[1];
+        }
+        Some(Self(bytes))
+    }
+
+    /// Compares in time that does not depend on where the two differ.
+    pub fn matches(&self, other: &Self) -> bool {
+        verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+
+    /// The digest itself, of which keys are derived.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for KeyDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KeyDigest(…)")
+    }
+}
+
+impl Scopes {
+    /// Whether the extra is in the set.
+    pub fn contains(self, scope: Scope) -> bool {
+        self.0 & Self::bit(scope) != 0
+    }
+
+    /// The set with this extra in it.
+    #[must_use]
+    pub fn with(self, scope: Scope) -> Self {
+        Self(self.0 | Self::bit(scope))
+    }
+
+    fn bit(scope: Scope) -> u8 {
+        match scope {
+            Scope::Token => 1,
+            Scope::Refresh => 2,
+            Scope::Ticket => 4,
+        }
+    }
+}
+
+impl FromIterator<Scope> for Scopes {
+    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
+        scopes.into_iter().fold(Self::default(), Self::with)
+    }
+}
+
+impl PathPattern {
+    /// Reads a pattern: `/`, then segments of `[A-Za-z0-9_.~-]` or `*`, at the end possibly `**`.
+    ///
+    /// # Errors
+    /// A sentence that says what would have been right.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let Some(rest) = text.strip_prefix('/') else {
+            return Err("a path begins with a slash: write \"/cgi-bin/message/**\"");
+        };
+        let mut segments = rest.split('/').peekable();
+        let mut exact = true;
+        while let Some(segment) = segments.next() {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'~' | b'-');
+            match segment {
+                "**" if segments.peek().is_none() => exact = false,
+                "**" => return Err("** stands for everything below, so it can only be the last segment"),
+                "*" => exact = false,
+                "" | "." | ".." => {
+                    return Err("no path that wxgate forwards has an empty, . or .. segment, or ends in a slash");
+                }
+                _ if segment.bytes().all(plain) => {}
+                _ if segment.contains('*') => {
+                    return Err("* stands for a whole segment: write \"/cgi-bin/*/get\" or \"/cgi-bin/message/**\"");
+                }
+                _ => return Err("paths are made of A-Z, a-z, 0-9, _ . ~ - and slashes"),
+            }
+        }
+        Ok(Self { text: text.to_owned(), exact })
+    }
+
+    /// As written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether exactly these bytes are meant.
+    pub fn allows(&self, path: &str) -> bool {
+        self.covers(path, |a, b| a == b)
+    }
+
+    /// The same without regard to case, since nobody knows how tolerant the other end is.
+    pub fn denies(&self, path: &str) -> bool {
+        self.covers(path, str::eq_ignore_ascii_case)
+    }
+
+    /// Whether the pattern is this path, spelt out.
+    pub fn names(&self, path: &str) -> bool {
+        self.exact && self.text == path
+    }
+
+    fn covers(&self, path: &str, same: impl Fn(&str, &str) -> bool) -> bool {
+        if self.exact {
+            return same(&self.text, path);
+        }
+        let (mut pattern, mut path) = (self.text.split('/'), path.split('/'));
+        loop {
+            match (pattern.next(), path.next()) {
+                (None, None) => return true,
+                (Some("**"), Some(_)) => return true,
+                (Some("*"), Some(_)) => {}
+                (Some(wanted), Some(segment)) if same(wanted, segment) => {}
+                _ => return false,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_cover_one_path_one_segment_or_everything_below() {
+        let covers = |pattern: &str, path: &str| PathPattern::parse(pattern).unwrap().allows(path);
+        for (pattern, path, expected) in [
+            ("/cgi-bin/menu/get", "/cgi-bin/menu/get", true),
+            ("/cgi-bin/menu/get", "/cgi-bin/menu/Get", false),
+            ("/cgi-bin/menu/get", "/cgi-bin/menu/get/x", false),
+            ("/cgi-bin/message/**", "/cgi-bin/message/custom/send", true),
+            ("/cgi-bin/message/**", "/cgi-bin/message", false),
+            ("/cgi-bin/message/**", "/cgi-bin/messages/send", false),
+            ("/cgi-bin/*/get", "/cgi-bin/menu/get", true),
+            ("/cgi-bin/*/get", "/cgi-bin/menu/x/get", false),
+            ("/**", "/cgi-bin/menu/get", true),
+        ] {
+            assert_eq!(covers(pattern, path), expected, "{pattern} {path}");
+        }
+        assert!(PathPattern::parse("/cgi-bin/menu/**").unwrap().denies("/CGI-bin/Menu/delete"));
+        assert!(
+            PathPattern::parse("/a/b").unwrap().names("/a/b") && !PathPattern::parse("/a/*").unwrap().names("/a/b")
+        );
+    }
+
+    #[test]
+    fn what_no_path_can_be_is_no_pattern() {
+        for bad in ["", "cgi-bin", "/", "/a/", "/a//b", "/a/../b", "/**/b", "/a*/b", "/a%2fb", "/a b", "/a;b", "***"] {
+            assert!(PathPattern::parse(bad).is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn digests_are_read_from_hex() {
+        let hex = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+        assert_eq!(KeyDigest::from_hex(hex), Some(KeyDigest::of("foo")));
+        assert!(KeyDigest::from_hex(hex).unwrap().matches(&KeyDigest::of("foo")));
+        assert!(!KeyDigest::of("fop").matches(&KeyDigest::of("foo")));
+        for bad in ["", "2c26", &"g".repeat(64), &"é".repeat(32)] {
+            assert_eq!(KeyDigest::from_hex(bad), None);
+        }
+    }
+}

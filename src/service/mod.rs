@@ -1,0 +1,14 @@
+//! What wxgate answers itself instead of WeChat: phantom tokens, and the service API below `/-/`.
+//!
+//! Knows nothing of how a request came in or whether its caller may: `proxy` asks for both first.
+
+/// An extra that a client may have beyond proxying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Read the real token.
+    Token,
+    /// Ask for a refresh.
+    Refresh,
+    /// Read tickets and have signatures made.
+    Ticket,
+}
