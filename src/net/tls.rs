@@ -7,7 +7,7 @@ use std::{io, path::PathBuf, sync::Arc};
 use rustls::{
     RootCertStore, ServerConfig,
     pki_types::{PrivateKeyDer, pem::PemObject},
-    server::WebPkiClientVerifier,
+    server::{NoServerSessionStorage, ServerConnection, WebPkiClientVerifier},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -52,6 +52,19 @@ impl ServerTls {
         };
         let mut config = builder.with_single_cert(chain, key).map_err(|e| named(&self.cert, e.to_string()))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        if self.client_ca.is_some() {
+            // A resumed session would go by a certificate that nobody looks at any more.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
+}
+
+/// The DNS and URI names in the certificate that the client has shown and that was verified, in lower case; none
+/// without one.
+pub fn names_of(connection: &ServerConnection) -> Vec<String> {
+    let leaf = connection.peer_certificates().and_then(<[_]>::first);
+    let Some(Ok(certificate)) = leaf.map(webpki::EndEntityCert::try_from) else { return Vec::new() };
+    certificate.valid_dns_names().chain(certificate.valid_uri_names()).map(str::to_ascii_lowercase).collect()
 }

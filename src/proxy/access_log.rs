@@ -21,6 +21,9 @@ const BATCH: usize = 16 * 1024;
 #[derive(Debug)]
 pub(crate) struct Record<'r> {
     pub(crate) id: &'r str,
+    /// Its address.
+    pub(crate) caller: &'r str,
+    /// Its name.
     pub(crate) client: &'r str,
     pub(crate) account: &'r str,
     pub(crate) method: &'r str,
@@ -89,6 +92,7 @@ fn text(out: &mut Vec<u8>, record: &Record<'_>) {
     word(out, b" outcome=", record.outcome);
     word(out, b" account=", record.account);
     word(out, b" client=", record.client);
+    word(out, b" caller=", record.caller);
     field(out, b" attempts=", record.attempts);
     if let Some(errcode) = record.errcode {
         field(out, b" errcode=", errcode);
@@ -115,6 +119,7 @@ fn json(out: &mut Vec<u8>, record: &Record<'_>) {
     word(out, b",\"outcome\":\"", record.outcome);
     word(out, b"\",\"account\":\"", record.account);
     word(out, b"\",\"client\":\"", record.client);
+    word(out, b"\",\"caller\":\"", record.caller);
     field(out, b"\",\"attempts\":", record.attempts);
     if let Some(errcode) = record.errcode {
         field(out, b",\"errcode\":", errcode);
@@ -178,7 +183,8 @@ mod tests {
         let log = AccessLog::new(format, output.clone());
         log.write(&Record {
             id: "ab12",
-            client: "127.0.0.1",
+            caller: "127.0.0.1",
+            client: "network",
             account: "shop",
             method: "GET",
             path,
@@ -199,7 +205,7 @@ mod tests {
         let text = line(Format::Text, "/cgi-bin/user/info", "openid=SECRET");
         assert!(
             text.ends_with(
-                " INFO access: GET /cgi-bin/user/info?openid=… status=200 outcome=ok account=shop client=127.0.0.1 attempts=2 errcode=0 ms=1.500 id=ab12\n"
+                " INFO access: GET /cgi-bin/user/info?openid=… status=200 outcome=ok account=shop client=network caller=127.0.0.1 attempts=2 errcode=0 ms=1.500 id=ab12\n"
             ),
             "{text}"
         );

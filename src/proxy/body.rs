@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, timeout};
 
@@ -160,6 +161,21 @@ impl Payload {
             Self::Streaming(source) => Some(Pace { source: Arc::clone(source), read: 0, over: false }),
             Self::Empty | Self::Held(_) => None,
         }
+    }
+}
+
+/// Reads a body that wxgate itself is meant to understand, of at most `limit` bytes.
+///
+/// # Errors
+/// When it is larger, breaks off, or does not come for a while.
+pub(crate) async fn small(incoming: Incoming, limit: usize) -> Result<Bytes, ProxyError> {
+    let collected = timeout(IDLE, Limited::new(incoming, limit).collect()).await;
+    match collected {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(ProxyError::BodyTooLarge { limit: limit as u64, hint: "" })
+        }
+        _ => Err(ProxyError::BadRequest("the request body broke off or came too slowly")),
     }
 }
 

@@ -12,7 +12,7 @@ use hyper::{
 };
 
 use super::{inject::QueryError, path::PathError, settings::ErrorStyle};
-use crate::token::TokenError;
+use crate::{base::AccountName, service::Scope, token::TokenError};
 
 /// The header that marks an answer of wxgate's own.
 pub(crate) const X_WXGATE_ERROR: HeaderName = HeaderName::from_static("x-wxgate-error");
@@ -36,11 +36,26 @@ pub(crate) enum ProxyError {
     AccountMissing,
     #[error("path prefix, X-Wxgate-Account and Host name different accounts; keep one of them")]
     AccountConflict,
-    #[error("callers from this address are not let in; add its network to server.allow")]
-    ClientUnknown,
+    #[error("{0}")]
+    ClientUnknown(&'static str),
+    #[error("client {client} may not use account {account}; add it to accounts in its [[client]] section")]
+    AccountDenied { client: AccountName, account: AccountName },
+    #[error("client {client} may not call this path; compare allow and deny in its [[client]] section")]
+    PathDenied { client: AccountName },
+    #[error("client {client} lacks the right \"{scope}\"; add it to may in its [[client]] section")]
+    ScopeDenied { client: AccountName, scope: Scope },
+    #[error("client {client} calls faster than its rate allows; slow down, or raise rate in its [[client]] section")]
+    RateLimited { client: AccountName, retry_after: Duration },
+    #[error(
+        "this token is no longer good or never was: fetch another one from cgi-bin/token, cgi-bin/stable_token or \
+             cgi-bin/gettoken of wxgate"
+    )]
+    PhantomRefused,
     #[error("wxgate keeps the token itself, so this endpoint is not forwarded; call the API without a token instead")]
     TokenEndpoint,
-    #[error("this endpoint resets what all callers share, so it is not forwarded")]
+    #[error(
+        "this endpoint resets what all callers share, so it is forwarded for a client only whose allow names it exactly"
+    )]
     GuardedEndpoint,
     #[error("there is nothing at this address below /-/")]
     NotFound,
@@ -63,7 +78,13 @@ impl ProxyError {
             Self::BadRequest(_) | Self::Path(_) | Self::Query(_) => (StatusCode::BAD_REQUEST, 990_400, "bad_request"),
             Self::AccountUnknown(_) | Self::AccountMissing => (StatusCode::BAD_REQUEST, 990_400, "account_unknown"),
             Self::AccountConflict => (StatusCode::BAD_REQUEST, 990_400, "account_conflict"),
-            Self::ClientUnknown => (StatusCode::UNAUTHORIZED, 990_401, "client_unknown"),
+            // WeChat's own words, so that an SDK asks for another token.
+            Self::PhantomRefused => (StatusCode::OK, 40001, "phantom_refused"),
+            Self::ClientUnknown(_) => (StatusCode::UNAUTHORIZED, 990_401, "client_unknown"),
+            Self::AccountDenied { .. } => (StatusCode::FORBIDDEN, 990_403, "account_denied"),
+            Self::PathDenied { .. } => (StatusCode::FORBIDDEN, 990_403, "path_denied"),
+            Self::ScopeDenied { .. } => (StatusCode::FORBIDDEN, 990_403, "scope_denied"),
+            Self::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, 990_429, "rate_limited"),
             Self::TokenEndpoint | Self::GuardedEndpoint => (StatusCode::FORBIDDEN, 990_403, "endpoint_blocked"),
             Self::NotFound => (StatusCode::NOT_FOUND, 990_404, "not_found"),
             Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, 990_413, "body_too_large"),
@@ -83,14 +104,25 @@ impl ProxyError {
         match self {
             Self::TokenUnavailable(error) => Some(error.retry_after()),
             Self::Overloaded(_) => Some(Duration::from_secs(1)),
+            Self::RateLimited { retry_after, .. } => Some(*retry_after + Duration::from_millis(999)),
             _ => None,
         }
+    }
+
+    /// Whether somebody was kept from something, which belongs into the audit log.
+    pub(crate) fn is_denial(&self) -> bool {
+        matches!(self.row().0, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS)
+            || matches!(self, Self::PhantomRefused)
     }
 
     /// The answer, still without the headers that every answer gets.
     pub(crate) fn response(&self, style: ErrorStyle) -> Response<Bytes> {
         let (status, errcode, slug) = self.row();
-        let message = serde_json::Value::from(format!("wxgate: {self}"));
+        let prefix = match self {
+            Self::PhantomRefused => "invalid credential, access_token is invalid or not latest, ",
+            _ => "",
+        };
+        let message = serde_json::Value::from(format!("{prefix}wxgate: {self}"));
         let mut response = Response::new(Bytes::from(format!("{{\"errcode\":{errcode},\"errmsg\":{message}}}")));
         *response.status_mut() = match style {
             ErrorStyle::Http => status,
@@ -98,7 +130,9 @@ impl ProxyError {
         };
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
-        headers.insert(X_WXGATE_ERROR, HeaderValue::from_static(slug));
+        if !matches!(self, Self::PhantomRefused) {
+            headers.insert(X_WXGATE_ERROR, HeaderValue::from_static(slug));
+        }
         if let Some(after) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }

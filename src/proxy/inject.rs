@@ -7,11 +7,11 @@ use std::borrow::Cow;
 
 use bytes::BytesMut;
 use hyper::http::uri::PathAndQuery;
-use memchr::{memchr, memchr2};
-use percent_encoding::percent_decode_str;
+use memchr::{memchr, memchr2, memmem};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::path::ApiPath;
-use crate::wechat::api;
+use crate::{service::phantom, wechat::api};
 
 /// The parameter that carries the token.
 const NAME: &str = "access_token";
@@ -22,6 +22,12 @@ pub enum QueryError {
     /// `ACCESS_TOKEN`, `access_token[]`, `x=1;access_token=…` and the like.
     #[error("the query holds a parameter that looks like access_token but is not spelt so; leave it out")]
     LookAlike,
+    /// Two phantom tokens that are not the same.
+    #[error("the query holds several different tokens of wxgate; send one")]
+    SeveralPhantoms,
+    /// Two secrets that are not the same.
+    #[error("the query holds several different secrets; send one, or none: wxgate fills it in")]
+    SeveralSecrets,
     /// Bytes that no URL may hold.
     #[error("the query holds bytes that must be percent-encoded")]
     NotAQuery,
@@ -37,6 +43,74 @@ pub enum Query {
     },
     /// It carries a credential of another kind; the account's token must not be added.
     OwnCredential,
+}
+
+/// What the query of a login code exchange says about its account; percent-decoded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Login<'q> {
+    /// `appid`, unless empty.
+    pub appid: Option<Cow<'q, str>>,
+    /// `secret`, unless empty.
+    pub secret: Option<Cow<'q, str>>,
+}
+
+/// The phantom token that the caller shows, if any. It is never encoded: it holds nothing that would have to be.
+///
+/// # Errors
+/// [`QueryError::SeveralPhantoms`].
+pub fn phantom(query: Option<&str>) -> Result<Option<&str>, QueryError> {
+    let Some(query) = query.filter(|query| memmem::find(query.as_bytes(), phantom::PREFIX.as_bytes()).is_some()) else {
+        return Ok(None);
+    };
+    let mut shown = pairs(Some(query)).filter_map(phantom_in);
+    let first = shown.next();
+    if shown.all(|other| Some(other) == first) { Ok(first) } else { Err(QueryError::SeveralPhantoms) }
+}
+
+/// Looks for the account's credential in the query of a login code exchange.
+///
+/// # Errors
+/// [`QueryError::SeveralSecrets`].
+pub fn login(query: Option<&str>) -> Result<Login<'_>, QueryError> {
+    let mut login = Login::default();
+    for pair in pairs(query) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (name, value) = (decode(name), decode(value));
+        match &*name {
+            "secret" if !value.is_empty() => {
+                if login.secret.as_ref().is_some_and(|first| *first != value) {
+                    return Err(QueryError::SeveralSecrets);
+                }
+                login.secret = Some(value);
+            }
+            "appid" if !value.is_empty() => login.appid = Some(value),
+            _ => {}
+        }
+    }
+    Ok(login)
+}
+
+/// Builds the target of a login code exchange with the account's own credential: `secret` takes the place of whatever
+/// stood there, `appid` is added when it is given.
+///
+/// # Errors
+/// [`QueryError::NotAQuery`].
+pub fn fill_login(
+    path: &ApiPath<'_>,
+    query: Option<&str>,
+    appid: Option<&str>,
+    secret: &str,
+) -> Result<PathAndQuery, QueryError> {
+    let mut target = format!("{path}?secret={}", utf8_percent_encode(secret, NON_ALPHANUMERIC));
+    if let Some(appid) = appid {
+        target.extend(["&appid=", appid]);
+    }
+    let is_replaced = |name: &str| name == "secret" || appid.is_some() && name == "appid";
+    let stays = |pair: &&str| !is_replaced(&decode(raw_name(pair))) && phantom_in(pair).is_none();
+    for pair in pairs(query).filter(stays) {
+        target.extend(["&", pair]);
+    }
+    PathAndQuery::from_maybe_shared(bytes::Bytes::from(target)).map_err(|_| QueryError::NotAQuery)
 }
 
 /// Looks through the caller's query.
@@ -82,7 +156,7 @@ pub fn inject(path: &ApiPath<'_>, query: Option<&str>, own: usize, token: &str) 
     PathAndQuery::from_maybe_shared(target.freeze()).map_err(|_| QueryError::NotAQuery)
 }
 
-/// Builds the request target as the caller wrote it, for calls that take no token.
+/// Builds the request target as the caller wrote it, for calls that take no token; only phantom tokens go.
 ///
 /// # Errors
 /// [`QueryError::NotAQuery`].
@@ -90,7 +164,13 @@ pub fn untouched(path: &ApiPath<'_>, query: Option<&str>) -> Result<PathAndQuery
     let path = path.as_str();
     let target = match query {
         None => path.to_owned(),
-        Some(query) => format!("{path}?{query}"),
+        Some(query) if memmem::find(query.as_bytes(), phantom::PREFIX.as_bytes()).is_none() => {
+            format!("{path}?{query}")
+        }
+        Some(_) => {
+            let kept: Vec<&str> = pairs(query).filter(|pair| phantom_in(pair).is_none()).collect();
+            format!("{path}?{}", kept.join("&"))
+        }
     };
     PathAndQuery::from_maybe_shared(bytes::Bytes::from(target)).map_err(|_| QueryError::NotAQuery)
 }
@@ -135,6 +215,12 @@ fn name_of(pair: &str) -> Name {
     } else {
         Name::Other
     }
+}
+
+/// The value of `access_token`, if it is a phantom.
+fn phantom_in(pair: &str) -> Option<&str> {
+    let (name, value) = pair.split_once('=')?;
+    (value.starts_with(phantom::PREFIX) && decode(name) == NAME).then_some(value)
 }
 
 fn raw_name(pair: &str) -> &str {
@@ -229,6 +315,43 @@ mod tests {
         {
             assert_eq!(rewritten(Some(query)).unwrap(), format!("/p?{query}"));
         }
+    }
+
+    #[test]
+    fn a_phantom_is_found_where_the_token_stands_and_nowhere_else() {
+        assert_eq!(phantom(Some("a=1&access_token=wxg1_x&b=2")), Ok(Some("wxg1_x")));
+        assert_eq!(phantom(Some("access%5Ftoken=wxg1_x&access_token=wxg1_x")), Ok(Some("wxg1_x")));
+        assert_eq!(phantom(Some("access_token=wxg1_x&access_token=wxg1_y")), Err(QueryError::SeveralPhantoms));
+        for other in ["access_token=x", "token=wxg1_x", "access_token=xwxg1_", "a=access_token=wxg1_x", "wxg1_"] {
+            assert_eq!(phantom(Some(other)), Ok(None), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_phantom_does_not_pass_where_no_token_is_injected_and_a_users_own_token_does() {
+        let path = SplitPath::new("/sns/userinfo").check().unwrap();
+        let target = |query| untouched(&path, Some(query)).unwrap().to_string();
+        assert_eq!(target("access_token=wxg1_x&openid=o"), "/sns/userinfo?openid=o");
+        assert_eq!(target("access_token=user&openid=o"), "/sns/userinfo?access_token=user&openid=o");
+    }
+
+    #[test]
+    fn a_login_gets_the_credential_of_its_account() {
+        let path = SplitPath::new("/sns/jscode2session").check().unwrap();
+        let filled = |query, appid| fill_login(&path, query, appid, "s+e").unwrap().to_string();
+        assert_eq!(
+            filled(Some("appid=a&secret=k&js_code=c"), None),
+            "/sns/jscode2session?secret=s%2Be&appid=a&js_code=c"
+        );
+        assert_eq!(
+            filled(Some("js_code=c&appid="), Some("wx1")),
+            "/sns/jscode2session?secret=s%2Be&appid=wx1&js_code=c"
+        );
+        assert_eq!(filled(Some("%73ecret=&access_token=wxg1_x"), None), "/sns/jscode2session?secret=s%2Be");
+        assert_eq!(filled(None, None), "/sns/jscode2session?secret=s%2Be");
+        let login = login(Some("appid=w%78&secret=&secret=k%31&js_code=c")).unwrap();
+        assert_eq!((login.appid.as_deref(), login.secret.as_deref()), (Some("wx"), Some("k1")));
+        assert_eq!(super::login(Some("secret=a&secret=b")), Err(QueryError::SeveralSecrets));
     }
 
     /// The names that a lenient parser could find: split at `&` and `;`, brackets cut, case folded.

@@ -12,19 +12,23 @@ use std::{
     time::Duration,
 };
 
+use dashmap::DashMap;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio_rustls::TlsAcceptor;
 
 use super::{
     BuildError, Proxy,
-    access::Access,
+    access::{Access, Client},
     error::ProxyError,
     metrics::Metrics,
     route::{Account, Accounts},
-    settings::{ErrorStyle, Replay, Settings},
+    settings::{ErrorStyle, KeyDigest, Replay, Settings},
     upstream::{DialSetupError, Origin, Origins},
 };
-use crate::token::{AccountSettings, Keeper};
+use crate::{
+    service::phantom::{Phantom, PhantomKey, Tag},
+    token::{AccountSettings, Keeper, clock::Clock},
+};
 
 /// One configuration.
 pub(super) struct Live {
@@ -39,6 +43,8 @@ pub(super) struct Live {
     pub(super) tls: Option<TlsAcceptor>,
     max_in_flight: usize,
     load: Arc<Load>,
+    /// By account and client, as they are needed.
+    phantoms: DashMap<(Tag, Tag), Arc<PhantomKey>>,
 }
 
 /// How much is under way, over all configurations.
@@ -84,7 +90,7 @@ impl Control {
     pub fn switch(&self, plan: Plan, keepers: impl IntoIterator<Item = Keeper>) {
         self.0.spool.resize(plan.settings.replay.memory_total);
         let live = self.0.live.load_full();
-        let next = Live::new(plan, keepers, &self.0.metrics, Some(&live.accounts), Arc::clone(&live.load));
+        let next = Live::new(plan, keepers, &self.0.metrics, Some(&live), Arc::clone(&live.load));
         self.0.live.store(Arc::new(next));
     }
 }
@@ -104,17 +110,17 @@ impl Plan {
 }
 
 impl Live {
-    /// `before` are the accounts that were there until now.
+    /// `before` is what was in force until now.
     pub(super) fn new(
         plan: Plan,
         keepers: impl IntoIterator<Item = Keeper>,
         metrics: &Metrics,
-        before: Option<&Accounts>,
+        before: Option<&Self>,
         load: Arc<Load>,
     ) -> Self {
         let Plan { settings, accounts, tls } = plan;
         let routed = accounts.into_iter().zip(keepers).map(|((account, origins), keeper)| {
-            let route = match before.and_then(|before| before.kept(&account.name, &keeper)) {
+            let route = match before.and_then(|before| before.accounts.kept(&account.name, &keeper)) {
                 Some(unchanged) => Arc::clone(unchanged),
                 None => Arc::new(Account::new(&account, keeper, metrics.for_account(&account.name), origins)),
             };
@@ -122,7 +128,12 @@ impl Live {
         });
         Self {
             accounts: Accounts::new(routed.collect(), settings.default_account.as_ref()),
-            access: Access { allow: settings.allow, trusted_proxies: settings.trusted_proxies },
+            access: Access::new(
+                settings.allow,
+                settings.trusted_proxies,
+                settings.clients,
+                before.map(|before| &before.access),
+            ),
             replay: settings.replay,
             max_body: settings.max_body,
             response_timeout: settings.upstream.response_timeout,
@@ -130,7 +141,34 @@ impl Live {
             tls,
             max_in_flight: settings.upstream.max_in_flight,
             load,
+            phantoms: DashMap::new(),
         }
+    }
+
+    /// The key of a client's phantoms on an account.
+    pub(super) fn phantom_key(&self, account: &Account, client: &Client) -> Arc<PhantomKey> {
+        let (account_name, client_name) = (account.name.as_str(), client.name().as_str());
+        let key = || {
+            let client_key = client.key().map(KeyDigest::as_bytes);
+            Arc::new(PhantomKey::new(account_name, account.secret.as_ref(), client_name, client_key))
+        };
+        Arc::clone(&self.phantoms.entry((Tag::of(account_name), Tag::of(client_name))).or_insert_with(key))
+    }
+
+    /// Whose phantom this is: the account and the client that it names, if it is good.
+    pub(super) fn phantom(&self, text: &str) -> Option<(&Arc<Account>, &Arc<Client>)> {
+        let phantom = Phantom::parse(text)?;
+        let account = self.accounts.tagged(phantom.account())?;
+        let client = self.access.named(phantom.client())?;
+        let known = self.phantoms.get(&(phantom.account(), phantom.client())).map(|key| Arc::clone(&key));
+        let key = known.unwrap_or_else(|| self.phantom_key(account, client));
+        key.accepts(&phantom, self.now()).then_some((account, client))
+    }
+
+    /// Time since 1970, by the wall clock: the windows of phantoms are the same on every node.
+    #[allow(clippy::unused_self, reason = "one place to ask")]
+    pub(super) fn now(&self) -> Duration {
+        Duration::from_millis(Clock::system().now_ms())
     }
 
     /// Takes a place among the requests in flight.

@@ -14,16 +14,21 @@ use prometheus_client::{
 
 use crate::{base::AccountName, wechat::codes};
 
-/// Until callers have names, everybody inside `server.allow` is counted under this one.
-pub(crate) const ANONYMOUS: &str = "network";
 /// For requests that no account was found for.
 const NO_ACCOUNT: &str = "-";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     account: String,
-    client: &'static str,
+    client: String,
     outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DenialLabels {
+    client: String,
+    reason: &'static str,
+    mode: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -42,6 +47,7 @@ struct ReplayLabels {
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
+    denials: Family<DenialLabels, Counter>,
     duration: Histogram,
     errcodes: Family<ErrcodeLabels, Counter>,
     stale: Family<ErrcodeLabels, Counter>,
@@ -53,6 +59,7 @@ impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             requests: Family::default(),
+            denials: Family::default(),
             duration: Histogram::new([
                 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
             ]),
@@ -62,6 +69,11 @@ impl Metrics {
             in_flight: Gauge::default(),
         };
         registry.register("wxgate_requests", "Requests by outcome", metrics.requests.clone());
+        registry.register(
+            "wxgate_denied",
+            "Calls that a client was denied, or would have been if it were not on trial",
+            metrics.denials.clone(),
+        );
         registry.register(
             "wxgate_request_duration_seconds",
             "Time from the request's head to the answer's head",
@@ -84,22 +96,22 @@ impl Metrics {
         self.labelled(NO_ACCOUNT)
     }
 
+    /// A call was denied, or would have been.
+    pub(crate) fn denied(&self, client: &str, reason: &'static str, mode: &'static str) {
+        self.denials.get_or_create(&DenialLabels { client: client.to_owned(), reason, mode }).inc();
+    }
+
     fn labelled(&self, account: &str) -> AccountMetrics {
-        let labels = RequestLabels { account: account.to_owned(), client: ANONYMOUS, outcome: "ok" };
-        AccountMetrics {
-            ok: self.requests.get_or_create_owned(&labels),
-            errcodes: Arc::default(),
-            account: account.into(),
-            families: self.clone(),
-        }
+        AccountMetrics { ok: Arc::default(), errcodes: Arc::default(), account: account.into(), families: self.clone() }
     }
 }
 
 /// The counters of one account.
 #[derive(Debug, Clone)]
 pub(crate) struct AccountMetrics {
-    ok: Counter,
-    /// By label, as they turn up: business errors are daily bread, and a family wants an owned name at each look-up.
+    /// By client, as they turn up: a family wants owned labels at each look-up.
+    ok: Arc<DashMap<String, Counter>>,
+    /// By label, as they turn up: business errors are daily bread.
     errcodes: Arc<DashMap<&'static str, Counter>>,
     account: Arc<str>,
     families: Metrics,
@@ -107,14 +119,19 @@ pub(crate) struct AccountMetrics {
 
 impl AccountMetrics {
     /// A request is over.
-    pub(crate) fn finished(&self, outcome: &'static str, seconds: f64) {
+    pub(crate) fn finished(&self, client: &str, outcome: &'static str, seconds: f64) {
         self.families.duration.observe(seconds);
-        if outcome == "ok" {
-            self.ok.inc();
+        let is_ok = outcome == "ok";
+        if let Some(counter) = self.ok.get(client).filter(|_| is_ok) {
+            counter.inc();
             return;
         }
-        let labels = RequestLabels { account: self.account.to_string(), client: ANONYMOUS, outcome };
-        self.families.requests.get_or_create(&labels).inc();
+        let labels = RequestLabels { account: self.account.to_string(), client: client.to_owned(), outcome };
+        let counter = self.families.requests.get_or_create_owned(&labels);
+        counter.inc();
+        if is_ok {
+            self.ok.insert(client.to_owned(), counter);
+        }
     }
 
     /// WeChat answered with this code.

@@ -7,6 +7,7 @@
 
 mod access;
 mod access_log;
+mod answer;
 mod body;
 mod error;
 pub mod headers;
@@ -44,10 +45,11 @@ use tokio::{sync::Semaphore, time::Instant};
 pub use self::live::{Control, Plan};
 use self::{
     access_log::{AccessLog, Record},
+    error::ProxyError,
     inspect::Answer,
     live::{InFlight, Live, Load},
     metrics::{AccountMetrics, Metrics},
-    pipeline::Trail,
+    pipeline::{Origin, Outcome, Trail},
     settings::Settings,
     upstream::{Dialer, Origins},
     worker::Worker,
@@ -208,22 +210,26 @@ impl Bound {
 }
 
 /// Answers one request. Never fails: errors become answers here, and everything is counted and logged here.
-async fn handle(worker: Arc<Worker>, peer: Peer, request: Request<Incoming>) -> Response<Delivery> {
+async fn handle(worker: Arc<Worker>, origin: Origin, request: Request<Incoming>) -> Response<Delivery> {
     let (head, body) = request.into_parts();
     let id = adopt_request_id(&head.headers).unwrap_or_else(|| worker.request_id());
+    let peer = origin.peer;
     let mut journey = Journey { worker, peer, head, id, trail: Trail::default(), started: Instant::now(), over: false };
     let Journey { worker, head, trail, .. } = &mut journey;
     trail.body_unread = !body.is_end_stream();
     let live = worker.proxy.live.load_full();
     let error_style = live.error_style;
     let ran = match live.enter() {
-        Ok(guard) => pipeline::run(worker, &guard, peer, head, body, trail).await.map(|answer| (answer, guard)),
+        Ok(guard) => pipeline::run(worker, &guard, &origin, head, body, trail).await.map(|answer| (answer, guard)),
         Err(error) => Err(error),
     };
+    let denied = ran.as_ref().err().filter(|error| error.is_denial()).map(ProxyError::slug);
     let (mut response, outcome) = match ran {
-        Ok((answer, guard)) => (answer.map(|body| Delivery::Upstream(body, guard)), "ok"),
+        Ok((Outcome::Upstream(answer), guard)) => (answer.map(|body| Delivery::Upstream(body, guard)), "ok"),
+        Ok((Outcome::Own(answer), _)) => (answer.map(|body| Delivery::Own(Some(body))), "ok"),
         Err(error) => (error.response(error_style).map(|body| Delivery::Own(Some(body))), error.slug()),
     };
+    journey.audit(denied);
     mark(response.headers_mut(), &journey.id, &journey.trail);
     journey.end(response.status().as_u16(), outcome);
     response
@@ -240,6 +246,9 @@ struct Journey {
     over: bool,
 }
 
+/// The label of callers that nobody knows.
+const NO_CLIENT: &str = "-";
+
 /// The status that nginx logs for a request whose caller went away; never sent.
 const NOBODY_LEFT: u16 = 499;
 
@@ -249,11 +258,13 @@ impl Journey {
         let Self { worker, peer, head, id, trail, started, .. } = self;
         let took = started.elapsed();
         let metrics = trail.account.as_ref().map_or(&worker.proxy.nobody, |account| &account.metrics);
-        metrics.finished(outcome, took.as_secs_f64());
+        let client = trail.client.as_ref().map_or(NO_CLIENT, |client| client.name().as_str());
+        metrics.finished(client, outcome, took.as_secs_f64());
         if let Some(log) = &worker.access_log {
             log.write(&Record {
                 id,
-                client: &trail.caller.unwrap_or(*peer).to_string(),
+                caller: &trail.caller.unwrap_or(*peer).to_string(),
+                client,
                 account: trail.account.as_ref().map_or("-", |account| account.name.as_str()),
                 method: head.method.as_str(),
                 path: head.uri.path(),
@@ -266,6 +277,33 @@ impl Journey {
                 took,
             });
         }
+    }
+}
+
+impl Journey {
+    /// One line for a call that was denied, or would have been, and one more in the count.
+    fn audit(&self, denied: Option<&'static str>) {
+        let Self { worker, peer, head, id, trail, .. } = self;
+        let (reason, mode) = match (denied, trail.overlooked) {
+            (Some(reason), _) => (reason, "enforce"),
+            (None, Some(reason)) => (reason, "report"),
+            (None, None) => return,
+        };
+        let client = trail.client.as_ref().map_or(NO_CLIENT, |client| client.name().as_str());
+        worker.proxy.metrics.denied(client, reason, mode);
+        tracing::warn!(
+            target: "audit",
+            mode,
+            reason,
+            client,
+            account = trail.account.as_ref().map_or("-", |account| account.name.as_str()),
+            caller = %trail.caller.unwrap_or(*peer),
+            method = %head.method,
+            path = ?head.uri.path(),
+            %id,
+            "{}",
+            if mode == "report" { "would be denied" } else { "denied" },
+        );
     }
 }
 

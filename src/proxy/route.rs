@@ -15,8 +15,9 @@ use hyper::{HeaderMap, header::HeaderValue};
 
 use super::{error::ProxyError, metrics::AccountMetrics, upstream::Origin};
 use crate::{
-    base::AccountName,
+    base::{AccountName, Secret},
     net::address::BaseUrl,
+    service::phantom::Tag,
     token::{AccountSettings, Keeper},
     wechat::api::Platform,
 };
@@ -29,6 +30,8 @@ pub(crate) struct Account {
     pub(crate) name: AccountName,
     pub(crate) label: HeaderValue,
     pub(crate) platform: Platform,
+    pub(crate) appid: String,
+    pub(crate) secret: Option<Secret>,
     pub(crate) keeper: Keeper,
     pub(crate) metrics: AccountMetrics,
     api: Vec<BaseUrl>,
@@ -41,6 +44,8 @@ pub(crate) struct Account {
 /// All accounts.
 pub(crate) struct Accounts {
     by_name: HashMap<String, Arc<Account>>,
+    by_appid: HashMap<String, Vec<Arc<Account>>>,
+    by_tag: HashMap<Tag, Arc<Account>>,
     by_host: HashMap<String, Arc<Account>>,
     fallback: Option<Arc<Account>>,
 }
@@ -57,6 +62,8 @@ impl Account {
             // The grammar of names is narrower than that of header values.
             label: HeaderValue::from_str(settings.name.as_str()).unwrap_or_else(|_| HeaderValue::from_static("?")),
             platform: settings.platform,
+            appid: settings.appid.clone(),
+            secret: Some(settings.secret.clone()),
             keeper,
             metrics,
             api: settings.api.clone(),
@@ -105,24 +112,25 @@ impl Accounts {
             None => None,
         };
         let fallback = fallback.map(|(_, account)| Arc::clone(account));
-        for (settings, account) in &accounts {
-            by_host.extend(settings.hosts.iter().map(|host| (host.clone(), Arc::clone(account))));
-            by_name.insert(settings.appid.clone(), Arc::clone(account));
-        }
-        // A name wins over an appid that happens to be spelt the same.
+        let mut by_appid: HashMap<String, Vec<Arc<Account>>> = HashMap::new();
+        let mut by_tag = HashMap::new();
         for (settings, account) in accounts {
+            by_host.extend(settings.hosts.iter().map(|host| (host.clone(), Arc::clone(&account))));
+            by_tag.insert(Tag::of(settings.name.as_str()), Arc::clone(&account));
+            by_appid.entry(settings.appid).or_default().push(Arc::clone(&account));
             by_name.insert(settings.name.to_string(), account);
         }
-        Self { by_name, by_host, fallback }
+        Self { by_name, by_appid, by_tag, by_host, fallback }
     }
 
-    /// Selects the account of a request.
-    pub(crate) fn select(
-        &self,
+    /// The account that the request selects. All that does so must agree.
+    pub(crate) fn selected<'a>(
+        &'a self,
+        phantom: Option<&'a Arc<Account>>,
         prefix: Option<&str>,
         headers: &HeaderMap,
         host: Option<&str>,
-    ) -> Result<&Arc<Account>, ProxyError> {
+    ) -> Result<Option<&'a Arc<Account>>, ProxyError> {
         let by_prefix = prefix.map(|name| self.named(name)).transpose()?;
         let by_host = match host {
             Some(host) if !self.by_host.is_empty() => self.by_host.get(&without_port(host).to_ascii_lowercase()),
@@ -131,14 +139,36 @@ impl Accounts {
         let by_header =
             headers.get_all("x-wxgate-account").iter().map(|v| self.named(&String::from_utf8_lossy(v.as_bytes())));
         let mut selected: Option<&Arc<Account>> = None;
-        for candidate in by_prefix.into_iter().chain(by_host).map(Ok).chain(by_header) {
+        for candidate in phantom.into_iter().chain(by_prefix).chain(by_host).map(Ok).chain(by_header) {
             let candidate = candidate?;
             if selected.is_some_and(|account| !Arc::ptr_eq(account, candidate)) {
                 return Err(ProxyError::AccountConflict);
             }
             selected = Some(candidate);
         }
-        selected.or(self.fallback.as_ref()).ok_or(ProxyError::AccountMissing)
+        Ok(selected)
+    }
+
+    /// The account of a request that selects none: the one whose appid stands in the call, the client's only one, the
+    /// default one, the only one.
+    pub(crate) fn fallback(
+        &self,
+        appid: Option<&str>,
+        only: Option<&AccountName>,
+    ) -> Result<&Arc<Account>, ProxyError> {
+        let by_appid = appid.and_then(|appid| self.sole(appid));
+        let only = || only.and_then(|name| self.by_name.get(name.as_str()));
+        by_appid.or_else(only).or(self.fallback.as_ref()).ok_or(ProxyError::AccountMissing)
+    }
+
+    /// The accounts that share an appid or corpid, in the order of the configuration.
+    pub(crate) fn with_appid(&self, appid: &str) -> &[Arc<Account>] {
+        self.by_appid.get(appid).map_or(&[], Vec::as_slice)
+    }
+
+    /// The account that a phantom names.
+    pub(crate) fn tagged(&self, tag: Tag) -> Option<&Arc<Account>> {
+        self.by_tag.get(&tag)
     }
 
     /// The account of this name that has this very keeper.
@@ -146,8 +176,17 @@ impl Accounts {
         self.by_name.get(name.as_str()).filter(|account| account.keeper.is_same_as(keeper))
     }
 
-    fn named(&self, name: &str) -> Result<&Arc<Account>, ProxyError> {
-        self.by_name.get(name).ok_or_else(|| ProxyError::AccountUnknown(name.chars().take(64).collect()))
+    /// By name or appid; a name wins over an appid that happens to be spelt the same.
+    pub(crate) fn named(&self, name: &str) -> Result<&Arc<Account>, ProxyError> {
+        let account = self.by_name.get(name).or_else(|| self.sole(name));
+        account.ok_or_else(|| ProxyError::AccountUnknown(name.chars().take(64).collect()))
+    }
+
+    fn sole(&self, appid: &str) -> Option<&Arc<Account>> {
+        match self.with_appid(appid) {
+            [account] => Some(account),
+            _ => None,
+        }
     }
 }
 

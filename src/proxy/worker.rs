@@ -18,12 +18,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Proxy, access_log::AccessLog, upstream::Upstream};
+use super::{Proxy, access_log::AccessLog, pipeline::Origin, upstream::Upstream};
 use crate::net::{
     address::Peer,
     connection::{self, Connections},
     drain::{Drain, Phase},
     listen::{Accepted, Listener},
+    tls,
 };
 
 /// A worker gets this many connections before the next one gets its first.
@@ -185,10 +186,13 @@ async fn connection(worker: Arc<Worker>, connections: Connections, drain: Drain,
         Err(error) => return tracing::warn!(%error, "an accepted connection could not be watched"),
     };
     let leaving = || drain.is_leaving();
-    let handler = |request| super::handle(Arc::clone(&worker), peer, request);
+    let handler = |names: Arc<[String]>| {
+        let (worker, origin) = (&worker, Origin { peer, names });
+        move |request| super::handle(Arc::clone(worker), origin.clone(), request)
+    };
     let tls = worker.proxy.live.load().tls.clone();
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
-        None => connection::serve(stream, &connections, leaving, handler).await,
+        None => connection::serve(stream, &connections, leaving, handler(Arc::default())).await,
         Some(acceptor) => {
             let mut closing = drain.clone();
             let shaken = tokio::select! {
@@ -197,7 +201,10 @@ async fn connection(worker: Arc<Worker>, connections: Connections, drain: Drain,
                 () = closing.reached(Phase::Closing) => return,
             };
             match shaken {
-                Ok(Ok(stream)) => connection::serve(stream, &connections, leaving, handler).await,
+                Ok(Ok(stream)) => {
+                    let names = tls::names_of(stream.get_ref().1).into();
+                    connection::serve(stream, &connections, leaving, handler(names)).await;
+                }
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake with a client failed"),
                 Err(_) => tracing::debug!(%peer, "TLS handshake with a client took too long"),
             }

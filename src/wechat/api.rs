@@ -18,6 +18,8 @@ pub enum Endpoint {
     TakesToken,
     /// Brings a credential of its own; the account's token must not be added.
     OwnCredential,
+    /// Exchanges a login code, for which WeChat wants the AppSecret in the query.
+    Login,
     /// Hands out the account's token: never forwarded.
     Token,
     /// Resets the account's quota or credential: refused unless allowed by its exact name.
@@ -44,6 +46,9 @@ const OWN_CREDENTIAL: [&str; 2] = ["/cgi-bin/component/api_component_token", "/d
 /// The first segment of the login endpoints: `access_token` there is a *user's* OAuth token.
 const USER_LEVEL: &str = "/sns/";
 
+/// Code exchange of 小程序 (code2Session) and of 网页授权 (OAuth 2): `appid` and `secret` in the query.
+const LOGIN: [&str; 2] = ["/sns/jscode2session", "/sns/oauth2/access_token"];
+
 /// Parameters that replace the token: an AppSecret, or the token of another kind (cloud hosting, third-party platform).
 const OWN_CREDENTIAL_PARAMETERS: [&str; 4] =
     ["secret", "appsecret", "component_access_token", "cloudbase_access_token"];
@@ -57,6 +62,8 @@ pub fn classify(path: &str) -> Endpoint {
         Endpoint::Token
     } else if is_one_of(&GUARDED) {
         Endpoint::Guarded
+    } else if is_one_of(&LOGIN) {
+        Endpoint::Login
     } else if is_one_of(&OWN_CREDENTIAL)
         || path.as_bytes().get(..USER_LEVEL.len()).is_some_and(|head| head.eq_ignore_ascii_case(USER_LEVEL.as_bytes()))
     {
@@ -88,7 +95,9 @@ mod tests {
             ("/cgi-bin/clear_quota/V2", Endpoint::Guarded),
             ("/cgi-bin/component/api_start_push_ticket", Endpoint::Guarded),
             ("/sns/userinfo", Endpoint::OwnCredential),
-            ("/SNS/jscode2session", Endpoint::OwnCredential),
+            ("/SNS/jscode2session", Endpoint::Login),
+            ("/sns/oauth2/access_token", Endpoint::Login),
+            ("/sns/oauth2/refresh_token", Endpoint::OwnCredential),
             ("/cgi-bin/component/api_component_token", Endpoint::OwnCredential),
         ];
         for (path, class) in cases {

@@ -50,8 +50,10 @@ const REVEALERS: &[&str] = &[
     "cli/token.rs",
     // Proxy-Authorization on the way out.
     "net/egress.rs",
-    // The token into the query of one call.
-    "proxy/pipeline.rs",
+    // The token, or the AppSecret of a login code exchange, into the query of one call.
+    "proxy/pipeline/mod.rs",
+    // The AppSecret into the key of phantom tokens.
+    "service/phantom.rs",
     // The AppSecret into a token call.
     "token/source/classic.rs",
     "token/source/stable.rs",

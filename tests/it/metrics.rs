@@ -94,7 +94,7 @@ async fn every_outcome_is_counted_once() {
         ("/cgi-bin/menu/get", Some(Fault::Reset { executed: false }), "upstream_failed", 502),
         ("/cgi-bin/menu/get", Some(Fault::Hang { executed: false }), "upstream_timeout", 504),
         ("/cgi-bin/%41", None, "bad_request", 400),
-        ("/cgi-bin/stable_token", None, "endpoint_blocked", 403),
+        ("/cgi-bin/clear_quota", None, "endpoint_blocked", 403),
     ] {
         gate.control().clear_faults();
         if let Some(rigged) = rigged {

@@ -65,7 +65,7 @@ fn errors() -> Vec<(String, u16, i64, &'static str)> {
         (get("/cgi-bin/user/info", ""), 400, 990_400, "account_unknown"),
         (get("/@none/cgi-bin/user/info", ""), 400, 990_400, "account_unknown"),
         (get("/@shop/cgi-bin/user/info", "X-Wxgate-Account: news\r\n"), 400, 990_400, "account_conflict"),
-        (get("/@shop/cgi-bin/token", ""), 403, 990_403, "endpoint_blocked"),
+        (get("/@shop/cgi-bin/clear_quota/v2", ""), 403, 990_403, "endpoint_blocked"),
         (get("/@shop/cgi-bin/clear_quota", ""), 403, 990_403, "endpoint_blocked"),
         (get("/-/nothing/here", ""), 404, 990_404, "not_found"),
         (get("/-/", ""), 404, 990_404, "not_found"),
@@ -185,7 +185,7 @@ async fn what_a_caller_says_about_its_address_counts_behind_a_trusted_proxy_only
         }
         // Whoever is not let in learns nothing about accounts and paths either.
         let inside = allow.contains("loopback");
-        let reply = ask(&gate, "GET /@none/cgi-bin/token HTTP/1.1\r\nHost: gate\r\n\r\n").await;
+        let reply = ask(&gate, "GET /@none/cgi-bin/clear_quota HTTP/1.1\r\nHost: gate\r\n\r\n").await;
         assert_eq!(reply.slug(), if inside { "account_unknown" } else { "client_unknown" });
         let reply = ask(&gate, "GET /-/accounts/shop/token HTTP/1.1\r\nHost: gate\r\n\r\n").await;
         assert_eq!(reply.slug(), if inside { "not_found" } else { "client_unknown" });
@@ -199,7 +199,7 @@ async fn what_is_left_of_an_unread_body_is_never_taken_for_a_request() {
     gate.control().clear_record();
     let hidden = "GET /cgi-bin/user/get?hidden=1 HTTP/1.1\r\nHost: gate\r\n\r\n";
     for target in
-        ["/cgi-bin/token", "/@none/a", "/cgi-bin/%61", "/-/x", "/cgi-bin/menu/create", "/cgi-bin/a?ACCESS_TOKEN"]
+        ["/cgi-bin/clear_quota", "/@none/a", "/cgi-bin/%61", "/-/x", "/cgi-bin/menu/create", "/cgi-bin/a?ACCESS_TOKEN"]
     {
         for (framing, body) in [
             (format!("Content-Length: {}", 2000 + hidden.len()), format!("{}{hidden}", "a".repeat(2000))),
@@ -246,7 +246,7 @@ async fn a_body_is_asked_for_only_when_it_will_be_taken() {
     wire.send(post("/cgi-bin/message/custom/send", body.len())).await;
     assert_eq!(wire.interim().await, 100);
     assert_eq!(wire.ask(&body).await.expect("an answer").json()["errcode"], 0);
-    for (target, length, status) in [("/cgi-bin/token", 10, 403), ("/cgi-bin/message/custom/send", 2000, 413)] {
+    for (target, length, status) in [("/cgi-bin/clear_quota", 10, 403), ("/cgi-bin/message/custom/send", 2000, 413)] {
         let mut wire = Wire::connect(gate.proxy).await;
         wire.send(post(target, length)).await;
         assert_eq!(wire.interim().await, status, "{target}");
@@ -266,7 +266,7 @@ async fn pipelined_requests_get_their_own_answers_in_order() {
         2 => format!(
             "GET /cgi-bin/user/info?openid=user-{n} HTTP/1.1\r\nHost: gate\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
         ),
-        _ => "GET /cgi-bin/token HTTP/1.1\r\nHost: gate\r\n\r\n".to_owned(),
+        _ => "GET /cgi-bin/clear_quota HTTP/1.1\r\nHost: gate\r\n\r\n".to_owned(),
     };
     // And the begin of one more, which must not hold back what is ready.
     wire.send((0..40).map(ask).collect::<String>() + "GET /cgi-bin/us").await;

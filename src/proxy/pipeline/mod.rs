@@ -3,8 +3,11 @@
 //! Only this file knows the order of the stages; they do not know each other. Errors leave by `?` and are answered,
 //! counted and logged by the caller.
 
-use std::sync::Arc;
+mod answering;
 
+use std::{borrow::Cow, sync::Arc};
+
+use bytes::Bytes;
 use hyper::{
     Method, Response, Uri, Version,
     body::Incoming,
@@ -13,23 +16,24 @@ use hyper::{
 };
 
 use super::{
-    access::Admitted,
+    access::{Admitted, Caller, Client, Decision, Denial, Right},
     body::Payload,
     error::ProxyError,
     headers,
-    inject::{self, Query},
+    inject::{self, Login, Query},
     inspect::{self, Answer},
     live::Live,
     path::{ApiPath, SplitPath},
     retry::{self, Next},
     route::Account,
+    settings::KeyDigest,
     upstream::{DialError, Outgoing, SendError},
     worker::Worker,
 };
 use crate::{
     net::{address::Peer, connection::OddFraming},
     token::{Refresh, Token},
-    wechat::api::{self, Endpoint},
+    wechat::api::{self, Endpoint, Platform},
 };
 
 /// The longest request target, in bytes.
@@ -39,37 +43,78 @@ const MAX_TARGET: usize = 16 * 1024;
 #[derive(Default)]
 pub(super) struct Trail {
     pub(super) caller: Option<Peer>,
+    pub(super) client: Option<Arc<Client>>,
     pub(super) account: Option<Arc<Account>>,
     pub(super) attempts: u8,
     pub(super) errcode: Option<i64>,
     pub(super) replay_skipped: Option<&'static str>,
+    /// What the client would have been denied if it were not on trial.
+    pub(super) overlooked: Option<&'static str>,
     /// Some of the caller's body has not been read; what follows on its connection would be no request.
     pub(super) body_unread: bool,
 }
 
-/// Takes a request to WeChat and brings the answer back.
+/// What goes back: WeChat's answer or one of our own.
+pub(super) enum Outcome {
+    Upstream(Response<Answer>),
+    Own(Response<Bytes>),
+}
+
+/// Where a request comes from.
+#[derive(Debug, Clone)]
+pub(super) struct Origin {
+    pub(super) peer: Peer,
+    /// The names of the certificate that the client showed.
+    pub(super) names: Arc<[String]>,
+}
+
+/// Takes a request to WeChat and brings the answer back, or answers it here.
 pub(super) async fn run(
     worker: &Worker,
     live: &Live,
-    peer: Peer,
+    origin: &Origin,
     head: &mut Parts,
     body: Incoming,
     trail: &mut Trail,
-) -> Result<Response<Answer>, ProxyError> {
+) -> Result<Outcome, ProxyError> {
     let host = check_head(head)?;
-    let caller = live.access.caller(peer, &head.headers);
-    trail.caller = Some(caller);
-    let admitted = live.access.admit(caller)?;
+    let address = live.access.caller(origin.peer, &head.headers);
+    trail.caller = Some(address);
     let split = SplitPath::new(head.uri.path());
-    if split.is_service() {
+    let prefix = split.prefix.as_deref().map(str::to_owned);
+    let is_service = split.is_service();
+    let path = split.check();
+    let endpoint = path.as_ref().map_or(Endpoint::TakesToken, |path| api::classify(path.as_str()));
+    let mut caller = Caller { address, names: &origin.names, key: None, phantom: None };
+    let chosen = Chosen { prefix: prefix.as_deref(), host: host.as_deref() };
+    if let (Endpoint::Token, Ok(path)) = (endpoint, &path) {
+        return answering::token(live, head, body, path, &chosen, caller, trail).await.map(Outcome::Own);
+    }
+    let phantom = match inject::phantom(head.uri.query())? {
+        Some(text) => Some(live.phantom(text).ok_or(ProxyError::PhantomRefused)?),
+        None => None,
+    };
+    let login = if endpoint == Endpoint::Login { inject::login(head.uri.query())? } else { Login::default() };
+    caller.phantom = phantom.map(|(_, client)| client);
+    caller.key = login.secret.as_deref();
+    let client = live.access.identify(&head.headers, &caller);
+    let client = client.map_err(|stranger| ProxyError::ClientUnknown(stranger.advice()))?;
+    trail.client = Some(Arc::clone(client));
+    if is_service {
         return Err(ProxyError::NotFound);
     }
-    let account = Arc::clone(live.accounts.select(split.prefix.as_deref(), &head.headers, host.as_deref())?);
-    trail.account = Some(Arc::clone(&account));
-    check_authority(&account, &head.uri)?;
-    let path = split.check()?;
-    let query = decide(&path, head.uri.query())?;
-    if matches!(query, Query::TakesToken { .. }) && account.keeper.token().is_none() {
+    let phantom = phantom.map(|(account, _)| account);
+    let account = match live.accounts.selected(phantom, chosen.prefix, &head.headers, chosen.host)? {
+        Some(account) => account,
+        None => live.accounts.fallback(login.appid.as_deref(), client.only_account())?,
+    };
+    trail.account = Some(Arc::clone(account));
+    check_authority(account, &head.uri)?;
+    let path = path?;
+    let right = Right::Path { path: path.as_str(), guarded: endpoint == Endpoint::Guarded };
+    let admitted = admit(client, account, right, trail)?;
+    let plan = plan(endpoint, account, client, &login, head.uri.query())?;
+    if matches!(plan, Plan::Inject { .. }) && account.keeper.token().is_none() {
         // Without a token the body need not be read at all.
         account.keeper.current().await.map_err(ProxyError::TokenUnavailable)?;
     }
@@ -77,19 +122,41 @@ pub(super) async fn run(
     trail.body_unread = !payload.is_complete();
     headers::to_upstream(&mut head.headers);
     let headers = std::mem::take(&mut head.headers);
-    let call = Call {
-        worker,
-        live,
-        account: &account,
-        method: &head.method,
-        path: &path,
-        query: head.uri.query(),
-        headers,
-        payload,
+    let call =
+        Call { worker, live, account, method: &head.method, path: &path, query: head.uri.query(), headers, payload };
+    let answer = match plan {
+        Plan::Inject { own } => call.with_token(admitted, own, trail).await,
+        Plan::PassThrough => call.pass_through(trail).await,
+        Plan::FillLogin { appid } => call.with_secret(admitted, appid.as_deref(), trail).await,
     };
-    match query {
-        Query::OwnCredential => call.pass_through(trail).await,
-        Query::TakesToken { own } => call.with_token(admitted, own, trail).await,
+    answer.map(Outcome::Upstream)
+}
+
+/// How the request itself names its account.
+struct Chosen<'r> {
+    prefix: Option<&'r str>,
+    host: Option<&'r str>,
+}
+
+/// Asks whether the client may, and notes what was overlooked.
+fn admit(client: &Client, account: &Account, right: Right<'_>, trail: &mut Trail) -> Result<Admitted, ProxyError> {
+    let refused = |denial| {
+        let (client, account) = (client.name().clone(), account.name.clone());
+        match denial {
+            Denial::Account => ProxyError::AccountDenied { client, account },
+            Denial::Path => ProxyError::PathDenied { client },
+            Denial::Guarded => ProxyError::GuardedEndpoint,
+            Denial::Scope(scope) => ProxyError::ScopeDenied { client, scope },
+            Denial::Rate { retry_after } => ProxyError::RateLimited { client, retry_after },
+        }
+    };
+    match client.admit(&account.name, right) {
+        Decision::Admitted(admitted) => Ok(admitted),
+        Decision::Reported(admitted, denial) => {
+            trail.overlooked = Some(refused(denial).slug());
+            Ok(admitted)
+        }
+        Decision::Denied(denial) => Err(refused(denial)),
     }
 }
 
@@ -158,13 +225,43 @@ fn check_authority(account: &Account, uri: &Uri) -> Result<(), ProxyError> {
     }
 }
 
-/// What the endpoint and the query mean for the token.
-fn decide(path: &ApiPath<'_>, query: Option<&str>) -> Result<Query, ProxyError> {
-    match api::classify(path.as_str()) {
+/// What is put into a call.
+enum Plan {
+    /// The account's token. `own` pairs named `access_token` have to go.
+    Inject { own: usize },
+    /// Nothing: it brings a credential of its own.
+    PassThrough,
+    /// The account's AppSecret, and its appid where the caller left it out.
+    FillLogin { appid: Option<String> },
+}
+
+/// What the endpoint and the query mean for the account's credentials.
+fn plan(
+    endpoint: Endpoint,
+    account: &Account,
+    client: &Client,
+    login: &Login<'_>,
+    query: Option<&str>,
+) -> Result<Plan, ProxyError> {
+    match endpoint {
         Endpoint::Token => Err(ProxyError::TokenEndpoint),
-        Endpoint::Guarded => Err(ProxyError::GuardedEndpoint),
-        Endpoint::OwnCredential => Ok(Query::OwnCredential),
-        Endpoint::TakesToken => Ok(inject::examine(query)?),
+        Endpoint::OwnCredential => Ok(Plan::PassThrough),
+        Endpoint::TakesToken | Endpoint::Guarded => Ok(match inject::examine(query)? {
+            Query::TakesToken { own } => Plan::Inject { own },
+            Query::OwnCredential => Plan::PassThrough,
+        }),
+        Endpoint::Login => {
+            let is_own = |key: &Cow<'_, str>| client.key().is_some_and(|own| own.matches(&KeyDigest::of(key)));
+            let belongs_here = account.platform == Platform::Wechat && account.secret.is_some();
+            if !belongs_here || login.secret.as_ref().is_some_and(|secret| !is_own(secret)) {
+                return Ok(Plan::PassThrough);
+            }
+            match login.appid.as_deref() {
+                None => Ok(Plan::FillLogin { appid: Some(account.appid.clone()) }),
+                Some(appid) if appid == account.appid => Ok(Plan::FillLogin { appid: None }),
+                Some(_) => Err(ProxyError::AccountConflict),
+            }
+        }
     }
 }
 
@@ -185,6 +282,22 @@ impl Call<'_> {
     async fn pass_through(mut self, trail: &mut Trail) -> Result<Response<Answer>, ProxyError> {
         let target = inject::untouched(self.path, self.query)?;
         let (answer, errcode) = self.attempt(target, trail).await?;
+        trail.errcode = errcode;
+        Ok(answer)
+    }
+
+    /// A login code exchange, with the AppSecret that the caller does not have.
+    async fn with_secret(
+        mut self,
+        _: Admitted,
+        appid: Option<&str>,
+        trail: &mut Trail,
+    ) -> Result<Response<Answer>, ProxyError> {
+        let Some(secret) = &self.account.secret else { return self.pass_through(trail).await };
+        let secret = secret.clone();
+        let target = inject::fill_login(self.path, self.query, appid, secret.expose())?;
+        let (mut answer, errcode) = self.attempt(target, trail).await?;
+        headers::hide_token(answer.headers_mut(), secret.expose());
         trail.errcode = errcode;
         Ok(answer)
     }

@@ -1,0 +1,229 @@
+//! A client as the path of a request needs it: what it may, and how fast.
+
+use std::{fmt, time::Duration};
+
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _};
+
+use super::Admitted;
+use crate::{
+    base::AccountName,
+    net::address::NetworkSet,
+    proxy::settings::{self, KeyDigest, Mode, Rate},
+    service::Scope,
+};
+
+/// A client and the state of its rate limit.
+pub(crate) struct Client {
+    settings: settings::Client,
+    limiter: Option<DefaultDirectRateLimiter>,
+}
+
+/// What a call needs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Right<'r> {
+    /// To call a path of WeChat's API; `guarded` ones have to be allowed by their exact name.
+    Path { path: &'r str, guarded: bool },
+    /// An extra.
+    Scope(Scope),
+    /// A phantom token, which costs WeChat nothing.
+    Phantom,
+}
+
+/// Why a client may not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Denial {
+    Account,
+    Path,
+    Guarded,
+    Scope(Scope),
+    Rate { retry_after: Duration },
+}
+
+/// What became of a call that asked to be let in.
+#[derive(Debug)]
+pub(crate) enum Decision {
+    Admitted(Admitted),
+    /// It would have been denied, if the client were not on trial.
+    Reported(Admitted, Denial),
+    Denied(Denial),
+}
+
+impl Client {
+    pub(super) fn new(settings: settings::Client) -> Self {
+        let limiter = settings
+            .rate
+            .map(|Rate { per_second, burst }| RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)));
+        Self { settings, limiter }
+    }
+
+    /// For metrics and log.
+    pub(crate) fn name(&self) -> &AccountName {
+        &self.settings.name
+    }
+
+    /// The digest of its key.
+    pub(crate) fn key(&self) -> Option<&KeyDigest> {
+        self.settings.key.as_ref()
+    }
+
+    /// The one account it may use, if it is exactly one.
+    pub(crate) fn only_account(&self) -> Option<&AccountName> {
+        match self.settings.accounts.as_deref() {
+            Some([only]) => Some(only),
+            _ => None,
+        }
+    }
+
+    /// Whether it may use this account.
+    pub(crate) fn may_use(&self, account: &AccountName) -> bool {
+        self.settings.accounts.as_ref().is_none_or(|accounts| accounts.contains(account))
+    }
+
+    /// Whether a call is let in. Spends from the rate limit if nothing else stands in the way.
+    pub(crate) fn admit(&self, account: &AccountName, right: Right<'_>) -> Decision {
+        let is_free = matches!(right, Right::Phantom);
+        let denial = self.denial(account, right).or_else(|| if is_free { None } else { self.too_fast() });
+        match (denial, self.settings.mode) {
+            (None, _) => Decision::Admitted(Admitted(())),
+            (Some(denial), Mode::Report) if denial.can_be_overlooked() => Decision::Reported(Admitted(()), denial),
+            (Some(denial), _) => Decision::Denied(denial),
+        }
+    }
+
+    fn denial(&self, account: &AccountName, right: Right<'_>) -> Option<Denial> {
+        let settings = &self.settings;
+        if !self.may_use(account) {
+            return Some(Denial::Account);
+        }
+        match right {
+            Right::Phantom => None,
+            Right::Scope(scope) => (!settings.may.contains(scope)).then_some(Denial::Scope(scope)),
+            Right::Path { path, guarded } => {
+                let allowed = settings.allow.as_ref().is_none_or(|allow| allow.iter().any(|p| p.allows(path)));
+                let denied = settings.deny.iter().any(|pattern| pattern.denies(path));
+                let named = || settings.allow.iter().flatten().any(|pattern| pattern.names(path));
+                if denied || !allowed { Some(Denial::Path) } else { (guarded && !named()).then_some(Denial::Guarded) }
+            }
+        }
+    }
+
+    fn too_fast(&self) -> Option<Denial> {
+        let limiter = self.limiter.as_ref()?;
+        let until = limiter.check().err()?;
+        Some(Denial::Rate { retry_after: until.wait_time_from(limiter.clock().now()) })
+    }
+
+    /// Whether all that identifies it without a key fits the caller.
+    pub(super) fn fits(&self, network: impl Fn(&NetworkSet) -> bool, names: &[String]) -> bool {
+        self.settings.from.as_ref().is_none_or(network)
+            && self.settings.cert.as_ref().is_none_or(|cert| names.contains(cert))
+    }
+
+    pub(super) fn settings(&self) -> &settings::Client {
+        &self.settings
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.settings.fmt(f)
+    }
+}
+
+impl Denial {
+    /// A client on trial is still kept from what cannot be taken back: the real token, and what all callers share.
+    fn can_be_overlooked(self) -> bool {
+        !matches!(self, Self::Guarded | Self::Scope(Scope::Token))
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+    use crate::proxy::settings::{PathPattern, Scopes};
+
+    pub(in crate::proxy::access) fn client(name: &str) -> settings::Client {
+        settings::Client {
+            name: AccountName::new(name).unwrap(),
+            key: None,
+            from: None,
+            cert: None,
+            accounts: None,
+            allow: None,
+            deny: Vec::new(),
+            may: Scopes::default(),
+            mode: Mode::Enforce,
+            rate: None,
+        }
+    }
+
+    fn patterns(texts: &[&str]) -> Vec<PathPattern> {
+        texts.iter().map(|text| PathPattern::parse(text).unwrap()).collect()
+    }
+
+    fn outcome(client: &Client, account: &str, right: Right<'_>) -> String {
+        match client.admit(&AccountName::new(account).unwrap(), right) {
+            Decision::Admitted(_) => "in".to_owned(),
+            Decision::Reported(_, denial) => format!("reported {denial:?}"),
+            Decision::Denied(denial) => format!("{denial:?}"),
+        }
+    }
+
+    fn path(path: &str) -> Right<'_> {
+        Right::Path { path, guarded: false }
+    }
+
+    #[test]
+    fn accounts_paths_and_extras_are_asked_in_this_order_and_deny_beats_allow() {
+        let client = Client::new(settings::Client {
+            accounts: Some(vec![AccountName::new("shop").unwrap()]),
+            allow: Some(patterns(&["/cgi-bin/message/**", "/cgi-bin/clear_quota"])),
+            deny: patterns(&["/cgi-bin/message/mass/**"]),
+            may: Scopes::default().with(Scope::Ticket),
+            ..client("crm")
+        });
+        let guarded = |path| Right::Path { path, guarded: true };
+        for (account, right, expected) in [
+            ("shop", path("/cgi-bin/message/custom/send"), "in"),
+            ("mall", path("/cgi-bin/message/custom/send"), "Account"),
+            ("shop", path("/cgi-bin/message/mass/send"), "Path"),
+            ("shop", path("/cgi-bin/message/MASS/send"), "Path"),
+            ("shop", path("/cgi-bin/menu/get"), "Path"),
+            ("shop", guarded("/cgi-bin/clear_quota"), "in"),
+            ("shop", Right::Scope(Scope::Ticket), "in"),
+            ("shop", Right::Scope(Scope::Token), "Scope(Token)"),
+            ("mall", Right::Scope(Scope::Token), "Account"),
+        ] {
+            assert_eq!(outcome(&client, account, right), expected, "{account} {right:?}");
+        }
+        let open = Client::new(super::tests::client("open"));
+        assert_eq!(outcome(&open, "shop", guarded("/cgi-bin/clear_quota")), "Guarded", "all paths is not by name");
+    }
+
+    #[test]
+    fn a_client_on_trial_is_let_in_but_not_to_what_cannot_be_taken_back() {
+        let client = Client::new(settings::Client { accounts: Some(Vec::new()), mode: Mode::Report, ..client("new") });
+        assert_eq!(outcome(&client, "shop", path("/a")), "reported Account");
+        let client = Client::new(settings::Client { mode: Mode::Report, ..super::tests::client("new") });
+        assert_eq!(outcome(&client, "shop", Right::Scope(Scope::Refresh)), "reported Scope(Refresh)");
+        assert_eq!(outcome(&client, "shop", Right::Scope(Scope::Token)), "Scope(Token)");
+        assert_eq!(outcome(&client, "shop", Right::Path { path: "/a", guarded: true }), "Guarded");
+    }
+
+    #[test]
+    fn calls_beyond_the_burst_are_told_when_to_come_back() {
+        let (one, three) = (NonZeroU32::MIN, NonZeroU32::new(3).unwrap());
+        let client =
+            Client::new(settings::Client { rate: Some(Rate { per_second: one, burst: three }), ..client("fast") });
+        let shop = AccountName::new("shop").unwrap();
+        let denied: Vec<_> =
+            (0..5).filter(|_| matches!(client.admit(&shop, path("/a")), Decision::Denied(_))).collect();
+        assert_eq!(denied, [3, 4]);
+        let Decision::Denied(Denial::Rate { retry_after }) = client.admit(&shop, path("/a")) else {
+            unreachable!("the bucket is empty")
+        };
+        assert!(retry_after > Duration::ZERO && retry_after <= Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,347 @@
+//! Who is calling, and may they.
+//!
+//! A caller is known by a key, by a phantom token, by its certificate or by its network. Only this folder can make an
+//! [`Admitted`], and a token is injected for nothing else: a request that nobody checked cannot get one.
+
+mod client;
+
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
+
+use hyper::{HeaderMap, header};
+
+pub(crate) use self::client::{Client, Decision, Denial, Right};
+use super::settings::{self, KeyDigest, Mode, Scopes};
+use crate::{
+    base::AccountName,
+    net::address::{NetworkSet, Peer},
+    service::{Scope, phantom::Tag},
+};
+
+/// More hops than any real chain of proxies has; a longer list is taken for junk.
+const MAX_HOPS: usize = 20;
+/// While there is no client, everybody inside `server.allow` goes by this name.
+const NETWORK: &str = "network";
+
+/// Who may call.
+#[derive(Debug)]
+pub(crate) struct Access {
+    allow: NetworkSet,
+    trusted_proxies: NetworkSet,
+    /// In the order of the file; with none, the one that stands for `allow`.
+    clients: Vec<Arc<Client>>,
+    /// No client is configured.
+    open: bool,
+    by_key: HashMap<KeyDigest, usize>,
+    by_tag: HashMap<Tag, usize>,
+}
+
+/// Proof that the caller was let in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Admitted(());
+
+/// What a caller brings besides headers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller<'r> {
+    /// See [`Access::caller`].
+    pub(crate) address: Peer,
+    /// The names of its certificate, in lower case.
+    pub(crate) names: &'r [String],
+    /// A key that stands elsewhere than in a header; one that is nobody's is no key.
+    pub(crate) key: Option<&'r str>,
+    /// The client whose phantom it shows.
+    pub(crate) phantom: Option<&'r Arc<Client>>,
+}
+
+/// Why nobody knows the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stranger {
+    Network,
+    Key,
+    SeveralKeys,
+    Nobody,
+    Elsewhere,
+}
+
+impl Access {
+    /// `clients` in the order of the file. One that is unchanged since `before` keeps what is left of its rate.
+    pub(crate) fn new(
+        allow: NetworkSet,
+        trusted_proxies: NetworkSet,
+        clients: Vec<settings::Client>,
+        before: Option<&Self>,
+    ) -> Self {
+        let open = clients.is_empty();
+        let clients = if open { AccountName::new(NETWORK).map(anybody).into_iter().collect() } else { clients };
+        let kept = |settings: &settings::Client| {
+            before?.clients.iter().find(|client| client.settings() == settings).map(Arc::clone)
+        };
+        let make = |settings| kept(&settings).unwrap_or_else(|| Arc::new(Client::new(settings)));
+        let clients: Vec<Arc<Client>> = clients.into_iter().map(make).collect();
+        let by_key = clients.iter().enumerate().filter_map(|(at, client)| Some((*client.key()?, at))).collect();
+        let by_tag = clients.iter().enumerate().map(|(at, client)| (Tag::of(client.name().as_str()), at)).collect();
+        Self { allow, trusted_proxies, clients, open, by_key, by_tag }
+    }
+
+    /// The caller's own address: the peer's, or, behind a trusted proxy, the rightmost untrusted one of
+    /// `X-Forwarded-For`. Junk in that header makes it the peer's again.
+    pub(crate) fn caller(&self, peer: Peer, headers: &HeaderMap) -> Peer {
+        if self.trusted_proxies.is_empty() || !self.trusted_proxies.contains(&peer) {
+            return peer;
+        }
+        let lines: Option<Vec<&str>> = headers.get_all("x-forwarded-for").iter().map(|v| v.to_str().ok()).collect();
+        let hops: Vec<&str> = lines.unwrap_or_default().into_iter().flat_map(|line| line.split(',')).collect();
+        if hops.len() > MAX_HOPS {
+            return peer;
+        }
+        for hop in hops.iter().rev() {
+            let Some(ip) = parse_hop(hop.trim()) else { return peer };
+            let hop = Peer::Ip(ip);
+            if !self.trusted_proxies.contains(&hop) {
+                return hop;
+            }
+        }
+        peer
+    }
+
+    /// Who the caller is. All that it shows must belong to one client, and that client's networks and certificate must
+    /// fit too.
+    ///
+    /// # Errors
+    /// When it is nobody.
+    pub(crate) fn identify<'r>(
+        &'r self,
+        headers: &'r HeaderMap,
+        caller: &Caller<'r>,
+    ) -> Result<&'r Arc<Client>, Stranger> {
+        if self.open {
+            let inside = self.allow.contains(&caller.address);
+            return self.clients.first().filter(|_| inside).ok_or(Stranger::Network);
+        }
+        let mut known = caller.phantom.map(Ok).into_iter().chain(self.keys(headers));
+        let client = match known.next() {
+            None => match caller.key.and_then(|key| self.with_key(key)) {
+                Some(client) => client,
+                None => return self.keyless(caller).ok_or(Stranger::Nobody),
+            },
+            Some(first) => {
+                let first = first?;
+                for other in known {
+                    if !Arc::ptr_eq(other?, first) {
+                        return Err(Stranger::SeveralKeys);
+                    }
+                }
+                first
+            }
+        };
+        let network = |from: &NetworkSet| from.contains(&caller.address);
+        if client.fits(network, caller.names) { Ok(client) } else { Err(Stranger::Elsewhere) }
+    }
+
+    /// The client whose key this is, wherever it calls from.
+    pub(crate) fn with_key(&self, key: &str) -> Option<&Arc<Client>> {
+        let digest = KeyDigest::of(key);
+        // Found by its digest, of which a caller cannot learn anything piece by piece; compared once more all the same.
+        let client = self.clients.get(*self.by_key.get(&digest)?)?;
+        client.key().is_some_and(|own| own.matches(&digest)).then_some(client)
+    }
+
+    /// The client that a phantom names.
+    pub(crate) fn named(&self, tag: Tag) -> Option<&Arc<Client>> {
+        self.clients.get(*self.by_tag.get(&tag)?)
+    }
+
+    /// The keys in the headers, each as its client. A bearer token is one only where there are keys at all.
+    fn keys<'r>(&'r self, headers: &'r HeaderMap) -> impl Iterator<Item = Result<&'r Arc<Client>, Stranger>> {
+        let own = headers.get_all(X_WXGATE_KEY).iter().map(|value| value.to_str().ok());
+        let any = !self.by_key.is_empty();
+        let bearers = headers.get_all(header::AUTHORIZATION).iter().filter(move |_| any);
+        let bearers = bearers.filter_map(|value| bearer(value.to_str().ok()?)).map(Some);
+        own.chain(bearers).map(|key| key.and_then(|key| self.with_key(key)).ok_or(Stranger::Key))
+    }
+
+    /// The first client without a key that fits; a certificate says more than a network.
+    fn keyless(&self, caller: &Caller<'_>) -> Option<&Arc<Client>> {
+        let network = |from: &NetworkSet| from.contains(&caller.address);
+        let fits = |with_cert: bool| {
+            self.clients.iter().find(move |client| {
+                let settings = client.settings();
+                settings.key.is_none() && settings.cert.is_some() == with_cert && client.fits(network, caller.names)
+            })
+        };
+        fits(true).or_else(|| fits(false))
+    }
+}
+
+const X_WXGATE_KEY: header::HeaderName = header::HeaderName::from_static("x-wxgate-key");
+
+/// Whom `server.allow` lets in: everybody may use every account, ask for refreshes and read tickets.
+fn anybody(name: AccountName) -> settings::Client {
+    settings::Client {
+        name,
+        key: None,
+        from: None,
+        cert: None,
+        accounts: None,
+        allow: None,
+        deny: Vec::new(),
+        may: Scopes::default().with(Scope::Refresh).with(Scope::Ticket),
+        mode: Mode::Enforce,
+        rate: None,
+    }
+}
+
+/// What follows `Bearer`, written in any case.
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+impl Stranger {
+    /// What the operator can do about it.
+    pub(crate) fn advice(self) -> &'static str {
+        match self {
+            Self::Network => "callers from this address are not let in; add its network to server.allow",
+            Self::Key => {
+                "no client has this key; compare X-Wxgate-Key or the bearer token with the [[client]] sections"
+            }
+            Self::SeveralKeys => "the request shows the keys of several clients; send one",
+            Self::Nobody => {
+                "no client is known that calls from this address without a key; send X-Wxgate-Key, or add the network \
+                 to a [[client]]"
+            }
+            Self::Elsewhere => {
+                "this client may not call from this address or without its certificate; compare from and cert in its \
+                 [[client]] section"
+            }
+        }
+    }
+}
+
+/// `10.0.0.1`, `10.0.0.1:4711`, `2001:db8::1` or `[2001:db8::1]:4711`.
+fn parse_hop(text: &str) -> Option<IpAddr> {
+    text.parse()
+        .ok()
+        .or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|address| address.ip()))
+        .or_else(|| text.strip_prefix('[')?.strip_suffix(']')?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::{HeaderName, HeaderValue};
+
+    use super::{client::tests::client, *};
+
+    fn networks(entries: &[&str]) -> NetworkSet {
+        let mut set = NetworkSet::default();
+        entries.iter().for_each(|entry| set.add(entry).unwrap());
+        set
+    }
+
+    fn access(clients: Vec<settings::Client>) -> Access {
+        Access::new(NetworkSet::loopback(), networks(&["10.0.0.0/8"]), clients, None)
+    }
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let line = |(name, value): &(&'static str, &str)| {
+            (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines.iter().map(line) {
+            headers.append(name, value);
+        }
+        headers
+    }
+
+    fn caller(peer: &str, lines: &[&str]) -> String {
+        let lines: Vec<_> = lines.iter().map(|line| ("x-forwarded-for", *line)).collect();
+        access(Vec::new()).caller(Peer::Ip(peer.parse().unwrap()), &headers(&lines)).to_string()
+    }
+
+    #[test]
+    fn forwarding_headers_count_only_from_trusted_proxies() {
+        assert_eq!(caller("192.0.2.1", &["127.0.0.1"]), "192.0.2.1");
+        assert_eq!(caller("10.0.0.1", &["203.0.113.9"]), "203.0.113.9");
+        assert_eq!(caller("10.0.0.1", &["127.0.0.1, 203.0.113.9, 10.9.9.9"]), "203.0.113.9", "a spoofed leftmost hop");
+        assert_eq!(caller("10.0.0.1", &["127.0.0.1", "203.0.113.9:4711"]), "203.0.113.9", "two lines are one list");
+        assert_eq!(caller("10.0.0.1", &["[2001:db8::1]:80"]), "2001:db8::1");
+        assert_eq!(caller("::ffff:10.0.0.1", &["203.0.113.9"]), "203.0.113.9", "mapped addresses are the same proxy");
+        for junk in ["unknown", "", "203.0.113.9, nonsense", "203.0.113.9,,", &"203.0.113.9,".repeat(25)] {
+            assert_eq!(caller("10.0.0.1", &[junk]), "10.0.0.1", "{junk:?}");
+        }
+        assert_eq!(caller("10.0.0.1", &[]), "10.0.0.1");
+    }
+
+    /// The name of the client, or why there is none.
+    fn identified(access: &Access, lines: &[(&'static str, &str)], peer: &str, names: &[&str]) -> String {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let address = peer.parse().map_or(Peer::Unix, Peer::Ip);
+        let caller = Caller { address, names: &names, key: None, phantom: None };
+        match access.identify(&headers(lines), &caller) {
+            Ok(client) => client.name().to_string(),
+            Err(stranger) => format!("{stranger:?}"),
+        }
+    }
+
+    fn house() -> Access {
+        access(vec![
+            settings::Client { key: Some(KeyDigest::of("crm-key")), ..client("crm") },
+            settings::Client {
+                key: Some(KeyDigest::of("erp-key")),
+                from: Some(networks(&["10.1.0.0/16"])),
+                ..client("erp")
+            },
+            settings::Client { from: Some(networks(&["10.2.0.0/16"])), ..client("floor") },
+            settings::Client { from: Some(networks(&["10.0.0.0/8", "loopback"])), ..client("house") },
+            settings::Client { cert: Some("pay.internal".to_owned()), ..client("pay") },
+        ])
+    }
+
+    #[test]
+    fn callers_go_by_key_then_certificate_then_the_first_network_that_fits() {
+        let house = house();
+        for (lines, peer, names, expected) in [
+            (&[("x-wxgate-key", "crm-key")][..], "192.0.2.1", &[][..], "crm"),
+            (&[("authorization", "Bearer crm-key")], "192.0.2.1", &[], "crm"),
+            (&[("authorization", "bearer  crm-key")], "192.0.2.1", &[], "crm"),
+            (&[("authorization", "Basic crm-key")], "192.0.2.1", &[], "Nobody"),
+            (&[("x-wxgate-key", "erp-key")], "10.1.2.3", &[], "erp"),
+            (&[("x-wxgate-key", "erp-key")], "10.2.0.1", &[], "Elsewhere"),
+            (&[("x-wxgate-key", "nonsense")], "10.2.0.1", &[], "Key"),
+            (&[("x-wxgate-key", "")], "10.2.0.1", &[], "Key"),
+            (&[("x-wxgate-key", "crm-key"), ("x-wxgate-key", "crm-key")], "192.0.2.1", &[], "crm"),
+            (&[("x-wxgate-key", "crm-key"), ("authorization", "Bearer erp-key")], "10.1.0.1", &[], "SeveralKeys"),
+            (&[("x-wxgate-key", "crm-key"), ("x-wxgate-key", "no")], "192.0.2.1", &[], "Key"),
+            (&[], "10.2.0.1", &[], "floor"),
+            (&[], "10.9.0.1", &[], "house"),
+            (&[], "unix", &[], "house"),
+            (&[], "10.2.0.1", &["pay.internal"], "pay"),
+            (&[], "192.0.2.1", &["other.internal"], "Nobody"),
+            (&[("x-wxgate-key", "crm-key")], "10.2.0.1", &["pay.internal"], "crm"),
+        ] {
+            assert_eq!(identified(&house, lines, peer, names), expected, "{lines:?} {peer} {names:?}");
+        }
+    }
+
+    #[test]
+    fn without_clients_the_network_decides_and_keys_say_nothing() {
+        let open = access(Vec::new());
+        assert_eq!(identified(&open, &[("authorization", "Bearer of something else")], "127.0.0.1", &[]), NETWORK);
+        assert_eq!(identified(&open, &[], "192.0.2.1", &[]), "Network");
+    }
+
+    #[test]
+    fn a_bearer_token_of_somebody_else_is_no_wrong_key_where_there_are_no_keys() {
+        let access = access(vec![settings::Client { from: Some(networks(&["loopback"])), ..client("here") }]);
+        assert_eq!(identified(&access, &[("authorization", "Bearer x")], "::1", &[]), "here");
+    }
+
+    #[test]
+    fn an_unchanged_client_outlives_a_reload_and_a_changed_one_does_not() {
+        let before = house();
+        let mut clients: Vec<_> = before.clients.iter().map(|client| client.settings().clone()).collect();
+        clients[0].mode = Mode::Report;
+        let after = Access::new(NetworkSet::default(), NetworkSet::default(), clients, Some(&before));
+        assert!(!Arc::ptr_eq(&before.clients[0], &after.clients[0]));
+        assert!(Arc::ptr_eq(&before.clients[1], &after.clients[1]));
+    }
+}

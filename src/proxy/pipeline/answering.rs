@@ -1,0 +1,90 @@
+//! A call of a token endpoint: answered here, with a phantom token.
+//!
+//! It authenticates itself by the `secret` it brings, so it comes before all other checks. WeChat is not asked.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::{Method, Response, body::Incoming, http::request::Parts};
+
+use super::{Chosen, Live, ProxyError, Trail, admit, check_authority};
+use crate::proxy::{
+    access::{Caller, Client, Right},
+    answer::{self, Asked, Flavour, Refusal},
+    body,
+    path::ApiPath,
+    route::Account,
+};
+
+/// A body of a token call is a few hundred bytes.
+const MAX_BODY: usize = 64 * 1024;
+
+/// Answers the call.
+pub(super) async fn token(
+    live: &Live,
+    head: &Parts,
+    incoming: Incoming,
+    path: &ApiPath<'_>,
+    chosen: &Chosen<'_>,
+    caller: Caller<'_>,
+    trail: &mut Trail,
+) -> Result<Response<Bytes>, ProxyError> {
+    if !matches!(head.method, Method::GET | Method::POST) {
+        return Err(ProxyError::TokenEndpoint);
+    }
+    let body = if Asked::needs_body(path.as_str(), &head.method, head.uri.query()) {
+        let body = body::small(incoming, MAX_BODY).await?;
+        trail.body_unread = false;
+        body
+    } else {
+        Bytes::new()
+    };
+    let asked = match Asked::read(path.as_str(), &head.method, head.uri.query(), &body) {
+        Ok(asked) => asked,
+        Err(refusal) => return Ok(answer::refused(Flavour::of(path.as_str()), &refusal)),
+    };
+    let caller = Caller { key: asked.secret.as_deref(), ..caller };
+    let client = match live.access.identify(&head.headers, &caller) {
+        Ok(client) => client,
+        Err(_) if asked.secret.is_none() => return Ok(answer::refused(asked.flavour, &Refusal::NoSecret)),
+        Err(stranger) => return Ok(answer::refused(asked.flavour, &Refusal::WrongSecret(stranger.advice()))),
+    };
+    trail.client = Some(Arc::clone(client));
+    let account = match account(live, head, &asked, chosen, client)? {
+        Ok(account) => account,
+        Err(refusal) => return Ok(answer::refused(asked.flavour, &refusal)),
+    };
+    trail.account = Some(Arc::clone(account));
+    check_authority(account, &head.uri)?;
+    admit(client, account, Right::Phantom, trail)?;
+    Ok(answer::granted(asked.flavour, &live.phantom_key(account, client).mint(live.now())))
+}
+
+/// The account that is meant: the one with this appid, and where several have it, the one that the rest of the request
+/// selects, or the only one that the client may use.
+fn account<'l>(
+    live: &'l Live,
+    head: &Parts,
+    asked: &Asked,
+    chosen: &Chosen<'_>,
+    client: &Client,
+) -> Result<Result<&'l Arc<Account>, Refusal>, ProxyError> {
+    let selected = live.accounts.selected(None, chosen.prefix, &head.headers, chosen.host)?;
+    let with_appid = live.accounts.with_appid(&asked.appid).iter();
+    let candidates: Vec<&Arc<Account>> =
+        with_appid.filter(|account| account.platform == asked.flavour.platform()).collect();
+    if candidates.is_empty() {
+        return Ok(Err(Refusal::UnknownAppid));
+    }
+    if let Some(selected) = selected {
+        let is_meant = candidates.iter().any(|candidate| Arc::ptr_eq(candidate, selected));
+        return Ok(if is_meant { Ok(selected) } else { Err(Refusal::OtherAccount) });
+    }
+    let mut usable = candidates.iter().filter(|account| client.may_use(&account.name));
+    Ok(match (candidates.as_slice(), usable.next(), usable.next()) {
+        // Whether the client may use it is asked later, and answered in other words.
+        ([only], ..) => Ok(*only),
+        (_, Some(only), None) => Ok(*only),
+        _ => Err(Refusal::Ambiguous(candidates.iter().map(|account| account.name.to_string()).collect())),
+    })
+}
