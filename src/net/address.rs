@@ -241,7 +241,9 @@ mod tests {
     fn a_set_knows_what_lies_inside_it() {
         let set = |entries: &[&str]| {
             let mut set = NetworkSet::default();
-            entries.iter().for_each(|entry| set.add(entry).unwrap());
+            for entry in entries {
+                set.add(entry).unwrap();
+            }
             set
         };
         for (outer, inner, expected) in [

@@ -57,6 +57,11 @@ pub(super) async fn run(
     trail: &mut Trail,
 ) -> Result<Response<Answer>, ProxyError> {
     let host = check_head(head)?;
+    // Before anybody asks who is calling: of a request that comes back, wxgate itself is the caller.
+    if let Some(reason) = worker.proxy.loop_mark.trouble(&head.headers) {
+        tracing::warn!(reason, "a request has come back");
+        return Err(ProxyError::UpstreamFailed { reason: reason.to_owned() });
+    }
     let caller = live.access.caller(peer, &head.headers);
     trail.caller = Some(caller);
     let admitted = live.access.admit(caller)?;
@@ -76,6 +81,7 @@ pub(super) async fn run(
     let payload = Payload::accept(body, live.max_body, &live.replay, &worker.proxy.spool).await?;
     trail.body_unread = !payload.is_complete();
     headers::to_upstream(&mut head.headers);
+    worker.proxy.loop_mark.put(&mut head.headers);
     let headers = std::mem::take(&mut head.headers);
     let call = Call {
         worker,

@@ -200,8 +200,7 @@ impl PathPattern {
         let (mut pattern, mut path) = (self.text.split('/'), path.split('/'));
         loop {
             match (pattern.next(), path.next()) {
-                (None, None) => return true,
-                (Some("**"), Some(_)) => return true,
+                (None, None) | (Some("**"), Some(_)) => return true,
                 (Some("*"), Some(_)) => {}
                 (Some(wanted), Some(segment)) if same(wanted, segment) => {}
                 _ => return false,
