@@ -4,6 +4,7 @@
 //! knows nothing of the sandbox: the demo puts the two together from outside.
 
 mod keepers;
+mod loops;
 mod reload;
 mod restart;
 
@@ -11,8 +12,11 @@ use std::{future::Future, io, sync::Arc, time::Duration};
 
 use tokio::{sync::Mutex, time::timeout};
 
-pub use self::reload::{Loader, Reloader};
 use self::{keepers::Keepers, reload::Running};
+pub use self::{
+    loops::{LeadsBack, Names, check_written as check_loops},
+    reload::{Loader, Reloader},
+};
 
 use crate::{
     admin::{self, Admin},
@@ -60,6 +64,9 @@ pub enum StartError {
     /// The admin listener.
     #[error(transparent)]
     Admin(#[from] admin::BindError),
+    /// Calls to WeChat would end here.
+    #[error(transparent)]
+    Loop(#[from] LeadsBack),
 }
 
 /// wxgate with its listeners bound. Nothing is served before [`App::run`].
@@ -86,6 +93,8 @@ impl App {
         };
         // Before the first token is asked for: a second instance that was started by mistake must not spend one.
         let listeners = Listeners::bind(&config.proxy)?;
+        let own = listeners.tcp();
+        loops::check(&config.accounts, &config.proxy.upstream.egress, &own, Names::Ask)?;
         let admin = Admin::listen(&config.admin)?;
         let client = TokenClient::new(&config.proxy.upstream.egress, config.token.fetch_timeout)?;
         let token_metrics = metrics.register(token::metrics::Metrics::register);
@@ -100,6 +109,7 @@ impl App {
                 admin: admin::settings::Settings { key: None, ..config.admin.clone() },
                 ..config.clone()
             },
+            own,
             keepers,
             proxy: proxy.control(),
             admin: admin.control(),

@@ -3,11 +3,15 @@
 //! All that can fail is done before anything changes: a configuration that cannot be used changes nothing. What it
 //! takes to have one in force stands in `proxy`, `admin` and `keepers`; here is only the order.
 
-use std::{pin::Pin, sync::Arc};
+use std::{net::SocketAddr, pin::Pin, sync::Arc};
 
 use tokio::sync::Mutex;
 
-use super::{keepers::Keepers, restart};
+use super::{
+    keepers::Keepers,
+    loops::{self, Names},
+    restart,
+};
 use crate::{
     admin::{self, Reloaded},
     config::{Config, Problems},
@@ -29,6 +33,8 @@ struct Inner {
 /// What is in force, and the hands that change it.
 pub(super) struct Running {
     pub(super) started: Config,
+    /// Where the data listeners stand.
+    pub(super) own: Vec<SocketAddr>,
     pub(super) keepers: Keepers,
     pub(super) proxy: proxy::Control,
     pub(super) admin: admin::Control,
@@ -75,6 +81,11 @@ impl Running {
             Ok(plan) => plan,
             Err(error) => return Reloaded::Refused { problems: vec![error.to_string()] },
         };
+        // By the way out that is in force: a new one needs a restart, which looks again.
+        let egress = &self.started.proxy.upstream.egress;
+        if let Err(error) = loops::check(&config.accounts, egress, &self.own, Names::Ask) {
+            return Reloaded::Refused { problems: vec![error.to_string()] };
+        }
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }

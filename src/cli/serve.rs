@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{ConfigFile, Failure, StopSignals, background_runtime};
 use crate::{
-    app::{App, Reloader},
+    app::{App, Reloader, StartError},
     proxy::AccessLogSettings,
     telemetry::{logging::Format, output::Output},
 };
@@ -26,7 +26,10 @@ pub(super) fn run(file: &ConfigFile, format: Format) -> Result<(), Failure> {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        let app = App::build(&config, access_log(format)).map_err(|error| Failure::Running(error.to_string()))?;
+        let app = App::build(&config, access_log(format)).map_err(|error| match error {
+            StartError::Loop(_) => Failure::Config(error.to_string()),
+            _ => Failure::Running(error.to_string()),
+        })?;
         let (app, reloader) = app.reloading(load);
         tokio::spawn(reload_at(hangup, reloader));
         for address in app.addresses() {

@@ -18,6 +18,7 @@ use crate::{
         address::{BaseUrl, ListenAddr, NetworkSet},
         egress::EgressProxy,
     },
+    proxy::settings::PathPattern,
 };
 
 /// A duration between two bounds in milliseconds.
@@ -44,6 +45,10 @@ pub(super) struct HostName(pub(super) String);
 #[derive(Debug)]
 pub(super) struct AppId(pub(super) String);
 
+/// A name of a client certificate, DNS or URI, in lower case.
+#[derive(Debug)]
+pub(super) struct CertName(pub(super) String);
+
 /// Text whose value nobody prints.
 pub(super) struct Plain(pub(super) String);
 
@@ -69,6 +74,26 @@ impl HostName {
             return Ok(Self(text.to_ascii_lowercase()));
         }
         Err("expected a host name such as \"shop.wx.internal\", without scheme, port or path")
+    }
+}
+
+impl CertName {
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        const FORM: &str =
+            "expected a name of the caller's certificate, such as \"crm.internal\" or \"spiffe://internal/crm\"";
+        if text.contains('*') {
+            return Err("there are no wildcards here: write the name as it stands in the caller's certificate");
+        }
+        if text.parse::<IpAddr>().is_ok() {
+            return Err("callers are known by DNS or URI names of their certificates; for an address use from");
+        }
+        if let Some((scheme, rest)) = text.split_once(':') {
+            let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+                && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
+            let fits = is_scheme && !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic());
+            return if fits { Ok(Self(text.to_ascii_lowercase())) } else { Err(FORM) };
+        }
+        HostName::parse(text).map(|name| Self(name.0)).map_err(|_| FORM)
     }
 }
 
@@ -111,6 +136,10 @@ texts! {
         { "type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$" };
     HostName: Self::parse,
         { "type": "string", "pattern": "^[A-Za-z0-9_.-]{1,253}$" };
+    CertName: Self::parse,
+        { "type": "string", "pattern": "^[!-)+-~]+$", "examples": ["crm.internal", "spiffe://internal/crm"] };
+    PathPattern: Self::parse,
+        { "type": "string", "pattern": "^(/([A-Za-z0-9_.~-]+|\\*))*/([A-Za-z0-9_.~-]+|\\*\\*?)$" };
     Network: |text| NetworkSet::default().add(text).map(|()| Self(text.to_owned())),
         { "type": "string", "examples": ["loopback", "private", "10.0.0.0/8"] };
     BaseUrl: str::parse::<Self>,

@@ -93,9 +93,14 @@ pub fn parse(text: &str, base_dir: &Path, file_name: &str, environment: &dyn Env
 pub fn check_text(config: &Config) -> String {
     let accounts: Vec<&str> = config.accounts.iter().map(|account| account.name.as_str()).collect();
     let listen: Vec<String> = config.proxy.listen.iter().map(ToString::to_string).collect();
+    let clients: Vec<&str> = config.proxy.clients.iter().map(|client| client.name.as_str()).collect();
+    let clients = match clients.len() {
+        0 => String::new(),
+        count => format!("; {count} client(s): {}", clients.join(", ")),
+    };
     let mut lines: Vec<String> = config.warnings.iter().map(|warning| format!("warning: {warning}")).collect();
     lines.push(format!(
-        "the configuration is fine: {} account(s): {}; listening on {}; admin on {}",
+        "the configuration is fine: {} account(s): {}{clients}; listening on {}; admin on {}",
         accounts.len(),
         accounts.join(", "),
         listen.join(", "),

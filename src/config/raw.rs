@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 use schemars::JsonSchema;
 
 use super::{
-    leaf::{ANY, AppId, Count, HOUR, HostName, MINUTE, Network, Plain, SECOND, Size, Time},
+    leaf::{ANY, AppId, CertName, Count, HOUR, HostName, MINUTE, Network, Plain, SECOND, Size, Time},
     problem::Place,
     read::{At, Read, Reader, tables, words},
     tree::{Node, Value},
@@ -19,6 +19,7 @@ use crate::{
         address::{BaseUrl, ListenAddr},
         egress::EgressProxy,
     },
+    proxy::settings::PathPattern,
 };
 
 tables! {
@@ -42,7 +43,7 @@ tables! {
         /// The accounts at WeChat, at least one.
         #[schemars(required, length(min = 1))]
         account: Vec<At<Account>>,
-        /// Callers and their rights. Without any, everybody inside server.allow may use every account. Not yet built.
+        /// Callers and their rights. Without any, everybody inside server.allow may use every account.
         client: Vec<At<Client>>,
     }
 
@@ -205,42 +206,39 @@ tables! {
         field: String,
     }
 
-    /// A caller and its rights. Not yet built.
-    #[expect(dead_code, reason = "not built yet: resolve refuses it")]
+    /// A caller and its rights. All that is set of key, from and cert must fit; at least one must be set.
     Client("a table [[client]]") {
-        /// 1 to 64 of A-Z, a-z, 0-9, _ and -; unique.
-        #[schemars(required)]
+        /// 1 to 64 of A-Z, a-z, 0-9, _ and -; unique; not "network" and not "-". Without one, client-1, client-2, …
         name: AccountName,
-        /// What the caller shows.
+        /// What the caller shows in X-Wxgate-Key or Authorization: Bearer; visible ASCII, no two clients have the same.
         key: KeyForm,
-        /// The networks it calls from.
+        /// The networks it calls from. CIDRs, addresses, "loopback" (Unix sockets too) and "private".
         from: Vec<At<Network>>,
-        /// A SAN of its certificate.
-        cert: String,
-        /// The accounts it may use.
+        /// A DNS or URI name of its certificate, compared without case; needs server.tls.client_ca.
+        cert: CertName,
+        /// The accounts it may use, by name; all of them by default.
         accounts: Vec<At<AccountName>>,
-        /// The paths it may call; all by default.
-        allow: Vec<At<String>>,
-        /// The paths it may not call.
+        /// The paths it may call, such as "/cgi-bin/menu/get", "/cgi-bin/*/get" or "/cgi-bin/message/**"; all by default.
+        allow: Vec<At<PathPattern>>,
+        /// The paths it may not call, whatever allow says.
         #[schemars(extend("default" = []))]
-        deny: Vec<At<String>>,
-        /// Extras beyond proxying.
+        deny: Vec<At<PathPattern>>,
+        /// Extras beyond proxying; none by default.
         may: Vec<At<Scope>>,
         /// What happens to calls without a right.
         #[schemars(extend("default" = "enforce"))]
         mode: Mode,
-        /// How fast it may call.
+        /// How fast it may call; without it, as fast as it likes.
         rate: Rate,
     }
 
-    /// A rate limit.
-    #[expect(dead_code, reason = "not built yet: resolve refuses it")]
+    /// A rate limit, a token bucket.
     Rate("a table { per_second = …, burst = … }") {
         /// Requests per second in the long run.
         #[schemars(required)]
-        per_second: Count<1, ANY>,
-        /// Requests at once.
-        burst: Count<1, ANY>,
+        per_second: Count<1, { u32::MAX as u64 }>,
+        /// Requests at once; as many as per_second by default.
+        burst: Count<1, { u32::MAX as u64 }>,
     }
 
     /// A secret: exactly one of env, file and value.
@@ -256,7 +254,6 @@ tables! {
 
     /// The key of a client: exactly one of env, file, value and sha256.
     #[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
-    #[expect(dead_code, reason = "not built yet: resolve refuses it")]
     KeyForm("a table: { env = \"NAME\" }, { file = \"path\" }, { value = \"…\" } or { sha256 = \"hex\" }") {
         /// The name of an environment variable.
         env: Plain,

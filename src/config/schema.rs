@@ -81,6 +81,7 @@ mod tests {
     #[test]
     fn the_defaults_of_the_schema_are_those_of_the_settings() {
         let account = "[[account]]\nname = \"a\"\nappid = \"wx1\"\nsecret = { value = \"s\" }\n";
+        let client = "[[client]]\nname = \"c\"\nkey = { value = \"k\" }\n";
         let mut spelt_out = String::new();
         for (table, header) in [
             ("Server", "[server]"),
@@ -90,6 +91,7 @@ mod tests {
             ("Replay", "[replay]"),
             ("Store", "[store]"),
             ("Account", account),
+            ("Client", client),
         ] {
             spelt_out += header;
             spelt_out.push('\n');
@@ -105,6 +107,6 @@ mod tests {
             format!("{config:#?}")
         };
         assert!(spelt_out.lines().count() > 25, "{spelt_out}");
-        assert_eq!(shown(&spelt_out), shown(account));
+        assert_eq!(shown(&spelt_out), shown(&format!("{account}{client}")));
     }
 }

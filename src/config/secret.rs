@@ -29,26 +29,40 @@ impl Context<'_> {
     /// Looks a secret up; `None` after a problem was reported.
     pub(super) fn secret(&mut self, form: &At<SecretForm>) -> Option<Secret> {
         let SecretForm { env, file, value } = &form.value;
-        let mut given: Vec<(&str, &At<Plain>)> = [("env", env), ("file", file), ("value", value)]
-            .into_iter()
-            .filter_map(|(kind, text)| Some((kind, text.as_ref()?)))
-            .collect();
+        let (kind, text) = self.only_one(&form.place, [("env", env), ("file", file), ("value", value)])?;
+        self.look_up(kind, text)
+    }
+
+    /// The one form that is set; `None` after a problem was reported.
+    pub(super) fn only_one<'f, const N: usize>(
+        &mut self,
+        place: &Place,
+        forms: [(&'static str, &'f Option<At<Plain>>); N],
+    ) -> Option<(&'static str, &'f At<Plain>)> {
+        let mut given: Vec<_> = forms.iter().filter_map(|(kind, text)| Some((*kind, text.as_ref()?))).collect();
         // WXGATE_ADMIN__KEY__FILE replaces whatever form the file has.
         if given.iter().any(|(_, text)| text.is_variable()) {
             given.retain(|(_, text)| text.is_variable());
         }
-        let [(kind, text)] = given.as_slice() else {
-            if !self.report.concerns(&form.place) {
-                self.report.problem(&form.place, "give exactly one of env, file and value");
-            }
-            return None;
-        };
-        let found = match *kind {
+        if let [one] = given.as_slice() {
+            return Some(*one);
+        }
+        if !self.report.concerns(place) {
+            let kinds = forms.map(|(kind, _)| kind);
+            let (last, others) = kinds.split_last()?;
+            self.report.problem(place, format!("give exactly one of {} and {last}", others.join(", ")));
+        }
+        None
+    }
+
+    /// Looks up what stands behind `env`, `file` or `value`; `None` after a problem was reported.
+    pub(super) fn look_up(&mut self, kind: &str, text: &At<Plain>) -> Option<Secret> {
+        let found = match kind {
             "env" => self.variable(&text.value.0),
             "file" => self.file(&text.value.0),
             _ => Ok(text.value.0.clone()),
         };
-        if *kind == "value" && !text.is_variable() {
+        if kind == "value" && !text.is_variable() {
             self.report.warning(
                 &text.place,
                 "the secret stands in the file in plain text; { env = \"NAME\" } or { file = \"path\" } keeps it out",

@@ -135,6 +135,17 @@ impl NetworkSet {
         self.nets.iter().any(|net| !LOOPBACK.iter().filter_map(|n| n.parse::<IpNet>().ok()).any(|l| l.contains(net)))
     }
 
+    /// Whether everybody in `other` is inside too.
+    pub fn includes(&self, other: &Self) -> bool {
+        let nets = IpNet::aggregate(&self.nets);
+        (self.unix || !other.unix) && other.nets.iter().all(|inner| nets.iter().any(|net| net.contains(inner)))
+    }
+
+    /// Whether every IPv4 address or every IPv6 address is inside.
+    pub fn holds_everybody(&self) -> bool {
+        IpNet::aggregate(&self.nets).iter().any(|net| net.prefix_len() == 0)
+    }
+
     /// Whether nobody is inside.
     pub fn is_empty(&self) -> bool {
         self.nets.is_empty() && !self.unix
@@ -224,6 +235,36 @@ mod tests {
         assert!(set.contains(&Peer::Unix));
         assert!(set.reaches_beyond_loopback() && !NetworkSet::loopback().reaches_beyond_loopback());
         assert!(NetworkSet::default().add("ten").is_err());
+    }
+
+    #[test]
+    fn a_set_knows_what_lies_inside_it() {
+        let set = |entries: &[&str]| {
+            let mut set = NetworkSet::default();
+            for entry in entries {
+                set.add(entry).unwrap();
+            }
+            set
+        };
+        for (outer, inner, expected) in [
+            (&["10.0.0.0/8"][..], &["10.1.0.0/16", "10.2.3.4"][..], true),
+            (&["10.0.0.0/8"], &["10.1.0.0/16", "11.0.0.1"], false),
+            (&["10.0.0.0/9", "10.128.0.0/9"], &["10.0.0.0/8"], true),
+            (&["127.0.0.0/8", "::1"], &["loopback"], false),
+            (&["loopback"], &["127.0.0.1"], true),
+            (&["10.0.0.0/8"], &["::1"], false),
+        ] {
+            assert_eq!(set(outer).includes(&set(inner)), expected, "{outer:?} {inner:?}");
+        }
+        for (entries, expected) in [
+            (&["0.0.0.0/0"][..], true),
+            (&["::/0", "10.0.0.1"], true),
+            (&["0.0.0.0/1", "128.0.0.0/1"], true),
+            (&["private", "loopback"], false),
+            (&[], false),
+        ] {
+            assert_eq!(set(entries).holds_everybody(), expected, "{entries:?}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod headers;
 pub mod inject;
 mod inspect;
 mod live;
+mod loops;
 mod metrics;
 pub mod path;
 mod pipeline;
@@ -26,6 +27,7 @@ mod worker;
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -48,6 +50,7 @@ use self::{
     error::ProxyError,
     inspect::Answer,
     live::{InFlight, Live, Load},
+    loops::LoopMark,
     metrics::{AccountMetrics, Metrics},
     pipeline::{Origin, Outcome, Trail},
     settings::Settings,
@@ -107,6 +110,7 @@ pub struct Proxy {
     pool_idle: Duration,
     spool: Arc<spool::Budget>,
     log: Option<AccessLogSettings>,
+    loop_mark: LoopMark,
 }
 
 /// The addresses of the data path, taken. Connections wait until it runs.
@@ -135,6 +139,11 @@ impl Listeners {
         };
         let list = settings.listen.iter().map(listen).collect::<Result<_, _>>()?;
         Ok(Self { list, tls })
+    }
+
+    /// Where those on TCP really stand.
+    pub fn tcp(&self) -> Vec<SocketAddr> {
+        self.list.iter().filter_map(|listener| listener.address().tcp()).collect()
     }
 }
 
@@ -165,6 +174,7 @@ impl Proxy {
             pool_idle: settings.upstream.pool_idle,
             spool: spool::Budget::new(settings.replay.memory_total),
             log,
+            loop_mark: LoopMark::random(),
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = if settings.workers == 0 { cores } else { settings.workers };

@@ -189,6 +189,7 @@ fn a_wrong_variable_is_named() {
     environment.extend(variables([
         ("WXGATE_ACCOUNT__NAME", "shop"),
         ("WXGATE_ADMIN__HOSTS", "a.internal,b internal"),
+        ("WXGATE_CLIENT__KEY", "{ env = \"SHOP_SECRET\" }"),
         ("WXGATE_SERVER__LISEN", "127.0.0.1:80"),
         ("WXGATE_SERVER__MAX_CONNECTIONS", "99999999999999999999"),
         ("WXGATE_SERVER__TLS", "{ cert = \"a\" }"),
@@ -199,6 +200,7 @@ fn a_wrong_variable_is_named() {
     ]));
     let expected = "\
 environment variable WXGATE_ACCOUNT__NAME: account.name: accounts and clients cannot be set from the environment: write them into the file
+environment variable WXGATE_CLIENT__KEY: client.key: accounts and clients cannot be set from the environment: write them into the file
 environment variable WXGATE_SERVER__TLS__KEY: server.tls.key: set either the table as a whole or its keys, not both
 environment variable WXGATE_SERVER__LISEN: server.lisen: unknown key; did you mean \"listen\"?
 environment variable WXGATE_SERVER__WORKERS: server.workers: expected a whole number

@@ -48,6 +48,8 @@ const REVEALERS: &[&str] = &[
     "base/secret.rs",
     // The admin key, on its way to the admin listener.
     "cli/token.rs",
+    // A client's key into its digest.
+    "config/resolve/client.rs",
     // Proxy-Authorization on the way out.
     "net/egress.rs",
     // The token, or the AppSecret of a login code exchange, into the query of one call.

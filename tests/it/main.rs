@@ -15,6 +15,7 @@ mod access_log;
 mod admin;
 mod bodies;
 mod cli;
+mod config_clients;
 mod config_files;
 mod drain;
 mod early_answers;

@@ -35,14 +35,19 @@ impl Context<'_> {
         raw: Option<At<AccountName>>,
         accounts: &[Option<AccountSettings>],
     ) -> Option<AccountName> {
-        let At { value, place } = raw?;
+        let name = raw?;
+        self.existing_account(&name, accounts);
+        Some(name.value)
+    }
+
+    /// Reports a name that no account has.
+    pub(super) fn existing_account(&mut self, name: &At<AccountName>, accounts: &[Option<AccountSettings>]) {
         // A wrong account may be the one that is meant.
         let complete = !accounts.is_empty() && accounts.iter().all(Option::is_some);
         let names: Vec<&str> = accounts.iter().flatten().map(|account| account.name.as_str()).collect();
-        if complete && !names.contains(&value.as_str()) {
-            self.report.problem(&place, format!("no account has this name; there is: {}", names.join(", ")));
+        if complete && !names.contains(&name.value.as_str()) {
+            self.report.problem(&name.place, format!("no account has this name; there is: {}", names.join(", ")));
         }
-        Some(value)
     }
 
     fn unique(&mut self, accounts: &[At<raw::Account>]) {

@@ -4,6 +4,7 @@
 //! none.
 
 mod account;
+mod client;
 mod server;
 
 use std::path::PathBuf;
@@ -14,17 +15,22 @@ use crate::{admin, net::address::ListenAddr, token};
 /// Builds everything but the warnings.
 pub(super) fn resolve(raw: raw::File, context: &mut Context<'_>) -> Config {
     let whole = context.report.whole();
-    if let Some(clients) = raw.client.filter(|clients| !clients.value.is_empty()) {
-        context.not_built(&clients.place, "callers are", "remove the section");
-    }
     let server = raw.server.map(|at| at.value).unwrap_or_default();
     let upstream = raw.upstream.map(|at| at.value).unwrap_or_default();
     let replay = raw.replay.map(|at| at.value).unwrap_or_default();
-    let mut proxy = context.server(server);
+    let allow = server.allow.as_ref().map(|at| at.place.clone());
+    let certificates = server.tls.as_ref().is_some_and(|tls| tls.value.client_ca.is_some());
+    let clients = raw
+        .client
+        .as_ref()
+        .map_or_else(|| context.report.concerns(&whole.child("client")), |clients| !clients.value.is_empty());
+    let mut proxy = context.server(server, clients);
     proxy.upstream = context.upstream(upstream);
     proxy.replay = context.replay(&replay);
     let admin = context.admin(raw.admin.map(|at| at.value).unwrap_or_default(), &proxy.listen, &whole);
     let accounts = context.accounts(raw.account, &whole);
+    let around = client::Around { accounts: &accounts, certificates, allow: allow.as_ref() };
+    proxy.clients = context.clients(raw.client, &around);
     proxy.default_account = context.default_account(raw.default_account, &accounts);
     Config {
         proxy,

@@ -30,10 +30,16 @@ pub(super) fn clash(address: &ListenAddr, taken: &[ListenAddr]) -> bool {
 }
 
 impl Context<'_> {
-    /// Everything of `[server]`; the other tables keep their defaults.
-    pub(super) fn server(&mut self, raw: raw::Server) -> Settings {
+    /// Everything of `[server]`; the other tables keep their defaults. With clients, `allow` counts for nothing.
+    pub(super) fn server(&mut self, raw: raw::Server, with_clients: bool) -> Settings {
         let default = Settings::default();
-        self.reach(&raw);
+        if !with_clients {
+            self.reach(&raw);
+        }
+        if let Some(place) = everybody(raw.trusted_proxies.as_ref()) {
+            let message = "any caller can pretend to call from anywhere: name your proxies only";
+            self.report.warning(&place, message);
+        }
         Settings {
             listen: raw.listen.map_or(default.listen, |listen| self.listen(listen)),
             workers: or(raw.workers, default.workers, |count| count.0),
@@ -67,30 +73,25 @@ impl Context<'_> {
     // Who may call should fit where wxgate listens.
     fn reach(&mut self, raw: &raw::Server) {
         let outside = raw.listen.iter().flat_map(|listen| &listen.value).find(|at| !at.value.is_local());
-        let allow = raw.allow.as_ref();
-        let set_of = allow.map_or_else(NetworkSet::loopback, |allow| set(&allow.value));
-        if let Some(at) = allow.filter(|_| set_of.is_empty()) {
-            self.report.warning(&at.place, "nobody may call: the list is empty");
-        } else if let Some(listen) = outside
-            && !set_of.reaches_beyond_loopback()
-        {
-            let place = allow.map_or_else(
-                || Place { path: "server.allow".to_owned(), origin: listen.place.origin.clone() },
-                |at| at.place.clone(),
-            );
+        let Some(allow) = &raw.allow else {
+            if let Some(listen) = outside {
+                let place = Place { path: "server.allow".to_owned(), origin: listen.place.origin.clone() };
+                let message = "must be set, or a [[client]], since other machines can reach server.listen: name who may \
+                               call, such as \"private\" or \"10.1.0.0/16\"";
+                self.missing(&place, message);
+            }
+            return;
+        };
+        let networks = set(&allow.value);
+        if networks.is_empty() {
+            self.report.warning(&allow.place, "nobody may call: the list is empty");
+        } else if outside.is_some() && !networks.reaches_beyond_loopback() {
             let message = "only this machine may call, though server.listen can be reached from others: name their \
                            networks, such as \"private\" or \"10.1.0.0/16\"";
-            self.report.warning(&place, message);
+            self.report.warning(&allow.place, message);
         }
-        let everybody = |networks: Option<&At<Vec<At<Network>>>>| {
-            networks.and_then(|at| at.value.iter().find(|at| at.value.0.ends_with("/0"))).map(|at| at.place.clone())
-        };
-        if let Some(place) = everybody(allow) {
+        if let Some(place) = everybody(Some(allow)) {
             self.report.warning(&place, "everybody who can reach server.listen may use every account");
-        }
-        if let Some(place) = everybody(raw.trusted_proxies.as_ref()) {
-            let message = "any caller can pretend to call from anywhere: name your proxies only";
-            self.report.warning(&place, message);
         }
     }
 
@@ -189,7 +190,12 @@ impl Context<'_> {
     }
 }
 
-fn set(networks: &[At<Network>]) -> NetworkSet {
+/// Where every address is let in.
+fn everybody(networks: Option<&At<Vec<At<Network>>>>) -> Option<Place> {
+    networks.and_then(|at| at.value.iter().find(|at| at.value.0.ends_with("/0"))).map(|at| at.place.clone())
+}
+
+pub(super) fn set(networks: &[At<Network>]) -> NetworkSet {
     let mut set = NetworkSet::default();
     for At { value: Network(entry), .. } in networks {
         // Proven when it was read.

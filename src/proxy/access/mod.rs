@@ -233,7 +233,9 @@ mod tests {
 
     fn networks(entries: &[&str]) -> NetworkSet {
         let mut set = NetworkSet::default();
-        entries.iter().for_each(|entry| set.add(entry).unwrap());
+        for entry in entries {
+            set.add(entry).unwrap();
+        }
         set
     }
 

@@ -82,9 +82,8 @@ fn account<'l>(
     }
     let mut usable = candidates.iter().filter(|account| client.may_use(&account.name));
     Ok(match (candidates.as_slice(), usable.next(), usable.next()) {
-        // Whether the client may use it is asked later, and answered in other words.
-        ([only], ..) => Ok(*only),
-        (_, Some(only), None) => Ok(*only),
+        // Whether the client may use the only one is asked later, and answered in other words.
+        ([only], ..) | (_, Some(only), None) => Ok(*only),
         _ => Err(Refusal::Ambiguous(candidates.iter().map(|account| account.name.to_string()).collect())),
     })
 }

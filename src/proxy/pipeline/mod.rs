@@ -78,6 +78,7 @@ pub(super) async fn run(
     trail: &mut Trail,
 ) -> Result<Outcome, ProxyError> {
     let host = check_head(head)?;
+    check_loop(worker, head)?;
     let address = live.access.caller(origin.peer, &head.headers);
     trail.caller = Some(address);
     let split = SplitPath::new(head.uri.path());
@@ -121,6 +122,7 @@ pub(super) async fn run(
     let payload = Payload::accept(body, live.max_body, &live.replay, &worker.proxy.spool).await?;
     trail.body_unread = !payload.is_complete();
     headers::to_upstream(&mut head.headers);
+    worker.proxy.loop_mark.put(&mut head.headers);
     let headers = std::mem::take(&mut head.headers);
     let call =
         Call { worker, live, account, method: &head.method, path: &path, query: head.uri.query(), headers, payload };
@@ -191,6 +193,13 @@ fn check_head(head: &Parts) -> Result<Option<String>, ProxyError> {
         (None, None) => Ok(None),
         (Some(host), None) => named_host(host).map(Some),
     }
+}
+
+/// Before anybody asks who is calling: of a request that comes back, wxgate itself is the caller.
+fn check_loop(worker: &Worker, head: &Parts) -> Result<(), ProxyError> {
+    let Some(reason) = worker.proxy.loop_mark.trouble(&head.headers) else { return Ok(()) };
+    tracing::warn!(reason, "a request has come back");
+    Err(ProxyError::UpstreamFailed { reason: reason.to_owned() })
 }
 
 /// Names that others take for one of ours, or for framing, since CGI turns hyphens into underscores. A key under such a

@@ -186,6 +186,13 @@ impl PathPattern {
         self.exact && self.text == path
     }
 
+    /// Whether this pattern, as one of `deny`, takes away all that `other` stands for.
+    pub fn denies_all_of(&self, other: &Self) -> bool {
+        // As a path, the `*` of the other is covered by wildcards only; its `**` just by another `**`.
+        let endless = |pattern: &Self| pattern.text.ends_with("/**");
+        self.denies(&other.text) && (endless(self) || !endless(other))
+    }
+
     fn covers(&self, path: &str, same: impl Fn(&str, &str) -> bool) -> bool {
         if self.exact {
             return same(&self.text, path);
@@ -226,6 +233,25 @@ mod tests {
         assert!(
             PathPattern::parse("/a/b").unwrap().names("/a/b") && !PathPattern::parse("/a/*").unwrap().names("/a/b")
         );
+    }
+
+    #[test]
+    fn a_pattern_can_take_away_another_as_a_whole() {
+        for (deny, allow, expected) in [
+            ("/cgi-bin/menu/get", "/cgi-bin/menu/get", true),
+            ("/cgi-bin/MENU/**", "/cgi-bin/menu/get", true),
+            ("/cgi-bin/menu/*", "/cgi-bin/menu/get", true),
+            ("/cgi-bin/menu/get", "/cgi-bin/menu/*", false),
+            ("/cgi-bin/*/get", "/cgi-bin/*/get", true),
+            ("/cgi-bin/**", "/cgi-bin/*/get", true),
+            ("/cgi-bin/*", "/cgi-bin/**", false),
+            ("/cgi-bin/*/**", "/cgi-bin/**", false),
+            ("/*/**", "/cgi-bin/**", true),
+            ("/cgi-bin/message/**", "/cgi-bin/**", false),
+        ] {
+            let pattern = |text| PathPattern::parse(text).unwrap();
+            assert_eq!(pattern(deny).denies_all_of(&pattern(allow)), expected, "{deny} {allow}");
+        }
     }
 
     #[test]

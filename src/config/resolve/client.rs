@@ -1,0 +1,300 @@
+//! `[[client]]`: who each caller is and what it may do.
+//!
+//! Also says what of it can never come to pass. Recognising a caller is `proxy`'s business; the warnings here repeat its
+//! rule: a key names exactly one client, and a caller without one is the first keyless client that fits, those with a
+//! certificate before those with networks only.
+
+use std::{collections::HashMap, num::NonZeroU32};
+
+use super::server::set;
+use crate::{
+    base::AccountName,
+    config::{
+        leaf::{Count, Network},
+        problem::Place,
+        raw,
+        read::At,
+        secret::Context,
+    },
+    net::address::NetworkSet,
+    proxy::settings::{Client, KeyDigest, Mode, PathPattern, Rate},
+    service::Scope,
+    token::AccountSettings,
+    wechat::api::{self, Endpoint},
+};
+
+/// Labels of callers that are no client: those of `server.allow`, and those that nobody knows.
+const TAKEN: [&str; 2] = ["network", "-"];
+
+/// Shorter keys can be found by trying.
+const SHORTEST_KEY: usize = 16;
+
+/// What of the other tables decides whether a client makes sense.
+pub(super) struct Around<'a> {
+    pub(super) accounts: &'a [Option<AccountSettings>],
+    /// Whether callers are asked for certificates.
+    pub(super) certificates: bool,
+    /// Where `server.allow` stands, if it was set.
+    pub(super) allow: Option<&'a Place>,
+}
+
+/// A client, and where the parts of it stand that are compared with those of others.
+struct Found {
+    client: Client,
+    path: String,
+    key: Place,
+    from: Place,
+    cert: Place,
+}
+
+impl Context<'_> {
+    /// One entry per right client of the file.
+    pub(super) fn clients(&mut self, raw: Option<At<Vec<At<raw::Client>>>>, around: &Around<'_>) -> Vec<Client> {
+        let raw = raw.map(|at| at.value).unwrap_or_default();
+        if let (Some(place), false) = (around.allow, raw.is_empty()) {
+            self.report.warning(place, "has no effect: with a [[client]] in the file, only clients may call");
+        }
+        let names = self.client_names(&raw);
+        let mut found = Vec::with_capacity(raw.len());
+        for (at, name) in raw.into_iter().zip(names) {
+            found.extend(self.client(at, name, around));
+        }
+        self.same_keys(&found);
+        self.shadows(&found);
+        found.into_iter().map(|found| found.client).collect()
+    }
+
+    /// The name of each, or the one that it gets; `None` when what stands there is wrong.
+    fn client_names(&mut self, raw: &[At<raw::Client>]) -> Vec<Option<AccountName>> {
+        let mut taken: HashMap<AccountName, &str> = HashMap::new();
+        let mut names = Vec::with_capacity(raw.len());
+        for (index, at) in raw.iter().enumerate() {
+            let place = at.value.name.as_ref().map_or_else(|| at.place.child("name"), |name| name.place.clone());
+            let name = match &at.value.name {
+                Some(name) => Some(name.value.clone()),
+                None => self.given_name(index, &place),
+            };
+            if let Some(name) = &name {
+                if TAKEN.contains(&name.as_str()) {
+                    self.report.problem(&place, "is what metrics call callers that are no client: take another name");
+                }
+                if let Some(first) = taken.insert(name.clone(), &at.place.path) {
+                    self.report.problem(&place, format!("is the name of {first} already"));
+                }
+            }
+            names.push(name);
+        }
+        names
+    }
+
+    fn given_name(&mut self, index: usize, place: &Place) -> Option<AccountName> {
+        if self.report.concerns(place) {
+            return None;
+        }
+        let name = format!("client-{}", index + 1);
+        self.report.warning(place, format!("is not set: logs and metrics say {name}, its place in the file"));
+        AccountName::new(&name)
+    }
+
+    fn client(&mut self, at: At<raw::Client>, name: Option<AccountName>, around: &Around<'_>) -> Option<Found> {
+        let At { value: raw, place } = at;
+        self.recognisable(&raw, &place, around);
+        let stands = |key: &str, at: Option<&Place>| at.cloned().unwrap_or_else(|| place.child(key));
+        let key_place = stands("key", raw.key.as_ref().map(|at| &at.place));
+        let from_place = stands("from", raw.from.as_ref().map(|at| &at.place));
+        let cert_place = stands("cert", raw.cert.as_ref().map(|at| &at.place));
+        let key = raw.key.map(|form| self.client_key(&form, around.accounts).ok_or(())).transpose();
+        let rate = raw.rate.map(|rate| self.rate(&rate).ok_or(())).transpose();
+        let deny: Vec<_> = raw.deny.map(|at| at.value).unwrap_or_default().into_iter().map(|at| at.value).collect();
+        let client = Client {
+            from: raw.from.map(|from| self.client_networks(&from)),
+            cert: raw.cert.map(|at| at.value.0),
+            accounts: self.client_accounts(raw.accounts, &place, around.accounts),
+            allow: raw.allow.map(|allow| self.client_paths(allow, &deny)),
+            deny,
+            may: raw.may.map(|may| may.value.into_iter().map(|at| scope(at.value)).collect()).unwrap_or_default(),
+            mode: self.client_mode(raw.mode),
+            name: name?,
+            key: key.ok()?,
+            rate: rate.ok()?,
+        };
+        if client.key.is_none()
+            && client.cert.is_none()
+            && client.from.as_ref().is_some_and(NetworkSet::holds_everybody)
+        {
+            let message = "everybody who can reach server.listen is this client, without a key: name the networks of \
+                           the caller, or give it a key";
+            self.report.warning(&from_place, message);
+        }
+        Some(Found { client, path: place.path, key: key_place, from: from_place, cert: cert_place })
+    }
+
+    /// Whether anybody can be this client.
+    fn recognisable(&mut self, raw: &raw::Client, place: &Place, around: &Around<'_>) {
+        if raw.key.is_none() && raw.from.is_none() && raw.cert.is_none() {
+            let said = ["key", "from", "cert"].iter().any(|key| self.report.concerns(&place.child(key)));
+            if !said {
+                let message = "nobody can be this client: set key, from or cert, or several of them";
+                self.report.problem(place, message);
+            }
+        }
+        if let Some(at) = &raw.cert
+            && !around.certificates
+        {
+            let message = "no caller can show a certificate: set server.tls.client_ca, the authority that signs them";
+            self.report.problem(&at.place, message);
+        }
+    }
+
+    fn client_key(&mut self, form: &At<raw::KeyForm>, accounts: &[Option<AccountSettings>]) -> Option<KeyDigest> {
+        let raw::KeyForm { env, file, value, sha256 } = &form.value;
+        let given = [("env", env), ("file", file), ("value", value), ("sha256", sha256)];
+        let (kind, text) = self.only_one(&form.place, given)?;
+        let digest = if kind == "sha256" {
+            let digest = KeyDigest::from_hex(&text.value.0);
+            if digest.is_none() {
+                self.report
+                    .problem(&text.place, "expected 64 hex digits, as `printf %s \"$KEY\" | sha256sum` prints them");
+            }
+            digest?
+        } else {
+            let key = self.look_up(kind, text)?;
+            let key = key.expose();
+            if !key.bytes().all(|b| b.is_ascii_graphic()) {
+                let message = "a key travels in a header: it must be visible ASCII without blanks";
+                self.report.problem(&text.place, message);
+                return None;
+            }
+            if key.len() < SHORTEST_KEY {
+                let message = "the key is shorter than 16 characters and can be found by trying: take what `openssl \
+                               rand -hex 16` prints";
+                self.report.warning(&text.place, message);
+            }
+            KeyDigest::of(key)
+        };
+        if accounts.iter().flatten().any(|account| KeyDigest::of(account.secret.expose()).matches(&digest)) {
+            let message = "is an account's AppSecret, with which the caller can get tokens from WeChat past wxgate: give it \
+                           a key of its own";
+            self.report.warning(&form.place, message);
+        }
+        Some(digest)
+    }
+
+    fn client_networks(&mut self, from: &At<Vec<At<Network>>>) -> NetworkSet {
+        if from.value.is_empty() {
+            self.report.warning(&from.place, "nobody is this client: the list is empty");
+        }
+        set(&from.value)
+    }
+
+    fn client_accounts(
+        &mut self,
+        raw: Option<At<Vec<At<AccountName>>>>,
+        place: &Place,
+        accounts: &[Option<AccountSettings>],
+    ) -> Option<Vec<AccountName>> {
+        let Some(At { value, place: list }) = raw else {
+            let place = place.child("accounts");
+            if !self.report.concerns(&place) {
+                let message = "is not set: this client may use every account, also those to come";
+                self.report.warning(&place, message);
+            }
+            return None;
+        };
+        if value.is_empty() {
+            self.report.warning(&list, "this client may use no account: the list is empty");
+        }
+        for name in &value {
+            self.existing_account(name, accounts);
+        }
+        Some(value.into_iter().map(|at| at.value).collect())
+    }
+
+    fn client_paths(&mut self, allow: At<Vec<At<PathPattern>>>, deny: &[PathPattern]) -> Vec<PathPattern> {
+        if allow.value.is_empty() {
+            self.report.warning(&allow.place, "this client may call nothing: the list is empty");
+        }
+        for At { value, place } in &allow.value {
+            let message = match api::classify(value.as_str()) {
+                _ if deny.iter().any(|deny| deny.denies_all_of(value)) => "has no effect: deny takes away all of it",
+                Endpoint::Token => "has no effect: wxgate answers this endpoint itself, for every client",
+                Endpoint::Guarded => {
+                    "is open to this client, since it is named exactly: it resets what all callers of the account share"
+                }
+                Endpoint::TakesToken | Endpoint::OwnCredential | Endpoint::Login => continue,
+            };
+            self.report.warning(place, message);
+        }
+        allow.value.into_iter().map(|at| at.value).collect()
+    }
+
+    fn client_mode(&mut self, raw: Option<At<raw::Mode>>) -> Mode {
+        match raw {
+            Some(At { value: raw::Mode::Report, place }) => {
+                let message = "nothing is denied to this client: what it may not do is logged and counted only";
+                self.report.warning(&place, message);
+                Mode::Report
+            }
+            Some(At { value: raw::Mode::Enforce, .. }) | None => Mode::Enforce,
+        }
+    }
+
+    fn rate(&mut self, At { value: raw, place }: &At<raw::Rate>) -> Option<Rate> {
+        if raw.per_second.is_none() {
+            self.missing(&place.child("per_second"), "must be set: requests per second in the long run");
+        }
+        let number = |count: &At<Count<1, { u32::MAX as u64 }>>| NonZeroU32::new(u32::try_from(count.value.0).ok()?);
+        let per_second = number(raw.per_second.as_ref()?)?;
+        Some(Rate { per_second, burst: raw.burst.as_ref().and_then(number).unwrap_or(per_second) })
+    }
+
+    fn same_keys(&mut self, found: &[Found]) {
+        let mut keys: HashMap<KeyDigest, &str> = HashMap::new();
+        for found in found {
+            if let Some(key) = found.client.key
+                && let Some(first) = keys.insert(key, &found.path)
+            {
+                let message = format!("is the key of {first} too: a key names one client, so each needs its own");
+                self.report.problem(&found.key, message);
+            }
+        }
+    }
+
+    /// Keyless clients that can never be found, because an earlier one takes every caller of theirs.
+    fn shadows(&mut self, found: &[Found]) {
+        let keyless = || found.iter().filter(|found| found.client.key.is_none());
+        for (index, later) in keyless().enumerate() {
+            if later.client.from.as_ref().is_some_and(NetworkSet::is_empty) {
+                continue;
+            }
+            let takes_all = |earlier: &&Found| {
+                earlier.client.cert == later.client.cert
+                    && match (&earlier.client.from, &later.client.from) {
+                        (None, _) => true,
+                        (Some(wide), Some(narrow)) => wide.includes(narrow),
+                        (Some(_), None) => false,
+                    }
+            };
+            let Some(earlier) = keyless().take(index).find(takes_all) else { continue };
+            let (place, what) = if later.client.cert.is_some() {
+                (&later.cert, "callers with this certificate")
+            } else {
+                (&later.from, "callers from these networks")
+            };
+            let message = format!(
+                "nobody can be this client: {what} are {} already, which stands before it; put the narrower one first, \
+                 or give each a key",
+                earlier.path
+            );
+            self.report.warning(place, message);
+        }
+    }
+}
+
+fn scope(raw: raw::Scope) -> Scope {
+    match raw {
+        raw::Scope::Token => Scope::Token,
+        raw::Scope::Refresh => Scope::Refresh,
+        raw::Scope::Ticket => Scope::Ticket,
+    }
+}
