@@ -55,6 +55,8 @@ const REVEALERS: &[&str] = &[
     // The AppSecret into a token call.
     "token/source/classic.rs",
     "token/source/stable.rs",
+    // The token into a call for a ticket.
+    "token/source/ticket.rs",
     // The token into the store.
     "token/store/codec.rs",
     // Percent-encodes a token once, for all calls.
