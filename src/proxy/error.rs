@@ -12,7 +12,7 @@ use hyper::{
 };
 
 use super::{inject::QueryError, path::PathError, settings::ErrorStyle};
-use crate::token::TokenError;
+use crate::{service::Scope, token::TokenError};
 
 /// The header that marks an answer of wxgate's own.
 pub(crate) const X_WXGATE_ERROR: HeaderName = HeaderName::from_static("x-wxgate-error");
@@ -42,10 +42,14 @@ pub(crate) enum ProxyError {
     TokenEndpoint,
     #[error("this endpoint resets what all callers share, so it is not forwarded")]
     GuardedEndpoint,
+    #[error("this call needs the scope {scope}; give it to the client by may = [\"{scope}\"]", scope = .0.as_str())]
+    ScopeDenied(Scope),
     #[error("there is nothing at this address below /-/")]
     NotFound,
     #[error("the request body is larger than {limit} bytes; raise server.max_body{hint}")]
     BodyTooLarge { limit: u64, hint: &'static str },
+    #[error("the body of this call is larger than 64 KiB; it holds a token and nothing else")]
+    OrderTooLarge,
     #[error("{0}")]
     TokenUnavailable(TokenError),
     #[error("too many requests are in flight; try again shortly, or raise {0}")]
@@ -65,8 +69,11 @@ impl ProxyError {
             Self::AccountConflict => (StatusCode::BAD_REQUEST, 990_400, "account_conflict"),
             Self::ClientUnknown => (StatusCode::UNAUTHORIZED, 990_401, "client_unknown"),
             Self::TokenEndpoint | Self::GuardedEndpoint => (StatusCode::FORBIDDEN, 990_403, "endpoint_blocked"),
+            Self::ScopeDenied(_) => (StatusCode::FORBIDDEN, 990_403, "scope_denied"),
             Self::NotFound => (StatusCode::NOT_FOUND, 990_404, "not_found"),
-            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, 990_413, "body_too_large"),
+            Self::BodyTooLarge { .. } | Self::OrderTooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, 990_413, "body_too_large")
+            }
             Self::UpstreamFailed { .. } => (StatusCode::BAD_GATEWAY, 990_502, "upstream_failed"),
             Self::TokenUnavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, 990_503, "token_unavailable"),
             Self::Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, 990_503, "overloaded"),

@@ -3,6 +3,8 @@
 //! Only this file knows the order of the stages; they do not know each other. Errors leave by `?` and are answered,
 //! counted and logged by the caller.
 
+mod service_call;
+
 use std::sync::Arc;
 
 use hyper::{
@@ -61,8 +63,8 @@ pub(super) async fn run(
     trail.caller = Some(caller);
     let admitted = live.access.admit(caller)?;
     let split = SplitPath::new(head.uri.path());
-    if split.is_service() {
-        return Err(ProxyError::NotFound);
+    if split.service_path().is_some() {
+        return service_call::answer(worker, live, &split, host.as_deref(), head, body, trail).await;
     }
     let account = Arc::clone(live.accounts.select(split.prefix.as_deref(), &head.headers, host.as_deref())?);
     trail.account = Some(Arc::clone(&account));

@@ -29,6 +29,7 @@ pub(crate) struct Account {
     pub(crate) name: AccountName,
     pub(crate) label: HeaderValue,
     pub(crate) platform: Platform,
+    pub(crate) appid: String,
     pub(crate) keeper: Keeper,
     pub(crate) metrics: AccountMetrics,
     api: Vec<BaseUrl>,
@@ -57,6 +58,7 @@ impl Account {
             // The grammar of names is narrower than that of header values.
             label: HeaderValue::from_str(settings.name.as_str()).unwrap_or_else(|_| HeaderValue::from_static("?")),
             platform: settings.platform,
+            appid: settings.appid.clone(),
             keeper,
             metrics,
             api: settings.api.clone(),

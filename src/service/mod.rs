@@ -2,6 +2,13 @@
 //!
 //! Knows nothing of how a request came in or whether its caller may: `proxy` asks for both first.
 
+mod answer;
+mod call;
+mod jssdk;
+
+pub use answer::{Account, Reply};
+pub use call::{Call, Refusal};
+
 /// An extra that a client may have beyond proxying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
@@ -11,4 +18,15 @@ pub enum Scope {
     Refresh,
     /// Read tickets and have signatures made.
     Ticket,
+}
+
+impl Scope {
+    /// The word of the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Refresh => "refresh",
+            Self::Ticket => "ticket",
+        }
+    }
 }
