@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     config::Config,
     token::{
-        self, AccountSettings, Accounts, Keeper,
+        self, AccountSettings, Accounts, Keeper, Tickets,
         source::{self, TokenClient},
         store::TokenStore,
     },
@@ -84,7 +84,11 @@ impl Keepers {
     fn spawn(&self, account: &AccountSettings) -> Keeper {
         let source = source::for_account(account, self.client.clone().with_timeout(self.settings.fetch_timeout));
         let counters = self.metrics.for_account(&account.name);
-        Keeper::spawn(account.clone(), self.settings, source, Arc::clone(&self.store), counters)
+        let store = || Arc::clone(&self.store);
+        let keeper = Keeper::spawn(account.clone(), self.settings, source, store(), counters);
+        let (client, metrics) = (self.client.clone(), self.metrics.clone());
+        let tickets = Tickets::new(account.clone(), self.settings, client, store(), metrics, &keeper);
+        keeper.with_tickets(tickets)
     }
 }
 

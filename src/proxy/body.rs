@@ -164,17 +164,18 @@ impl Payload {
     }
 }
 
-/// Reads a body that wxgate itself is meant to understand, of at most `limit` bytes.
+/// The most bytes of a body that wxgate itself is meant to understand; a token has 512.
+const MOST_ORDER: usize = 64 * 1024;
+
+/// Reads a body that wxgate itself is meant to understand.
 ///
 /// # Errors
 /// When it is larger, breaks off, or does not come for a while.
-pub(crate) async fn small(incoming: Incoming, limit: usize) -> Result<Bytes, ProxyError> {
-    let collected = timeout(IDLE, Limited::new(incoming, limit).collect()).await;
+pub(crate) async fn small(incoming: Incoming) -> Result<Bytes, ProxyError> {
+    let collected = timeout(IDLE, Limited::new(incoming, MOST_ORDER).collect()).await;
     match collected {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(ProxyError::BodyTooLarge { limit: limit as u64, hint: "" })
-        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ProxyError::OrderTooLarge),
         _ => Err(ProxyError::BadRequest("the request body broke off or came too slowly")),
     }
 }

@@ -42,7 +42,7 @@ pub(crate) enum ProxyError {
     AccountDenied { client: AccountName, account: AccountName },
     #[error("client {client} may not call this path; compare allow and deny in its [[client]] section")]
     PathDenied { client: AccountName },
-    #[error("client {client} lacks the right \"{scope}\"; add it to may in its [[client]] section")]
+    #[error("client {client} lacks the scope {scope}; give it by may = [\"{scope}\"] in its [[client]] section", scope = scope.as_str())]
     ScopeDenied { client: AccountName, scope: Scope },
     #[error("client {client} calls faster than its rate allows; slow down, or raise rate in its [[client]] section")]
     RateLimited { client: AccountName, retry_after: Duration },
@@ -61,6 +61,8 @@ pub(crate) enum ProxyError {
     NotFound,
     #[error("the request body is larger than {limit} bytes; raise server.max_body{hint}")]
     BodyTooLarge { limit: u64, hint: &'static str },
+    #[error("the body of this call is larger than 64 KiB; it holds an order of a few lines")]
+    OrderTooLarge,
     #[error("{0}")]
     TokenUnavailable(TokenError),
     #[error("too many requests are in flight; try again shortly, or raise {0}")]
@@ -87,7 +89,9 @@ impl ProxyError {
             Self::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, 990_429, "rate_limited"),
             Self::TokenEndpoint | Self::GuardedEndpoint => (StatusCode::FORBIDDEN, 990_403, "endpoint_blocked"),
             Self::NotFound => (StatusCode::NOT_FOUND, 990_404, "not_found"),
-            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, 990_413, "body_too_large"),
+            Self::BodyTooLarge { .. } | Self::OrderTooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, 990_413, "body_too_large")
+            }
             Self::UpstreamFailed { .. } => (StatusCode::BAD_GATEWAY, 990_502, "upstream_failed"),
             Self::TokenUnavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, 990_503, "token_unavailable"),
             Self::Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, 990_503, "overloaded"),

@@ -55,9 +55,10 @@ impl<'r> SplitPath<'r> {
         Self { prefix: Some(cut(2..2 + end)), rest: cut(2 + end..folded.len()) }
     }
 
-    /// Whether the call is for wxgate's own service API.
-    pub fn is_service(&self) -> bool {
-        &*self.rest == "/-" || self.rest.starts_with("/-/")
+    /// The path behind the prefix, folded and unchecked, if the call is for wxgate's own service API.
+    pub fn service_path(&self) -> Option<&str> {
+        let path = &*self.rest;
+        (path == "/-" || path.starts_with("/-/")).then_some(path)
     }
 
     /// Checks the rest against the grammar.
@@ -178,7 +179,9 @@ mod tests {
         assert_eq!(SplitPath::new("/@shop").check(), Err(PathError::NotRooted));
         assert_eq!(SplitPath::new("/@/cgi-bin").prefix.as_deref(), Some(""));
         assert!(SplitPath::new("/@shop/@other/a").check().is_err());
-        assert!(SplitPath::new("/-/accounts").is_service() && !SplitPath::new("/-x").is_service());
+        assert_eq!(SplitPath::new("//-//accounts").service_path(), Some("/-/accounts"));
+        assert_eq!(SplitPath::new("/@shop/-/accounts").service_path(), Some("/-/accounts"));
+        assert_eq!((SplitPath::new("/-").service_path(), SplitPath::new("/-x").service_path()), (Some("/-"), None));
     }
 
     proptest! {

@@ -2,7 +2,13 @@
 //!
 //! Knows nothing of how a request came in or whether its caller may: `proxy` asks for both first.
 
+mod answer;
+mod call;
+mod jssdk;
 pub mod phantom;
+
+pub use answer::{Account, Reply};
+pub use call::{Call, Refusal};
 
 /// An extra that a client may have beyond proxying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -15,13 +21,13 @@ pub enum Scope {
     Ticket,
 }
 
-impl std::fmt::Display for Scope {
+impl Scope {
     /// The word of the configuration.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Token => "token",
             Self::Refresh => "refresh",
             Self::Ticket => "ticket",
-        })
+        }
     }
 }

@@ -2,13 +2,14 @@
 
 use std::{fmt, time::Duration};
 
-use super::source::FetchError;
+use super::{kept::Kept, source::FetchError};
 use crate::base::AccountName;
 
-/// No usable token. `Display` is one sentence that says what to do; it holds no token, secret or URL.
+/// No usable token or ticket. `Display` is one sentence that says what to do; it holds no token, secret or URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenError {
     account: AccountName,
+    kept: Kept,
     cause: Cause,
     retry_after: Duration,
 }
@@ -29,7 +30,13 @@ pub enum Cause {
 impl TokenError {
     /// An error that clears up in `retry_after` at the earliest.
     pub fn new(account: AccountName, cause: Cause, retry_after: Duration) -> Self {
-        Self { account, cause, retry_after }
+        Self { account, kept: Kept::Token, cause, retry_after }
+    }
+
+    /// The same about something else than the token.
+    #[must_use]
+    pub fn about(self, kept: Kept) -> Self {
+        Self { kept, ..self }
     }
 
     /// For metrics; bounded.
@@ -68,7 +75,7 @@ impl Cause {
     /// WeChat's own code, if it gave one.
     pub fn errcode(&self) -> Option<i64> {
         match self {
-            Self::Fetch(FetchError::Refused { code, .. }) => Some(*code),
+            Self::Fetch(FetchError::Refused { code, .. } | FetchError::NoTicket { code }) => Some(*code),
             _ => None,
         }
     }
@@ -81,7 +88,9 @@ impl fmt::Display for Cause {
                 let advice = crate::wechat::codes::token_code(*code).advice;
                 write!(f, "WeChat refused the IP {ip} with errcode {code}: {advice}")
             }
-            Self::Fetch(error @ FetchError::Refused { .. }) => write!(f, "WeChat refused with {error}"),
+            Self::Fetch(error @ (FetchError::Refused { .. } | FetchError::NoTicket { .. })) => {
+                write!(f, "WeChat refused with {error}")
+            }
             Self::Fetch(error) => error.fmt(f),
             Self::Budget(kind) => write!(
                 f,
@@ -95,7 +104,7 @@ impl fmt::Display for Cause {
 
 impl fmt::Display for TokenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no access token for account {}: {}", self.account, self.cause)
+        write!(f, "no {} for account {}: {}", self.kept, self.account, self.cause)
     }
 }
 

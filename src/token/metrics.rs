@@ -6,7 +6,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::base::AccountName;
+use crate::{base::AccountName, wechat::ticket::TicketType};
 
 /// The metrics of all accounts. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -17,12 +17,15 @@ pub struct Metrics {
     budget: Family<BudgetLabels, Gauge>,
     conflicts: Family<AccountLabels, Counter>,
     store_errors: Family<StoreLabels, Counter>,
+    ticket_fetch: Family<TicketFetchLabels, Counter>,
+    ticket_expiry: Family<TicketLabels, Gauge>,
 }
 
-/// The handles of one account. Cheap to clone.
+/// The handles of one account, or of one of its tickets. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AccountMetrics {
     account: String,
+    ticket: Option<TicketType>,
     all: Metrics,
     expiry: Gauge,
     generation: Gauge,
@@ -45,6 +48,19 @@ struct FetchLabels {
 struct BudgetLabels {
     account: String,
     kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TicketLabels {
+    account: String,
+    r#type: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TicketFetchLabels {
+    account: String,
+    r#type: &'static str,
+    result: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -82,6 +98,16 @@ impl Metrics {
             "Operations of the token store that failed or took too long",
             all.store_errors.clone(),
         );
+        registry.register(
+            "wxgate_ticket_fetch",
+            "Fetches of tickets by type and result: new, same, or what went wrong",
+            all.ticket_fetch.clone(),
+        );
+        registry.register(
+            "wxgate_ticket_expiry_timestamp_seconds",
+            "Unix time at which the current ticket ends",
+            all.ticket_expiry.clone(),
+        );
         all
     }
 
@@ -90,9 +116,24 @@ impl Metrics {
         let labels = AccountLabels { account: name.as_str().to_owned() };
         AccountMetrics {
             account: name.as_str().to_owned(),
+            ticket: None,
             expiry: self.expiry.get_or_create_owned(&labels),
             generation: self.generation.get_or_create_owned(&labels),
             conflicts: self.conflicts.get_or_create_owned(&labels),
+            all: self.clone(),
+        }
+    }
+
+    /// The handles of one of an account's tickets.
+    pub fn for_ticket(&self, name: &AccountName, kind: TicketType) -> AccountMetrics {
+        let labels = TicketLabels { account: name.as_str().to_owned(), r#type: kind.as_str() };
+        AccountMetrics {
+            account: name.as_str().to_owned(),
+            ticket: Some(kind),
+            expiry: self.ticket_expiry.get_or_create_owned(&labels),
+            // Counted for nobody: what these say is said of the account.
+            generation: Gauge::default(),
+            conflicts: Counter::default(),
             all: self.clone(),
         }
     }
@@ -106,12 +147,21 @@ impl Metrics {
         for kind in ["classic", "forced"] {
             self.budget.remove(&BudgetLabels { account: name.as_str().to_owned(), kind });
         }
+        for kind in TicketType::ALL {
+            self.ticket_expiry.remove(&TicketLabels { account: name.as_str().to_owned(), r#type: kind.as_str() });
+        }
     }
 }
 
 impl AccountMetrics {
     pub(crate) fn fetched(&self, trigger: &'static str, result: &'static str) {
-        self.all.fetch.get_or_create(&FetchLabels { account: self.account.clone(), trigger, result }).inc();
+        let account = self.account.clone();
+        match self.ticket {
+            None => self.all.fetch.get_or_create(&FetchLabels { account, trigger, result }).inc(),
+            Some(kind) => {
+                self.all.ticket_fetch.get_or_create(&TicketFetchLabels { account, r#type: kind.as_str(), result }).inc()
+            }
+        };
     }
 
     pub(crate) fn installed(&self, generation: u64, expires_unix_ms: u64) {
@@ -139,12 +189,16 @@ mod tests {
     #[test]
     fn names_and_labels_are_those_of_the_contract() {
         let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry).for_account(&AccountName::new("shop").unwrap());
+        let (all, shop) = (Metrics::register(&mut registry), AccountName::new("shop").unwrap());
+        let metrics = all.for_account(&shop);
         metrics.fetched("start", "new");
         metrics.installed(7, 1_700_000_000_999);
         metrics.budget("forced", 6);
         metrics.conflict();
         metrics.store_error("save");
+        let ticket = all.for_ticket(&shop, TicketType::WxCard);
+        ticket.fetched("start", "new");
+        ticket.installed(3, 1_800_000_000_000);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [
@@ -154,6 +208,8 @@ mod tests {
             r#"wxgate_token_budget_remaining{account="shop",kind="forced"} 6"#,
             r#"wxgate_token_conflicts_total{account="shop"} 1"#,
             r#"wxgate_store_errors_total{operation="save"} 1"#,
+            r#"wxgate_ticket_fetch_total{account="shop",type="wx_card",result="new"} 1"#,
+            r#"wxgate_ticket_expiry_timestamp_seconds{account="shop",type="wx_card"} 1800000000"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

@@ -16,17 +16,21 @@ pub mod clock;
 mod error;
 mod gate;
 pub mod keeper;
+mod kept;
 pub mod metrics;
 mod paths;
 mod registry;
 pub mod schedule;
 pub mod source;
 pub mod store;
+mod tickets;
 mod value;
 
 pub use error::{Cause, TokenError};
 pub use keeper::{Condition, GiveBackReason, Keeper, LastError, Refresh, Refreshed, Status};
+pub use kept::Kept;
 pub use registry::Accounts;
+pub use tickets::Tickets;
 pub use value::{Generation, Token};
 
 /// The table `[token]`.

@@ -34,6 +34,14 @@ pub fn ask_again_at(now: Instant, expires: Instant, before: Duration, chance: f6
     if left <= ROTATION { soon } else { refresh_at(now, expires, left, before, chance).max(soon) }
 }
 
+/// When to ask again for a ticket after WeChat gave the same one again. Its quota is small, so only a few times more, and
+/// once it is over.
+pub fn ask_for_ticket_again_at(now: Instant, expires: Instant) -> Instant {
+    let left = expires.saturating_duration_since(now);
+    let pause = if left > MINUTE { left / 2 } else { left + Duration::from_secs(1) };
+    now + pause.max(LEAST_PAUSE)
+}
+
 /// How long a failure is remembered, by its class (`None`: a transient one, of the network for instance) and how many
 /// of that class there were in a row.
 pub fn pause_after(class: Option<Class>, failures: u32, chance: f64) -> Duration {
@@ -100,6 +108,17 @@ mod tests {
             let now = Instant::now();
             let pause = ask_again_at(now, now + secs(left), secs(300), chance) - now;
             prop_assert!(pause >= secs(20) && pause <= secs(left), "{pause:?}");
+        }
+
+        #[test]
+        fn the_same_ticket_is_asked_for_a_few_times_until_it_is_over(left in 0_u64..=7200) {
+            let now = Instant::now();
+            let (expires, mut at, mut calls) = (now + secs(left), now, 0);
+            while at < expires {
+                at = ask_for_ticket_again_at(at, expires);
+                calls += 1;
+            }
+            prop_assert!(calls <= 9 && at <= expires + LEAST_PAUSE, "{calls} calls");
         }
 
         #[test]

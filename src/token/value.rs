@@ -56,6 +56,11 @@ impl Token {
         &self.secret
     }
 
+    /// Whether it is this text, in time that does not depend on where the two differ.
+    pub fn matches(&self, text: &str) -> bool {
+        self.secret.matches(text)
+    }
+
     /// How long it is still good; zero when it is not any more.
     pub fn expires_in(&self) -> Duration {
         self.expires.saturating_duration_since(Instant::now())

@@ -54,11 +54,17 @@ const REVEALERS: &[&str] = &[
     "net/egress.rs",
     // The token, or the AppSecret of a login code exchange, into the query of one call.
     "proxy/pipeline/mod.rs",
+    // The real token or a ticket, to a caller that may have it.
+    "service/answer.rs",
+    // The ticket into the hash that signs a page.
+    "service/jssdk.rs",
     // The AppSecret into the key of phantom tokens.
     "service/phantom.rs",
     // The AppSecret into a token call.
     "token/source/classic.rs",
     "token/source/stable.rs",
+    // The token into a call for a ticket.
+    "token/source/ticket.rs",
     // The token into the store.
     "token/store/codec.rs",
     // Percent-encodes a token once, for all calls.

@@ -16,9 +16,6 @@ use crate::proxy::{
     route::Account,
 };
 
-/// A body of a token call is a few hundred bytes.
-const MAX_BODY: usize = 64 * 1024;
-
 /// Answers the call.
 pub(super) async fn token(
     live: &Live,
@@ -33,7 +30,7 @@ pub(super) async fn token(
         return Err(ProxyError::TokenEndpoint);
     }
     let body = if Asked::needs_body(path.as_str(), &head.method, head.uri.query()) {
-        let body = body::small(incoming, MAX_BODY).await?;
+        let body = body::small(incoming).await?;
         trail.body_unread = false;
         body
     } else {

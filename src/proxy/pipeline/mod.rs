@@ -4,6 +4,7 @@
 //! counted and logged by the caller.
 
 mod answering;
+mod service_call;
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -82,8 +83,8 @@ pub(super) async fn run(
     let address = live.access.caller(origin.peer, &head.headers);
     trail.caller = Some(address);
     let split = SplitPath::new(head.uri.path());
-    let prefix = split.prefix.as_deref().map(str::to_owned);
-    let is_service = split.is_service();
+    let prefix = split.prefix.clone();
+    let service = split.service_path().map(str::to_owned);
     let path = split.check();
     let endpoint = path.as_ref().map_or(Endpoint::TakesToken, |path| api::classify(path.as_str()));
     let mut caller = Caller { address, names: &origin.names, key: None, phantom: None };
@@ -101,8 +102,8 @@ pub(super) async fn run(
     let client = live.access.identify(&head.headers, &caller);
     let client = client.map_err(|stranger| ProxyError::ClientUnknown(stranger.advice()))?;
     trail.client = Some(Arc::clone(client));
-    if is_service {
-        return Err(ProxyError::NotFound);
+    if let Some(path) = service {
+        return service_call::answer(worker, live, &path, &chosen, client, head, body, trail).await.map(Outcome::Own);
     }
     let phantom = phantom.map(|(account, _)| account);
     let account = match live.accounts.selected(phantom, chosen.prefix, &head.headers, chosen.host)? {

@@ -55,7 +55,7 @@ impl Task {
 
     fn on_fetched(&mut self, flight: &Flight, sent: Instant, fetched: Fetched) {
         if self.fault.take().is_some() {
-            tracing::info!(account = %self.account.name, "the token endpoint works again");
+            tracing::info!(account = %self.account.name, kept = %self.shared.kept, "the token endpoint works again");
         }
         self.alarm = Alarm::Quiet;
         // A token that died of an answer we lost ourselves is nobody else's doing.
@@ -67,7 +67,7 @@ impl Task {
             return self.on_same_token(flight, same);
         }
         self.count(flight, "new");
-        if !suspect {
+        if !suspect && !self.is_ticket() {
             self.look_for_conflict(flight);
         }
         let generation = Generation(self.record.generation.0 + 1);
@@ -80,6 +80,10 @@ impl Task {
     /// The new token is in the store, or that takes too long: requests may have it.
     fn on_stored(&mut self, flight: &Flight, token: Token, newer: Option<Box<Record>>) {
         self.dead = false;
+        let after_rejection = flight.trigger.is_passive() || !self.waiters.is_empty();
+        if after_rejection {
+            self.refused = self.generation();
+        }
         let theirs = newer.filter(|record| record.identity == self.record.identity);
         if let Some(token) = theirs.and_then(|record| record.revive(self.chance.clock)) {
             self.take_over(token);
@@ -89,7 +93,7 @@ impl Task {
             let (before, chance) = (self.settings.refresh_before, (self.chance.jitter)());
             self.next_attempt = schedule::refresh_at(now, token.expires(), lifetime, before, chance);
             self.note_acceptance();
-            self.gate.renewed(now, flight.trigger.is_passive() || !self.waiters.is_empty());
+            self.gate.renewed(now, after_rejection);
             self.welcome = false;
             self.shared.evidence.store(0, Ordering::Relaxed);
             let token = Arc::new(token);
@@ -98,7 +102,7 @@ impl Task {
             self.publish();
             tracing::info!(
                 account = %self.account.name, generation = token.generation().0, token = token.fingerprint(),
-                expires_in = token.expires_in().as_secs(), trigger = flight.trigger.label(), "new access token"
+                expires_in = token.expires_in().as_secs(), trigger = flight.trigger.label(), "new {}", self.shared.kept
             );
         }
         if let Some(token) = self.current.clone() {
@@ -113,7 +117,11 @@ impl Task {
     fn on_same_token(&mut self, flight: &Flight, same: Token) {
         let now = Instant::now();
         let before = self.settings.refresh_before;
-        self.next_attempt = schedule::ask_again_at(now, same.expires(), before, (self.chance.jitter)());
+        self.next_attempt = if self.is_ticket() {
+            schedule::ask_for_ticket_again_at(now, same.expires())
+        } else {
+            schedule::ask_again_at(now, same.expires(), before, (self.chance.jitter)())
+        };
         self.record.token = Some(StoredToken::of(&same, self.chance.clock));
         self.save();
         self.show(Arc::new(same));
@@ -208,17 +216,17 @@ impl Task {
 
     /// Says what is wrong: the first time, when it needs somebody, and when half of the remaining life is over.
     fn complain(&mut self, cause: Cause, transient: bool, failures: u32, now: Instant) {
-        let account = &self.account.name;
+        let (account, kept) = (&self.account.name, self.shared.kept);
         let left = self.current.as_ref().map_or(Duration::ZERO, |token| token.expires_in());
         if failures == 1 && !transient {
-            tracing::error!(%account, valid_for = left.as_secs(), "{cause}");
+            tracing::error!(%account, %kept, valid_for = left.as_secs(), "{cause}");
         } else {
-            tracing::warn!(%account, valid_for = left.as_secs(), failures, "{cause}");
+            tracing::warn!(%account, %kept, valid_for = left.as_secs(), failures, "{cause}");
         }
         if self.alarm.rings(now, left) {
             tracing::error!(
-                %account, valid_for = left.as_secs(), failures,
-                "half of the token's remaining life is over and it still cannot be renewed: {cause}"
+                %account, %kept, valid_for = left.as_secs(), failures,
+                "half of its remaining life is over and it still cannot be renewed: {cause}"
             );
         }
     }

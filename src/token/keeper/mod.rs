@@ -11,6 +11,7 @@ mod status;
 mod task;
 #[cfg(test)]
 mod tests;
+mod ticket;
 
 use std::{
     fmt,
@@ -33,9 +34,11 @@ use super::{
     AccountSettings, Settings,
     clock::Clock,
     error::{Cause, TokenError},
+    kept::{Kept, Key},
     metrics::AccountMetrics,
     source::TokenSource,
     store::TokenStore,
+    tickets::Tickets,
     value::{Generation, Token},
 };
 use crate::base::AccountName;
@@ -46,6 +49,8 @@ pub struct Keeper {
     shared: Arc<Shared>,
     mailbox: mpsc::UnboundedSender<Command>,
     state: watch::Receiver<State>,
+    /// Not in the handles that the sources of tickets hold, so that nobody keeps himself alive.
+    tickets: Option<Arc<Tickets>>,
 }
 
 /// What to do with a stale answer.
@@ -88,11 +93,15 @@ pub struct Refreshed {
 /// What requests and the task have in common.
 struct Shared {
     name: AccountName,
+    kept: Kept,
     wait: Duration,
     patience: Duration,
     token: ArcSwapOption<Token>,
     /// The generation that was accepted since the task last cleared this; 0 for none.
     evidence: AtomicU64,
+    started: Instant,
+    /// Milliseconds after `started` at which somebody last asked for it; of tickets only.
+    wanted: AtomicU64,
 }
 
 /// What the handle posts to the task. The mailbox has no bound of its own: every message belongs to a request in
@@ -102,6 +111,8 @@ enum Command {
     ReplayWasStale { generation: Generation, path: Box<str> },
     Operator { force: bool, reply: oneshot::Sender<Result<Refreshed, TokenError>> },
     Retire,
+    Wanted,
+    Renew,
 }
 
 /// From this many failures in a row on, requests do not wait for the next attempt any more.
@@ -128,19 +139,46 @@ impl Keeper {
         metrics: AccountMetrics,
         chance: Chance,
     ) -> Self {
+        Self::start(Kept::Token, account, settings, source, store, metrics, chance)
+    }
+
+    fn start(
+        kept: Kept,
+        account: AccountSettings,
+        settings: Settings,
+        source: Arc<dyn TokenSource>,
+        store: Arc<dyn TokenStore>,
+        metrics: AccountMetrics,
+        chance: Chance,
+    ) -> Self {
         let shared = Arc::new(Shared {
             name: account.name.clone(),
+            kept,
             wait: settings.wait,
             patience: settings.fetch_timeout + settings.wait,
             token: ArcSwapOption::empty(),
             evidence: AtomicU64::new(0),
+            started: Instant::now(),
+            wanted: AtomicU64::new(0),
         });
         let (mailbox, commands) = mpsc::unbounded_channel();
         let (publish, state) = watch::channel(State::default());
-        let persister = persist::spawn(account.name.clone(), store, metrics.clone());
+        let key = Key { account: account.name.clone(), kept };
+        let persister = persist::spawn(key, store, metrics.clone());
         let task = task::Task::new(account, settings, source, persister, metrics, chance, Arc::clone(&shared), publish);
         tokio::spawn(task.run(commands));
-        Self { shared, mailbox, state }
+        Self { shared, mailbox, state, tickets: None }
+    }
+
+    /// The same keeper with the tickets of its account.
+    #[must_use]
+    pub fn with_tickets(self, tickets: Tickets) -> Self {
+        Self { tickets: Some(Arc::new(tickets)), ..self }
+    }
+
+    /// The tickets of the account; `None` where nobody gave it any.
+    pub fn tickets(&self) -> Option<&Tickets> {
+        self.tickets.as_deref()
     }
 
     /// The token, if there is one that is good right now. No lock, no wait.
@@ -170,6 +208,20 @@ impl Keeper {
                 Ok(Err(_)) => return Err(self.error(Cause::Stopped, Duration::from_secs(1))),
                 Err(_) => return self.token().ok_or_else(|| self.last_error(&state.borrow())),
             }
+        }
+    }
+
+    /// A token that is newer than `known`, as soon as there is one; `None` when `deadline` comes first or the keeper
+    /// ends. Asks WeChat for nothing.
+    pub async fn wait_past(&self, known: Generation, deadline: Instant) -> Option<Arc<Token>> {
+        let mut state = self.state.clone();
+        loop {
+            // Before the look at the token, so that no change between the two is missed.
+            state.borrow_and_update();
+            if let Some(token) = self.token().filter(|token| token.generation() > known) {
+                return Some(token);
+            }
+            timeout_at(deadline, state.changed()).await.ok()?.ok()?;
         }
     }
 
@@ -226,11 +278,19 @@ impl Keeper {
     /// is fetched any more, so that two keepers do not replace each other's tokens.
     pub fn retire(&self) {
         let _ = self.mailbox.send(Command::Retire);
+        if let Some(tickets) = &self.tickets {
+            tickets.retire();
+        }
     }
 
     /// Whether both are handles of one keeper.
     pub fn is_same_as(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Why there is no newer token, as far as it is known.
+    pub fn trouble(&self) -> TokenError {
+        self.last_error(&self.state.borrow())
     }
 
     /// How things stand.
@@ -259,7 +319,7 @@ impl Keeper {
     }
 
     fn error(&self, cause: Cause, retry_after: Duration) -> TokenError {
-        TokenError::new(self.shared.name.clone(), cause, retry_after)
+        TokenError::new(self.shared.name.clone(), cause, retry_after).about(self.shared.kept)
     }
 }
 

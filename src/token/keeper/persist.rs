@@ -11,16 +11,16 @@ use tokio::{
 };
 
 use crate::{
-    base::{AccountName, backoff::Backoff},
+    base::backoff::Backoff,
     token::{
         metrics::AccountMetrics,
-        store::{Record, Saved, TokenStore},
+        store::{Key, Record, Saved, TokenStore},
     },
 };
 
 /// The keeper's end.
 pub(super) struct Persister {
-    account: AccountName,
+    key: Key,
     store: Arc<dyn TokenStore>,
     metrics: AccountMetrics,
     latest: watch::Sender<Job>,
@@ -51,23 +51,23 @@ const LIMIT: Duration = Duration::from_secs(5);
 const RETRY: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
 
 /// Starts the writer on the current runtime. It ends with the persister, after the last write.
-pub(super) fn spawn(account: AccountName, store: Arc<dyn TokenStore>, metrics: AccountMetrics) -> Persister {
+pub(super) fn spawn(key: Key, store: Arc<dyn TokenStore>, metrics: AccountMetrics) -> Persister {
     let (latest, jobs) = watch::channel(Job::default());
     let (report, outcome) = watch::channel(Outcome::default());
-    tokio::spawn(write(account.clone(), Arc::clone(&store), metrics.clone(), jobs, report));
-    Persister { account, store, metrics, latest, outcome }
+    tokio::spawn(write(key.clone(), Arc::clone(&store), metrics.clone(), jobs, report));
+    Persister { key, store, metrics, latest, outcome }
 }
 
 impl Persister {
     /// What the store remembers; nothing when it fails.
     pub(super) async fn load(&self) -> Option<Record> {
-        let problem = match timeout(LIMIT, self.store.load(&self.account)).await {
+        let problem = match timeout(LIMIT, self.store.load(&self.key)).await {
             Ok(Ok(record)) => return record,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "it did not answer in time".to_owned(),
         };
         self.metrics.store_error("load");
-        tracing::warn!(account = %self.account, problem, "the token store cannot be read: starting without it");
+        tracing::warn!(account = %self.key.account, kept = %self.key.kept, problem, "the token store cannot be read: starting without it");
         None
     }
 
@@ -93,7 +93,7 @@ impl Ticket {
 }
 
 async fn write(
-    account: AccountName,
+    key: Key,
     store: Arc<dyn TokenStore>,
     metrics: AccountMetrics,
     mut jobs: watch::Receiver<Job>,
@@ -113,10 +113,10 @@ async fn write(
         }
         let Job { number, record } = jobs.borrow_and_update().clone();
         let Some(record) = record.filter(|_| open || failures > 0) else { continue };
-        let problem = match timeout(LIMIT, store.save(&account, record)).await {
+        let problem = match timeout(LIMIT, store.save(&key, record)).await {
             Ok(Ok(saved)) => {
                 if failures > 0 {
-                    tracing::info!(%account, "the token store can be written again");
+                    tracing::info!(account = %key.account, kept = %key.kept, "the token store can be written again");
                 }
                 failures = 0;
                 let newer = if let Saved::Newer(record) = saved { Some(record) } else { None };
@@ -129,7 +129,7 @@ async fn write(
         metrics.store_error("save");
         if failures == 0 {
             tracing::warn!(
-                %account, problem,
+                account = %key.account, kept = %key.kept, problem,
                 "the token store cannot be written: going on from memory, a restart now would cost one fetch"
             );
         }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::token::{error::Cause, value::Token};
+use crate::token::{
+    error::Cause,
+    value::{Generation, Token},
+};
 
 /// What the task publishes besides the token.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +20,8 @@ pub(super) struct State {
     pub(super) classic_left: Option<u32>,
     pub(super) forced_left: Option<u32>,
     pub(super) conflicts: u64,
+    /// The newest token that WeChat rejected and that was replaced for it; 0 for none.
+    pub(super) refused: Generation,
 }
 
 /// The last failure, until the next success.

@@ -63,6 +63,10 @@ pub(super) struct Task {
     pub(super) warned_of_conflict: Option<Instant>,
     /// See [`super::Keeper::retire`].
     pub(super) retired: bool,
+    /// A ticket that nobody has asked for lately is left to expire.
+    pub(super) dormant: bool,
+    /// The newest token that was rejected and replaced.
+    pub(super) refused: Generation,
 }
 
 /// A request whose token was rejected.
@@ -117,6 +121,8 @@ impl Task {
             conflicts: 0,
             warned_of_conflict: None,
             retired: false,
+            dormant: false,
+            refused: Generation(0),
         }
     }
 
@@ -167,7 +173,7 @@ impl Task {
     }
 
     fn may_set_out(&self) -> bool {
-        self.flight.is_none() && !(self.retired && self.waiters.is_empty())
+        self.flight.is_none() && !self.dormant && !(self.retired && self.waiters.is_empty())
     }
 
     fn on_command(&mut self, command: Command) {
@@ -186,10 +192,16 @@ impl Task {
                 self.publish();
             }
             Command::Retire => self.retired = true,
+            Command::Wanted => self.on_wanted(),
+            Command::Renew => self.on_renew(),
         }
     }
 
     fn on_timer(&mut self) {
+        if self.is_unwanted() {
+            self.dormant = true;
+            return self.publish();
+        }
         let trigger = match (&self.current, self.waiters.is_empty()) {
             (_, false) => Trigger::Rejected,
             (None, true) => Trigger::Start,
@@ -269,8 +281,10 @@ impl Task {
     /// Asks WeChat, if the day's budget allows it. The name of an exhausted budget comes back.
     pub(super) fn begin(&mut self, trigger: Trigger, mode: Mode, who: Forcer) -> Result<(), (&'static str, Exhausted)> {
         let wall = self.chance.clock.now_ms();
+        let ticket = self.is_ticket();
         let budget = &mut self.record.budget;
         let spent = match (self.account.kind, mode) {
+            _ if ticket => false,
             (Kind::Classic, _) => budget.spend_classic(wall).map_err(|e| ("classic", e)).map(|()| true)?,
             (Kind::Stable, Mode::Forced) => budget.spend_forced(wall, who).map_err(|e| ("forced", e)).map(|()| true)?,
             (Kind::Stable, Mode::Normal) => false,
@@ -328,9 +342,10 @@ impl Task {
     /// Tells everybody how things stand now.
     pub(super) fn publish(&self) {
         let wall = self.chance.clock.now_ms();
+        let counted = !self.is_ticket();
         let classic = self.account.kind == Kind::Classic;
-        let classic_left = classic.then(|| self.record.budget.classic_left(wall));
-        let forced_left = (!classic).then(|| self.record.budget.forced_left(wall));
+        let classic_left = (classic && counted).then(|| self.record.budget.classic_left(wall));
+        let forced_left = (!classic && counted).then(|| self.record.budget.forced_left(wall));
         for (kind, left) in [("classic", classic_left), ("forced", forced_left)] {
             if let Some(left) = left.filter(|_| !self.retired) {
                 self.metrics.budget(kind, left);
@@ -344,6 +359,7 @@ impl Task {
             classic_left,
             forced_left,
             conflicts: self.conflicts,
+            refused: self.refused,
         });
     }
 }

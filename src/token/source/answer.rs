@@ -15,8 +15,28 @@ const MOST_TOKEN_BYTES: usize = 2048;
 /// The longest lifetime that WeChat documents. Above it the answer is capped.
 const MOST_SECONDS: u64 = 7200;
 
+/// What an answer gives, and how its faults are called.
+struct Field {
+    name: &'static str,
+    missing: &'static str,
+    impossible: &'static str,
+}
+
+const TOKEN: Field =
+    Field { name: "access_token", missing: "no access_token", impossible: "an impossible access_token" };
+const TICKET: Field = Field { name: "ticket", missing: "no ticket", impossible: "an empty or impossible ticket" };
+
 /// The verdict on a token endpoint's answer.
 pub(super) fn token(status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
+    credential(&TOKEN, status, body)
+}
+
+/// The verdict on the answer to a call for a ticket.
+pub(super) fn ticket(status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
+    credential(&TICKET, status, body)
+}
+
+fn credential(field: &Field, status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
     if (300..400).contains(&status) {
         return Err(FetchError::Redirect);
     }
@@ -29,9 +49,9 @@ pub(super) fn token(status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
         return Err(FetchError::Status(status));
     }
     let answer = answer.map_err(|_| FetchError::Malformed("no JSON"))?;
-    let token = answer.get("access_token").and_then(Value::as_str).ok_or(FetchError::Malformed("no access_token"))?;
+    let token = answer.get(field.name).and_then(Value::as_str).ok_or(FetchError::Malformed(field.missing))?;
     if token.is_empty() || token.len() > MOST_TOKEN_BYTES || token.chars().any(char::is_control) {
-        return Err(FetchError::Malformed("an impossible access_token"));
+        return Err(FetchError::Malformed(field.impossible));
     }
     let seconds =
         answer.get("expires_in").and_then(seconds).ok_or(FetchError::Malformed("an impossible expires_in"))?;
@@ -141,6 +161,16 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_ticket_is_no_ticket() {
+        let read = |body: &str| ticket(200, body.as_bytes()).map(|f| f.token.expose().to_owned());
+        assert_eq!(read(r#"{"errcode":0,"errmsg":"ok","ticket":"kg","expires_in":7200}"#).unwrap(), "kg");
+        let empty = FetchError::Malformed("an empty or impossible ticket");
+        assert_eq!(read(r#"{"errcode":0,"ticket":"","expires_in":7200}"#).unwrap_err(), empty);
+        assert_eq!(read(r#"{"errcode":0,"expires_in":7200}"#).unwrap_err(), FetchError::Malformed("no ticket"));
+        assert_eq!(read(r#"{"errcode":42001}"#).unwrap_err(), FetchError::Refused { code: 42001, ip: None });
+    }
+
+    #[test]
     fn refusals_are_recognised_in_every_form() {
         for body in [
             r#"{"errcode":40013,"errmsg":"invalid appid rid: 6aac005a-01bfdbee-79769285"}"#,
@@ -199,6 +229,7 @@ mod tests {
         #[test]
         fn no_body_panics(status in 100_u16..600, body in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = token(status, &body);
+            let _ = ticket(status, &body);
             let _ = probe(Platform::Wechat, status, &body);
             let _ = echoed_ip(&String::from_utf8_lossy(&body));
         }

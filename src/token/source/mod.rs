@@ -8,17 +8,22 @@ mod client;
 mod stable;
 #[cfg(test)]
 mod tests;
+mod ticket;
 
 use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
 pub use classic::Classic;
 pub use client::{ClientError, TokenClient};
 pub use stable::Stable;
+pub use ticket::TicketSource;
 
 use super::{AccountSettings, Kind};
 use crate::{
     base::Secret,
-    wechat::codes::{self, Class},
+    wechat::{
+        codes::{self, Class},
+        ticket as tickets,
+    },
 };
 
 /// A future that a trait object can return.
@@ -73,6 +78,15 @@ pub enum FetchError {
         /// The calling address as WeChat saw it, where it says so (40164, 60020).
         ip: Option<IpAddr>,
     },
+    /// WeChat gave no ticket.
+    #[error("errcode {code}: {advice}", advice = tickets::refusal(*code).1)]
+    NoTicket {
+        /// WeChat's code.
+        code: i64,
+    },
+    /// There was no access token to ask for a ticket with.
+    #[error("there is no access token to ask with: see the account's own error")]
+    NoToken,
     /// Nothing was sent: name resolution, connection or TLS failed at every base URL.
     #[error("no connection to the token endpoint: check DNS, the way out of this network and upstream.ca_file")]
     Connect,
@@ -102,7 +116,8 @@ impl FetchError {
     /// For metrics; bounded.
     pub fn label(&self) -> &'static str {
         match self {
-            Self::Refused { code, .. } => codes::label(*code),
+            Self::Refused { code, .. } | Self::NoTicket { code } => codes::label(*code),
+            Self::NoToken => "no_token",
             Self::Connect => "connect",
             Self::Timeout => "timeout",
             Self::Broken => "broken",
@@ -115,13 +130,14 @@ impl FetchError {
 
     /// Whether WeChat may have handed out a token that never arrived, so that the current one may be on its way out.
     pub fn is_lost_answer(&self) -> bool {
-        !matches!(self, Self::Refused { .. } | Self::Connect)
+        !matches!(self, Self::Refused { .. } | Self::NoTicket { .. } | Self::NoToken | Self::Connect)
     }
 
     /// The class of a refusal; `None` for everything that is not WeChat's word.
     pub fn class(&self) -> Option<Class> {
         match self {
             Self::Refused { code, .. } => Some(codes::token_code(*code).class),
+            Self::NoTicket { code } => Some(tickets::refusal(*code).0),
             _ => None,
         }
     }

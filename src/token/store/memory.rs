@@ -5,25 +5,24 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::{BoxFuture, Record, Saved, StoreError, TokenStore};
-use crate::base::AccountName;
+use super::{BoxFuture, Key, Record, Saved, StoreError, TokenStore};
 
 /// Records in a map.
 #[derive(Debug, Default)]
-pub struct MemoryStore(Mutex<HashMap<AccountName, Record>>);
+pub struct MemoryStore(Mutex<HashMap<Key, Record>>);
 
 impl TokenStore for MemoryStore {
-    fn load<'a>(&'a self, account: &'a AccountName) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(account).cloned();
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
         Box::pin(std::future::ready(Ok(found)))
     }
 
-    fn save<'a>(&'a self, account: &'a AccountName, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
+    fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
         let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let saved = match records.get(account) {
+        let saved = match records.get(key) {
             Some(held) if !held.gives_way_to(&record) => Saved::Newer(Box::new(held.clone())),
             _ => {
-                records.insert(account.clone(), record);
+                records.insert(key.clone(), record);
                 Saved::Written
             }
         };

@@ -1,7 +1,7 @@
 //! Where tokens survive: the seam between the keeper and a place that outlives it, and the settings of the stores.
 //!
-//! A store keeps one record per account and compares generations before it writes. It is a cache with counters: losing
-//! it costs one fetch per account, so no failure of a store is a failure of the service.
+//! A store keeps one record per key and compares generations before it writes. It is a cache with counters: losing
+//! it costs one fetch each, so no failure of a store is a failure of the service.
 
 mod codec;
 mod file;
@@ -14,29 +14,31 @@ pub use file::{FileStore, OpenError};
 pub use memory::MemoryStore;
 pub use record::{Identity, Record, StoredToken};
 
-pub use super::source::BoxFuture;
-use crate::base::AccountName;
+pub use super::{
+    kept::{Kept, Key},
+    source::BoxFuture,
+};
 
 /// The table `[store]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settings {
     /// Nothing survives a restart.
     Memory,
-    /// One small file per account below this folder.
+    /// One small file per account and ticket below this folder.
     File {
         /// Made with mode 0700 when missing.
         path: PathBuf,
     },
 }
 
-/// One record per account. The keeper bounds every call in time and goes on without the store when one fails.
+/// One record per account's token and per ticket. The keeper bounds every call in time and goes on without the store when one fails.
 pub trait TokenStore: Send + Sync + 'static {
     /// What was written last; `None` when there is nothing usable.
-    fn load<'a>(&'a self, account: &'a AccountName) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
 
     /// Writes the record, unless the store holds a newer generation, or another token of the same generation: then
     /// nothing changes, and what is stored comes back.
-    fn save<'a>(&'a self, account: &'a AccountName, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>>;
+    fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>>;
 }
 
 /// What became of a write.

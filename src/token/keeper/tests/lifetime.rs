@@ -4,7 +4,7 @@ use super::*;
 use crate::token::{
     budget::CLASSIC_PER_DAY,
     keeper::Condition,
-    store::{FileStore, Record, Saved, StoreError},
+    store::{FileStore, Key, Record, Saved, StoreError},
 };
 
 #[tokio::test(start_paused = true)]
@@ -103,7 +103,7 @@ async fn budgets_survive_a_restart_even_before_the_answer_came() {
     let keeper = bench.keeper.clone();
     let asking = tokio::spawn(async move { keeper.refresh_now(true).await });
     sleep(Duration::from_millis(500)).await;
-    let stored = bench.store.load(&AccountName::new("shop").unwrap()).await.unwrap().unwrap();
+    let stored = bench.store.load(&Key::token(&AccountName::new("shop").unwrap())).await.unwrap().unwrap();
     assert_eq!(stored.budget.forced_left(bench.clock.now_ms()), 5, "spent before the call is sent");
     asking.await.unwrap().unwrap();
     let bench = bench.restarted();
@@ -148,7 +148,7 @@ async fn the_last_handle_ends_the_task_after_the_fetch_under_way() {
     asking.abort();
     drop(bench.keeper);
     sleep(secs(1)).await;
-    let stored = bench.store.load(&AccountName::new("shop").unwrap()).await.unwrap().unwrap();
+    let stored = bench.store.load(&Key::token(&AccountName::new("shop").unwrap())).await.unwrap().unwrap();
     assert_eq!(stored.generation, Generation(2), "the token that was under way is kept");
     let fetches = bench.world.fetches();
     sleep(secs(10_000)).await;
@@ -227,12 +227,12 @@ impl Broken {
 }
 
 impl TokenStore for Broken {
-    fn load<'a>(&'a self, account: &'a AccountName) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        if self.works() { self.inner.load(account) } else { Box::pin(self.fail()) }
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        if self.works() { self.inner.load(key) } else { Box::pin(self.fail()) }
     }
 
-    fn save<'a>(&'a self, account: &'a AccountName, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
-        if self.works() { self.inner.save(account, record) } else { Box::pin(self.fail()) }
+    fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
+        if self.works() { self.inner.save(key, record) } else { Box::pin(self.fail()) }
     }
 }
 
@@ -262,7 +262,7 @@ async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_a
         assert!(bench.metric(r#"wxgate_store_errors_total{operation="save"}"#) >= Some(2.0));
         store.works.store(true, std::sync::atomic::Ordering::Relaxed);
         sleep(secs(70)).await;
-        let stored = store.inner.load(&AccountName::new("shop").unwrap()).await.unwrap();
+        let stored = store.inner.load(&Key::token(&AccountName::new("shop").unwrap())).await.unwrap();
         assert_eq!(stored.unwrap().generation, bench.generation());
     }
 }

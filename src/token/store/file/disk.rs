@@ -11,19 +11,18 @@ use std::{
 
 use rustix::fs::OFlags;
 
-use super::super::{Record, StoreError, codec};
-use crate::base::AccountName;
+use super::super::{Key, Record, StoreError, codec};
 
 /// A record has about a kilobyte.
 const MOST_BYTES: u64 = 64 * 1024;
-/// Damaged files that are kept for one account.
+/// Damaged files that are kept of one record.
 const MOST_ASIDE: u32 = 9;
 
 /// Replaces the record, keeping the previous one as `.bak`.
-pub(super) fn write(folder: &Path, account: &AccountName, record: &Record) -> Result<(), StoreError> {
-    let path = folder.join(format!("{account}.json"));
-    let fresh = folder.join(format!(".{account}.json.new"));
-    let backup = folder.join(format!("{account}.json.bak"));
+pub(super) fn write(folder: &Path, key: &Key, record: &Record) -> Result<(), StoreError> {
+    let path = folder.join(format!("{key}.json"));
+    let fresh = folder.join(format!(".{key}.json.new"));
+    let backup = folder.join(format!("{key}.json.bak"));
     // What is left of a write that was cut short.
     remove(&fresh).map_err(|error| failed("remove", &fresh, &error))?;
     create(&fresh, &codec::encode(record)).map_err(|error| failed("write", &fresh, &error))?;
@@ -36,8 +35,8 @@ pub(super) fn write(folder: &Path, account: &AccountName, record: &Record) -> Re
 }
 
 /// Reads the record, or the previous one when it is damaged; what is damaged is set aside and never deleted.
-pub(super) fn read(folder: &Path, account: &AccountName) -> Result<Option<Record>, StoreError> {
-    for name in [format!("{account}.json"), format!("{account}.json.bak")] {
+pub(super) fn read(folder: &Path, key: &Key) -> Result<Option<Record>, StoreError> {
+    for name in [format!("{key}.json"), format!("{key}.json.bak")] {
         let path = folder.join(name);
         let problem = match examine(&path) {
             Ok(bytes) => match codec::decode(&bytes) {

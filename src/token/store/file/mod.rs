@@ -1,4 +1,4 @@
-//! The embedded store: a folder of one small file per account, for one process at a time.
+//! The embedded store: a folder of one small file per account and ticket, for one process at a time.
 //!
 //! A file is replaced whole or not at all, and one that cannot be read is set aside and taken for empty; the previous
 //! one is kept as `.bak`. Blocking work runs on the runtime's blocking threads.
@@ -18,8 +18,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
-use super::{BoxFuture, Record, Saved, StoreError, TokenStore};
-use crate::base::AccountName;
+use super::{BoxFuture, Key, Record, Saved, StoreError, TokenStore};
 
 /// A folder that this process has locked until the store is dropped.
 #[derive(Debug)]
@@ -31,7 +30,7 @@ pub struct FileStore {
 struct Inner {
     folder: PathBuf,
     /// What is in the files. Nobody else writes them, so this need not be read again to compare generations.
-    known: Mutex<HashMap<AccountName, Option<Record>>>,
+    known: Mutex<HashMap<Key, Option<Record>>>,
     _lock: File,
 }
 
@@ -127,14 +126,14 @@ fn lock(folder: &Path, failed: &dyn Fn(&'static str, &Path, &io::Error) -> OpenE
 }
 
 impl TokenStore for FileStore {
-    fn load<'a>(&'a self, account: &'a AccountName) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        let (inner, account) = (Arc::clone(&self.inner), account.clone());
-        Box::pin(blocking(move || inner.load(&account)))
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        let (inner, key) = (Arc::clone(&self.inner), key.clone());
+        Box::pin(blocking(move || inner.load(&key)))
     }
 
-    fn save<'a>(&'a self, account: &'a AccountName, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
-        let (inner, account) = (Arc::clone(&self.inner), account.clone());
-        Box::pin(blocking(move || inner.save(&account, record)))
+    fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
+        let (inner, key) = (Arc::clone(&self.inner), key.clone());
+        Box::pin(blocking(move || inner.save(&key, record)))
     }
 }
 
@@ -145,29 +144,29 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Inner {
-    fn load(&self, account: &AccountName) -> Result<Option<Record>, StoreError> {
+    fn load(&self, key: &Key) -> Result<Option<Record>, StoreError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(record) = known.get(account) {
+        if let Some(record) = known.get(key) {
             return Ok(record.clone());
         }
-        let record = disk::read(&self.folder, account)?;
-        known.insert(account.clone(), record.clone());
+        let record = disk::read(&self.folder, key)?;
+        known.insert(key.clone(), record.clone());
         Ok(record)
     }
 
     /// The lock is held while writing, so that two writes never mix and the later one stays.
-    fn save(&self, account: &AccountName, record: Record) -> Result<Saved, StoreError> {
+    fn save(&self, key: &Key, record: Record) -> Result<Saved, StoreError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known.contains_key(account) {
-            known.insert(account.clone(), disk::read(&self.folder, account)?);
+        if !known.contains_key(key) {
+            known.insert(key.clone(), disk::read(&self.folder, key)?);
         }
-        if let Some(Some(held)) = known.get(account)
+        if let Some(Some(held)) = known.get(key)
             && !held.gives_way_to(&record)
         {
             return Ok(Saved::Newer(Box::new(held.clone())));
         }
-        disk::write(&self.folder, account, &record)?;
-        known.insert(account.clone(), Some(record));
+        disk::write(&self.folder, key, &record)?;
+        known.insert(key.clone(), Some(record));
         Ok(Saved::Written)
     }
 }

@@ -6,9 +6,10 @@ use std::os::unix::{
 };
 
 use super::{super::record::tests::sample, *};
+use crate::base::AccountName;
 
-fn name() -> AccountName {
-    AccountName::new("shop").unwrap()
+fn name() -> Key {
+    Key::token(&AccountName::new("shop").unwrap())
 }
 
 fn mode(path: &Path) -> u32 {

@@ -1,0 +1,251 @@
+//! Which call of the service API a request is: path, method and query, read once and strictly.
+//!
+//! Pure. It neither looks the account up nor asks whether the caller may; [`Call::account`] and [`Call::scope`] say what
+//! there is to ask.
+
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+
+use super::{Scope, jssdk::PageUrl};
+use crate::token::TokenError;
+
+/// The longest that a call may wait for a newer token, in seconds.
+const MOST_WAIT: u64 = 60;
+
+/// A call that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    account: String,
+    pub(super) order: Order,
+}
+
+/// What is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Order {
+    /// The real token.
+    Token {
+        /// How long to wait for another one than the caller has; zero: not at all.
+        wait: Duration,
+    },
+    /// A token past the one that was rejected.
+    Refresh,
+    /// A ticket of this type. Which types there are depends on the platform.
+    Ticket {
+        /// As written.
+        name: String,
+        /// As for the token.
+        wait: Duration,
+    },
+    /// A signature for this page.
+    Signature {
+        /// The page.
+        url: PageUrl,
+        /// With the ticket of the app instead of that of the company. WeCom only.
+        agent: bool,
+    },
+}
+
+/// Why a call is not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// There is no such call, or no such ticket on this platform.
+    #[error("there is nothing at this address below /-/")]
+    NotFound,
+    /// The call is made wrongly; the text says how it should be.
+    #[error("{0}")]
+    BadRequest(&'static str),
+    /// There is no token or ticket to answer with.
+    #[error("{0}")]
+    Unavailable(TokenError),
+}
+
+impl Call {
+    /// Reads a path below `/-/` whose repeated slashes are folded.
+    ///
+    /// # Errors
+    /// When there is no such call, or its method or query are wrong.
+    pub fn parse(method: &str, path: &str, query: Option<&str>) -> Result<Self, Refusal> {
+        let rest = path.strip_prefix("/-/accounts/").ok_or(Refusal::NotFound)?;
+        let segments: Vec<&str> = rest.split('/').collect();
+        let (account, expected) = match segments.as_slice() {
+            [account, "token" | "jssdk"] | [account, "tickets", _] => (*account, "GET"),
+            [account, "token", "refresh"] => (*account, "POST"),
+            _ => return Err(Refusal::NotFound),
+        };
+        if method != expected {
+            return Err(Refusal::BadRequest(match expected {
+                "GET" => "this call takes the method GET",
+                _ => "this call takes the method POST",
+            }));
+        }
+        let query = Query::read(query)?;
+        let order = match segments.get(1..) {
+            Some(["token"]) => Order::Token { wait: query.only(&["wait"])?.wait()? },
+            Some(["token", "refresh"]) => query.only(&[]).map(|_| Order::Refresh)?,
+            Some(["tickets", name]) => Order::Ticket { name: (*name).to_owned(), wait: query.only(&["wait"])?.wait()? },
+            _ => query.only(&["url", "type"])?.signature()?,
+        };
+        Ok(Self { account: account.to_owned(), order })
+    }
+
+    /// The name or appid of the account, as written.
+    pub fn account(&self) -> &str {
+        &self.account
+    }
+
+    /// What the caller must be allowed to do.
+    pub fn scope(&self) -> Scope {
+        match self.order {
+            Order::Token { .. } => Scope::Token,
+            Order::Refresh => Scope::Refresh,
+            Order::Ticket { .. } | Order::Signature { .. } => Scope::Ticket,
+        }
+    }
+
+    /// Whether the body says something.
+    pub fn wants_body(&self) -> bool {
+        self.order == Order::Refresh
+    }
+}
+
+/// The parameters, decoded once.
+struct Query(Vec<(String, String)>);
+
+impl Query {
+    /// A plus sign stays one: page addresses hold no blanks, but they do hold plus signs.
+    fn read(query: Option<&str>) -> Result<Self, Refusal> {
+        let decode = |text: &str| {
+            let decoded = percent_decode_str(text).decode_utf8().map(Into::into);
+            decoded.map_err(|_| Refusal::BadRequest("the query is not UTF-8; percent-encode its values as UTF-8"))
+        };
+        let pair = |part: &str| {
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            Ok((decode(name)?, decode(value)?))
+        };
+        let parts = query.unwrap_or_default().split('&').filter(|part| !part.is_empty());
+        parts.map(pair).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Refuses what this call does not know, and what is said twice. The usual reason is an address that was not
+    /// encoded, which would sign another page than the one that is meant.
+    fn only(self, known: &[&str]) -> Result<Self, Refusal> {
+        let fine = |(at, (name, _)): (usize, &(String, String))| {
+            known.contains(&name.as_str()) && self.0.iter().take(at).all(|(earlier, _)| earlier != name)
+        };
+        if self.0.iter().enumerate().all(fine) {
+            Ok(self)
+        } else if known.contains(&"url") {
+            Err(Refusal::BadRequest(
+                "the query holds more than url (and type at WeCom), each once; pass the page's address through \
+                 encodeURIComponent, or its own parameters end up here",
+            ))
+        } else if known.is_empty() {
+            Err(Refusal::BadRequest("this call takes no query parameters"))
+        } else {
+            Err(Refusal::BadRequest("this call takes the query parameter wait only, and once"))
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    fn wait(&self) -> Result<Duration, Refusal> {
+        let Some(text) = self.get("wait") else { return Ok(Duration::ZERO) };
+        let seconds = text.parse().ok().filter(|seconds| (1..=MOST_WAIT).contains(seconds));
+        seconds
+            .map(Duration::from_secs)
+            .ok_or(Refusal::BadRequest("wait must be a whole number of seconds from 1 to 60"))
+    }
+
+    fn signature(&self) -> Result<Order, Refusal> {
+        let agent = match self.get("type") {
+            None | Some("jsapi") => false,
+            Some("agent_config") => true,
+            Some(_) => return Err(Refusal::BadRequest("type must be jsapi or agent_config")),
+        };
+        let url = self.get("url").ok_or(Refusal::BadRequest(
+            "the parameter url is missing: it is the address of the page that will call wx.config, percent-encoded",
+        ))?;
+        Ok(Order::Signature { url: PageUrl::new(url).map_err(Refusal::BadRequest)?, agent })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn get(target: &str) -> Result<Call, Refusal> {
+        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        Call::parse("GET", path, query)
+    }
+
+    fn refusal(result: Result<Call, Refusal>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_call_names_its_account_and_its_scope() {
+        for (target, scope) in [
+            ("/-/accounts/shop/token", Scope::Token),
+            ("/-/accounts/shop/token?wait=60", Scope::Token),
+            ("/-/accounts/shop/tickets/jsapi", Scope::Ticket),
+            ("/-/accounts/shop/jssdk?url=https%3A%2F%2Fa.b%2F", Scope::Ticket),
+        ] {
+            let call = get(target).unwrap();
+            assert_eq!((call.account(), call.scope(), call.wants_body()), ("shop", scope, false), "{target}");
+        }
+        let call = Call::parse("POST", "/-/accounts/wx01/token/refresh", None).unwrap();
+        assert_eq!((call.account(), call.scope(), call.wants_body()), ("wx01", Scope::Refresh, true));
+    }
+
+    #[test]
+    fn other_paths_do_not_exist_and_other_methods_are_told_the_right_one() {
+        for path in [
+            "/-",
+            "/-/",
+            "/-/accounts",
+            "/-/accounts/",
+            "/-/accounts/shop",
+            "/-/accounts/shop/",
+            "/-/accounts/shop/token/",
+            "/-/accounts/shop/Token",
+            "/-/accounts/shop/token/refresh/x",
+            "/-/accounts/shop/tickets",
+            "/-/account/shop/token",
+        ] {
+            assert!(matches!(get(path), Err(Refusal::NotFound)), "{path}");
+        }
+        assert!(refusal(Call::parse("POST", "/-/accounts/shop/token", None)).contains("GET"));
+        assert!(refusal(Call::parse("HEAD", "/-/accounts/shop/jssdk", None)).contains("GET"));
+        assert!(refusal(get("/-/accounts/shop/token/refresh")).contains("POST"));
+    }
+
+    #[test]
+    fn a_wait_is_from_one_to_sixty_seconds() {
+        for wait in ["0", "61", "-1", "1.5", "", "1s", "99999999999999999999", "+"] {
+            assert!(refusal(get(&format!("/-/accounts/shop/token?wait={wait}"))).contains("1 to 60"), "{wait}");
+        }
+        assert!(refusal(get("/-/accounts/shop/token?wait=1&wait=2")).contains("once"));
+        assert!(refusal(get("/-/accounts/shop/token?x=1")).contains("wait only"));
+    }
+
+    #[test]
+    fn an_address_that_was_not_encoded_is_refused_and_an_encoded_one_is_decoded_once() {
+        assert!(refusal(get("/-/accounts/shop/jssdk?url=https://a.b/?x=1&y=2")).contains("encodeURIComponent"));
+        assert!(refusal(get("/-/accounts/shop/jssdk?url=https://a.b/&url=https://a.b/")).contains("once"));
+        assert!(refusal(get("/-/accounts/shop/jssdk")).contains("missing"));
+        assert!(refusal(get("/-/accounts/shop/jssdk?url=https://a.b/%ff")).contains("UTF-8"));
+        assert!(refusal(get("/-/accounts/shop/jssdk?url=https://a.b/&type=wx_card")).contains("agent_config"));
+        for (written, page) in [
+            ("https%3A%2F%2Fa.b%2F%3Fx%3D1%26y%3D2", "https://a.b/?x=1&y=2"),
+            ("https%3A%2F%2Fa.b%2Fa%2520b", "https://a.b/a%20b"),
+            ("https://a.b/a+b", "https://a.b/a+b"),
+            ("https%3A%2F%2Fa.b%2F%23%2Froute", "https://a.b/"),
+        ] {
+            let order = get(&format!("/-/accounts/shop/jssdk?url={written}")).unwrap().order;
+            assert_eq!(order, Order::Signature { url: PageUrl::new(page).unwrap(), agent: false }, "{written}");
+        }
+    }
+}

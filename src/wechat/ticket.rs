@@ -1,0 +1,108 @@
+//! Tickets: what web pages and cards sign with. Which there are, where they come from, and what a refusal means.
+//!
+//! Only tables. Pages of WeChat: api_getticket (jsapi, wx_card); of WeCom: 96909 (jsapi) and 90506 (agent_config).
+
+use super::{
+    api::Platform,
+    codes::{self, Class},
+};
+
+/// A kind of ticket. Each account has one of each at a time, good for two hours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TicketType {
+    /// For `wx.config` in a web page.
+    Jsapi,
+    /// For cards and coupons. WeChat only.
+    WxCard,
+    /// For `wx.agentConfig`, of one WeCom app. WeCom only.
+    AgentConfig,
+}
+
+/// Where a ticket comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Takes the account's token in the query.
+    pub path: &'static str,
+    /// The parameter `type`, where there is one.
+    pub kind: Option<&'static str>,
+}
+
+impl TicketType {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Jsapi, Self::WxCard, Self::AgentConfig];
+
+    /// WeChat's word, also used in paths and store keys.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Jsapi => "jsapi",
+            Self::WxCard => "wx_card",
+            Self::AgentConfig => "agent_config",
+        }
+    }
+
+    /// The type of this name, if the platform has it.
+    pub fn named(platform: Platform, name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name && kind.endpoint(platform).is_some())
+    }
+
+    /// Where the platform gives it; `None` where it does not.
+    pub fn endpoint(self, platform: Platform) -> Option<Endpoint> {
+        let (path, kind) = match (platform, self) {
+            (Platform::Wechat, Self::Jsapi | Self::WxCard) => ("/cgi-bin/ticket/getticket", Some(self.as_str())),
+            (Platform::Wecom, Self::Jsapi) => ("/cgi-bin/get_jsapi_ticket", None),
+            (Platform::Wecom, Self::AgentConfig) => ("/cgi-bin/ticket/get", Some(self.as_str())),
+            (Platform::Wechat, Self::AgentConfig) | (Platform::Wecom, Self::WxCard) => return None,
+        };
+        Some(Endpoint { path, kind })
+    }
+}
+
+/// What a refusal to give a ticket means, and what to do about it. The codes are those of a business call; where they
+/// mean the same as at the token endpoint, that table speaks.
+pub fn refusal(code: i64) -> (Class, &'static str) {
+    match code {
+        40001 | 40014 | 42001 => {
+            (Class::Other, "WeChat rejects the access token, also after a refresh: see the account's own errors")
+        }
+        45009 => (
+            Class::Quota,
+            "the day's quota of tickets is used up: find out who else fetches tickets for this account, or clear the \
+             quota at WeChat",
+        ),
+        48001 | 48002 => {
+            (Class::Other, "the account may not use tickets: see the interface permissions in its backend at WeChat")
+        }
+        _ => {
+            let known = codes::token_code(code);
+            (known.class, known.advice)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_platform_has_its_own_types_and_endpoints() {
+        let of = |platform, name| TicketType::named(platform, name).and_then(|kind| kind.endpoint(platform));
+        let getticket = |kind| Some(Endpoint { path: "/cgi-bin/ticket/getticket", kind: Some(kind) });
+        assert_eq!(of(Platform::Wechat, "jsapi"), getticket("jsapi"));
+        assert_eq!(of(Platform::Wechat, "wx_card"), getticket("wx_card"));
+        assert_eq!(of(Platform::Wecom, "jsapi"), Some(Endpoint { path: "/cgi-bin/get_jsapi_ticket", kind: None }));
+        let agent = Endpoint { path: "/cgi-bin/ticket/get", kind: Some("agent_config") };
+        assert_eq!(of(Platform::Wecom, "agent_config"), Some(agent));
+        for (platform, name) in
+            [(Platform::Wechat, "agent_config"), (Platform::Wecom, "wx_card"), (Platform::Wechat, "JSAPI")]
+        {
+            assert_eq!(of(platform, name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_refused_token_is_not_mistaken_for_a_wrong_secret() {
+        assert!(!refusal(40001).1.contains("AppSecret"));
+        assert_eq!(refusal(45009).0, Class::Quota);
+        assert_eq!(refusal(40164), (Class::Address, codes::token_code(40164).advice));
+    }
+}
