@@ -1,7 +1,7 @@
 //! Real SDKs as callers, unchanged, through wxgate, while the token dies twice and they notice nothing.
 //!
-//! Each has a script in `tests/sdk` that uses it as a service does. The key of a client stands where the AppSecret would,
-//! so the SDKs fetch a token of their own, from wxgate.
+//! Each has a script in `tests/sdk` that uses it as a service does. The key of a client stands where the AppSecret
+//! would, so the SDKs fetch a token of their own, from wxgate.
 
 use std::process::Command;
 
