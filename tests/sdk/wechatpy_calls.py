@@ -50,6 +50,8 @@ def main(base, sandbox, key=None):
     menu = client.menu.get()
     again = client.message.send_text(USER, "again")
     followers = client.user.get_followers()
+    # The SDK sends what it has for a secret, and a token that WeChat does not ask for here.
+    session = client.wxa.code_to_session("code-1") if key else {}
     ticket = client.qrcode.create({"action_name": "QR_STR_SCENE", "action_info": {"scene": {"scene_str": "a"}}})
 
     report(
@@ -64,6 +66,7 @@ def main(base, sandbox, key=None):
         again=again["errcode"],
         followers=followers["total"],
         ticket=ticket["ticket"],
+        session=session.get("openid"),
         attempts=adapter.attempts,
     )
 
