@@ -47,6 +47,7 @@ mod slow_clients;
 mod stale_shapes;
 mod storms;
 mod support;
+mod takeover;
 mod token_life;
 mod token_tools;
 mod upstream_faults;

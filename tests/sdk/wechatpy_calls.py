@@ -1,23 +1,23 @@
 """Calls WeChat as a service that uses wechatpy does, through wxgate, while the token dies twice.
 
-usage: wechatpy_calls.py PROXY_URL SANDBOX_URL
+usage: wechatpy_calls.py BASE_URL SANDBOX_URL [KEY]
 
-Prints one JSON object: what each call returned. Any error that the SDK raises ends the script with a traceback. Nothing
-of the SDK is changed but where its requests go.
+BASE_URL is where the service believes WeChat's API to be. KEY stands where the AppSecret would, and the SDK fetches a
+token with it; without, it is handed one that means nothing. Prints one JSON object: what each call returned. Any error
+that the SDK raises ends the script with a traceback. Nothing of the SDK is changed but where its requests go.
 """
 
-import hashlib
 import io
-import json
 import sys
 
-import requests
+import takeover
+from common import APPID, LITERAL, PICTURE, USER, Sandbox, report, sha256
 from requests.adapters import HTTPAdapter
 from wechatpy import WeChatClient
 
 
 class ToProxy(HTTPAdapter):
-    """Sends what is meant for https://api.weixin.qq.com to the proxy, as a changed base URL would."""
+    """Sends what is meant for WeChat's host to the proxy, as a changed base URL would."""
 
     def __init__(self, proxy):
         super().__init__()
@@ -25,50 +25,49 @@ class ToProxy(HTTPAdapter):
         self.attempts = []
 
     def send(self, request, **kwargs):
-        request.url = request.url.replace("https://api.weixin.qq.com", self.proxy, 1)
+        request.url = request.url.replace(LITERAL, self.proxy, 1)
         response = super().send(request, **kwargs)
         self.attempts.append(response.headers.get("x-wxgate-attempts"))
         return response
 
 
-def main(proxy, sandbox):
-    # The SDK wants a token to send along; a service behind wxgate has none.
-    client = WeChatClient("wx0123456789abcdef", "no-secret-here", access_token="anything", timeout=30)
-    adapter = ToProxy(proxy)
-    client._http.mount("https://api.weixin.qq.com", adapter)
-    client._http.trust_env = False
-    control = requests.Session()
-    control.trust_env = False
+def main(base, sandbox, key=None):
+    takeover.install()
+    sandbox = Sandbox(sandbox)
+    client = WeChatClient(APPID, key or "no-secret-here", access_token=None if key else "anything", timeout=30)
+    adapter = ToProxy(base)
+    if base != LITERAL:
+        client._http.trust_env = False
+    client._http.mount(LITERAL, adapter)
 
-    def revoke():
-        control.post(f"{sandbox}/sandbox/revoke", json={}, timeout=30).raise_for_status()
-
-    picture = bytes(range(256)) * 512
-    user = client.user.get("o-sdk-user")
-    sent = client.message.send_text("o-sdk-user", "你好 from wechatpy")
-    revoke()
-    uploaded = client.media.upload("image", ("picture.jpg", io.BytesIO(picture), "image/jpeg"))
+    user = client.user.get(USER)
+    sent = client.message.send_text(USER, "你好 from wechatpy")
+    sandbox.revoke()
+    uploaded = client.media.upload("image", ("picture.jpg", io.BytesIO(PICTURE), "image/jpeg"))
     downloaded = client.media.download(uploaded["media_id"])
     code = client.wxa.get_wxa_code_unlimited("scene=1")
-    revoke()
+    sandbox.revoke()
     menu = client.menu.get()
-    again = client.message.send_text("o-sdk-user", "again")
+    again = client.message.send_text(USER, "again")
     followers = client.user.get_followers()
+    # The SDK sends what it has for a secret, and a token that WeChat does not ask for here.
+    session = client.wxa.code_to_session("code-1") if key else {}
+    ticket = client.qrcode.create({"action_name": "QR_STR_SCENE", "action_info": {"scene": {"scene_str": "a"}}})
 
-    json.dump(
-        {
-            "user": user["openid"],
-            "sent": sent["errcode"],
-            "uploaded_sha256": hashlib.sha256(picture).hexdigest(),
-            "downloaded_sha256": hashlib.sha256(downloaded.content).hexdigest(),
-            "code_type": code.headers["content-type"],
-            "code_is_jpeg": code.content[:2] == b"\xff\xd8" and code.content[-2:] == b"\xff\xd9",
-            "menu": menu,
-            "again": again["errcode"],
-            "followers": followers["total"],
-            "attempts": adapter.attempts,
-        },
-        sys.stdout,
+    report(
+        token=client.access_token,
+        user=user["openid"],
+        sent=sent["errcode"],
+        uploaded_sha256=sha256(PICTURE),
+        downloaded_sha256=sha256(downloaded.content),
+        code_type=code.headers["content-type"],
+        code_is_jpeg=code.content[:2] == b"\xff\xd8" and code.content[-2:] == b"\xff\xd9",
+        menu=menu,
+        again=again["errcode"],
+        followers=followers["total"],
+        ticket=ticket["ticket"],
+        session=session.get("openid"),
+        attempts=adapter.attempts,
     )
 
 

@@ -71,6 +71,17 @@ pub(in crate::sandbox) fn takes_file(path: &str) -> bool {
     matches!(path, "/cgi-bin/media/upload" | "/cgi-bin/media/uploadimg" | "/cgi-bin/material/add_material")
 }
 
+/// Whether the path reads its JSON body.
+pub(super) fn reads_body(path: &str) -> bool {
+    matches!(
+        path,
+        "/wxa/getwxacodeunlimit"
+            | "/wxa/getwxacode"
+            | "/cgi-bin/wxaapp/createwxaqrcode"
+            | "/cgi-bin/material/get_material"
+    )
+}
+
 /// `POST cgi-bin/media/upload?type=image` with a part named `media`.
 pub(super) fn upload(call: Call<'_>) -> Answer {
     let Some(file) = &call.body.file else { return call.error(41005) };
@@ -109,9 +120,22 @@ pub(super) fn get(call: Call<'_>) -> Answer {
     if media_id.starts_with("video") {
         return call.ok(&json!({"video_url": format!("http://203.0.113.30/{media_id}.mp4")}));
     }
-    match call.shared.library.find(&media_id) {
+    kept(call, &media_id)
+}
+
+/// `POST cgi-bin/material/get_material` with the `media_id` in a JSON body: what was uploaded.
+pub(super) fn get_material(call: Call<'_>) -> Answer {
+    if call.head.method() != "POST" {
+        return call.error(43002);
+    }
+    let Some(body) = call.json() else { return call.error(47001) };
+    text(&body, "media_id").map_or_else(|| call.error(40007), |media_id| kept(call, &media_id))
+}
+
+fn kept(call: Call<'_>, media_id: &str) -> Answer {
+    match call.shared.library.find(media_id) {
         Some(Upload { content: Some(content), content_type, .. }) => {
-            attachment(&content_type, &media_id, Body::Bytes(content))
+            attachment(&content_type, media_id, Body::Bytes(content))
         }
         _ => call.error(40007),
     }

@@ -17,6 +17,7 @@ use super::{
     state::{Judged, TokenState, overwritten_code},
 };
 
+mod holdings;
 pub(super) mod media;
 mod messages;
 mod sns;
@@ -95,13 +96,8 @@ pub(super) fn answer(call: Call<'_>) -> Answer {
 /// How much of the body the endpoint needs.
 pub(super) fn keep(path: &str) -> usize {
     match path {
-        token::STABLE
-        | "/cgi-bin/clear_quota"
-        | "/cgi-bin/clear_quota/v2"
-        | "/wxa/getwxacodeunlimit"
-        | "/wxa/getwxacode"
-        | "/cgi-bin/wxaapp/createwxaqrcode" => JSON_KEPT,
-        _ if messages::is_send(path) => JSON_KEPT,
+        token::STABLE | "/cgi-bin/clear_quota" | "/cgi-bin/clear_quota/v2" => JSON_KEPT,
+        _ if messages::is_send(path) || media::reads_body(path) || holdings::reads_body(path) => JSON_KEPT,
         _ => 0,
     }
 }
@@ -113,31 +109,26 @@ fn business(call: Call<'_>) -> Answer {
         "/cgi-bin/get_jsapi_ticket" => tickets::wecom(call, "jsapi"),
         "/cgi-bin/ticket/get" => tickets::wecom(call, "agent_config"),
         "/cgi-bin/media/get" => media::get(call),
+        "/cgi-bin/material/get_material" => media::get_material(call),
         "/wxa/getwxacodeunlimit" | "/wxa/getwxacode" | "/cgi-bin/wxaapp/createwxaqrcode" => media::code(call),
-        "/cgi-bin/user/info" => user_info(call),
         "/cgi-bin/clear_quota" => token::clear_quota(call),
         "/cgi-bin/get_api_domain_ip" => call.ok(&json!({"ip_list": ["203.0.113.10", "203.0.113.11"]})),
         "/cgi-bin/getcallbackip" => call.ok(&json!({"ip_list": ["203.0.113.20"]})),
-        "/cgi-bin/user/get" => {
-            let openids = ["o-sandbox-user-0001", "o-sandbox-user-0002"];
-            call.ok(&json!({"total": 2, "count": 2, "data": {"openid": openids}, "next_openid": openids[1]}))
-        }
-        "/cgi-bin/menu/get" => call.ok(&json!({"menu": {"button": []}})),
         _ if media::takes_file(path) => media::upload(call),
         _ if messages::is_send(path) => messages::send(call),
-        _ if path.starts_with("/cgi-bin/component/") => call.error(61014),
-        _ if call.judged.platform == Platform::Wecom => call.ok(&json!({})),
-        // The commonest answer of all, in load tests too.
-        _ => Answer::done(path, Bytes::from_static(br#"{"errcode":0,"errmsg":"ok"}"#)),
+        _ => holdings::answer(call).unwrap_or_else(|| plain(call)),
     }
 }
 
-fn user_info(call: Call<'_>) -> Answer {
-    let Some(openid) = call.head.param("openid") else { return call.error(40003) };
-    call.ok(&json!({
-        "subscribe": 1, "openid": openid, "language": "zh_CN", "subscribe_time": 1_434_093_047, "remark": "",
-        "groupid": 0, "tagid_list": [], "subscribe_scene": "ADD_SCENE_QR_CODE", "qr_scene": 0, "qr_scene_str": ""
-    }))
+/// A path of which nothing special is known.
+fn plain(call: Call<'_>) -> Answer {
+    let path = call.head.path();
+    match call.judged.platform {
+        _ if path.starts_with("/cgi-bin/component/") => call.error(61014),
+        Platform::Wecom => call.ok(&json!({})),
+        // The commonest answer of all, in load tests too.
+        Platform::Wechat => Answer::done(path, Bytes::from_static(br#"{"errcode":0,"errmsg":"ok"}"#)),
+    }
 }
 
 fn is_in_use(path: &str) -> bool {

@@ -141,6 +141,23 @@ async fn reading_endpoints_answer_in_their_own_shape() {
 }
 
 #[tokio::test]
+async fn what_an_account_has_is_listed_and_codes_get_a_ticket() {
+    let world = World::new().await;
+    let token = world.token().await;
+    let target = |path: &str| format!("{path}?access_token={token}");
+    let templates = world.get(&target("/cgi-bin/template/get_all_private_template")).await.json();
+    assert_eq!(templates["template_list"][0]["template_id"], "template-1");
+    assert_eq!(world.get(&target("/card/getcolors")).await.json()["colors"][0]["name"], "Color010");
+    let create = target("/cgi-bin/qrcode/create");
+    let passing = world.post(&create, r#"{"expire_seconds":60,"action_name":"QR_STR_SCENE"}"#).await.json();
+    assert_eq!((passing["expire_seconds"].as_u64(), passing["ticket"].as_str().unwrap().len()), (Some(60), 96));
+    let lasting = world.post(&create, r#"{"action_name":"QR_LIMIT_SCENE"}"#).await.json();
+    assert!(lasting["ticket"].is_string() && lasting["expire_seconds"].is_null(), "{lasting}");
+    assert_eq!(world.get(&create).await.errcode(), 43002);
+    assert_eq!(world.post(&create, "{").await.errcode(), 47001);
+}
+
+#[tokio::test]
 async fn a_refused_message_is_not_delivered_and_an_accepted_one_is_once() {
     let world = World::new().await;
     let token = world.token().await;
@@ -172,9 +189,13 @@ fn multipart(content: &[u8], name: &str) -> Vec<u8> {
 }
 
 async fn upload(world: &World, token: &str, body: &[u8]) -> Reply {
+    upload_to("/cgi-bin/media/upload", world, token, body).await
+}
+
+async fn upload_to(path: &str, world: &World, token: &str, body: &[u8]) -> Reply {
     let mut client = world.client().await;
     let head = format!(
-        "POST /cgi-bin/media/upload?type=image&access_token={token} HTTP/1.1\r\nContent-Length: {}\r\n\
+        "POST {path}?type=image&access_token={token} HTTP/1.1\r\nContent-Length: {}\r\n\
          Content-Type: multipart/form-data; boundary=B\r\n\r\n",
         body.len()
     );
@@ -198,6 +219,21 @@ async fn what_is_uploaded_can_be_downloaded() {
     assert_eq!(upload(&world, &token, &multipart(b"x", "other")).await.errcode(), 41005);
     let record = &world.control.requests("/cgi-bin/media/upload")[0];
     assert!(record.complete && record.body.len() == 65_536 && record.body_length > 100_000);
+}
+
+#[tokio::test]
+async fn lasting_material_comes_back_by_post() {
+    let world = World::new().await;
+    let token = world.token().await;
+    let add = "/cgi-bin/material/add_material";
+    let added = upload_to(add, &world, &token, &multipart(b"picture", "media")).await.json();
+    let media_id = added["media_id"].as_str().unwrap();
+    let get = format!("/cgi-bin/material/get_material?access_token={token}");
+    let down = world.post(&get, &format!(r#"{{"media_id":"{media_id}"}}"#)).await;
+    assert_eq!((down.field("content-type"), down.body.as_slice()), (Some("image/png"), &b"picture"[..]));
+    assert_eq!(world.post(&get, r#"{"media_id":"other"}"#).await.errcode(), 40007);
+    assert_eq!(world.get(&get).await.errcode(), 43002);
+    assert_eq!(world.post(&get, "{").await.errcode(), 47001);
 }
 
 #[tokio::test]
