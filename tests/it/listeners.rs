@@ -80,7 +80,7 @@ async fn connections_beyond_the_limit_wait_for_their_turn() {
 
 /// Writes certificates for the listener into a folder: `server.pem`, `server.key`, and for callers `client.pem`,
 /// `client.key` by the authority in `clients.pem`, and a pair by nobody.
-fn certificates() -> TempDir {
+pub fn certificates() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let write = |name: &str, text: String| fs::write(folder.path().join(name), text).expect("a file");
     let server = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
@@ -111,13 +111,13 @@ fn certificates() -> TempDir {
     folder
 }
 
-async fn start_in(setup: Setup, folder: TempDir) -> Gate {
+pub async fn start_in(setup: Setup, folder: TempDir) -> Gate {
     let sandbox = sandbox::start(sandbox::Settings::default()).await.expect("the sandbox starts");
     setup.start_in(sandbox, folder).await
 }
 
 /// A TLS client that trusts the listener and shows this certificate, if any.
-async fn dial(
+pub async fn dial(
     gate: &Gate,
     show: Option<&str>,
     version: &'static rustls::SupportedProtocolVersion,

@@ -40,6 +40,12 @@ pub(super) async fn token(
         Ok(asked) => asked,
         Err(refusal) => return Ok(answer::refused(Flavour::of(path.as_str()), &refusal)),
     };
+    let with_appid = live.accounts.with_appid(&asked.appid).iter();
+    let candidates: Vec<&Arc<Account>> =
+        with_appid.filter(|account| account.platform == asked.flavour.platform()).collect();
+    if candidates.is_empty() {
+        return Ok(answer::refused(asked.flavour, &Refusal::UnknownAppid));
+    }
     let caller = Caller { key: asked.secret.as_deref(), ..caller };
     let client = match live.access.identify(&head.headers, &caller) {
         Ok(client) => client,
@@ -47,7 +53,8 @@ pub(super) async fn token(
         Err(stranger) => return Ok(answer::refused(asked.flavour, &Refusal::WrongSecret(stranger.advice()))),
     };
     trail.client = Some(Arc::clone(client));
-    let account = match account(live, head, &asked, chosen, client)? {
+    let selected = live.accounts.selected(None, chosen.prefix, &head.headers, chosen.host)?;
+    let account = match meant(&candidates, selected, client) {
         Ok(account) => account,
         Err(refusal) => return Ok(answer::refused(asked.flavour, &refusal)),
     };
@@ -57,30 +64,21 @@ pub(super) async fn token(
     Ok(answer::granted(asked.flavour, &live.phantom_key(account, client).mint(live.now())))
 }
 
-/// The account that is meant: the one with this appid, and where several have it, the one that the rest of the request
-/// selects, or the only one that the client may use.
-fn account<'l>(
-    live: &'l Live,
-    head: &Parts,
-    asked: &Asked,
-    chosen: &Chosen<'_>,
+/// Of the accounts with this appid, the one that the rest of the request selects, or the only one that the client may
+/// use.
+fn meant<'l>(
+    candidates: &[&'l Arc<Account>],
+    selected: Option<&'l Arc<Account>>,
     client: &Client,
-) -> Result<Result<&'l Arc<Account>, Refusal>, ProxyError> {
-    let selected = live.accounts.selected(None, chosen.prefix, &head.headers, chosen.host)?;
-    let with_appid = live.accounts.with_appid(&asked.appid).iter();
-    let candidates: Vec<&Arc<Account>> =
-        with_appid.filter(|account| account.platform == asked.flavour.platform()).collect();
-    if candidates.is_empty() {
-        return Ok(Err(Refusal::UnknownAppid));
-    }
+) -> Result<&'l Arc<Account>, Refusal> {
     if let Some(selected) = selected {
-        let is_meant = candidates.iter().any(|candidate| Arc::ptr_eq(candidate, selected));
-        return Ok(if is_meant { Ok(selected) } else { Err(Refusal::OtherAccount) });
+        let is_one = candidates.iter().any(|candidate| Arc::ptr_eq(candidate, selected));
+        return if is_one { Ok(selected) } else { Err(Refusal::OtherAccount) };
     }
     let mut usable = candidates.iter().filter(|account| client.may_use(&account.name));
-    Ok(match (candidates.as_slice(), usable.next(), usable.next()) {
+    match (candidates, usable.next(), usable.next()) {
         // Whether the client may use the only one is asked later, and answered in other words.
-        ([only], ..) | (_, Some(only), None) => Ok(*only),
+        ([only], ..) | (_, Some(only), None) => Ok(only),
         _ => Err(Refusal::Ambiguous(candidates.iter().map(|account| account.name.to_string()).collect())),
-    })
+    }
 }
