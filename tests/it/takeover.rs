@@ -9,6 +9,7 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use wxgate::sandbox::{DEFAULT_APPID, Sandbox};
 
 use crate::{
     sdk::environments::{command, plain_python, repository},
@@ -51,16 +52,20 @@ fn authority() -> (String, Issuer<'static, KeyPair>) {
     (pem, Issuer::new(root, key))
 }
 
-/// wxgate in the place of the host. For itself the name leads to the sandbox, which shows a certificate for it too.
+/// wxgate in the place of the host.
 pub async fn start(setup: Setup) -> Gate {
-    let sandbox = setup.start_sandbox().await;
+    let setup = setup.set("server", "tls = { cert = \"server.pem\", key = \"server.key\" }");
+    reaching_the_host(setup.start_sandbox().await, setup, certificates()).await
+}
+
+/// wxgate, for which the name leads to the sandbox; that shows a certificate for it too.
+async fn reaching_the_host(sandbox: Sandbox, setup: Setup, folder: TempDir) -> Gate {
     let url = sandbox.https_url().expect("it listens");
     let port = url.rsplit(':').next().expect("a port").to_owned();
     setup
-        .set("server", "tls = { cert = \"server.pem\", key = \"server.key\" }")
         .set("upstream", &format!("resolve = {{ \"{HOST}\" = [\"127.0.0.1\"] }}"))
         .account(&format!("api = [\"https://{HOST}:{port}\"]"))
-        .start_in(sandbox, certificates())
+        .start_in(sandbox, folder)
         .await
 }
 
@@ -131,7 +136,7 @@ async fn clients_call_wechats_own_url_and_notice_neither_wxgate_nor_the_death_of
             assert!(well, "{}: {error}", client.name);
             let answer: Value = serde_json::from_str(&answer).expect("JSON");
             assert_eq!(answer["openid"], json!(openid), "{}: {answer}", client.name);
-            gate.control().revoke(wxgate::sandbox::DEFAULT_APPID);
+            gate.control().revoke(DEFAULT_APPID);
         }
         assert_eq!(gate.control().fetches(), 2, "{}: one at the start, one for the death in between", client.name);
         let calls = gate.control().requests("/cgi-bin/user/info");
@@ -142,6 +147,26 @@ async fn clients_call_wechats_own_url_and_notice_neither_wxgate_nor_the_death_of
             assert!(host.1.starts_with(HOST), "{}: wxgate calls the host by its name too: {host:?}", client.name);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_may_name_wxgate_as_the_base_or_as_the_proxy_too() {
+    let gate = reaching_the_host(setup().start_sandbox().await, setup(), tempfile::tempdir().expect("a folder")).await;
+    let ways = [
+        vec![gate.url("/cgi-bin/user/info?openid=o")],
+        vec![gate.url("/@shop/cgi-bin/user/info?openid=o")],
+        vec!["--proxy".to_owned(), gate.url(""), format!("http://{HOST}/cgi-bin/user/info?access_token=any&openid=o")],
+    ];
+    for way in ways {
+        let mut curl = command("curl");
+        curl.args(["--disable", "--silent", "--show-error", "--max-time", "30"]).args(&way);
+        let (well, answer, error) = outcome(curl).await;
+        assert!(well && answer.contains("\"openid\":\"o\""), "{way:?}: {answer}{error}");
+    }
+    let mut tunnel = command("curl");
+    tunnel.args(["--disable", "--silent", "--show-error", "--proxy", &gate.url(""), &format!("https://{HOST}/")]);
+    let (well, answer, error) = outcome(tunnel).await;
+    assert!(!well && answer.is_empty() && error.contains("CONNECT"), "a tunnel is refused: {answer}{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
