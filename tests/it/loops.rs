@@ -224,7 +224,7 @@ async fn marks_of_others_travel_on_until_there_are_too_many() {
     let (status, _, marks) = ask("cdn.example; v=\"1\", wxgate; id=0").await;
     let marks = marks.expect("it arrives");
     assert_eq!((status, marks.len(), &*marks[0]), (200, 2, "cdn.example; v=\"1\", wxgate; id=0"));
-    assert_eq!(ask(&vec!["wxgate; id=0"; 9].join(", ")).await, (502, "upstream_failed".to_owned(), None));
+    assert_eq!(ask(&["wxgate; id=0"; 9].join(", ")).await, (502, "upstream_failed".to_owned(), None));
     assert_eq!(ask(&"x".repeat(2000)).await, (502, "upstream_failed".to_owned(), None));
     assert_eq!(ask(&marks[1]).await, (502, "upstream_failed".to_owned(), None), "its own");
 }
