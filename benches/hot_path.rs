@@ -15,6 +15,7 @@ use wxgate::{
         headers,
         inject::{self, Query},
         path::SplitPath,
+        route::Selection,
     },
     token::{
         AccountSettings, Keeper, Kind, Settings,
@@ -112,21 +113,54 @@ impl TokenSource for Fixed {
     }
 }
 
-fn token_read(c: &mut Criterion) {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let account = AccountSettings {
-        name: AccountName::new("shop").unwrap(),
+/// The account at this place, with an appid and a host of its own.
+fn account(place: usize) -> AccountSettings {
+    AccountSettings {
+        name: AccountName::new(&format!("shop-{place}")).unwrap(),
         platform: Platform::Wechat,
-        appid: "wx0123456789abcdef".to_owned(),
+        appid: format!("wx{place:016x}"),
         secret: Secret::new("secret"),
         kind: Kind::Stable,
         api: vec!["https://api.weixin.qq.com".parse().unwrap()],
-        hosts: Vec::new(),
-    };
+        hosts: vec![format!("shop-{place}.wx.internal")],
+    }
+}
+
+/// Must be called inside a runtime.
+fn keeper(account: &AccountSettings) -> Keeper {
+    let metrics = Metrics::register(&mut Registry::default()).for_account(&account.name);
+    Keeper::spawn(account.clone(), Settings::default(), Arc::new(Fixed), Arc::new(MemoryStore::default()), metrics)
+}
+
+/// A hundred accounts must cost a request no more than one.
+fn selection(c: &mut Criterion) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _inside = runtime.enter();
+    let none = HeaderMap::new();
+    let mut named = HeaderMap::new();
+    named.insert("x-wxgate-account", "shop-0".parse().unwrap());
+    let mut group = c.benchmark_group("selection");
+    for count in [1, 100] {
+        let accounts = (0..count).map(account).map(|account| (account.clone(), keeper(&account))).collect();
+        let accounts = Selection::new(accounts, AccountName::new("shop-0").as_ref());
+        let mut bench = |by: &str, prefix: Option<&str>, headers: &HeaderMap, host: &str| {
+            assert_eq!(accounts.find(prefix, headers, Some(host)).unwrap().as_str(), "shop-0");
+            group.bench_function(format!("{by}, one of {count}"), |b| {
+                b.iter(|| accounts.find(black_box(prefix), black_box(headers), black_box(Some(host))).is_some());
+            });
+        };
+        bench("prefix", Some("shop-0"), &none, "wxgate:8080");
+        bench("appid", Some("wx0000000000000000"), &none, "wxgate:8080");
+        bench("header", None, &named, "wxgate:8080");
+        bench("host", None, &none, "shop-0.wx.internal:8080");
+        bench("fall-back", None, &none, "wxgate:8080");
+    }
+}
+
+fn token_read(c: &mut Criterion) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
     let keeper = runtime.block_on(async {
-        let metrics = Metrics::register(&mut Registry::default()).for_account(&account.name);
-        let keeper =
-            Keeper::spawn(account, Settings::default(), Arc::new(Fixed), Arc::new(MemoryStore::default()), metrics);
+        let keeper = keeper(&account(0));
         keeper.current().await.unwrap();
         keeper
     });
@@ -156,5 +190,5 @@ fn token_read(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, paths, injection, header_cleaning, verdicts, token_read);
+criterion_group!(benches, paths, injection, header_cleaning, verdicts, selection, token_read);
 criterion_main!(benches);

@@ -19,7 +19,7 @@ mod metrics;
 pub mod path;
 mod pipeline;
 mod retry;
-mod route;
+pub mod route;
 pub mod settings;
 mod spool;
 mod upstream;

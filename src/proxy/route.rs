@@ -12,8 +12,13 @@ use std::{
 };
 
 use hyper::{HeaderMap, header::HeaderValue};
+use prometheus_client::registry::Registry;
 
-use super::{error::ProxyError, metrics::AccountMetrics, upstream::Origin};
+use super::{
+    error::ProxyError,
+    metrics::{AccountMetrics, Metrics},
+    upstream::Origin,
+};
 use crate::{
     base::{AccountName, Secret},
     net::address::BaseUrl,
@@ -187,6 +192,27 @@ impl Accounts {
             [account] => Some(account),
             _ => None,
         }
+    }
+}
+
+/// The tables by themselves, for benchmarks: what selecting one of many accounts costs.
+pub struct Selection(Accounts);
+
+impl Selection {
+    /// Tables of accounts that are not called. `default` is `default_account`.
+    pub fn new(accounts: Vec<(AccountSettings, Keeper)>, default: Option<&AccountName>) -> Self {
+        let metrics = Metrics::register(&mut Registry::default());
+        let account = |(settings, keeper): (AccountSettings, Keeper)| {
+            let account = Account::new(&settings, keeper, metrics.for_account(&settings.name), Vec::new());
+            (settings, Arc::new(account))
+        };
+        Self(Accounts::new(accounts.into_iter().map(account).collect(), default))
+    }
+
+    /// The name of the account that a request is for, if there is one.
+    pub fn find(&self, prefix: Option<&str>, headers: &HeaderMap, host: Option<&str>) -> Option<&AccountName> {
+        let selected = self.0.selected(None, prefix, headers, host).ok()?;
+        selected.or_else(|| self.0.fallback(None, None).ok()).map(|account| &account.name)
     }
 }
 

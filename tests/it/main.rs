@@ -27,6 +27,7 @@ mod flat_memory;
 mod header_fields;
 mod layering;
 mod listeners;
+mod loops;
 mod malformed;
 mod metrics;
 mod own_answers;

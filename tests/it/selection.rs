@@ -10,6 +10,7 @@ use crate::{
 const SHOP: &str = "wx0123456789abcdef";
 const NEWS: &str = "wxnews0000000000";
 const GAME: &str = "wxgame0000000000";
+const OTHER: &str = "wxother000000000";
 
 /// Three accounts, each with an appid of its own; two of them can be selected by Host.
 fn three() -> Setup {
@@ -82,6 +83,9 @@ async fn selectors_that_disagree_are_a_conflict_and_unknown_names_are_named() {
         ("/@SHOP", "Host: gate", "account_unknown"),
         ("/@shop%00", "Host: gate", "account_unknown"),
         ("/@none", "Host: news.wx.internal", "account_unknown"),
+        ("/@news", "Host: gate\r\nX-Wxgate-Account: none", "account_unknown"),
+        ("", "Host: news.wx.internal\r\nX-Wxgate-Account: none", "account_unknown"),
+        ("", "Host: gate\r\nX-Wxgate-Account: News", "account_unknown"),
         ("", "Host: gate\r\nX-Wxgate-Account: none", "account_unknown"),
         ("", "Host: gate\r\nX-Wxgate-Account:", "account_unknown"),
         ("", "Host: gate\r\nX-Wxgate-Account: news, game", "account_unknown"),
@@ -100,6 +104,64 @@ async fn selectors_that_disagree_are_a_conflict_and_unknown_names_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_pair_of_selectors_must_agree_whichever_account_it_is() {
+    let gate = three().start().await;
+    gate.control().until(|control| control.fetches() == 3).await;
+    // `shop` has no Host of its own.
+    let accounts =
+        [("shop", SHOP, None), ("news", NEWS, Some("news.wx.internal")), ("game", GAME, Some("game.wx.internal"))];
+    for (one, _, one_host) in accounts {
+        for (other, appid, other_host) in accounts {
+            let expected = if one == other { (200, "") } else { (400, "account_conflict") };
+            let mut pairs = vec![
+                (format!("/@{one}"), format!("Host: gate\r\nX-Wxgate-Account: {other}")),
+                (format!("/@{one}"), format!("Host: gate\r\nX-Wxgate-Account: {appid}")),
+                (format!("/@{appid}"), format!("Host: gate\r\nX-Wxgate-Account: {one}")),
+                (String::new(), format!("Host: gate\r\nX-Wxgate-Account: {one}\r\nX-Wxgate-Account: {appid}")),
+            ];
+            pairs.extend(other_host.map(|host| (format!("/@{one}"), format!("Host: {host}"))));
+            pairs.extend(one_host.map(|host| (String::new(), format!("Host: {host}:80\r\nX-Wxgate-Account: {other}"))));
+            for (prefix, fields) in pairs {
+                let reply = ask(&gate, &format!("{prefix}/cgi-bin/menu/get"), &fields).await;
+                assert_eq!((reply.status, reply.slug()), expected, "{prefix} {fields}: {}", reply.text());
+                assert_eq!(reply.header("x-wxgate-account"), if one == other { one } else { "" }, "{prefix} {fields}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefix_is_read_once_and_needs_a_path_behind_it() {
+    let gate = three().start().await;
+    gate.control().until(|control| control.fetches() == 3).await;
+    gate.control().clear_record();
+    for target in
+        ["/@news", "/@news/", "/@news/@game/cgi-bin/menu/get", "/cgi-bin/@news/menu/get", "/cgi-bin/menu/get/@news"]
+    {
+        let reply = ask(&gate, target, "Host: gate\r\nX-Wxgate-Account: news").await;
+        assert_eq!((reply.status, reply.slug()), (400, "bad_request"), "{target}: {}", reply.text());
+    }
+    assert_eq!(gate.control().counters().requests, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_wins_over_an_appid_and_an_appid_of_two_selects_neither() {
+    let account = |name: &str, appid: &str| {
+        format!(
+            "[[account]]\nname = \"{name}\"\nappid = \"{appid}\"\nsecret = {{ value = \"s-news\" }}\napi = [\"{{api}}\"]\n"
+        )
+    };
+    let setup = setup().sandbox(|s| s.accounts.push(SandboxAccount::new(NEWS, "s-news")));
+    // One account is named as the first one's appid is, and two share an appid.
+    let gate = setup.more(&(account(SHOP, NEWS) + &account("again", NEWS))).start().await;
+    for (name, account) in [("shop", "shop"), (SHOP, SHOP), ("again", "again")] {
+        let reply = ask(&gate, &format!("/@{name}/cgi-bin/menu/get"), "Host: gate").await;
+        assert_eq!((reply.status, reply.header("x-wxgate-account")), (200, account), "{name}: {}", reply.text());
+    }
+    assert_eq!(ask(&gate, &format!("/@{NEWS}/cgi-bin/menu/get"), "Host: gate").await.slug(), "account_unknown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_default_account_is_a_fall_back_and_never_conflicts() {
     let gate = three().default_account("game").start().await;
     for (prefix, fields, account) in [
@@ -107,9 +169,16 @@ async fn the_default_account_is_a_fall_back_and_never_conflicts() {
         ("/@shop", "Host: gate", "shop"),
         ("", "Host: news.wx.internal", "news"),
         ("", "Host: gate\r\nX-Wxgate-Account: news", "news"),
+        ("", "Host: other.wx.internal", "game"),
     ] {
         let reply = ask(&gate, &format!("{prefix}/cgi-bin/menu/get"), fields).await;
         assert_eq!((reply.status, reply.header("x-wxgate-account")), (200, account), "{prefix} {fields}");
+    }
+    for (prefix, fields) in
+        [("/@none", "Host: gate"), ("/@", "Host: gate"), ("", "Host: gate\r\nX-Wxgate-Account: none")]
+    {
+        let reply = ask(&gate, &format!("{prefix}/cgi-bin/menu/get"), fields).await;
+        assert_eq!((reply.status, reply.slug()), (400, "account_unknown"), "a wrong name is no missing one: {prefix}");
     }
 }
 
@@ -177,6 +246,45 @@ async fn absolute_form_is_taken_for_the_accounts_own_hosts_only() {
         let reply = ask(&gate, &format!("http://{host}{path}"), "Host: localhost").await;
         assert_eq!((reply.status, gate.control().counters().requests), (400, 0), "{host}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn absolute_form_serves_each_account_by_its_own_hosts() {
+    let setup = three();
+    let sandbox = setup.start_sandbox().await;
+    let plain = sandbox.http_addr().expect("plain HTTP");
+    let other = format!(
+        "[[account]]\nname = \"other\"\nappid = \"{OTHER}\"\nsecret = {{ value = \"s-other\" }}\napi = [\"http://{plain}\"]\n"
+    );
+    sandbox.control().add_account(&SandboxAccount::new(OTHER, "s-other"));
+    let gate = setup.more(&other).start_with(sandbox).await;
+    gate.control().until(|control| control.fetches() == 4).await;
+    let path = "/cgi-bin/menu/get";
+    for (host, prefix, fields, appid) in [
+        ("localhost", "/@shop", "Host: localhost", SHOP),
+        ("localhost", "/@wxnews0000000000", "Host: localhost", NEWS),
+        ("localhost", "", "Host: localhost\r\nX-Wxgate-Account: game", GAME),
+        ("LOCALHOST:80", "", "Host: game.wx.internal", GAME),
+        ("127.0.0.1", "/@other", "Host: 127.0.0.1", OTHER),
+        (&plain.to_string(), "", "Host: gate\r\nX-Wxgate-Account: other", OTHER),
+    ] {
+        gate.control().clear_record();
+        let reply = ask(&gate, &format!("http://{host}{prefix}{path}"), fields).await;
+        assert_eq!(reply.status, 200, "{host}{prefix} {fields}: {}", reply.text());
+        assert_eq!(gate.control().requests(path)[0].account.as_deref(), Some(appid), "{host}{prefix} {fields}");
+    }
+    gate.control().clear_record();
+    for (host, account, slug) in [
+        // The host of another account, and none selected.
+        ("127.0.0.1", "shop", "bad_request"),
+        ("localhost", "other", "bad_request"),
+        ("localhost", "none", "account_unknown"),
+    ] {
+        let reply = ask(&gate, &format!("http://{host}/@{account}{path}"), &format!("Host: {host}")).await;
+        assert_eq!((reply.status, reply.slug()), (400, slug), "{host} {account}");
+    }
+    assert_eq!(ask(&gate, &format!("http://localhost{path}"), "Host: localhost").await.slug(), "account_unknown");
+    assert_eq!(gate.control().counters().requests, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

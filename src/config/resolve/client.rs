@@ -231,7 +231,8 @@ impl Context<'_> {
     fn client_mode(&mut self, raw: Option<At<raw::Mode>>) -> Mode {
         match raw {
             Some(At { value: raw::Mode::Report, place }) => {
-                let message = "nothing is denied to this client: what it may not do is logged and counted only";
+                let message = "what this client may not do is logged and counted, and done all the same; set \"enforce\" \
+                               when the log shows nothing more";
                 self.report.warning(&place, message);
                 Mode::Report
             }
