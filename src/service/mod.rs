@@ -5,6 +5,8 @@
 mod answer;
 mod call;
 mod jssdk;
+#[cfg(test)]
+mod tests;
 
 pub use answer::{Account, Reply};
 pub use call::{Call, Refusal};
