@@ -69,7 +69,7 @@ impl Call {
         let rest = path.strip_prefix("/-/accounts/").ok_or(Refusal::NotFound)?;
         let segments: Vec<&str> = rest.split('/').collect();
         let (account, expected) = match segments.as_slice() {
-            [account, "token"] | [account, "jssdk"] | [account, "tickets", _] => (*account, "GET"),
+            [account, "token" | "jssdk"] | [account, "tickets", _] => (*account, "GET"),
             [account, "token", "refresh"] => (*account, "POST"),
             _ => return Err(Refusal::NotFound),
         };
