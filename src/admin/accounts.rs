@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::answer::Problem;
 use crate::{
     base::AccountName,
-    token::{Accounts, Cause, Condition, Keeper, LastError, Refreshed, Status, TokenError},
+    token::{Accounts, Cause, Condition, Keeper, LastError, Refreshed, Status, Tickets, TokenError},
+    wechat::ticket::TicketType,
 };
 
 /// One element of `GET /api/accounts`. Times are in seconds.
@@ -33,6 +34,20 @@ pub(super) struct Row {
     pub(super) budgets: Budgets,
     pub(super) conflicts: u64,
     pub(super) last_error: Option<Trouble>,
+    /// Those that somebody has asked for since the start.
+    pub(super) tickets: Vec<TicketRow>,
+}
+
+/// A ticket of an account.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct TicketRow {
+    r#type: &'static str,
+    state: &'static str,
+    usable: bool,
+    generation: u64,
+    fingerprint: Option<String>,
+    expires_in: Option<u64>,
+    last_error: Option<Trouble>,
 }
 
 /// Fetches left today; `null` where the account's kind of token knows no such budget.
@@ -76,7 +91,11 @@ pub(super) fn statuses(accounts: &Accounts) -> Vec<(AccountName, Status)> {
 
 /// Every account as a row, in the order of the configuration.
 pub(super) fn rows(accounts: &Accounts) -> Vec<Row> {
-    statuses(accounts).into_iter().map(|(name, status)| Row::of(&name, status)).collect()
+    let row = |(name, keeper): (&AccountName, &Keeper)| {
+        let tickets = keeper.tickets().into_iter().flat_map(Tickets::statuses);
+        Row { tickets: tickets.map(TicketRow::from).collect(), ..Row::of(name, keeper.status()) }
+    };
+    accounts.iter().map(row).collect()
 }
 
 /// The word for a condition.
@@ -115,6 +134,21 @@ impl Row {
             next_attempt_in: status.next_attempt_in,
             budgets: Budgets { classic: status.classic_left, forced: status.forced_left },
             conflicts: status.conflicts,
+            last_error: status.last_error.map(Trouble::from),
+            tickets: Vec::new(),
+        }
+    }
+}
+
+impl From<(TicketType, Status)> for TicketRow {
+    fn from((kind, status): (TicketType, Status)) -> Self {
+        Self {
+            r#type: kind.as_str(),
+            state: word(status.condition),
+            usable: status.usable,
+            generation: status.generation,
+            fingerprint: status.fingerprint,
+            expires_in: status.expires_in,
             last_error: status.last_error.map(Trouble::from),
         }
     }

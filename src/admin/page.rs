@@ -112,6 +112,7 @@ mod tests {
             budgets: Budgets { classic: Some(1999), forced: None },
             conflicts: 3,
             last_error: Some(Trouble { label: "other", errcode: Some(1), sentence: sentence.into(), failures: 1 }),
+            tickets: Vec::new(),
         }
     }
 

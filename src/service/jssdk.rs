@@ -34,7 +34,7 @@ pub(super) fn signature(ticket: &Token, nonce: &str, timestamp: u64, page: &Page
     hash(ticket.secret().expose(), nonce, timestamp, &page.0)
 }
 
-/// Sixteen letters and digits that nobody can foresee; the letters of a fixed text should the system have no randomness.
+/// Sixteen letters and digits that nobody can foresee; sixteen zeros should the system have no randomness to give.
 pub(super) fn nonce() -> String {
     let mut random = [0_u8; 8];
     let _ = getrandom::fill(&mut random);

@@ -6,6 +6,8 @@ mod answer;
 mod call;
 mod jssdk;
 pub mod phantom;
+#[cfg(test)]
+mod tests;
 
 pub use answer::{Account, Reply};
 pub use call::{Call, Refusal};

@@ -188,7 +188,7 @@ async fn what_a_caller_says_about_its_address_counts_behind_a_trusted_proxy_only
         let reply = ask(&gate, "GET /@none/cgi-bin/clear_quota HTTP/1.1\r\nHost: gate\r\n\r\n").await;
         assert_eq!(reply.slug(), if inside { "account_unknown" } else { "client_unknown" });
         let reply = ask(&gate, "GET /-/accounts/shop/token HTTP/1.1\r\nHost: gate\r\n\r\n").await;
-        assert_eq!(reply.slug(), if inside { "not_found" } else { "client_unknown" });
+        assert_eq!(reply.slug(), if inside { "scope_denied" } else { "client_unknown" });
     }
 }
 

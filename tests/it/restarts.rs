@@ -20,7 +20,7 @@ fn on_disk(lines: &str) -> Setup {
 }
 
 /// Waits for a file to be as wished; nobody announces it.
-async fn file_until(path: &Path, wished: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+pub async fn file_until(path: &Path, wished: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let waiting = async {
         loop {
             match fs::read(path) {
@@ -38,7 +38,7 @@ async fn stored(folder: &TempDir, sandbox: &Sandbox, kind: TokenKind) {
 }
 
 /// Stops, and waits until the keepers have let go of the folder, which a process does by ending.
-async fn stopped(gate: Gate) -> (Sandbox, TempDir) {
+pub async fn stopped(gate: Gate) -> (Sandbox, TempDir) {
     let (sandbox, folder) = gate.stop_keeping().await;
     let lock = fs::File::open(folder.path().join("state/lock")).expect("the lock file");
     let waiting = async {

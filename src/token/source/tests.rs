@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use prometheus_client::registry::Registry;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -12,7 +13,8 @@ use super::*;
 use crate::{
     base::AccountName,
     net::{address::BaseUrl, egress::Egress},
-    wechat::api::Platform,
+    token::{Keeper, Settings, metrics::Metrics, store::MemoryStore},
+    wechat::{api::Platform, ticket::TicketType},
 };
 
 const GOOD: &str = r#"{"access_token":"81_a+b/c","expires_in":7200}"#;
@@ -270,5 +272,73 @@ fn no_error_shows_anything_of_a_secret() {
         let shown =
             format!("{account:?} {:?} {:?}", Stable::new(&account, client.clone()), Classic::new(&account, client));
         assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}
+
+/// A token source that always has the same token.
+struct Fixed;
+
+impl TokenSource for Fixed {
+    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+        let fetched = Fetched { token: Secret::new("81_a+b"), expires_in: Duration::from_secs(7200) };
+        Box::pin(std::future::ready(Ok(fetched)))
+    }
+
+    fn probe<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Probe> {
+        Box::pin(std::future::ready(Probe::Fine))
+    }
+}
+
+fn tickets(platform: Platform, ticket: TicketType, base: BaseUrl) -> TicketSource {
+    let account = AccountSettings {
+        name: AccountName::new("shop").unwrap(),
+        platform,
+        appid: "wx0123456789abcdef".into(),
+        secret: Secret::new("s3&cret"),
+        kind: Kind::Stable,
+        api: vec![base],
+        hosts: Vec::new(),
+    };
+    let counters = Metrics::register(&mut Registry::default()).for_account(&account.name);
+    let store = Arc::new(MemoryStore::default());
+    let keeper = Keeper::spawn(account.clone(), Settings::default(), Arc::new(Fixed), store, counters);
+    let client = TokenClient::new(&Egress::default(), Duration::from_secs(5)).unwrap();
+    TicketSource::new(ticket, &account, client, keeper, Arc::default())
+}
+
+#[tokio::test]
+async fn each_platform_is_asked_for_its_tickets_in_its_own_words() {
+    let good = r#"{"errcode":0,"errmsg":"ok","ticket":"kgt8","expires_in":7200}"#;
+    let mut server = Server::start(http("200 OK", good)).await;
+    for (platform, ticket, target) in [
+        (Platform::Wechat, TicketType::Jsapi, "/cgi-bin/ticket/getticket?access_token=81_a%2Bb&type=jsapi"),
+        (Platform::Wechat, TicketType::WxCard, "/cgi-bin/ticket/getticket?access_token=81_a%2Bb&type=wx_card"),
+        (Platform::Wecom, TicketType::Jsapi, "/cgi-bin/get_jsapi_ticket?access_token=81_a%2Bb"),
+        (Platform::Wecom, TicketType::AgentConfig, "/cgi-bin/ticket/get?access_token=81_a%2Bb&type=agent_config"),
+    ] {
+        let fetched = tickets(platform, ticket, server.base.clone()).fetch(Mode::Normal).await.unwrap();
+        assert_eq!((fetched.token.expose(), fetched.expires_in.as_secs()), ("kgt8", 7200));
+        let request = server.request().await;
+        assert!(request.starts_with(&format!("GET {target} HTTP/1.1\r\n")), "{request}");
+    }
+    let none = tickets(Platform::Wecom, TicketType::WxCard, server.base.clone()).fetch(Mode::Normal).await;
+    assert_eq!(none.unwrap_err().label(), "malformed");
+}
+
+#[tokio::test]
+async fn a_refused_ticket_has_advice_of_its_own_except_for_the_address() {
+    for (body, error) in [
+        (r#"{"errcode":48001,"errmsg":"x"}"#, FetchError::NoTicket { code: 48001 }),
+        // At WeCom that is no stale token.
+        (r#"{"errcode":40001,"errmsg":"x"}"#, FetchError::NoTicket { code: 40001 }),
+        (
+            r#"{"errcode":60020,"errmsg":"not allow to access from your ip, from ip: 9.30.0.138, more"}"#,
+            FetchError::Refused { code: 60020, ip: Some("9.30.0.138".parse().unwrap()) },
+        ),
+        (r#"{"errcode":0,"ticket":"","expires_in":7200}"#, FetchError::Malformed("an empty or impossible ticket")),
+    ] {
+        let server = Server::start(http("200 OK", body)).await;
+        let source = tickets(Platform::Wecom, TicketType::Jsapi, server.base);
+        assert_eq!(source.fetch(Mode::Normal).await.unwrap_err(), error, "{body}");
     }
 }

@@ -5,6 +5,7 @@
 mod failure;
 mod lifetime;
 mod rejection;
+mod ticket;
 
 use std::{
     collections::VecDeque,
