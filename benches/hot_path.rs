@@ -17,7 +17,7 @@ use wxgate::{
         path::SplitPath,
     },
     token::{
-        AccountSettings, Keeper, Kind, Settings,
+        AccountSettings, Keeper, Origin, Settings,
         metrics::Metrics,
         source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource},
         store::MemoryStore,
@@ -118,8 +118,8 @@ fn token_read(c: &mut Criterion) {
         name: AccountName::new("shop").unwrap(),
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef".to_owned(),
-        secret: Secret::new("secret"),
-        kind: Kind::Stable,
+        secret: Some(Secret::new("secret")),
+        origin: Origin::Stable,
         api: vec!["https://api.weixin.qq.com".parse().unwrap()],
         hosts: Vec::new(),
     };

@@ -4,6 +4,7 @@
 //! none.
 
 mod account;
+mod elsewhere;
 mod server;
 
 use std::path::PathBuf;
