@@ -2,9 +2,11 @@
 //!
 //! The model knows which token is good right now; a test scripts what goes wrong.
 
+mod elsewhere_kept;
 mod failure;
 mod lifetime;
 mod rejection;
+mod wecom;
 
 use std::{
     collections::VecDeque,

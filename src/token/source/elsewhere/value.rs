@@ -70,8 +70,8 @@ pub(super) fn find_in(value: Value, field: Option<&str>) -> Result<Found, FetchE
         Err(FetchError::Malformed(_)) => return Err(Absent::Shape("an impossible access_token").into()),
         other => other?,
     }
-    // A page of a login form is no token either.
-    if !token.bytes().all(|byte| byte.is_ascii_graphic() && !b"<>{}\"\\".contains(&byte)) {
+    // Those of RFC 6750, of which WeChat uses some: the page of a login form is no token either.
+    if !token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte)) {
         return Err(Absent::Shape("text that cannot be an access_token").into());
     }
     Ok(Found { token: Secret::new(token), written_life, ends_ms })
