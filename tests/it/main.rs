@@ -50,4 +50,5 @@ mod token_life;
 mod token_tools;
 mod upstream_faults;
 mod upstream_tls;
+mod wecom;
 mod wire;
