@@ -18,7 +18,7 @@ use wxgate::{
         route::Selection,
     },
     token::{
-        AccountSettings, Keeper, Kind, Settings,
+        AccountSettings, Keeper, Origin, Settings,
         metrics::Metrics,
         source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource},
         store::MemoryStore,
@@ -119,8 +119,8 @@ fn account(place: usize) -> AccountSettings {
         name: AccountName::new(&format!("shop-{place}")).unwrap(),
         platform: Platform::Wechat,
         appid: format!("wx{place:016x}"),
-        secret: Secret::new("secret"),
-        kind: Kind::Stable,
+        secret: Some(Secret::new("secret")),
+        origin: Origin::Stable,
         api: vec!["https://api.weixin.qq.com".parse().unwrap()],
         hosts: vec![format!("shop-{place}.wx.internal")],
     }

@@ -188,6 +188,7 @@ fn refused(name: &AccountName, error: &TokenError) -> Problem {
     let wait = Some(error.retry_after());
     let (status, slug, wait) = match error.cause() {
         Cause::Budget(_) => (StatusCode::TOO_MANY_REQUESTS, "budget_spent", wait),
+        Cause::CannotForce(_) => (StatusCode::CONFLICT, "cannot_force", None),
         Cause::Fetch(_) => (StatusCode::BAD_GATEWAY, "fetch_failed", None),
         Cause::Waiting => (StatusCode::SERVICE_UNAVAILABLE, "fetch_pending", wait),
         Cause::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "account_stopped", wait),

@@ -24,7 +24,7 @@ use crate::{
     net::drain::{self, DrainControl, Phase},
     telemetry::registry::Metrics,
     token::{
-        self, AccountSettings, Accounts, Keeper, Kind,
+        self, AccountSettings, Accounts, Keeper, Origin,
         source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource},
         store::MemoryStore,
     },
@@ -68,7 +68,7 @@ impl TokenSource for Script {
 }
 
 fn not_whitelisted() -> FetchError {
-    FetchError::Refused { code: 40164, ip: Some("47.94.148.108".parse().unwrap()) }
+    FetchError::Refused { platform: Platform::Wechat, code: 40164, ip: Some("47.94.148.108".parse().unwrap()) }
 }
 
 fn account(name: &str) -> AccountSettings {
@@ -76,8 +76,8 @@ fn account(name: &str) -> AccountSettings {
         name: AccountName::new(name).unwrap(),
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef".into(),
-        secret: Secret::new(APP_SECRET),
-        kind: Kind::Stable,
+        secret: Some(Secret::new(APP_SECRET)),
+        origin: Origin::Stable,
         api: vec!["https://api.weixin.qq.com".parse().unwrap()],
         hosts: Vec::new(),
     }

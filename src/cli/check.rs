@@ -28,11 +28,15 @@ pub(super) fn run(config: &Config, live: bool) -> Result<(), Failure> {
             let source = source::for_account(account, client.clone());
             let line = match runtime.block_on(source.fetch(Mode::Normal)) {
                 Ok(fetched) => {
-                    let note = match account.kind {
-                        Kind::Stable => "",
-                        Kind::Classic => "; a running wxgate now holds the previous one and will replace it",
+                    let (who, note) = match account.kind() {
+                        Kind::Stable => ("WeChat gave", ""),
+                        Kind::Classic => {
+                            ("WeChat gave", "; a running wxgate now holds the previous one and will replace it")
+                        }
+                        Kind::Wecom => ("WeCom gave", ""),
+                        Kind::Elsewhere => ("the other server keeps", ""),
                     };
-                    format!("WeChat gave a token that is good for {} s{note}", fetched.expires_in.as_secs())
+                    format!("{who} a token that is good for {} s{note}", fetched.expires_in.as_secs())
                 }
                 Err(error) => {
                     refused += 1;

@@ -177,9 +177,11 @@ tables! {
         /// The appid; for wecom the corpid.
         #[schemars(required)]
         appid: AppId,
-        /// The AppSecret; for wecom the agent's secret. Compulsory, unless token = { from = … }.
+        /// The AppSecret; for wecom the agent's secret. Compulsory, unless token = { from = … }; then it is needed only
+        /// for what is answered in the name of the AppSecret.
         secret: SecretForm,
-        /// Which token endpoint of WeChat; or where another central server keeps the token (not yet built).
+        /// Which token endpoint of WeChat (not for wecom, which has one only); or where another central server keeps the
+        /// token.
         #[schemars(extend("default" = "stable"))]
         token: TokenForm,
         /// Base URLs of WeChat's API; all but the first are for fail-over. http:// only to loopback. The default is that
@@ -190,19 +192,22 @@ tables! {
         hosts: Vec<At<HostName>>,
     }
 
-    /// Where another central server keeps the token. Not yet built.
-    #[expect(dead_code, reason = "not built yet: resolve refuses it")]
+    /// Where another central server keeps the token, which wxgate reads there and does not fetch from WeChat.
     Elsewhere("a table { from = … }") {
         /// The kind of server.
         #[schemars(required)]
         from: ElsewhereKind,
-        /// Its address.
+        /// For redis: redis://, rediss:// (TLS) or unix:. For http: https://; http:// only to loopback.
+        #[schemars(required)]
         url: SecretForm,
-        /// For redis: the key.
+        /// For redis, where it is compulsory: the key. GET, or HGETALL for a hash.
+        #[schemars(length(min = 1))]
         key: String,
         /// For http: headers of the request.
         header: BTreeMap<String, At<SecretForm>>,
-        /// The field of the answer that holds the token.
+        /// The member that holds the token, with dots between nested ones; for a hash it begins with the field. The usual
+        /// names are found without it.
+        #[schemars(length(min = 1))]
         field: String,
     }
 
@@ -291,7 +296,7 @@ words! {
     Platform {
         /// 公众号, 服务号, 小程序, 小游戏, 微信小店.
         Wechat = "wechat",
-        /// 企业微信. Not yet built.
+        /// 企业微信: one account per agent.
         Wecom = "wecom",
         /// 第三方平台. Not yet built.
         Component = "component",
@@ -339,7 +344,6 @@ pub(super) enum TokenForm {
     /// An endpoint of WeChat.
     Kind(TokenKind),
     /// Another central server.
-    #[expect(dead_code, reason = "not built yet: resolve refuses it")]
     Elsewhere(Box<Elsewhere>),
 }
 

@@ -68,7 +68,7 @@ impl Account {
             label: HeaderValue::from_str(settings.name.as_str()).unwrap_or_else(|_| HeaderValue::from_static("?")),
             platform: settings.platform,
             appid: settings.appid.clone(),
-            secret: Some(settings.secret.clone()),
+            secret: settings.secret.clone(),
             keeper,
             metrics,
             api: settings.api.clone(),

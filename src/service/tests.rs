@@ -17,7 +17,7 @@ use super::*;
 use crate::{
     base::{AccountName, Secret},
     token::{
-        self, AccountSettings, Keeper, Kind,
+        self, AccountSettings, Keeper, Origin,
         source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource},
         store::MemoryStore,
     },
@@ -47,8 +47,8 @@ fn keeper() -> (Keeper, Arc<Mint>) {
         name: AccountName::new("shop").unwrap(),
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef".into(),
-        secret: Secret::new("s3cret"),
-        kind: Kind::Stable,
+        secret: Some(Secret::new("s3cret")),
+        origin: Origin::Stable,
         api: Vec::new(),
         hosts: Vec::new(),
     };

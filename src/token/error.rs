@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use super::{kept::Kept, source::FetchError};
+use super::{Kind, kept::Kept, source::FetchError};
 use crate::base::AccountName;
 
 /// No usable token or ticket. `Display` is one sentence that says what to do; it holds no token, secret or URL.
@@ -21,6 +21,8 @@ pub enum Cause {
     Fetch(FetchError),
     /// The day's budget for this kind of call is spent: `classic` or `forced`.
     Budget(&'static str),
+    /// A forced refresh was asked of a kind of token that knows none.
+    CannotForce(Kind),
     /// The first answer is still to come.
     Waiting,
     /// The keeper has ended, because the account was removed or wxgate is stopping.
@@ -67,6 +69,7 @@ impl Cause {
         match self {
             Self::Fetch(error) => error.label(),
             Self::Budget(_) => "budget",
+            Self::CannotForce(_) => "cannot_force",
             Self::Waiting => "waiting",
             Self::Stopped => "stopped",
         }
@@ -75,7 +78,7 @@ impl Cause {
     /// WeChat's own code, if it gave one.
     pub fn errcode(&self) -> Option<i64> {
         match self {
-            Self::Fetch(FetchError::Refused { code, .. } | FetchError::NoTicket { code }) => Some(*code),
+            Self::Fetch(FetchError::Refused { code, .. } | FetchError::NoTicket { code, .. }) => Some(*code),
             _ => None,
         }
     }
@@ -84,8 +87,8 @@ impl Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Fetch(FetchError::Refused { code, ip: Some(ip) }) => {
-                let advice = crate::wechat::codes::token_code(*code).advice;
+            Self::Fetch(FetchError::Refused { platform, code, ip: Some(ip) }) => {
+                let advice = crate::wechat::codes::token_code(*platform, *code).advice;
                 write!(f, "WeChat refused the IP {ip} with errcode {code}: {advice}")
             }
             Self::Fetch(error @ (FetchError::Refused { .. } | FetchError::NoTicket { .. })) => {
@@ -95,6 +98,12 @@ impl fmt::Display for Cause {
             Self::Budget(kind) => write!(
                 f,
                 "today's budget of {kind} fetches is spent or the last one is too recent: find out who makes tokens die, or wait"
+            ),
+            Self::CannotForce(Kind::Elsewhere) => f.write_str(
+                "another server keeps this token, so it cannot be forced from here: have it refreshed there, or ask without force",
+            ),
+            Self::CannotForce(_) => f.write_str(
+                "this token endpoint has no forced refresh and gives the same token until its end: ask without force",
             ),
             Self::Waiting => f.write_str("the token endpoint has not answered yet: try again in a moment"),
             Self::Stopped => f.write_str("the account is being removed or wxgate is stopping: try again in a moment"),
@@ -113,6 +122,7 @@ impl std::error::Error for TokenError {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wechat::api::Platform;
 
     fn error(cause: Cause) -> TokenError {
         TokenError::new(AccountName::new("shop").unwrap(), cause, Duration::from_millis(4200))
@@ -121,7 +131,7 @@ mod tests {
     #[test]
     fn a_refused_address_is_named_with_the_code_and_the_place_to_go() {
         let ip = Some("47.94.148.108".parse().unwrap());
-        let error = error(Cause::Fetch(FetchError::Refused { code: 40164, ip }));
+        let error = error(Cause::Fetch(FetchError::Refused { platform: Platform::Wechat, code: 40164, ip }));
         let text = error.to_string();
         for part in ["shop", "47.94.148.108", "40164", "whitelist"] {
             assert!(text.contains(part), "{part} is not in {text}");
@@ -135,7 +145,10 @@ mod tests {
             Cause::Fetch(FetchError::Connect),
             Cause::Fetch(FetchError::Timeout),
             Cause::Fetch(FetchError::Malformed("no JSON")),
-            Cause::Fetch(FetchError::Refused { code: 40125, ip: None }),
+            Cause::Fetch(FetchError::Refused { platform: Platform::Wechat, code: 40125, ip: None }),
+            Cause::Fetch(FetchError::Phantom),
+            Cause::CannotForce(Kind::Wecom),
+            Cause::CannotForce(Kind::Elsewhere),
             Cause::Budget("classic"),
             Cause::Waiting,
             Cause::Stopped,

@@ -17,6 +17,10 @@ pub(crate) struct Gate {
     futile: u32,
     since: Instant,
     bucket: Bucket,
+    /// Another server keeps the token: looking there again costs WeChat nothing.
+    elsewhere: bool,
+    /// The last look there brought nothing new.
+    in_vain: bool,
 }
 
 /// Why not now.
@@ -29,10 +33,19 @@ pub(crate) enum Denied {
 }
 
 const BACKOFF: Backoff = Backoff { min: Duration::from_secs(30), max: Duration::from_secs(300) };
+/// Between two looks at another server that has nothing new.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
 impl Gate {
+    /// For tokens that wxgate fetches itself.
     pub(crate) fn new(now: Instant) -> Self {
-        Self { accepted: false, futile: 0, since: now, bucket: Bucket::full(now) }
+        Self { accepted: false, futile: 0, since: now, bucket: Bucket::full(now), elsewhere: false, in_vain: false }
+    }
+
+    /// For a token that another server keeps: no budget, and a look at most every three seconds while it has nothing
+    /// new, so that a server that has died costs no look per call.
+    pub(crate) fn elsewhere(now: Instant) -> Self {
+        Self { elsewhere: true, ..Self::new(now) }
     }
 
     /// WeChat took the current token for good.
@@ -50,21 +63,28 @@ impl Gate {
     pub(crate) fn renewed(&mut self, now: Instant, after_rejection: bool) {
         self.futile = if after_rejection && !self.accepted { self.futile.saturating_add(1) } else { 1 };
         self.accepted = false;
+        self.in_vain = false;
         self.since = now;
     }
 
     /// An attempt to replace it changed nothing.
     pub(crate) fn fruitless(&mut self, now: Instant) {
         self.renewed(now, true);
+        self.in_vain = true;
     }
 
     /// Forgets the back-off, because an operator asked for it.
     pub(crate) fn reset(&mut self) {
         self.futile = 0;
+        self.in_vain = false;
     }
 
     /// Asks for one replacement. `suspect` passes the back-off, not the bucket.
     pub(crate) fn ask(&mut self, now: Instant, suspect: bool) -> Result<(), Denied> {
+        if self.elsewhere {
+            let too_soon = self.in_vain && now < self.since + LOOK_AGAIN;
+            return if too_soon { Err(Denied::Backoff) } else { Ok(()) };
+        }
         let pause =
             if self.accepted || suspect || self.futile == 0 { Duration::ZERO } else { BACKOFF.plain(self.futile) };
         if now < self.since + pause {
@@ -107,6 +127,23 @@ mod tests {
             }
         }
         assert_eq!(replaced, [30, 90, 210, 450, 750, 1050]);
+    }
+
+    #[test]
+    fn another_server_is_looked_at_whenever_it_may_have_news_and_every_three_seconds_when_it_has_none() {
+        let now = Instant::now();
+        let mut gate = Gate::elsewhere(now);
+        for _ in 0..100 {
+            assert_eq!(gate.ask(now, false), Ok(()));
+            gate.renewed(now, true);
+        }
+        gate.fruitless(now);
+        gate.accept();
+        assert_eq!(gate.ask(now + secs(2), true), Err(Denied::Backoff));
+        assert_eq!(gate.ask(now + secs(3), false), Ok(()));
+        gate.fruitless(now);
+        gate.reset();
+        assert_eq!(gate.ask(now, false), Ok(()), "an operator has spoken");
     }
 
     #[test]

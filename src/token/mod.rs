@@ -54,21 +54,66 @@ impl Default for Settings {
     }
 }
 
-/// Which endpoint a token comes from. The two kinds are separate at WeChat and are never mixed.
+/// How tokens behave, which is decided by where they come from. Tokens of two kinds are never mixed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// `POST /cgi-bin/stable_token`.
     Stable,
     /// `GET /cgi-bin/token`.
     Classic,
+    /// `GET /cgi-bin/gettoken` of WeCom.
+    Wecom,
+    /// Another central server keeps the token.
+    Elsewhere,
+}
+
+/// Where an account's token comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// See [`Kind::Stable`].
+    Stable,
+    /// See [`Kind::Classic`].
+    Classic,
+    /// See [`Kind::Wecom`].
+    Wecom,
+    /// See [`Kind::Elsewhere`]; and where that is.
+    Elsewhere(source::elsewhere::Settings),
 }
 
 impl Kind {
-    /// The word of the configuration, also used in store keys.
+    /// Every kind there is.
+    pub const ALL: [Self; 4] = [Self::Stable, Self::Classic, Self::Wecom, Self::Elsewhere];
+
+    /// The word that stands for it in stores.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stable => "stable",
             Self::Classic => "classic",
+            Self::Wecom => "wecom",
+            Self::Elsewhere => "elsewhere",
+        }
+    }
+
+    /// Whether wxgate fetches the token from WeChat and is the one that keeps it.
+    pub fn is_ours(self) -> bool {
+        self != Self::Elsewhere
+    }
+
+    /// Whether a token can be replaced that the endpoint would give again: by its forced mode, or because every fetch
+    /// makes another one. WeCom has no such mode (page 91039), and another server's token is not ours to end.
+    pub fn can_force(self) -> bool {
+        matches!(self, Self::Stable | Self::Classic)
+    }
+}
+
+impl Origin {
+    /// How tokens from there behave.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Stable => Kind::Stable,
+            Self::Classic => Kind::Classic,
+            Self::Wecom => Kind::Wecom,
+            Self::Elsewhere(_) => Kind::Elsewhere,
         }
     }
 }
@@ -80,12 +125,12 @@ pub struct AccountSettings {
     pub name: AccountName,
     /// Decides codes and endpoints.
     pub platform: Platform,
-    /// `wx…`.
+    /// `wx…`; on WeCom the corpid, which several accounts may share.
     pub appid: String,
-    /// The AppSecret.
-    pub secret: Secret,
-    /// Which token endpoint.
-    pub kind: Kind,
+    /// The AppSecret, or the secret of a WeCom agent. There is always one unless another server keeps the token.
+    pub secret: Option<Secret>,
+    /// Where the token comes from.
+    pub origin: Origin,
     /// At least one; the rest are for fail-over.
     pub api: Vec<BaseUrl>,
     /// `Host` values that select this account, in lower case.
@@ -93,16 +138,21 @@ pub struct AccountSettings {
 }
 
 impl AccountSettings {
+    /// How its tokens behave.
+    pub fn kind(&self) -> Kind {
+        self.origin.kind()
+    }
+
     /// Whether a keeper that was started with these settings also serves `next`.
     pub fn share_keeper(&self, next: &Self) -> bool {
         // Spelt out, so that a new setting cannot be forgotten here. Who selects the account is none of the keeper's
         // business.
-        let Self { name, platform, appid, secret, kind, api, hosts: _ } = self;
+        let Self { name, platform, appid, secret, origin, api, hosts: _ } = self;
         *name == next.name
             && *platform == next.platform
             && *appid == next.appid
             && *secret == next.secret
-            && *kind == next.kind
+            && *origin == next.origin
             && *api == next.api
     }
 }

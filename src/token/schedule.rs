@@ -13,6 +13,9 @@ pub const LEAST_PAUSE: Duration = Duration::from_secs(5);
 /// The platform replaces a stable token when less than this remains (getStableAccessToken page).
 pub const ROTATION: Duration = Duration::from_secs(300);
 
+/// How often a token is read again that another server keeps and may replace at any time.
+pub const POLL: Duration = Duration::from_secs(60);
+
 const TRANSIENT: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
 const ADDRESS: Backoff = Backoff { min: Duration::from_secs(5), max: Duration::from_secs(300) };
 const LASTING: Backoff = Backoff { min: Duration::from_secs(5), max: Duration::from_secs(600) };
@@ -40,6 +43,13 @@ pub fn ask_for_ticket_again_at(now: Instant, expires: Instant) -> Instant {
     let left = expires.saturating_duration_since(now);
     let pause = if left > MINUTE { left / 2 } else { left + Duration::from_secs(1) };
     now + pause.max(LEAST_PAUSE)
+}
+
+/// When to look again at a token that another server keeps and that ends at `expires`: within a minute, and well before
+/// its end. Chance makes it up to a fifth sooner.
+pub fn poll_at(now: Instant, expires: Instant, chance: f64) -> Instant {
+    let pause = POLL.mul_f64(1.0 - 0.2 * chance.clamp(0.0, 1.0));
+    now + pause.min(expires.saturating_duration_since(now) / 2).max(LEAST_PAUSE)
 }
 
 /// How long a failure is remembered, by its class (`None`: a transient one, of the network for instance) and how many
@@ -101,6 +111,17 @@ mod tests {
             let now = Instant::now();
             let pause = ask_again_at(now, now + secs(left), secs(300), chance) - now;
             prop_assert!((secs(20)..=secs(40)).contains(&pause), "{pause:?}");
+        }
+
+        #[test]
+        fn another_server_is_read_every_minute_and_sooner_when_the_token_ends(
+            left in 0_u64..=7200, chance in 0.0..=1.0_f64,
+        ) {
+            let now = Instant::now();
+            let pause = poll_at(now, now + secs(left), chance) - now;
+            prop_assert!(pause >= LEAST_PAUSE && pause <= POLL, "{pause:?}");
+            prop_assert!(left < 10 || pause <= secs(left) / 2, "{pause:?}");
+            prop_assert!(left < 120 || pause >= secs(48), "{pause:?}");
         }
 
         #[test]

@@ -38,7 +38,7 @@ pub struct TokenCode {
     pub advice: &'static str,
 }
 
-/// The table for the token endpoints. The first match counts; codes outside it get [`Class::Other`].
+/// The table for the token endpoints of the WeChat platform. Codes outside it get [`Class::Other`].
 pub const TOKEN_CODES: &[TokenCode] = &[
     line(-1, Class::Busy, "WeChat is busy: nothing to do, the next attempt follows by itself"),
     line(
@@ -90,11 +90,6 @@ pub const TOKEN_CODES: &[TokenCode] = &[
     line(50004, Class::Frozen, "the account may not use access tokens (punishment): see the notices in its backend"),
     line(50007, Class::Frozen, "the account is frozen: see the notices in its backend"),
     line(
-        60020,
-        Class::Address,
-        "the calling IP is not trusted by the WeCom app: add it to the app's trusted IPs (企业可信IP)",
-    ),
-    line(
         61004,
         Class::Address,
         "the calling IP is not on the third-party platform's whitelist: add it at open.weixin.qq.com",
@@ -116,6 +111,33 @@ pub const TOKEN_CODES: &[TokenCode] = &[
     ),
     line(89506, Class::Approval, "the administrator rejected the calling IP twice: it is banned for 24 hours"),
     line(89507, Class::Approval, "the administrator rejected the calling IP: it is banned for one hour"),
+];
+
+/// The same for WeCom's `cgi-bin/gettoken`, where some numbers have another meaning (WeCom pages 90454, 90455, 91039).
+pub const WECOM_TOKEN_CODES: &[TokenCode] = &[
+    line(-1, Class::Busy, "WeCom is busy: nothing to do, the next attempt follows by itself"),
+    line(
+        40001,
+        Class::Credential,
+        "the agent's secret is wrong: correct the account's secret soon, since repeated errors can have the IP banned",
+    ),
+    line(40013, Class::Credential, "the corpid is invalid: correct the account's appid"),
+    line(41002, Class::Credential, "the corpid is missing: set the account's appid"),
+    line(41004, Class::Credential, "the agent's secret is missing: set the account's secret"),
+    line(
+        45009,
+        Class::Quota,
+        "too many calls of WeCom in this minute or hour: find out who else calls from this IP, or wait",
+    ),
+    line(45033, Class::Minute, "too many calls of WeCom at once: nothing to do, the next attempt follows by itself"),
+    line(48002, Class::Approval, "the agent has no right to call the API: grant it in the console of WeCom"),
+    line(50003, Class::Frozen, "the agent is disabled: enable it in the console of WeCom"),
+    line(
+        60020,
+        Class::Address,
+        "the calling IP is not trusted by the WeCom app: add it to the app's trusted IPs (企业可信IP)",
+    ),
+    line(301_002, Class::Approval, "the agent has no privilege for this: check its rights in the console of WeCom"),
 ];
 
 const UNKNOWN: &str = "wxgate does not know this code: look it up in WeChat's table of return codes";
@@ -193,13 +215,14 @@ const fn line(code: i64, class: Class, advice: &'static str) -> TokenCode {
     TokenCode { code, class, advice }
 }
 
-/// What a refusal by a token endpoint means. Never fails: an unknown code gets [`Class::Other`].
-pub fn token_code(code: i64) -> TokenCode {
-    TOKEN_CODES.iter().find(|line| line.code == code).copied().unwrap_or(TokenCode {
-        code,
-        class: Class::Other,
-        advice: UNKNOWN,
-    })
+/// What a refusal by the platform's token endpoint means. Never fails: an unknown code gets [`Class::Other`].
+pub fn token_code(platform: Platform, code: i64) -> TokenCode {
+    let table = match platform {
+        Platform::Wechat => TOKEN_CODES,
+        Platform::Wecom => WECOM_TOKEN_CODES,
+    };
+    let unknown = TokenCode { code, class: Class::Other, advice: UNKNOWN };
+    table.iter().find(|line| line.code == code).copied().unwrap_or(unknown)
 }
 
 /// Whether a business answer with this code says that the access token is dead: 40001, 40014 and 42001; on WeCom, where
@@ -238,10 +261,12 @@ mod tests {
 
     #[test]
     fn every_token_code_stands_once_has_a_label_and_says_what_to_do() {
-        for (at, line) in TOKEN_CODES.iter().enumerate() {
-            assert!(TOKEN_CODES[..at].iter().all(|other| other.code != line.code), "{} twice", line.code);
-            assert!(known(line.code).is_some(), "{} has no label", line.code);
-            assert!(line.advice.contains(": ") && !line.advice.ends_with('.'), "{}", line.advice);
+        for table in [TOKEN_CODES, WECOM_TOKEN_CODES] {
+            for (at, line) in table.iter().enumerate() {
+                assert!(table[..at].iter().all(|other| other.code != line.code), "{} twice", line.code);
+                assert!(known(line.code).is_some(), "{} has no label", line.code);
+                assert!(line.advice.contains(": ") && !line.advice.ends_with('.'), "{}", line.advice);
+            }
         }
     }
 
@@ -258,8 +283,11 @@ mod tests {
 
     #[test]
     fn an_unknown_refusal_is_remembered_like_a_fatal_one() {
-        assert_eq!(token_code(77_777).class, Class::Other);
-        assert_eq!(token_code(-1).class, Class::Busy);
-        assert_eq!(token_code(40164).class, Class::Address);
+        for platform in [Platform::Wechat, Platform::Wecom] {
+            assert_eq!(token_code(platform, 77_777).class, Class::Other);
+            assert_eq!(token_code(platform, -1).class, Class::Busy);
+        }
+        assert_eq!(token_code(Platform::Wechat, 40164).class, Class::Address);
+        assert_eq!(token_code(Platform::Wecom, 60020).class, Class::Address);
     }
 }

@@ -59,7 +59,7 @@ impl TicketType {
 
 /// What a refusal to give a ticket means, and what to do about it. The codes are those of a business call; where they
 /// mean the same as at the token endpoint, that table speaks.
-pub fn refusal(code: i64) -> (Class, &'static str) {
+pub fn refusal(platform: Platform, code: i64) -> (Class, &'static str) {
     match code {
         40001 | 40014 | 42001 => {
             (Class::Other, "WeChat rejects the access token, also after a refresh: see the account's own errors")
@@ -73,7 +73,7 @@ pub fn refusal(code: i64) -> (Class, &'static str) {
             (Class::Other, "the account may not use tickets: see the interface permissions in its backend at WeChat")
         }
         _ => {
-            let known = codes::token_code(code);
+            let known = codes::token_code(platform, code);
             (known.class, known.advice)
         }
     }
@@ -101,8 +101,11 @@ mod tests {
 
     #[test]
     fn a_refused_token_is_not_mistaken_for_a_wrong_secret() {
-        assert!(!refusal(40001).1.contains("AppSecret"));
-        assert_eq!(refusal(45009).0, Class::Quota);
-        assert_eq!(refusal(40164), (Class::Address, codes::token_code(40164).advice));
+        assert!(!refusal(Platform::Wechat, 40001).1.contains("AppSecret"));
+        assert_eq!(refusal(Platform::Wechat, 45009).0, Class::Quota);
+        assert_eq!(
+            refusal(Platform::Wechat, 40164),
+            (Class::Address, codes::token_code(Platform::Wechat, 40164).advice)
+        );
     }
 }

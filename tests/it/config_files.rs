@@ -96,7 +96,7 @@ fn the_shipped_files_load_without_a_warning() {
         let config = config::load(Some(Path::new(file)), Path::new("."), &shop()).unwrap_or_else(|p| panic!("{p}"));
         assert_eq!(config.warnings, [], "{file}");
         assert_eq!(config.accounts[0].name.as_str(), "shop");
-        assert_eq!(config.accounts[0].secret.expose(), PLANTED);
+        assert_eq!(config.accounts[0].secret.as_ref().unwrap().expose(), PLANTED);
     }
 }
 
@@ -243,7 +243,10 @@ fn without_a_file_two_variables_make_an_account() {
     let environment = variables([("WXGATE_APPID", "wx1"), ("WXGATE_SECRET", PLANTED), ("WXGATE_SERVER__WORKERS", "2")]);
     let config = config::load(None, folder.path(), &environment).unwrap();
     let account = &config.accounts[0];
-    assert_eq!((account.name.as_str(), account.appid.as_str(), account.secret.expose()), ("default", "wx1", PLANTED));
+    assert_eq!(
+        (account.name.as_str(), account.appid.as_str(), account.secret.as_ref().unwrap().expose()),
+        ("default", "wx1", PLANTED)
+    );
     assert_eq!((config.accounts.len(), config.proxy.workers), (1, 2));
     assert_eq!(config.store, wxgate::token::store::Settings::File { path: folder.path().join("wxgate-state") });
     assert_eq!(config.warnings, []);
@@ -278,7 +281,7 @@ fn the_default_file_is_found_and_its_paths_start_from_its_folder() {
                 appid = \"wx1\"\nsecret = { file = \"shop.secret\" }\n";
     fs::write(config_dir.join("wxgate.toml"), file).unwrap();
     let config = config::load(None, folder.path(), &Variables::new()).unwrap();
-    assert_eq!(config.accounts[0].secret.expose(), "from-file");
+    assert_eq!(config.accounts[0].secret.as_ref().unwrap().expose(), "from-file");
     assert_eq!(config.store, wxgate::token::store::Settings::File { path: config_dir.join("state") });
     assert_eq!(config.proxy.listen[0].to_string(), format!("unix:{}", config_dir.join("gate.sock").display()));
 }
@@ -319,13 +322,13 @@ fn accounts_get_what_they_say() {
     );
     let config = parse(&file, &shop()).unwrap();
     let account = &config.accounts[0];
-    assert_eq!(account.kind, wxgate::token::Kind::Classic);
+    assert_eq!(account.kind(), wxgate::token::Kind::Classic);
     assert_eq!(account.hosts, ["shop.wx.internal"]);
     let api: Vec<String> = account.api.iter().map(ToString::to_string).collect();
     assert_eq!(api, ["https://api2.weixin.qq.com", "http://127.0.0.1:9"]);
     let default = parse(&self::account(""), &shop()).unwrap();
     assert_eq!(default.accounts[0].api[0].to_string(), "https://api.weixin.qq.com");
-    assert_eq!(default.accounts[0].kind, wxgate::token::Kind::Stable);
+    assert_eq!(default.accounts[0].kind(), wxgate::token::Kind::Stable);
 }
 
 #[test]

@@ -63,8 +63,14 @@ const REVEALERS: &[&str] = &[
     // The AppSecret into a token call.
     "token/source/classic.rs",
     "token/source/stable.rs",
+    "token/source/wecom.rs",
     // The token into a call for a ticket.
     "token/source/ticket.rs",
+    // The token into a probe.
+    "token/source/endpoint.rs",
+    // Address, password and key of another server, the rejected token to another wxgate.
+    "token/source/elsewhere/http.rs",
+    "token/source/elsewhere/redis.rs",
     // The token into the store.
     "token/store/codec.rs",
     // Percent-encodes a token once, for all calls.

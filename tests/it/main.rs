@@ -57,4 +57,5 @@ mod token_life;
 mod token_tools;
 mod upstream_faults;
 mod upstream_tls;
+mod wecom;
 mod wire;

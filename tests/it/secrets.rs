@@ -362,7 +362,7 @@ fn no_settings_show_a_secret_when_they_are_formatted() {
             .into();
     let config =
         config::parse(text, folder.path(), "wxgate.toml", &variables).unwrap_or_else(|problems| panic!("{problems}"));
-    assert_eq!(config.accounts[0].secret.expose(), APP_SECRET);
+    assert_eq!(config.accounts[0].secret.as_ref().unwrap().expose(), APP_SECRET);
     let mut sinks = BTreeMap::new();
     let egress = &config.proxy.upstream.egress;
     assert_eq!(egress.proxy.as_ref().and_then(|p| p.credentials.as_ref()).map(|c| c.expose()), Some(EGRESS));

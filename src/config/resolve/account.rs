@@ -1,4 +1,4 @@
-//! `[[account]]` and `default_account`.
+//! `[[account]]` and `default_account`, but for tokens that another server keeps.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,12 +6,17 @@ use crate::{
     base::AccountName,
     config::{problem::Place, raw, read::At, secret::Context},
     net::address::BaseUrl,
-    token::{AccountSettings, Kind},
+    token::{AccountSettings, Origin},
     wechat::api::Platform,
 };
 
-/// Where WeChat's API stands.
-const WECHAT_API: &str = "https://api.weixin.qq.com";
+/// Where the platform's API stands.
+const fn api_of(platform: Platform) -> &'static str {
+    match platform {
+        Platform::Wechat => "https://api.weixin.qq.com",
+        Platform::Wecom => "https://qyapi.weixin.qq.com",
+    }
+}
 
 impl Context<'_> {
     /// One entry per account of the file; `None` for one that is wrong.
@@ -52,7 +57,7 @@ impl Context<'_> {
 
     fn unique(&mut self, accounts: &[At<raw::Account>]) {
         let mut names = HashMap::new();
-        let mut appids: BTreeMap<&str, &str> = BTreeMap::new();
+        let mut appids: BTreeMap<&str, (&str, bool)> = BTreeMap::new();
         let mut hosts: HashMap<&str, &str> = HashMap::new();
         for account in accounts {
             if let Some(name) = &account.value.name
@@ -60,8 +65,12 @@ impl Context<'_> {
             {
                 self.report.problem(&name.place, format!("is the name of {first} already"));
             }
+            let is_wecom =
+                account.value.platform.as_ref().is_some_and(|platform| platform.value == raw::Platform::Wecom);
+            // Several agents of one corp are the rule, not a mistake.
             if let Some(appid) = &account.value.appid
-                && let Some(first) = appids.insert(&appid.value.0, &account.place.path)
+                && let Some((first, first_is_wecom)) = appids.insert(&appid.value.0, (&account.place.path, is_wecom))
+                && !(is_wecom && first_is_wecom)
             {
                 let message = format!("is the appid of {first} too: only their names can tell the two apart");
                 self.report.warning(&appid.place, message);
@@ -75,54 +84,60 @@ impl Context<'_> {
     }
 
     fn account(&mut self, At { value: raw, place }: At<raw::Account>) -> Option<AccountSettings> {
-        if let Some(platform) = &raw.platform
-            && platform.value != raw::Platform::Wechat
-        {
-            let what = match platform.value {
-                raw::Platform::Wecom => "wecom (企业微信) is",
-                _ => "component (第三方平台) is",
-            };
-            self.not_built(&platform.place, what, "remove the account");
-            return None;
-        }
+        let platform = match raw.platform.as_ref().map(|platform| (platform.value, &platform.place)) {
+            None | Some((raw::Platform::Wechat, _)) => Platform::Wechat,
+            Some((raw::Platform::Wecom, _)) => Platform::Wecom,
+            Some((raw::Platform::Component, place)) => {
+                self.not_built(place, "component (第三方平台) is", "remove the account");
+                return None;
+            }
+        };
         if raw.name.is_none() {
             self.missing(&place.child("name"), "must be set: what the account is called here, such as \"shop\"");
         }
         if raw.appid.is_none() {
             self.missing(&place.child("appid"), "must be set: the appid, such as \"wx0123456789abcdef\"");
         }
-        let kind = self.kind(raw.token.as_ref());
         let elsewhere = matches!(&raw.token, Some(At { value: raw::TokenForm::Elsewhere(_), .. }));
+        let origin = self.origin(raw.token, platform);
         if raw.secret.is_none() && !elsewhere {
             self.missing(&place.child("secret"), "must be set: { env = \"NAME\" } or { file = \"path\" }");
         }
+        // A secret that is given and cannot be found is a mistake in any case; it has been reported then.
         let secret = raw.secret.and_then(|form| self.secret(&form));
-        let api = self.api(raw.api);
+        let api = self.api(raw.api, platform);
         let hosts = raw.hosts.map(|hosts| hosts.value.into_iter().map(|host| host.value.0).collect());
         Some(AccountSettings {
             name: raw.name?.value,
-            platform: Platform::Wechat,
+            platform,
             appid: raw.appid?.value.0,
-            secret: secret?,
-            kind: kind?,
+            secret,
+            origin: origin?,
             api: api?,
             hosts: hosts.unwrap_or_default(),
         })
     }
 
-    fn kind(&mut self, raw: Option<&At<raw::TokenForm>>) -> Option<Kind> {
-        match raw.map(|at| (&at.value, &at.place)) {
-            None | Some((raw::TokenForm::Kind(raw::TokenKind::Stable), _)) => Some(Kind::Stable),
-            Some((raw::TokenForm::Kind(raw::TokenKind::Classic), _)) => Some(Kind::Classic),
-            Some((raw::TokenForm::Elsewhere(_), place)) => {
-                self.not_built(place, "tokens kept by another server are", "use \"stable\" or \"classic\"");
+    fn origin(&mut self, raw: Option<At<raw::TokenForm>>, platform: Platform) -> Option<Origin> {
+        let Some(At { value, place }) = raw else {
+            return Some(match platform {
+                Platform::Wechat => Origin::Stable,
+                Platform::Wecom => Origin::Wecom,
+            });
+        };
+        match (value, platform) {
+            (raw::TokenForm::Elsewhere(form), _) => self.elsewhere(*form, &place).map(Origin::Elsewhere),
+            (raw::TokenForm::Kind(raw::TokenKind::Stable), Platform::Wechat) => Some(Origin::Stable),
+            (raw::TokenForm::Kind(raw::TokenKind::Classic), Platform::Wechat) => Some(Origin::Classic),
+            (raw::TokenForm::Kind(_), Platform::Wecom) => {
+                self.report.problem(&place, "wecom has one token endpoint only: remove the key");
                 None
             }
         }
     }
 
-    fn api(&mut self, raw: Option<At<Vec<At<BaseUrl>>>>) -> Option<Vec<BaseUrl>> {
-        let Some(raw) = raw else { return WECHAT_API.parse().ok().map(|url| vec![url]) };
+    fn api(&mut self, raw: Option<At<Vec<At<BaseUrl>>>>, platform: Platform) -> Option<Vec<BaseUrl>> {
+        let Some(raw) = raw else { return api_of(platform).parse().ok().map(|url| vec![url]) };
         if raw.value.is_empty() {
             self.report.problem(&raw.place, "at least one base URL is needed, such as \"https://api.weixin.qq.com\"");
         }

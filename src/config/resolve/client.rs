@@ -172,7 +172,12 @@ impl Context<'_> {
             }
             KeyDigest::of(key)
         };
-        if accounts.iter().flatten().any(|account| KeyDigest::of(account.secret.expose()).matches(&digest)) {
+        if accounts
+            .iter()
+            .flatten()
+            .filter_map(|account| account.secret.as_ref())
+            .any(|secret| KeyDigest::of(secret.expose()).matches(&digest))
+        {
             let message = "is an account's AppSecret, with which the caller can get tokens from WeChat past wxgate: give it \
                            a key of its own";
             self.report.warning(&form.place, message);

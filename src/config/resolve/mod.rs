@@ -5,6 +5,7 @@
 
 mod account;
 mod client;
+mod elsewhere;
 mod server;
 
 use std::path::PathBuf;

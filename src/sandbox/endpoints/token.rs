@@ -183,9 +183,10 @@ fn token_error(call: Call<'_>, code: i64) -> Answer {
 
 fn wecom_error(call: Call<'_>, code: i64) -> Answer {
     let text = match code {
-        40001 => "invalid credential".to_owned(),
-        40013 => "invalid corpid".to_owned(),
-        _ => "corpsecret missing".to_owned(),
+        40001 => "invalid credential",
+        40013 => "invalid corpid",
+        41004 => "corpsecret missing",
+        _ => "api freq out of limit",
     };
     let rid = call.shared.state.rid();
     let more = format!("from ip: {SEEN_IP}, more info at https://open.work.weixin.qq.com/devtool/query?e={code}");

@@ -32,6 +32,8 @@ pub(super) enum Trigger {
     Forced,
     /// A person wants it.
     Operator,
+    /// It is time to look at a token that another server keeps. Costs nothing at WeChat.
+    Poll,
 }
 
 /// A refresh under way.
@@ -72,6 +74,7 @@ impl Trigger {
             Self::Rejected => "rejected",
             Self::Forced => "forced",
             Self::Operator => "operator",
+            Self::Poll => "poll",
         }
     }
 
@@ -82,20 +85,24 @@ impl Trigger {
 }
 
 impl Flight {
-    /// Asks the source, after what it spends is on record (`noted`).
+    /// Asks the source, after what it spends is on record (`noted`); for another token than `rejected`, if there is one.
     pub(super) fn fetch(
-        trigger: Trigger,
-        mode: Mode,
+        (trigger, mode): (Trigger, Mode),
         source: Arc<dyn TokenSource>,
         limit: Duration,
         noted: Option<Ticket>,
+        rejected: Option<Secret>,
     ) -> Self {
         let step = tokio::spawn(async move {
             if let Some(ticket) = noted {
                 ticket.tried(SPENT_WAIT).await;
             }
             let sent = Instant::now();
-            let result = timeout(limit + GRACE, source.fetch(mode)).await.unwrap_or(Err(FetchError::Timeout));
+            let asked = match &rejected {
+                Some(rejected) => source.fetch_past(rejected),
+                None => source.fetch(mode),
+            };
+            let result = timeout(limit + GRACE, asked).await.unwrap_or(Err(FetchError::Timeout));
             Landed::Fetched { sent, result }
         });
         Self { trigger, mode, begun: Instant::now(), step, kind: Kind::Fetch }

@@ -22,7 +22,7 @@ use crate::token::{
     error::{Cause, TokenError},
     schedule,
     source::{FetchError, Fetched, Mode, Probe},
-    store::{Record, StoredToken},
+    store::Record,
     value::Token,
 };
 
@@ -73,7 +73,7 @@ impl Task {
         let generation = Generation(self.record.generation.0 + 1);
         let token = Token::new(generation, fetched.token, sent, expires);
         self.record.generation = generation;
-        self.record.token = Some(StoredToken::of(&token, self.chance.clock));
+        self.record.token = self.to_store(&token);
         self.flight = Some(flight.store(token, self.save()));
     }
 
@@ -89,9 +89,7 @@ impl Task {
             self.take_over(token);
         } else {
             let now = Instant::now();
-            let lifetime = token.expires().saturating_duration_since(token.sent());
-            let (before, chance) = (self.settings.refresh_before, (self.chance.jitter)());
-            self.next_attempt = schedule::refresh_at(now, token.expires(), lifetime, before, chance);
+            self.next_attempt = self.due(now, &token);
             self.note_acceptance();
             self.gate.renewed(now, after_rejection);
             self.welcome = false;
@@ -116,20 +114,29 @@ impl Task {
     /// WeChat gave the token that is already here. No failure by itself; after a rejection it needs a closer look.
     fn on_same_token(&mut self, flight: &Flight, same: Token) {
         let now = Instant::now();
-        let before = self.settings.refresh_before;
-        self.next_attempt = if self.is_ticket() {
-            schedule::ask_for_ticket_again_at(now, same.expires())
+        if self.is_ticket() {
+            self.next_attempt = schedule::ask_for_ticket_again_at(now, same.expires());
+            self.record.token = self.to_store(&same);
+            self.save();
+        } else if self.account.kind().is_ours() {
+            let before = self.settings.refresh_before;
+            self.next_attempt = schedule::ask_again_at(now, same.expires(), before, (self.chance.jitter)());
+            self.record.token = self.to_store(&same);
+            self.save();
         } else {
-            schedule::ask_again_at(now, same.expires(), before, (self.chance.jitter)())
-        };
-        self.record.token = Some(StoredToken::of(&same, self.chance.clock));
-        self.save();
+            self.next_attempt = self.due(now, &same);
+        }
         self.show(Arc::new(same));
         self.answer_operators(flight, false);
-        if self.waiters.is_empty() {
-            return;
+        if !self.waiters.is_empty() {
+            self.weigh_same_token(flight, now);
         }
-        if self.account.kind == Kind::Classic {
+    }
+
+    /// The rejected token is all there is: is it dead, or does a path lie?
+    fn weigh_same_token(&mut self, flight: &Flight, now: Instant) {
+        let kind = self.account.kind();
+        if kind == Kind::Classic {
             self.fruitless(GiveBackReason::SameToken);
         } else if flight.mode == Mode::Forced {
             self.dead = true;
@@ -141,7 +148,12 @@ impl Task {
             let admitted = if flight.trigger == Trigger::Rejected { Ok(()) } else { self.gate.ask(now, false) };
             match admitted {
                 Err(denied) => self.give_back(reason(denied)),
-                Ok(()) => self.probe(flight),
+                Ok(()) if kind.is_ours() => self.probe(flight),
+                Ok(()) if flight.trigger == Trigger::Rejected => self.fruitless(GiveBackReason::SameToken),
+                // A look that began before the rejection says nothing of what the other server did about it.
+                Ok(()) => {
+                    let _ = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper);
+                }
             }
         }
     }
@@ -160,6 +172,14 @@ impl Task {
                 self.convict();
             }
             Probe::Unknown => self.fruitless(GiveBackReason::SameToken),
+            Probe::Stale if !self.account.kind().can_force() => {
+                tracing::error!(
+                    account = %self.account.name,
+                    "WeCom rejects the token and gives no other: wait for its end, or reset the agent's secret"
+                );
+                self.dead = true;
+                self.fruitless(GiveBackReason::SameToken);
+            }
             Probe::Stale => {
                 if self.begin(Trigger::Forced, Mode::Forced, Forcer::Keeper).is_err() {
                     tracing::error!(
@@ -234,11 +254,14 @@ impl Task {
     /// The token that is being replaced was good once and should have lived on: somebody else fetches for this account.
     /// One such death may have an honest reason, so each counts only when the next one follows.
     fn look_for_conflict(&mut self, flight: &Flight) {
+        let kind = self.account.kind();
+        if !kind.is_ours() {
+            return;
+        }
         let now = Instant::now();
         let accepted_lately = self.note_acceptance();
         let Some(current) = &self.current else { return };
-        let by_itself =
-            flight.trigger.is_passive() || self.account.kind == Kind::Stable && flight.trigger == Trigger::Timer;
+        let by_itself = flight.trigger.is_passive() || kind == Kind::Stable && flight.trigger == Trigger::Timer;
         let early = current.expires_in() > schedule::ROTATION && self.welcome && by_itself;
         if !early || flight.trigger.is_passive() && accepted_lately {
             return;
@@ -251,10 +274,15 @@ impl Task {
         self.metrics.conflict();
         if self.warned_of_conflict.is_none_or(|at| now - at >= CONFLICT_QUIET) {
             self.warned_of_conflict = Some(now);
+            let advice = match kind {
+                Kind::Wecom => "look whether somebody changes the agent in the console of WeCom",
+                _ => {
+                    "somebody else fetches tokens for this appid. Let that program ask wxgate, and keep token = \"stable\""
+                }
+            };
             tracing::warn!(
                 account = %self.account.name, appid = %self.account.appid, conflicts = self.conflicts,
-                "tokens of this account die long before their time: somebody else fetches tokens for this appid. Let \
-                 that program ask wxgate, and keep token = \"stable\""
+                "tokens of this account die long before their time: {advice}"
             );
         }
     }
@@ -262,7 +290,7 @@ impl Task {
     fn answer_operators(&mut self, flight: &Flight, refreshed: bool) {
         let Some(token) = &self.current else { return };
         let answer = Refreshed { refreshed, generation: token.generation(), expires_in: token.expires_in() };
-        let forced = flight.mode == Mode::Forced || self.account.kind == Kind::Classic;
+        let forced = flight.mode == Mode::Forced || self.account.kind() == Kind::Classic;
         for operator in self.operators.extract_if(.., |operator| forced || !operator.force) {
             let _ = operator.reply.send(Ok(answer));
         }

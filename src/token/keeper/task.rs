@@ -95,6 +95,7 @@ impl Task {
     ) -> Self {
         let identity = Identity::of(&account);
         let now = Instant::now();
+        let gate = if account.kind().is_ours() { Gate::new(now) } else { Gate::elsewhere(now) };
         Self {
             account,
             settings,
@@ -106,7 +107,7 @@ impl Task {
             publish,
             record: Record { identity, generation: Generation(0), token: None, budget: Budget::default() },
             current: None,
-            gate: Gate::new(now),
+            gate,
             paths: Paths::default(),
             fault: None,
             alarm: Alarm::Quiet,
@@ -161,15 +162,28 @@ impl Task {
     /// Installs a token that came from a store, which counts as accepted.
     pub(super) fn take_over(&mut self, token: Token) {
         let now = Instant::now();
-        let lifetime = token.expires().saturating_duration_since(token.sent());
-        let before = self.settings.refresh_before;
-        self.next_attempt = schedule::refresh_at(now, token.expires(), lifetime, before, (self.chance.jitter)());
+        self.next_attempt = self.due(now, &token);
         self.record.generation = token.generation();
-        self.record.token = Some(StoredToken::of(&token, self.chance.clock));
+        self.record.token = self.to_store(&token);
         self.show(Arc::new(token));
         self.gate.renewed(now, false);
         self.gate.accept();
         self.welcome = true;
+    }
+
+    /// When a token that is new here is to be replaced, or looked at again.
+    pub(super) fn due(&self, now: Instant, token: &Token) -> Instant {
+        let chance = (self.chance.jitter)();
+        if !self.account.kind().is_ours() {
+            return schedule::poll_at(now, token.expires(), chance);
+        }
+        let lifetime = token.expires().saturating_duration_since(token.sent());
+        schedule::refresh_at(now, token.expires(), lifetime, self.settings.refresh_before, chance)
+    }
+
+    /// What the store is to hold of a token: nothing of one that another server keeps, where it is read anew.
+    pub(super) fn to_store(&self, token: &Token) -> Option<StoredToken> {
+        self.account.kind().is_ours().then(|| StoredToken::of(token, self.chance.clock))
     }
 
     fn may_set_out(&self) -> bool {
@@ -180,6 +194,10 @@ impl Task {
         match command {
             Command::Rejected { generation, path, reply } => self.on_rejected(generation, path, reply),
             Command::ReplayWasStale { generation, path } => self.on_replay_was_stale(generation, &path),
+            Command::Operator { force: true, reply } if !self.account.kind().can_force() => {
+                let cause = Cause::CannotForce(self.account.kind());
+                let _ = reply.send(Err(TokenError::new(self.account.name.clone(), cause, Duration::ZERO)));
+            }
             Command::Operator { force, reply } => {
                 // What is known stays known until WeChat has spoken again; it only delays nothing any more.
                 if let Some(fault) = &mut self.fault {
@@ -205,6 +223,7 @@ impl Task {
         let trigger = match (&self.current, self.waiters.is_empty()) {
             (_, false) => Trigger::Rejected,
             (None, true) => Trigger::Start,
+            (Some(_), true) if !self.account.kind().is_ours() => Trigger::Poll,
             (Some(_), true) => Trigger::Timer,
         };
         if let Err((kind, Exhausted(after))) = self.begin(trigger, Mode::Normal, Forcer::Keeper) {
@@ -283,15 +302,17 @@ impl Task {
         let wall = self.chance.clock.now_ms();
         let ticket = self.is_ticket();
         let budget = &mut self.record.budget;
-        let spent = match (self.account.kind, mode) {
+        let spent = match (self.account.kind(), mode) {
             _ if ticket => false,
             (Kind::Classic, _) => budget.spend_classic(wall).map_err(|e| ("classic", e)).map(|()| true)?,
             (Kind::Stable, Mode::Forced) => budget.spend_forced(wall, who).map_err(|e| ("forced", e)).map(|()| true)?,
-            (Kind::Stable, Mode::Normal) => false,
+            (Kind::Stable, Mode::Normal) | (Kind::Wecom | Kind::Elsewhere, _) => false,
         };
         let ticket = spent.then(|| self.save());
         let source = Arc::clone(&self.source);
-        self.flight = Some(Flight::fetch(trigger, mode, source, self.settings.fetch_timeout, ticket));
+        let current = self.current.as_ref().filter(|_| trigger == Trigger::Rejected);
+        let rejected = current.map(|token| token.secret().clone());
+        self.flight = Some(Flight::fetch((trigger, mode), source, self.settings.fetch_timeout, ticket, rejected));
         Ok(())
     }
 
@@ -343,9 +364,9 @@ impl Task {
     pub(super) fn publish(&self) {
         let wall = self.chance.clock.now_ms();
         let counted = !self.is_ticket();
-        let classic = self.account.kind == Kind::Classic;
-        let classic_left = (classic && counted).then(|| self.record.budget.classic_left(wall));
-        let forced_left = (!classic && counted).then(|| self.record.budget.forced_left(wall));
+        let of = |kind: Kind| (counted && self.account.kind() == kind).then_some(&self.record.budget);
+        let classic_left = of(Kind::Classic).map(|budget| budget.classic_left(wall));
+        let forced_left = of(Kind::Stable).map(|budget| budget.forced_left(wall));
         for (kind, left) in [("classic", classic_left), ("forced", forced_left)] {
             if let Some(left) = left.filter(|_| !self.retired) {
                 self.metrics.budget(kind, left);

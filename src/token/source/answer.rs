@@ -7,13 +7,18 @@ use serde_json::Value;
 use super::{FetchError, Fetched, Probe};
 use crate::{
     base::Secret,
-    wechat::{api::Platform, codes},
+    wechat::{
+        api::Platform,
+        codes::{self, Class},
+    },
 };
 
 /// Tokens are documented with up to 512 bytes; four times that is still believed.
 const MOST_TOKEN_BYTES: usize = 2048;
 /// The longest lifetime that WeChat documents. Above it the answer is capped.
 const MOST_SECONDS: u64 = 7200;
+/// What the placeholders begin with that a wxgate hands to its own callers (contract of phantom tokens).
+const PHANTOM: &str = "wxg1_";
 
 /// What an answer gives, and how its faults are called.
 struct Field {
@@ -27,35 +32,47 @@ const TOKEN: Field =
 const TICKET: Field = Field { name: "ticket", missing: "no ticket", impossible: "an empty or impossible ticket" };
 
 /// The verdict on a token endpoint's answer.
-pub(super) fn token(status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
-    credential(&TOKEN, status, body)
+pub(super) fn token(platform: Platform, status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
+    credential(&TOKEN, platform, status, body)
 }
 
 /// The verdict on the answer to a call for a ticket.
-pub(super) fn ticket(status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
-    credential(&TICKET, status, body)
+pub(super) fn ticket(platform: Platform, status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
+    credential(&TICKET, platform, status, body)
 }
 
-fn credential(field: &Field, status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
+fn credential(field: &Field, platform: Platform, status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
     if (300..400).contains(&status) {
         return Err(FetchError::Redirect);
     }
     let answer = serde_json::from_slice::<Value>(body);
     if let Some(code) = answer.as_ref().ok().and_then(errcode).filter(|code| *code != 0) {
         let message = answer.as_ref().ok().and_then(|a| a.get("errmsg")).and_then(Value::as_str).unwrap_or_default();
-        return Err(FetchError::Refused { code, ip: echoed_ip(message) });
+        // WeCom names the address with every error; it matters only where the address is what is wrong.
+        let about_address = matches!(codes::token_code(platform, code).class, Class::Address | Class::Approval);
+        let ip = if about_address { echoed_ip(message) } else { None };
+        return Err(FetchError::Refused { platform, code, ip });
     }
     if status != 200 {
         return Err(FetchError::Status(status));
     }
     let answer = answer.map_err(|_| FetchError::Malformed("no JSON"))?;
     let token = answer.get(field.name).and_then(Value::as_str).ok_or(FetchError::Malformed(field.missing))?;
-    if token.is_empty() || token.len() > MOST_TOKEN_BYTES || token.chars().any(char::is_control) {
-        return Err(FetchError::Malformed(field.impossible));
-    }
+    possible(token, field.impossible)?;
     let seconds =
         answer.get("expires_in").and_then(seconds).ok_or(FetchError::Malformed("an impossible expires_in"))?;
     Ok(Fetched { token: Secret::new(token), expires_in: Duration::from_secs(seconds) })
+}
+
+/// Whether this can be an access token: 1 to 2048 bytes without control characters, and no placeholder.
+pub(super) fn possible(token: &str, otherwise: &'static str) -> Result<(), FetchError> {
+    if token.starts_with(PHANTOM) {
+        return Err(FetchError::Phantom);
+    }
+    if token.is_empty() || token.len() > MOST_TOKEN_BYTES || token.chars().any(char::is_control) {
+        return Err(FetchError::Malformed(otherwise));
+    }
+    Ok(())
 }
 
 /// The verdict on the answer to a probe.
@@ -118,7 +135,7 @@ mod tests {
     use super::*;
 
     fn read(body: &str) -> Result<(String, u64), FetchError> {
-        token(200, body.as_bytes()).map(|f| (f.token.expose().to_owned(), f.expires_in.as_secs()))
+        token(Platform::Wechat, 200, body.as_bytes()).map(|f| (f.token.expose().to_owned(), f.expires_in.as_secs()))
     }
 
     fn expires_in(text: &str) -> Option<u64> {
@@ -162,12 +179,41 @@ mod tests {
 
     #[test]
     fn an_empty_ticket_is_no_ticket() {
-        let read = |body: &str| ticket(200, body.as_bytes()).map(|f| f.token.expose().to_owned());
+        let read = |body: &str| ticket(Platform::Wechat, 200, body.as_bytes()).map(|f| f.token.expose().to_owned());
         assert_eq!(read(r#"{"errcode":0,"errmsg":"ok","ticket":"kg","expires_in":7200}"#).unwrap(), "kg");
         let empty = FetchError::Malformed("an empty or impossible ticket");
         assert_eq!(read(r#"{"errcode":0,"ticket":"","expires_in":7200}"#).unwrap_err(), empty);
         assert_eq!(read(r#"{"errcode":0,"expires_in":7200}"#).unwrap_err(), FetchError::Malformed("no ticket"));
-        assert_eq!(read(r#"{"errcode":42001}"#).unwrap_err(), FetchError::Refused { code: 42001, ip: None });
+        assert_eq!(
+            read(r#"{"errcode":42001}"#).unwrap_err(),
+            FetchError::Refused { platform: Platform::Wechat, code: 42001, ip: None }
+        );
+    }
+
+    #[test]
+    fn a_placeholder_of_another_wxgate_is_no_token() {
+        let error = read(r#"{"access_token":"wxg1_abc","expires_in":7200}"#).unwrap_err();
+        assert_eq!((error, error.is_transient(), error.label()), (FetchError::Phantom, false, "phantom"));
+        assert!(error.to_string().contains("upstream.resolve"), "{error}");
+        assert!(read(r#"{"access_token":"wxg2_abc","expires_in":7200}"#).is_ok());
+    }
+
+    #[test]
+    fn wecom_names_the_address_with_every_error_and_only_one_is_about_it() {
+        let refused = |code: i64, words: &str| {
+            let text = format!(
+                "{words}, hint: [1576065934_28_x], from ip: 9.30.0.138, more info at https://open.work.weixin.qq.com/devtool/query?e={code}"
+            );
+            let body = serde_json::json!({"errcode": code, "errmsg": text}).to_string();
+            token(Platform::Wecom, 200, body.as_bytes()).unwrap_err()
+        };
+        let untrusted = refused(60020, "not allow to access from your ip");
+        let ip = Some("9.30.0.138".parse().unwrap());
+        assert_eq!(untrusted, FetchError::Refused { platform: Platform::Wecom, code: 60020, ip });
+        let bad_secret = refused(40001, "invalid credential");
+        assert_eq!(bad_secret, FetchError::Refused { platform: Platform::Wecom, code: 40001, ip: None });
+        assert_eq!(bad_secret.class(), Some(Class::Credential));
+        assert!(bad_secret.to_string().contains("agent"), "{bad_secret}");
     }
 
     #[test]
@@ -178,12 +224,9 @@ mod tests {
             r#"{"errcode":40013.0}"#,
             r#"{"errcode":40013,"access_token":"t","expires_in":7200}"#,
         ] {
-            assert_eq!(read(body).unwrap_err(), FetchError::Refused { code: 40013, ip: None }, "{body}");
-            assert_eq!(
-                token(500, body.as_bytes()).unwrap_err(),
-                FetchError::Refused { code: 40013, ip: None },
-                "{body}"
-            );
+            let refused = FetchError::Refused { platform: Platform::Wechat, code: 40013, ip: None };
+            assert_eq!(read(body).unwrap_err(), refused, "{body}");
+            assert_eq!(token(Platform::Wechat, 500, body.as_bytes()).unwrap_err(), refused, "{body}");
         }
         assert!(read(r#"{"errcode":0,"errmsg":"ok","access_token":"t","expires_in":7200}"#).is_ok(), "WeCom's form");
     }
@@ -228,8 +271,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_body_panics(status in 100_u16..600, body in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = token(status, &body);
-            let _ = ticket(status, &body);
+            let _ = token(Platform::Wechat, status, &body);
+            let _ = ticket(Platform::Wecom, status, &body);
             let _ = probe(Platform::Wechat, status, &body);
             let _ = echoed_ip(&String::from_utf8_lossy(&body));
         }

@@ -1,11 +1,13 @@
 //! The HTTP client of the token endpoints: small, patient for one call only, and silent about what it carries.
 //!
-//! It goes out by the same way as the proxied requests do, follows no redirect, reads no proxy from the environment and
-//! hands out no foreign error, since those may hold a URL with a secret in it.
+//! It goes out by the same way as the proxied requests do, and directly to a server that keeps a token. It follows no
+//! redirect, reads no proxy from the environment and hands out no foreign error, since those may hold a URL with a
+//! secret in it.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use reqwest::{Client, Proxy, RequestBuilder, Response, redirect};
+use reqwest::{Client, ClientBuilder, Proxy, RequestBuilder, Response, redirect};
+use rustls::ClientConfig;
 
 use super::FetchError;
 use crate::net::{
@@ -17,6 +19,9 @@ use crate::net::{
 #[derive(Debug, Clone)]
 pub struct TokenClient {
     http: Client,
+    /// Without the egress proxy and the source address that WeChat wants to see.
+    direct: Client,
+    tls: Arc<ClientConfig>,
     timeout: Duration,
 }
 
@@ -44,22 +49,8 @@ impl TokenClient {
     /// When the roots cannot be loaded or a setting is unusable.
     pub fn new(egress: &Egress, timeout: Duration) -> Result<Self, ClientError> {
         let tls = egress.tls()?;
-        let mut builder = Client::builder()
-            .tls_backend_preconfigured((*tls).clone())
-            .http1_only()
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            .user_agent(concat!("wxgate/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(egress.connect_timeout)
-            // WeChat closes idle connections at about 20 s, and fetches are an hour apart: nothing is worth keeping.
-            .pool_max_idle_per_host(1)
-            .pool_idle_timeout(Duration::from_secs(5))
-            .local_address(egress.local_address);
-        for (host, addresses) in &egress.resolve {
-            let addresses: Vec<_> = addresses.iter().map(|ip| SocketAddr::new(*ip, 0)).collect();
-            builder = builder.resolve_to_addrs(host, &addresses);
-        }
+        let direct = plain(egress, &tls).build().map_err(|_| ClientError::Build)?;
+        let mut builder = plain(egress, &tls).local_address(egress.local_address);
         if let Some(proxy) = &egress.proxy {
             // Only https leaves this machine, so only https takes the proxy.
             let authority = BaseUrl { tls: false, host: proxy.host.clone(), port: proxy.port }.authority();
@@ -69,7 +60,7 @@ impl TokenClient {
             }
             builder = builder.proxy(rule);
         }
-        Ok(Self { http: builder.build().map_err(|_| ClientError::Build)?, timeout })
+        Ok(Self { http: builder.build().map_err(|_| ClientError::Build)?, direct, tls, timeout })
     }
 
     /// The same way out with another limit for a call.
@@ -77,6 +68,33 @@ impl TokenClient {
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
+    }
+
+    /// The limit for one call.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// For connections that speak something else than HTTP, to servers that have roots in common with WeChat.
+    pub(super) fn tls(&self) -> Arc<ClientConfig> {
+        let mut tls = (*self.tls).clone();
+        tls.alpn_protocols.clear();
+        Arc::new(tls)
+    }
+
+    /// Sends what `request` makes, not by the way to WeChat; status and body of the answer.
+    pub(super) async fn direct(
+        &self,
+        request: impl FnOnce(&Client) -> RequestBuilder,
+    ) -> Result<(u16, Vec<u8>), FetchError> {
+        let attempt = async {
+            match request(&self.direct).send().await {
+                Ok(response) => read(response).await,
+                Err(error) if error.is_connect() => Err(FetchError::Connect),
+                Err(error) => Err(lost(&error)),
+            }
+        };
+        tokio::time::timeout(self.timeout, attempt).await.unwrap_or(Err(FetchError::Timeout))
     }
 
     /// Sends what `request` makes for the first base URL that can be reached; status and body of the answer.
@@ -99,6 +117,25 @@ impl TokenClient {
         };
         tokio::time::timeout(self.timeout, attempts).await.unwrap_or(Err(FetchError::Timeout))
     }
+}
+
+fn plain(egress: &Egress, tls: &ClientConfig) -> ClientBuilder {
+    let mut builder = Client::builder()
+        .tls_backend_preconfigured(tls.clone())
+        .http1_only()
+        .redirect(redirect::Policy::none())
+        .referer(false)
+        .no_proxy()
+        .user_agent(concat!("wxgate/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(egress.connect_timeout)
+        // WeChat closes idle connections at about 20 s, and fetches are an hour apart: nothing is worth keeping.
+        .pool_max_idle_per_host(1)
+        .pool_idle_timeout(Duration::from_secs(5));
+    for (host, addresses) in &egress.resolve {
+        let addresses: Vec<_> = addresses.iter().map(|ip| SocketAddr::new(*ip, 0)).collect();
+        builder = builder.resolve_to_addrs(host, &addresses);
+    }
+    builder
 }
 
 async fn read(mut response: Response) -> Result<(u16, Vec<u8>), FetchError> {

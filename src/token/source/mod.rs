@@ -5,10 +5,13 @@
 mod answer;
 mod classic;
 mod client;
+pub mod elsewhere;
+mod endpoint;
 mod stable;
 #[cfg(test)]
 mod tests;
 mod ticket;
+mod wecom;
 
 use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
@@ -16,11 +19,13 @@ pub use classic::Classic;
 pub use client::{ClientError, TokenClient};
 pub use stable::Stable;
 pub use ticket::TicketSource;
+pub use wecom::Wecom;
 
-use super::{AccountSettings, Kind};
+use super::{AccountSettings, Origin};
 use crate::{
     base::Secret,
     wechat::{
+        api::Platform,
         codes::{self, Class},
         ticket as tickets,
     },
@@ -29,10 +34,16 @@ use crate::{
 /// A future that a trait object can return.
 pub type BoxFuture<'f, T> = Pin<Box<dyn Future<Output = T> + Send + 'f>>;
 
-/// One token endpoint for one account. Calls are bounded in time by the implementation, and once more by the keeper.
+/// One place where one account's token comes from. Calls are bounded in time by the implementation, and once more by the keeper.
 pub trait TokenSource: Send + Sync + 'static {
     /// Asks for a token.
     fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>>;
+
+    /// Asks for a token because WeChat rejected this one. An ordinary fetch, unless the source can pass that on.
+    fn fetch_past<'a>(&'a self, rejected: &'a Secret) -> BoxFuture<'a, Result<Fetched, FetchError>> {
+        let _ = rejected;
+        self.fetch(Mode::Normal)
+    }
 
     /// Asks WeChat what it thinks of a token, by a cheap call that needs one.
     fn probe<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Probe>;
@@ -71,16 +82,20 @@ pub enum Probe {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
     /// WeChat answered with an `errcode`.
-    #[error("errcode {code}: {advice}", advice = codes::token_code(*code).advice)]
+    #[error("errcode {code}: {advice}", advice = codes::token_code(*platform, *code).advice)]
     Refused {
+        /// Whose code it is; the same number means different things.
+        platform: Platform,
         /// WeChat's code.
         code: i64,
         /// The calling address as WeChat saw it, where it says so (40164, 60020).
         ip: Option<IpAddr>,
     },
     /// WeChat gave no ticket.
-    #[error("errcode {code}: {advice}", advice = tickets::refusal(*code).1)]
+    #[error("errcode {code}: {advice}", advice = tickets::refusal(*platform, *code).1)]
     NoTicket {
+        /// Whose code it is.
+        platform: Platform,
         /// WeChat's code.
         code: i64,
     },
@@ -107,6 +122,15 @@ pub enum FetchError {
     /// An answer without a usable token; the text says what was wrong with it.
     #[error("the token endpoint gave an unusable answer ({0}): check what stands between wxgate and WeChat")]
     Malformed(&'static str),
+    /// A placeholder that another wxgate made for its callers, which WeChat would not take.
+    #[error(
+        "this was answered by a wxgate, not by WeChat: set upstream.resolve if DNS points WeChat's name at a wxgate; to \
+         read the token of another wxgate, use its /-/accounts/NAME/token and give the client the scope \"token\" there"
+    )]
+    Phantom,
+    /// The server that keeps the token gave none.
+    #[error(transparent)]
+    Elsewhere(#[from] elsewhere::Absent),
     /// The source itself failed.
     #[error("the token source failed: report this as a bug of wxgate")]
     Panicked,
@@ -116,7 +140,7 @@ impl FetchError {
     /// For metrics; bounded.
     pub fn label(&self) -> &'static str {
         match self {
-            Self::Refused { code, .. } | Self::NoTicket { code } => codes::label(*code),
+            Self::Refused { code, .. } | Self::NoTicket { code, .. } => codes::label(*code),
             Self::NoToken => "no_token",
             Self::Connect => "connect",
             Self::Timeout => "timeout",
@@ -124,35 +148,50 @@ impl FetchError {
             Self::Status(_) => "status",
             Self::Redirect => "redirect",
             Self::Malformed(_) => "malformed",
+            Self::Phantom => "phantom",
+            Self::Elsewhere(absent) => absent.label(),
             Self::Panicked => "panic",
         }
     }
 
     /// Whether WeChat may have handed out a token that never arrived, so that the current one may be on its way out.
     pub fn is_lost_answer(&self) -> bool {
-        !matches!(self, Self::Refused { .. } | Self::NoTicket { .. } | Self::NoToken | Self::Connect)
+        !matches!(
+            self,
+            Self::Refused { .. }
+                | Self::NoTicket { .. }
+                | Self::NoToken
+                | Self::Connect
+                | Self::Phantom
+                | Self::Elsewhere(_)
+        )
     }
 
-    /// The class of a refusal; `None` for everything that is not WeChat's word.
+    /// The class of a refusal, and what is treated like one; `None` for all that may pass by itself.
     pub fn class(&self) -> Option<Class> {
         match self {
-            Self::Refused { code, .. } => Some(codes::token_code(*code).class),
-            Self::NoTicket { code } => Some(tickets::refusal(*code).0),
+            Self::Refused { platform, code, .. } => Some(codes::token_code(*platform, *code).class),
+            Self::NoTicket { platform, code } => Some(tickets::refusal(*platform, *code).0),
+            Self::Phantom => Some(Class::Other),
             _ => None,
         }
     }
 
     /// Whether trying again soon may help without anybody doing anything.
     pub fn is_transient(&self) -> bool {
-        matches!(self.class(), None | Some(Class::Busy))
+        match self {
+            Self::Elsewhere(absent) => absent.is_transient(),
+            _ => matches!(self.class(), None | Some(Class::Busy)),
+        }
     }
 }
 
-/// The source that the account's settings name: one of the two endpoints of the WeChat platform. The configuration lets
-/// no account of another platform come here.
+/// The source that the account's settings name.
 pub fn for_account(account: &AccountSettings, client: TokenClient) -> Arc<dyn TokenSource> {
-    match account.kind {
-        Kind::Stable => Arc::new(Stable::new(account, client)),
-        Kind::Classic => Arc::new(Classic::new(account, client)),
+    match &account.origin {
+        Origin::Stable => Arc::new(Stable::new(account, client)),
+        Origin::Classic => Arc::new(Classic::new(account, client)),
+        Origin::Wecom => Arc::new(Wecom::new(account, client)),
+        Origin::Elsewhere(settings) => elsewhere::source(settings, client),
     }
 }

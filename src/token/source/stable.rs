@@ -5,29 +5,17 @@
 
 use serde_json::json;
 
-use super::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource, answer};
-use crate::{base::Secret, net::address::BaseUrl, token::AccountSettings, wechat::api::Platform};
+use super::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource, endpoint::Endpoint};
+use crate::{base::Secret, token::AccountSettings};
 
 /// The stable endpoint of one account.
 #[derive(Debug)]
-pub struct Stable {
-    client: TokenClient,
-    api: Vec<BaseUrl>,
-    platform: Platform,
-    appid: String,
-    secret: Secret,
-}
+pub struct Stable(Endpoint);
 
 impl Stable {
     /// For the account's appid and secret, at its API hosts.
     pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
-        Self {
-            client,
-            api: account.api.clone(),
-            platform: account.platform,
-            appid: account.appid.clone(),
-            secret: account.secret.clone(),
-        }
+        Self(Endpoint::new(account, client))
     }
 }
 
@@ -36,24 +24,22 @@ impl TokenSource for Stable {
         Box::pin(async move {
             let body = json!({
                 "grant_type": "client_credential",
-                "appid": self.appid,
-                "secret": self.secret.expose(),
+                "appid": self.0.appid,
+                "secret": self.0.secret.expose(),
                 "force_refresh": mode == Mode::Forced,
             })
             .to_string();
-            let (status, body) = self
-                .client
-                .call(&self.api, |http, base| {
+            self.0
+                .ask(|http, base| {
                     http.post(format!("{base}/cgi-bin/stable_token"))
                         .header("content-type", "application/json")
                         .body(body.clone())
                 })
-                .await?;
-            answer::token(status, &body)
+                .await
         })
     }
 
     fn probe<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Probe> {
-        Box::pin(super::classic::probe(&self.client, &self.api, self.platform, token))
+        Box::pin(self.0.probe(token))
     }
 }

@@ -97,13 +97,13 @@ fn http(status: &str, body: &str) -> Reply {
     )
 }
 
-fn source(kind: Kind, api: Vec<BaseUrl>, timeout: Duration) -> Arc<dyn TokenSource> {
+fn source(origin: Origin, api: Vec<BaseUrl>, timeout: Duration) -> Arc<dyn TokenSource> {
     let account = AccountSettings {
         name: AccountName::new("shop").unwrap(),
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef".into(),
-        secret: Secret::new("s3&cret"),
-        kind,
+        secret: Some(Secret::new("s3&cret")),
+        origin,
         api,
         hosts: Vec::new(),
     };
@@ -112,13 +112,13 @@ fn source(kind: Kind, api: Vec<BaseUrl>, timeout: Duration) -> Arc<dyn TokenSour
 
 async fn fetched(reply: Reply, timeout: Duration) -> Result<Fetched, FetchError> {
     let server = Server::start(reply).await;
-    source(Kind::Stable, vec![server.base], timeout).fetch(Mode::Normal).await
+    source(Origin::Stable, vec![server.base], timeout).fetch(Mode::Normal).await
 }
 
 #[tokio::test]
 async fn the_stable_endpoint_gets_json_with_its_length_and_no_query() {
     let mut server = Server::start(http("200 OK", GOOD)).await;
-    let source = source(Kind::Stable, vec![server.base.clone()], Duration::from_secs(5));
+    let source = source(Origin::Stable, vec![server.base.clone()], Duration::from_secs(5));
     for (mode, force) in [(Mode::Normal, "false"), (Mode::Forced, "true")] {
         let token = source.fetch(mode).await.unwrap();
         assert_eq!((token.token.expose(), token.expires_in.as_secs()), ("81_a+b/c", 7200));
@@ -143,7 +143,7 @@ async fn the_stable_endpoint_gets_json_with_its_length_and_no_query() {
 #[tokio::test]
 async fn the_classic_endpoint_gets_its_secret_encoded_in_the_query() {
     let mut server = Server::start(http("200 OK", GOOD)).await;
-    source(Kind::Classic, vec![server.base.clone()], Duration::from_secs(5)).fetch(Mode::Normal).await.unwrap();
+    source(Origin::Classic, vec![server.base.clone()], Duration::from_secs(5)).fetch(Mode::Normal).await.unwrap();
     let request = server.request().await;
     let line = "GET /cgi-bin/token?grant_type=client_credential&appid=wx0123456789abcdef&secret=s3%26cret HTTP/1.1";
     assert_eq!(request.lines().next(), Some(line));
@@ -156,8 +156,8 @@ async fn a_probe_carries_the_token_and_brings_the_verdict() {
         [(r#"{"ip_list":["1.2.3.4"]}"#, Probe::Fine), (stale, Probe::Stale), ("<html>", Probe::Unknown)]
     {
         let mut server = Server::start(http("200 OK", body)).await;
-        for kind in [Kind::Stable, Kind::Classic] {
-            let source = source(kind, vec![server.base.clone()], Duration::from_secs(5));
+        for origin in [Origin::Stable, Origin::Classic] {
+            let source = source(origin, vec![server.base.clone()], Duration::from_secs(5));
             assert_eq!(source.probe(&Secret::new("81_a&b")).await, verdict, "{body}");
             let request = server.request().await;
             assert!(
@@ -184,7 +184,8 @@ async fn odd_answers_are_failures_with_the_right_name() {
             .into_bytes(),
         )
     };
-    let refused = FetchError::Refused { code: 40164, ip: Some("203.0.113.9".parse().unwrap()) };
+    let refused =
+        FetchError::Refused { platform: Platform::Wechat, code: 40164, ip: Some("203.0.113.9".parse().unwrap()) };
     let ip = r#"{"errcode":40164,"errmsg":"invalid ip 203.0.113.9 ipv6 ::ffff:203.0.113.9, not in whitelist rid: 5fab84d2-09424a07-00bd7fe3"}"#;
     for (reply, error) in [
         (http("500 Internal Server Error", "oops"), FetchError::Status(500)),
@@ -221,8 +222,8 @@ async fn a_host_that_cannot_be_reached_is_passed_over_for_the_next() {
     let closed: BaseUrl = format!("http://{closed}").parse().unwrap();
     let good = Server::start(http("200 OK", GOOD)).await;
     let api = vec![closed.clone(), good.base.clone()];
-    assert!(source(Kind::Stable, api, Duration::from_secs(5)).fetch(Mode::Normal).await.is_ok());
-    let error = source(Kind::Classic, vec![closed], Duration::from_secs(5)).fetch(Mode::Normal).await.unwrap_err();
+    assert!(source(Origin::Stable, api, Duration::from_secs(5)).fetch(Mode::Normal).await.is_ok());
+    let error = source(Origin::Classic, vec![closed], Duration::from_secs(5)).fetch(Mode::Normal).await.unwrap_err();
     assert_eq!((error, error.is_lost_answer()), (FetchError::Connect, false));
 }
 
@@ -231,7 +232,7 @@ async fn an_answer_of_the_first_host_is_final_even_when_it_is_bad() {
     let bad = Server::start(http("500 Internal Server Error", "")).await;
     let mut good = Server::start(http("200 OK", GOOD)).await;
     let api = vec![bad.base.clone(), good.base.clone()];
-    let error = source(Kind::Classic, api, Duration::from_secs(5)).fetch(Mode::Normal).await.unwrap_err();
+    let error = source(Origin::Classic, api, Duration::from_secs(5)).fetch(Mode::Normal).await.unwrap_err();
     assert_eq!((error, error.is_lost_answer()), (FetchError::Status(500), true));
     assert!(good.requests.try_recv().is_err(), "a second fetch would make a second token");
 }
@@ -240,7 +241,7 @@ async fn an_answer_of_the_first_host_is_final_even_when_it_is_bad() {
 async fn plain_http_where_tls_is_expected_sends_nothing_secret() {
     let mut server = Server::start(http("200 OK", GOOD)).await;
     let tls: BaseUrl = format!("https://{}", server.address).parse().unwrap();
-    let error = source(Kind::Classic, vec![tls], Duration::from_millis(500)).fetch(Mode::Normal).await.unwrap_err();
+    let error = source(Origin::Classic, vec![tls], Duration::from_millis(500)).fetch(Mode::Normal).await.unwrap_err();
     assert!(matches!(error, FetchError::Connect | FetchError::Timeout), "{error:?}");
     assert!(server.requests.try_recv().is_err());
 }
@@ -258,13 +259,13 @@ async fn fixed_addresses_take_the_place_of_dns() {
 
 #[test]
 fn no_error_shows_anything_of_a_secret() {
-    for kind in [Kind::Stable, Kind::Classic] {
+    for origin in [Origin::Stable, Origin::Classic] {
         let account = AccountSettings {
             name: AccountName::new("shop").unwrap(),
             platform: Platform::Wechat,
             appid: "wx0123456789abcdef".into(),
-            secret: Secret::new("hunter2"),
-            kind,
+            secret: Some(Secret::new("hunter2")),
+            origin,
             api: Vec::new(),
             hosts: Vec::new(),
         };
@@ -294,8 +295,8 @@ fn tickets(platform: Platform, ticket: TicketType, base: BaseUrl) -> TicketSourc
         name: AccountName::new("shop").unwrap(),
         platform,
         appid: "wx0123456789abcdef".into(),
-        secret: Secret::new("s3&cret"),
-        kind: Kind::Stable,
+        secret: Some(Secret::new("s3&cret")),
+        origin: Origin::Stable,
         api: vec![base],
         hosts: Vec::new(),
     };
@@ -328,12 +329,12 @@ async fn each_platform_is_asked_for_its_tickets_in_its_own_words() {
 #[tokio::test]
 async fn a_refused_ticket_has_advice_of_its_own_except_for_the_address() {
     for (body, error) in [
-        (r#"{"errcode":48001,"errmsg":"x"}"#, FetchError::NoTicket { code: 48001 }),
+        (r#"{"errcode":48001,"errmsg":"x"}"#, FetchError::NoTicket { platform: Platform::Wecom, code: 48001 }),
         // At WeCom that is no stale token.
-        (r#"{"errcode":40001,"errmsg":"x"}"#, FetchError::NoTicket { code: 40001 }),
+        (r#"{"errcode":40001,"errmsg":"x"}"#, FetchError::NoTicket { platform: Platform::Wecom, code: 40001 }),
         (
             r#"{"errcode":60020,"errmsg":"not allow to access from your ip, from ip: 9.30.0.138, more"}"#,
-            FetchError::Refused { code: 60020, ip: Some("9.30.0.138".parse().unwrap()) },
+            FetchError::Refused { platform: Platform::Wecom, code: 60020, ip: Some("9.30.0.138".parse().unwrap()) },
         ),
         (r#"{"errcode":0,"ticket":"","expires_in":7200}"#, FetchError::Malformed("an empty or impossible ticket")),
     ] {

@@ -53,7 +53,7 @@ impl TicketSource {
         let first = self.ask(endpoint, &token).await;
         let Some(code) = self.stale(&first) else { return first.map_err(as_ticket) };
         let Refresh::Replay(newer) = self.keeper.refresh_past(token.generation(), endpoint.path).await else {
-            return Err(FetchError::NoTicket { code });
+            return Err(FetchError::NoTicket { platform: self.platform, code });
         };
         let second = self.ask(endpoint, &newer).await;
         if self.stale(&second).is_some() {
@@ -69,7 +69,7 @@ impl TicketSource {
         let path = endpoint.path;
         let call = self.client.call(&self.api, |http, base| http.get(format!("{base}{path}?{}", query.expose())));
         let (status, body) = call.await?;
-        let answer = answer::ticket(status, &body);
+        let answer = answer::ticket(self.platform, status, &body);
         // 41001: the token did not arrive. Proof of nothing.
         let silent = matches!(answer, Err(FetchError::Refused { code: 41001, .. }));
         if status == 200 && !silent && self.stale(&answer).is_none() {
@@ -89,7 +89,9 @@ impl TicketSource {
 /// What a refusal means is another thing here than at the token endpoint, except for the address.
 fn as_ticket(error: FetchError) -> FetchError {
     match error {
-        FetchError::Refused { code, .. } if error.class() != Some(Class::Address) => FetchError::NoTicket { code },
+        FetchError::Refused { platform, code, .. } if error.class() != Some(Class::Address) => {
+            FetchError::NoTicket { platform, code }
+        }
         other => other,
     }
 }

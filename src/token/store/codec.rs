@@ -81,8 +81,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Record, Damage> {
         return Err(Damage::Content);
     }
     let form: Form<'_> = serde_json::from_slice(body).map_err(|_| Damage::Content)?;
-    let kind =
-        [Kind::Stable, Kind::Classic].into_iter().find(|kind| kind.as_str() == form.kind).ok_or(Damage::Content)?;
+    let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == form.kind).ok_or(Damage::Content)?;
     Ok(Record {
         identity: Identity { appid: form.appid.into(), kind, secret_fingerprint: form.secret.into() },
         generation: Generation(form.generation),

@@ -23,7 +23,8 @@ pub struct Identity {
     pub appid: String,
     /// Tokens of the two kinds are never mixed.
     pub kind: Kind,
-    /// Of the AppSecret: with another secret the token is not used any more.
+    /// Of the AppSecret: with another secret the token is not used any more. It also tells the agents of one WeCom corp
+    /// apart.
     pub secret_fingerprint: String,
 }
 
@@ -59,7 +60,8 @@ const LONGEST: Duration = Duration::from_secs(7200);
 impl Identity {
     /// Of an account as it is configured now.
     pub fn of(account: &AccountSettings) -> Self {
-        Self { appid: account.appid.clone(), kind: account.kind, secret_fingerprint: account.secret.fingerprint() }
+        let secret_fingerprint = account.secret.as_ref().map(Secret::fingerprint).unwrap_or_default();
+        Self { appid: account.appid.clone(), kind: account.kind(), secret_fingerprint }
     }
 }
 

@@ -3,8 +3,8 @@
 use super::*;
 use crate::token::keeper::Condition;
 
-const FATAL_IP: FetchError = FetchError::Refused { code: 40164, ip: None };
-const BAD_SECRET: FetchError = FetchError::Refused { code: 40125, ip: None };
+const FATAL_IP: FetchError = FetchError::Refused { platform: Platform::Wechat, code: 40164, ip: None };
+const BAD_SECRET: FetchError = FetchError::Refused { platform: Platform::Wechat, code: 40125, ip: None };
 
 fn fails(error: FetchError, times: usize) -> impl Iterator<Item = Scripted> {
     (0..times).map(move |_| Scripted::Fails(error))
@@ -64,10 +64,10 @@ async fn the_first_requests_wait_for_the_first_token_but_not_for_ever() {
 #[tokio::test(start_paused = true)]
 async fn busy_is_passing_and_tried_again_within_the_wait() {
     let bench = Bench::start(World::new(Kind::Stable));
-    bench.world.script(fails(FetchError::Refused { code: -1, ip: None }, 1));
+    bench.world.script(fails(FetchError::Refused { platform: Platform::Wechat, code: -1, ip: None }, 1));
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
     bench.world.revoke();
-    bench.world.script(fails(FetchError::Refused { code: -1, ip: None }, 1));
+    bench.world.script(fails(FetchError::Refused { platform: Platform::Wechat, code: -1, ip: None }, 1));
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
 }
 
@@ -75,7 +75,7 @@ async fn busy_is_passing_and_tried_again_within_the_wait() {
 async fn a_fatal_answer_is_remembered_and_names_what_to_do() {
     let bench = Bench::start(World::new(Kind::Stable));
     let ip = Some("203.0.113.9".parse().unwrap());
-    bench.world.script(fails(FetchError::Refused { code: 40164, ip }, 10_000));
+    bench.world.script(fails(FetchError::Refused { platform: Platform::Wechat, code: 40164, ip }, 10_000));
     sleep(secs(1)).await;
     let start = Instant::now();
     for _ in 0..1000 {
@@ -108,7 +108,7 @@ async fn a_bad_secret_is_tried_every_ten_minutes_and_never_by_requests() {
 #[tokio::test(start_paused = true)]
 async fn the_minute_limit_is_waited_out() {
     let bench = Bench::start(World::new(Kind::Stable));
-    bench.world.script(fails(FetchError::Refused { code: 45011, ip: None }, 1));
+    bench.world.script(fails(FetchError::Refused { platform: Platform::Wechat, code: 45011, ip: None }, 1));
     sleep(secs(59)).await;
     assert_eq!(bench.world.fetches(), 1);
     sleep(secs(10)).await;

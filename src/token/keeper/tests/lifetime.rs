@@ -87,7 +87,7 @@ async fn a_restart_costs_no_fetch_and_keeps_the_generation() {
 async fn another_secret_or_kind_takes_no_old_token_and_another_appid_no_old_budget() {
     let bench = Bench::ready(Kind::Classic).await;
     let left = bench.keeper.status().classic_left;
-    let bench = bench.restarted_as(|kind| AccountSettings { secret: Secret::new("other"), ..account(kind) });
+    let bench = bench.restarted_as(|kind| AccountSettings { secret: Some(Secret::new("other")), ..account(kind) });
     let token = bench.keeper.current().await.unwrap();
     assert_eq!((token.generation(), bench.world.fetches()), (Generation(2), 2));
     assert_eq!(bench.keeper.status().classic_left, left.map(|left| left - 1));

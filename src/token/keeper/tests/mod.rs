@@ -2,10 +2,12 @@
 //!
 //! The model knows which token is good right now; a test scripts what goes wrong.
 
+mod elsewhere_kept;
 mod failure;
 mod lifetime;
 mod rejection;
 mod ticket;
+mod wecom;
 
 use std::{
     collections::VecDeque,
@@ -20,10 +22,13 @@ use super::{Chance, Keeper, Refresh};
 use crate::{
     base::{AccountName, Secret},
     token::{
-        AccountSettings, Generation, Kind, Settings,
+        AccountSettings, Generation, Kind, Origin, Settings,
         clock::Clock,
         metrics::Metrics,
-        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource},
+        source::{
+            BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource,
+            elsewhere::{self, RedisSettings},
+        },
         store::{MemoryStore, TokenStore},
     },
     wechat::api::Platform,
@@ -130,7 +135,13 @@ impl World {
                 Some(Scripted::Panics) => panic!("a source that panics, as the test wants it"),
                 _ => {}
             }
-            let keeps = self.kind == Kind::Stable && mode == Mode::Normal && left >= Duration::from_secs(300);
+            let keeps = match self.kind {
+                Kind::Stable => mode == Mode::Normal && left >= Duration::from_secs(300),
+                Kind::Classic => false,
+                Kind::Wecom => !left.is_zero(),
+                // Whoever keeps it renews it in time.
+                Kind::Elsewhere => left >= Duration::from_secs(300),
+            };
             if !keeps || matches!(scripted, Some(Scripted::Rotates)) {
                 state.mint();
             }
@@ -172,12 +183,21 @@ impl TokenSource for World {
 }
 
 pub(super) fn account(kind: Kind) -> AccountSettings {
+    let origin = match kind {
+        Kind::Stable => Origin::Stable,
+        Kind::Classic => Origin::Classic,
+        Kind::Wecom => Origin::Wecom,
+        Kind::Elsewhere => {
+            let place = RedisSettings::new(Secret::new("redis://127.0.0.1"), "key".to_owned(), None);
+            Origin::Elsewhere(elsewhere::Settings::Redis(place.unwrap()))
+        }
+    };
     AccountSettings {
         name: AccountName::new("shop").unwrap(),
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef".into(),
-        secret: Secret::new("s3cret"),
-        kind,
+        secret: Some(Secret::new("s3cret")),
+        origin,
         api: vec!["https://api.weixin.qq.com".parse().unwrap()],
         hosts: Vec::new(),
     }

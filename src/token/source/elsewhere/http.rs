@@ -1,0 +1,195 @@
+//! A token behind an HTTP endpoint: JSON or plain text. When that is another wxgate, it can be asked to refresh.
+//!
+//! Follows no redirect and takes no proxy; the headers of the configuration go to this one URL only.
+
+use std::time::Duration;
+
+use reqwest::{
+    Client, RequestBuilder, Url,
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
+};
+use serde_json::json;
+
+use super::{Absent, life, translated, value};
+use crate::{
+    base::Secret,
+    token::{
+        clock::Clock,
+        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource},
+    },
+};
+
+/// `token = { from = "http", … }`, proven right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    url: Secret,
+    headers: Vec<Header>,
+    field: Option<String>,
+}
+
+/// A header of the request; its value may be a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header(String, Secret);
+
+/// The endpoint.
+#[derive(Debug)]
+pub(super) struct Http {
+    settings: Settings,
+    client: TokenClient,
+}
+
+/// What follows `/-/accounts/` in the URL of a wxgate is a name and this.
+const TOKEN_OF_A_WXGATE: &str = "/token";
+
+impl Header {
+    /// A header with this value.
+    ///
+    /// # Errors
+    /// Says what about name or value cannot be.
+    pub fn new(name: &str, value: Secret) -> Result<Self, &'static str> {
+        HeaderName::from_bytes(name.as_bytes()).map_err(|_| "the key is no name of a header")?;
+        HeaderValue::from_str(value.expose()).map_err(|_| "the value holds characters that no header may have")?;
+        Ok(Self(name.to_owned(), value))
+    }
+}
+
+impl Settings {
+    /// A place to read a token from. `field` is the dotted path of the member that holds it.
+    ///
+    /// # Errors
+    /// Says what would have been right about the URL.
+    pub fn new(url: Secret, headers: Vec<Header>, field: Option<String>) -> Result<Self, &'static str> {
+        const FORM: &str = "expected an https:// URL; http:// only to this machine";
+        let parsed = Url::parse(url.expose()).map_err(|_| FORM)?;
+        let local = || {
+            let host = parsed.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        };
+        match parsed.scheme() {
+            "https" => {}
+            "http" if local() => {}
+            _ => return Err(FORM),
+        }
+        Ok(Self { url, headers, field })
+    }
+
+    /// Where a wxgate takes the passive refresh of this token; `None` for servers of another kind.
+    fn refresh_url(&self) -> Option<Secret> {
+        let url = Url::parse(self.url.expose()).ok()?;
+        let (_, account) = url.path().rsplit_once("/-/accounts/")?;
+        let name = account.strip_suffix(TOKEN_OF_A_WXGATE)?;
+        let fits = !name.is_empty() && !name.contains('/') && url.query().is_none() && url.fragment().is_none();
+        fits.then(|| Secret::new(format!("{}/refresh", self.url.expose())))
+    }
+}
+
+impl Http {
+    pub(super) fn new(settings: Settings, client: TokenClient) -> Self {
+        Self { settings, client }
+    }
+
+    async fn read(&self) -> Result<Fetched, FetchError> {
+        let get = |http: &Client| http.get(self.settings.url.expose()).headers(self.headers());
+        let (status, body) = self.client.direct(get).await.map_err(translated)?;
+        match status {
+            200 => self.understand(&body),
+            401 | 403 => Err(Absent::Denied.into()),
+            404 => Err(Absent::Missing.into()),
+            other => Err(Absent::Status(other).into()),
+        }
+    }
+
+    fn understand(&self, body: &[u8]) -> Result<Fetched, FetchError> {
+        let text = std::str::from_utf8(body).map_err(|_| Absent::Shape("no text"))?;
+        let found = value::find(text, self.settings.field.as_deref())?;
+        let now = Clock::system().now_ms();
+        let until_end = found.ends_ms.map(|end| Duration::from_millis(end.saturating_sub(now)));
+        Ok(Fetched { expires_in: life([found.written_life, until_end])?, token: found.token })
+    }
+
+    /// The passive refresh of the other wxgate, which replaces the token only if it is still this one. What it says is
+    /// no matter: the token is read again.
+    async fn ask_to_replace(&self, url: &Secret, rejected: &Secret) {
+        let body = Secret::new(json!({ "rejected": rejected.expose() }).to_string());
+        let post = |http: &Client| -> RequestBuilder {
+            http.post(url.expose())
+                .headers(self.headers())
+                .header(CONTENT_TYPE, "application/json")
+                .body(body.expose().to_owned())
+        };
+        let _ = self.client.direct(post).await;
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let parsed = self.settings.headers.iter().filter_map(|Header(name, value)| {
+            let mut value = HeaderValue::from_str(value.expose()).ok()?;
+            value.set_sensitive(true);
+            Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value))
+        });
+        parsed.collect()
+    }
+}
+
+impl TokenSource for Http {
+    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+        Box::pin(self.read())
+    }
+
+    fn fetch_past<'a>(&'a self, rejected: &'a Secret) -> BoxFuture<'a, Result<Fetched, FetchError>> {
+        Box::pin(async move {
+            let found = self.read().await?;
+            match self.settings.refresh_url() {
+                Some(url) if found.token == *rejected => {
+                    self.ask_to_replace(&url, rejected).await;
+                    self.read().await
+                }
+                _ => Ok(found),
+            }
+        })
+    }
+
+    /// WeChat is never asked for the sake of a token that another server keeps.
+    fn probe<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Probe> {
+        Box::pin(std::future::ready(Probe::Unknown))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(url: &str) -> Result<Settings, &'static str> {
+        Settings::new(Secret::new(url), Vec::new(), None)
+    }
+
+    #[test]
+    fn only_tls_leaves_the_machine() {
+        for url in
+            ["https://tokens.internal/wx?app=1", "http://127.0.0.1:8080/t", "http://[::1]/t", "http://localhost/t"]
+        {
+            assert!(settings(url).is_ok(), "{url}");
+        }
+        for url in ["http://tokens.internal/t", "http://127.0.0.1.example.com/", "ftp://localhost/", "tokens", ""] {
+            assert!(settings(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_wxgate_is_known_by_its_path() {
+        let refresh = |url: &str| settings(url).unwrap().refresh_url().map(|url| url.expose().to_owned());
+        assert_eq!(
+            refresh("https://gate:8443/-/accounts/shop/token").as_deref(),
+            Some("https://gate:8443/-/accounts/shop/token/refresh")
+        );
+        for other in ["/-/accounts/token", "/-/accounts/a/b/token", "/-/accounts/shop/token?x=1", "/shop/token"] {
+            assert_eq!(refresh(&format!("https://gate{other}")), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn headers_are_checked_before_they_are_used() {
+        assert!(Header::new("X-Key", Secret::new("k")).is_ok());
+        assert!(Header::new("no name", Secret::new("k")).is_err());
+        assert!(Header::new("X-Key", Secret::new("line\nbreak")).is_err());
+    }
+}

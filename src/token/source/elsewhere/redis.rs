@@ -1,0 +1,163 @@
+//! A token in Redis or Valkey: a string or a hash at a key. Needs the rights for GET, PTTL and, for a hash, HGETALL.
+//!
+//! One connection per look, since looks are a minute apart. Writes nothing, and follows no redirect of a cluster.
+
+use std::{collections::HashMap, time::Duration};
+
+use ::redis::{
+    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, RedisError,
+    aio::MultiplexedConnection, cmd,
+};
+use rustls::pki_types::ServerName;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+
+use super::{Absent, life, value};
+use crate::{
+    base::Secret,
+    token::{
+        clock::Clock,
+        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource},
+    },
+};
+
+/// `token = { from = "redis", … }`, proven right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    url: Secret,
+    key: String,
+    field: Option<String>,
+}
+
+/// The key in the server.
+#[derive(Debug)]
+pub(super) struct Redis {
+    settings: Settings,
+    client: TokenClient,
+}
+
+impl Settings {
+    /// A place to read a token from. `field` is the dotted path of the member that holds it; for a hash it begins with
+    /// the field.
+    ///
+    /// # Errors
+    /// Says what would have been right about the URL.
+    pub fn new(url: Secret, key: String, field: Option<String>) -> Result<Self, &'static str> {
+        connection(&url)?;
+        Ok(Self { url, key, field })
+    }
+}
+
+fn connection(url: &Secret) -> Result<ConnectionInfo, &'static str> {
+    const FORM: &str = "expected redis://, rediss:// (TLS) or unix:, as in \"redis://:password@host:6379/0\" or \"unix:/run/redis.sock?db=0\"";
+    let info = url.expose().into_connection_info().map_err(|_| FORM)?;
+    match info.addr() {
+        ConnectionAddr::TcpTls { insecure: true, .. } => Err("certificates are always verified: remove \"#insecure\""),
+        ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { .. } | ConnectionAddr::Unix(_) => Ok(info),
+        _ => Err(FORM),
+    }
+}
+
+impl Redis {
+    pub(super) fn new(settings: Settings, client: TokenClient) -> Self {
+        Self { settings, client }
+    }
+
+    async fn read(&self) -> Result<Fetched, FetchError> {
+        let info = connection(&self.settings.url).map_err(|_| Absent::Unreachable)?;
+        match info.addr() {
+            ConnectionAddr::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(|_| Absent::Unreachable)?;
+                self.talk(&info, stream).await
+            }
+            ConnectionAddr::Tcp(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|_| Absent::Unreachable)?;
+                self.talk(&info, stream).await
+            }
+            ConnectionAddr::TcpTls { host, port, .. } => {
+                let name = ServerName::try_from(host.clone()).map_err(|_| Absent::Unreachable)?;
+                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|_| Absent::Unreachable)?;
+                let tls = TlsConnector::from(self.client.tls());
+                let stream = tls.connect(name, stream).await.map_err(|_| Absent::Unreachable)?;
+                self.talk(&info, stream).await
+            }
+            _ => Err(Absent::Unreachable.into()),
+        }
+    }
+
+    async fn talk<S>(&self, info: &ConnectionInfo, stream: S) -> Result<Fetched, FetchError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let settings = info.redis_settings().clone().set_skip_set_lib_name();
+        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        let connected = MultiplexedConnection::new_with_config(&settings, stream, config).await;
+        let (connection, driver) = connected.map_err(|error| absent(&error))?;
+        // The connection lives as long as somebody drives it, and no longer than this look.
+        tokio::select! {
+            result = self.look(connection) => result,
+            () = driver => Err(Absent::Broken.into()),
+        }
+    }
+
+    /// The remaining life is asked for first: should the key be written in between, it is that of the older token.
+    async fn look(&self, mut connection: MultiplexedConnection) -> Result<Fetched, FetchError> {
+        let key = self.settings.key.as_str();
+        let ttl: Option<i64> = cmd("PTTL").arg(key).query_async(&mut connection).await.ok();
+        let field = self.settings.field.as_deref();
+        let found = match cmd("GET").arg(key).query_async::<Option<Vec<u8>>>(&mut connection).await {
+            Ok(None) => return Err(Absent::Missing.into()),
+            Ok(Some(bytes)) => value::find(&text(bytes)?, field)?,
+            Err(error) if error.code() == Some("WRONGTYPE") => {
+                let hash: HashMap<String, Vec<u8>> =
+                    cmd("HGETALL").arg(key).query_async(&mut connection).await.map_err(|error| absent(&error))?;
+                // Fields that are no text are none of ours.
+                let members = hash.into_iter().filter_map(|(name, bytes)| Some((name, text(bytes).ok()?.into())));
+                value::find_in(Value::Object(members.collect()), field)?
+            }
+            Err(error) => return Err(absent(&error).into()),
+        };
+        let ttl = ttl.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        let now = Clock::system().now_ms();
+        let until_end = found.ends_ms.map(|end| Duration::from_millis(end.saturating_sub(now)));
+        // `expires_in` was written at an unknown time; it says only that the token lives no longer.
+        let written = if ttl.is_none() && until_end.is_none() { found.written_life } else { None };
+        let written = written.map(|life| life.min(super::UNTOLD));
+        Ok(Fetched { expires_in: life([ttl.or(written), until_end])?, token: found.token })
+    }
+}
+
+fn text(bytes: Vec<u8>) -> Result<String, Absent> {
+    const BINARY: &str = "binary, as igbinary and the default codecs of Redisson write it";
+    String::from_utf8(bytes).map_err(|_| Absent::Shape(BINARY))
+}
+
+fn absent(error: &RedisError) -> Absent {
+    match error.code() {
+        Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Absent::Denied,
+        Some("MOVED" | "ASK") => Absent::Shape("a Redis Cluster keeps the key on another node; name that one"),
+        Some("WRONGTYPE") => Absent::Shape("neither a string nor a hash"),
+        _ if error.kind() == ErrorKind::AuthenticationFailed => Absent::Denied,
+        _ if error.is_timeout() => Absent::Timeout,
+        _ => Absent::Broken,
+    }
+}
+
+impl TokenSource for Redis {
+    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+        Box::pin(async {
+            let read = timeout(self.client.timeout(), self.read()).await;
+            read.unwrap_or_else(|_| Err(Absent::Timeout.into()))
+        })
+    }
+
+    /// WeChat is never asked for the sake of a token that another server keeps.
+    fn probe<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Probe> {
+        Box::pin(std::future::ready(Probe::Unknown))
+    }
+}

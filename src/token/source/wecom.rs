@@ -1,0 +1,38 @@
+//! `GET /cgi-bin/gettoken` of WeCom (企业微信): one token per agent, the same on repeated calls, no forced mode.
+//!
+//! Source of the protocol: the WeCom page 91039. The secret belongs to an agent, so several accounts may have one corpid.
+
+use super::{
+    BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource,
+    endpoint::{Endpoint, encoded},
+};
+use crate::{base::Secret, token::AccountSettings};
+
+/// The token endpoint of one agent.
+#[derive(Debug)]
+pub struct Wecom(Endpoint);
+
+impl Wecom {
+    /// For the account's corpid and the agent's secret, at its API hosts.
+    pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
+        Self(Endpoint::new(account, client))
+    }
+}
+
+impl TokenSource for Wecom {
+    /// Both modes are the same here: WeCom alone decides when the token changes.
+    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+        Box::pin(async move {
+            let query = Secret::new(format!(
+                "corpid={}&corpsecret={}",
+                encoded(&self.0.appid),
+                encoded(self.0.secret.expose())
+            ));
+            self.0.ask(|http, base| http.get(format!("{base}/cgi-bin/gettoken?{}", query.expose()))).await
+        })
+    }
+
+    fn probe<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Probe> {
+        Box::pin(self.0.probe(token))
+    }
+}
