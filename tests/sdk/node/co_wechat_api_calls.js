@@ -23,6 +23,8 @@ run(async () => {
   const again = await api.sendText(user, 'again');
   const followers = await api.getFollowers();
   const template = await api.sendTemplate(user, 'template-1', '', '#FF0000', { first: { value: 'hello' } });
+  // What the SDK sends as secret is all that says who calls.
+  const session = await api.code2Session('code-1');
   const ticket = await api.createTmpQRCode('a', 60);
   // The host is written into these two, whatever the prefixes say.
   const literals = isTakenOver ? [await api.getColors(), await api.addKfAccount('kf@shop', 'nick')] : [];
@@ -39,6 +41,7 @@ run(async () => {
     followers: followers.total,
     template: template.errcode,
     ticket: ticket.ticket,
+    session: session.openid,
     literals: literals.map((answer) => answer.errcode),
   };
 });

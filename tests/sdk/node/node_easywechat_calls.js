@@ -4,7 +4,7 @@
 
 const fs = require('fs');
 const path = require('path');
-const { OfficialAccount } = require('node-easywechat');
+const { MiniApp, OfficialAccount } = require('node-easywechat');
 const { appid, base, isJpeg, key, picture, revoke, run, sha256, user } = require('./common');
 
 // What this SDK leaves to its user.
@@ -15,13 +15,14 @@ const checked = (response) => {
 };
 
 run(async (folder) => {
-  const app = new OfficialAccount({
+  const settings = {
     app_id: appid,
     secret: key,
     use_stable_access_token: process.argv[5] === 'stable',
     http: { baseURL: `${base}/`, timeout: 30000 },
     file_cache: { path: `${folder}/cache/` },
-  });
+  };
+  const app = new OfficialAccount(settings);
   const client = app.getClient();
   const file = path.join(folder, 'picture.jpg');
   fs.writeFileSync(file, picture);
@@ -43,6 +44,9 @@ run(async (folder) => {
   const scene = { action_name: 'QR_STR_SCENE', action_info: { scene: { scene_str: 'a' } } };
   const ticket = checked(await client.postJson('/cgi-bin/qrcode/create', scene));
 
+  // What the SDK sends as secret is all that says who calls.
+  const session = await new MiniApp(settings).getUtils().codeToSession('code-1');
+
   return {
     token: await app.getAccessToken().getToken(),
     user: found.openid,
@@ -54,5 +58,6 @@ run(async (folder) => {
     again: again.errcode,
     followers: followers.total,
     ticket: ticket.ticket,
+    session: session.openid,
   };
 });
