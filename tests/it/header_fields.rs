@@ -67,6 +67,9 @@ async fn what_is_hop_by_hop_or_the_callers_own_ends_here() {
     let record = gate.control().requests("**").pop().expect("it arrived");
     let mut arrived: Vec<(String, String)> = record.headers.clone();
     arrived.iter_mut().for_each(|(name, _)| name.make_ascii_lowercase());
+    // What wxgate adds, so that it knows its own requests should they come back.
+    let marks = arrived.extract_if(.., |(name, _)| name == "cdn-loop").count();
+    assert_eq!(marks, 1);
     arrived.sort();
     let port = gate.sandbox.https_addr().expect("TLS").port();
     let mut wanted: Vec<(String, String)> = KEPT.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
