@@ -99,7 +99,7 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
-    use crate::{config, net::egress::Egress, token::store::MemoryStore};
+    use crate::{config, net::egress::Egress, token::store::MemoryStore, wechat::ticket::TicketType};
 
     fn config(accounts: &[(&str, &str)], token: &str) -> Config {
         let account = |(name, more): &(&str, &str)| {
@@ -150,6 +150,28 @@ mod tests {
         let _ = keepers.follow(&config(&[("a", ""), ("b", "")], ""));
         let renewed = keepers.follow(&config(&[("a", ""), ("b", "")], "wait = \"1s\"")).0;
         assert_eq!(renewed, changes(&[], &["a", "b"], &[]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_tickets_of_an_account_retire_with_it() {
+        let mut keepers = keepers();
+        let _ = keepers.follow(&config(&[("a", "")], ""));
+        let keeper = handles(&keepers).remove(0);
+        let pass = async |seconds| tokio::time::sleep(Duration::from_secs(seconds)).await;
+        let failures = || {
+            let tickets = keeper.tickets().unwrap();
+            assert!(tickets.get(TicketType::Jsapi).is_some());
+            tickets.statuses().next().unwrap().1.last_error.map_or(0, |error| error.failures)
+        };
+        assert_eq!(failures(), 0);
+        pass(600).await;
+        assert!(failures() > 3, "{} attempts", failures());
+        let (_, leaving) = keepers.follow(&config(&[("b", "")], ""));
+        keepers.dismiss(leaving);
+        pass(60).await;
+        let before = failures();
+        pass(3600).await;
+        assert_eq!(failures(), before);
     }
 
     #[tokio::test(start_paused = true)]

@@ -130,6 +130,7 @@ async fn a_refresh_replaces_the_current_token_only_and_names_none() {
     for stale in [r#"{"rejected":"T1"}"#, r#" {"rejected":""} "#, r#"{"rejected":"T2 "}"#] {
         let report = refresh(&keeper, stale).await.unwrap();
         assert_eq!((&report["refreshed"], &report["generation"]), (&false.into(), &2.into()), "{stale}");
+        assert_eq!(report.get("reason"), None, "nothing was asked: {stale}");
     }
     assert_eq!(mint.0.load(Ordering::Relaxed), 2);
     // Nobody has used it with success yet, so the first complaint is not believed at once.

@@ -67,7 +67,7 @@ impl Task {
             return self.on_same_token(flight, same);
         }
         self.count(flight, "new");
-        if !suspect && !self.is_ticket() {
+        if !suspect {
             self.look_for_conflict(flight);
         }
         let generation = Generation(self.record.generation.0 + 1);

@@ -3,7 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::{token::keeper::Condition, wechat::ticket::TicketType};
+use crate::{
+    token::{Kept, budget::Budget, keeper::Condition, store::Key},
+    wechat::ticket::TicketType,
+};
 
 /// WeChat's endpoint of tickets: the same one until it is over, then another.
 struct Office {
@@ -76,6 +79,8 @@ async fn a_ticket_that_is_asked_for_is_always_there_and_costs_few_calls_and_no_b
     let spent = bench.world.fetches() - 1;
     let status = bench.keeper.status();
     assert_eq!(status.classic_left, left.map(|left| left - u32::try_from(spent).unwrap()), "{spent} tokens");
+    let key = Key { account: keeper.name().clone(), kept: Kept::Ticket(TicketType::Jsapi) };
+    assert_eq!(bench.store.load(&key).await.unwrap().unwrap().budget, Budget::default());
     assert_eq!((keeper.status().classic_left, keeper.status().forced_left), (None, None));
     assert_eq!((keeper.status().condition, status.condition, status.conflicts), (Condition::Ok, Condition::Ok, 0));
     assert_eq!(bench.metric(r#"wxgate_token_conflicts_total{account="shop"}"#), Some(0.0));
