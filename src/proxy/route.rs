@@ -4,7 +4,7 @@
 //! per configuration, so that a hundred accounts cost a request no more than one.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -105,10 +105,15 @@ impl Accounts {
             None => None,
         };
         let fallback = fallback.map(|(_, account)| Arc::clone(account));
+        let mut shared = HashSet::new();
         for (settings, account) in &accounts {
             by_host.extend(settings.hosts.iter().map(|host| (host.clone(), Arc::clone(account))));
-            by_name.insert(settings.appid.clone(), Arc::clone(account));
+            if by_name.insert(settings.appid.clone(), Arc::clone(account)).is_some() {
+                shared.insert(settings.appid.clone());
+            }
         }
+        // Agents of one WeCom corp: which one is meant, only their names can say.
+        by_name.retain(|appid, _| !shared.contains(appid));
         // A name wins over an appid that happens to be spelt the same.
         for (settings, account) in accounts {
             by_name.insert(settings.name.to_string(), account);

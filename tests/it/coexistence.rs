@@ -264,8 +264,10 @@ async fn redis_is_reached_over_tcp_and_over_tls_that_is_always_verified() {
         (format!("rediss://:s3%26cret@localhost:{}/0", plain.port), true, false),
         (format!("redis://:wrong@127.0.0.1:{}/0", plain.port), true, false),
     ] {
+        // TLS to a server that speaks none ends with the time for a look.
         let mut setup = setup()
             .plain()
+            .set("token", "fetch_timeout = \"1s\"")
             .account(&format!("token = {{ from = \"redis\", url = {{ value = \"{url}\" }}, key = \"{KEY}\" }}"));
         if trusted {
             setup = setup.set("upstream", "ca_file = \"own.pem\"");

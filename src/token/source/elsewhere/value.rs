@@ -164,7 +164,7 @@ fn rfc3339(text: &str) -> Option<u64> {
         Duration::ZERO
     } else {
         let (hours, minutes) = offset.split_once(':')?;
-        Duration::from_secs(hours.parse::<u16>().ok()? as u64 * 3600 + minutes.parse::<u16>().ok()? as u64 * 60)
+        Duration::from_secs(u64::from(hours.parse::<u16>().ok()?) * 3600 + u64::from(minutes.parse::<u16>().ok()?) * 60)
     };
     let utc = match sign {
         "Z" | "+" => local.checked_sub(offset)?,
