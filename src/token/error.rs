@@ -89,10 +89,10 @@ impl fmt::Display for Cause {
         match self {
             Self::Fetch(FetchError::Refused { platform, code, ip: Some(ip) }) => {
                 let advice = crate::wechat::codes::token_code(*platform, *code).advice;
-                write!(f, "WeChat refused the IP {ip} with errcode {code}: {advice}")
+                write!(f, "{} refused the IP {ip} with errcode {code}: {advice}", platform.as_str())
             }
-            Self::Fetch(error @ (FetchError::Refused { .. } | FetchError::NoTicket { .. })) => {
-                write!(f, "WeChat refused with {error}")
+            Self::Fetch(error @ (FetchError::Refused { platform, .. } | FetchError::NoTicket { platform, .. })) => {
+                write!(f, "{} refused with {error}", platform.as_str())
             }
             Self::Fetch(error) => error.fmt(f),
             Self::Budget(kind) => write!(

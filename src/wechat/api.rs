@@ -11,6 +11,16 @@ pub enum Platform {
     Wecom,
 }
 
+impl Platform {
+    /// Its name in sentences.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Wechat => "WeChat",
+            Self::Wecom => "WeCom",
+        }
+    }
+}
+
 /// What an endpoint means for a proxy that owns the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endpoint {

@@ -153,6 +153,33 @@ async fn check_live_says_what_wechat_says_of_every_account() {
     assert_eq!((ended.status, ended.stdout.contains("40125")), (Some(1), true), "{ended:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn check_live_asks_wecom_and_looks_where_tokens_are_kept() {
+    let sandbox = sandbox().await;
+    sandbox.control().add_account(&SandboxAccount::wecom("ww0123456789abcdef", "agent"));
+    let account = |name: &str, more: &str| format!("[[account]]\nname = \"{name}\"\napi = [\"{{api}}\"]\n{more}\n");
+    let wecom = |secret: &str| {
+        format!("platform = \"wecom\"\nappid = \"ww0123456789abcdef\"\nsecret = {{ value = \"{secret}\" }}")
+    };
+    // The sandbox itself plays a server that gives its token away.
+    let query = format!("grant_type=client_credential&appid={DEFAULT_APPID}&secret={DEFAULT_SECRET}");
+    let central = format!("{}/cgi-bin/token?{query}", sandbox.http_url().expect("it listens"));
+    let kept = format!("appid = \"wx1\"\ntoken = {{ from = \"http\", url = {{ value = \"{central}\" }} }}");
+    let setup = setup()
+        .more(&account("agent", &wecom("agent")))
+        .more(&account("wrong", &wecom("x")))
+        .more(&account("kept", &kept));
+    let ended = finish(with_file(&["check", "--live"], folder(&setup, &sandbox).path()));
+    assert_eq!(ended.status, Some(1), "{ended:?}");
+    for part in [
+        "agent: WeCom gave a token that is good for 7200 s",
+        "wrong: no token: WeCom refused with errcode 40001: the agent's secret is wrong",
+        "kept: the other server keeps a token that is good for 7200 s",
+    ] {
+        assert!(ended.stdout.contains(part), "{part} is not in {}", ended.stdout);
+    }
+}
+
 #[test]
 fn schema_completions_and_manual_are_generated() {
     let schema = finish(wxgate(&["schema"]));

@@ -186,6 +186,18 @@ async fn two_agents_of_one_corp_have_a_token_each() {
     assert_eq!(tokens.len(), 3, "shop, agent and other");
 }
 
+/// A corpid that several agents share says nothing of which one is meant.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corpid_that_agents_share_selects_none_of_them() {
+    let gate = warm().await;
+    let answer = get(&gate, &format!("/@{CORP}/cgi-bin/user/get?userid=a")).await;
+    assert_eq!((answer.status, answer.error.as_str()), (400, "account_unknown"));
+    assert!(
+        get(&gate, &format!("/@{DEFAULT_APPID}/cgi-bin/user/info?openid=a")).await.is_fine(),
+        "one of its own does"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refresh_by_hand_works_and_a_forced_one_says_that_it_cannot() {
     let gate = warm().await;

@@ -1,0 +1,144 @@
+//! A real redis-server for tests: on a Unix socket in a folder of its own, ended with its handle.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+
+use redis::{Client, Connection, FromRedisValue};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, copy_bidirectional},
+    net::{TcpListener, UnixStream},
+    task::JoinHandle,
+};
+use tokio_rustls::TlsAcceptor;
+
+const NEEDED: &str = "this test runs a real Redis: install redis-server (Debian: apt-get install redis-server)";
+
+/// A server without persistence. Dropping it kills it.
+pub struct RedisServer {
+    folder: TempDir,
+    child: Option<Child>,
+}
+
+/// A TCP port in front of a server, with TLS if so wished. Dropping it closes the port, not what is open.
+pub struct Door {
+    pub port: u16,
+    task: JoinHandle<()>,
+}
+
+impl RedisServer {
+    pub fn start() -> Self {
+        let mut server = Self { folder: tempfile::tempdir().expect("a temporary folder"), child: None };
+        server.restart();
+        server
+    }
+
+    /// Kills it if it runs, and starts an empty one at the same place.
+    pub fn restart(&mut self) {
+        self.kill();
+        let mut command = Command::new("redis-server");
+        command.args(["--port", "0", "--save", "", "--appendonly", "no", "--daemonize", "no", "--logfile", ""]);
+        command.arg("--unixsocket").arg(self.socket()).arg("--dir").arg(self.folder.path());
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{error}; {NEEDED}"));
+        let mut log = BufReader::new(child.stdout.take().expect("piped"));
+        self.child = Some(child);
+        let mut line = String::new();
+        while !line.contains("eady to accept connections") {
+            line.clear();
+            assert!(log.read_line(&mut line).expect("its log is text") > 0, "redis-server did not start");
+        }
+        // Nobody reads on, and a server whose log goes nowhere must not stop for it.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+    }
+
+    /// Ends it at once. The socket file stays, as after a crash.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("redis.sock")
+    }
+
+    /// The form that configurations take; `more` is a query, such as `?user=a&pass=b`.
+    pub fn url(&self, more: &str) -> String {
+        format!("unix://{}{more}", self.socket().display())
+    }
+
+    pub fn connect(&self) -> Connection {
+        let client = Client::open(self.url("")).expect("a path");
+        client.get_connection().expect("redis-server answers")
+    }
+
+    /// Runs one command.
+    pub fn run<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        let (command, arguments) = words.split_first().expect("a command");
+        let mut command = redis::cmd(command);
+        command.arg(arguments);
+        command.query(&mut self.connect()).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    pub fn set(&self, key: &str, value: &str) {
+        self.run::<()>(&["SET", key, value]);
+    }
+
+    /// How often a command was carried out.
+    pub fn calls(&self, command: &str) -> u64 {
+        let stats: String = self.run(&["INFO", "commandstats"]);
+        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        line.and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap_or(0)
+    }
+
+    /// Lets it be reached over TCP.
+    pub async fn door(&self, tls: Option<TlsAcceptor>) -> Door {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        let socket = Arc::new(self.socket());
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (tls, socket) = (tls.clone(), Arc::clone(&socket));
+                tokio::spawn(async move {
+                    match tls {
+                        None => pass(stream, &socket).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                pass(stream, &socket).await;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        Door { port, task }
+    }
+}
+
+async fn pass(mut outside: impl AsyncRead + AsyncWrite + Unpin, socket: &PathBuf) {
+    if let Ok(mut inside) = UnixStream::connect(socket).await {
+        let _ = copy_bidirectional(&mut outside, &mut inside).await;
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
