@@ -6,13 +6,14 @@ use reqwest::{Client, Response};
 use serde_json::{Value, json};
 use wxgate::{
     net::egress::Egress,
-    sandbox::{SandboxAccount, TokenKind},
+    sandbox::{self, SandboxAccount, TokenKind},
 };
 
 use crate::{
     listeners::{certificates, dial, start_in},
+    program::{Program, folder, serve},
     raw::Wire,
-    support::{Gate, Setup, header, json as body, setup},
+    support::{Gate, Setup, client, header, json as body, setup},
 };
 
 const NEWS: &str = "wxnews0000000000";
@@ -343,4 +344,57 @@ async fn a_quota_is_cleared_for_the_client_whose_allow_names_the_call() {
     assert_eq!((answer.status().as_u16(), header(&answer, "x-wxgate-error").as_str()), (403, "endpoint_blocked"));
     let errmsg: Value = body(answer).await;
     assert!(errmsg["errmsg"].as_str().is_some_and(|text| text.contains("allow")), "{errmsg}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_denied_call_leaves_one_line_that_says_who_what_and_why_but_no_key() {
+    let sandbox = sandbox::start(sandbox::Settings::default()).await.expect("the sandbox starts");
+    let clients = "[[client]]\nname = \"crm\"\nkey = { value = \"crm-key-0123456789\" }\naccounts = [\"shop\"]\n\
+                   allow = [\"/cgi-bin/user/**\"]\n[[client]]\nname = \"trial\"\nkey = { value = \"trial-key-0123456789\" }\n\
+                   accounts = []\nmode = \"report\"\n";
+    let folder = folder(&setup().more(clients), &sandbox);
+    let mut command = serve(folder.path());
+    command.args(["--log-format", "json"]);
+    let program = Program::start(&mut command);
+    let proxy = program.proxy();
+    let client = client();
+    for (target, key) in [
+        ("/cgi-bin/user/get", "crm-key-0123456789"),
+        ("/cgi-bin/menu/get?secret=s3cret&x=%0a\u{1b}", "crm-key-0123456789"),
+        ("/cgi-bin/user/get", "wrong-key-0123456789"),
+        ("/@shop/cgi-bin/user/get", "trial-key-0123456789"),
+        ("/-/accounts/shop/token", "crm-key-0123456789"),
+        ("/cgi-bin/user/get?access_token=wxg1_forged", ""),
+    ] {
+        let request = client.get(format!("http://{proxy}{target}")).header("x-request-id", "mine");
+        let request = if key.is_empty() { request } else { request.header("x-wxgate-key", key) };
+        request.send().await.expect("an answer");
+    }
+    program.logged("phantom_refused");
+    let stderr = program.stop().stderr;
+    let lines: Vec<Value> = stderr
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|line| line["target"] == "audit")
+        .map(|line| if line["fields"].is_object() { line["fields"].clone() } else { line })
+        .collect();
+    let said: Vec<[&str; 4]> = lines
+        .iter()
+        .map(|line| ["client", "reason", "mode", "account"].map(|name| line[name].as_str().unwrap_or_default()))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            ["crm", "path_denied", "enforce", "shop"],
+            ["-", "client_unknown", "enforce", "-"],
+            ["trial", "account_denied", "report", "shop"],
+            ["crm", "scope_denied", "enforce", "shop"],
+            ["-", "phantom_refused", "enforce", "-"],
+        ],
+        "{stderr}"
+    );
+    assert!(lines.iter().all(|line| line["caller"] == "127.0.0.1" && line["id"] == "mine"), "{stderr}");
+    for secret in ["key-0123456789", "s3cret", "wxg1_forged"] {
+        assert!(!stderr.contains(secret), "{secret} in {stderr}");
+    }
 }

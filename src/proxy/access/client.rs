@@ -1,6 +1,6 @@
 //! A client as the path of a request needs it: what it may, and how fast.
 
-use std::{fmt, time::Duration};
+use std::{collections::HashSet, fmt, time::Duration};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _};
 
@@ -15,6 +15,8 @@ use crate::{
 /// A client and the state of its rate limit.
 pub(crate) struct Client {
     settings: settings::Client,
+    /// Those of the settings, for a look-up that does not grow with their number; `None` for all.
+    accounts: Option<HashSet<AccountName>>,
     limiter: Option<DefaultDirectRateLimiter>,
 }
 
@@ -53,7 +55,8 @@ impl Client {
         let limiter = settings
             .rate
             .map(|Rate { per_second, burst }| RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)));
-        Self { settings, limiter }
+        let accounts = settings.accounts.as_ref().map(|accounts| accounts.iter().cloned().collect());
+        Self { settings, accounts, limiter }
     }
 
     /// For metrics and log.
@@ -76,7 +79,7 @@ impl Client {
 
     /// Whether it may use this account.
     pub(crate) fn may_use(&self, account: &AccountName) -> bool {
-        self.settings.accounts.as_ref().is_none_or(|accounts| accounts.contains(account))
+        self.accounts.as_ref().is_none_or(|accounts| accounts.contains(account))
     }
 
     /// Whether a call is let in. Spends from the rate limit if nothing else stands in the way.
