@@ -33,7 +33,12 @@ impl Context<'_> {
                     self.missing(&place.child("key"), "must be set: the key in Redis, such as \"wx:access_token:wx…\"");
                 }
                 let (url, key) = (url?, key?.value);
-                RedisSettings::new(url, key, field).map(Settings::Redis).map_err(|message| fault(self, message)).ok()
+                let settings = RedisSettings::new(url, key, field).map_err(|message| fault(self, message)).ok()?;
+                if settings.is_in_the_clear() {
+                    let message = "the token crosses the network in the clear; rediss:// has it encrypted";
+                    self.report.warning(url_place.as_ref().unwrap_or(place), message);
+                }
+                Some(Settings::Redis(settings))
             }
             raw::ElsewhereKind::Http => {
                 if let Some(key) = key {

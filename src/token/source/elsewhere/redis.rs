@@ -2,7 +2,7 @@
 //!
 //! One connection per look, since looks are a minute apart. Writes nothing, and follows no redirect of a cluster.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use ::redis::{
     AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, RedisError,
@@ -50,6 +50,16 @@ impl Settings {
     pub fn new(url: Secret, key: String, field: Option<String>) -> Result<Self, &'static str> {
         connection(&url)?;
         Ok(Self { url, key, field })
+    }
+
+    /// Whether password and token cross a network that others may read.
+    pub fn is_in_the_clear(&self) -> bool {
+        connection(&self.url).is_ok_and(|info| match info.addr() {
+            ConnectionAddr::Tcp(host, _) => {
+                host != "localhost" && !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            }
+            _ => false,
+        })
     }
 }
 
