@@ -35,6 +35,7 @@ const APP_SECRET: &str = "pl4nted\"App/Secret+0f3c92a1b7d5e846";
 const OTHER_SECRET: &str = "pl4nted-other-Secret=77c1e0d2f9";
 const FIRST_TOKEN: &str = "88_pl4nted/First+Token=\"\\e1a9c7b35d2f4068-aaaaaaaaaaaaaaaa";
 const SECOND_TOKEN: &str = "89_pl4nted/Second+Token=d4b8f2a61c7e9350-bbbbbbbbbbbbbbbb";
+const TICKET: &str = "pl4nted-jsapi/Ticket+e5f1=c2d88a90";
 const ADMIN_KEY: &str = "pl4nted-Admin/Key+3b9d";
 const EGRESS: &str = "egress-user:pl4nted-Egress-Password-6ac1";
 const CLIENT_TOKEN: &str = "pl4nted-Client-Token/5e20c8";
@@ -44,11 +45,12 @@ const CODE: &str = "pl4nted-Login-Code-81de";
 const BODY: &str = "pl4nted-Message-Text-20b7";
 
 /// Everything that nobody may see, and what it is.
-const PLANTED: [(&str, &str); 11] = [
+const PLANTED: [(&str, &str); 12] = [
     ("AppSecret", APP_SECRET),
     ("the other AppSecret", OTHER_SECRET),
     ("the first token", FIRST_TOKEN),
     ("the second token", SECOND_TOKEN),
+    ("the ticket", TICKET),
     ("the admin key", ADMIN_KEY),
     ("the egress proxy's credentials", EGRESS),
     ("a client's access_token", CLIENT_TOKEN),
@@ -150,6 +152,9 @@ async fn wechat() -> Sandbox {
     let refused: Fault =
         serde_json::from_str(r#"{"kind":"errcode","code":40164,"ip":"198.51.100.7"}"#).expect("a fault");
     sandbox.control().fault(endpoint(refused).account("wx2222222222222222").always());
+    let ticket = serde_json::json!({"errcode": 0, "errmsg": "ok", "ticket": TICKET, "expires_in": 7200}).to_string();
+    let given = Fault::respond(200, "application/json", ticket);
+    sandbox.control().fault(Rule::new("/cgi-bin/ticket/getticket", given).always());
     sandbox.control().fault(endpoint(token(FIRST_TOKEN)).account("wx1111111111111111"));
     sandbox.control().fault(endpoint(token(SECOND_TOKEN)).account("wx1111111111111111").always());
     sandbox
@@ -243,6 +248,11 @@ async fn trouble(proxy: &str, control: &sandbox::Control, egress: &EgressProxy) 
         format!("/@refused/cgi-bin/user/get{tokens}"),
         format!("/@dark/cgi-bin/user/get{tokens}"),
         format!("/-/accounts/shop/token{tokens}"),
+        "/-/accounts/shop/token".to_owned(),
+        "/-/accounts/shop/jssdk?url=https%3A%2F%2Fa.test%2F".to_owned(),
+        format!("/-/accounts/shop/jssdk?url={token}"),
+        "/-/accounts/refused/tickets/jsapi".to_owned(),
+        "/-/accounts/dark/tickets/jsapi".to_owned(),
         format!("/cgi-bin//../user/get{tokens}"),
     ] {
         answers += &seen(get(&target)).await;
@@ -251,6 +261,8 @@ async fn trouble(proxy: &str, control: &sandbox::Control, egress: &EgressProxy) 
     let cured = send().send().await.expect("an answer");
     assert_eq!(header(&cured, "x-wxgate-attempts"), "2", "the first token died: {cured:?}");
     answers += &format!("{:?}", cured.headers());
+    let order = serde_json::json!({"rejected": FIRST_TOKEN}).to_string();
+    answers += &seen(client.post(format!("{proxy}/-/accounts/shop/token/refresh")).body(order)).await;
     control.set_close_each(true);
     answers += &seen(send()).await;
     *egress.broken.lock().unwrap() = true;
@@ -311,7 +323,7 @@ async fn no_secret_is_ever_written_anywhere() {
             let path = entry.expect("an entry").path();
             let name = path.file_name().expect("a name").to_string_lossy().into_owned();
             let content = String::from_utf8_lossy(&fs::read(&path).expect("readable")).into_owned();
-            match name.starts_with("shop.json") {
+            match name.starts_with("shop.j") {
                 true => state += &content,
                 false => _ = sinks.insert(format!("state/{name}"), content),
             }
@@ -323,10 +335,12 @@ async fn no_secret_is_ever_written_anywhere() {
             !search(&BTreeMap::from([("state".to_owned(), state.clone())])).is_empty(),
             "the store holds the token"
         );
-        for (what, value) in PLANTED.into_iter().filter(|(what, _)| !what.contains("token")) {
+        for (what, value) in PLANTED.into_iter().filter(|(what, _)| !what.contains("token") && !what.contains("ticket"))
+        {
             let kept = spellings(value).into_iter().any(|spelling| state.contains(&spelling));
             assert!(!kept, "{what} is in the token's own file");
         }
+        assert!(spellings(TICKET).iter().any(|spelling| state.contains(spelling)), "the store holds the ticket");
         let found = search(&sinks);
         assert!(found.is_empty(), "{format}: {found:#?}");
     }

@@ -224,6 +224,8 @@ impl Task {
         // Only the first lost answer in a row earns the next rejection a fetch without delay.
         self.suspect = error.is_lost_answer() && failures == 1;
         self.complain(cause, transient, failures, now);
+        // Whoever hears that it failed can ask at once why.
+        self.publish();
         let give_up = TokenError::new(self.account.name.clone(), cause, until.saturating_duration_since(now));
         for operator in self.operators.drain(..) {
             let _ = operator.reply.send(Err(give_up.clone()));
