@@ -5,6 +5,7 @@ import json
 import sys
 
 import requests
+from requests.adapters import HTTPAdapter
 
 APPID = "wx0123456789abcdef"
 LITERAL = "https://api.weixin.qq.com"
@@ -20,6 +21,22 @@ class Sandbox:
 
     def revoke(self):
         self.http.post(f"{self.url}/sandbox/revoke", json={}, timeout=30).raise_for_status()
+
+
+class ToProxy(HTTPAdapter):
+    """Sends what is meant for WeChat's host to the proxy, as a changed base URL would."""
+
+    def __init__(self, literal, proxy):
+        super().__init__()
+        self.literal = literal
+        self.proxy = proxy
+        self.attempts = []
+
+    def send(self, request, **kwargs):
+        request.url = request.url.replace(self.literal, self.proxy, 1)
+        response = super().send(request, **kwargs)
+        self.attempts.append(response.headers.get("x-wxgate-attempts"))
+        return response
 
 
 def sha256(content):

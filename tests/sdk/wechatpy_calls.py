@@ -11,31 +11,15 @@ import io
 import sys
 
 import takeover
-from common import APPID, LITERAL, PICTURE, USER, Sandbox, report, sha256
-from requests.adapters import HTTPAdapter
+from common import APPID, LITERAL, PICTURE, USER, Sandbox, ToProxy, report, sha256
 from wechatpy import WeChatClient
-
-
-class ToProxy(HTTPAdapter):
-    """Sends what is meant for WeChat's host to the proxy, as a changed base URL would."""
-
-    def __init__(self, proxy):
-        super().__init__()
-        self.proxy = proxy
-        self.attempts = []
-
-    def send(self, request, **kwargs):
-        request.url = request.url.replace(LITERAL, self.proxy, 1)
-        response = super().send(request, **kwargs)
-        self.attempts.append(response.headers.get("x-wxgate-attempts"))
-        return response
 
 
 def main(base, sandbox, key=None):
     takeover.install()
     sandbox = Sandbox(sandbox)
     client = WeChatClient(APPID, key or "no-secret-here", access_token=None if key else "anything", timeout=30)
-    adapter = ToProxy(base)
+    adapter = ToProxy(LITERAL, base)
     if base != LITERAL:
         client._http.trust_env = False
     client._http.mount(LITERAL, adapter)

@@ -14,6 +14,7 @@ use crate::{
 };
 
 pub mod environments;
+mod wecom;
 
 use environments::{command, node_modules, python, repository, run};
 
