@@ -57,6 +57,7 @@ mod takeover;
 mod tickets;
 mod token_life;
 mod token_tools;
+mod trespass;
 mod upstream_faults;
 mod upstream_tls;
 mod wecom;

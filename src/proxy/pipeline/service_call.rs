@@ -48,8 +48,14 @@ pub(super) async fn answer(
     let known = known(&head.headers);
     let about = service::Account { platform: account.platform, appid: &account.appid, keeper: &account.keeper };
     let mut drain = worker.drain.clone();
-    // Who waits for a token that need not come must not hold up a stop.
-    let hurry = async move { drain.reached(Phase::Leaving).await };
+    // Who waits for a token that need not come must not hold up a stop, nor calls of others, nor outlive his rights.
+    let hurry = async {
+        tokio::select! {
+            () = drain.reached(Phase::Leaving) => {}
+            () = live.superseded() => {}
+        }
+    };
+    let _aside = live.step_aside();
     Ok(response(call.answer(&about, known.as_deref(), &body, hurry).await?))
 }
 
