@@ -34,6 +34,7 @@ mod metrics;
 mod own_answers;
 mod paths;
 mod phantoms;
+mod phantoms_wecom;
 mod pool;
 mod process;
 mod program;
