@@ -44,8 +44,12 @@ pub(super) async fn token(
     let caller = Caller { key: asked.secret.as_deref(), ..caller };
     let client = match live.access.identify(&head.headers, &caller) {
         Ok(client) => client,
-        Err(_) if asked.secret.is_none() => return Ok(answer::refused(asked.flavour, &Refusal::NoSecret)),
-        Err(stranger) => return Ok(answer::refused(asked.flavour, &Refusal::WrongSecret(stranger.advice()))),
+        Err(stranger) => {
+            trail.refused = Some(ProxyError::ClientUnknown("").slug());
+            let without = asked.secret.is_none();
+            let refusal = if without { Refusal::NoSecret } else { Refusal::WrongSecret(stranger.advice()) };
+            return Ok(answer::refused(asked.flavour, &refusal));
+        }
     };
     trail.client = Some(Arc::clone(client));
     let selected = live.accounts.selected(None, chosen.prefix, &head.headers, chosen.host)?;

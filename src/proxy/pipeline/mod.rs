@@ -51,6 +51,8 @@ pub(super) struct Trail {
     pub(super) replay_skipped: Option<&'static str>,
     /// What the client would have been denied if it were not on trial.
     pub(super) overlooked: Option<&'static str>,
+    /// Why a call was denied in WeChat's own words, which are no error of ours.
+    pub(super) refused: Option<&'static str>,
     /// Some of the caller's body has not been read; what follows on its connection would be no request.
     pub(super) body_unread: bool,
 }
