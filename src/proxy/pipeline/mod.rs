@@ -67,6 +67,8 @@ pub(super) enum Outcome {
 #[derive(Debug, Clone)]
 pub(super) struct Origin {
     pub(super) peer: Peer,
+    /// The same as text, which every line of the log needs.
+    pub(super) shown: Arc<str>,
     /// The names of the certificate that the client showed.
     pub(super) names: Arc<[String]>,
 }
