@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use wxgate::sandbox::{DEFAULT_APPID, TokenKind};
+use wxgate::sandbox::{DEFAULT_APPID, Fault, Rule, TokenKind};
 
 use crate::{
+    raw::Wire,
     support::{Gate, header, setup},
-    token_tools::{Said, get, joined, said, spawned},
+    token_tools::{Said, all, appid, get, joined, said, spawned, with_accounts},
 };
 
 const CRM: &str = "crm-key-0123456789";
@@ -22,6 +23,13 @@ const HOUSE: &str = "[[account]]\nname = \"far\"\nappid = \"wxfar00000000000\"\n
 async fn with_key(gate: &Gate, target: &str, key: &str) -> Said {
     let request = gate.client.get(gate.url(target));
     said(if key.is_empty() { request } else { request.header("x-wxgate-key", key) }).await
+}
+
+/// What the token endpoint hands out for this secret.
+async fn phantom(gate: &Gate, appid: &str, secret: &str) -> String {
+    let target = format!("/cgi-bin/token?grant_type=client_credential&appid={appid}&secret={secret}");
+    let answer: serde_json::Value = serde_json::from_slice(&get(gate, &target).await.body).expect("JSON");
+    answer["access_token"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
 }
 
 /// Waits until this many requests are under way.
@@ -74,11 +82,7 @@ async fn on_trial_one_missing_right_does_not_hide_that_a_call_cannot_be_taken_ba
 async fn the_key_of_a_client_never_travels_to_wechat_in_place_of_a_secret() {
     let gate = setup().default_account("shop").more(HOUSE).start().await;
     gate.control().until(|control| control.fetches() == 1).await;
-    let phantom = {
-        let target = format!("/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret={CRM}");
-        let answer: serde_json::Value = serde_json::from_slice(&get(&gate, &target).await.body).unwrap();
-        answer["access_token"].as_str().expect("a phantom").to_owned()
-    };
+    let phantom = phantom(&gate, DEFAULT_APPID, CRM).await;
     gate.control().clear_record();
     let login = |secret: &str| format!("/sns/jscode2session?appid={DEFAULT_APPID}&js_code=c&secret={secret}");
     for (target, key, slug) in [
@@ -120,9 +124,7 @@ async fn who_waits_for_a_token_keeps_nobody_from_calling() {
         in_flight(&gate, count).await;
     }
     assert_eq!(get(&gate, "/cgi-bin/user/info?openid=o").await.status, 200);
-    let held = gate
-        .control()
-        .fault(wxgate::sandbox::Rule::new("/cgi-bin/user/get", wxgate::sandbox::Fault::Pass).always().hold());
+    let held = gate.control().fault(Rule::new("/cgi-bin/user/get", Fault::Pass).always().hold());
     let calls: Vec<_> = (0..2).map(|_| spawned(gate.client.get(gate.url("/cgi-bin/user/get")))).collect();
     gate.control().until(|control| control.hits(held) == 2).await;
     assert_eq!(get(&gate, "/cgi-bin/user/info?openid=o").await.error, "overloaded", "the limit itself holds");
@@ -162,12 +164,8 @@ async fn a_reload_ends_every_wait_so_that_nobody_gets_what_is_no_longer_his() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_a_reload_takes_something_from_loses_it_on_standing_connections_too() {
     let gate = setup().default_account("shop").more(HOUSE).start().await;
-    let mut wire = crate::raw::Wire::connect(gate.proxy).await;
-    let phantom = {
-        let target = format!("/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret={CRM}");
-        let answer: serde_json::Value = serde_json::from_slice(&get(&gate, &target).await.body).unwrap();
-        answer["access_token"].as_str().expect("a phantom").to_owned()
-    };
+    let mut wire = Wire::connect(gate.proxy).await;
+    let phantom = phantom(&gate, DEFAULT_APPID, CRM).await;
     let file = gate.file();
     for (text, errcode, slug) in [
         (file.clone(), None, ""),
@@ -189,9 +187,8 @@ async fn a_client_that_a_reload_takes_something_from_loses_it_on_standing_connec
 #[tokio::test(flavor = "multi_thread")]
 async fn a_phantom_from_before_the_first_client_is_worth_nothing_after() {
     let gate = setup().start().await;
-    let target = format!("/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret=anything");
-    let answer: serde_json::Value = serde_json::from_slice(&get(&gate, &target).await.body).unwrap();
-    let call = format!("/cgi-bin/user/info?openid=o&access_token={}", answer["access_token"].as_str().unwrap());
+    let phantom = phantom(&gate, DEFAULT_APPID, "anything").await;
+    let call = format!("/cgi-bin/user/info?openid=o&access_token={phantom}");
     assert!(get(&gate, &call).await.is_fine());
     let open = gate.file();
     let client = "[[client]]\nname = \"crm\"\nfrom = [\"loopback\"]\naccounts = [\"shop\"]\n";
@@ -239,15 +236,61 @@ async fn no_spelling_of_the_service_api_or_of_a_guarded_call_reaches_wechat() {
     ] {
         for form in [path.to_owned(), format!("http://127.0.0.1{path}")] {
             let request = format!("GET {form} HTTP/1.1\r\nHost: gate\r\nX-Wxgate-Key: {CRM}\r\n\r\n");
-            let mut wire = crate::raw::Wire::connect(gate.proxy).await;
+            let mut wire = Wire::connect(gate.proxy).await;
             let reply = wire.ask(request).await.expect("an answer");
             assert!((400..=404).contains(&reply.status) && !reply.slug().is_empty(), "{form}: {}", reply.text());
             assert!(!reply.text().contains(&token), "{form}");
         }
     }
     assert!(gate.control().requests("/**").is_empty());
-    let mut wire = crate::raw::Wire::connect(gate.proxy).await;
+    let mut wire = Wire::connect(gate.proxy).await;
     let reply = wire.ask("GET /-/accounts/shop/token HTTP/1.1\r\nHost: gate\r\n\r\n").await.expect("an answer");
     assert_eq!((reply.status, reply.slug()), (401, "client_unknown"), "who nobody knows is told nothing more");
     assert_eq!(header(&gate.get("/-/nothing").await, "x-wxgate-error"), "client_unknown");
+}
+
+/// Pitfall: a token of account A used for B, or the rights of caller A for B's call (WxJava#1494 and its kin: state that
+/// hangs on a thread). Ten clients, each of one account only, call at once over the same few connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_at_once_are_never_taken_for_each_other() {
+    const CALLERS: usize = 10;
+    let client = |n: usize| {
+        format!(
+            "[[client]]\nname = \"c{n}\"\nkey = {{ value = \"key-of-client-number-{n}\" }}\naccounts = [\"a{n}\"]\n"
+        )
+    };
+    let clients: String = (0..CALLERS).map(client).collect();
+    let gate = with_accounts(setup().set("server", "workers = 2"), CALLERS, "").more(&clients).start().await;
+    gate.control().until(|control| control.fetches() == CALLERS as u64 + 1).await;
+    let mut phantoms = Vec::new();
+    for n in 0..CALLERS {
+        phantoms.push(phantom(&gate, &appid(n), &format!("key-of-client-number-{n}")).await);
+    }
+    gate.control().clear_record();
+    let call = |n: usize| {
+        let (own, other) = (n % CALLERS, (n + 3) % CALLERS);
+        let target = match n % 3 {
+            // The account of another client, which must not be lent.
+            0 => format!("/@a{other}/cgi-bin/user/info?openid={n}&access_token={}", phantoms[own]),
+            1 => format!("/cgi-bin/user/info?openid={n}&access_token={}", phantoms[own]),
+            _ => format!("/cgi-bin/user/info?openid={n}"),
+        };
+        let request = gate.client.get(gate.url(&target));
+        spawned(if n % 3 == 2 {
+            request.header("x-wxgate-key", format!("key-of-client-number-{own}"))
+        } else {
+            request
+        })
+    };
+    let answers = all((0..600).map(call).collect()).await;
+    for (n, answer) in answers.iter().enumerate() {
+        assert_eq!(answer.error, if n % 3 == 0 { "account_conflict" } else { "" }, "{n}: {answer:?}");
+    }
+    let arrived = gate.control().requests("/cgi-bin/user/info");
+    assert_eq!(arrived.len(), 400);
+    for record in arrived {
+        let query = record.query.as_deref().expect("a query");
+        let n: usize = query.split("openid=").nth(1).and_then(|n| n.parse().ok()).expect("a number");
+        assert_eq!(record.account, Some(appid(n % CALLERS)), "{query}");
+    }
 }

@@ -262,6 +262,10 @@ mod tests {
             assert_eq!(caller("10.0.0.1", &[junk]), "10.0.0.1", "{junk:?}");
         }
         assert_eq!(caller("10.0.0.1", &[]), "10.0.0.1");
+        let said = headers(&[("x-forwarded-for", "203.0.113.9")]);
+        let trusting = |entry| Access::new(NetworkSet::default(), networks(&[entry]), Vec::new(), None);
+        let over_a_socket = |entry| trusting(entry).caller(Peer::Unix, &said).to_string();
+        assert_eq!((over_a_socket("loopback"), over_a_socket("127.0.0.0/8")), ("203.0.113.9".into(), "unix".into()));
     }
 
     /// Else a stranger behind the proxy could make himself the proxy, which may well be let in.
