@@ -195,7 +195,7 @@ impl Live {
         let _ = self.superseded.subscribe().wait_for(|superseded| *superseded).await;
     }
 
-    /// For a request that only waits and asks nothing of WeChat: until the guard is dropped it takes no place among
+    /// For a request that asks nothing of WeChat but may take long: until the guard is dropped it takes no place among
     /// those in flight. It is still counted as one.
     pub(super) fn step_aside(&self) -> Aside<'_> {
         self.load.in_flight.fetch_sub(1, Relaxed);

@@ -294,3 +294,19 @@ async fn callers_at_once_are_never_taken_for_each_other() {
         assert_eq!(record.account, Some(appid(n % CALLERS)), "{query}");
     }
 }
+
+/// A token endpoint reads the body before it knows who calls.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_who_sends_an_order_for_a_token_slowly_keeps_nobody_from_calling() {
+    let clients = "[[client]]\nname = \"crm\"\nkey = { value = \"crm-key-0123456789\" }\naccounts = [\"shop\"]\n";
+    let gate = setup().set("upstream", "max_in_flight = 1").more(clients).start().await;
+    let mut strangers = Vec::new();
+    for count in 1..=3 {
+        let mut wire = Wire::connect(gate.proxy).await;
+        wire.send("POST /cgi-bin/stable_token HTTP/1.1\r\nHost: gate\r\nContent-Length: 100\r\n\r\n{").await;
+        strangers.push(wire);
+        in_flight(&gate, count).await;
+    }
+    let answer = with_key(&gate, "/cgi-bin/user/info?openid=o", CRM).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+}

@@ -29,6 +29,8 @@ pub(super) async fn token(
     if !matches!(head.method, Method::GET | Method::POST) {
         return Err(ProxyError::TokenEndpoint);
     }
+    // WeChat is not asked, and who nobody knows yet must not keep others from it by sending slowly.
+    let _aside = live.step_aside();
     let body = if head.method == Method::POST { body::small(incoming).await? } else { Bytes::new() };
     trail.body_unread &= head.method != Method::POST;
     let asked = match Asked::read(path.as_str(), &head.method, head.uri.query(), &body) {

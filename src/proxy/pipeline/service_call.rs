@@ -43,6 +43,7 @@ pub(super) async fn answer(
     trail.account = Some(Arc::clone(account));
     check_authority(account, &head.uri)?;
     admit(client, account, Right::Scope(call.scope()), trail)?;
+    let _aside = live.step_aside();
     let body = if call.wants_body() { body::small(body).await? } else { unread(&body)? };
     trail.body_unread = false;
     let known = known(&head.headers);
@@ -55,7 +56,6 @@ pub(super) async fn answer(
             () = live.superseded() => {}
         }
     };
-    let _aside = live.step_aside();
     Ok(response(call.answer(&about, known.as_deref(), &body, hurry).await?))
 }
 
