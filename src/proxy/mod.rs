@@ -232,10 +232,11 @@ async fn handle(worker: Arc<Worker>, origin: Origin, request: Request<Incoming>)
         Ok(guard) => pipeline::run(worker, &guard, origin, head, body, trail).await.map(|answer| (answer, guard)),
         Err(error) => Err(error),
     };
-    let denied = ran.as_ref().err().filter(|error| error.is_denial()).map(ProxyError::slug);
+    let refused = trail.refused;
+    let denied = ran.as_ref().err().filter(|error| error.is_denial()).map(ProxyError::slug).or(refused);
     let (mut response, outcome) = match ran {
         Ok((Outcome::Upstream(answer), guard)) => (answer.map(|body| Delivery::Upstream(body, guard)), "ok"),
-        Ok((Outcome::Own(answer), _)) => (answer.map(|body| Delivery::Own(Some(body))), "ok"),
+        Ok((Outcome::Own(answer), _)) => (answer.map(|body| Delivery::Own(Some(body))), refused.unwrap_or("ok")),
         Err(error) => (error.response(error_style).map(|body| Delivery::Own(Some(body))), error.slug()),
     };
     journey.audit(denied);

@@ -365,6 +365,8 @@ async fn every_denied_call_leaves_one_line_that_says_who_what_and_why_but_no_key
         ("/cgi-bin/user/get", "wrong-key-0123456789"),
         ("/@shop/cgi-bin/user/get", "trial-key-0123456789"),
         ("/-/accounts/shop/token", "crm-key-0123456789"),
+        ("/cgi-bin/token?grant_type=client_credential&appid=wx0123456789abcdef&secret=wrong-key-0123456789", ""),
+        ("/cgi-bin/token?grant_type=client_credential&appid=wx0123456789abcdef&secret=crm-key-0123456789", ""),
         ("/cgi-bin/user/get?access_token=wxg1_forged", ""),
     ] {
         let request = client.get(format!("http://{proxy}{target}")).header("x-request-id", "mine");
@@ -390,6 +392,7 @@ async fn every_denied_call_leaves_one_line_that_says_who_what_and_why_but_no_key
             ["-", "client_unknown", "enforce", "-"],
             ["trial", "account_denied", "report", "shop"],
             ["crm", "scope_denied", "enforce", "shop"],
+            ["-", "client_unknown", "enforce", "-"],
             ["-", "phantom_refused", "enforce", "-"],
         ],
         "{stderr}"
