@@ -51,6 +51,7 @@ mod selection;
 mod service_api;
 mod slow_clients;
 mod stale_shapes;
+mod store_contract;
 mod storms;
 mod support;
 mod takeover;
