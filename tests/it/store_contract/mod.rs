@@ -8,7 +8,7 @@ mod places;
 
 use std::{sync::Arc, time::Duration};
 
-pub use places::{KEY, ring, sample, ticket_of, token_of};
+pub use places::{KEY, opened, sample, token_of};
 use wxgate::token::store::{Key, TokenStore};
 
 /// Where records of one kind of store lie, for one test.

@@ -1,19 +1,26 @@
 //! The stores that need nothing but this process and a folder, and a record to try them with.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tempfile::TempDir;
+use tokio::time::Instant;
 use wxgate::{
     base::{AccountName, Secret},
     token::{
         Generation, Kind,
         budget::Budget,
-        store::{FileStore, Identity, Kept, Key, Keyring, MemoryStore, Record, StoredToken, TokenStore},
+        store::{FileStore, Identity, Kept, Key, Keyring, MemoryStore, OpenError, Record, StoredToken, TokenStore},
     },
     wechat::ticket::TicketType,
 };
 
 use super::Place;
+use crate::token_tools::DEADLINE;
 
 /// A key for the tests, in base64.
 pub const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
@@ -39,6 +46,18 @@ pub fn ticket_of(account: &str, kind: TicketType) -> Key {
 /// The keys in a setting.
 pub fn ring(keys: &str) -> Keyring {
     Keyring::parse(&Secret::new(keys)).expect("keys")
+}
+
+/// Opens a folder that nobody has any more. A process that another test just started may for a moment hold a copy of
+/// the lock that this one gave back.
+pub fn opened(folder: &Path, keys: Option<&str>) -> FileStore {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match FileStore::open(folder, keys.map(ring)) {
+            Err(OpenError::Locked { .. }) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            opened => return opened.expect("nobody else has the folder"),
+        }
+    }
 }
 
 /// The store that forgets.
@@ -80,8 +99,7 @@ impl<const SEALED: bool> Files<SEALED> {
 
     fn open(&mut self) {
         self.store = None;
-        let keys = SEALED.then(|| ring(KEY));
-        self.store = Some(Arc::new(FileStore::open(&self.folder(), keys).expect("nobody else has the folder")));
+        self.store = Some(Arc::new(opened(&self.folder(), SEALED.then_some(KEY))));
     }
 }
 

@@ -196,7 +196,11 @@ impl Inner {
         {
             return Ok(Saved::Newer(Box::new(held.clone())));
         }
-        self.write(key, &record, held.is_some_and(|held| held.outdated))?;
+        if let Err(error) = self.write(key, &record, held.is_some_and(|held| held.outdated)) {
+            // Looked at anew before the next write, which puts aside what stands in its way.
+            known.remove(key);
+            return Err(error);
+        }
         known.insert(key.clone(), Held { record: Some(record), outdated: false });
         Ok(Saved::Written)
     }
