@@ -18,11 +18,17 @@ pub(super) fn needed(started: &Config, next: &Config) -> Vec<&'static str> {
     let admin::settings::Settings { listen, key: _, hosts: _ } = admin;
     keys.push(("admin.listen", *listen == started.admin.listen));
     keys.extend(upstream(&started.proxy.upstream, &proxy.upstream));
-    keys.push(match (&started.store, store) {
-        (store::Settings::Memory, store::Settings::Memory) => ("store.kind", true),
-        (store::Settings::File { path: old }, store::Settings::File { path: new }) => ("store.path", old == new),
-        _ => ("store.kind", false),
-    });
+    match (&started.store, store) {
+        (store::Settings::Memory, store::Settings::Memory) => {}
+        (store::Settings::File { path: old }, store::Settings::File { path: new }) => {
+            keys.push(("store.path", old == new));
+        }
+        (store::Settings::Redis(old), store::Settings::Redis(new)) => {
+            keys.push(("store.url", old.has_same_url(new)));
+            keys.push(("store.prefix", old.prefix() == new.prefix()));
+        }
+        _ => keys.push(("store.kind", false)),
+    }
     keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
 }
 

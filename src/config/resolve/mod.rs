@@ -7,8 +7,7 @@ mod account;
 mod client;
 mod elsewhere;
 mod server;
-
-use std::path::PathBuf;
+mod store;
 
 use super::{Config, problem::Place, raw, read::At, secret::Context};
 use crate::{admin, net::address::ListenAddr, token};
@@ -37,7 +36,7 @@ pub(super) fn resolve(raw: raw::File, context: &mut Context<'_>) -> Config {
         proxy,
         admin,
         token: token_settings(raw.token.map(|at| at.value).unwrap_or_default()),
-        store: context.store(raw.store.map(|at| at.value).unwrap_or_default()),
+        store: context.store(raw.store.map(|at| at.value).unwrap_or_default(), &whole),
         accounts: accounts.into_iter().flatten().collect(),
         warnings: Vec::new(),
     }
@@ -67,35 +66,6 @@ impl Context<'_> {
     fn missing(&mut self, place: &Place, message: &str) {
         if !self.report.concerns(place) {
             self.report.problem(place, message);
-        }
-    }
-
-    fn store(&mut self, raw: raw::Store) -> token::store::Settings {
-        use raw::StoreKind;
-        let kind = raw.kind.as_ref().map_or(StoreKind::File, |at| at.value);
-        if let (StoreKind::Redis | StoreKind::Sql, Some(at)) = (kind, &raw.kind) {
-            self.not_built(&at.place, "shared stores (redis, sql) are", "use \"file\" or \"memory\"");
-        }
-        if let Some(at) = &raw.url {
-            self.not_built(&at.place, "shared stores (redis, sql) are", "remove the key");
-        }
-        if let Some(at) = &raw.encryption_key {
-            self.not_built(&at.place, "sealing tokens at rest is", "remove the key");
-        }
-        if let Some(at) = raw.prefix.filter(|at| at.value != "wxgate:") {
-            self.report.warning(&at.place, "has no effect: only shared stores (redis, sql), not built yet, use it");
-        }
-        match (kind, raw.path) {
-            (StoreKind::Memory, path) => {
-                if let Some(at) = path {
-                    self.report.warning(&at.place, "has no effect with kind = \"memory\"");
-                }
-                token::store::Settings::Memory
-            }
-            (_, path) => {
-                let path = or(path, self.base_dir.join("wxgate-state"), PathBuf::from);
-                token::store::Settings::File { path }
-            }
         }
     }
 

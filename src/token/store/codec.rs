@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Identity, Record, StoredToken};
+use super::record::{Identity, Record, Refusal, StoredToken};
 use crate::{
     base::Secret,
     token::{Generation, Kind, budget::Budget},
@@ -37,6 +37,8 @@ struct Form<'r> {
     #[serde(borrow)]
     token: Option<TokenForm<'r>>,
     budget: Budget,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refusal: Option<Refusal>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -61,6 +63,7 @@ pub(super) fn encode(record: &Record) -> Vec<u8> {
             expires_ms: token.expires_ms,
         }),
         budget: record.budget,
+        refusal: record.refusal,
     };
     // Plain strings and numbers always have a JSON form.
     let body = serde_json::to_vec(&form).unwrap_or_default();
@@ -91,6 +94,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Record, Damage> {
             expires_ms: token.expires_ms,
         }),
         budget: form.budget,
+        refusal: form.refusal,
     })
 }
 
