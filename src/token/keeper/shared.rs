@@ -84,10 +84,11 @@ impl Sharing {
         Some(Self { key: key.clone(), store: Arc::clone(store), metrics: metrics.clone() })
     }
 
-    /// Waits until this node may fetch or need not, at most about as long as another node's fetch can take.
+    /// Waits until this node may fetch or need not: at most for the lease of a node that died with it, and for that of the
+    /// next one.
     pub(super) async fn clear(self, known: Known, fetch: Duration) -> Clearance {
         let life = fetch + MARGIN;
-        let end = Instant::now() + life;
+        let end = Instant::now() + life * 2;
         let owner = owner();
         let mut changes = self.store.changes(&self.key);
         loop {
