@@ -30,7 +30,7 @@ use crate::{
     token::{
         self,
         source::{ClientError, TokenClient},
-        store::{self, FileStore, MemoryStore, OpenError, TokenStore},
+        store::{self, FileStore, MemoryStore, OpenError, RedisStore, TokenStore},
     },
 };
 
@@ -87,16 +87,17 @@ impl App {
     /// See [`StartError`].
     pub fn build(config: &Config, log: Option<AccessLogSettings>) -> Result<Self, StartError> {
         let metrics = Metrics::default();
+        let client = TokenClient::new(&config.proxy.upstream.egress, config.token.fetch_timeout)?;
         let store: Arc<dyn TokenStore> = match &config.store {
             store::Settings::Memory => Arc::new(MemoryStore::default()),
             store::Settings::File { path, keys } => Arc::new(FileStore::open(path, keys.clone())?),
+            store::Settings::Redis { server, keys } => Arc::new(RedisStore::open(server, keys.clone(), client.tls())),
         };
         // Before the first token is asked for: a second instance that was started by mistake must not spend one.
         let listeners = Listeners::bind(&config.proxy)?;
         let own = listeners.tcp();
         loops::check(&config.accounts, &config.proxy.upstream.egress, &own, Names::Ask)?;
         let admin = Admin::listen(&config.admin)?;
-        let client = TokenClient::new(&config.proxy.upstream.egress, config.token.fetch_timeout)?;
         let token_metrics = metrics.register(token::metrics::Metrics::register);
         let mut keepers = Keepers::new(client, store, token_metrics);
         let _ = keepers.follow(config);

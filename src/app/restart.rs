@@ -67,6 +67,11 @@ fn stored(old: &store::Settings, new: &store::Settings) -> Compared {
         (store::Settings::File { path, keys }, store::Settings::File { path: new_path, keys: new_keys }) => {
             vec![("store.path", path == new_path), ("store.encryption_key", keys == new_keys)]
         }
+        (store::Settings::Redis { server, keys }, store::Settings::Redis { server: new, keys: new_keys }) => vec![
+            ("store.url", server.has_same_url(new)),
+            ("store.prefix", server.prefix() == new.prefix()),
+            ("store.encryption_key", keys == new_keys),
+        ],
         _ => vec![("store.kind", false)],
     }
 }

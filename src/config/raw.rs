@@ -151,15 +151,15 @@ tables! {
 
     /// Where tokens survive a restart.
     Store("a table [store]") {
-        /// memory or file; redis and sql are not yet built.
+        /// memory, file or redis; sql is not yet built.
         #[schemars(extend("default" = "file"))]
         kind: StoreKind,
         /// For kind = "file": a folder, made with mode 0700, files 0600.
         #[schemars(extend("default" = "wxgate-state"))]
         path: PathBuf,
-        /// For redis (redis, rediss, redis+sentinel) and sql (sqlite, postgres, mysql). Not yet built.
+        /// For kind = "redis", where it is compulsory: redis://, rediss:// (TLS), redis+sentinel:// or unix:.
         url: SecretForm,
-        /// What keys in a shared store begin with.
+        /// For kind = "redis": what keys there begin with; at most 64 visible ASCII characters without braces.
         #[schemars(extend("default" = "wxgate:"))]
         prefix: String,
         /// 32 bytes in base64 or hex: tokens are sealed at rest. Several with commas between them: the first one seals,
@@ -287,7 +287,7 @@ words! {
         Memory = "memory",
         /// In small files.
         File = "file",
-        /// In Redis or Valkey. Not yet built.
+        /// In Redis or Valkey, which several nodes may share.
         Redis = "redis",
         /// In SQLite, PostgreSQL or MySQL. Not yet built.
         Sql = "sql",

@@ -2,7 +2,7 @@
 //!
 //! Only counts. Days are Beijing days (UTC+8), since WeChat's quotas start anew at midnight there.
 
-use std::time::Duration;
+use std::{cmp::Ordering, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -86,6 +86,22 @@ impl Budget {
         let mut today = *self;
         today.roll(now_ms);
         FORCED_PER_DAY.saturating_sub(today.forced)
+    }
+
+    /// What is certainly spent when two nodes counted at the same time: the larger count of the same day, else the later
+    /// day's.
+    #[must_use]
+    pub fn or_more_spent(self, other: Self) -> Self {
+        match self.day.cmp(&other.day) {
+            Ordering::Less => other,
+            Ordering::Greater => self,
+            Ordering::Equal => Self {
+                day: self.day,
+                classic: self.classic.max(other.classic),
+                forced: self.forced.max(other.forced),
+                last_forced_ms: self.last_forced_ms.max(other.last_forced_ms),
+            },
+        }
     }
 
     /// Starts a new day when it is one. A day far ahead was written while the clock was wrong: its counts are kept for

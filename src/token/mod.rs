@@ -13,6 +13,7 @@ use crate::{
 
 pub mod budget;
 pub mod clock;
+mod dial;
 mod error;
 mod gate;
 pub mod keeper;

@@ -7,15 +7,10 @@ mod account;
 mod client;
 mod elsewhere;
 mod server;
-
-use std::path::PathBuf;
+mod store;
 
 use super::{Config, problem::Place, raw, read::At, secret::Context};
-use crate::{
-    admin,
-    net::address::ListenAddr,
-    token::{self, store::Keyring},
-};
+use crate::{admin, net::address::ListenAddr, token};
 
 /// Builds everything but the warnings.
 pub(super) fn resolve(raw: raw::File, context: &mut Context<'_>) -> Config {
@@ -41,7 +36,7 @@ pub(super) fn resolve(raw: raw::File, context: &mut Context<'_>) -> Config {
         proxy,
         admin,
         token: token_settings(raw.token.map(|at| at.value).unwrap_or_default()),
-        store: context.store(raw.store.map(|at| at.value).unwrap_or_default()),
+        store: context.store(raw.store.map(|at| at.value).unwrap_or_default(), &whole),
         accounts: accounts.into_iter().flatten().collect(),
         warnings: Vec::new(),
     }
@@ -72,38 +67,6 @@ impl Context<'_> {
         if !self.report.concerns(place) {
             self.report.problem(place, message);
         }
-    }
-
-    fn store(&mut self, raw: raw::Store) -> token::store::Settings {
-        use raw::StoreKind;
-        let kind = raw.kind.as_ref().map_or(StoreKind::File, |at| at.value);
-        if let (StoreKind::Redis | StoreKind::Sql, Some(at)) = (kind, &raw.kind) {
-            self.not_built(&at.place, "shared stores (redis, sql) are", "use \"file\" or \"memory\"");
-        }
-        if let Some(at) = &raw.url {
-            self.not_built(&at.place, "shared stores (redis, sql) are", "remove the key");
-        }
-        if let Some(at) = raw.prefix.filter(|at| at.value != "wxgate:") {
-            self.report.warning(&at.place, "has no effect: only shared stores (redis, sql), not built yet, use it");
-        }
-        match (kind, raw.path) {
-            (StoreKind::Memory, path) => {
-                let places = [path.map(|at| at.place), raw.encryption_key.map(|at| at.place)];
-                for place in places.into_iter().flatten() {
-                    self.report.warning(&place, "has no effect with kind = \"memory\"");
-                }
-                token::store::Settings::Memory
-            }
-            (_, path) => {
-                let path = or(path, self.base_dir.join("wxgate-state"), PathBuf::from);
-                token::store::Settings::File { path, keys: raw.encryption_key.and_then(|at| self.keyring(&at)) }
-            }
-        }
-    }
-
-    fn keyring(&mut self, form: &At<raw::SecretForm>) -> Option<Keyring> {
-        let keys = Keyring::parse(&self.secret(form)?);
-        keys.map_err(|error| self.report.problem(&form.place, error.to_string())).ok()
     }
 
     fn admin(&mut self, raw: raw::Admin, taken: &[ListenAddr], whole: &Place) -> admin::settings::Settings {

@@ -1,4 +1,5 @@
-//! One step of a refresh under way, in a task of its own: a fetch, a probe, or the wait for the store.
+//! One step of a refresh under way, in a task of its own: the question to other nodes, a fetch, a probe, or the wait for
+//! the store.
 //!
 //! A step never decides what follows from it. Should it panic, that is an outcome like any other.
 
@@ -9,10 +10,15 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::persist::Ticket;
+use super::{
+    persist::Ticket,
+    shared::{Clearance, Known, Sharing},
+};
 use crate::{
     base::Secret,
     token::{
+        Generation,
+        budget::Forcer,
         source::{FetchError, Fetched, Mode, Probe, TokenSource},
         store::Record,
         value::Token,
@@ -40,6 +46,9 @@ pub(super) enum Trigger {
 pub(super) struct Flight {
     pub(super) trigger: Trigger,
     pub(super) mode: Mode,
+    pub(super) who: Forcer,
+    /// The token that was in use when WeChat was asked.
+    pub(super) past: Generation,
     begun: Instant,
     step: JoinHandle<Landed>,
     kind: Kind,
@@ -47,6 +56,7 @@ pub(super) struct Flight {
 
 /// How a step ended.
 pub(super) enum Landed {
+    Cleared(Clearance),
     Fetched { sent: Instant, result: Result<Fetched, FetchError> },
     Probed(Probe),
     Stored { token: Token, newer: Option<Box<Record>> },
@@ -54,12 +64,11 @@ pub(super) enum Landed {
 
 #[derive(Clone, Copy)]
 enum Kind {
+    Clear,
     Fetch,
     Probe,
 }
 
-/// How long a fetch waits until the store has noted that it is spent from a budget.
-const SPENT_WAIT: Duration = Duration::from_secs(2);
 /// How long a fresh token waits until it is stored; after that, requests come first.
 const STORED_WAIT: Duration = Duration::from_millis(250);
 /// A source keeps its own limit; this is for one that does not.
@@ -85,17 +94,31 @@ impl Trigger {
 }
 
 impl Flight {
-    /// Asks the source, after what it spends is on record (`noted`); for another token than `rejected`, if there is one.
+    /// Asks the other nodes, as far as there are any.
+    pub(super) fn clear(
+        (trigger, mode, who): (Trigger, Mode, Forcer),
+        past: Generation,
+        sharing: Sharing,
+        known: Known,
+        limit: Duration,
+    ) -> Self {
+        let step = tokio::spawn(async move { Landed::Cleared(sharing.clear(known, limit).await) });
+        Self { trigger, mode, who, past, begun: Instant::now(), step, kind: Kind::Clear }
+    }
+
+    /// Asks the source, after what it spends is on record (`noted`, and how long to wait for that); for another token
+    /// than `rejected`, if there is one.
     pub(super) fn fetch(
-        (trigger, mode): (Trigger, Mode),
+        (trigger, mode, who): (Trigger, Mode, Forcer),
+        past: Generation,
         source: Arc<dyn TokenSource>,
         limit: Duration,
-        noted: Option<Ticket>,
+        noted: Option<(Ticket, Duration)>,
         rejected: Option<Secret>,
     ) -> Self {
         let step = tokio::spawn(async move {
-            if let Some(ticket) = noted {
-                ticket.tried(SPENT_WAIT).await;
+            if let Some((ticket, patience)) = noted {
+                ticket.tried(patience).await;
             }
             let sent = Instant::now();
             let asked = match &rejected {
@@ -105,7 +128,7 @@ impl Flight {
             let result = timeout(limit + GRACE, asked).await.unwrap_or(Err(FetchError::Timeout));
             Landed::Fetched { sent, result }
         });
-        Self { trigger, mode, begun: Instant::now(), step, kind: Kind::Fetch }
+        Self { trigger, mode, who, past, begun: Instant::now(), step, kind: Kind::Fetch }
     }
 
     /// Asks WeChat about the token.
@@ -113,7 +136,7 @@ impl Flight {
         let step = tokio::spawn(async move {
             Landed::Probed(timeout(limit + GRACE, source.probe(&token)).await.unwrap_or(Probe::Unknown))
         });
-        Self { trigger: self.trigger, mode: self.mode, begun: self.begun, step, kind: Kind::Probe }
+        self.next(step, Kind::Probe)
     }
 
     /// Waits for the store to have the token.
@@ -122,7 +145,12 @@ impl Flight {
             let newer = ticket.tried(STORED_WAIT).await;
             Landed::Stored { token, newer }
         });
-        Self { trigger: self.trigger, mode: self.mode, begun: self.begun, step, kind: Kind::Fetch }
+        self.next(step, Kind::Fetch)
+    }
+
+    fn next(&self, step: JoinHandle<Landed>, kind: Kind) -> Self {
+        let Self { trigger, mode, who, past, begun, .. } = *self;
+        Self { trigger, mode, who, past, begun, step, kind }
     }
 }
 
@@ -132,6 +160,7 @@ pub(super) async fn landed(flight: &mut Option<Flight>) -> (Flight, Landed) {
     let outcome = (&mut current.step).await;
     let Some(current) = flight.take() else { return std::future::pending().await };
     let landed = outcome.unwrap_or_else(|_| match current.kind {
+        Kind::Clear => Landed::Cleared(Clearance { record: None, settled: false, lease: None }),
         Kind::Fetch => Landed::Fetched { sent: current.begun, result: Err(FetchError::Panicked) },
         Kind::Probe => Landed::Probed(Probe::Unknown),
     });

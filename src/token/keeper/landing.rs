@@ -35,6 +35,7 @@ impl Task {
     /// Acts on the outcome of a step, and starts the next one if there is one.
     pub(super) fn on_landed(&mut self, flight: &Flight, landed: Landed) {
         match landed {
+            Landed::Cleared(clearance) => self.on_cleared(flight, clearance),
             Landed::Fetched { sent, result } => {
                 let result = result.inspect_err(|error| self.count(flight, error.label()));
                 match result {
@@ -46,6 +47,7 @@ impl Task {
             Landed::Stored { token, newer } => self.on_stored(flight, token, newer),
         }
         self.serve_operators();
+        self.release_when_idle();
         self.publish();
     }
 
@@ -66,7 +68,11 @@ impl Task {
             self.count(flight, "same");
             return self.on_same_token(flight, same);
         }
+        if self.generation() != flight.past {
+            return self.on_late(flight);
+        }
         self.count(flight, "new");
+        self.record.refusal = None;
         if !suspect {
             self.look_for_conflict(flight);
         }
@@ -85,14 +91,15 @@ impl Task {
             self.refused = self.generation();
         }
         let theirs = newer.filter(|record| record.identity == self.record.identity);
-        if let Some(token) = theirs.and_then(|record| record.revive(self.chance.clock)) {
-            self.take_over(token);
+        let theirs = theirs.and_then(|record| Some((record.revive(self.chance.clock)?, record.token)));
+        if let Some((token, stored)) = theirs {
+            self.take_over(token, stored);
         } else {
             let now = Instant::now();
             self.next_attempt = self.due(now, &token);
             self.note_acceptance();
             self.gate.renewed(now, after_rejection);
-            self.welcome = false;
+            (self.welcome, self.proven) = (false, false);
             self.shared.evidence.store(0, Ordering::Relaxed);
             let token = Arc::new(token);
             self.show(Arc::clone(&token));
@@ -103,17 +110,33 @@ impl Task {
                 expires_in = token.expires_in().as_secs(), trigger = flight.trigger.label(), "new {}", self.shared.kept
             );
         }
+        self.replay();
+        self.answer_operators(flight, true);
+    }
+
+    /// Lets all who wait go on with the current token.
+    pub(super) fn replay(&mut self) {
         if let Some(token) = self.current.clone() {
             for waiter in self.waiters.drain(..) {
                 let _ = waiter.reply.send(Refresh::Replay(Arc::clone(&token)));
             }
         }
+    }
+
+    /// While WeChat was answering, another node's token took the place of the one that was to be replaced. Which of the
+    /// two is good only a call can tell, and all nodes have to try the same one first.
+    fn on_late(&mut self, flight: &Flight) {
+        self.count(flight, "late");
         self.answer_operators(flight, true);
+        if !self.waiters.is_empty() && self.begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper).is_err() {
+            self.give_back(GiveBackReason::Budget);
+        }
     }
 
     /// WeChat gave the token that is already here. No failure by itself; after a rejection it needs a closer look.
     fn on_same_token(&mut self, flight: &Flight, same: Token) {
         let now = Instant::now();
+        self.record.refusal = None;
         if self.is_ticket() {
             self.next_attempt = schedule::ask_for_ticket_again_at(now, same.expires());
             self.record.token = self.to_store(&same);
@@ -182,15 +205,29 @@ impl Task {
             }
             Probe::Stale => {
                 if self.begin(Trigger::Forced, Mode::Forced, Forcer::Keeper).is_err() {
-                    tracing::error!(
-                        account = %self.account.name,
-                        "WeChat rejects the token and gives no other, and no forced refresh is left for now: find out \
-                         who makes tokens die, or force a refresh by hand"
-                    );
-                    self.dead = true;
-                    self.fruitless(GiveBackReason::Budget);
+                    self.on_no_force_left();
                 }
             }
+        }
+    }
+
+    fn on_no_force_left(&mut self) {
+        tracing::error!(
+            account = %self.account.name,
+            "WeChat rejects the token and gives no other, and no forced refresh is left for now: find out who makes \
+             tokens die, or force a refresh by hand"
+        );
+        self.dead = true;
+        self.fruitless(GiveBackReason::Budget);
+    }
+
+    /// What other nodes have spent leaves nothing for this flight.
+    pub(super) fn on_exhausted(&mut self, trigger: Trigger, kind: &'static str, after: Duration) {
+        match trigger {
+            Trigger::Operator => self.refuse_operators(kind, after),
+            Trigger::Forced => self.on_no_force_left(),
+            Trigger::Rejected => self.give_back(GiveBackReason::Budget),
+            Trigger::Start | Trigger::Timer | Trigger::Poll => self.out_of_budget(kind, after),
         }
     }
 
@@ -223,6 +260,7 @@ impl Task {
         self.next_attempt = until;
         // Only the first lost answer in a row earns the next rejection a fetch without delay.
         self.suspect = error.is_lost_answer() && failures == 1;
+        self.tell_of_refusal(&error, failures, until);
         self.complain(cause, transient, failures, now);
         // Whoever hears that it failed can ask at once why.
         self.publish();
@@ -289,7 +327,7 @@ impl Task {
         }
     }
 
-    fn answer_operators(&mut self, flight: &Flight, refreshed: bool) {
+    pub(super) fn answer_operators(&mut self, flight: &Flight, refreshed: bool) {
         let Some(token) = &self.current else { return };
         let answer = Refreshed { refreshed, generation: token.generation(), expires_in: token.expires_in() };
         let forced = flight.mode == Mode::Forced || self.account.kind() == Kind::Classic;

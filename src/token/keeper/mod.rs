@@ -6,7 +6,9 @@
 mod alarm;
 mod flight;
 mod landing;
+mod news;
 mod persist;
+mod shared;
 mod status;
 mod task;
 #[cfg(test)]
@@ -28,8 +30,8 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use self::status::State;
 pub use self::status::{Condition, LastError, Status};
+use self::{shared::Sharing, status::State, task::Stores};
 use super::{
     AccountSettings, Settings,
     clock::Clock,
@@ -37,7 +39,7 @@ use super::{
     kept::{Kept, Key},
     metrics::AccountMetrics,
     source::TokenSource,
-    store::TokenStore,
+    store::{Record, TokenStore},
     tickets::Tickets,
     value::{Generation, Token},
 };
@@ -107,12 +109,24 @@ struct Shared {
 /// What the handle posts to the task. The mailbox has no bound of its own: every message belongs to a request in
 /// flight, and those are bounded.
 enum Command {
-    Rejected { generation: Generation, path: Box<str>, reply: oneshot::Sender<Refresh> },
-    ReplayWasStale { generation: Generation, path: Box<str> },
-    Operator { force: bool, reply: oneshot::Sender<Result<Refreshed, TokenError>> },
+    Rejected {
+        generation: Generation,
+        path: Box<str>,
+        reply: oneshot::Sender<Refresh>,
+    },
+    ReplayWasStale {
+        generation: Generation,
+        path: Box<str>,
+    },
+    Operator {
+        force: bool,
+        reply: oneshot::Sender<Result<Refreshed, TokenError>>,
+    },
     Retire,
     Wanted,
     Renew,
+    /// What a shared store holds now.
+    Stored(Option<Box<Record>>),
 }
 
 /// From this many failures in a row on, requests do not wait for the next attempt any more.
@@ -164,8 +178,13 @@ impl Keeper {
         let (mailbox, commands) = mpsc::unbounded_channel();
         let (publish, state) = watch::channel(State::default());
         let key = Key { account: account.name.clone(), kept };
-        let persister = persist::spawn(key, store, metrics.clone());
-        let task = task::Task::new(account, settings, source, persister, metrics, chance, Arc::clone(&shared), publish);
+        // A token that another server keeps is read there by each node.
+        let sharing = Sharing::of(&key, &store, &metrics).filter(|_| account.kind().is_ours());
+        if let Some(sharing) = sharing.clone() {
+            tokio::spawn(sharing.watch(mailbox.downgrade(), chance.jitter));
+        }
+        let stores = Stores { persister: persist::spawn(key, store, metrics.clone()), sharing };
+        let task = task::Task::new(account, settings, source, stores, metrics, chance, Arc::clone(&shared), publish);
         tokio::spawn(task.run(commands));
         Self { shared, mailbox, state, tickets: None }
     }

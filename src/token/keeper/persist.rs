@@ -49,6 +49,8 @@ struct Outcome {
 /// Longer, and an operation counts as failed.
 const LIMIT: Duration = Duration::from_secs(5);
 const RETRY: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
+/// Of a store that others read: it is to have what they need as soon as it is back, and says itself what is wrong.
+const SHARED_RETRY: Backoff = Backoff { min: Duration::from_millis(250), max: Duration::from_secs(1) };
 
 /// Starts the writer on the current runtime. It ends with the persister, after the last write.
 pub(super) fn spawn(key: Key, store: Arc<dyn TokenStore>, metrics: AccountMetrics) -> Persister {
@@ -69,6 +71,11 @@ impl Persister {
         self.metrics.store_error("load");
         tracing::warn!(account = %self.key.account, kept = %self.key.kept, problem, "the token store cannot be read: starting without it");
         None
+    }
+
+    /// The last write that was asked for.
+    pub(super) fn latest(&self) -> Ticket {
+        Ticket { number: self.latest.borrow().number, outcome: self.outcome.clone() }
     }
 
     /// Has this record written as soon as possible, in place of any that still waits.
@@ -99,6 +106,8 @@ async fn write(
     mut jobs: watch::Receiver<Job>,
     report: watch::Sender<Outcome>,
 ) {
+    let shared = store.changes(&key).is_some();
+    let retry = if shared { SHARED_RETRY } else { RETRY };
     let mut failures = 0_u32;
     let mut open = true;
     while open {
@@ -108,14 +117,14 @@ async fn write(
             // A newer record is tried at once; the same one again after a pause.
             tokio::select! {
                 changed = jobs.changed() => open = changed.is_ok(),
-                () = sleep(RETRY.plain(failures)) => {}
+                () = sleep(retry.plain(failures)) => {}
             }
         }
         let Job { number, record } = jobs.borrow_and_update().clone();
         let Some(record) = record.filter(|_| open || failures > 0) else { continue };
         let problem = match timeout(LIMIT, store.save(&key, record)).await {
             Ok(Ok(saved)) => {
-                if failures > 0 {
+                if failures > 0 && !shared {
                     tracing::info!(account = %key.account, kept = %key.kept, "the token store can be written again");
                 }
                 failures = 0;
@@ -127,7 +136,7 @@ async fn write(
             Err(_) => "it did not answer in time".to_owned(),
         };
         metrics.store_error("save");
-        if failures == 0 {
+        if failures == 0 && !shared {
             tracing::warn!(
                 account = %key.account, kept = %key.kept, problem,
                 "the token store cannot be written: going on from memory, a restart now would cost one fetch"

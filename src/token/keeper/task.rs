@@ -15,6 +15,7 @@ use super::{
     alarm::Alarm,
     flight::{self, Flight, Trigger},
     persist::{Persister, Ticket},
+    shared::{Held, Known, Sharing},
     status::{Fault, State},
 };
 use crate::token::{
@@ -30,13 +31,18 @@ use crate::token::{
     value::Token,
 };
 
+/// How long a fetch waits until the store has noted that it is spent from a budget.
+const SPENT_WAIT: Duration = Duration::from_secs(2);
+/// The same for a store that is a network away and answers fast or not at all.
+const SHARED_SPENT_WAIT: Duration = Duration::from_millis(250);
+
 /// Everything that is known about one account's token.
 #[allow(clippy::struct_excessive_bools, reason = "independent facts, no states of one thing")]
 pub(super) struct Task {
     pub(super) account: AccountSettings,
     pub(super) settings: Settings,
     pub(super) source: Arc<dyn TokenSource>,
-    pub(super) persister: Persister,
+    pub(super) stores: Stores,
     pub(super) metrics: AccountMetrics,
     pub(super) chance: Chance,
     pub(super) shared: Arc<Shared>,
@@ -67,6 +73,17 @@ pub(super) struct Task {
     pub(super) dormant: bool,
     /// The newest token that was rejected and replaced.
     pub(super) refused: Generation,
+    /// A request of this node was answered well with the current token.
+    pub(super) proven: bool,
+    /// The right to fetch, among the nodes that share a store.
+    pub(super) lease: Option<Held>,
+}
+
+/// The ways to the store.
+pub(super) struct Stores {
+    pub(super) persister: Persister,
+    /// Only where other nodes use the store too.
+    pub(super) sharing: Option<Sharing>,
 }
 
 /// A request whose token was rejected.
@@ -87,7 +104,7 @@ impl Task {
         account: AccountSettings,
         settings: Settings,
         source: Arc<dyn TokenSource>,
-        persister: Persister,
+        stores: Stores,
         metrics: AccountMetrics,
         chance: Chance,
         shared: Arc<Shared>,
@@ -100,12 +117,18 @@ impl Task {
             account,
             settings,
             source,
-            persister,
+            stores,
             metrics,
             chance,
             shared,
             publish,
-            record: Record { identity, generation: Generation(0), token: None, budget: Budget::default() },
+            record: Record {
+                identity,
+                generation: Generation(0),
+                token: None,
+                budget: Budget::default(),
+                refusal: None,
+            },
             current: None,
             gate,
             paths: Paths::default(),
@@ -124,6 +147,8 @@ impl Task {
             retired: false,
             dormant: false,
             refused: Generation(0),
+            proven: false,
+            lease: None,
         }
     }
 
@@ -146,29 +171,31 @@ impl Task {
 
     /// Takes over what the store remembers of this account: budgets of the same appid, a token of the same credentials.
     async fn load(&mut self) {
-        if let Some(stored) = self.persister.load().await {
-            self.record.generation = stored.generation;
-            if stored.identity.appid == self.record.identity.appid {
-                self.record.budget = stored.budget;
-            }
+        if let Some(stored) = self.stores.persister.load().await {
+            self.learn(&stored);
             let token = (stored.identity == self.record.identity).then(|| stored.revive(self.chance.clock)).flatten();
             if let Some(token) = token {
-                self.take_over(token);
+                self.take_over(token, stored.token);
             }
         }
         self.publish();
     }
 
-    /// Installs a token that came from a store, which counts as accepted.
-    pub(super) fn take_over(&mut self, token: Token) {
+    /// Installs a token that came from a store, which counts as accepted; unless it replaces one that this node never saw
+    /// accepted either. Else nodes whose tokens are always refused would go on replacing each other's.
+    pub(super) fn take_over(&mut self, token: Token, stored: Option<StoredToken>) {
         let now = Instant::now();
+        self.note_acceptance();
+        let trusted = self.current.is_none() || self.proven;
         self.next_attempt = self.due(now, &token);
         self.record.generation = token.generation();
-        self.record.token = self.to_store(&token);
+        self.record.token = stored;
         self.show(Arc::new(token));
         self.gate.renewed(now, false);
-        self.gate.accept();
-        self.welcome = true;
+        if trusted {
+            self.gate.accept();
+        }
+        (self.welcome, self.proven) = (trusted, false);
     }
 
     /// When a token that is new here is to be replaced, or looked at again.
@@ -212,6 +239,7 @@ impl Task {
             Command::Retire => self.retired = true,
             Command::Wanted => self.on_wanted(),
             Command::Renew => self.on_renew(),
+            Command::Stored(record) => self.on_stored_elsewhere(record.as_deref()),
         }
     }
 
@@ -290,34 +318,72 @@ impl Task {
         let force = self.operators.iter().any(|operator| operator.force);
         let mode = if force { Mode::Forced } else { Mode::Normal };
         if let Err((kind, Exhausted(after))) = self.begin(Trigger::Operator, mode, Forcer::Operator) {
-            let error = TokenError::new(self.account.name.clone(), Cause::Budget(kind), after);
-            for operator in self.operators.drain(..) {
-                let _ = operator.reply.send(Err(error.clone()));
+            self.refuse_operators(kind, after);
+        }
+    }
+
+    pub(super) fn refuse_operators(&mut self, kind: &'static str, after: Duration) {
+        let error = TokenError::new(self.account.name.clone(), Cause::Budget(kind), after);
+        for operator in self.operators.drain(..) {
+            let _ = operator.reply.send(Err(error.clone()));
+        }
+    }
+
+    /// Asks WeChat, if the day's budget allows it and no other node is at it. The name of an exhausted budget comes back.
+    pub(super) fn begin(&mut self, trigger: Trigger, mode: Mode, who: Forcer) -> Result<(), (&'static str, Exhausted)> {
+        match self.stores.sharing.clone().filter(|_| self.lease.is_none()) {
+            None => self.set_out(trigger, mode, who),
+            Some(sharing) => {
+                let mut budget = self.record.budget;
+                self.spend(&mut budget, mode, who)?;
+                let known = Known {
+                    identity: self.record.identity.clone(),
+                    generation: self.record.generation,
+                    token: self.current.as_ref().map(|token| token.secret().clone()),
+                    insists: trigger == Trigger::Operator,
+                    clock: self.chance.clock,
+                };
+                let (past, limit) = (self.generation(), self.settings.fetch_timeout);
+                self.flight = Some(Flight::clear((trigger, mode, who), past, sharing, known, limit));
+                Ok(())
             }
         }
     }
 
-    /// Asks WeChat, if the day's budget allows it. The name of an exhausted budget comes back.
-    pub(super) fn begin(&mut self, trigger: Trigger, mode: Mode, who: Forcer) -> Result<(), (&'static str, Exhausted)> {
-        let wall = self.chance.clock.now_ms();
-        let ticket = self.is_ticket();
-        let budget = &mut self.record.budget;
-        let spent = match (self.account.kind(), mode) {
-            _ if ticket => false,
-            (Kind::Classic, _) => budget.spend_classic(wall).map_err(|e| ("classic", e)).map(|()| true)?,
-            (Kind::Stable, Mode::Forced) => budget.spend_forced(wall, who).map_err(|e| ("forced", e)).map(|()| true)?,
-            (Kind::Stable, Mode::Normal) | (Kind::Wecom | Kind::Elsewhere, _) => false,
-        };
-        let ticket = spent.then(|| self.save());
+    /// Asks WeChat, whatever other nodes do.
+    pub(super) fn set_out(
+        &mut self,
+        trigger: Trigger,
+        mode: Mode,
+        who: Forcer,
+    ) -> Result<(), (&'static str, Exhausted)> {
+        let mut budget = self.record.budget;
+        let spent = self.spend(&mut budget, mode, who)?;
+        self.record.budget = budget;
+        // Without a lease the shared store is in trouble, and will hardly note it now.
+        let patience = if self.stores.sharing.is_some() { SHARED_SPENT_WAIT } else { SPENT_WAIT };
+        let ticket = spent.then(|| (self.save(), patience));
         let source = Arc::clone(&self.source);
         let current = self.current.as_ref().filter(|_| trigger == Trigger::Rejected);
         let rejected = current.map(|token| token.secret().clone());
-        self.flight = Some(Flight::fetch((trigger, mode), source, self.settings.fetch_timeout, ticket, rejected));
+        let (past, limit) = (self.generation(), self.settings.fetch_timeout);
+        self.flight = Some(Flight::fetch((trigger, mode, who), past, source, limit, ticket, rejected));
         Ok(())
     }
 
+    /// Takes from the budget what a fetch costs; whether it costs anything.
+    fn spend(&self, budget: &mut Budget, mode: Mode, who: Forcer) -> Result<bool, (&'static str, Exhausted)> {
+        let wall = self.chance.clock.now_ms();
+        match (self.account.kind(), mode) {
+            _ if self.is_ticket() => Ok(false),
+            (Kind::Classic, _) => budget.spend_classic(wall).map_err(|e| ("classic", e)).map(|()| true),
+            (Kind::Stable, Mode::Forced) => budget.spend_forced(wall, who).map_err(|e| ("forced", e)).map(|()| true),
+            (Kind::Stable, Mode::Normal) | (Kind::Wecom | Kind::Elsewhere, _) => Ok(false),
+        }
+    }
+
     pub(super) fn save(&self) -> Ticket {
-        self.persister.save(self.record.clone())
+        self.stores.persister.save(self.record.clone())
     }
 
     /// Makes the token the one that requests see.
@@ -338,6 +404,7 @@ impl Task {
             self.dead = false;
             self.paths.accepted(current);
         }
+        self.proven |= accepted;
         accepted
     }
 
@@ -351,7 +418,7 @@ impl Task {
         }
     }
 
-    fn out_of_budget(&mut self, kind: &'static str, after: Duration) {
+    pub(super) fn out_of_budget(&mut self, kind: &'static str, after: Duration) {
         let now = Instant::now();
         tracing::error!(account = %self.account.name, kind, "{}", Cause::Budget(kind));
         let failures = self.fault.map_or(1, |fault| fault.failures.saturating_add(1));

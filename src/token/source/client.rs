@@ -76,7 +76,7 @@ impl TokenClient {
     }
 
     /// For connections that speak something else than HTTP, to servers that have roots in common with WeChat.
-    pub(super) fn tls(&self) -> Arc<ClientConfig> {
+    pub(crate) fn tls(&self) -> Arc<ClientConfig> {
         let mut tls = (*self.tls).clone();
         tls.alpn_protocols.clear();
         Arc::new(tls)

@@ -177,6 +177,19 @@ impl FetchError {
         }
     }
 
+    /// Whether any other node of the account would get the same answer: its secret is wrong, it is frozen, or its quota is
+    /// used up. A refused address says nothing about other addresses, and WeCom counts calls by address.
+    pub fn is_true_for_every_node(&self) -> bool {
+        match self {
+            Self::Refused { platform, .. } => match self.class() {
+                Some(Class::Credential | Class::Frozen) => true,
+                Some(Class::Quota | Class::Minute) => *platform == Platform::Wechat,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
     /// Whether trying again soon may help without anybody doing anything.
     pub fn is_transient(&self) -> bool {
         match self {

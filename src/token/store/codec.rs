@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Key,
-    record::{Identity, Record, StoredToken},
-    seal::{self, Keyring, Refusal},
+    record::{Identity, Record, Refusal, StoredToken},
+    seal::{self, Keyring, Locked},
 };
 use crate::{
     base::Secret,
@@ -40,7 +40,7 @@ pub(super) enum Damage {
     #[error("it is truncated, was changed, or is no record of wxgate")]
     Content,
     #[error("{0}")]
-    Sealed(#[from] Refusal),
+    Sealed(#[from] Locked),
 }
 
 const HEAD: &[u8] = br#"{"format":1,"sha256":""#;
@@ -61,6 +61,8 @@ struct Form<'r> {
     #[serde(borrow)]
     token: Option<TokenForm<'r>>,
     budget: Budget,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refusal: Option<Refusal>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -156,6 +158,7 @@ impl<'r> Form<'r> {
                 expires_ms: token.expires_ms,
             }),
             budget: record.budget,
+            refusal: record.refusal,
         }
     }
 
@@ -175,6 +178,7 @@ impl<'r> Form<'r> {
             generation: Generation(self.generation),
             token,
             budget: self.budget,
+            refusal: self.refusal,
         })
     }
 }
@@ -308,7 +312,7 @@ pub(super) mod tests {
             ("\"forced\":0", "\"forced\":1"),
         ] {
             let refused = codec.decode(&shop(), &replaced(&bytes, old, new));
-            assert_eq!(refused, Err(Damage::Sealed(Refusal::Forged)), "{new}");
+            assert_eq!(refused, Err(Damage::Sealed(Locked::Forged)), "{new}");
         }
     }
 
@@ -324,7 +328,7 @@ pub(super) mod tests {
             for to in &places {
                 let read = codec.decode(to, &bytes);
                 assert_eq!(read.is_ok(), from == to, "from {from} to {to}");
-                assert!(from == to || read == Err(Damage::Sealed(Refusal::Forged)));
+                assert!(from == to || read == Err(Damage::Sealed(Locked::Forged)));
             }
         }
         // The sealed part of one generation in the record of another.
@@ -338,7 +342,7 @@ pub(super) mod tests {
                 .unwrap_or_else(|| panic!("{text}"))
         };
         let swapped = replaced(&ten, &sealed(&ten), &sealed(&nine));
-        assert_eq!(codec.decode(&shop(), &swapped), Err(Damage::Sealed(Refusal::Forged)));
+        assert_eq!(codec.decode(&shop(), &swapped), Err(Damage::Sealed(Locked::Forged)));
     }
 
     #[test]
@@ -351,8 +355,8 @@ pub(super) mod tests {
         assert_eq!(read(&rotating, sealing(OTHER)), Ok(true), "an older key");
         assert_eq!(read(&rotating, sealing(KEY)), Ok(false));
         assert_eq!(read(&Codec::default(), Codec::default()), Ok(false));
-        assert!(matches!(read(&sealing(OTHER), sealing(KEY)), Err(Damage::Sealed(Refusal::OtherKey(_)))));
-        assert!(matches!(read(&Codec::default(), sealing(KEY)), Err(Damage::Sealed(Refusal::NoKey(_)))));
+        assert!(matches!(read(&sealing(OTHER), sealing(KEY)), Err(Damage::Sealed(Locked::OtherKey(_)))));
+        assert!(matches!(read(&Codec::default(), sealing(KEY)), Err(Damage::Sealed(Locked::NoKey(_)))));
         let without = Codec::default().encode(&shop(), &sample(9, None));
         assert!(!rotating.decode(&shop(), &without).unwrap().outdated, "there is nothing to seal");
     }

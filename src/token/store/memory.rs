@@ -1,31 +1,104 @@
-//! A store that forgets everything at the end of the process. For tests, and for those who want no file.
+//! A store that forgets everything at the end of the process. For those who want no file, and, shared by several keepers
+//! of one account, for tests.
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use super::{BoxFuture, Key, Record, Saved, StoreError, TokenStore};
+use tokio::{sync::watch, time::Instant};
+
+use super::{BoxFuture, Key, Lease, Record, Saved, StoreError, TokenStore, bell::Bell};
 
 /// Records in a map.
 #[derive(Debug, Default)]
-pub struct MemoryStore(Mutex<HashMap<Key, Record>>);
+pub struct MemoryStore {
+    inner: Mutex<Inner>,
+    /// Only of a store that several keepers share.
+    bell: Option<Bell>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    records: HashMap<Key, Record>,
+    leases: HashMap<Key, (String, Instant)>,
+}
+
+impl MemoryStore {
+    /// One that several nodes in this process share.
+    pub fn shared() -> Self {
+        Self { bell: Some(Bell::default()), ..Self::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets all records, as an operator's FLUSHALL does.
+    #[cfg(test)]
+    pub(crate) fn clear(&self) {
+        *self.lock() = Inner::default();
+    }
+
+    /// Takes the lease without asking, as a node that dies with it does.
+    #[cfg(test)]
+    pub(crate) fn seize(&self, key: &Key, life: Duration) {
+        self.lock().leases.insert(key.clone(), ("a dead node".to_owned(), Instant::now() + life));
+    }
+
+    /// Ends the lease before its time, as it does for a node that is stopped for longer.
+    #[cfg(test)]
+    pub(crate) fn outlast(&self, key: &Key) {
+        self.lock().leases.remove(key);
+    }
+}
 
 impl TokenStore for MemoryStore {
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+        let found = self.lock().records.get(key).cloned();
         Box::pin(std::future::ready(Ok(found)))
     }
 
     fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
-        let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let saved = match records.get(key) {
+        let mut inner = self.lock();
+        let saved = match inner.records.get(key) {
             Some(held) if !held.gives_way_to(&record) => Saved::Newer(Box::new(held.clone())),
-            _ => {
-                records.insert(key.clone(), record);
+            held => {
+                let record = record.over(held);
+                inner.records.insert(key.clone(), record);
                 Saved::Written
             }
         };
+        drop(inner);
+        if let Some(bell) = self.bell.as_ref().filter(|_| saved == Saved::Written) {
+            bell.ring(&key.to_string());
+        }
         Box::pin(std::future::ready(Ok(saved)))
+    }
+
+    fn changes(&self, key: &Key) -> Option<watch::Receiver<u64>> {
+        self.bell.as_ref().map(|bell| bell.hear(key.to_string()))
+    }
+
+    fn lease<'a>(&'a self, key: &'a Key, owner: &'a str, life: Duration) -> BoxFuture<'a, Result<Lease, StoreError>> {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let lease = match inner.leases.get(key) {
+            Some((holder, until)) if holder != owner && *until > now => Lease::Held { left: *until - now },
+            _ => {
+                inner.leases.insert(key.clone(), (owner.to_owned(), now + life));
+                Lease::Granted
+            }
+        };
+        Box::pin(std::future::ready(Ok(lease)))
+    }
+
+    fn release<'a>(&'a self, key: &'a Key, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        let mut inner = self.lock();
+        if inner.leases.get(key).is_some_and(|(holder, _)| holder == owner) {
+            inner.leases.remove(key);
+        }
+        Box::pin(std::future::ready(Ok(())))
     }
 }

@@ -3,18 +3,25 @@
 //! A store keeps one record per key and compares generations before it writes. It is a cache with counters: losing
 //! it costs one fetch each, so no failure of a store is a failure of the service.
 
+mod bell;
 mod codec;
+mod fault;
 mod file;
 mod memory;
 mod record;
+mod redis;
 mod seal;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
+use tokio::sync::watch;
+
+pub use fault::{ServerFault, StoreError};
 pub use file::{FileStore, OpenError};
 pub use memory::MemoryStore;
-pub use record::{Identity, Record, StoredToken};
-pub use seal::{KeyError, KeyId, Keyring, Refusal};
+pub use record::{Identity, Record, Refusal, StoredToken};
+pub use redis::{RedisStore, Settings as RedisSettings};
+pub use seal::{KeyError, KeyId, Keyring, Locked};
 
 pub use super::{
     kept::{Kept, Key},
@@ -33,17 +40,60 @@ pub enum Settings {
         /// Without any, tokens stand in the files in plain text.
         keys: Option<Keyring>,
     },
+    /// A Redis or Valkey that other nodes may use as well.
+    Redis {
+        /// Where it is.
+        server: RedisSettings,
+        /// Without any, tokens stand there in plain text.
+        keys: Option<Keyring>,
+    },
 }
 
-/// One record per account's token and per ticket. The keeper bounds every call in time and goes on without the store when one fails.
+/// One record per account's token and per ticket. The keeper bounds every call in time and goes on without the store when
+/// one fails.
+///
+/// A store that several nodes share says so by [`TokenStore::changes`], and lends the right to fetch to one of them at a
+/// time. The lease only saves fetches; what is true is decided by [`TokenStore::save`] alone.
 pub trait TokenStore: Send + Sync + 'static {
     /// What was written last; `None` when there is nothing usable. [`StoreError::Sealed`] when there is something that
     /// the keys do not open: the next write replaces it.
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
 
     /// Writes the record, unless the store holds a newer generation, or another token of the same generation: then
-    /// nothing changes, and what is stored comes back.
+    /// nothing changes, and what is stored comes back. Of two budgets of one appid the more spent one stays.
     fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>>;
+
+    /// Changes its number whenever somebody may have written the record, this node included, and whenever changes may
+    /// have been missed. Messages can get lost, so this only makes the next look come sooner. `None` for a store that
+    /// is private to the node.
+    fn changes(&self, key: &Key) -> Option<watch::Receiver<u64>> {
+        let _ = key;
+        None
+    }
+
+    /// Asks for the right to fetch, for `life` at most. The owner gets it again while it lasts.
+    fn lease<'a>(&'a self, key: &'a Key, owner: &'a str, life: Duration) -> BoxFuture<'a, Result<Lease, StoreError>> {
+        let _ = (key, owner, life);
+        Box::pin(std::future::ready(Ok(Lease::Granted)))
+    }
+
+    /// Gives the right back before its time; changes nothing when somebody else has it by now.
+    fn release<'a>(&'a self, key: &'a Key, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        let _ = (key, owner);
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+/// Whether this node may fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// It may, and nobody else until it gives the lease back or its life is over.
+    Granted,
+    /// Somebody else may.
+    Held {
+        /// What remains of that one's lease.
+        left: Duration,
+    },
 }
 
 /// What became of a write.
@@ -53,36 +103,4 @@ pub enum Saved {
     Written,
     /// Somebody was faster; this is theirs.
     Newer(Box<Record>),
-}
-
-/// Why a store failed. Holds no content.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
-    /// The file system said no.
-    #[error("cannot {operation} {path}: {reason}; check space, permissions and mount options", path = path.display())]
-    Io {
-        /// A verb.
-        operation: &'static str,
-        /// Of the file or folder.
-        path: PathBuf,
-        /// The system's words.
-        reason: String,
-    },
-    /// What is stored is sealed, and not with a key for this place.
-    #[error("{0}")]
-    Sealed(#[from] Refusal),
-    /// The store was asked while it was going down.
-    #[error("the store is shutting down")]
-    Stopped,
-}
-
-impl StoreError {
-    /// For metrics; bounded.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Io { .. } => "io",
-            Self::Sealed(_) => "sealed",
-            Self::Stopped => "stopped",
-        }
-    }
 }

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
@@ -39,6 +40,21 @@ pub struct Record {
     pub token: Option<StoredToken>,
     /// What was spent today.
     pub budget: Budget,
+    /// Why the account gets no token, where that is true for every node.
+    pub refusal: Option<Refusal>,
+}
+
+/// WeChat's last word on an account whose secret is wrong, which is frozen, or whose quota is used up. Until it is over
+/// no node needs to ask again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    /// WeChat's `errcode`.
+    pub code: i64,
+    /// How many of this class in a row.
+    pub failures: u32,
+    /// Wall time in milliseconds at which somebody may ask again.
+    pub until_ms: u64,
 }
 
 /// A token in wall time, milliseconds since 1970.
@@ -56,6 +72,8 @@ pub struct StoredToken {
 const SKEW: Duration = Duration::from_secs(300);
 /// No token lives longer.
 const LONGEST: Duration = Duration::from_secs(7200);
+/// No refusal is remembered longer, whatever another node's clock says.
+const LONGEST_REFUSAL: Duration = Duration::from_secs(660);
 
 impl Identity {
     /// Of an account as it is configured now.
@@ -92,6 +110,21 @@ impl Record {
         Some(Token::new(self.generation, stored.value.clone(), sent, now + left))
     }
 
+    /// The refusal that still holds, and for how long. At most eleven minutes.
+    pub fn refused(&self, clock: Clock) -> Option<(Refusal, Duration)> {
+        let refusal = self.refusal?;
+        let left = refusal.until_ms.checked_sub(clock.now_ms()).filter(|left| *left > 0)?;
+        Some((refusal, Duration::from_millis(left).min(LONGEST_REFUSAL)))
+    }
+
+    /// What a store writes in place of `held`: the same, with what others have spent.
+    pub(super) fn over(mut self, held: Option<&Self>) -> Self {
+        if let Some(held) = held.filter(|held| held.identity.appid == self.identity.appid) {
+            self.budget = self.budget.or_more_spent(held.budget);
+        }
+        self
+    }
+
     /// Whether a store that holds `self` may replace it by `next`.
     pub(super) fn gives_way_to(&self, next: &Self) -> bool {
         let same_token = || {
@@ -122,6 +155,7 @@ pub(crate) mod tests {
                 expires_ms: 17_200_000,
             }),
             budget: Budget::default(),
+            refusal: None,
         }
     }
 

@@ -47,7 +47,7 @@ pub enum KeyError {
 
 /// Why a sealed token is not used. Holds nothing of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum Locked {
     /// There is no key.
     #[error(
         "the token is sealed with the key {0} and store.encryption_key is not set: set it, or the token is fetched anew \
@@ -107,17 +107,17 @@ impl Keyring {
     }
 
     /// What was sealed, and whether it was by the first key.
-    pub(super) fn open(&self, sealed: &str, bound: &[u8]) -> Result<(Secret, bool), Refusal> {
-        let (id, text) = split(sealed).ok_or(Refusal::Forged)?;
-        let whole = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|_| Refusal::Forged)?;
-        let (nonce, rest) = whole.split_at_checked(NONCE_LEN).ok_or(Refusal::Forged)?;
-        let mut refusal = Refusal::OtherKey(id);
+    pub(super) fn open(&self, sealed: &str, bound: &[u8]) -> Result<(Secret, bool), Locked> {
+        let (id, text) = split(sealed).ok_or(Locked::Forged)?;
+        let whole = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|_| Locked::Forged)?;
+        let (nonce, rest) = whole.split_at_checked(NONCE_LEN).ok_or(Locked::Forged)?;
+        let mut refusal = Locked::OtherKey(id);
         for (number, key) in self.0.iter().enumerate().filter(|(_, key)| key.id == id) {
-            refusal = Refusal::Forged;
+            refusal = Locked::Forged;
             let mut buffer = Zeroizing::new(rest.to_vec());
-            let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| Refusal::Forged)?;
+            let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| Locked::Forged)?;
             if let Ok(opened) = key.aead.open_in_place(nonce, Aad::from(bound), &mut buffer) {
-                let value = std::str::from_utf8(opened).map_err(|_| Refusal::Forged)?;
+                let value = std::str::from_utf8(opened).map_err(|_| Locked::Forged)?;
                 return Ok((Secret::new(value), number == 0));
             }
         }
@@ -126,8 +126,8 @@ impl Keyring {
 }
 
 /// What a sealed text is without any key.
-pub(super) fn refused(sealed: &str) -> Refusal {
-    split(sealed).map_or(Refusal::Forged, |(id, _)| Refusal::NoKey(id))
+pub(super) fn refused(sealed: &str) -> Locked {
+    split(sealed).map_or(Locked::Forged, |(id, _)| Locked::NoKey(id))
 }
 
 fn split(sealed: &str) -> Option<(KeyId, &str)> {
@@ -224,9 +224,9 @@ pub(super) mod tests {
         assert_eq!(opened(&format!("{KEY},{OTHER}")), Ok((Secret::new("token"), true)));
         assert_eq!(opened(&format!("{OTHER},{KEY}")), Ok((Secret::new("token"), false)));
         let id = KeyId(ring(KEY).0[0].id.0);
-        assert_eq!(opened(OTHER), Err(Refusal::OtherKey(id)));
-        assert_eq!(refused(&sealed), Refusal::NoKey(id));
-        assert_eq!(ring(KEY).open(&sealed, b"other"), Err(Refusal::Forged));
+        assert_eq!(opened(OTHER), Err(Locked::OtherKey(id)));
+        assert_eq!(refused(&sealed), Locked::NoKey(id));
+        assert_eq!(ring(KEY).open(&sealed, b"other"), Err(Locked::Forged));
     }
 
     #[test]

@@ -30,7 +30,13 @@ pub fn sample(generation: u64, token: Option<&str>) -> Record {
     let identity =
         Identity { appid: "wx0123456789abcdef".into(), kind: Kind::Stable, secret_fingerprint: "ba7816bf".into() };
     let stored = |value| StoredToken { value: Secret::new(value), fetched_ms: 10_000_000, expires_ms: 17_200_000 };
-    Record { identity, generation: Generation(generation), token: token.map(stored), budget: Budget::default() }
+    Record {
+        identity,
+        generation: Generation(generation),
+        token: token.map(stored),
+        budget: Budget::default(),
+        refusal: None,
+    }
 }
 
 /// The key of an account's token.

@@ -5,6 +5,8 @@
 mod elsewhere_kept;
 mod failure;
 mod lifetime;
+mod nodes;
+mod nodes_in_trouble;
 mod rejection;
 mod ticket;
 mod wecom;
@@ -52,6 +54,8 @@ pub(super) struct State {
     pub(super) rejects_all: bool,
     /// How long an answer takes.
     pub(super) delay: Duration,
+    /// How long the next answer takes to come back once WeChat has made the token.
+    pub(super) linger: Duration,
     /// What the next fetches bring instead of a token.
     pub(super) script: VecDeque<Scripted>,
     /// What probes say instead of the truth.
@@ -86,6 +90,7 @@ impl World {
             dies: Instant::now(),
             rejects_all: false,
             delay: Duration::from_millis(100),
+            linger: Duration::ZERO,
             script: VecDeque::new(),
             probe: None,
             lifetime: 7200,
@@ -166,7 +171,9 @@ impl TokenSource for World {
     fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             sleep(self.with(|state| state.delay)).await;
-            self.answer(mode)
+            let (answer, linger) = (self.answer(mode), self.with(|state| std::mem::take(&mut state.linger)));
+            sleep(linger).await;
+            answer
         })
     }
 

@@ -8,20 +8,15 @@ use ::redis::{
     AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, RedisError,
     aio::MultiplexedConnection, cmd,
 };
-use rustls::pki_types::ServerName;
 use serde_json::Value;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
-    time::timeout,
-};
-use tokio_rustls::TlsConnector;
+use tokio::time::timeout;
 
 use super::{Absent, life, value};
 use crate::{
     base::Secret,
     token::{
         clock::Clock,
+        dial,
         source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource},
     },
 };
@@ -80,30 +75,11 @@ impl Redis {
 
     async fn read(&self) -> Result<Fetched, FetchError> {
         let info = connection(&self.settings.url).map_err(|_| Absent::Unreachable)?;
-        match info.addr() {
-            ConnectionAddr::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(|_| Absent::Unreachable)?;
-                self.talk(&info, stream).await
-            }
-            ConnectionAddr::Tcp(host, port) => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|_| Absent::Unreachable)?;
-                self.talk(&info, stream).await
-            }
-            ConnectionAddr::TcpTls { host, port, .. } => {
-                let name = ServerName::try_from(host.clone()).map_err(|_| Absent::Unreachable)?;
-                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|_| Absent::Unreachable)?;
-                let tls = TlsConnector::from(self.client.tls());
-                let stream = tls.connect(name, stream).await.map_err(|_| Absent::Unreachable)?;
-                self.talk(&info, stream).await
-            }
-            _ => Err(Absent::Unreachable.into()),
-        }
+        let stream = dial::open(info.addr(), self.client.tls()).await.map_err(|_| Absent::Unreachable)?;
+        self.talk(&info, stream).await
     }
 
-    async fn talk<S>(&self, info: &ConnectionInfo, stream: S) -> Result<Fetched, FetchError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn talk(&self, info: &ConnectionInfo, stream: Box<dyn dial::Stream>) -> Result<Fetched, FetchError> {
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let connected = MultiplexedConnection::new_with_config(&settings, stream, config).await;

@@ -1,0 +1,219 @@
+//! Several keepers of one account on a shared store that fails, hangs or is slow.
+
+use super::{
+    nodes::{key, node},
+    *,
+};
+use crate::token::store::{Key, Lease, Record, Saved, ServerFault, StoreError};
+
+/// The way of one node to the store.
+struct Road {
+    store: Arc<MemoryStore>,
+    trouble: Mutex<Trouble>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Trouble {
+    None,
+    Fails,
+    Hangs,
+    Slow(u64),
+    /// Answers are lost, requests are not.
+    OneWay,
+    /// As a replica.
+    ReadOnly,
+}
+
+impl Road {
+    fn set(&self, trouble: Trouble) {
+        *self.trouble.lock().unwrap() = trouble;
+    }
+
+    fn travel<'a, T: Send>(
+        &'a self,
+        writes: bool,
+        act: impl Future<Output = Result<T, StoreError>> + Send + 'a,
+    ) -> BoxFuture<'a, Result<T, StoreError>> {
+        let trouble = *self.trouble.lock().unwrap();
+        Box::pin(async move {
+            match trouble {
+                Trouble::Slow(ms) => {
+                    sleep(Duration::from_millis(ms)).await;
+                    act.await
+                }
+                Trouble::Fails => Err(ServerFault::Unreachable.into()),
+                Trouble::Hangs => std::future::pending().await,
+                Trouble::OneWay => {
+                    let _ = act.await;
+                    std::future::pending().await
+                }
+                Trouble::ReadOnly if writes => Err(ServerFault::ReadOnly.into()),
+                Trouble::None | Trouble::ReadOnly => act.await,
+            }
+        })
+    }
+}
+
+impl TokenStore for Road {
+    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        self.travel(false, async move { self.store.load(key).await })
+    }
+
+    fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
+        self.travel(true, async move { self.store.save(key, record).await })
+    }
+
+    fn changes(&self, key: &Key) -> Option<tokio::sync::watch::Receiver<u64>> {
+        self.store.changes(key)
+    }
+
+    fn lease<'a>(&'a self, key: &'a Key, owner: &'a str, life: Duration) -> BoxFuture<'a, Result<Lease, StoreError>> {
+        self.travel(true, async move { self.store.lease(key, owner, life).await })
+    }
+
+    fn release<'a>(&'a self, key: &'a Key, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.travel(true, async move { self.store.release(key, owner).await })
+    }
+}
+
+struct Cluster {
+    world: Arc<World>,
+    store: Arc<MemoryStore>,
+    roads: Vec<Arc<Road>>,
+    nodes: Vec<Bench>,
+}
+
+impl Cluster {
+    async fn ready(kind: Kind, trouble: Trouble) -> Self {
+        let cluster = Self::start(kind, trouble);
+        for node in &cluster.nodes {
+            assert_eq!(node.call("/a").await, Outcome::Ok { calls: 1 });
+        }
+        cluster
+    }
+
+    fn start(kind: Kind, trouble: Trouble) -> Self {
+        let (world, store, clock) = (World::new(kind), Arc::new(MemoryStore::shared()), Clock::starting_at(NOON_MS));
+        let road = || Arc::new(Road { store: Arc::clone(&store), trouble: Mutex::new(trouble) });
+        let roads: Vec<_> = (0..3).map(|_| road()).collect();
+        let nodes = roads.iter().map(|road| node(&world, Arc::clone(road) as Arc<dyn TokenStore>, clock)).collect();
+        Self { world, store, roads, nodes }
+    }
+
+    fn set(&self, trouble: Trouble) {
+        self.roads.iter().for_each(|road| road.set(trouble));
+    }
+
+    /// The longest that a call took, once all nodes had their say several times.
+    async fn heal(&self) -> Duration {
+        let mut longest = Duration::ZERO;
+        for _ in 0..3 {
+            for node in &self.nodes {
+                let start = Instant::now();
+                let outcome = node.call("/a").await;
+                assert!(matches!(outcome, Outcome::Ok { .. }), "{outcome:?}");
+                longest = longest.max(start.elapsed());
+            }
+        }
+        longest
+    }
+}
+
+/// By the trouble: how many fetches one dead token may cost three nodes, and how many milliseconds a call may take.
+const BEARABLE: [(Trouble, usize, u64); 7] = [
+    (Trouble::None, 1, 150),
+    (Trouble::Fails, 3, 150),
+    (Trouble::ReadOnly, 3, 150),
+    (Trouble::Slow(200), 1, 1500),
+    (Trouble::Slow(5000), 3, 1200),
+    (Trouble::Hangs, 3, 1200),
+    (Trouble::OneWay, 3, 1200),
+];
+
+#[tokio::test(start_paused = true)]
+async fn no_trouble_of_the_store_costs_a_request_its_answer() {
+    for (trouble, fetches, ms) in BEARABLE {
+        let cluster = Cluster::ready(Kind::Stable, Trouble::None).await;
+        sleep(secs(20)).await;
+        cluster.set(trouble);
+        for round in 0..3 {
+            let before = cluster.world.fetches();
+            cluster.world.revoke();
+            let longest = cluster.heal().await;
+            assert!(longest <= Duration::from_millis(ms), "{trouble:?}, round {round}: {longest:?}");
+            let spent = cluster.world.fetches() - before;
+            assert!((1..=fetches).contains(&spent), "{trouble:?}, round {round}: {spent} fetches");
+            sleep(secs(61)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_start_without_a_store() {
+    for trouble in [Trouble::Fails, Trouble::Hangs, Trouble::OneWay, Trouble::Slow(5000)] {
+        let cluster = Cluster::start(Kind::Stable, trouble);
+        // At the start a store that hangs is waited for, once.
+        sleep(secs(6)).await;
+        cluster.heal().await;
+        assert!(cluster.world.fetches() <= 3, "{trouble:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_returns_is_written_and_used_within_two_seconds() {
+    for kind in [Kind::Stable, Kind::Classic] {
+        let cluster = Cluster::ready(kind, Trouble::None).await;
+        cluster.set(Trouble::Fails);
+        cluster.world.revoke();
+        assert_eq!(cluster.nodes[0].call("/a").await, Outcome::Ok { calls: 2 });
+        let newest = cluster.nodes[0].keeper.token().unwrap();
+        sleep(secs(60)).await;
+        cluster.set(Trouble::None);
+        sleep(secs(2)).await;
+        let stored = cluster.store.load(&key()).await.unwrap().unwrap();
+        assert_eq!(&stored.token.unwrap().value, newest.secret(), "{kind:?}");
+        for node in &cluster.nodes {
+            assert_eq!(node.call("/a").await, Outcome::Ok { calls: 1 }, "{kind:?}: they heard of it");
+        }
+        assert_eq!(cluster.world.fetches(), 2, "{kind:?}");
+    }
+}
+
+/// In classic mode each fetch kills the token before: nodes that cannot hear of each other disturb each other, but not
+/// for longer than that lasts.
+#[tokio::test(start_paused = true)]
+async fn one_node_that_is_cut_off_finds_back() {
+    let cluster = Cluster::ready(Kind::Classic, Trouble::None).await;
+    cluster.roads[2].set(Trouble::OneWay);
+    for _ in 0..4 {
+        cluster.world.revoke();
+        cluster.heal().await;
+        sleep(secs(61)).await;
+    }
+    cluster.roads[2].set(Trouble::None);
+    sleep(secs(10)).await;
+    cluster.heal().await;
+    sleep(secs(10)).await;
+    let before = cluster.world.fetches();
+    for node in &cluster.nodes {
+        assert_eq!(node.call("/a").await, Outcome::Ok { calls: 1 });
+    }
+    cluster.world.revoke();
+    cluster.heal().await;
+    assert_eq!(cluster.world.fetches(), before + 1);
+    let generations: Vec<_> = cluster.nodes.iter().map(Bench::generation).collect();
+    assert!(generations.iter().all(|generation| *generation == generations[0]), "{generations:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_of_the_store_are_counted_by_operation() {
+    let cluster = Cluster::ready(Kind::Stable, Trouble::None).await;
+    cluster.set(Trouble::Fails);
+    cluster.world.revoke();
+    cluster.heal().await;
+    sleep(secs(10)).await;
+    for operation in ["load", "lease", "save"] {
+        let line = format!(r#"wxgate_store_errors_total{{operation="{operation}"}}"#);
+        assert!(cluster.nodes[0].metric(&line) >= Some(1.0), "{operation}");
+    }
+}

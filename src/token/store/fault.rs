@@ -1,0 +1,122 @@
+//! What can go wrong with a store, in words for the operator.
+//!
+//! Holds no content and no text of a server: that could repeat a record, or an address with a password in it.
+
+use std::path::PathBuf;
+
+use super::Locked;
+
+/// Why a store failed. Holds no content.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The file system said no.
+    #[error("cannot {operation} {path}: {reason}; check space, permissions and mount options", path = path.display())]
+    Io {
+        /// A verb.
+        operation: &'static str,
+        /// Of the file or folder.
+        path: PathBuf,
+        /// The system's words.
+        reason: String,
+    },
+    /// What is stored is sealed, and not with a key for this place.
+    #[error("{0}")]
+    Sealed(#[from] Locked),
+    /// The store was asked while it was going down.
+    #[error("the store is shutting down")]
+    Stopped,
+    /// The server that keeps the records.
+    #[error(transparent)]
+    Server(#[from] ServerFault),
+}
+
+/// What is wrong with a server that keeps the records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum ServerFault {
+    /// No connection.
+    #[error("no connection to the server: check store.url, the network, and whether it runs")]
+    Unreachable,
+    /// No answer in time.
+    #[error("the server did not answer in time: check its load and the network")]
+    Timeout,
+    /// The connection ended.
+    #[error("the connection to the server broke: check the server and the network")]
+    Broken,
+    /// It knows wxgate not, or not well enough.
+    #[error("the server does not let wxgate in: check user and password in store.url, and the rights of that user")]
+    Denied,
+    /// A replica.
+    #[error("the server is a read-only replica: name the primary, or Sentinels, in store.url")]
+    ReadOnly,
+    /// Its memory or disk is full.
+    #[error("the server is full: give it more memory, or free some")]
+    Full,
+    /// It is starting, failing over or blocked.
+    #[error("the server is loading, failing over or busy: wait, or look at its log")]
+    Busy,
+    /// A cluster that keeps the key on another node.
+    #[error(
+        "the server is a node of a cluster that keeps the record elsewhere: use a single server, Sentinel, or the \
+         cluster's proxy"
+    )]
+    Moved,
+    /// No Sentinel knows a primary that answers as one.
+    #[error("no Sentinel names a working primary: check the Sentinels and the name in store.url")]
+    NoPrimary,
+    /// There is something else under the key.
+    #[error("another program uses the key: remove that key, or change store.prefix")]
+    Foreign,
+    /// Bytes that are no record, or not any more.
+    #[error("the record is damaged and will be replaced: find out what else writes keys that begin with store.prefix")]
+    Damaged,
+    /// A record that this wxgate cannot read and does not dare to replace.
+    #[error("the record was written by another version of wxgate or with another key: bring all nodes to the same")]
+    Unreadable,
+    /// Too many others write the same record.
+    #[error("others keep changing the record: report this as a bug of wxgate")]
+    Contended,
+    /// It refused for another reason.
+    #[error(
+        "the server refused the command: check that it is Redis 6 or Valkey, or later, and that scripts are allowed"
+    )]
+    Refused,
+}
+
+impl StoreError {
+    /// For metrics and logs; bounded.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "io",
+            Self::Sealed(_) => "sealed",
+            Self::Stopped => "stopped",
+            Self::Server(fault) => fault.label(),
+        }
+    }
+}
+
+impl ServerFault {
+    /// For metrics and logs; bounded.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Broken => "broken",
+            Self::Denied => "denied",
+            Self::ReadOnly => "read_only",
+            Self::Full => "full",
+            Self::Busy => "busy",
+            Self::Moved => "moved",
+            Self::NoPrimary => "no_primary",
+            Self::Foreign => "foreign",
+            Self::Damaged => "damaged",
+            Self::Unreadable => "unreadable",
+            Self::Contended => "contended",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// Whether it says something about one record only.
+    pub(super) fn is_of_one_record(self) -> bool {
+        matches!(self, Self::Foreign | Self::Damaged | Self::Unreadable | Self::Contended | Self::Moved)
+    }
+}

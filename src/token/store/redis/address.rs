@@ -1,0 +1,118 @@
+//! Where the server is: `store.url` and `store.prefix`, and what Sentinels say.
+//!
+//! The URL may hold a password, so it stays a secret and is taken apart anew for each connection.
+
+use std::net::IpAddr;
+
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo};
+
+use crate::base::Secret;
+
+/// `kind = "redis"`, proven right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    url: Secret,
+    prefix: String,
+}
+
+/// The URL, taken apart.
+pub(super) enum Target {
+    /// One server.
+    Server(ConnectionInfo),
+    /// Whichever server the Sentinels call the primary of that name.
+    Sentinel { sentinels: Vec<ConnectionAddr>, primary: String, login: RedisConnectionInfo },
+}
+
+const FORM: &str = "expected redis://, rediss:// (TLS), unix: or redis+sentinel://, as in \
+    \"redis://:password@host:6379/0\", \"unix:/run/redis.sock?db=0\" or \
+    \"redis+sentinel://:password@host1:26379,host2:26379/mymaster/0\"";
+const SENTINEL: &str = "redis+sentinel://";
+const SENTINEL_PORT: u16 = 26_379;
+
+impl Settings {
+    /// The longest prefix, in bytes.
+    pub const LONGEST_PREFIX: usize = 64;
+
+    /// A server, and what all keys there begin with.
+    ///
+    /// # Errors
+    /// Says what would have been right about the URL.
+    pub fn new(url: Secret, prefix: String) -> Result<Self, &'static str> {
+        let settings = Self { url, prefix };
+        settings.target()?;
+        Ok(settings)
+    }
+
+    /// Whether keys can begin with this: visible ASCII without braces, which have a meaning in clusters.
+    pub fn is_prefix(text: &str) -> bool {
+        text.len() <= Self::LONGEST_PREFIX && text.bytes().all(|b| b.is_ascii_graphic() && b != b'{' && b != b'}')
+    }
+
+    /// What all keys begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Whether both name the same server in the same words.
+    pub fn has_same_url(&self, other: &Self) -> bool {
+        self.url == other.url
+    }
+
+    /// Whether password and tokens cross a network that others may read.
+    pub fn is_in_the_clear(&self) -> bool {
+        let open = |address: &ConnectionAddr| match address {
+            ConnectionAddr::Tcp(host, _) => {
+                host != "localhost" && !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            }
+            _ => false,
+        };
+        match self.target() {
+            Ok(Target::Server(info)) => open(info.addr()),
+            Ok(Target::Sentinel { sentinels, .. }) => sentinels.iter().any(open),
+            Err(_) => false,
+        }
+    }
+
+    pub(super) fn target(&self) -> Result<Target, &'static str> {
+        let url = self.url.expose();
+        if let Some(rest) = url.strip_prefix(SENTINEL) {
+            return sentinel(rest).ok_or(FORM);
+        }
+        let info = url.into_connection_info().map_err(|_| FORM)?;
+        match info.addr() {
+            ConnectionAddr::TcpTls { insecure: true, .. } => {
+                Err("certificates are always verified: remove \"#insecure\"")
+            }
+            ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { .. } | ConnectionAddr::Unix(_) => {
+                Ok(Target::Server(info))
+            }
+            _ => Err(FORM),
+        }
+    }
+}
+
+/// `user:password@host:port,host:port/name/db`; all but hosts and name may be missing.
+fn sentinel(rest: &str) -> Option<Target> {
+    let (login, rest) = rest.rsplit_once('@').map_or(("", rest), |(login, rest)| (login, rest));
+    let (hosts, path) = rest.split_once('/')?;
+    let (primary, db) = path.split_once('/').unwrap_or((path, ""));
+    let sentinels: Option<Vec<_>> = hosts.split(',').map(address).collect();
+    // Let the library undo what is percent-encoded.
+    let login = format!("redis://{login}@sentinel/{db}").into_connection_info().ok()?.redis_settings().clone();
+    let sentinels = sentinels.filter(|_| !primary.is_empty())?;
+    Some(Target::Sentinel { sentinels, primary: primary.to_owned(), login })
+}
+
+fn address(text: &str) -> Option<ConnectionAddr> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']')?;
+            (host, rest.strip_prefix(':').map_or(Some(SENTINEL_PORT), |port| port.parse().ok())?)
+        }
+        None => match text.split_once(':') {
+            Some((host, port)) => (host, port.parse().ok()?),
+            None => (text, SENTINEL_PORT),
+        },
+    };
+    (!host.is_empty()).then(|| ConnectionAddr::Tcp(host.to_owned(), port))
+}
