@@ -89,7 +89,7 @@ impl App {
         let metrics = Metrics::default();
         let store: Arc<dyn TokenStore> = match &config.store {
             store::Settings::Memory => Arc::new(MemoryStore::default()),
-            store::Settings::File { path } => Arc::new(FileStore::open(path)?),
+            store::Settings::File { path, keys } => Arc::new(FileStore::open(path, keys.clone())?),
         };
         // Before the first token is asked for: a second instance that was started by mistake must not spend one.
         let listeners = Listeners::bind(&config.proxy)?;

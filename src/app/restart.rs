@@ -18,11 +18,7 @@ pub(super) fn needed(started: &Config, next: &Config) -> Vec<&'static str> {
     let admin::settings::Settings { listen, key: _, hosts: _ } = admin;
     keys.push(("admin.listen", *listen == started.admin.listen));
     keys.extend(upstream(&started.proxy.upstream, &proxy.upstream));
-    keys.push(match (&started.store, store) {
-        (store::Settings::Memory, store::Settings::Memory) => ("store.kind", true),
-        (store::Settings::File { path: old }, store::Settings::File { path: new }) => ("store.path", old == new),
-        _ => ("store.kind", false),
-    });
+    keys.extend(stored(&started.store, store));
     keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
 }
 
@@ -65,6 +61,16 @@ fn upstream(old: &Upstream, new: &Upstream) -> Compared {
     ]
 }
 
+fn stored(old: &store::Settings, new: &store::Settings) -> Compared {
+    match (old, new) {
+        (store::Settings::Memory, store::Settings::Memory) => Vec::new(),
+        (store::Settings::File { path, keys }, store::Settings::File { path: new_path, keys: new_keys }) => {
+            vec![("store.path", path == new_path), ("store.encryption_key", keys == new_keys)]
+        }
+        _ => vec![("store.kind", false)],
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{collections::BTreeMap, path::Path};
@@ -96,6 +102,10 @@ mod tests {
             ),
             ("[store]\nkind = \"memory\"", &["store.kind"]),
             ("[store]\npath = \"/elsewhere\"", &["store.path"]),
+            (
+                "[store]\nencryption_key = { value = \"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\" }",
+                &["store.encryption_key"],
+            ),
         ] {
             assert_eq!(needed(&config(""), &config(lines)), keys, "{lines}");
             assert_eq!(needed(&config(lines), &config(lines)), [""; 0], "{lines}");

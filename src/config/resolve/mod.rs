@@ -11,7 +11,11 @@ mod server;
 use std::path::PathBuf;
 
 use super::{Config, problem::Place, raw, read::At, secret::Context};
-use crate::{admin, net::address::ListenAddr, token};
+use crate::{
+    admin,
+    net::address::ListenAddr,
+    token::{self, store::Keyring},
+};
 
 /// Builds everything but the warnings.
 pub(super) fn resolve(raw: raw::File, context: &mut Context<'_>) -> Config {
@@ -79,24 +83,27 @@ impl Context<'_> {
         if let Some(at) = &raw.url {
             self.not_built(&at.place, "shared stores (redis, sql) are", "remove the key");
         }
-        if let Some(at) = &raw.encryption_key {
-            self.not_built(&at.place, "sealing tokens at rest is", "remove the key");
-        }
         if let Some(at) = raw.prefix.filter(|at| at.value != "wxgate:") {
             self.report.warning(&at.place, "has no effect: only shared stores (redis, sql), not built yet, use it");
         }
         match (kind, raw.path) {
             (StoreKind::Memory, path) => {
-                if let Some(at) = path {
-                    self.report.warning(&at.place, "has no effect with kind = \"memory\"");
+                let places = [path.map(|at| at.place), raw.encryption_key.map(|at| at.place)];
+                for place in places.into_iter().flatten() {
+                    self.report.warning(&place, "has no effect with kind = \"memory\"");
                 }
                 token::store::Settings::Memory
             }
             (_, path) => {
                 let path = or(path, self.base_dir.join("wxgate-state"), PathBuf::from);
-                token::store::Settings::File { path }
+                token::store::Settings::File { path, keys: raw.encryption_key.and_then(|at| self.keyring(&at)) }
             }
         }
+    }
+
+    fn keyring(&mut self, form: &At<raw::SecretForm>) -> Option<Keyring> {
+        let keys = Keyring::parse(&self.secret(form)?);
+        keys.map_err(|error| self.report.problem(&form.place, error.to_string())).ok()
     }
 
     fn admin(&mut self, raw: raw::Admin, taken: &[ListenAddr], whole: &Place) -> admin::settings::Settings {

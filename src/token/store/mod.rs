@@ -7,12 +7,14 @@ mod codec;
 mod file;
 mod memory;
 mod record;
+mod seal;
 
 use std::path::PathBuf;
 
 pub use file::{FileStore, OpenError};
 pub use memory::MemoryStore;
 pub use record::{Identity, Record, StoredToken};
+pub use seal::{KeyError, KeyId, Keyring, Refusal};
 
 pub use super::{
     kept::{Kept, Key},
@@ -28,12 +30,15 @@ pub enum Settings {
     File {
         /// Made with mode 0700 when missing.
         path: PathBuf,
+        /// Without any, tokens stand in the files in plain text.
+        keys: Option<Keyring>,
     },
 }
 
 /// One record per account's token and per ticket. The keeper bounds every call in time and goes on without the store when one fails.
 pub trait TokenStore: Send + Sync + 'static {
-    /// What was written last; `None` when there is nothing usable.
+    /// What was written last; `None` when there is nothing usable. [`StoreError::Sealed`] when there is something that
+    /// the keys do not open: the next write replaces it.
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
 
     /// Writes the record, unless the store holds a newer generation, or another token of the same generation: then
@@ -63,6 +68,9 @@ pub enum StoreError {
         /// The system's words.
         reason: String,
     },
+    /// What is stored is sealed, and not with a key for this place.
+    #[error("{0}")]
+    Sealed(#[from] Refusal),
     /// The store was asked while it was going down.
     #[error("the store is shutting down")]
     Stopped,
@@ -73,6 +81,7 @@ impl StoreError {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Io { .. } => "io",
+            Self::Sealed(_) => "sealed",
             Self::Stopped => "stopped",
         }
     }
