@@ -55,6 +55,34 @@ async fn nobody_becomes_the_proxy_in_front_by_filling_its_header() {
     assert_eq!(get(&gate, "/cgi-bin/user/info?openid=o").await.status, 200, "the proxy itself, as it looks after us");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_proxy_a_client_is_known_by_the_address_that_the_proxy_wrote() {
+    let clients = "[[client]]\nname = \"erp\"\nfrom = [\"192.0.2.0/24\"]\naccounts = [\"shop\"]\n\
+                   [[client]]\nname = \"crm\"\nkey = { value = \"crm-key-0123456789\" }\nfrom = [\"198.51.100.7\"]\n\
+                   accounts = [\"shop\"]\n";
+    let trusting = "trusted_proxies = [\"127.0.0.0/8\", \"10.0.0.0/8\"]";
+    let gate = setup().set("server", trusting).more(clients).start().await;
+    for (forwarded, key, slug) in [
+        ("192.0.2.9", "", ""),
+        ("8.8.8.8, 192.0.2.9, 10.0.0.3", "", ""),
+        ("192.0.2.9, 203.0.113.9", "", "client_unknown"),
+        ("192.0.2.9, junk", "", "client_unknown"),
+        ("10.0.0.3", "", "client_unknown"),
+        ("198.51.100.7", CRM, ""),
+        ("198.51.100.7", "", "client_unknown"),
+        ("198.51.100.7, 203.0.113.9", CRM, "client_unknown"),
+        ("192.0.2.9", CRM, "client_unknown"),
+    ] {
+        let request = gate.client.get(gate.url("/cgi-bin/user/info?openid=o")).header("x-forwarded-for", forwarded);
+        let request = if key.is_empty() { request } else { request.header("x-wxgate-key", key) };
+        assert_eq!(said(request).await.error, slug, "{forwarded} {key}");
+        // The same for a token: it says who asks, but not from where.
+        let target = format!("/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret={key}");
+        let asked = said(gate.client.get(gate.url(&target)).header("x-forwarded-for", forwarded)).await;
+        assert_eq!(asked.text().contains("wxg1_"), slug.is_empty(), "{forwarded} {key}: {asked:?}");
+    }
+}
+
 /// A client on trial lacks the account, or the path; that is overlooked. What it must never get stays denied.
 #[tokio::test(flavor = "multi_thread")]
 async fn on_trial_one_missing_right_does_not_hide_that_a_call_cannot_be_taken_back() {
