@@ -71,6 +71,8 @@ const REVEALERS: &[&str] = &[
     // Address, password and key of another server, the rejected token to another wxgate.
     "token/source/elsewhere/http.rs",
     "token/source/elsewhere/redis.rs",
+    // Address and password of the shared store.
+    "token/store/redis/address.rs",
     // The token into the store.
     "token/store/codec.rs",
     // The key of the store into the cipher.
