@@ -35,8 +35,10 @@ pub(super) fn run(once: bool) -> Result<(), Failure> {
         print(addresses.introduction().as_bytes())?;
         let went_well = Calls::new(&addresses, &sandbox)?.make().await;
         if went_well.is_ok() && !once {
+            // Before anybody is told to press Ctrl-C.
+            let mut signals = StopSignals::listen()?;
             print(addresses.what_next().as_bytes())?;
-            StopSignals::listen()?.next().await;
+            signals.next().await;
         }
         let _ = stop.send(());
         let _ = running.await;

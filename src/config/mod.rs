@@ -112,10 +112,11 @@ pub fn check_text(config: &Config) -> String {
 
 /// Said by `check` only: it is what everybody starts with, and no reason to complain at every start.
 fn plain_text(store: &token::store::Settings) -> Option<&'static str> {
-    let open = matches!(store, token::store::Settings::File { keys: None, .. });
+    use token::store::Settings;
+    let open = matches!(store, Settings::File { keys: None, .. } | Settings::Redis { keys: None, .. });
     open.then_some(
-        "warning: store.encryption_key: not set, so that tokens stand in the files of the store in plain text, for \
-         whoever can read them; `openssl rand -base64 32` makes a key",
+        "warning: store.encryption_key: not set, so that tokens stand in the store in plain text, for whoever can read \
+         it; `openssl rand -base64 32` makes a key",
     )
 }
 

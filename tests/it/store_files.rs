@@ -31,6 +31,9 @@ use crate::{
     token_tools::said,
 };
 
+/// Puts something in the place of a file.
+type Put<'a> = &'a dyn Fn(&Path);
+
 const USER: &str = "/cgi-bin/user/info?openid=a";
 
 /// A test that this machine cannot run says so, so that nobody takes its silence for success.
@@ -219,7 +222,7 @@ async fn odd_things_in_the_place_of_a_record_cost_no_call_and_go_away() {
     file_until(&place.record(), generation(1)).await;
     let elsewhere = place.folder.path().join("elsewhere");
     fs::write(&elsewhere, "untouched").expect("written");
-    let odd: [(&str, &dyn Fn(&Path)); 3] = [
+    let odd: [(&str, Put<'_>); 3] = [
         ("link", &|path| symlink(&elsewhere, path).expect("made")),
         ("pipe", &|path| {
             let status = Command::new("mkfifo").arg(path).status().expect("mkfifo runs");

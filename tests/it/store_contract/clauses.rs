@@ -173,6 +173,9 @@ pub async fn of_many_savers_the_newest_generation_wins(place: impl Place) {
                     Saved::Written => {}
                     Saved::Newer(newer) => assert!(newer.generation.0 > generation, "{newer:?} for {generation}"),
                 }
+                // A write that comes late.
+                let late = save(&*node, "shop", sample(generation - 1, Some("late"))).await;
+                assert!(matches!(late, Saved::Newer(newer) if newer.generation.0 >= generation));
             }
         })
     };
