@@ -6,7 +6,7 @@ use wxgate::{
     token::{
         Generation, Kind,
         budget::Forcer,
-        store::{Record, Saved, TokenStore},
+        store::{Record, Saved, ServerFault, StoreError, TokenStore},
     },
     wechat::ticket::TicketType,
 };
@@ -245,9 +245,18 @@ pub async fn foreign_content_is_never_taken_for_a_record(mut place: impl Place) 
         let read = within(place.node().load(&token_of("shop"))).await.unwrap_or(None);
         assert_eq!(read, None, "{:?}", content.get(..40));
         let next = sample(generation + 1, Some("next"));
-        assert_eq!(save(&*place.node(), "shop", next.clone()).await, Saved::Written, "{:?}", content.get(..40));
-        place.restart().await;
-        assert_eq!(load(&*place.node(), "shop").await, Some(next));
+        let saved = within(place.node().save(&token_of("shop"), next.clone())).await;
+        match saved {
+            // Nodes of a later version may live by it.
+            Err(StoreError::Server(ServerFault::Unreadable)) if content.starts_with(b"{\"format\":9") => {
+                assert!(place.poison(&token_of("shop"), b"").await);
+            }
+            saved => {
+                assert_eq!(saved, Ok(Saved::Written), "{:?}", content.get(..40));
+                place.restart().await;
+                assert_eq!(load(&*place.node(), "shop").await, Some(next));
+            }
+        }
     }
 }
 

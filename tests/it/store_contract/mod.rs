@@ -3,12 +3,13 @@
 //! A store joins with a [`Place`] and one line, `keeps_the_contract!(TheirPlace)`, in a module of its own. Clauses speak
 //! of what all stores have in common; what only one of them can suffer stands in that one's own tests.
 
-mod clauses;
+pub mod clauses;
 mod places;
+pub mod shared;
 
 use std::{sync::Arc, time::Duration};
 
-pub use places::{KEY, opened, sample, token_of};
+pub use places::{KEY, opened, ring, sample, token_of};
 use wxgate::token::store::{Key, TokenStore};
 
 /// Where records of one kind of store lie, for one test.
@@ -45,7 +46,7 @@ pub async fn within<T>(call: impl Future<Output = T>) -> T {
 /// A test for each clause.
 macro_rules! keeps_the_contract {
     ($place:ty) => {
-        keeps_the_contract! { $place:
+        $crate::store_contract::keeps_the_contract! { $place:
             nothing_is_there_before_something_was_saved
             a_record_comes_back_as_it_was
             tokens_and_tickets_and_accounts_are_kept_apart
