@@ -126,9 +126,9 @@ const BEARABLE: [(Trouble, usize, u64); 7] = [
     (Trouble::Fails, 3, 150),
     (Trouble::ReadOnly, 3, 150),
     (Trouble::Slow(200), 1, 1500),
-    (Trouble::Slow(5000), 3, 1200),
-    (Trouble::Hangs, 3, 1200),
-    (Trouble::OneWay, 3, 1200),
+    (Trouble::Slow(5000), 3, 1700),
+    (Trouble::Hangs, 3, 1700),
+    (Trouble::OneWay, 3, 1700),
 ];
 
 #[tokio::test(start_paused = true)]
