@@ -37,7 +37,8 @@ impl Road {
         let trouble = *self.trouble.lock().unwrap();
         Box::pin(async move {
             match trouble {
-                Trouble::None => act.await,
+                Trouble::ReadOnly if writes => Err(ServerFault::ReadOnly.into()),
+                Trouble::None | Trouble::ReadOnly => act.await,
                 Trouble::Slow(ms) => {
                     sleep(Duration::from_millis(ms)).await;
                     act.await
@@ -48,8 +49,6 @@ impl Road {
                     let _ = act.await;
                     std::future::pending().await
                 }
-                Trouble::ReadOnly if writes => Err(ServerFault::ReadOnly.into()),
-                Trouble::ReadOnly => act.await,
             }
         })
     }
