@@ -63,6 +63,7 @@ impl Task {
         // A token that died of an answer we lost ourselves is nobody else's doing.
         let suspect = std::mem::take(&mut self.suspect);
         let expires = sent + fetched.expires_in;
+        self.record.asked_ms = self.chance.clock.to_unix_ms(sent);
         if let Some(current) = self.current.as_ref().filter(|current| *current.secret() == fetched.token) {
             let same = current.extended(sent, expires);
             self.count(flight, "same");

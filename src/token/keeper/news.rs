@@ -90,7 +90,7 @@ impl Task {
             self.refused = self.generation();
         }
         (self.fault, self.alarm, self.suspect, self.dead) = (None, Alarm::Quiet, false, false);
-        self.record.refusal = None;
+        (self.record.refusal, self.record.asked_ms) = (None, record.asked_ms);
         tracing::info!(
             account = %self.account.name, generation = number.0, token = token.fingerprint(),
             expires_in = token.expires_in().as_secs(), "new {} from another node", self.shared.kept
@@ -115,7 +115,7 @@ impl Task {
             }
             return;
         }
-        if record.token != self.record.token {
+        if record.asked_ms != self.record.asked_ms {
             self.on_asked_elsewhere(record);
         }
         // A flight finds out for itself.
@@ -133,6 +133,7 @@ impl Task {
         let again = schedule::ask_again_at(now, same.expires(), before, (self.chance.jitter)());
         self.next_attempt = self.next_attempt.max(again);
         self.record.token.clone_from(&record.token);
+        self.record.asked_ms = record.asked_ms;
         self.show(same.into());
     }
 

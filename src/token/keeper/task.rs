@@ -128,6 +128,7 @@ impl Task {
                 token: None,
                 budget: Budget::default(),
                 refusal: None,
+                asked_ms: 0,
             },
             current: None,
             gate,

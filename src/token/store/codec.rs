@@ -63,6 +63,8 @@ struct Form<'r> {
     budget: Budget,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refusal: Option<Refusal>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    asked_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -159,6 +161,7 @@ impl<'r> Form<'r> {
             }),
             budget: record.budget,
             refusal: record.refusal,
+            asked_ms: record.asked_ms,
         }
     }
 
@@ -179,8 +182,14 @@ impl<'r> Form<'r> {
             token,
             budget: self.budget,
             refusal: self.refusal,
+            asked_ms: self.asked_ms,
         })
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn checksum(body: &[u8]) -> String {

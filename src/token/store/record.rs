@@ -42,6 +42,8 @@ pub struct Record {
     pub budget: Budget,
     /// Why the account gets no token, where that is true for every node.
     pub refusal: Option<Refusal>,
+    /// Wall time in milliseconds of the last call that brought a token, be it the same one again; 0 before.
+    pub asked_ms: u64,
 }
 
 /// WeChat's last word on an account whose secret is wrong, which is frozen, or whose quota is used up. Until it is over
@@ -156,6 +158,7 @@ pub(crate) mod tests {
             }),
             budget: Budget::default(),
             refusal: None,
+            asked_ms: 0,
         }
     }
 

@@ -36,6 +36,7 @@ pub fn sample(generation: u64, token: Option<&str>) -> Record {
         token: token.map(stored),
         budget: Budget::default(),
         refusal: None,
+        asked_ms: 0,
     }
 }
 

@@ -32,6 +32,7 @@ pub fn record(generation: u64, token: &str) -> Record {
         token: Some(StoredToken { value: Secret::new(token), fetched_ms: NOON_MS, expires_ms: NOON_MS + 7_200_000 }),
         budget: Budget::default(),
         refusal: None,
+        asked_ms: NOON_MS,
     }
 }
 
