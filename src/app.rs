@@ -92,6 +92,10 @@ impl App {
             store::Settings::Memory => Arc::new(MemoryStore::default()),
             store::Settings::File { path } => Arc::new(FileStore::open(path)?),
             store::Settings::Redis(settings) => Arc::new(RedisStore::open(settings, client.tls())),
+            #[cfg(feature = "sql")]
+            store::Settings::Sql(settings) => {
+                Arc::new(store::SqlStore::open(settings, config.proxy.upstream.egress.ca_file.as_deref()))
+            }
         };
         // Before the first token is asked for: a second instance that was started by mistake must not spend one.
         let listeners = Listeners::bind(&config.proxy)?;

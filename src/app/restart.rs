@@ -27,6 +27,11 @@ pub(super) fn needed(started: &Config, next: &Config) -> Vec<&'static str> {
             keys.push(("store.url", old.has_same_url(new)));
             keys.push(("store.prefix", old.prefix() == new.prefix()));
         }
+        #[cfg(feature = "sql")]
+        (store::Settings::Sql(old), store::Settings::Sql(new)) => {
+            keys.push(("store.url", old.has_same_url(new)));
+            keys.push(("store.prefix", old.prefix() == new.prefix()));
+        }
         _ => keys.push(("store.kind", false)),
     }
     keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()

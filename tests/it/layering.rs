@@ -73,6 +73,8 @@ const REVEALERS: &[&str] = &[
     "token/source/elsewhere/redis.rs",
     // The token into the store.
     "token/store/codec.rs",
+    // User and password of the database.
+    "token/store/sql/address.rs",
     // Percent-encodes a token once, for all calls.
     "token/value.rs",
 ];

@@ -7,9 +7,12 @@ mod bell;
 mod codec;
 mod fault;
 mod file;
+mod health;
 mod memory;
 mod record;
 mod redis;
+#[cfg(feature = "sql")]
+mod sql;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -20,6 +23,8 @@ pub use file::{FileStore, OpenError};
 pub use memory::MemoryStore;
 pub use record::{Identity, Record, Refusal, StoredToken};
 pub use redis::{RedisStore, Settings as RedisSettings};
+#[cfg(feature = "sql")]
+pub use sql::{Settings as SqlSettings, SqlStore};
 
 pub use super::{
     kept::{Kept, Key},
@@ -38,6 +43,9 @@ pub enum Settings {
     },
     /// A Redis or Valkey that other nodes may use as well.
     Redis(RedisSettings),
+    /// A database that other nodes may use as well.
+    #[cfg(feature = "sql")]
+    Sql(SqlSettings),
 }
 
 /// One record per account's token and per ticket. The keeper bounds every call in time and goes on without the store when
