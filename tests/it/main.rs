@@ -50,6 +50,8 @@ mod secrets;
 mod selection;
 mod service_api;
 mod slow_clients;
+#[cfg(feature = "sql")]
+mod sql;
 mod stale_shapes;
 mod storms;
 mod support;

@@ -1,5 +1,7 @@
 //! What an error of the client library means. Its text is looked at, never repeated.
 
+use std::io;
+
 use sqlx::{Error, error::DatabaseError, mysql::MySqlDatabaseError, postgres::PgDatabaseError, sqlite::SqliteError};
 
 use crate::token::store::ServerFault;
@@ -9,6 +11,7 @@ pub(super) fn of(error: &Error) -> ServerFault {
     match error {
         Error::Database(error) => refused(&**error),
         Error::Tls(_) => ServerFault::Untrusted,
+        Error::Io(error) if is_about_a_certificate(error) => ServerFault::Untrusted,
         Error::Io(_) | Error::Protocol(_) | Error::WorkerCrashed => ServerFault::Broken,
         Error::PoolTimedOut => ServerFault::Timeout,
         Error::ColumnDecode { .. } | Error::ColumnIndexOutOfBounds { .. } | Error::Decode(_) => ServerFault::Tables,
@@ -24,6 +27,11 @@ pub(super) fn of_connecting(error: &Error) -> ServerFault {
         ServerFault::Broken => ServerFault::Unreachable,
         fault => fault,
     }
+}
+
+fn is_about_a_certificate(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 fn refused(error: &dyn DatabaseError) -> ServerFault {
@@ -74,7 +82,9 @@ fn sqlite(code: u32, message: &str) -> ServerFault {
         5 | 6 => ServerFault::Busy,
         13 => ServerFault::Full,
         3 | 8 | 10 | 11 | 14 | 23 | 26 => ServerFault::File,
+        // The second: somebody changed the tables just now.
         1 if message.starts_with("no such") => ServerFault::Tables,
+        17 => ServerFault::Tables,
         _ => ServerFault::Statement,
     }
 }

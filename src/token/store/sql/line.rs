@@ -6,8 +6,9 @@ use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt as _, path::Path, ti
 
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Error, MySqlConnection, PgConnection, Row as _, SqliteConnection, query,
+    sqlite::SqliteConnectOptions,
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{address::Target, fault};
 use crate::token::store::ServerFault;
@@ -34,6 +35,8 @@ pub(super) struct Found {
 
 /// For all statements of one call, or for connecting.
 pub(super) const CALL: Duration = Duration::from_millis(500);
+/// Between two attempts to open a file.
+const AGAIN: Duration = Duration::from_millis(10);
 
 // Not left on the server by name: a pooler in between may give the next statement to another connection.
 macro_rules! bound {
@@ -61,10 +64,7 @@ impl Line {
     pub(super) async fn open(target: &Target) -> Result<Self, ServerFault> {
         let opening = async {
             match target {
-                Target::Sqlite(options) => {
-                    make(options.get_filename()).map_err(|_| ServerFault::File)?;
-                    options.connect().await.map(Self::Sqlite)
-                }
+                Target::Sqlite(options) => return file(options).await,
                 Target::Postgres(options) => options.connect().await.map(Self::Postgres),
                 Target::Mysql(options) => options.connect().await.map(Self::Mysql),
             }
@@ -93,6 +93,17 @@ impl Line {
             Self::Sqlite(line) => row!(bound!(sql, values).fetch_optional(line).await?),
             Self::Postgres(line) => row!(bound!(sql, values).fetch_optional(line).await?),
             Self::Mysql(line) => row!(bound!(sql, values).fetch_optional(line).await?),
+        }
+    }
+}
+
+async fn file(options: &SqliteConnectOptions) -> Result<Line, ServerFault> {
+    make(options.get_filename()).map_err(|_| ServerFault::File)?;
+    loop {
+        match options.connect().await.map_err(|error| fault::of_connecting(&error)) {
+            // Who opens it first changes its mode, and for that moment SQLite lets nobody wait.
+            Err(ServerFault::Busy) => sleep(AGAIN).await,
+            opened => return opened.map(Line::Sqlite),
         }
     }
 }

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use sqlx::postgres::{PgListener, PgPoolOptions};
+use sqlx::{
+    Row as _,
+    postgres::{PgListener, PgPoolOptions},
+};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
     task::JoinHandle,
@@ -279,8 +282,8 @@ impl Watch {
         match self {
             Self::Listening(listener) => {
                 let asked = sqlx::query(sqlx::AssertSqlSafe(statements.version.clone())).persistent(false);
-                let looked = asked.execute(&mut **listener).await;
-                looked.map(|_| ()).map_err(|error| fault::of(&error))
+                let row = asked.fetch_optional(&mut **listener).await.map_err(|error| fault::of(&error))?;
+                schema::is_known(row.and_then(|row| row.try_get(0).ok()))
             }
             Self::Looking(line) => schema::check(line, statements).await,
         }

@@ -2,17 +2,17 @@
 //!
 //! Any number of nodes may do so at once. Tables of another version are left alone.
 
-use tokio::time::{Duration, timeout};
+use tokio::time::{Duration, sleep, timeout};
 
 use super::{dialect::Statements, line::Line};
 use crate::token::store::ServerFault;
 
 /// Of the tables that [`Statements::create`] makes.
 const VERSION: i64 = 1;
-/// PostgreSQL may refuse to make what somebody else is just making.
-const TRIES: u32 = 3;
-/// For making them, on a slow disk.
+/// For making them, on a slow disk, and beside others who do the same.
 const MAKE: Duration = Duration::from_secs(1);
+/// A database may refuse to make what somebody else is just making; until then.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Makes sure of the tables.
 pub(super) async fn ready(line: &mut Line, statements: &Statements) -> Result<(), ServerFault> {
@@ -20,30 +20,32 @@ pub(super) async fn ready(line: &mut Line, statements: &Statements) -> Result<()
         Err(ServerFault::Tables) => {}
         checked => return checked,
     }
-    timeout(MAKE, make(line, statements)).await.unwrap_or(Err(ServerFault::Timeout))?;
-    check(line, statements).await
+    let mut made = Ok(());
+    let making = async {
+        loop {
+            made = make(line, statements).await;
+            match check(line, statements).await {
+                Err(_) if made.is_err() => sleep(PAUSE).await,
+                checked => return checked,
+            }
+        }
+    };
+    // What the database said of the last attempt tells more than that it took long.
+    timeout(MAKE, making).await.unwrap_or_else(|_| made.and(Err(ServerFault::Timeout)))
 }
 
 /// Whether they are there, and of this version.
 pub(super) async fn check(line: &mut Line, statements: &Statements) -> Result<(), ServerFault> {
-    match line.find(&statements.version, &[]).await? {
-        Some(found) if found.number == VERSION => Ok(()),
-        _ => Err(ServerFault::Tables),
-    }
+    let version = line.find(&statements.version, &[]).await?.map(|found| found.number);
+    is_known(version)
+}
+
+/// Whether tables of this version can be used.
+pub(super) fn is_known(version: Option<i64>) -> Result<(), ServerFault> {
+    if version == Some(VERSION) { Ok(()) } else { Err(ServerFault::Tables) }
 }
 
 async fn make(line: &mut Line, statements: &Statements) -> Result<(), ServerFault> {
-    let mut made = Ok(());
-    for _ in 0..TRIES {
-        made = attempt(line, statements).await;
-        if made.is_ok() {
-            break;
-        }
-    }
-    made
-}
-
-async fn attempt(line: &mut Line, statements: &Statements) -> Result<(), ServerFault> {
     for statement in &statements.create {
         line.run(statement, &[]).await?;
     }
