@@ -102,8 +102,8 @@ impl Settings {
     pub(super) fn target(&self, ca_file: Option<&Path>) -> Result<Target, &'static str> {
         match self.dialect()? {
             Dialect::Sqlite => Ok(Target::Sqlite(Box::new(file(&self.path()?)))),
-            Dialect::Postgres => postgres(self.parts()?, ca_file).map(|options| Target::Postgres(Box::new(options))),
-            Dialect::Mysql => mysql(self.parts()?, ca_file).map(|options| Target::Mysql(Box::new(options))),
+            Dialect::Postgres => postgres(&self.parts()?, ca_file).map(|options| Target::Postgres(Box::new(options))),
+            Dialect::Mysql => mysql(&self.parts()?, ca_file).map(|options| Target::Mysql(Box::new(options))),
         }
     }
 
@@ -176,7 +176,7 @@ fn file(path: &Path) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
-fn postgres(parts: Parts, ca_file: Option<&Path>) -> Result<PgConnectOptions, &'static str> {
+fn postgres(parts: &Parts, ca_file: Option<&Path>) -> Result<PgConnectOptions, &'static str> {
     let mode = if parts.tls { PgSslMode::VerifyFull } else { PgSslMode::Disable };
     let mut options = PgConnectOptions::new_without_pgpass()
         .username(&parts.user)
@@ -203,7 +203,7 @@ fn postgres(parts: Parts, ca_file: Option<&Path>) -> Result<PgConnectOptions, &'
     Ok(options)
 }
 
-fn mysql(parts: Parts, ca_file: Option<&Path>) -> Result<MySqlConnectOptions, &'static str> {
+fn mysql(parts: &Parts, ca_file: Option<&Path>) -> Result<MySqlConnectOptions, &'static str> {
     let mode = if parts.tls { MySqlSslMode::VerifyIdentity } else { MySqlSslMode::Disabled };
     let mut options = MySqlConnectOptions::new()
         .username(&parts.user)
