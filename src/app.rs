@@ -90,11 +90,12 @@ impl App {
         let client = TokenClient::new(&config.proxy.upstream.egress, config.token.fetch_timeout)?;
         let store: Arc<dyn TokenStore> = match &config.store {
             store::Settings::Memory => Arc::new(MemoryStore::default()),
-            store::Settings::File { path } => Arc::new(FileStore::open(path)?),
-            store::Settings::Redis(settings) => Arc::new(RedisStore::open(settings, client.tls())),
+            store::Settings::File { path, keys } => Arc::new(FileStore::open(path, keys.clone())?),
+            store::Settings::Redis { server, keys } => Arc::new(RedisStore::open(server, keys.clone(), client.tls())),
             #[cfg(feature = "sql")]
-            store::Settings::Sql(settings) => {
-                Arc::new(store::SqlStore::open(settings, config.proxy.upstream.egress.ca_file.as_deref()))
+            store::Settings::Sql { server, keys } => {
+                let ca_file = config.proxy.upstream.egress.ca_file.as_deref();
+                Arc::new(store::SqlStore::open(server, keys.clone(), ca_file))
             }
         };
         // Before the first token is asked for: a second instance that was started by mistake must not spend one.

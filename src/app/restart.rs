@@ -18,22 +18,7 @@ pub(super) fn needed(started: &Config, next: &Config) -> Vec<&'static str> {
     let admin::settings::Settings { listen, key: _, hosts: _ } = admin;
     keys.push(("admin.listen", *listen == started.admin.listen));
     keys.extend(upstream(&started.proxy.upstream, &proxy.upstream));
-    match (&started.store, store) {
-        (store::Settings::Memory, store::Settings::Memory) => {}
-        (store::Settings::File { path: old }, store::Settings::File { path: new }) => {
-            keys.push(("store.path", old == new));
-        }
-        (store::Settings::Redis(old), store::Settings::Redis(new)) => {
-            keys.push(("store.url", old.has_same_url(new)));
-            keys.push(("store.prefix", old.prefix() == new.prefix()));
-        }
-        #[cfg(feature = "sql")]
-        (store::Settings::Sql(old), store::Settings::Sql(new)) => {
-            keys.push(("store.url", old.has_same_url(new)));
-            keys.push(("store.prefix", old.prefix() == new.prefix()));
-        }
-        _ => keys.push(("store.kind", false)),
-    }
+    keys.extend(stored(&started.store, store));
     keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
 }
 
@@ -76,6 +61,27 @@ fn upstream(old: &Upstream, new: &Upstream) -> Compared {
     ]
 }
 
+fn stored(old: &store::Settings, new: &store::Settings) -> Compared {
+    match (old, new) {
+        (store::Settings::Memory, store::Settings::Memory) => Vec::new(),
+        (store::Settings::File { path, keys }, store::Settings::File { path: new_path, keys: new_keys }) => {
+            vec![("store.path", path == new_path), ("store.encryption_key", keys == new_keys)]
+        }
+        (store::Settings::Redis { server, keys }, store::Settings::Redis { server: new, keys: new_keys }) => vec![
+            ("store.url", server.has_same_url(new)),
+            ("store.prefix", server.prefix() == new.prefix()),
+            ("store.encryption_key", keys == new_keys),
+        ],
+        #[cfg(feature = "sql")]
+        (store::Settings::Sql { server, keys }, store::Settings::Sql { server: new, keys: new_keys }) => vec![
+            ("store.url", server.has_same_url(new)),
+            ("store.prefix", server.prefix() == new.prefix()),
+            ("store.encryption_key", keys == new_keys),
+        ],
+        _ => vec![("store.kind", false)],
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{collections::BTreeMap, path::Path};
@@ -107,6 +113,10 @@ mod tests {
             ),
             ("[store]\nkind = \"memory\"", &["store.kind"]),
             ("[store]\npath = \"/elsewhere\"", &["store.path"]),
+            (
+                "[store]\nencryption_key = { value = \"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\" }",
+                &["store.encryption_key"],
+            ),
         ] {
             assert_eq!(needed(&config(""), &config(lines)), keys, "{lines}");
             assert_eq!(needed(&config(lines), &config(lines)), [""; 0], "{lines}");

@@ -35,8 +35,10 @@ pub(super) fn run(once: bool) -> Result<(), Failure> {
         print(addresses.introduction().as_bytes())?;
         let went_well = Calls::new(&addresses, &sandbox)?.make().await;
         if went_well.is_ok() && !once {
+            // Before anybody is told to press Ctrl-C.
+            let mut signals = StopSignals::listen()?;
             print(addresses.what_next().as_bytes())?;
-            StopSignals::listen()?.next().await;
+            signals.next().await;
         }
         let _ = stop.send(());
         let _ = running.await;
@@ -98,6 +100,10 @@ impl Addresses {
             "Still running. Try it yourself:\n\n\
              \x20 curl 'http://{proxy}/cgi-bin/user/info?openid=you'         a call without a token\n\
              \x20 curl -X POST {sandbox}/sandbox/revoke             kill the token, then call again\n\
+             \x20 curl 'http://{proxy}/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret=any'\n\
+             \x20                                                             what an SDK asks for: a token for wxgate only\n\
+             \x20 curl 'http://{proxy}/-/accounts/demo/jssdk?url=https%3A%2F%2Fshop.example%2F'\n\
+             \x20                                                             a signature for wx.config\n\
              \x20 curl http://{admin}/api/accounts                        how the account's token is\n\
              \x20 curl {sandbox}/sandbox/counters                   what the fake WeChat has seen\n\n\
              Ctrl-C ends it. Your own account next: wxgate serve, see config/minimal.toml.\n"

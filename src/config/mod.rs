@@ -99,6 +99,7 @@ pub fn check_text(config: &Config) -> String {
         count => format!("; {count} client(s): {}", clients.join(", ")),
     };
     let mut lines: Vec<String> = config.warnings.iter().map(|warning| format!("warning: {warning}")).collect();
+    lines.extend(plain_text(&config.store).map(str::to_owned));
     lines.push(format!(
         "the configuration is fine: {} account(s): {}{clients}; listening on {}; admin on {}",
         accounts.len(),
@@ -107,6 +108,16 @@ pub fn check_text(config: &Config) -> String {
         config.admin.listen,
     ));
     lines.join("\n")
+}
+
+/// Said by `check` only: it is what everybody starts with, and no reason to complain at every start.
+fn plain_text(store: &token::store::Settings) -> Option<&'static str> {
+    use token::store::Settings;
+    let open = matches!(store, Settings::File { keys: None, .. } | Settings::Redis { keys: None, .. });
+    open.then_some(
+        "warning: store.encryption_key: not set, so that tokens stand in the store in plain text, for whoever can read \
+         it; `openssl rand -base64 32` makes a key",
+    )
 }
 
 fn build(

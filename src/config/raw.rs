@@ -165,7 +165,8 @@ tables! {
         /// bytes, a letter first.
         #[schemars(extend("default" = "wxgate:"))]
         prefix: String,
-        /// 32 bytes in base64 or hex: tokens are sealed at rest. Not yet built.
+        /// 32 bytes in base64 or hex: tokens are sealed at rest. Several with commas between them: the first one seals,
+        /// all of them open.
         encryption_key: SecretForm,
     }
 

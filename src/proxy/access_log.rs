@@ -86,7 +86,7 @@ fn text(out: &mut Vec<u8>, record: &Record<'_>) {
     printable(out, record.path);
     if let Some(query) = record.query {
         out.push(b'?');
-        masked(out, query);
+        MaskedQuery(query).append_to(out);
     }
     field(out, b" status=", record.status);
     word(out, b" outcome=", record.outcome);
@@ -113,7 +113,7 @@ fn json(out: &mut Vec<u8>, record: &Record<'_>) {
     word(out, b"\",\"path\":\"", record.path);
     if let Some(query) = record.query {
         out.extend_from_slice(b"\",\"query\":\"");
-        masked(out, query);
+        MaskedQuery(query).append_to(out);
     }
     field(out, b"\",\"status\":", record.status);
     word(out, b",\"outcome\":\"", record.outcome);
@@ -156,10 +156,6 @@ fn milliseconds(out: &mut Vec<u8>, took: Duration) {
     field(out, b"", micros / 1000);
     let digit = |value: u128| b'0' + u8::try_from(value % 10).unwrap_or_default();
     out.extend_from_slice(&[b'.', digit(micros / 100), digit(micros / 10), digit(micros)]);
-}
-
-fn masked(out: &mut Vec<u8>, query: &str) {
-    let _ = write!(out, "{}", MaskedQuery(query));
 }
 
 /// At most 256 characters, the odd ones as `?`.

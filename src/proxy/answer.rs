@@ -74,12 +74,6 @@ impl Flavour {
 }
 
 impl Asked {
-    /// Whether the call can only be understood with its body.
-    pub(crate) fn needs_body(path: &str, method: &Method, query: Option<&str>) -> bool {
-        let appid = if Flavour::of(path) == Flavour::Wecom { "corpid" } else { "appid" };
-        *method == Method::POST && query.is_none_or(|query| form(query.as_bytes(), appid).is_none())
-    }
-
     /// Reads the call. Parameters stand in the query, or in a body of JSON or of a form, whatever its type claims.
     pub(crate) fn read(path: &str, method: &Method, query: Option<&str>, body: &[u8]) -> Result<Self, Refusal> {
         let flavour = Flavour::of(path);
@@ -195,6 +189,7 @@ mod tests {
             ("/cgi-bin/Token", Method::POST, None, classic.as_bytes(), asked(Flavour::Classic, "wx1", Some("a+b"))),
             ("/cgi-bin/token", Method::POST, None, json, asked(Flavour::Classic, "wx1", Some("k"))),
             ("/cgi-bin/stable_token", Method::POST, Some(""), json, asked(Flavour::Stable, "wx1", Some("k"))),
+            ("/cgi-bin/stable_token", Method::POST, Some("appid=wx2"), json, asked(Flavour::Stable, "wx2", Some("k"))),
             (
                 "/cgi-bin/gettoken",
                 Method::GET,

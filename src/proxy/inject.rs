@@ -28,6 +28,9 @@ pub enum QueryError {
     /// Two secrets that are not the same.
     #[error("the query holds several different secrets; send one, or none: wxgate fills it in")]
     SeveralSecrets,
+    /// Two appids that are not the same.
+    #[error("the query holds several different appids; send one")]
+    SeveralAppids,
     /// Bytes that no URL may hold.
     #[error("the query holds bytes that must be percent-encoded")]
     NotAQuery,
@@ -70,24 +73,26 @@ pub fn phantom(query: Option<&str>) -> Result<Option<&str>, QueryError> {
 /// Looks for the account's credential in the query of a login code exchange.
 ///
 /// # Errors
-/// [`QueryError::SeveralSecrets`].
+/// [`QueryError::SeveralSecrets`], [`QueryError::SeveralAppids`].
 pub fn login(query: Option<&str>) -> Result<Login<'_>, QueryError> {
     let mut login = Login::default();
-    for pair in pairs(query) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let (name, value) = (decode(name), decode(value));
-        match &*name {
-            "secret" if !value.is_empty() => {
-                if login.secret.as_ref().is_some_and(|first| *first != value) {
-                    return Err(QueryError::SeveralSecrets);
-                }
-                login.secret = Some(value);
-            }
-            "appid" if !value.is_empty() => login.appid = Some(value),
-            _ => {}
+    for (name, value) in pairs(query).map(decoded).filter(|(_, value)| !value.is_empty()) {
+        let (place, several) = match &*name {
+            "secret" => (&mut login.secret, QueryError::SeveralSecrets),
+            "appid" => (&mut login.appid, QueryError::SeveralAppids),
+            _ => continue,
+        };
+        if place.as_ref().is_some_and(|first| *first != value) {
+            return Err(several);
         }
+        *place = Some(value);
     }
     Ok(login)
+}
+
+/// Whether a parameter of any name has such a value, percent-decoded.
+pub fn holds(query: Option<&str>, is_such: impl Fn(&str) -> bool) -> bool {
+    pairs(query).map(decoded).any(|(_, value)| is_such(&value))
 }
 
 /// Builds the target of a login code exchange with the account's own credential: `secret` takes the place of whatever
@@ -223,6 +228,11 @@ fn phantom_in(pair: &str) -> Option<&str> {
     (value.starts_with(phantom::PREFIX) && decode(name) == NAME).then_some(value)
 }
 
+fn decoded(pair: &str) -> (Cow<'_, str>, Cow<'_, str>) {
+    let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+    (decode(name), decode(value))
+}
+
 fn raw_name(pair: &str) -> &str {
     pair.split_once('=').map_or(pair, |(name, _)| name)
 }
@@ -352,6 +362,14 @@ mod tests {
         let login = login(Some("appid=w%78&secret=&secret=k%31&js_code=c")).unwrap();
         assert_eq!((login.appid.as_deref(), login.secret.as_deref()), (Some("wx"), Some("k1")));
         assert_eq!(super::login(Some("secret=a&secret=b")), Err(QueryError::SeveralSecrets));
+        assert_eq!(super::login(Some("appid=a&x&%61ppid=b")), Err(QueryError::SeveralAppids));
+        assert!(super::login(Some("appid=a&appid=&appid=%61")).is_ok());
+    }
+
+    #[test]
+    fn a_value_is_found_under_any_name() {
+        let found = |query| holds(Some(query), |value| value == "k1");
+        assert!(found("a=k1") && found("x&%73ecret=%6b1") && !found("k1=a&b=k12&c"));
     }
 
     /// The names that a lenient parser could find: split at `&` and `;`, brackets cut, case folded.

@@ -14,6 +14,7 @@ use std::{
 
 use dashmap::DashMap;
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use super::{
@@ -43,6 +44,8 @@ pub(super) struct Live {
     pub(super) tls: Option<TlsAcceptor>,
     max_in_flight: usize,
     load: Arc<Load>,
+    /// Whether another configuration has taken its place.
+    superseded: watch::Sender<bool>,
     /// By account and client, as they are needed.
     phantoms: DashMap<(Tag, Tag), Arc<PhantomKey>>,
 }
@@ -55,6 +58,9 @@ pub(super) struct Load {
 
 /// A request under way and the configuration it began with, until its answer has been delivered or dropped.
 pub(super) struct InFlight(Arc<Live>);
+
+/// See [`Live::step_aside`].
+pub(super) struct Aside<'l>(&'l Load);
 
 /// The hand that changes a data path while it runs.
 pub struct Control(Arc<Proxy>);
@@ -92,6 +98,7 @@ impl Control {
         let live = self.0.live.load_full();
         let next = Live::new(plan, keepers, &self.0.metrics, Some(&live), Arc::clone(&live.load));
         self.0.live.store(Arc::new(next));
+        live.superseded.send_replace(true);
     }
 }
 
@@ -141,6 +148,7 @@ impl Live {
             tls,
             max_in_flight: settings.upstream.max_in_flight,
             load,
+            superseded: watch::Sender::new(false),
             phantoms: DashMap::new(),
         }
     }
@@ -178,6 +186,26 @@ impl Live {
         let limit = self.max_in_flight;
         let guard = InFlight(self);
         if before >= limit { Err(ProxyError::Overloaded("upstream.max_in_flight")) } else { Ok(guard) }
+    }
+
+    /// Resolves when another configuration is in force: who waits for something should ask again, since it may no longer
+    /// be his to have.
+    pub(super) async fn superseded(&self) {
+        // The sender is here, so it cannot go away meanwhile.
+        let _ = self.superseded.subscribe().wait_for(|superseded| *superseded).await;
+    }
+
+    /// For a request that asks nothing of WeChat but may take long: until the guard is dropped it takes no place among
+    /// those in flight. It is still counted as one.
+    pub(super) fn step_aside(&self) -> Aside<'_> {
+        self.load.in_flight.fetch_sub(1, Relaxed);
+        Aside(&self.load)
+    }
+}
+
+impl Drop for Aside<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_add(1, Relaxed);
     }
 }
 

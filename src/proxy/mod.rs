@@ -59,7 +59,6 @@ use self::{
 };
 use crate::{
     net::{
-        address::Peer,
         drain::{Drain, Phase},
         listen::{BoundAddr, Listener},
     },
@@ -223,20 +222,21 @@ impl Bound {
 async fn handle(worker: Arc<Worker>, origin: Origin, request: Request<Incoming>) -> Response<Delivery> {
     let (head, body) = request.into_parts();
     let id = adopt_request_id(&head.headers).unwrap_or_else(|| worker.request_id());
-    let peer = origin.peer;
-    let mut journey = Journey { worker, peer, head, id, trail: Trail::default(), started: Instant::now(), over: false };
-    let Journey { worker, head, trail, .. } = &mut journey;
+    let mut journey =
+        Journey { worker, origin, head, id, trail: Trail::default(), started: Instant::now(), over: false };
+    let Journey { worker, origin, head, trail, .. } = &mut journey;
     trail.body_unread = !body.is_end_stream();
     let live = worker.proxy.live.load_full();
     let error_style = live.error_style;
     let ran = match live.enter() {
-        Ok(guard) => pipeline::run(worker, &guard, &origin, head, body, trail).await.map(|answer| (answer, guard)),
+        Ok(guard) => pipeline::run(worker, &guard, origin, head, body, trail).await.map(|answer| (answer, guard)),
         Err(error) => Err(error),
     };
-    let denied = ran.as_ref().err().filter(|error| error.is_denial()).map(ProxyError::slug);
+    let refused = trail.refused;
+    let denied = ran.as_ref().err().filter(|error| error.is_denial()).map(ProxyError::slug).or(refused);
     let (mut response, outcome) = match ran {
         Ok((Outcome::Upstream(answer), guard)) => (answer.map(|body| Delivery::Upstream(body, guard)), "ok"),
-        Ok((Outcome::Own(answer), _)) => (answer.map(|body| Delivery::Own(Some(body))), "ok"),
+        Ok((Outcome::Own(answer), _)) => (answer.map(|body| Delivery::Own(Some(body))), refused.unwrap_or("ok")),
         Err(error) => (error.response(error_style).map(|body| Delivery::Own(Some(body))), error.slug()),
     };
     journey.audit(denied);
@@ -248,7 +248,7 @@ async fn handle(worker: Arc<Worker>, origin: Origin, request: Request<Incoming>)
 /// A request from its arrival until its answer is decided on; counted and logged exactly once.
 struct Journey {
     worker: Arc<Worker>,
-    peer: Peer,
+    origin: Origin,
     head: Parts,
     id: String,
     trail: Trail,
@@ -265,15 +265,16 @@ const NOBODY_LEFT: u16 = 499;
 impl Journey {
     fn end(&mut self, status: u16, outcome: &'static str) {
         self.over = true;
-        let Self { worker, peer, head, id, trail, started, .. } = self;
+        let Self { worker, origin, head, id, trail, started, .. } = self;
         let took = started.elapsed();
         let metrics = trail.account.as_ref().map_or(&worker.proxy.nobody, |account| &account.metrics);
         let client = trail.client.as_ref().map_or(NO_CLIENT, |client| client.name().as_str());
         metrics.finished(client, outcome, took.as_secs_f64());
         if let Some(log) = &worker.access_log {
+            let forwarded = trail.caller.filter(|caller| *caller != origin.peer).map(|caller| caller.to_string());
             log.write(&Record {
                 id,
-                caller: &trail.caller.unwrap_or(*peer).to_string(),
+                caller: forwarded.as_deref().unwrap_or(&origin.shown),
                 client,
                 account: trail.account.as_ref().map_or("-", |account| account.name.as_str()),
                 method: head.method.as_str(),
@@ -293,7 +294,7 @@ impl Journey {
 impl Journey {
     /// One line for a call that was denied, or would have been, and one more in the count.
     fn audit(&self, denied: Option<&'static str>) {
-        let Self { worker, peer, head, id, trail, .. } = self;
+        let Self { worker, origin, head, id, trail, .. } = self;
         let (reason, mode) = match (denied, trail.overlooked) {
             (Some(reason), _) => (reason, "enforce"),
             (None, Some(reason)) => (reason, "report"),
@@ -307,7 +308,7 @@ impl Journey {
             reason,
             client,
             account = trail.account.as_ref().map_or("-", |account| account.name.as_str()),
-            caller = %trail.caller.unwrap_or(*peer),
+            caller = %trail.caller.unwrap_or(origin.peer),
             method = %head.method,
             path = ?head.uri.path(),
             %id,

@@ -8,7 +8,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -42,7 +42,7 @@ pub(super) struct Worker {
     pub(super) drain: Drain,
     started: Instant,
     id_prefix: u32,
-    next_id: AtomicU64,
+    next_id: AtomicU32,
 }
 
 impl Worker {
@@ -53,7 +53,11 @@ impl Worker {
 
     /// An id that no other request of this process has, and hardly any of another.
     pub(super) fn request_id(&self) -> String {
-        format!("{:08x}{:08x}", self.id_prefix, self.next_id.fetch_add(1, Relaxed))
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let next = self.next_id.fetch_add(1, Relaxed);
+        // By hand, since every request gets one: formatting costs ten times as much.
+        let bytes = self.id_prefix.to_be_bytes().into_iter().chain(next.to_be_bytes());
+        bytes.flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
     }
 }
 
@@ -138,7 +142,7 @@ async fn serve(
         drain: drain.clone(),
         started: Instant::now(),
         id_prefix: u32::from_ne_bytes(random),
-        next_id: AtomicU64::new(0),
+        next_id: AtomicU32::new(0),
     });
     let connections = Connections::default();
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
@@ -189,7 +193,7 @@ async fn connection(worker: Arc<Worker>, connections: Connections, drain: Drain,
     };
     let leaving = || drain.is_leaving();
     let handler = |names: Arc<[String]>| {
-        let (worker, origin) = (&worker, Origin { peer, names });
+        let (worker, origin) = (&worker, Origin { peer, shown: peer.to_string().into(), names });
         move |request| super::handle(Arc::clone(worker), origin.clone(), request)
     };
     let tls = worker.proxy.live.load().tls.clone();

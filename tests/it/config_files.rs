@@ -16,6 +16,7 @@ use wxgate::config::{self, Config, Problems};
 
 const DATA: &str = "tests/data/config";
 const PLANTED: &str = "PLANTED-5a1d0c";
+const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 
 type Variables = BTreeMap<String, String>;
 
@@ -248,7 +249,10 @@ fn without_a_file_two_variables_make_an_account() {
         ("default", "wx1", PLANTED)
     );
     assert_eq!((config.accounts.len(), config.proxy.workers), (1, 2));
-    assert_eq!(config.store, wxgate::token::store::Settings::File { path: folder.path().join("wxgate-state") });
+    assert_eq!(
+        config.store,
+        wxgate::token::store::Settings::File { path: folder.path().join("wxgate-state"), keys: None }
+    );
     assert_eq!(config.warnings, []);
 }
 
@@ -282,7 +286,7 @@ fn the_default_file_is_found_and_its_paths_start_from_its_folder() {
     fs::write(config_dir.join("wxgate.toml"), file).unwrap();
     let config = config::load(None, folder.path(), &Variables::new()).unwrap();
     assert_eq!(config.accounts[0].secret.as_ref().unwrap().expose(), "from-file");
-    assert_eq!(config.store, wxgate::token::store::Settings::File { path: config_dir.join("state") });
+    assert_eq!(config.store, wxgate::token::store::Settings::File { path: config_dir.join("state"), keys: None });
     assert_eq!(config.proxy.listen[0].to_string(), format!("unix:{}", config_dir.join("gate.sock").display()));
 }
 
@@ -340,6 +344,36 @@ fn a_good_configuration_is_summed_up() {
         "{text}"
     );
     assert!(text.ends_with("1 account(s): shop; listening on 127.0.0.1:8080; admin on 127.0.0.1:8081"), "{text}");
+}
+
+#[test]
+fn tokens_that_would_lie_open_are_named_by_check_in_one_line() {
+    let said = |store: &str| {
+        let config =
+            parse(&format!("{store}{}", account("")), &variables([("SHOP_SECRET", PLANTED), ("KEY", KEY)])).unwrap();
+        assert_eq!(config.warnings, [], "no start complains about it");
+        let text = config::check_text(&config);
+        text.lines().filter(|line| line.starts_with("warning: store.encryption_key: not set")).count()
+    };
+    assert_eq!(said(""), 1);
+    assert_eq!(said("[store]\nencryption_key = { env = \"KEY\" }\n"), 0);
+    assert_eq!(said("[store]\nkind = \"memory\"\n"), 0);
+}
+
+#[test]
+fn the_keys_of_the_store_are_taken_in_the_order_of_the_list() {
+    let keys = |value: &str| {
+        let text = format!("[store]\nencryption_key = {{ env = \"KEY\" }}\n{}", account(""));
+        match parse(&text, &variables([("SHOP_SECRET", PLANTED), ("KEY", value)])).unwrap().store {
+            wxgate::token::store::Settings::File { keys: Some(keys), .. } => keys,
+            other => panic!("{other:?}"),
+        }
+    };
+    let other = "ab".repeat(32);
+    assert_eq!(keys(KEY), keys(KEY.trim_end_matches('=')));
+    assert_ne!(keys(&format!("{KEY},{other}")), keys(&format!("{other},{KEY}")));
+    assert_eq!(format!("{:?}", keys(KEY)).matches("KeyId").count(), 1, "nothing but the id is shown");
+    assert!(!format!("{:?}", keys(&other)).contains("abab"));
 }
 
 #[test]

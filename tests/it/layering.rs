@@ -71,8 +71,12 @@ const REVEALERS: &[&str] = &[
     // Address, password and key of another server, the rejected token to another wxgate.
     "token/source/elsewhere/http.rs",
     "token/source/elsewhere/redis.rs",
+    // Address and password of the shared store.
+    "token/store/redis/address.rs",
     // The token into the store.
     "token/store/codec.rs",
+    // The key of the store into the cipher.
+    "token/store/seal.rs",
     // User and password of the database.
     "token/store/sql/address.rs",
     // Percent-encodes a token once, for all calls.

@@ -19,14 +19,14 @@ use crate::{
 };
 
 /// `nobody`: what the program runs as where the tests run as root, which may read everything.
-const NOBODY: u32 = 65534;
+pub const NOBODY: u32 = 65534;
 
-fn is_root() -> bool {
+pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
 /// The program in a place that every user can reach.
-fn reachable_program() -> TempDir {
+pub fn reachable_program() -> TempDir {
     let place = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("mine");
     fs::copy(env!("CARGO_BIN_EXE_wxgate"), place.path().join("wxgate")).expect("copied");

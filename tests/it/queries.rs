@@ -109,6 +109,73 @@ async fn every_reading_of_every_query_finds_one_token_and_all_else_as_it_came() 
     }
 }
 
+/// A caller's phantom where its token belongs: it says who calls and for which account, and goes no further, wherever in
+/// the query it stands and whatever else does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_phantom_in_any_query_is_replaced_by_the_one_real_token() {
+    let clients = "[[client]]\nname = \"crm\"\nkey = { value = \"crm-key-0123456789\" }\naccounts = [\"shop\"]\n\
+                   [[client]]\nname = \"erp\"\nkey = { value = \"erp-key-0123456789\" }\naccounts = [\"shop\"]\n";
+    let gate = setup().plain().more(clients).start().await;
+    let mut wire = Wire::connect(gate.proxy).await;
+    let mut phantoms = Vec::new();
+    for client in ["crm", "erp"] {
+        let secret = format!("{client}-key-0123456789");
+        let target = format!("/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret={secret}");
+        let answer = get(&gate, &mut wire, &target).await.json();
+        phantoms.push(answer["access_token"].as_str().expect("a phantom").to_owned());
+    }
+    gate.control().until(|control| control.fetches() == 1).await;
+    let token = gate.control().current_token(DEFAULT_APPID, TokenKind::Stable).expect("a token");
+    // Beside a phantom, `STALE` is any other value: it says nothing and goes.
+    let spelt = |own: &str| ["access_token", "access%5Ftoken", "%61ccess_token"].map(|name| own.replace("NAME", name));
+    let own = [
+        spelt(&format!("NAME={}", phantoms[0])),
+        spelt(&format!("NAME=STALE&NAME={}", phantoms[0])),
+        spelt(&format!("NAME={}&access_token={}", phantoms[0], phantoms[0])),
+    ];
+    let mut shapes = BTreeSet::new();
+    for own in own.as_flattened() {
+        for first in FOREIGN {
+            for second in FOREIGN {
+                shapes.insert((format!("{first}&{own}&{second}"), format!("{first}&{second}")));
+            }
+        }
+    }
+    let shapes: Vec<_> = shapes.into_iter().step_by(2).collect();
+    assert!(shapes.len() >= 500, "only {} shapes", shapes.len());
+    gate.control().clear_record();
+    for (sent, _) in &shapes {
+        let reply = get(&gate, &mut wire, &format!("/cgi-bin/menu/get?{sent}")).await;
+        assert_eq!((reply.status, reply.slug()), (200, ""), "{sent}: {}", reply.text());
+    }
+    let seen = gate.control().requests("/**");
+    assert_eq!(seen.len(), shapes.len());
+    for (record, (sent, kept)) in seen.iter().zip(&shapes) {
+        let query = record.query.as_deref().expect("a query");
+        assert_eq!(query, format!("access_token={token}&{kept}"), "{sent}");
+        assert_eq!(tokens_by_reading(query), [1, 1, 1], "{sent}");
+    }
+    // Look-alikes are refused beside a phantom too; two phantoms, or one that is none, are no reason to guess.
+    gate.control().clear_record();
+    let good = &phantoms[0];
+    for (query, errcode) in [
+        (format!("access_token={good}&ACCESS_TOKEN={good}"), 990_400),
+        (format!("access_token={good}&x=1;access_token={good}"), 990_400),
+        (format!("access_token={good}&access_token[]=1"), 990_400),
+        (format!("access_token={good}&access_token={}", phantoms[1]), 990_400),
+        (format!("access_token={good}&access_token={good}A"), 990_400),
+        (format!("access_token={good}%41"), 40001),
+        (format!("access_token={good}+"), 40001),
+        (format!("access_token={}", good.replacen('_', "%5F", 1)), 990_401),
+        (format!("Access_Token={good}"), 990_401),
+        (format!("token={good}"), 990_401),
+    ] {
+        let reply = get(&gate, &mut wire, &format!("/cgi-bin/menu/get?{query}")).await;
+        assert_eq!(reply.json()["errcode"], errcode, "{query}");
+    }
+    assert!(gate.control().requests("/**").is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_looks_like_the_token_is_refused() {
     let gate = start().await;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use redis::{Client, Connection, FromRedisValue};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncRead, AsyncWrite, copy_bidirectional},
@@ -22,6 +23,8 @@ const NEEDED: &str = "this test runs a real Redis: install redis-server (Debian:
 pub struct RedisServer {
     folder: TempDir,
     child: Option<Child>,
+    arguments: Vec<String>,
+    sentinel: Option<PathBuf>,
 }
 
 /// A TCP port in front of a server, with TLS if so wished. Dropping it closes the port, not what is open.
@@ -32,7 +35,25 @@ pub struct Door {
 
 impl RedisServer {
     pub fn start() -> Self {
-        let mut server = Self { folder: tempfile::tempdir().expect("a temporary folder"), child: None };
+        Self::start_with(&["--port", "0"])
+    }
+
+    /// With arguments of one's own, which come last.
+    pub fn start_with(arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut server = Self { folder, child: None, arguments, sentinel: None };
+        server.restart();
+        server
+    }
+
+    /// A Sentinel with this configuration, which it writes to.
+    pub fn sentinel(lines: &str, port: u16) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("sentinel.conf");
+        std::fs::write(&file, lines).expect("written");
+        let arguments = vec!["--port".to_owned(), port.to_string()];
+        let mut server = Self { folder, child: None, arguments, sentinel: Some(file) };
         server.restart();
         server
     }
@@ -41,8 +62,13 @@ impl RedisServer {
     pub fn restart(&mut self) {
         self.kill();
         let mut command = Command::new("redis-server");
-        command.args(["--port", "0", "--save", "", "--appendonly", "no", "--daemonize", "no", "--logfile", ""]);
+        match &self.sentinel {
+            Some(file) => command.arg(file).arg("--sentinel"),
+            None => command.args(["--save", "", "--appendonly", "no"]),
+        };
+        command.args(["--daemonize", "no", "--logfile", ""]);
         command.arg("--unixsocket").arg(self.socket()).arg("--dir").arg(self.folder.path());
+        command.args(&self.arguments);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -52,7 +78,7 @@ impl RedisServer {
         let mut log = BufReader::new(child.stdout.take().expect("piped"));
         self.child = Some(child);
         let mut line = String::new();
-        while !line.contains("eady to accept connections") {
+        while !line.contains("eady to accept connections") && !line.contains("Sentinel ID is") {
             line.clear();
             assert!(log.read_line(&mut line).expect("its log is text") > 0, "redis-server did not start");
         }
@@ -66,6 +92,12 @@ impl RedisServer {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Stops or continues the process.
+    pub fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it runs");
+        kill_process(Pid::from_child(child), signal).expect("a process of our own");
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -41,11 +41,16 @@ const EGRESS: &str = "egress-user:pl4nted-Egress-Password-6ac1";
 const CLIENT_TOKEN: &str = "pl4nted-Client-Token/5e20c8";
 const CLIENT_SECRET: &str = "pl4nted-Client-Secret+9f41";
 const CLIENT_KEY: &str = "pl4nted-Client-Key-c07b";
+const AGENT_SECRET: &str = "pl4nted-Agent/Secret+4f77a1";
+const KEPT_TOKEN: &str = "pl4nted-Kept-Token.by~another_server-d1c3";
+const KEPT_KEY: &str = "pl4nted-Key-of/the+other-Server-0c2e";
 const CODE: &str = "pl4nted-Login-Code-81de";
 const BODY: &str = "pl4nted-Message-Text-20b7";
 
+const CORP: &str = "ww4444444444444444";
+
 /// Everything that nobody may see, and what it is.
-const PLANTED: [(&str, &str); 12] = [
+const PLANTED: [(&str, &str); 15] = [
     ("AppSecret", APP_SECRET),
     ("the other AppSecret", OTHER_SECRET),
     ("the first token", FIRST_TOKEN),
@@ -56,6 +61,9 @@ const PLANTED: [(&str, &str); 12] = [
     ("a client's access_token", CLIENT_TOKEN),
     ("a client's secret", CLIENT_SECRET),
     ("a client's key", CLIENT_KEY),
+    ("the secret of an agent", AGENT_SECRET),
+    ("the token that another server keeps", KEPT_TOKEN),
+    ("the key to that server", KEPT_KEY),
     ("a login code", CODE),
     ("a request body", BODY),
 ];
@@ -98,6 +106,23 @@ fn search(sinks: &BTreeMap<String, String>) -> Vec<String> {
         }
     }
     found
+}
+
+/// Another central server, which answers everybody with its token. Its address.
+async fn other_server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let body = format!("{{\"access_token\":\"{KEPT_TOKEN}\",\"expires_in\":7000}}");
+            let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+            tokio::spawn(async move {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream.write_all((head + &body).as_bytes()).await;
+            });
+        }
+    });
+    address
 }
 
 /// A CONNECT proxy that wants a password, and breaks off when told to. Kept: the heads that it got.
@@ -144,6 +169,8 @@ async fn wechat() -> Sandbox {
     let accounts = vec![
         SandboxAccount::new("wx1111111111111111", APP_SECRET),
         SandboxAccount::new("wx2222222222222222", OTHER_SECRET),
+        SandboxAccount::new("wx5555555555555555", "unknown"),
+        SandboxAccount::wecom(CORP, AGENT_SECRET),
     ];
     let settings = sandbox::Settings { accounts, ..sandbox::Settings::default() };
     let sandbox = sandbox::start(settings).await.expect("the sandbox starts");
@@ -160,8 +187,9 @@ async fn wechat() -> Sandbox {
     sandbox
 }
 
-/// Three accounts: one that works, one that is refused, one whose API host speaks no TLS.
-fn configuration(sandbox: &Sandbox) -> TempDir {
+/// Five accounts: one that works, one that is refused, one whose API host speaks no TLS, an agent of WeCom, and one whose
+/// token another server keeps. Callers have a key, or come from here.
+fn configuration(sandbox: &Sandbox, other_server: &str) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let api = sandbox.https_url().expect("it listens");
     let dark = sandbox.http_url().expect("it listens").replace("http:", "https:");
@@ -176,6 +204,14 @@ fn configuration(sandbox: &Sandbox) -> TempDir {
         &account("shop", 1, "{ env = \"PLANTED_SECRET\" }", &api),
         &account("refused", 2, "{ file = \"other.secret\" }", &api),
         &account("dark", 3, "{ env = \"PLANTED_SECRET\" }", &dark),
+        &format!("[[account]]\nname = \"agent\"\nplatform = \"wecom\"\nappid = \"{CORP}\"\napi = [\"{api}\"]\n"),
+        "secret = { env = \"PLANTED_AGENT\" }\n",
+        &format!("[[account]]\nname = \"kept\"\nappid = \"wx5555555555555555\"\napi = [\"{api}\"]\n"),
+        &format!("token = {{ from = \"http\", url = {{ value = \"http://{other_server}/\" }}, "),
+        "header = { \"X-Key\" = { env = \"PLANTED_KEPT\" } } }\n",
+        "[[client]]\nname = \"crm\"\nkey = { env = \"PLANTED_CLIENT\" }\nmay = [\"refresh\", \"ticket\"]\n",
+        "deny = [\"/cgi-bin/menu/**\"]\nrate = { per_second = 1000 }\n",
+        "[[client]]\nname = \"here\"\nfrom = [\"loopback\"]\nmode = \"report\"\nallow = [\"/cgi-bin/**\"]\n",
     ];
     fs::write(folder.path().join("wxgate.toml"), text.concat()).expect("written");
     fs::write(folder.path().join("root.pem"), sandbox.ca_pem()).expect("written");
@@ -186,7 +222,8 @@ fn configuration(sandbox: &Sandbox) -> TempDir {
 fn with_secrets(arguments: &[&str], folder: &Path, egress: &EgressProxy, format: &str) -> Command {
     let mut command = wxgate(arguments);
     command.arg("--config").arg(folder.join("wxgate.toml")).current_dir(folder).args(["--log-format", format]);
-    command.env("PLANTED_ADMIN_KEY", ADMIN_KEY).env("PLANTED_SECRET", APP_SECRET);
+    command.env("PLANTED_ADMIN_KEY", ADMIN_KEY).env("PLANTED_SECRET", APP_SECRET).env("PLANTED_AGENT", AGENT_SECRET);
+    command.env("PLANTED_CLIENT", CLIENT_KEY).env("PLANTED_KEPT", KEPT_KEY);
     command.env("WXGATE_UPSTREAM__PROXY", format!("http://{EGRESS}@{}", egress.address));
     command.env("WXGATE_LOG", "trace").env("RUST_BACKTRACE", "full");
     command
@@ -204,7 +241,7 @@ async fn seen(request: reqwest::RequestBuilder) -> String {
 }
 
 /// Calls of every kind, while everything fails that can fail. Returns what the caller saw.
-async fn trouble(proxy: &str, control: &sandbox::Control, egress: &EgressProxy) -> String {
+async fn trouble(proxy: &str, control: &sandbox::Control, egress: &EgressProxy, phantoms: &[String; 2]) -> String {
     let client = client();
     let mut answers = String::new();
     let get = |target: &str| client.get(format!("{proxy}{target}")).header("x-wxgate-key", CLIENT_KEY);
@@ -254,8 +291,35 @@ async fn trouble(proxy: &str, control: &sandbox::Control, egress: &EgressProxy) 
         "/-/accounts/refused/tickets/jsapi".to_owned(),
         "/-/accounts/dark/tickets/jsapi".to_owned(),
         format!("/cgi-bin//../user/get{tokens}"),
+        format!("/cgi-bin/menu/get?access_token={}", phantoms[0]),
+        format!("/cgi-bin/user/info?openid=o&access_token={}", phantoms[0]),
+        format!("/cgi-bin/user/info?openid=o&access_token={}&access_token={}", phantoms[0], phantoms[1]),
+        format!("/@agent/cgi-bin/user/info?access_token={}", phantoms[0]),
+        format!("/cgi-bin/user/get?userid=u&access_token={}", phantoms[1]),
+        format!("/cgi-bin/user/get?userid=u&ACCESS_TOKEN={}", phantoms[1]),
+        format!("/cgi-bin/user/get?userid=u&access_token={}x", phantoms[1]),
+        format!("/cgi-bin/gettoken?corpid={CORP}&corpsecret={secret}"),
+        format!("/cgi-bin/stable_token?appid=wx1111111111111111&secret={CLIENT_KEY}"),
+        format!("/cgi-bin/anything?secret={CLIENT_KEY}"),
+        format!("/@kept/sns/jscode2session?secret={CLIENT_KEY}&js_code={CODE}"),
+        "/@kept/cgi-bin/user/info?openid=o".to_owned(),
+        "/@agent/-/accounts/agent/tickets/agent_config".to_owned(),
     ] {
         answers += &seen(get(&target)).await;
+        answers += &seen(client.get(format!("{proxy}{target}"))).await;
+    }
+    let login = format!("/sns/jscode2session?appid=wx1111111111111111&secret={CLIENT_KEY}&js_code={CODE}");
+    let echo = utf8_percent_encode(APP_SECRET, NON_ALPHANUMERIC).to_string();
+    for fault in [
+        Fault::Pass,
+        Fault::Reset { executed: true },
+        redirect(format!("https://elsewhere.test/sns?secret={echo}&x=1")),
+        redirect(format!("/{}", utf8_percent_encode(&echo, NON_ALPHANUMERIC))),
+        Fault::Cut { after: 4, chunked: true, end: sandbox::Ending::Reset },
+    ] {
+        let rule = control.fault(Rule::new("/sns/jscode2session", fault));
+        answers += &seen(client.get(format!("{proxy}{login}"))).await;
+        control.remove_fault(rule);
     }
     control.revoke(Which::default());
     let cured = send().send().await.expect("an answer");
@@ -271,11 +335,17 @@ async fn trouble(proxy: &str, control: &sandbox::Control, egress: &EgressProxy) 
     answers
 }
 
+/// What a client of this secret gets in place of a token.
+async fn phantom(url: String) -> String {
+    let answer = crate::support::json(client().get(url).send().await.expect("an answer")).await;
+    answer["access_token"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_is_ever_written_anywhere() {
     for format in ["text", "json"] {
         let (sandbox, egress) = (wechat().await, EgressProxy::start().await);
-        let folder = configuration(&sandbox);
+        let folder = configuration(&sandbox, &other_server().await);
         let command = |arguments: &[&str]| with_secrets(arguments, folder.path(), &egress, format);
         let mut sinks = BTreeMap::new();
         let program = Program::start(&mut command(&["serve"]));
@@ -283,7 +353,12 @@ async fn no_secret_is_ever_written_anywhere() {
         program.logged("new access token");
         program.logged("198.51.100.7");
 
-        sinks.insert("answers".to_owned(), trouble(&proxy, sandbox.control(), &egress).await);
+        let classic = "/cgi-bin/token?grant_type=client_credential&appid=wx1111111111111111&secret";
+        let phantoms = [
+            phantom(format!("{proxy}{classic}={CLIENT_KEY}")).await,
+            phantom(format!("{proxy}/cgi-bin/gettoken?corpid={CORP}&corpsecret={CLIENT_KEY}")).await,
+        ];
+        sinks.insert("answers".to_owned(), trouble(&proxy, sandbox.control(), &egress, &phantoms).await);
         for target in ["/", "/livez", "/readyz?all", "/metrics", "/api/accounts", "/nothing?key=x"] {
             let request = || client().get(format!("{admin}{target}"));
             sinks.insert(format!("GET {target} without the key"), seen(request().bearer_auth(CLIENT_KEY)).await);
@@ -343,6 +418,15 @@ async fn no_secret_is_ever_written_anywhere() {
         assert!(spellings(TICKET).iter().any(|spelling| state.contains(spelling)), "the store holds the ticket");
         let found = search(&sinks);
         assert!(found.is_empty(), "{format}: {found:#?}");
+        // Callers do get phantoms where they ask for tokens.
+        for (sink, text) in sinks.iter().filter(|(sink, _)| *sink != "answers") {
+            assert!(!text.contains("wxg1_"), "a phantom in {sink}: {text}");
+        }
+        let arrived = format!("{:?}", sandbox.control().requests("/**"));
+        for (what, value) in [("a client's key", CLIENT_KEY), ("a phantom", "wxg1_"), ("the other key", KEPT_KEY)] {
+            assert!(!arrived.contains(value), "{what} reached WeChat");
+        }
+        assert!(arrived.contains(KEPT_TOKEN), "what another server keeps is in use");
     }
 }
 
@@ -368,12 +452,25 @@ fn no_settings_show_a_secret_when_they_are_formatted() {
     let text = "[admin]\nkey = { env = \"KEY\" }\n\
          [[account]]\nname = \"a\"\nappid = \"wx1\"\nsecret = { env = \"SECRET\" }\n\
          [[account]]\nname = \"b\"\nappid = \"wx2\"\nsecret = { file = \"other.secret\" }\n\
-         [[account]]\nname = \"c\"\nappid = \"wx3\"\nsecret = { value = 'pl4nted-Client-Secret+9f41' }\n";
+         [[account]]\nname = \"c\"\nappid = \"wx3\"\nsecret = { value = 'pl4nted-Client-Secret+9f41' }\n\
+         [[account]]\nname = \"d\"\nplatform = \"wecom\"\nappid = \"ww4\"\nsecret = { env = \"AGENT\" }\n\
+         [[account]]\nname = \"e\"\nappid = \"wx5\"\ntoken = { from = \"http\", url = { env = \"KEPT_URL\" }, \
+         header = { \"X-Key\" = { env = \"KEPT\" } } }\n\
+         [[account]]\nname = \"f\"\nappid = \"wx6\"\ntoken = { from = \"redis\", url = { env = \"REDIS\" }, key = \"k\" }\n\
+         [[client]]\nname = \"crm\"\nkey = { env = \"CLIENT\" }\n";
     let proxy = format!("http://{EGRESS}@127.0.0.1:3128");
-    let variables: BTreeMap<String, String> =
-        [("KEY", ADMIN_KEY), ("SECRET", APP_SECRET), ("WXGATE_UPSTREAM__PROXY", proxy.as_str())]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .into();
+    let variables: BTreeMap<String, String> = [
+        ("KEY", ADMIN_KEY),
+        ("SECRET", APP_SECRET),
+        ("WXGATE_UPSTREAM__PROXY", proxy.as_str()),
+        ("AGENT", AGENT_SECRET),
+        ("KEPT", KEPT_KEY),
+        ("KEPT_URL", "https://tokens.test/pl4nted-Kept-Token.by~another_server-d1c3"),
+        ("REDIS", "rediss://:pl4nted-Admin%2FKey%2B3b9d@redis.test:6379"),
+        ("CLIENT", CLIENT_KEY),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
     let config =
         config::parse(text, folder.path(), "wxgate.toml", &variables).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(config.accounts[0].secret.as_ref().unwrap().expose(), APP_SECRET);

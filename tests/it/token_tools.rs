@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use reqwest::{RequestBuilder, Response};
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 use wxgate::sandbox::{Control, Fault, Rule, SandboxAccount};
 
 use crate::support::{Gate, Setup, header};
@@ -78,6 +78,19 @@ pub async fn all(calls: Vec<JoinHandle<Said>>) -> Vec<Said> {
 pub async fn until(control: &Control, what: &str, reached: impl FnMut(&Control) -> bool) {
     let waited = tokio::time::timeout(DEADLINE, control.until(reached)).await;
     assert!(waited.is_ok(), "{what} was not seen in time: {:?}", control.counters());
+}
+
+/// Looks until something is so; for states of others that nobody announces. How long that took comes back.
+pub async fn eventually(what: &str, mut reached: impl AsyncFnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    let looking = async {
+        while !reached().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let reached = tokio::time::timeout(DEADLINE, looking).await;
+    assert!(reached.is_ok(), "{what}: not in time");
+    start.elapsed()
 }
 
 /// Calls until an answer is as wished; what came last is returned. For states that only time and the proxy bring about.

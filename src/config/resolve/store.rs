@@ -12,7 +12,7 @@ use crate::{
         read::At,
         secret::Context,
     },
-    token::store::{RedisSettings, Settings},
+    token::store::{Keyring, RedisSettings, Settings},
 };
 
 /// What keys in a shared store begin with by default.
@@ -22,8 +22,8 @@ impl Context<'_> {
     /// Where tokens survive; something else than was meant when something about it is wrong.
     pub(super) fn store(&mut self, raw: raw::Store, whole: &Place) -> Settings {
         let kind = raw.kind.as_ref().map_or(StoreKind::File, |at| at.value);
-        if let Some(at) = &raw.encryption_key {
-            self.not_built(&at.place, "sealing tokens at rest is", "remove the key");
+        if let (StoreKind::Memory, Some(at)) = (kind, &raw.encryption_key) {
+            self.report.warning(&at.place, "has no effect with kind = \"memory\"");
         }
         let without_path = match kind {
             StoreKind::Memory => Some("memory"),
@@ -47,22 +47,31 @@ impl Context<'_> {
             StoreKind::Memory => Settings::Memory,
             StoreKind::Redis => {
                 let place = raw.kind.as_ref().map_or(whole, |at| &at.place).clone();
-                self.redis_store(raw.url, raw.prefix, place).map_or(Settings::Memory, Settings::Redis)
+                let keys = raw.encryption_key.and_then(|at| self.keyring(&at));
+                let server = self.redis_store(raw.url, raw.prefix, place);
+                server.map_or(Settings::Memory, |server| Settings::Redis { server, keys })
             }
             StoreKind::Sql => {
                 let place = raw.kind.as_ref().map_or(whole, |at| &at.place).clone();
-                self.sql_store(raw.url, raw.prefix, place).unwrap_or(Settings::Memory)
+                let keys = raw.encryption_key.and_then(|at| self.keyring(&at));
+                self.sql_store(raw.url, raw.prefix, keys, place).unwrap_or(Settings::Memory)
             }
             StoreKind::File => {
                 let path = or(raw.path, self.base_dir.join("wxgate-state"), PathBuf::from);
-                Settings::File { path }
+                Settings::File { path, keys: raw.encryption_key.and_then(|at| self.keyring(&at)) }
             }
         }
     }
 
     #[cfg(not(feature = "sql"))]
     #[expect(clippy::needless_pass_by_value, reason = "as its twin")]
-    fn sql_store(&mut self, _: Option<At<raw::SecretForm>>, _: Option<At<String>>, place: Place) -> Option<Settings> {
+    fn sql_store(
+        &mut self,
+        _: Option<At<raw::SecretForm>>,
+        _: Option<At<String>>,
+        _: Option<Keyring>,
+        place: Place,
+    ) -> Option<Settings> {
         let message = "this wxgate was built without databases: build it with cargo build --release --features sql, \
                        or use \"file\", \"redis\" or \"memory\"";
         self.report.problem(&place, message);
@@ -74,6 +83,7 @@ impl Context<'_> {
         &mut self,
         url: Option<At<raw::SecretForm>>,
         prefix: Option<At<String>>,
+        keys: Option<Keyring>,
         mut place: Place,
     ) -> Option<Settings> {
         if let Some(at) = prefix.as_ref().filter(|at| !SqlSettings::is_prefix(&at.value)) {
@@ -88,20 +98,25 @@ impl Context<'_> {
         };
         let url = self.secret(&form)?;
         match SqlSettings::new(url, &prefix, self.base_dir) {
-            Ok(settings) => {
-                if settings.is_in_the_clear() {
+            Ok(server) => {
+                if server.is_in_the_clear() {
                     self.report.warning(
                         &form.place,
                         "tokens cross the network in the clear; ?sslmode=verify-full has them encrypted",
                     );
                 }
-                Some(Settings::Sql(settings))
+                Some(Settings::Sql { server, keys })
             }
             Err(message) => {
                 self.report.problem(&form.place, message);
                 None
             }
         }
+    }
+
+    fn keyring(&mut self, form: &At<raw::SecretForm>) -> Option<Keyring> {
+        let keys = Keyring::parse(&self.secret(form)?);
+        keys.map_err(|error| self.report.problem(&form.place, error.to_string())).ok()
     }
 
     fn redis_store(

@@ -88,7 +88,7 @@ impl Client {
         let denial = self.denial(account, right).or_else(|| if is_free { None } else { self.too_fast() });
         match (denial, self.settings.mode) {
             (None, _) => Decision::Admitted(Admitted(())),
-            (Some(denial), Mode::Report) if denial.can_be_overlooked() => Decision::Reported(Admitted(()), denial),
+            (Some(denial), Mode::Report) if denial.can_be_overlooked(right) => Decision::Reported(Admitted(()), denial),
             (Some(denial), _) => Decision::Denied(denial),
         }
     }
@@ -134,9 +134,11 @@ impl fmt::Debug for Client {
 }
 
 impl Denial {
-    /// A client on trial is still kept from what cannot be taken back: the real token, and what all callers share.
-    fn can_be_overlooked(self) -> bool {
-        !matches!(self, Self::Guarded | Self::Scope(Scope::Token))
+    /// A client on trial is still kept from what cannot be taken back: the real token, and what all callers share. Not
+    /// even another reason to deny those is overlooked, since it may hide this one.
+    fn can_be_overlooked(self, right: Right<'_>) -> bool {
+        let is_grave = matches!(right, Right::Scope(Scope::Token) | Right::Path { guarded: true, .. });
+        !is_grave || matches!(self, Self::Rate { .. })
     }
 }
 
@@ -213,6 +215,22 @@ pub(super) mod tests {
         assert_eq!(outcome(&client, "shop", Right::Scope(Scope::Refresh)), "reported Scope(Refresh)");
         assert_eq!(outcome(&client, "shop", Right::Scope(Scope::Token)), "Scope(Token)");
         assert_eq!(outcome(&client, "shop", Right::Path { path: "/a", guarded: true }), "Guarded");
+        let client = Client::new(settings::Client {
+            accounts: Some(Vec::new()),
+            may: Scopes::default().with(Scope::Token).with(Scope::Ticket),
+            allow: Some(patterns(&["/a", "/b"])),
+            deny: patterns(&["/b"]),
+            mode: Mode::Report,
+            ..super::tests::client("new")
+        });
+        assert_eq!(outcome(&client, "shop", Right::Scope(Scope::Ticket)), "reported Account");
+        assert_eq!(outcome(&client, "shop", Right::Scope(Scope::Token)), "Account", "the token of another account");
+        assert_eq!(outcome(&client, "shop", Right::Path { path: "/a", guarded: true }), "Account");
+        let client = Client::new(settings::Client { accounts: None, ..client.settings().clone() });
+        assert_eq!(outcome(&client, "shop", Right::Path { path: "/a", guarded: true }), "in");
+        for path in ["/b", "/c"] {
+            assert_eq!(outcome(&client, "shop", Right::Path { path, guarded: true }), "Path");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::{
     service::{Scope, phantom::Tag},
 };
 
-/// More hops than any real chain of proxies has; a longer list is taken for junk.
+/// More trusted hops than any real chain of proxies has.
 const MAX_HOPS: usize = 20;
 /// While there is no client, everybody inside `server.allow` goes by this name.
 const NETWORK: &str = "network";
@@ -31,8 +31,10 @@ pub(crate) struct Access {
     clients: Vec<Arc<Client>>,
     /// No client is configured.
     open: bool,
-    by_key: HashMap<KeyDigest, usize>,
-    by_tag: HashMap<Tag, usize>,
+    by_key: HashMap<KeyDigest, Arc<Client>>,
+    by_tag: HashMap<Tag, Arc<Client>>,
+    /// Those without a key in the order in which they are tried: a certificate says more than a network.
+    keyless: Vec<Arc<Client>>,
 }
 
 /// Proof that the caller was let in.
@@ -77,24 +79,24 @@ impl Access {
         };
         let make = |settings| kept(&settings).unwrap_or_else(|| Arc::new(Client::new(settings)));
         let clients: Vec<Arc<Client>> = clients.into_iter().map(make).collect();
-        let by_key = clients.iter().enumerate().filter_map(|(at, client)| Some((*client.key()?, at))).collect();
-        let by_tag = clients.iter().enumerate().map(|(at, client)| (Tag::of(client.name().as_str()), at)).collect();
-        Self { allow, trusted_proxies, clients, open, by_key, by_tag }
+        let by_key = clients.iter().filter_map(|client| Some((*client.key()?, Arc::clone(client)))).collect();
+        let by_tag = clients.iter().map(|client| (Tag::of(client.name().as_str()), Arc::clone(client))).collect();
+        let mut keyless: Vec<_> = clients.iter().filter(|client| client.key().is_none()).map(Arc::clone).collect();
+        keyless.sort_by_key(|client| client.settings().cert.is_none());
+        Self { allow, trusted_proxies, clients, open, by_key, by_tag, keyless }
     }
 
     /// The caller's own address: the peer's, or, behind a trusted proxy, the rightmost untrusted one of
-    /// `X-Forwarded-For`. Junk in that header makes it the peer's again.
+    /// `X-Forwarded-For`. Junk among the trusted ones makes it the peer's again. What stands left of the address that
+    /// is found was written by nobody who is trusted, so it changes nothing, however odd or long it is.
     pub(crate) fn caller(&self, peer: Peer, headers: &HeaderMap) -> Peer {
         if self.trusted_proxies.is_empty() || !self.trusted_proxies.contains(&peer) {
             return peer;
         }
-        let lines: Option<Vec<&str>> = headers.get_all("x-forwarded-for").iter().map(|v| v.to_str().ok()).collect();
-        let hops: Vec<&str> = lines.unwrap_or_default().into_iter().flat_map(|line| line.split(',')).collect();
-        if hops.len() > MAX_HOPS {
-            return peer;
-        }
-        for hop in hops.iter().rev() {
-            let Some(ip) = parse_hop(hop.trim()) else { return peer };
+        let lines = headers.get_all("x-forwarded-for").iter().rev();
+        let hops = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
+        for hop in hops.take(MAX_HOPS) {
+            let Some(ip) = parse_hop(hop) else { return peer };
             let hop = Peer::Ip(ip);
             if !self.trusted_proxies.contains(&hop) {
                 return hop;
@@ -118,21 +120,16 @@ impl Access {
             return self.clients.first().filter(|_| inside).ok_or(Stranger::Network);
         }
         let mut known = caller.phantom.map(Ok).into_iter().chain(self.keys(headers));
-        let client = match known.next() {
-            None => match caller.key.and_then(|key| self.with_key(key)) {
-                Some(client) => client,
-                None => return self.keyless(caller).ok_or(Stranger::Nobody),
-            },
-            Some(first) => {
-                let first = first?;
-                for other in known {
-                    if !Arc::ptr_eq(other?, first) {
-                        return Err(Stranger::SeveralKeys);
-                    }
-                }
-                first
-            }
+        let by_key = caller.key.and_then(|key| self.with_key(key));
+        let Some(first) = known.next().or(by_key.map(Ok)) else {
+            return self.keyless(caller).ok_or(Stranger::Nobody);
         };
+        let client = first?;
+        for other in known.chain(by_key.map(Ok)) {
+            if !Arc::ptr_eq(other?, client) {
+                return Err(Stranger::SeveralKeys);
+            }
+        }
         let network = |from: &NetworkSet| from.contains(&caller.address);
         if client.fits(network, caller.names) { Ok(client) } else { Err(Stranger::Elsewhere) }
     }
@@ -141,13 +138,13 @@ impl Access {
     pub(crate) fn with_key(&self, key: &str) -> Option<&Arc<Client>> {
         let digest = KeyDigest::of(key);
         // Found by its digest, of which a caller cannot learn anything piece by piece; compared once more all the same.
-        let client = self.clients.get(*self.by_key.get(&digest)?)?;
+        let client = self.by_key.get(&digest)?;
         client.key().is_some_and(|own| own.matches(&digest)).then_some(client)
     }
 
     /// The client that a phantom names.
     pub(crate) fn named(&self, tag: Tag) -> Option<&Arc<Client>> {
-        self.clients.get(*self.by_tag.get(&tag)?)
+        self.by_tag.get(&tag)
     }
 
     /// The keys in the headers, each as its client. A bearer token is one only where there are keys at all.
@@ -159,16 +156,9 @@ impl Access {
         own.chain(bearers).map(|key| key.and_then(|key| self.with_key(key)).ok_or(Stranger::Key))
     }
 
-    /// The first client without a key that fits; a certificate says more than a network.
+    /// The first client without a key that fits.
     fn keyless(&self, caller: &Caller<'_>) -> Option<&Arc<Client>> {
-        let network = |from: &NetworkSet| from.contains(&caller.address);
-        let fits = |with_cert: bool| {
-            self.clients.iter().find(move |client| {
-                let settings = client.settings();
-                settings.key.is_none() && settings.cert.is_some() == with_cert && client.fits(network, caller.names)
-            })
-        };
-        fits(true).or_else(|| fits(false))
+        self.keyless.iter().find(|client| client.fits(|from| from.contains(&caller.address), caller.names))
     }
 }
 
@@ -218,7 +208,8 @@ impl Stranger {
 }
 
 /// `10.0.0.1`, `10.0.0.1:4711`, `2001:db8::1` or `[2001:db8::1]:4711`.
-fn parse_hop(text: &str) -> Option<IpAddr> {
+fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(hop).ok()?.trim();
     text.parse()
         .ok()
         .or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|address| address.ip()))
@@ -245,7 +236,7 @@ mod tests {
 
     fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
         let line = |(name, value): &(&'static str, &str)| {
-            (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
+            (HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap())
         };
         let mut headers = HeaderMap::new();
         for (name, value) in lines.iter().map(line) {
@@ -271,6 +262,21 @@ mod tests {
             assert_eq!(caller("10.0.0.1", &[junk]), "10.0.0.1", "{junk:?}");
         }
         assert_eq!(caller("10.0.0.1", &[]), "10.0.0.1");
+        let said = headers(&[("x-forwarded-for", "203.0.113.9")]);
+        let trusting = |entry| Access::new(NetworkSet::default(), networks(&[entry]), Vec::new(), None);
+        let over_a_socket = |entry| trusting(entry).caller(Peer::Unix, &said).to_string();
+        assert_eq!((over_a_socket("loopback"), over_a_socket("127.0.0.0/8")), ("203.0.113.9".into(), "unix".into()));
+    }
+
+    /// Else a stranger behind the proxy could make himself the proxy, which may well be let in.
+    #[test]
+    fn what_a_stranger_writes_before_his_own_address_does_not_hide_it() {
+        for written in ["127.0.0.1, ".repeat(40), "junk, ".to_owned(), "\u{e9}, ".to_owned(), ",,,".to_owned()] {
+            assert_eq!(caller("10.0.0.1", &[&format!("{written}203.0.113.9")]), "203.0.113.9", "{written}");
+            assert_eq!(caller("10.0.0.1", &[&written, "203.0.113.9, 10.0.0.2"]), "203.0.113.9", "{written}");
+        }
+        assert_eq!(caller("10.0.0.1", &[&"10.0.0.2, ".repeat(40)]), "10.0.0.1");
+        assert_eq!(caller("10.0.0.1", &[&format!("203.0.113.9{}", ", 10.0.0.2".repeat(40))]), "10.0.0.1");
     }
 
     /// The name of the client, or why there is none.

@@ -29,13 +29,10 @@ pub(super) async fn token(
     if !matches!(head.method, Method::GET | Method::POST) {
         return Err(ProxyError::TokenEndpoint);
     }
-    let body = if Asked::needs_body(path.as_str(), &head.method, head.uri.query()) {
-        let body = body::small(incoming).await?;
-        trail.body_unread = false;
-        body
-    } else {
-        Bytes::new()
-    };
+    // WeChat is not asked, and who nobody knows yet must not keep others from it by sending slowly.
+    let _aside = live.step_aside();
+    let body = if head.method == Method::POST { body::small(incoming).await? } else { Bytes::new() };
+    trail.body_unread &= head.method != Method::POST;
     let asked = match Asked::read(path.as_str(), &head.method, head.uri.query(), &body) {
         Ok(asked) => asked,
         Err(refusal) => return Ok(answer::refused(Flavour::of(path.as_str()), &refusal)),
@@ -49,8 +46,12 @@ pub(super) async fn token(
     let caller = Caller { key: asked.secret.as_deref(), ..caller };
     let client = match live.access.identify(&head.headers, &caller) {
         Ok(client) => client,
-        Err(_) if asked.secret.is_none() => return Ok(answer::refused(asked.flavour, &Refusal::NoSecret)),
-        Err(stranger) => return Ok(answer::refused(asked.flavour, &Refusal::WrongSecret(stranger.advice()))),
+        Err(stranger) => {
+            trail.refused = Some(ProxyError::ClientUnknown("").slug());
+            let without = asked.secret.is_none();
+            let refusal = if without { Refusal::NoSecret } else { Refusal::WrongSecret(stranger.advice()) };
+            return Ok(answer::refused(asked.flavour, &refusal));
+        }
     };
     trail.client = Some(Arc::clone(client));
     let selected = live.accounts.selected(None, chosen.prefix, &head.headers, chosen.host)?;
@@ -75,10 +76,16 @@ fn meant<'l>(
         let is_one = candidates.iter().any(|candidate| Arc::ptr_eq(candidate, selected));
         return if is_one { Ok(selected) } else { Err(Refusal::OtherAccount) };
     }
-    let mut usable = candidates.iter().filter(|account| client.may_use(&account.name));
-    match (candidates, usable.next(), usable.next()) {
+    let usable = candidates.iter().copied().filter(|account| client.may_use(&account.name));
+    let usable: Vec<&'l Arc<Account>> = usable.collect();
+    match (candidates, &usable[..]) {
         // Whether the client may use the only one is asked later, and answered in other words.
-        ([only], ..) | (_, Some(only), None) => Ok(only),
-        _ => Err(Refusal::Ambiguous(candidates.iter().map(|account| account.name.to_string()).collect())),
+        ([only], _) | (_, [only]) => Ok(only),
+        (all, []) => Err(ambiguous(all)),
+        (_, usable) => Err(ambiguous(usable)),
     }
+}
+
+fn ambiguous(choices: &[&Arc<Account>]) -> Refusal {
+    Refusal::Ambiguous(choices.iter().map(|account| account.name.to_string()).collect())
 }

@@ -11,7 +11,7 @@ use std::{borrow::Cow, sync::Arc};
 use bytes::Bytes;
 use hyper::{
     Method, Response, Uri, Version,
-    body::Incoming,
+    body::{Body as _, Incoming},
     header::{self, HeaderMap, HeaderName, HeaderValue},
     http::{request::Parts, uri::PathAndQuery},
 };
@@ -51,6 +51,8 @@ pub(super) struct Trail {
     pub(super) replay_skipped: Option<&'static str>,
     /// What the client would have been denied if it were not on trial.
     pub(super) overlooked: Option<&'static str>,
+    /// Why a call was denied in WeChat's own words, which are no error of ours.
+    pub(super) refused: Option<&'static str>,
     /// Some of the caller's body has not been read; what follows on its connection would be no request.
     pub(super) body_unread: bool,
 }
@@ -65,6 +67,8 @@ pub(super) enum Outcome {
 #[derive(Debug, Clone)]
 pub(super) struct Origin {
     pub(super) peer: Peer,
+    /// The same as text, which every line of the log needs.
+    pub(super) shown: Arc<str>,
     /// The names of the certificate that the client showed.
     pub(super) names: Arc<[String]>,
 }
@@ -116,6 +120,7 @@ pub(super) async fn run(
     let right = Right::Path { path: path.as_str(), guarded: endpoint == Endpoint::Guarded };
     let admitted = admit(client, account, right, trail)?;
     let plan = plan(endpoint, account, client, &login, head.uri.query())?;
+    keep_keys_here(live, &plan, head.uri.query(), &body)?;
     if matches!(plan, Plan::Inject { .. }) && account.keeper.token().is_none() {
         // Without a token the body need not be read at all.
         account.keeper.current().await.map_err(ProxyError::TokenUnavailable)?;
@@ -272,6 +277,23 @@ fn plan(
                 Some(_) => Err(ProxyError::AccountConflict),
             }
         }
+    }
+}
+
+/// WeChat never sees the key of a client, which some SDKs put wherever a secret belongs.
+fn keep_keys_here(live: &Live, plan: &Plan, query: Option<&str>, body: &Incoming) -> Result<(), ProxyError> {
+    match plan {
+        Plan::PassThrough if inject::holds(query, |value| live.access.with_key(value).is_some()) => {
+            Err(ProxyError::BadRequest(
+                "the query holds a client's key where WeChat wants a secret that wxgate cannot fill in here; the key is \
+                 not sent on",
+            ))
+        }
+        // It may hold the key, and WeChat's description of these calls knows no body.
+        Plan::FillLogin { .. } if !body.is_end_stream() => Err(ProxyError::BadRequest(
+            "a login code exchange has no body; put its parameters into the query, and send GET",
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -43,13 +43,19 @@ pub(super) async fn answer(
     trail.account = Some(Arc::clone(account));
     check_authority(account, &head.uri)?;
     admit(client, account, Right::Scope(call.scope()), trail)?;
+    let _aside = live.step_aside();
     let body = if call.wants_body() { body::small(body).await? } else { unread(&body)? };
     trail.body_unread = false;
     let known = known(&head.headers);
     let about = service::Account { platform: account.platform, appid: &account.appid, keeper: &account.keeper };
     let mut drain = worker.drain.clone();
-    // Who waits for a token that need not come must not hold up a stop.
-    let hurry = async move { drain.reached(Phase::Leaving).await };
+    // Who waits for a token that need not come must not hold up a stop, nor calls of others, nor outlive his rights.
+    let hurry = async {
+        tokio::select! {
+            () = drain.reached(Phase::Leaving) => {}
+            () = live.superseded() => {}
+        }
+    };
     Ok(response(call.answer(&about, known.as_deref(), &body, hurry).await?))
 }
 

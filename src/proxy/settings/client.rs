@@ -68,7 +68,18 @@ pub struct Rate {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathPattern {
     text: String,
-    exact: bool,
+    shape: Shape,
+}
+
+/// What a pattern asks of a path; the common ones without looking at segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// To be it.
+    Exact,
+    /// To begin with so many bytes of it, and to go on.
+    Below(usize),
+    /// To fit segment by segment.
+    Segments,
 }
 
 impl KeyDigest {
@@ -146,13 +157,15 @@ impl PathPattern {
             return Err("a path begins with a slash: write \"/cgi-bin/message/**\"");
         };
         let mut segments = rest.split('/').peekable();
-        let mut exact = true;
+        let mut shape = Shape::Exact;
         while let Some(segment) = segments.next() {
             let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'~' | b'-');
             match segment {
-                "**" if segments.peek().is_none() => exact = false,
+                "**" if segments.peek().is_none() => {
+                    shape = if shape == Shape::Exact { Shape::Below(text.len() - 2) } else { shape };
+                }
                 "**" => return Err("** stands for everything below, so it can only be the last segment"),
-                "*" => exact = false,
+                "*" => shape = Shape::Segments,
                 "" | "." | ".." => {
                     return Err("no path that wxgate forwards has an empty, . or .. segment, or ends in a slash");
                 }
@@ -163,7 +176,7 @@ impl PathPattern {
                 _ => return Err("paths are made of A-Z, a-z, 0-9, _ . ~ - and slashes"),
             }
         }
-        Ok(Self { text: text.to_owned(), exact })
+        Ok(Self { text: text.to_owned(), shape })
     }
 
     /// As written.
@@ -183,7 +196,7 @@ impl PathPattern {
 
     /// Whether the pattern is this path, spelt out.
     pub fn names(&self, path: &str) -> bool {
-        self.exact && self.text == path
+        self.shape == Shape::Exact && self.text == path
     }
 
     /// Whether this pattern, as one of `deny`, takes away all that `other` stands for.
@@ -194,8 +207,12 @@ impl PathPattern {
     }
 
     fn covers(&self, path: &str, same: impl Fn(&str, &str) -> bool) -> bool {
-        if self.exact {
-            return same(&self.text, path);
+        match self.shape {
+            Shape::Exact => return same(&self.text, path),
+            Shape::Below(len) => {
+                return path.len() > len && path.get(..len).is_some_and(|head| same(&self.text[..len], head));
+            }
+            Shape::Segments => {}
         }
         let (mut pattern, mut path) = (self.text.split('/'), path.split('/'));
         loop {

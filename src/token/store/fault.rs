@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+use super::Locked;
+
 /// Why a store failed. Holds no content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -17,6 +19,9 @@ pub enum StoreError {
         /// The system's words.
         reason: String,
     },
+    /// What is stored is sealed, and not with a key for this place.
+    #[error("{0}")]
+    Sealed(#[from] Locked),
     /// The store was asked while it was going down.
     #[error("the store is shutting down")]
     Stopped,
@@ -96,6 +101,7 @@ impl StoreError {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Io { .. } => "io",
+            Self::Sealed(_) => "sealed",
             Self::Stopped => "stopped",
             Self::Server(fault) => fault.label(),
         }

@@ -11,6 +11,7 @@ mod health;
 mod memory;
 mod record;
 mod redis;
+mod seal;
 #[cfg(feature = "sql")]
 mod sql;
 
@@ -23,6 +24,7 @@ pub use file::{FileStore, OpenError};
 pub use memory::MemoryStore;
 pub use record::{Identity, Record, Refusal, StoredToken};
 pub use redis::{RedisStore, Settings as RedisSettings};
+pub use seal::{KeyError, KeyId, Keyring, Locked};
 #[cfg(feature = "sql")]
 pub use sql::{Settings as SqlSettings, SqlStore};
 
@@ -40,12 +42,24 @@ pub enum Settings {
     File {
         /// Made with mode 0700 when missing.
         path: PathBuf,
+        /// Without any, tokens stand in the files in plain text.
+        keys: Option<Keyring>,
     },
     /// A Redis or Valkey that other nodes may use as well.
-    Redis(RedisSettings),
+    Redis {
+        /// Where it is.
+        server: RedisSettings,
+        /// Without any, tokens stand there in plain text.
+        keys: Option<Keyring>,
+    },
     /// A database that other nodes may use as well.
     #[cfg(feature = "sql")]
-    Sql(SqlSettings),
+    Sql {
+        /// Where it is.
+        server: SqlSettings,
+        /// Without any, tokens stand there in plain text.
+        keys: Option<Keyring>,
+    },
 }
 
 /// One record per account's token and per ticket. The keeper bounds every call in time and goes on without the store when
@@ -54,7 +68,8 @@ pub enum Settings {
 /// A store that several nodes share says so by [`TokenStore::changes`], and lends the right to fetch to one of them at a
 /// time. The lease only saves fetches; what is true is decided by [`TokenStore::save`] alone.
 pub trait TokenStore: Send + Sync + 'static {
-    /// What was written last; `None` when there is nothing usable.
+    /// What was written last; `None` when there is nothing usable. [`StoreError::Sealed`] when there is something that
+    /// the keys do not open: the next write replaces it.
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
 
     /// Writes the record, unless the store holds a newer generation, or another token of the same generation: then

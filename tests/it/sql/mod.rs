@@ -16,29 +16,44 @@ use tokio::time::{Instant, timeout};
 use wxgate::token::store::{Lease, Saved, ServerFault, SqlStore, StoreError, TokenStore};
 
 use self::{
-    places::{Place, postgres_over_tcp, postgres_url, sample, settings, token_of, until},
+    places::{Place, postgres_over_tcp, postgres_url, settings, until},
     servers::{PASSWORD, Server},
 };
-use crate::token_tools::DEADLINE;
+use crate::{
+    store_contract::{keeps_the_contract, sample, token_of},
+    token_tools::DEADLINE,
+};
 
 /// No call takes longer, whatever the server does: half a second, a second where a connection or a turn is awaited
 /// first, and room for a busy machine.
 const BOUND: Duration = Duration::from_secs(3);
 
+mod file {
+    crate::store_contract::keeps_the_contract!(super::places::File<false>);
+}
+
+mod sealed_file {
+    crate::store_contract::keeps_the_contract!(super::places::File<true>);
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn sqlite_keeps_the_contract() {
+async fn sqlite_keeps_the_contract_of_databases() {
     clauses::all(Place::sqlite).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_keeps_the_contract() {
     let server = Server::postgres();
+    keeps_the_contract!(in one test: Place::postgres(&server));
+    keeps_the_contract!(in one test: Place::postgres(&server).sealed());
     clauses::all(|| Place::postgres(&server)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mariadb_keeps_the_contract() {
     let server = Server::mariadb();
+    keeps_the_contract!(in one test: Place::mariadb(&server));
+    keeps_the_contract!(in one test: Place::mariadb(&server).sealed());
     clauses::all(|| Place::mariadb(&server)).await;
 }
 
@@ -131,7 +146,7 @@ async fn what_is_no_database_is_left_as_it_is() {
     fs::write(place.file(), "something else, and long enough to be looked at").expect("the folder can be written");
     assert_eq!(place.node().load(&token_of("shop")).await, Err(StoreError::Server(ServerFault::File)));
     assert!(fs::read_to_string(place.file()).expect("it is there").starts_with("something else"));
-    let nowhere = SqlStore::open(&settings("sqlite:///nowhere/tokens.db", "t"), None);
+    let nowhere = SqlStore::open(&settings("sqlite:///nowhere/tokens.db", "t"), None, None);
     assert_eq!(nowhere.load(&token_of("shop")).await, Err(StoreError::Server(ServerFault::File)));
 }
 
@@ -147,7 +162,7 @@ async fn a_wrong_password_is_named_as_such() {
     let (_, postgres) = with_tls();
     let mariadb = Server::mariadb();
     for url in [postgres_over_tcp(&postgres, "127.0.0.1", ""), Place::mariadb(&mariadb).url] {
-        let load = async |url: &str| SqlStore::open(&settings(url, "t"), None).load(&token_of("shop")).await;
+        let load = async |url: &str| SqlStore::open(&settings(url, "t"), None, None).load(&token_of("shop")).await;
         assert_eq!(load(&url).await, Ok(None), "{url}");
         assert_eq!(load(&url.replace(PASSWORD, "wrong")).await, Err(StoreError::Server(ServerFault::Denied)), "{url}");
     }
@@ -158,7 +173,7 @@ async fn tls_is_verified_wherever_it_is_asked_for() {
     let (ca_file, server) = with_tls();
     let load = async |host: &str, mode: &str, ca_file: Option<&Path>| {
         let url = postgres_over_tcp(&server, host, &format!("?sslmode={mode}"));
-        SqlStore::open(&settings(&url, "t"), ca_file).load(&token_of("shop")).await
+        SqlStore::open(&settings(&url, "t"), None, ca_file).load(&token_of("shop")).await
     };
     let untrusted = Err(StoreError::Server(ServerFault::Untrusted));
     for mode in ["verify-full", "require"] {
@@ -168,6 +183,6 @@ async fn tls_is_verified_wherever_it_is_asked_for() {
     }
     let plain = Server::postgres();
     let url = format!("{}?sslmode=verify-full", postgres_url(&plain));
-    let refused = SqlStore::open(&settings(&url, "t"), None).load(&token_of("shop")).await;
+    let refused = SqlStore::open(&settings(&url, "t"), None, None).load(&token_of("shop")).await;
     assert!(refused.is_err(), "a server without TLS: {refused:?}");
 }

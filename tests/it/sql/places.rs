@@ -13,48 +13,32 @@ use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, PgConnection, Row as
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use wxgate::{
-    base::{AccountName, Secret},
-    token::{
-        Generation, Kind,
-        budget::Budget,
-        store::{Identity, Key, Record, SqlSettings, SqlStore, StoreError, StoredToken, TokenStore},
-    },
+    base::Secret,
+    token::store::{Key, Record, SqlSettings, SqlStore, StoreError, TokenStore},
 };
 
 use super::servers::{PASSWORD, Server};
-use crate::token_tools::DEADLINE;
+use crate::{
+    store_contract::{self, KEY, ring, token_of},
+    token_tools::DEADLINE,
+};
 
 /// Where records lie.
 pub struct Place {
     pub url: String,
     pub prefix: String,
+    pub sealed: bool,
     _file: Option<TempDir>,
 }
 
+/// A file for one test, with or without a key.
+pub struct File<const SEALED: bool>(Place);
+
 static NUMBER: AtomicU32 = AtomicU32::new(0);
-
-/// A record of account `wx0123456789abcdef`.
-pub fn sample(generation: u64, token: Option<&str>) -> Record {
-    let identity =
-        Identity { appid: "wx0123456789abcdef".into(), kind: Kind::Stable, secret_fingerprint: "ba7816bf".into() };
-    let stored = |value| StoredToken { value: Secret::new(value), fetched_ms: 10_000_000, expires_ms: 17_200_000 };
-    Record {
-        identity,
-        generation: Generation(generation),
-        token: token.map(stored),
-        budget: Budget::default(),
-        refusal: None,
-    }
-}
-
-/// The key of an account's token.
-pub fn token_of(account: &str) -> Key {
-    Key::token(&AccountName::new(account).expect("a name"))
-}
 
 impl Place {
     fn at(url: String, file: Option<TempDir>) -> Self {
-        Self { url, prefix: format!("t{}:", NUMBER.fetch_add(1, Relaxed)), _file: file }
+        Self { url, prefix: format!("t{}:", NUMBER.fetch_add(1, Relaxed)), sealed: false, _file: file }
     }
 
     /// A file of its own.
@@ -78,7 +62,12 @@ impl Place {
 
     /// The store as one more node sees it.
     pub fn node(&self) -> Arc<dyn TokenStore> {
-        Arc::new(SqlStore::open(&self.settings(), None))
+        Arc::new(SqlStore::open(&self.settings(), self.sealed.then(|| ring(KEY)), None))
+    }
+
+    /// The same with a key.
+    pub fn sealed(self) -> Self {
+        Self { sealed: true, ..self }
     }
 
     /// The file, where it is one.
@@ -101,6 +90,56 @@ impl Place {
             "postgres" => answer!(PgConnection, &self.url),
             _ => answer!(MySqlConnection, &self.url),
         }
+    }
+}
+
+impl store_contract::Place for Place {
+    const LASTING: bool = true;
+
+    /// Those that cost little come from [`File`], the others are made by their test.
+    async fn fresh() -> Option<Self> {
+        None
+    }
+
+    fn node(&self) -> Arc<dyn TokenStore> {
+        self.node()
+    }
+
+    /// The database goes on; nodes are made anew each time.
+    async fn restart(&mut self) {}
+
+    /// As far as a column of text can hold such bytes.
+    async fn poison(&self, key: &Key, bytes: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(bytes).replace('\0', "");
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let content = match self.url.split_once(':').expect("a URL").0 {
+            "sqlite" => format!("CAST(X'{}' AS TEXT)", hex(bytes)),
+            "postgres" => format!("convert_from(decode('{}', 'hex'), 'UTF8')", hex(text.as_bytes())),
+            _ => format!("CONVERT(X'{}' USING utf8mb4)", hex(text.as_bytes())),
+        };
+        let name = key.to_string();
+        let (account, kept) = name.split_once('.').unwrap_or((&name, "token"));
+        let row = format!("account = '{account}' AND kept = '{kept}'");
+        self.run(&format!("UPDATE PREFIX_records SET content = {content} WHERE {row}")).await;
+        true
+    }
+}
+
+impl<const SEALED: bool> store_contract::Place for File<SEALED> {
+    const LASTING: bool = true;
+
+    async fn fresh() -> Option<Self> {
+        Some(Self(Place { sealed: SEALED, ..Place::sqlite() }))
+    }
+
+    fn node(&self) -> Arc<dyn TokenStore> {
+        self.0.node()
+    }
+
+    async fn restart(&mut self) {}
+
+    async fn poison(&self, key: &Key, bytes: &[u8]) -> bool {
+        self.0.poison(key, bytes).await
     }
 }
 

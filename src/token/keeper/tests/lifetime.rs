@@ -195,13 +195,13 @@ async fn a_token_is_on_disk_before_a_request_sees_it() {
         let source = Arc::clone(&world) as Arc<dyn TokenSource>;
         Keeper::spawn(account(Kind::Classic), Settings::default(), source, Arc::new(store), metrics)
     };
-    let keeper = start(FileStore::open(&path).unwrap());
+    let keeper = start(FileStore::open(&path, None).unwrap());
     let token = keeper.current().await.unwrap();
     // As a kill would leave it: whatever is written after this moment is lost.
     let copy = folder.path().join("copy");
     std::fs::create_dir(&copy).unwrap();
     std::fs::copy(path.join("shop.json"), copy.join("shop.json")).unwrap();
-    let again = start(FileStore::open(&copy).unwrap()).current().await.unwrap();
+    let again = start(FileStore::open(&copy, None).unwrap()).current().await.unwrap();
     assert_eq!((again.secret(), again.generation(), world.fetches()), (token.secret(), token.generation(), 1));
 }
 

@@ -196,7 +196,7 @@ async fn a_late_write_changes_nothing_and_its_writer_takes_over_what_is_there() 
 async fn two_tokens_of_one_number_become_one() {
     let nodes = Nodes::ready(Kind::Classic, 2).await;
     nodes.world.revoke();
-    nodes.world.with(|state| state.mint());
+    nodes.world.with(State::mint);
     let mut rival = nodes.stored().await;
     rival.token.as_mut().unwrap().value = Secret::new(nodes.world.with(|state| state.latest.clone()));
     // Into the store past the comparison.

@@ -37,7 +37,6 @@ impl Road {
         let trouble = *self.trouble.lock().unwrap();
         Box::pin(async move {
             match trouble {
-                Trouble::None => act.await,
                 Trouble::Slow(ms) => {
                     sleep(Duration::from_millis(ms)).await;
                     act.await
@@ -49,7 +48,7 @@ impl Road {
                     std::future::pending().await
                 }
                 Trouble::ReadOnly if writes => Err(ServerFault::ReadOnly.into()),
-                Trouble::ReadOnly => act.await,
+                Trouble::None | Trouble::ReadOnly => act.await,
             }
         })
     }

@@ -11,36 +11,44 @@ use std::{
 
 use rustix::fs::OFlags;
 
-use super::super::{Key, Record, StoreError, codec};
+use super::super::{
+    Key, StoreError,
+    codec::{Codec, Damage, Decoded},
+};
 
 /// A record has about a kilobyte.
 const MOST_BYTES: u64 = 64 * 1024;
 /// Damaged files that are kept of one record.
 const MOST_ASIDE: u32 = 9;
 
-/// Replaces the record, keeping the previous one as `.bak`.
-pub(super) fn write(folder: &Path, key: &Key, record: &Record) -> Result<(), StoreError> {
+/// Replaces the record, keeping the previous one as `.bak` unless it shall be forgotten.
+pub(super) fn write(folder: &Path, key: &Key, bytes: &[u8], forget_previous: bool) -> Result<(), StoreError> {
     let path = folder.join(format!("{key}.json"));
     let fresh = folder.join(format!(".{key}.json.new"));
     let backup = folder.join(format!("{key}.json.bak"));
     // What is left of a write that was cut short.
     remove(&fresh).map_err(|error| failed("remove", &fresh, &error))?;
-    create(&fresh, &codec::encode(record)).map_err(|error| failed("write", &fresh, &error))?;
+    create(&fresh, bytes).map_err(|error| failed("write", &fresh, &error))?;
     // A second name for the old record, so that there is never a moment without one. Not every file system has those.
-    if remove(&backup).is_ok() {
+    let removed = remove(&backup);
+    if forget_previous {
+        removed.map_err(|error| failed("remove", &backup, &error))?;
+    } else if removed.is_ok() {
         let _ = fs::hard_link(&path, &backup);
     }
     fs::rename(&fresh, &path).map_err(|error| failed("replace", &path, &error))?;
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| failed("sync", folder, &error))
 }
 
-/// Reads the record, or the previous one when it is damaged; what is damaged is set aside and never deleted.
-pub(super) fn read(folder: &Path, key: &Key) -> Result<Option<Record>, StoreError> {
+/// Reads the record, or the previous one when it is damaged; what is damaged is set aside and never deleted. What the
+/// keys do not open stays where it is, for those who find the right key in time.
+pub(super) fn read(folder: &Path, key: &Key, codec: &Codec) -> Result<Option<Decoded>, StoreError> {
     for name in [format!("{key}.json"), format!("{key}.json.bak")] {
         let path = folder.join(name);
         let problem = match examine(&path) {
-            Ok(bytes) => match codec::decode(&bytes) {
+            Ok(bytes) => match codec.decode(key, &bytes) {
                 Ok(record) => return Ok(Some(record)),
+                Err(Damage::Sealed(refusal)) => return Err(refusal.into()),
                 Err(damage) => damage.to_string(),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -73,6 +81,12 @@ fn examine(path: &Path) -> io::Result<Vec<u8>> {
     if metadata.len() > MOST_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too large"));
     }
+    if !is_ours(metadata.uid(), path) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("it belongs to another user ({})", metadata.uid()),
+        ));
+    }
     if metadata.mode() & 0o077 != 0 {
         tracing::warn!(file = %path.display(), "a stored token could be read by others; its mode is 0600 from now on");
         file.set_permissions(Permissions::from_mode(0o600))?;
@@ -82,10 +96,18 @@ fn examine(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Whether what is there is wrong, and not the reading of it: a link, a socket, a folder, bad content.
+/// Whether this user, root or the owner of the folder has made the file; on some mounts the last two look alike.
+fn is_ours(owner: u32, path: &Path) -> bool {
+    let folder = || path.parent().and_then(|folder| fs::metadata(folder).ok()).map(|folder| folder.uid());
+    owner == 0 || owner == rustix::process::geteuid().as_raw() || folder() == Some(owner)
+}
+
+/// Whether what is there is wrong, and not the reading of it: a link, a socket, a folder, bad content, or a file that
+/// another user left behind. A folder of our own lets us put even that aside.
 fn is_content(error: &io::Error) -> bool {
     let code = error.raw_os_error();
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory)
+    let kinds = [io::ErrorKind::InvalidData, io::ErrorKind::IsADirectory, io::ErrorKind::PermissionDenied];
+    kinds.contains(&error.kind())
         || [rustix::io::Errno::LOOP, rustix::io::Errno::NXIO].iter().any(|e| code == Some(e.raw_os_error()))
 }
 

@@ -18,7 +18,10 @@ use std::{
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
-use super::{BoxFuture, Key, Record, Saved, StoreError, TokenStore};
+use super::{
+    BoxFuture, Key, Keyring, Record, Saved, StoreError, TokenStore,
+    codec::{Codec, Decoded},
+};
 
 /// A folder that this process has locked until the store is dropped.
 #[derive(Debug)]
@@ -29,9 +32,18 @@ pub struct FileStore {
 #[derive(Debug)]
 struct Inner {
     folder: PathBuf,
+    codec: Codec,
     /// What is in the files. Nobody else writes them, so this need not be read again to compare generations.
-    known: Mutex<HashMap<Key, Option<Record>>>,
+    known: Mutex<HashMap<Key, Held>>,
     _lock: File,
+}
+
+/// What is in one file.
+#[derive(Debug, Default)]
+struct Held {
+    record: Option<Record>,
+    /// The file shows the token, or an older key opens it, so that no copy of it shall stay behind.
+    outdated: bool,
 }
 
 /// Why the folder cannot be used; says what to do.
@@ -70,12 +82,12 @@ pub enum OpenError {
 }
 
 impl FileStore {
-    /// Opens the folder, made with mode 0700 when missing, and locks it. A reload hands the open store on: opening the
-    /// same folder twice fails in one process too.
+    /// Opens the folder, made with mode 0700 when missing, and locks it. With keys, tokens are sealed. A reload hands the
+    /// open store on: opening the same folder twice fails in one process too.
     ///
     /// # Errors
     /// When another process has it, everybody can write to it, or the system says no.
-    pub fn open(folder: &Path) -> Result<Self, OpenError> {
+    pub fn open(folder: &Path, keys: Option<Keyring>) -> Result<Self, OpenError> {
         let failed = |operation, path: &Path, error: &io::Error| OpenError::Io {
             operation,
             path: path.to_owned(),
@@ -94,8 +106,8 @@ impl FileStore {
             tracing::warn!(folder = %folder.display(), "the folder of the token store is open to others: run chmod 700 on it");
         }
         let lock = lock(folder, &failed)?;
-        let known = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { folder: folder.to_owned(), known, _lock: lock }) })
+        let (codec, known) = (Codec::new(keys), Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { folder: folder.to_owned(), codec, known, _lock: lock }) })
     }
 }
 
@@ -146,11 +158,22 @@ async fn blocking<T: Send + 'static>(
 impl Inner {
     fn load(&self, key: &Key) -> Result<Option<Record>, StoreError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(record) = known.get(key) {
-            return Ok(record.clone());
+        if let Some(held) = known.get(key) {
+            return Ok(held.record.clone());
         }
-        let record = disk::read(&self.folder, key)?;
-        known.insert(key.clone(), record.clone());
+        let mut held = match self.read(key) {
+            Err(refused @ StoreError::Sealed(_)) => {
+                // Said once; from then on there is nothing.
+                known.insert(key.clone(), Held::default());
+                return Err(refused);
+            }
+            read => read?,
+        };
+        if held.outdated {
+            held.outdated = !self.renewed(key, &held);
+        }
+        let record = held.record.clone();
+        known.insert(key.clone(), held);
         Ok(record)
     }
 
@@ -158,15 +181,50 @@ impl Inner {
     fn save(&self, key: &Key, record: Record) -> Result<Saved, StoreError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if !known.contains_key(key) {
-            known.insert(key.clone(), disk::read(&self.folder, key)?);
+            let held = match self.read(key) {
+                Err(StoreError::Sealed(refusal)) => {
+                    tracing::warn!(account = %key.account, kept = %key.kept, problem = %refusal, "a stored token is replaced");
+                    Held::default()
+                }
+                read => read?,
+            };
+            known.insert(key.clone(), held);
         }
-        if let Some(Some(held)) = known.get(key)
+        let held = known.get(key);
+        if let Some(Held { record: Some(held), .. }) = held
             && !held.gives_way_to(&record)
         {
             return Ok(Saved::Newer(Box::new(held.clone())));
         }
-        disk::write(&self.folder, key, &record)?;
-        known.insert(key.clone(), Some(record));
+        if let Err(error) = self.write(key, &record, held.is_some_and(|held| held.outdated)) {
+            // Looked at anew before the next write, which puts aside what stands in its way.
+            known.remove(key);
+            return Err(error);
+        }
+        known.insert(key.clone(), Held { record: Some(record), outdated: false });
         Ok(Saved::Written)
+    }
+
+    fn read(&self, key: &Key) -> Result<Held, StoreError> {
+        let read = disk::read(&self.folder, key, &self.codec)?;
+        let held = |Decoded { record, outdated }| Held { record: Some(record), outdated };
+        Ok(read.map(held).unwrap_or_default())
+    }
+
+    fn write(&self, key: &Key, record: &Record, forget_previous: bool) -> Result<(), StoreError> {
+        disk::write(&self.folder, key, &self.codec.encode(key, record), forget_previous)
+    }
+
+    /// Whether the file could be written again in today's form.
+    fn renewed(&self, key: &Key, held: &Held) -> bool {
+        let Some(record) = &held.record else { return false };
+        let written = self.write(key, record, true);
+        if let Err(error) = &written {
+            tracing::warn!(
+                account = %key.account, kept = %key.kept, problem = %error,
+                "a stored token could not be sealed with the first key: the next write tries again"
+            );
+        }
+        written.is_ok()
     }
 }

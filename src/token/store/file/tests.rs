@@ -33,7 +33,7 @@ impl Place {
     }
 
     fn open(&self) -> FileStore {
-        FileStore::open(&self.folder).unwrap()
+        FileStore::open(&self.folder, None).unwrap()
     }
 
     async fn save(&self, generation: u64, token: &str) -> Saved {
@@ -59,7 +59,7 @@ async fn what_is_saved_is_there_after_a_restart_for_its_owner_only() {
 type Make = fn(&Path, &Path);
 
 fn codec_of(path: &Path) -> Option<Record> {
-    super::super::codec::decode(&fs::read(path).unwrap()).ok()
+    Codec::default().decode(&name(), &fs::read(path).unwrap()).ok().map(|read| read.record)
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn an_older_generation_changes_nothing_and_learns_the_newer_one() {
 async fn a_second_process_is_told_who_has_the_folder() {
     let place = Place::new();
     let first = place.open();
-    let error = FileStore::open(&place.folder).unwrap_err();
+    let error = FileStore::open(&place.folder, None).unwrap_err();
     let text = error.to_string();
     assert!(text.contains(&format!("another wxgate (pid {})", std::process::id())), "{text}");
     assert!(text.contains("store.path"), "{text}");
@@ -165,7 +165,7 @@ async fn a_crash_between_any_two_steps_of_a_write_leaves_the_old_record_or_the_n
     let place = Place::new();
     place.save(1, "a").await;
     place.save(2, "b").await;
-    let new = super::super::codec::encode(&sample(3, Some("c")));
+    let new = Codec::default().encode(&name(), &sample(3, Some("c")));
     let fresh = place.folder.join(".shop.json.new");
     let steps: [&dyn Fn(); 4] = [
         &|| fs::write(&fresh, &new).unwrap(),
@@ -188,7 +188,7 @@ async fn a_folder_or_a_file_that_is_open_to_others_is_not_left_so() {
     assert!(place.load().await.is_some());
     assert_eq!(mode(&place.file("")), 0o600);
     fs::set_permissions(&place.folder, fs::Permissions::from_mode(0o777)).unwrap();
-    let text = FileStore::open(&place.folder).unwrap_err().to_string();
+    let text = FileStore::open(&place.folder, None).unwrap_err().to_string();
     assert!(text.contains("chmod 700"), "{text}");
 }
 

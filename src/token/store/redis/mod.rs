@@ -19,9 +19,9 @@ pub use address::Settings;
 
 use self::link::Link;
 use super::{
-    BoxFuture, Key, Lease, Record, Saved, ServerFault, StoreError, TokenStore,
+    BoxFuture, Key, Keyring, Lease, Locked, Record, Saved, ServerFault, StoreError, TokenStore,
     bell::Bell,
-    codec::{self, Damage},
+    codec::{Codec, Damage, Decoded},
     health::Health,
 };
 use crate::token::clock::millis;
@@ -32,6 +32,7 @@ pub struct RedisStore {
     link: Link,
     bell: Arc<Bell>,
     health: Health,
+    codec: Codec,
 }
 
 /// One call, a moment for the connection included.
@@ -58,10 +59,10 @@ const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call(
 
 impl RedisStore {
     /// Begins to connect, on the current runtime. The server need not be there yet.
-    pub fn open(settings: &Settings, tls: Arc<ClientConfig>) -> Self {
+    pub fn open(settings: &Settings, keys: Option<Keyring>, tls: Arc<ClientConfig>) -> Self {
         let bell = Arc::new(Bell::default());
         let link = Link::start(settings, tls, Arc::clone(&bell));
-        Self { prefix: settings.prefix().to_owned(), link, bell, health: Health::default() }
+        Self { prefix: settings.prefix().to_owned(), link, bell, health: Health::default(), codec: Codec::new(keys) }
     }
 
     /// `wxgate:{shop}` or `wxgate:{shop}.jsapi`.
@@ -94,7 +95,7 @@ impl RedisStore {
     }
 
     async fn read(&self, key: &Key) -> Result<Option<Record>, ServerFault> {
-        let held: Option<Vec<u8>> = self.call("load", key, command("GET", [self.name(key)])).await?;
+        let held: Option<Vec<u8>> = self.call("load", key, command("GET", &[self.name(key)])).await?;
         self.decode(key, &held.unwrap_or_default())
     }
 
@@ -103,17 +104,18 @@ impl RedisStore {
         if bytes.is_empty() {
             return Ok(None);
         }
-        match codec::decode(bytes) {
-            Ok(record) => {
+        match self.codec.decode(key, bytes) {
+            Ok(Decoded { record, .. }) => {
                 self.health.works("read", key);
                 Ok(Some(record))
             }
             // Replaced with the next write, so that nobody has to clean up.
-            Err(Damage::Content) => {
+            Err(Damage::Content | Damage::Sealed(Locked::Forged)) => {
                 self.health.failed("read", key, ServerFault::Damaged);
                 Ok(None)
             }
-            Err(Damage::Version) => {
+            // Nodes with other keys would replace each other's records without end.
+            Err(Damage::Version | Damage::Sealed(_)) => {
                 self.health.failed("read", key, ServerFault::Unreadable);
                 Err(ServerFault::Unreadable)
             }
@@ -127,7 +129,7 @@ impl RedisStore {
             if let Some(there) = there.as_ref().filter(|there| !there.gives_way_to(&record)) {
                 return Ok(Saved::Newer(Box::new(there.clone())));
             }
-            let next = codec::encode(&record.clone().over(there.as_ref()));
+            let next = self.codec.encode(key, &record.clone().over(there.as_ref()));
             let mut script = script(SAVE, self.name(key));
             script.arg(&held).arg(next).arg(millis(KEPT)).arg(self.channel()).arg(key.to_string());
             let (written, now): (u8, Vec<u8>) = self.call("save", key, script).await?;
@@ -144,14 +146,14 @@ impl RedisStore {
     }
 }
 
-fn command<const N: usize>(name: &str, arguments: [String; N]) -> redis::Cmd {
+fn command(name: &str, arguments: &[String]) -> redis::Cmd {
     let mut command = cmd(name);
-    command.arg(&arguments[..]);
+    command.arg(arguments);
     command
 }
 
 fn script(text: &str, key: String) -> redis::Cmd {
-    command("EVAL", [text.to_owned(), "1".to_owned(), key])
+    command("EVAL", &[text.to_owned(), "1".to_owned(), key])
 }
 
 impl TokenStore for RedisStore {

@@ -17,9 +17,9 @@ pub(super) enum Dialect {
 pub(super) struct Statements {
     /// Account, kept. Gives revision and content.
     pub(super) load: String,
-    /// [`COLUMNS`], account, kept; PostgreSQL: channel, name. Writes nothing when the row is there.
+    /// [`COLUMNS`], account, kept; for PostgreSQL channel, name. Writes nothing when the row is there.
     pub(super) insert: String,
-    /// [`COLUMNS`], account, kept, the old revision; PostgreSQL: channel, name. Writes nothing when it has changed.
+    /// [`COLUMNS`], account, kept, the old revision; for PostgreSQL channel, name. Writes nothing when it has changed.
     pub(super) update: String,
     /// Owner, life in ms, account, kept, owner. Writes nothing when somebody else has it, or there is no row.
     pub(super) renew: String,
@@ -29,6 +29,8 @@ pub(super) struct Statements {
     pub(super) left: String,
     /// Account, kept, owner.
     pub(super) release: String,
+    /// Gives when and which records were changed in the last seconds.
+    pub(super) changed: String,
     /// Gives the version of the tables; fails unless all of them are there.
     pub(super) version: String,
     /// Makes what is not there.
@@ -50,6 +52,9 @@ const COLUMNS: [&str; 9] = [
     "written_at",
 ];
 
+/// So long after a change it is found at every look, for those that come late or see it late.
+const WINDOW_MS: u32 = 5000;
+
 impl Dialect {
     /// Whether it tells listeners of changes by itself.
     pub(super) fn notifies(self) -> bool {
@@ -67,11 +72,12 @@ impl Dialect {
         Statements {
             load: text(format!("SELECT revision, content FROM {records} WHERE {key}")),
             insert: text(self.told(&self.unless_there(&format!(
-                "INTO {records} ({columns}, account, kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                "INTO {records} ({columns}, changed_ms, account, kept) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {now}, ?, ?)"
             )))),
-            update: text(
-                self.told(&format!("UPDATE {records} SET {} = ? WHERE {key} AND revision = ?", COLUMNS.join(" = ?, "))),
-            ),
+            update: text(self.told(&format!(
+                "UPDATE {records} SET {} = ?, changed_ms = {now} WHERE {key} AND revision = ?",
+                COLUMNS.join(" = ?, ")
+            ))),
             renew: text(format!(
                 "UPDATE {leases} SET owner = ?, ends_ms = {now} + ? WHERE {key} AND (owner = ? OR ends_ms <= {now})"
             )),
@@ -82,6 +88,9 @@ impl Dialect {
             ),
             left: text(format!("SELECT ends_ms - {now}, owner FROM {leases} WHERE {key}")),
             release: text(format!("DELETE FROM {leases} WHERE {key} AND owner = ?")),
+            changed: format!(
+                "SELECT changed_ms, CONCAT(account, '.', kept) FROM {records} WHERE changed_ms > {now} - {WINDOW_MS}"
+            ),
             version: format!(
                 "SELECT version, made_by FROM {version} WHERE id = 1 AND NOT EXISTS (SELECT revision FROM {records} \
                  WHERE 1 = 0) AND NOT EXISTS (SELECT ends_ms FROM {leases} WHERE 1 = 0)"
@@ -134,13 +143,14 @@ impl Dialect {
         };
         let short = |length: u32| if self == Self::Sqlite { "TEXT".to_owned() } else { format!("VARCHAR({length})") };
         let whole = if self == Self::Sqlite { "INTEGER" } else { "BIGINT" };
+        let index = if self == Self::Mysql { ", INDEX (changed_ms)" } else { "" };
         let key = format!("account {} NOT NULL, kept {} NOT NULL", short(64), short(32));
         let mut statements = vec![
             format!(
                 "CREATE TABLE IF NOT EXISTS {records} ({key}, revision {whole} NOT NULL, appid {appid} NOT NULL, \
                  kind {word} NOT NULL, generation {whole} NOT NULL, token_fingerprint {word}, fetched_at {word}, \
-                 expires_at {word}, written_at {word} NOT NULL, content {long} NOT NULL, \
-                 PRIMARY KEY (account, kept)){ending}",
+                 expires_at {word}, written_at {word} NOT NULL, changed_ms {whole} NOT NULL, \
+                 content {long} NOT NULL, PRIMARY KEY (account, kept){index}){ending}",
                 appid = short(128),
                 word = short(32),
             ),
@@ -155,9 +165,13 @@ impl Dialect {
                 short(64)
             ),
         ];
-        if self == Self::Postgres {
+        match self {
             // That a table is there already is no news.
-            statements.insert(0, "SET client_min_messages TO warning".to_owned());
+            Self::Postgres => statements.insert(0, "SET client_min_messages TO warning".to_owned()),
+            Self::Sqlite => {
+                statements.push(format!("CREATE INDEX IF NOT EXISTS {records}_changed ON {records} (changed_ms)"));
+            }
+            Self::Mysql => {}
         }
         statements
     }

@@ -1,6 +1,6 @@
 //! One connection to a database, whichever it is.
 //!
-//! Two things are asked of it: to carry out a statement, and to give one row with a number and some bytes.
+//! Two things are asked of it: to carry out a statement, and to give rows of a number and some bytes.
 
 use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
 
@@ -28,6 +28,7 @@ pub(super) enum Value {
 }
 
 /// A row. Bytes, because what they are is for others to find out.
+#[derive(PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) number: i64,
     pub(super) bytes: Vec<u8>,
@@ -48,14 +49,9 @@ macro_rules! bound {
     };
 }
 
-macro_rules! row {
-    ($row:expr) => {
-        match $row {
-            None => Ok(None),
-            Some(row) => {
-                Ok(Some(Found { number: row.try_get::<i64, _>(0)?, bytes: row.try_get_unchecked::<Vec<u8>, _>(1)? }))
-            }
-        }
+macro_rules! found {
+    ($rows:expr) => {
+        $rows.iter().map(|row| Ok(Found { number: row.try_get(0)?, bytes: row.try_get_unchecked(1)? })).collect()
     };
 }
 
@@ -85,14 +81,19 @@ impl Line {
 
     /// The first row.
     pub(super) async fn find(&mut self, sql: &str, values: &[Value]) -> Result<Option<Found>, ServerFault> {
-        self.first(sql, values).await.map_err(|error| fault::of(&error))
+        Ok(self.all(sql, values).await?.into_iter().next())
     }
 
-    async fn first(&mut self, sql: &str, values: &[Value]) -> Result<Option<Found>, Error> {
+    /// All rows.
+    pub(super) async fn all(&mut self, sql: &str, values: &[Value]) -> Result<Vec<Found>, ServerFault> {
+        self.rows(sql, values).await.map_err(|error| fault::of(&error))
+    }
+
+    async fn rows(&mut self, sql: &str, values: &[Value]) -> Result<Vec<Found>, Error> {
         match self {
-            Self::Sqlite(line) => row!(bound!(sql, values).fetch_optional(line).await?),
-            Self::Postgres(line) => row!(bound!(sql, values).fetch_optional(line).await?),
-            Self::Mysql(line) => row!(bound!(sql, values).fetch_optional(line).await?),
+            Self::Sqlite(line) => found!(bound!(sql, values).fetch_all(line).await?),
+            Self::Postgres(line) => found!(bound!(sql, values).fetch_all(line).await?),
+            Self::Mysql(line) => found!(bound!(sql, values).fetch_all(line).await?),
         }
     }
 }

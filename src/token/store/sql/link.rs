@@ -22,7 +22,7 @@ use super::{
     address::{Settings, Target},
     dialect::Statements,
     fault,
-    line::{CALL, Line},
+    line::{CALL, Found, Line},
     schema,
 };
 use crate::{
@@ -73,7 +73,8 @@ enum State {
 /// What is watched while all is well.
 enum Watch {
     Listening(Box<PgListener>),
-    Looking(Box<Line>),
+    /// With what was changed last.
+    Looking(Box<Line>, Vec<Found>),
 }
 
 /// Connections for calls.
@@ -215,7 +216,7 @@ impl Shared {
         timeout(CALL * 3, schema::ready(&mut line, &self.statements)).await.unwrap_or(Err(ServerFault::Timeout))?;
         let watch = match &target {
             Target::Postgres(_) => Watch::Listening(Box::new(self.listen(&target).await?)),
-            Target::Sqlite(_) | Target::Mysql(_) => Watch::Looking(Box::new(Line::open(&target).await?)),
+            Target::Sqlite(_) | Target::Mysql(_) => Watch::Looking(Box::new(Line::open(&target).await?), Vec::new()),
         };
         self.idle().lines.push(line);
         Ok(watch)
@@ -256,7 +257,8 @@ impl Shared {
                 () = self.doubt.notified() => {}
                 _ = ticks.tick() => {}
             }
-            let looked = timeout(CALL, watch.look(&self.statements)).await.unwrap_or(Err(ServerFault::Timeout));
+            let looked =
+                timeout(CALL, watch.look(&self.statements, &self.bell)).await.unwrap_or(Err(ServerFault::Timeout));
             if let Err(fault) = looked {
                 return fault;
             }
@@ -273,19 +275,28 @@ impl Watch {
                 Ok(None) => Err(ServerFault::Broken),
                 Err(error) => Err(fault::of(&error)),
             },
-            Self::Looking(_) => std::future::pending().await,
+            Self::Looking(..) => std::future::pending().await,
         }
     }
 
-    /// Whether the database still answers and has its tables.
-    async fn look(&mut self, statements: &Statements) -> Result<(), ServerFault> {
+    /// Whether the database still answers and has its tables. Where it tells nobody, what has changed is found so.
+    async fn look(&mut self, statements: &Statements, bell: &Bell) -> Result<(), ServerFault> {
         match self {
             Self::Listening(listener) => {
                 let asked = sqlx::query(sqlx::AssertSqlSafe(statements.version.clone())).persistent(false);
                 let row = asked.fetch_optional(&mut **listener).await.map_err(|error| fault::of(&error))?;
                 schema::is_known(row.and_then(|row| row.try_get(0).ok()))
             }
-            Self::Looking(line) => schema::check(line, statements).await,
+            Self::Looking(line, last) => {
+                schema::check(line, statements).await?;
+                let changed = line.all(&statements.changed, &[]).await?;
+                for found in changed.iter().filter(|found| !last.contains(found)) {
+                    let name = String::from_utf8_lossy(&found.bytes);
+                    bell.ring(name.strip_suffix(".token").unwrap_or(&name));
+                }
+                *last = changed;
+                Ok(())
+            }
         }
     }
 }

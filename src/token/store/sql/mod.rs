@@ -28,9 +28,9 @@ use self::{
     link::{Lent, Link},
 };
 use super::{
-    BoxFuture, Kept, Key, Lease, Record, Saved, ServerFault, StoreError, TokenStore,
+    BoxFuture, Kept, Key, Keyring, Lease, Locked, Record, Saved, ServerFault, StoreError, TokenStore,
     bell::Bell,
-    codec::{self, Damage},
+    codec::{Codec, Damage, Decoded},
     health::Health,
 };
 use crate::token::clock::millis;
@@ -43,6 +43,7 @@ pub struct SqlStore {
     link: Link,
     bell: Arc<Bell>,
     health: Health,
+    codec: Codec,
 }
 
 /// A row as it was read.
@@ -58,13 +59,14 @@ const TRIES: u32 = 32;
 impl SqlStore {
     /// Begins to connect, on the current runtime. The server need not be there yet; tables are made when it is. With
     /// TLS, certificates of `ca_file` are trusted beside those of the platform.
-    pub fn open(settings: &Settings, ca_file: Option<&Path>) -> Self {
+    pub fn open(settings: &Settings, keys: Option<Keyring>, ca_file: Option<&Path>) -> Self {
         // Settings are only made of URLs that say which database it is.
         let dialect = settings.dialect().unwrap_or(Dialect::Sqlite);
         let statements = Arc::new(dialect.statements(settings.prefix()));
         let bell = Arc::new(Bell::default());
         let link = Link::start(settings, ca_file.map(Path::to_owned), Arc::clone(&statements), Arc::clone(&bell));
-        Self { dialect, prefix: settings.prefix().to_owned(), statements, link, bell, health: Health::default() }
+        let prefix = settings.prefix().to_owned();
+        Self { dialect, prefix, statements, link, bell, health: Health::default(), codec: Codec::new(keys) }
     }
 
     async fn lend(&self, operation: &'static str, key: &Key) -> Result<Lent, ServerFault> {
@@ -110,17 +112,21 @@ impl SqlStore {
 
     async fn read(&self, line: &mut Line, key: &Key) -> Result<Option<Held>, ServerFault> {
         let Some(found) = line.find(&self.statements.load, &name(key)).await? else { return Ok(None) };
-        let record = match codec::decode(&found.bytes) {
-            Ok(record) => {
+        let record = match self.codec.decode(key, &found.bytes) {
+            Ok(Decoded { record, .. }) => {
                 self.health.works("read", key);
                 Some(record)
             }
             // Replaced with the next write, so that nobody has to clean up.
-            Err(Damage::Content) => {
+            Err(Damage::Content | Damage::Sealed(Locked::Forged)) => {
                 self.health.failed("read", key, ServerFault::Damaged);
                 None
             }
-            Err(Damage::Version) => return Err(ServerFault::Unreadable),
+            // Nodes with other keys would replace each other's records without end.
+            Err(Damage::Version | Damage::Sealed(_)) => {
+                self.health.failed("read", key, ServerFault::Unreadable);
+                return Err(ServerFault::Unreadable);
+            }
         };
         Ok(Some(Held { revision: found.number, record }))
     }
@@ -132,7 +138,8 @@ impl SqlStore {
             if let Some(there) = there.filter(|there| !there.gives_way_to(record)) {
                 return Ok(Saved::Newer(Box::new(there.clone())));
             }
-            let mut values = columns(&record.clone().over(there));
+            let record = record.clone().over(there);
+            let mut values = columns(&record, &self.codec.encode(key, &record));
             values.extend(name(key));
             let statement = match &held {
                 Some(held) => {
@@ -189,13 +196,13 @@ fn name(key: &Key) -> [Value; 2] {
 }
 
 /// The record in the order of the columns. The revision only has to be another one each time.
-fn columns(record: &Record) -> Vec<Value> {
+fn columns(record: &Record, content: &[u8]) -> Vec<Value> {
     let revision = getrandom::u64().unwrap_or(record.generation.0) >> 1;
     let token = record.token.as_ref();
     let time = |ms: Option<u64>| Value::Text(ms.and_then(date));
     vec![
         number(revision),
-        String::from_utf8_lossy(&codec::encode(record)).into_owned().into(),
+        String::from_utf8_lossy(content).into_owned().into(),
         record.identity.appid.as_str().into(),
         record.identity.kind.as_str().into(),
         number(record.generation.0),
