@@ -117,10 +117,20 @@ mod tests {
                 "[store]\nencryption_key = { value = \"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\" }",
                 &["store.encryption_key"],
             ),
+            ("[store]\nkind = \"redis\"\nurl = { value = \"redis://localhost\" }", &["store.kind"]),
         ] {
             assert_eq!(needed(&config(""), &config(lines)), keys, "{lines}");
             assert_eq!(needed(&config(lines), &config(lines)), [""; 0], "{lines}");
         }
+    }
+
+    #[test]
+    fn another_server_or_prefix_of_a_shared_store_needs_a_restart() {
+        let of = |host: &str, prefix: &str| {
+            config(&format!("[store]\nkind = \"redis\"\nurl = {{ value = \"redis://{host}\" }}\nprefix = \"{prefix}\""))
+        };
+        assert_eq!(needed(&of("a", "p:"), &of("a", "p:")), [""; 0]);
+        assert_eq!(needed(&of("a", "p:"), &of("b", "q:")), ["store.url", "store.prefix"]);
     }
 
     #[test]

@@ -149,6 +149,12 @@ impl Bucket {
         self.full_at = now + owed + Self::REFILL;
         Ok(())
     }
+
+    /// Puts one back that was taken and not needed.
+    pub fn put_back(&mut self, now: Instant) {
+        let owed = self.full_at.saturating_duration_since(now);
+        self.full_at = now + owed.saturating_sub(Self::REFILL);
+    }
 }
 
 #[cfg(test)]

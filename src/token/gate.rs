@@ -73,6 +73,11 @@ impl Gate {
         self.in_vain = true;
     }
 
+    /// What was asked for last was not needed: another node had done it already.
+    pub(crate) fn not_needed(&mut self, now: Instant) {
+        self.bucket.put_back(now);
+    }
+
     /// Forgets the back-off, because an operator asked for it.
     pub(crate) fn reset(&mut self) {
         self.futile = 0;

@@ -143,6 +143,12 @@ async fn a_server_that_forbids_publishing_is_still_written() {
     redis.run::<()>(&["ACL", "SETUSER", "gate", "on", ">pw", "resetchannels", "~wxgate:*", "+@all"]);
     let store = store(&redis.url("?user=gate&pass=pw"));
     assert_eq!(store.save(&key("shop"), record(1, "t")).await, Ok(Saved::Written));
+    // Long enough for the connection to be looked at.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(2500) {
+        assert_eq!(store.save(&key("shop"), record(1, "t")).await, Ok(Saved::Written));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

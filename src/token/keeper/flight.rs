@@ -160,7 +160,7 @@ pub(super) async fn landed(flight: &mut Option<Flight>) -> (Flight, Landed) {
     let outcome = (&mut current.step).await;
     let Some(current) = flight.take() else { return std::future::pending().await };
     let landed = outcome.unwrap_or_else(|_| match current.kind {
-        Kind::Clear => Landed::Cleared(Clearance { record: None, settled: false, lease: None }),
+        Kind::Clear => Landed::Cleared(Clearance::default()),
         Kind::Fetch => Landed::Fetched { sent: current.begun, result: Err(FetchError::Panicked) },
         Kind::Probe => Landed::Probed(Probe::Unknown),
     });

@@ -35,6 +35,9 @@ impl Task {
         }
         // Its token may also have come while the question was under way.
         if self.generation() != flight.past {
+            if flight.trigger == Trigger::Rejected {
+                self.gate.not_needed(Instant::now());
+            }
             self.answer_operators(flight, true);
         } else if !refused && let Err((kind, Exhausted(after))) = self.set_out(flight.trigger, flight.mode, flight.who)
         {

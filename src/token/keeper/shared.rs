@@ -18,7 +18,7 @@ use crate::{
         clock::Clock,
         metrics::AccountMetrics,
         source::BoxFuture,
-        store::{Identity, Key, Lease, Record, StoreError, TokenStore},
+        store::{Identity, Key, Lease, Record, ServerFault, StoreError, TokenStore},
     },
 };
 
@@ -41,6 +41,7 @@ pub(super) struct Known {
 }
 
 /// What came of asking whether WeChat may be asked.
+#[derive(Default)]
 pub(super) struct Clearance {
     /// What the others have, as far as it could be read.
     pub(super) record: Option<Box<Record>>,
@@ -50,13 +51,17 @@ pub(super) struct Clearance {
     pub(super) lease: Option<Held>,
 }
 
+/// The store has failed; whether by saying nothing at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Silent(bool);
+
 /// A lease of this keeper.
 pub(super) struct Held {
     owner: String,
 }
 
 /// For one question to the store; the lease saves a fetch and is not worth more.
-const ASK: Duration = Duration::from_millis(250);
+const ASK: Duration = Duration::from_millis(500);
 /// Between two looks at what another node's fetch has come to, should its message be lost.
 const LOOK: Duration = Duration::from_millis(300);
 /// What a lease lasts longer than one fetch: for noting what is spent, and for writing the result.
@@ -92,12 +97,19 @@ impl Sharing {
         let owner = owner();
         let mut changes = self.store.changes(&self.key);
         loop {
-            let lease = self.bounded("lease", self.store.lease(&self.key, &owner, life)).await;
-            let granted = lease == Some(Lease::Granted);
+            let mut lease = self.bounded("lease", self.store.lease(&self.key, &owner, life)).await;
+            if lease == Err(Silent(true)) {
+                // A machine that is overloaded needs its one fetch more than half a second.
+                lease = self.bounded("lease", self.store.lease(&self.key, &owner, life)).await;
+            }
+            if lease == Err(Silent(true)) {
+                return Clearance::default();
+            }
+            let granted = lease == Ok(Lease::Granted);
             // Also after the lease was granted: whoever had it before may have written meanwhile.
-            let record = self.bounded("load", self.store.load(&self.key)).await.flatten().map(Box::new);
+            let record = self.bounded("load", self.store.load(&self.key)).await.ok().flatten().map(Box::new);
             let settled = record.as_ref().is_some_and(|record| known.is_settled_by(record));
-            let held = matches!(lease, Some(Lease::Held { .. }));
+            let held = matches!(lease, Ok(Lease::Held { .. }));
             if settled || !held || Instant::now() >= end {
                 let lease = granted.then(|| Held { owner: owner.clone() });
                 return Clearance { record, settled, lease };
@@ -114,7 +126,7 @@ impl Sharing {
         let (this, written) = (self.clone(), persister.latest());
         tokio::spawn(async move {
             written.tried(Duration::from_secs(5)).await;
-            this.bounded("release", this.store.release(&this.key, &held.owner)).await;
+            let _ = this.bounded("release", this.store.release(&this.key, &held.owner)).await;
         });
     }
 
@@ -126,7 +138,7 @@ impl Sharing {
                 () = rung(&mut changes) => {}
                 () = sleep(POLL.mul_f64(1.0 + 0.2 * jitter())) => {}
             }
-            let Ok(record) = self.asked("load", self.store.load(&self.key)).await else {
+            let Some(record) = self.unhurried("load", self.store.load(&self.key)).await else {
                 if mailbox.upgrade().is_none() {
                     return;
                 }
@@ -137,21 +149,24 @@ impl Sharing {
         }
     }
 
-    async fn bounded<T>(&self, operation: &'static str, asked: BoxFuture<'_, Result<T, StoreError>>) -> Option<T> {
-        let answer = timeout(ASK, asked).await;
-        if !matches!(answer, Ok(Ok(_))) {
-            self.metrics.store_error(operation);
-        }
-        answer.ok()?.ok()
+    /// An answer that somebody waits for.
+    async fn bounded<T>(
+        &self,
+        operation: &'static str,
+        asked: BoxFuture<'_, Result<T, StoreError>>,
+    ) -> Result<T, Silent> {
+        let silent = |error| Silent(error == StoreError::Server(ServerFault::Timeout));
+        let answer = timeout(ASK, asked).await.map_or(Err(Silent(true)), |answer| answer.map_err(silent));
+        answer.inspect_err(|_| self.metrics.store_error(operation))
     }
 
-    /// Nobody waits for this one, so it may take longer.
-    async fn asked<T>(&self, operation: &'static str, asked: BoxFuture<'_, Result<T, StoreError>>) -> Result<T, ()> {
-        let answer = timeout(ASK * 8, asked).await;
+    /// An answer that nobody waits for, so it may take longer.
+    async fn unhurried<T>(&self, operation: &'static str, asked: BoxFuture<'_, Result<T, StoreError>>) -> Option<T> {
+        let answer = timeout(ASK * 4, asked).await.ok().and_then(Result::ok);
+        if answer.is_none() {
+            self.metrics.store_error(operation);
+        }
         answer
-            .map_err(drop)
-            .and_then(|answer| answer.map_err(drop))
-            .inspect_err(|()| self.metrics.store_error(operation))
     }
 }
 

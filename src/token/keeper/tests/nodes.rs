@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 
-use super::*;
+use super::{ticket::ticket, *};
 use crate::token::{
     keeper::Condition,
     store::{Key, Record, Saved},
@@ -196,7 +196,6 @@ async fn a_late_write_changes_nothing_and_its_writer_takes_over_what_is_there() 
 async fn two_tokens_of_one_number_become_one() {
     let nodes = Nodes::ready(Kind::Classic, 2).await;
     nodes.world.revoke();
-    nodes.world.with(State::mint);
     let mut rival = nodes.stored().await;
     rival.token.as_mut().unwrap().value = Secret::new(nodes.world.with(|state| state.latest.clone()));
     // Into the store past the comparison.
@@ -238,6 +237,20 @@ async fn a_token_that_is_forced_out_is_forced_once_for_all_nodes() {
     let all = join_all(asked).await;
     assert!(all.iter().all(|refresh| matches!(refresh, Refresh::Replay(token) if token.generation() == Generation(2))));
     assert_eq!((nodes.world.forced(), nodes.world.fetches()), (1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ticket_is_fetched_once_for_all_nodes() {
+    let mut nodes = Nodes::ready(Kind::Stable, 3).await;
+    let mut tickets = Vec::new();
+    for bench in &mut nodes.all {
+        bench.store = Arc::clone(&nodes.store);
+        tickets.push(ticket(bench));
+    }
+    for (keeper, _) in &tickets {
+        assert_eq!(keeper.current().await.unwrap().generation(), Generation(1));
+    }
+    assert_eq!(tickets.iter().map(|(_, office)| office.calls()).sum::<u64>(), 1);
 }
 
 fn refused(code: i64) -> Scripted {

@@ -37,6 +37,8 @@ impl Road {
         let trouble = *self.trouble.lock().unwrap();
         Box::pin(async move {
             match trouble {
+                Trouble::ReadOnly if writes => Err(ServerFault::ReadOnly.into()),
+                Trouble::None | Trouble::ReadOnly => act.await,
                 Trouble::Slow(ms) => {
                     sleep(Duration::from_millis(ms)).await;
                     act.await
@@ -47,8 +49,6 @@ impl Road {
                     let _ = act.await;
                     std::future::pending().await
                 }
-                Trouble::ReadOnly if writes => Err(ServerFault::ReadOnly.into()),
-                Trouble::None | Trouble::ReadOnly => act.await,
             }
         })
     }
@@ -125,9 +125,9 @@ const BEARABLE: [(Trouble, usize, u64); 7] = [
     (Trouble::Fails, 3, 150),
     (Trouble::ReadOnly, 3, 150),
     (Trouble::Slow(200), 1, 1500),
-    (Trouble::Slow(5000), 3, 1200),
-    (Trouble::Hangs, 3, 1200),
-    (Trouble::OneWay, 3, 1200),
+    (Trouble::Slow(5000), 3, 1700),
+    (Trouble::Hangs, 3, 1700),
+    (Trouble::OneWay, 3, 1700),
 ];
 
 #[tokio::test(start_paused = true)]

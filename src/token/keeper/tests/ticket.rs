@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// WeChat's endpoint of tickets: the same one until it is over, then another.
-struct Office {
+pub(super) struct Office {
     keeper: Keeper,
     made_with: Arc<AtomicU64>,
     calls: AtomicU64,
@@ -35,7 +35,7 @@ impl TokenSource for Office {
     }
 }
 
-fn ticket(bench: &mut Bench) -> (Keeper, Arc<Office>) {
+pub(super) fn ticket(bench: &mut Bench) -> (Keeper, Arc<Office>) {
     let made_with = Arc::new(AtomicU64::new(0));
     let office = Arc::new(Office {
         keeper: bench.keeper.clone(),
@@ -55,7 +55,7 @@ fn ticket(bench: &mut Bench) -> (Keeper, Arc<Office>) {
 }
 
 impl Office {
-    fn calls(&self) -> u64 {
+    pub(super) fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
     }
 }

@@ -116,3 +116,62 @@ fn address(text: &str) -> Option<ConnectionAddr> {
     };
     (!host.is_empty()).then(|| ConnectionAddr::Tcp(host.to_owned(), port))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(url: &str) -> Result<Target, &'static str> {
+        Settings::new(Secret::new(url), "wxgate:".to_owned())?.target()
+    }
+
+    #[test]
+    fn sentinels_have_a_list_a_name_a_database_and_one_login() {
+        let url = "redis+sentinel://gate:p%40ss@a.internal,10.0.0.2:1,[::1]:2/my-master/3";
+        let Ok(Target::Sentinel { sentinels, primary, login }) = target(url) else { panic!("refused") };
+        let expected = [("a.internal", 26_379), ("10.0.0.2", 1), ("::1", 2)];
+        let expected = expected.map(|(host, port)| ConnectionAddr::Tcp(host.to_owned(), port));
+        assert_eq!((sentinels.as_slice(), primary.as_str()), (&expected[..], "my-master"));
+        assert_eq!((login.username(), login.password(), login.db()), (Some("gate"), Some("p@ss"), 3));
+        assert!(matches!(target("redis+sentinel://a/m"), Ok(Target::Sentinel { login, .. }) if login.db() == 0));
+    }
+
+    #[test]
+    fn other_urls_are_refused_without_being_repeated() {
+        for url in [
+            "",
+            "cache",
+            "http://cache",
+            "redis+sentinel://a",
+            "redis+sentinel://a/",
+            "redis+sentinel:///m",
+            "redis+sentinel://a,/m",
+            "redis+sentinel://a:x/m",
+            "redis+sentinel://a/m/x",
+            "rediss://cache/#insecure",
+        ] {
+            let Err(message) = target(url) else { panic!("{url} was taken") };
+            assert!(url.is_empty() || !message.contains(url), "{message}");
+        }
+        for url in ["redis://cache", "rediss://:pw@cache:1/2", "unix:///run/redis.sock?db=1"] {
+            assert!(matches!(target(url), Ok(Target::Server(_))), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_others_may_read_is_known() {
+        let clear = |url: &str| Settings::new(Secret::new(url), String::new()).unwrap().is_in_the_clear();
+        assert!(clear("redis://cache") && clear("redis+sentinel://cache/m"));
+        for url in ["redis://127.0.0.1", "redis://localhost", "rediss://cache", "unix:///run/redis.sock"] {
+            assert!(!clear(url), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_plain_and_without_braces() {
+        assert!(Settings::is_prefix("wxgate:") && Settings::is_prefix("") && Settings::is_prefix(&"p".repeat(64)));
+        for prefix in ["a b", "{a}", "a}", "\u{e9}", "a\n", &"p".repeat(65)] {
+            assert!(!Settings::is_prefix(prefix), "{prefix:?}");
+        }
+    }
+}

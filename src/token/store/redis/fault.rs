@@ -28,3 +28,43 @@ pub(super) fn of(error: &RedisError) -> ServerFault {
         _ => ServerFault::Refused,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use redis::ServerErrorKind;
+
+    use super::*;
+
+    fn error(kind: ErrorKind, detail: &str) -> RedisError {
+        (kind, "said", detail.to_owned()).into()
+    }
+
+    #[test]
+    fn what_a_server_says_has_a_name() {
+        for (kind, detail, fault) in [
+            (ErrorKind::Server(ServerErrorKind::Moved), "3999 10.0.0.1:6381", ServerFault::Moved),
+            (ErrorKind::Server(ServerErrorKind::BusyLoading), "", ServerFault::Busy),
+            (ErrorKind::Server(ServerErrorKind::MasterDown), "", ServerFault::Busy),
+            (ErrorKind::Server(ServerErrorKind::ReadOnly), "", ServerFault::ReadOnly),
+            (ErrorKind::Server(ServerErrorKind::NoPerm), "", ServerFault::Denied),
+            (ErrorKind::AuthenticationFailed, "", ServerFault::Denied),
+            (ErrorKind::Server(ServerErrorKind::ResponseError), "unknown command", ServerFault::Refused),
+            (ErrorKind::Io, "", ServerFault::Broken),
+        ] {
+            assert_eq!(of(&error(kind, detail)), fault, "{kind:?}");
+        }
+    }
+
+    /// As Redis 5 and 6 report what `redis.call` met.
+    #[test]
+    fn what_goes_wrong_inside_a_script_is_found_in_the_text() {
+        for (code, fault) in [
+            ("WRONGTYPE Operation against a key", ServerFault::Foreign),
+            ("OOM command not allowed", ServerFault::Full),
+            ("READONLY You can't write", ServerFault::ReadOnly),
+        ] {
+            let text = format!("Error running script (call to f_0): @user_script:1: @user_script: 1: -{code}");
+            assert_eq!(of(&error(ErrorKind::Server(ServerErrorKind::ResponseError), &text)), fault, "{code}");
+        }
+    }
+}

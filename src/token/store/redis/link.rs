@@ -71,8 +71,10 @@ const OPEN: Duration = Duration::from_secs(2);
 const PAUSE: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(1) };
 /// A connection that lasted so long was good, and may be doubted.
 const PROVEN: Duration = Duration::from_secs(3);
-/// Between two looks whether the server still answers, and how long it may take.
+/// Between two looks whether the server still answers.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long it may take to, so that a machine that is overloaded for a moment does not lose its store as well.
+const ANSWER: Duration = Duration::from_secs(2);
 /// Looks between two questions to the Sentinels.
 const ASK_SENTINELS: u32 = 5;
 
@@ -183,7 +185,7 @@ impl Keeper {
                 () = self.doubt.notified(), if since.elapsed() >= PROVEN => return ServerFault::Busy,
                 _ = ticks.tick() => {
                     looks += 1;
-                    match timeout(LOOK, self.look(&mut line, looks.is_multiple_of(ASK_SENTINELS))).await {
+                    match timeout(ANSWER, self.look(&mut line, looks.is_multiple_of(ASK_SENTINELS))).await {
                         Ok(Ok(())) => {}
                         Ok(Err(fault)) => return fault,
                         Err(_) => return ServerFault::Timeout,

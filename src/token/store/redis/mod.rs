@@ -95,7 +95,9 @@ impl RedisStore {
     }
 
     async fn read(&self, key: &Key) -> Result<Option<Record>, ServerFault> {
-        let held: Option<Vec<u8>> = self.call("load", key, command("GET", &[self.name(key)])).await?;
+        let mut get = cmd("GET");
+        get.arg(self.name(key));
+        let held: Option<Vec<u8>> = self.call("load", key, get).await?;
         self.decode(key, &held.unwrap_or_default())
     }
 
@@ -146,14 +148,11 @@ impl RedisStore {
     }
 }
 
-fn command(name: &str, arguments: &[String]) -> redis::Cmd {
-    let mut command = cmd(name);
-    command.arg(arguments);
-    command
-}
-
+/// A script with its one key; arguments follow.
 fn script(text: &str, key: String) -> redis::Cmd {
-    command("EVAL", &[text.to_owned(), "1".to_owned(), key])
+    let mut command = cmd("EVAL");
+    command.arg(text).arg(1).arg(key);
+    command
 }
 
 impl TokenStore for RedisStore {
