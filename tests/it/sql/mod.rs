@@ -158,7 +158,7 @@ fn with_tls() -> (PathBuf, Server) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_is_named_as_such() {
+async fn postgres_and_mariadb_refuse_a_wrong_password_by_name() {
     let (_, postgres) = with_tls();
     let mariadb = Server::mariadb();
     for url in [postgres_over_tcp(&postgres, "127.0.0.1", ""), Place::mariadb(&mariadb).url] {
@@ -169,7 +169,7 @@ async fn a_wrong_password_is_named_as_such() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tls_is_verified_wherever_it_is_asked_for() {
+async fn postgres_is_verified_wherever_tls_is_asked_for() {
     let (ca_file, server) = with_tls();
     let load = async |host: &str, mode: &str, ca_file: Option<&Path>| {
         let url = postgres_over_tcp(&server, host, &format!("?sslmode={mode}"));
