@@ -92,6 +92,11 @@ impl App {
             store::Settings::Memory => Arc::new(MemoryStore::default()),
             store::Settings::File { path, keys } => Arc::new(FileStore::open(path, keys.clone())?),
             store::Settings::Redis { server, keys } => Arc::new(RedisStore::open(server, keys.clone(), client.tls())),
+            #[cfg(feature = "sql")]
+            store::Settings::Sql { server, keys } => {
+                let ca_file = config.proxy.upstream.egress.ca_file.as_deref();
+                Arc::new(store::SqlStore::open(server, keys.clone(), ca_file))
+            }
         };
         // Before the first token is asked for: a second instance that was started by mistake must not spend one.
         let listeners = Listeners::bind(&config.proxy)?;

@@ -72,6 +72,12 @@ fn stored(old: &store::Settings, new: &store::Settings) -> Compared {
             ("store.prefix", server.prefix() == new.prefix()),
             ("store.encryption_key", keys == new_keys),
         ],
+        #[cfg(feature = "sql")]
+        (store::Settings::Sql { server, keys }, store::Settings::Sql { server: new, keys: new_keys }) => vec![
+            ("store.url", server.has_same_url(new)),
+            ("store.prefix", server.prefix() == new.prefix()),
+            ("store.encryption_key", keys == new_keys),
+        ],
         _ => vec![("store.kind", false)],
     }
 }

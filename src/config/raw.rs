@@ -151,15 +151,18 @@ tables! {
 
     /// Where tokens survive a restart.
     Store("a table [store]") {
-        /// memory, file or redis; sql is not yet built.
+        /// memory, file, redis, or sql where wxgate was built with it.
         #[schemars(extend("default" = "file"))]
         kind: StoreKind,
         /// For kind = "file": a folder, made with mode 0700, files 0600.
         #[schemars(extend("default" = "wxgate-state"))]
         path: PathBuf,
-        /// For kind = "redis", where it is compulsory: redis://, rediss:// (TLS), redis+sentinel:// or unix:.
+        /// For kind = "redis" and "sql", where it is compulsory: redis://, rediss:// (TLS), redis+sentinel:// or unix:;
+        /// sqlite://, postgres:// or mysql://.
         url: SecretForm,
-        /// For kind = "redis": what keys there begin with; at most 64 visible ASCII characters without braces.
+        /// For kind = "redis": what keys there begin with; at most 64 visible ASCII characters without braces. For
+        /// kind = "sql": what names of tables begin with, made of its letters and digits, all else as "_"; at most 40
+        /// bytes, a letter first.
         #[schemars(extend("default" = "wxgate:"))]
         prefix: String,
         /// 32 bytes in base64 or hex: tokens are sealed at rest. Several with commas between them: the first one seals,

@@ -70,6 +70,9 @@ fn every_broken_file_gets_its_exact_message() {
     for file in files {
         let text = fs::read_to_string(&file).unwrap();
         let name = file.file_name().unwrap().to_str().unwrap();
+        if !cfg!(feature = "sql") && name.starts_with("store_sql") {
+            continue;
+        }
         let said = said(config::parse(&text, Path::new(DATA), name, &shop()));
         let expected = file.with_extension("txt");
         if update {
@@ -79,6 +82,17 @@ fn every_broken_file_gets_its_exact_message() {
         assert_eq!(said, expected, "{name}");
         assert!(!said.is_empty(), "nothing was found in {name}");
     }
+}
+
+#[cfg(not(feature = "sql"))]
+#[test]
+fn a_build_without_databases_says_how_to_get_one_with_them() {
+    let problems = refused(parse(&format!("[store]\nkind = \"sql\"\n{}", account("")), &shop()));
+    assert_eq!(
+        problems,
+        "wxgate.toml:2: store.kind: this wxgate was built without databases: build it with cargo build --release \
+         --features sql, or use \"file\", \"redis\" or \"memory\""
+    );
 }
 
 #[test]

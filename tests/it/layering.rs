@@ -77,6 +77,8 @@ const REVEALERS: &[&str] = &[
     "token/store/codec.rs",
     // The key of the store into the cipher.
     "token/store/seal.rs",
+    // User and password of the database.
+    "token/store/sql/address.rs",
     // Percent-encodes a token once, for all calls.
     "token/value.rs",
 ];

@@ -54,6 +54,8 @@ mod secrets;
 mod selection;
 mod service_api;
 mod slow_clients;
+#[cfg(feature = "sql")]
+mod sql;
 mod stale_shapes;
 mod store_contract;
 mod store_files;

@@ -42,6 +42,9 @@ pub enum ServerFault {
     /// The connection ended.
     #[error("the connection to the server broke: check the server and the network")]
     Broken,
+    /// Whoever answers is not proven to be the server.
+    #[error("the server's certificate is not trusted: check the host in store.url, and upstream.ca_file")]
+    Untrusted,
     /// It knows wxgate not, or not well enough.
     #[error("the server does not let wxgate in: check user and password in store.url, and the rights of that user")]
     Denied,
@@ -63,6 +66,17 @@ pub enum ServerFault {
     /// No Sentinel knows a primary that answers as one.
     #[error("no Sentinel names a working primary: check the Sentinels and the name in store.url")]
     NoPrimary,
+    /// The file of an embedded database.
+    #[error("the database file cannot be used: check space, permissions and mount options, and that it is SQLite's")]
+    File,
+    /// Tables that are not as this wxgate made them.
+    #[error(
+        "the tables are missing or of another version of wxgate: bring all nodes to one version, or change store.prefix"
+    )]
+    Tables,
+    /// A database refused for another reason.
+    #[error("the database refused the statement: check the rights of the user, and that it is a supported version")]
+    Statement,
     /// There is something else under the key.
     #[error("another program uses the key: remove that key, or change store.prefix")]
     Foreign,
@@ -101,12 +115,16 @@ impl ServerFault {
             Self::Unreachable => "unreachable",
             Self::Timeout => "timeout",
             Self::Broken => "broken",
+            Self::Untrusted => "untrusted",
             Self::Denied => "denied",
             Self::ReadOnly => "read_only",
             Self::Full => "full",
             Self::Busy => "busy",
             Self::Moved => "moved",
             Self::NoPrimary => "no_primary",
+            Self::File => "file",
+            Self::Tables => "tables",
+            Self::Statement => "statement",
             Self::Foreign => "foreign",
             Self::Damaged => "damaged",
             Self::Unreadable => "unreadable",

@@ -7,10 +7,13 @@ mod bell;
 mod codec;
 mod fault;
 mod file;
+mod health;
 mod memory;
 mod record;
 mod redis;
 mod seal;
+#[cfg(feature = "sql")]
+mod sql;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -22,6 +25,8 @@ pub use memory::MemoryStore;
 pub use record::{Identity, Record, Refusal, StoredToken};
 pub use redis::{RedisStore, Settings as RedisSettings};
 pub use seal::{KeyError, KeyId, Keyring, Locked};
+#[cfg(feature = "sql")]
+pub use sql::{Settings as SqlSettings, SqlStore};
 
 pub use super::{
     kept::{Kept, Key},
@@ -44,6 +49,14 @@ pub enum Settings {
     Redis {
         /// Where it is.
         server: RedisSettings,
+        /// Without any, tokens stand there in plain text.
+        keys: Option<Keyring>,
+    },
+    /// A database that other nodes may use as well.
+    #[cfg(feature = "sql")]
+    Sql {
+        /// Where it is.
+        server: SqlSettings,
         /// Without any, tokens stand there in plain text.
         keys: Option<Keyring>,
     },

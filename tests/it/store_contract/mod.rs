@@ -43,10 +43,16 @@ pub async fn within<T>(call: impl Future<Output = T>) -> T {
     tokio::time::timeout(BOUND, call).await.expect("every call ends in time")
 }
 
-/// A test for each clause.
+/// A test for each clause; or, for places that cost much, all clauses in one test, each at a place of its own.
 macro_rules! keeps_the_contract {
     ($place:ty) => {
-        $crate::store_contract::keeps_the_contract! { $place:
+        $crate::store_contract::keeps_the_contract! { @clauses each $place }
+    };
+    (in one test: $fresh:expr) => {
+        $crate::store_contract::keeps_the_contract! { @clauses all $fresh }
+    };
+    (@clauses $how:ident $($where:tt)*) => {
+        $crate::store_contract::keeps_the_contract! { @$how [$($where)*]
             nothing_is_there_before_something_was_saved
             a_record_comes_back_as_it_was
             tokens_and_tickets_and_accounts_are_kept_apart
@@ -64,7 +70,7 @@ macro_rules! keeps_the_contract {
             damage_stays_where_it_is
         }
     };
-    ($place:ty: $($clause:ident)*) => {
+    (@each [$place:ty] $($clause:ident)*) => {
         $(
             #[tokio::test(flavor = "multi_thread")]
             async fn $clause() {
@@ -72,6 +78,12 @@ macro_rules! keeps_the_contract {
                     $crate::store_contract::clauses::$clause(place).await;
                 }
             }
+        )*
+    };
+    (@all [$fresh:expr] $($clause:ident)*) => {
+        $(
+            eprintln!("{}", stringify!($clause));
+            $crate::store_contract::clauses::$clause($fresh).await;
         )*
     };
 }

@@ -6,7 +6,6 @@
 
 mod address;
 mod fault;
-mod health;
 mod link;
 mod place;
 
@@ -18,11 +17,12 @@ use tokio::{sync::watch, time::timeout};
 
 pub use address::Settings;
 
-use self::{health::Health, link::Link};
+use self::link::Link;
 use super::{
     BoxFuture, Key, Keyring, Lease, Locked, Record, Saved, ServerFault, StoreError, TokenStore,
     bell::Bell,
     codec::{Codec, Damage, Decoded},
+    health::Health,
 };
 use crate::token::clock::millis;
 

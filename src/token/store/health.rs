@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::token::store::{Key, ServerFault};
+use super::{Key, ServerFault};
 
 /// What fails at present.
 #[derive(Debug, Default)]

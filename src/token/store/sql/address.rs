@@ -1,0 +1,292 @@
+//! Where the database is: `store.url` and `store.prefix`.
+//!
+//! The URL may hold a password, so it stays a secret and is taken apart anew for each connection. It is not left to the
+//! client library, which repeats what it does not know in the log, and by default goes without TLS when asked to.
+
+use std::{
+    borrow::Cow,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use percent_encoding::percent_decode_str;
+use reqwest::Url;
+use sqlx::{
+    ConnectOptions as _,
+    mysql::{MySqlConnectOptions, MySqlSslMode},
+    postgres::{PgConnectOptions, PgSslMode},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+};
+
+use super::{dialect::Dialect, line::CALL};
+use crate::base::Secret;
+
+/// `kind = "sql"`, proven right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    url: Secret,
+    prefix: String,
+    base: PathBuf,
+}
+
+/// The URL, taken apart.
+#[derive(Clone)]
+pub(super) enum Target {
+    Sqlite(Box<SqliteConnectOptions>),
+    Postgres(Box<PgConnectOptions>),
+    Mysql(Box<MySqlConnectOptions>),
+}
+
+/// What URLs of servers have in common.
+struct Parts {
+    host: Option<String>,
+    port: Option<u16>,
+    user: String,
+    password: Option<String>,
+    database: String,
+    tls: bool,
+    /// A Unix socket, or for PostgreSQL the folder of one.
+    socket: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+const FORM: &str = "expected sqlite://, postgres:// or mysql:// (MariaDB too), as in \"sqlite://tokens.db\", \
+    \"postgres://user:password@host:5432/database?sslmode=verify-full\" or \
+    \"mysql://user:password@host:3306/database?sslmode=verify-full\"";
+const PLAIN_FILE: &str = "expected sqlite:// and the path of a file, without a query, as in \"sqlite://tokens.db\"";
+const HALF_TLS: &str =
+    "an sslmode that can do without TLS protects nothing: write sslmode=verify-full, or sslmode=disable";
+const QUERY: &str = "only sslmode, sslcert, sslkey, and host (postgres) or socket (mysql) may follow the question mark";
+
+impl Settings {
+    /// The longest prefix, in bytes; databases cut or refuse longer names of tables.
+    pub const LONGEST_PREFIX: usize = 40;
+
+    /// A database, and what names of tables there begin with: letters and digits of `prefix`, all else as `_`. A
+    /// relative path of a file begins at `base`.
+    ///
+    /// # Errors
+    /// Says what would have been right about the URL.
+    pub fn new(url: Secret, prefix: &str, base: &Path) -> Result<Self, &'static str> {
+        let named = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+        let settings = Self { url, prefix: prefix.chars().map(named).collect(), base: base.to_owned() };
+        settings.target(None)?;
+        Ok(settings)
+    }
+
+    /// Whether names of tables can be made of this: short, and with a letter first.
+    pub fn is_prefix(text: &str) -> bool {
+        text.len() <= Self::LONGEST_PREFIX && text.bytes().next().is_none_or(|first| first.is_ascii_alphabetic())
+    }
+
+    /// What all tables begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Whether both name the same database in the same words.
+    pub fn has_same_url(&self, other: &Self) -> bool {
+        (&self.url, &self.base) == (&other.url, &other.base)
+    }
+
+    /// Whether password and tokens cross a network that others may read.
+    pub fn is_in_the_clear(&self) -> bool {
+        self.parts().is_ok_and(|parts| {
+            let is_here = |host: &String| host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+            !parts.tls && parts.socket.is_none() && !parts.host.as_ref().is_none_or(is_here)
+        })
+    }
+
+    /// How to connect; certificates of `ca_file` are trusted beside those of the platform.
+    pub(super) fn target(&self, ca_file: Option<&Path>) -> Result<Target, &'static str> {
+        match self.dialect()? {
+            Dialect::Sqlite => Ok(Target::Sqlite(Box::new(file(&self.path()?)))),
+            Dialect::Postgres => postgres(&self.parts()?, ca_file).map(|options| Target::Postgres(Box::new(options))),
+            Dialect::Mysql => mysql(&self.parts()?, ca_file).map(|options| Target::Mysql(Box::new(options))),
+        }
+    }
+
+    pub(super) fn dialect(&self) -> Result<Dialect, &'static str> {
+        match self.url.expose().split_once("://").map(|(scheme, _)| scheme) {
+            Some("sqlite") => Ok(Dialect::Sqlite),
+            Some("postgres" | "postgresql") => Ok(Dialect::Postgres),
+            Some("mysql" | "mariadb") => Ok(Dialect::Mysql),
+            _ => Err(FORM),
+        }
+    }
+
+    /// The file of SQLite.
+    pub(super) fn path(&self) -> Result<PathBuf, &'static str> {
+        let path = self.url.expose().strip_prefix("sqlite://").ok_or(PLAIN_FILE)?;
+        let is_file = !path.is_empty() && !path.ends_with('/') && !path.contains(['?', '#']) && !path.starts_with(':');
+        if is_file { Ok(self.base.join(path)) } else { Err(PLAIN_FILE) }
+    }
+
+    fn parts(&self) -> Result<Parts, &'static str> {
+        let url = Url::parse(self.url.expose()).map_err(|_| FORM)?;
+        let mut parts = Parts {
+            host: url.host_str().map(|host| decoded(host.trim_matches(['[', ']'])).into_owned()),
+            port: url.port(),
+            user: decoded(url.username()).into_owned(),
+            password: url.password().map(|password| decoded(password).into_owned()),
+            database: decoded(url.path().trim_start_matches('/')).into_owned(),
+            tls: false,
+            socket: None,
+            certificate: None,
+            key: None,
+        };
+        for (name, value) in url.query_pairs() {
+            match &*name {
+                "sslmode" | "ssl-mode" => parts.tls = verified(&value)?,
+                "sslcert" | "ssl-cert" => parts.certificate = Some(self.base.join(&*value)),
+                "sslkey" | "ssl-key" => parts.key = Some(self.base.join(&*value)),
+                "host" | "socket" if value.starts_with('/') => parts.socket = Some(PathBuf::from(&*value)),
+                _ => return Err(QUERY),
+            }
+        }
+        if let Some(folder) = parts.host.take_if(|host| host.starts_with('/')) {
+            parts.socket = Some(folder.into());
+        }
+        let is_somewhere = parts.socket.is_some() || parts.host.as_ref().is_some_and(|host| !host.is_empty());
+        let is_whole = is_somewhere && !parts.database.is_empty() && !parts.user.is_empty();
+        if is_whole && parts.certificate.is_some() == parts.key.is_some() { Ok(parts) } else { Err(FORM) }
+    }
+}
+
+fn decoded(text: &str) -> Cow<'_, str> {
+    percent_decode_str(text).decode_utf8_lossy()
+}
+
+/// Whether there is to be TLS, which is always verified in full.
+fn verified(mode: &str) -> Result<bool, &'static str> {
+    match mode.to_ascii_lowercase().replace('_', "-").as_str() {
+        "disable" | "disabled" => Ok(false),
+        "require" | "required" | "verify-ca" | "verify-full" | "verify-identity" => Ok(true),
+        _ => Err(HALF_TLS),
+    }
+}
+
+fn file(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(CALL * 4 / 5)
+        .disable_statement_logging()
+}
+
+fn postgres(parts: &Parts, ca_file: Option<&Path>) -> Result<PgConnectOptions, &'static str> {
+    let mode = if parts.tls { PgSslMode::VerifyFull } else { PgSslMode::Disable };
+    let mut options = PgConnectOptions::new_without_pgpass()
+        .username(&parts.user)
+        .database(&parts.database)
+        .port(parts.port.unwrap_or(5432))
+        .ssl_mode(mode)
+        .application_name("wxgate")
+        // A pooler in between may not know it, and no number here has a fraction.
+        .extra_float_digits(None)
+        .disable_statement_logging();
+    options = match (&parts.socket, &parts.host) {
+        (Some(folder), _) => options.socket(folder),
+        (None, host) => options.host(host.as_deref().ok_or(FORM)?),
+    };
+    if let Some(password) = &parts.password {
+        options = options.password(password);
+    }
+    if let Some(path) = ca_file {
+        options = options.ssl_root_cert(path);
+    }
+    if let (Some(certificate), Some(key)) = (&parts.certificate, &parts.key) {
+        options = options.ssl_client_cert(certificate).ssl_client_key(key);
+    }
+    Ok(options)
+}
+
+fn mysql(parts: &Parts, ca_file: Option<&Path>) -> Result<MySqlConnectOptions, &'static str> {
+    let mode = if parts.tls { MySqlSslMode::VerifyIdentity } else { MySqlSslMode::Disabled };
+    let mut options = MySqlConnectOptions::new()
+        .username(&parts.user)
+        .database(&parts.database)
+        .port(parts.port.unwrap_or(3306))
+        .ssl_mode(mode)
+        .disable_statement_logging();
+    options = match (&parts.socket, &parts.host) {
+        (Some(socket), _) => options.socket(socket),
+        (None, host) => options.host(host.as_deref().ok_or(FORM)?),
+    };
+    if let Some(password) = &parts.password {
+        options = options.password(password);
+    }
+    if let Some(path) = ca_file {
+        options = options.ssl_ca(path);
+    }
+    if let (Some(certificate), Some(key)) = (&parts.certificate, &parts.key) {
+        options = options.ssl_client_cert(certificate).ssl_client_key(key);
+    }
+    Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new(url: &str) -> Result<Settings, &'static str> {
+        Settings::new(Secret::new(url), "wxgate:", Path::new("/etc/wxgate"))
+    }
+
+    #[test]
+    fn a_url_says_which_database_it_is_and_whether_others_can_listen() {
+        for (url, dialect, in_the_clear) in [
+            ("sqlite://tokens.db", Dialect::Sqlite, false),
+            ("postgres://u:p@db.internal/wx", Dialect::Postgres, true),
+            ("postgresql://u:p@db.internal:6432/wx?sslmode=verify-full", Dialect::Postgres, false),
+            ("postgres://u@db.internal/wx?sslmode=disable", Dialect::Postgres, true),
+            ("postgres://u@%2Frun%2Fpostgresql/wx", Dialect::Postgres, false),
+            ("postgres://u@[::1]/wx", Dialect::Postgres, false),
+            ("postgres://u@127.0.0.1/wx", Dialect::Postgres, false),
+            ("mysql://u:p@localhost/wx?socket=/run/mysqld.sock", Dialect::Mysql, false),
+            ("mariadb://u:p@10.0.0.7/wx", Dialect::Mysql, true),
+            ("mysql://u:p@10.0.0.7/wx?ssl-mode=VERIFY_IDENTITY&sslcert=a.pem&sslkey=a.key", Dialect::Mysql, false),
+        ] {
+            let settings = new(url).unwrap_or_else(|problem| panic!("{url}: {problem}"));
+            assert_eq!((settings.dialect(), settings.is_in_the_clear()), (Ok(dialect), in_the_clear), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_a_form_that_does() {
+        for (url, problem) in [
+            ("redis://host", FORM),
+            ("tokens.db", FORM),
+            ("postgres://u@host", FORM),
+            ("postgres://host/wx", FORM),
+            ("mysql://u@/wx", FORM),
+            ("mysql://u@host/wx?sslcert=only-half.pem", FORM),
+            ("sqlite://", PLAIN_FILE),
+            ("sqlite://:memory:", PLAIN_FILE),
+            ("sqlite://tokens.db?mode=ro", PLAIN_FILE),
+            ("postgres://u@host/wx?sslmode=prefer", HALF_TLS),
+            ("mysql://u@host/wx?ssl-mode=PREFERRED", HALF_TLS),
+            ("postgres://u@host/wx?passwrd=secret", QUERY),
+        ] {
+            assert_eq!(new(url), Err(problem), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_becomes_a_name_that_every_database_takes() {
+        let of = |prefix: &str| {
+            Settings::new(Secret::new("sqlite://a"), prefix, Path::new("/")).unwrap().prefix().to_owned()
+        };
+        assert_eq!((of("wxgate:"), of("Team-1."), of("")), ("wxgate_".into(), "team_1_".into(), String::new()));
+        assert!(Settings::is_prefix("wxgate:") && Settings::is_prefix(""));
+        assert!(!Settings::is_prefix("1st") && !Settings::is_prefix(":") && !Settings::is_prefix(&"a".repeat(41)));
+    }
+
+    #[test]
+    fn a_relative_file_lies_beside_the_configuration() {
+        assert_eq!(new("sqlite://tokens.db").unwrap().path(), Ok("/etc/wxgate/tokens.db".into()));
+        assert_eq!(new("sqlite:///var/lib/t.db").unwrap().path(), Ok("/var/lib/t.db".into()));
+    }
+}
