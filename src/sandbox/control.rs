@@ -262,7 +262,7 @@ impl Control {
 
     /// Files that were uploaded.
     pub fn uploads(&self) -> Vec<Upload> {
-        self.0.library.list()
+        self.0.shelf.list()
     }
 
     /// Empties the record and sets the totals to zero; connections go on being counted.

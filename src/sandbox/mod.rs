@@ -72,7 +72,7 @@ struct Shared {
     state: state::State,
     script: script::Script,
     recorder: recorder::Recorder,
-    library: endpoints::media::Library,
+    shelf: endpoints::media::Shelf,
     ca_pem: String,
     media_keep: usize,
     /// Milliseconds; 0 for never.
@@ -100,7 +100,7 @@ pub async fn start(settings: Settings) -> io::Result<Sandbox> {
         state: state::State::new(&settings),
         script: script::Script::default(),
         recorder: recorder::Recorder::new(settings.record, settings.record_capacity),
-        library: endpoints::media::Library::default(),
+        shelf: endpoints::media::Shelf::default(),
         ca_pem: identity.ca_pem,
         media_keep: settings.media_keep,
         idle_close: AtomicU64::new(0),

@@ -150,18 +150,7 @@ pub(super) mod tests {
     use crate::proxy::settings::{PathPattern, Scopes};
 
     pub(in crate::proxy::access) fn client(name: &str) -> settings::Client {
-        settings::Client {
-            name: AccountName::new(name).unwrap(),
-            key: None,
-            from: None,
-            cert: None,
-            accounts: None,
-            allow: None,
-            deny: Vec::new(),
-            may: Scopes::default(),
-            mode: Mode::Enforce,
-            rate: None,
-        }
+        settings::Client::named(AccountName::new(name).unwrap())
     }
 
     fn patterns(texts: &[&str]) -> Vec<PathPattern> {

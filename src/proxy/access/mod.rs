@@ -10,7 +10,7 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 use hyper::{HeaderMap, header};
 
 pub(crate) use self::client::{Client, Decision, Denial, Right};
-use super::settings::{self, KeyDigest, Mode, Scopes};
+use super::settings::{self, KeyDigest, Scopes};
 use crate::{
     base::AccountName,
     net::address::{NetworkSet, Peer},
@@ -166,18 +166,8 @@ const X_WXGATE_KEY: header::HeaderName = header::HeaderName::from_static("x-wxga
 
 /// Whom `server.allow` lets in: everybody may use every account, ask for refreshes and read tickets.
 fn anybody(name: AccountName) -> settings::Client {
-    settings::Client {
-        name,
-        key: None,
-        from: None,
-        cert: None,
-        accounts: None,
-        allow: None,
-        deny: Vec::new(),
-        may: Scopes::default().with(Scope::Refresh).with(Scope::Ticket),
-        mode: Mode::Enforce,
-        rate: None,
-    }
+    let may = Scopes::default().with(Scope::Refresh).with(Scope::Ticket);
+    settings::Client { may, ..settings::Client::named(name) }
 }
 
 /// What follows `Bearer`, written in any case.
@@ -221,6 +211,7 @@ mod tests {
     use hyper::header::{HeaderName, HeaderValue};
 
     use super::{client::tests::client, *};
+    use crate::proxy::settings::Mode;
 
     fn networks(entries: &[&str]) -> NetworkSet {
         let mut set = NetworkSet::default();

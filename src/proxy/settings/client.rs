@@ -82,6 +82,24 @@ enum Shape {
     Segments,
 }
 
+impl Client {
+    /// One of this name that nothing identifies yet, and that may call every path of every account, without extras.
+    pub fn named(name: AccountName) -> Self {
+        Self {
+            name,
+            key: None,
+            from: None,
+            cert: None,
+            accounts: None,
+            allow: None,
+            deny: Vec::new(),
+            may: Scopes::default(),
+            mode: Mode::Enforce,
+            rate: None,
+        }
+    }
+}
+
 impl KeyDigest {
     /// Of a key.
     pub fn of(key: &str) -> Self {

@@ -39,9 +39,9 @@ pub struct Upload {
 
 /// Uploads, newest last.
 #[derive(Debug, Default)]
-pub(in crate::sandbox) struct Library(Mutex<VecDeque<Upload>>);
+pub(in crate::sandbox) struct Shelf(Mutex<VecDeque<Upload>>);
 
-impl Library {
+impl Shelf {
     pub(in crate::sandbox) fn list(&self) -> Vec<Upload> {
         self.uploads().iter().cloned().collect()
     }
@@ -91,7 +91,7 @@ pub(super) fn upload(call: Call<'_>) -> Answer {
         return call.error(40004);
     }
     let media_id = call.shared.state.noise.text(64);
-    call.shared.library.put(record(file, media_id.clone(), kind.clone()));
+    call.shared.shelf.put(record(file, media_id.clone(), kind.clone()));
     let created_at = call.shared.state.clock.unix();
     match call.head.path() {
         "/cgi-bin/media/uploadimg" => call.ok(&json!({"url": format!("http://mmbiz.qpic.cn/mmbiz/{media_id}/0")})),
@@ -133,7 +133,7 @@ pub(super) fn get_material(call: Call<'_>) -> Answer {
 }
 
 fn kept(call: Call<'_>, media_id: &str) -> Answer {
-    match call.shared.library.find(media_id) {
+    match call.shared.shelf.find(media_id) {
         Some(Upload { content: Some(content), content_type, .. }) => {
             attachment(&content_type, media_id, Body::Bytes(content))
         }
