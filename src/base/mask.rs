@@ -29,7 +29,11 @@ impl MaskedQuery<'_> {
             // Without `=` the whole pair could be a value that somebody forgot to name; an AppSecret has 32 characters.
             let longest = if end.is_some() { LONGEST_NAME } else { LONGEST_FLAG };
             let shown = if name.len() > longest { b"" } else { &name[..memchr(b'%', name).unwrap_or(name.len())] };
-            out.extend(shown.iter().map(|b| if is_plain(*b) { *b } else { b'?' }));
+            if shown.iter().all(|b| is_plain(*b)) {
+                out.extend_from_slice(shown);
+            } else {
+                out.extend(shown.iter().map(|b| if is_plain(*b) { *b } else { b'?' }));
+            }
             if shown.len() < name.len() {
                 out.extend_from_slice("…".as_bytes());
             }

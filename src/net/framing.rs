@@ -56,6 +56,11 @@ impl FramingWatch {
         self.odd
     }
 
+    /// Whether the bytes end where a request ends, and none of them was odd.
+    pub(in crate::net) fn is_between_requests(&self) -> bool {
+        self.place == Place::RequestLine && self.line.is_empty() && self.odd.is_none()
+    }
+
     fn skip<'b>(&mut self, left: u64, bytes: &'b [u8], still: fn(u64) -> Place, then: Place) -> &'b [u8] {
         let here = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
         let left = left - here as u64;

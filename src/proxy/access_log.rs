@@ -4,7 +4,6 @@
 //! printable ASCII, so one request is always one line and, in JSON, always valid. Query values are never written.
 
 use std::{
-    io::Write as _,
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -42,32 +41,46 @@ pub(crate) struct Record<'r> {
 pub(crate) struct AccessLog {
     format: Format,
     output: Output,
-    lines: Mutex<Vec<u8>>,
+    batch: Mutex<Batch>,
+}
+
+#[derive(Debug, Default)]
+struct Batch {
+    lines: Vec<u8>,
+    second: Second,
+}
+
+/// The latest second of which a line was written, since 1970, and how it is spelt up to its point.
+#[derive(Debug, Default)]
+struct Second {
+    number: u64,
+    text: String,
 }
 
 impl AccessLog {
     pub(crate) fn new(format: Format, output: Output) -> Self {
-        Self { format, output, lines: Mutex::default() }
+        Self { format, output, batch: Mutex::default() }
     }
 
     pub(crate) fn write(&self, record: &Record<'_>) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        let Batch { lines, second } = &mut *batch;
         match self.format {
-            Format::Text => text(&mut lines, record),
-            Format::Json => json(&mut lines, record),
+            Format::Text => text(lines, second, record),
+            Format::Json => json(lines, second, record),
         }
         if lines.len() >= BATCH {
-            self.output.write_lines(&lines);
+            self.output.write_lines(lines);
             lines.clear();
         }
     }
 
     /// Writes what has been collected.
     pub(crate) fn flush(&self) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if !lines.is_empty() {
-            self.output.write_lines(&lines);
-            lines.clear();
+        let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        if !batch.lines.is_empty() {
+            self.output.write_lines(&batch.lines);
+            batch.lines.clear();
         }
     }
 }
@@ -78,8 +91,8 @@ impl Drop for AccessLog {
     }
 }
 
-fn text(out: &mut Vec<u8>, record: &Record<'_>) {
-    timestamp(out);
+fn text(out: &mut Vec<u8>, second: &mut Second, record: &Record<'_>) {
+    second.timestamp(out);
     out.extend_from_slice(b"  INFO access: ");
     printable(out, record.method);
     out.push(b' ');
@@ -89,26 +102,26 @@ fn text(out: &mut Vec<u8>, record: &Record<'_>) {
         MaskedQuery(query).append_to(out);
     }
     field(out, b" status=", record.status);
-    word(out, b" outcome=", record.outcome);
-    word(out, b" account=", record.account);
-    word(out, b" client=", record.client);
-    word(out, b" caller=", record.caller);
+    plain(out, b" outcome=", record.outcome);
+    plain(out, b" account=", record.account);
+    plain(out, b" client=", record.client);
+    plain(out, b" caller=", record.caller);
     field(out, b" attempts=", record.attempts);
     if let Some(errcode) = record.errcode {
         field(out, b" errcode=", errcode);
     }
     if let Some(reason) = record.replay_skipped {
-        word(out, b" replay_skipped=", reason);
+        plain(out, b" replay_skipped=", reason);
     }
     out.extend_from_slice(b" ms=");
     milliseconds(out, record.took);
-    word(out, b" id=", record.id);
+    plain(out, b" id=", record.id);
     out.push(b'\n');
 }
 
-fn json(out: &mut Vec<u8>, record: &Record<'_>) {
+fn json(out: &mut Vec<u8>, second: &mut Second, record: &Record<'_>) {
     out.extend_from_slice(b"{\"timestamp\":\"");
-    timestamp(out);
+    second.timestamp(out);
     word(out, b"\",\"level\":\"INFO\",\"target\":\"access\",\"method\":\"", record.method);
     word(out, b"\",\"path\":\"", record.path);
     if let Some(query) = record.query {
@@ -116,28 +129,51 @@ fn json(out: &mut Vec<u8>, record: &Record<'_>) {
         MaskedQuery(query).append_to(out);
     }
     field(out, b"\",\"status\":", record.status);
-    word(out, b",\"outcome\":\"", record.outcome);
-    word(out, b"\",\"account\":\"", record.account);
-    word(out, b"\",\"client\":\"", record.client);
-    word(out, b"\",\"caller\":\"", record.caller);
+    plain(out, b",\"outcome\":\"", record.outcome);
+    plain(out, b"\",\"account\":\"", record.account);
+    plain(out, b"\",\"client\":\"", record.client);
+    plain(out, b"\",\"caller\":\"", record.caller);
     field(out, b"\",\"attempts\":", record.attempts);
     if let Some(errcode) = record.errcode {
         field(out, b",\"errcode\":", errcode);
     }
     if let Some(reason) = record.replay_skipped {
-        word(out, b",\"replay_skipped\":\"", reason);
+        plain(out, b",\"replay_skipped\":\"", reason);
         out.push(b'"');
     }
     out.extend_from_slice(b",\"ms\":");
     milliseconds(out, record.took);
-    word(out, b",\"id\":\"", record.id);
+    plain(out, b",\"id\":\"", record.id);
     out.extend_from_slice(b"\"}\n");
 }
 
 // What follows goes around the formatting machinery, which would cost more than the rest of the line.
 
-fn timestamp(out: &mut Vec<u8>) {
-    let _ = write!(out, "{}", humantime::format_rfc3339_micros(SystemTime::now()));
+impl Second {
+    /// Now, in UTC, to the microsecond.
+    fn timestamp(&mut self, out: &mut Vec<u8>) {
+        let now = SystemTime::now();
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        if since.as_secs() != self.number || self.text.is_empty() {
+            self.number = since.as_secs();
+            let text = humantime::format_rfc3339_seconds(now.max(SystemTime::UNIX_EPOCH)).to_string();
+            text.trim_end_matches('Z').clone_into(&mut self.text);
+        }
+        out.extend_from_slice(self.text.as_bytes());
+        decimals(out, since.subsec_micros());
+        out.push(b'Z');
+    }
+}
+
+/// A point and six digits.
+fn decimals(out: &mut Vec<u8>, micros: u32) {
+    let mut digits = *b".000000";
+    let mut rest = micros;
+    for digit in digits[1..].iter_mut().rev() {
+        *digit += u8::try_from(rest % 10).unwrap_or_default();
+        rest /= 10;
+    }
+    out.extend_from_slice(&digits);
 }
 
 fn field(out: &mut Vec<u8>, name: &[u8], value: impl itoa::Integer) {
@@ -145,9 +181,16 @@ fn field(out: &mut Vec<u8>, name: &[u8], value: impl itoa::Integer) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
+/// A value of the caller's.
 fn word(out: &mut Vec<u8>, name: &[u8], value: &str) {
     out.extend_from_slice(name);
     printable(out, value);
+}
+
+/// A value of ours, or one that was checked when it came in.
+fn plain(out: &mut Vec<u8>, name: &[u8], value: &str) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(value.as_bytes());
 }
 
 /// Milliseconds with three decimals.

@@ -115,19 +115,26 @@ impl Payload {
         }
     }
 
+    /// The body for an attempt, unless it has to be waited for.
+    pub(crate) fn ready_body(&self) -> Option<OutBody> {
+        match self {
+            Self::Empty => Some(OutBody::Empty),
+            Self::Held(held) => Some(OutBody::held(held)),
+            Self::Streaming(source) => (lock(source).read == 0).then(|| OutBody::Tee(Arc::clone(source))),
+        }
+    }
+
     /// The body for an attempt: the first reader streams, later ones read the copy.
     ///
     /// # Errors
     /// When some of it is gone and there is no whole copy.
     pub(crate) async fn body(&mut self) -> Result<OutBody, NotReplayable> {
-        if matches!(self, Self::Streaming(source) if lock(source).read > 0) {
-            self.make_replayable().await?;
+        loop {
+            match self.ready_body() {
+                Some(body) => return Ok(body),
+                None => self.make_replayable().await?,
+            }
         }
-        Ok(match self {
-            Self::Empty => OutBody::Empty,
-            Self::Held(held) => OutBody::held(held),
-            Self::Streaming(source) => OutBody::Tee(Arc::clone(source)),
-        })
     }
 
     /// Makes sure that the whole body can be sent once more. What the caller has not sent yet is read now, so the

@@ -9,19 +9,20 @@ use hyper::{
 };
 use memchr::memmem;
 use percent_encoding::{percent_decode, percent_decode_str};
+use smallvec::SmallVec;
 
 /// Prepares the caller's headers for WeChat: hop-by-hop headers, what `Connection` names, forwarding headers and the
-/// caller's credentials go, and so does `Host`, which the upstream states itself; `Accept-Encoding` is set.
+/// caller's credentials go; `Accept-Encoding` is set. `Host` stays for the upstream to put its own in its place.
 ///
 /// Gzip is asked for only when the caller takes it, and nothing else ever: an encoding that cannot be looked into
 /// would hide a stale answer.
 pub fn to_upstream(headers: &mut HeaderMap) {
     let gzip = accepts_gzip(headers);
-    remove(headers, |name| is_hop_by_hop(name) || is_framing(name) || is_private_to_caller(name));
+    remove(headers, |name| {
+        is_hop_by_hop(name) || is_framing(name) || is_private_to_caller(name) || *name == header::ACCEPT_ENCODING
+    });
     if gzip {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
-    } else {
-        headers.remove(header::ACCEPT_ENCODING);
     }
 }
 
@@ -41,10 +42,12 @@ pub fn to_client(headers: &mut HeaderMap) {
 pub fn hide_token(headers: &mut HeaderMap, token: &str) {
     const ECHOES: [HeaderName; 5] =
         [header::LOCATION, header::CONTENT_LOCATION, header::LINK, header::REFRESH, header::SET_COOKIE];
-    for name in ECHOES {
-        if headers.get_all(&name).iter().any(|value| shows(value.as_bytes(), token)) {
-            headers.remove(name);
-        }
+    let showing = |headers: &HeaderMap| {
+        let mut lines = headers.iter().filter(|(name, _)| ECHOES.contains(name));
+        lines.find(|(_, value)| shows(value.as_bytes(), token)).map(|(name, _)| name.clone())
+    };
+    while let Some(name) = showing(headers) {
+        headers.remove(name);
     }
 }
 
@@ -75,19 +78,33 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
 }
 
 fn remove(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
-    let mut names: Vec<HeaderName> = headers.keys().filter(|name| goes(name)).cloned().collect();
-    // What `Connection` names is hop-by-hop as well, save what frames or routes the message.
-    for value in headers.get_all(header::CONNECTION) {
-        let tokens = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
-        // What nearly everybody says names no header of the message, and looking it up costs.
-        let names_header =
-            |token: &&[u8]| !token.eq_ignore_ascii_case(b"keep-alive") && !token.eq_ignore_ascii_case(b"close");
-        let named = tokens.filter(names_header).filter_map(|token| HeaderName::from_bytes(token).ok());
-        names.extend(named.filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH));
+    let mut names = SmallVec::<[HeaderName; 4]>::new();
+    for (name, value) in &*headers {
+        if goes(name) {
+            names.push(name.clone());
+        }
+        // What nearly everybody says there names no header of the message.
+        if *name == header::CONNECTION && !is_one_of(value.as_bytes(), &PERSISTENCE) {
+            names.extend(named_by_connection(value));
+        }
     }
     for name in names {
         headers.remove(name);
     }
+}
+
+/// What `Connection` names is hop-by-hop as well, save what frames or routes the message.
+fn named_by_connection(value: &HeaderValue) -> impl Iterator<Item = HeaderName> {
+    let tokens = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    let named = tokens.filter_map(|token| HeaderName::from_bytes(token).ok());
+    named.filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
+}
+
+/// What `Connection` says of the connection itself.
+const PERSISTENCE: [&[u8]; 2] = [b"keep-alive", b"close"];
+
+fn is_one_of(text: &[u8], list: &[&[u8]]) -> bool {
+    list.iter().any(|known| text.eq_ignore_ascii_case(known))
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
@@ -105,7 +122,7 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 }
 
 fn is_framing(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "content-length" | "transfer-encoding" | "expect" | "host")
+    matches!(name.as_str(), "content-length" | "transfer-encoding" | "expect")
 }
 
 fn is_private_to_caller(name: &HeaderName) -> bool {
@@ -176,7 +193,8 @@ mod tests {
             ("content-type", "application/json"),
             ("wechatmp-signature", "s"),
         ]);
-        assert_eq!(lines, ["content-type: application/json", "wechatmp-signature: s"]);
+        let host = "host: wxgate.internal";
+        assert_eq!(lines, ["content-type: application/json", host, "wechatmp-signature: s"], "its value is replaced");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Works on raw bytes: all other pairs keep theirs and their order. What another parser might take for the token's name
 //! is refused, since nobody knows how WeChat's end reads odd queries. Knows nothing of headers or bodies.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::LazyLock};
 
 use bytes::BytesMut;
 use hyper::http::uri::PathAndQuery;
@@ -62,9 +62,7 @@ pub struct Login<'q> {
 /// # Errors
 /// [`QueryError::SeveralPhantoms`].
 pub fn phantom(query: Option<&str>) -> Result<Option<&str>, QueryError> {
-    let Some(query) = query.filter(|query| memmem::find(query.as_bytes(), phantom::PREFIX.as_bytes()).is_some()) else {
-        return Ok(None);
-    };
+    let Some(query) = query.filter(|query| may_hold_phantom(query)) else { return Ok(None) };
     let mut shown = pairs(Some(query)).filter_map(phantom_in);
     let first = shown.next();
     if shown.all(|other| Some(other) == first) { Ok(first) } else { Err(QueryError::SeveralPhantoms) }
@@ -169,7 +167,7 @@ pub fn untouched(path: &ApiPath<'_>, query: Option<&str>) -> Result<PathAndQuery
     let path = path.as_str();
     let target = match query {
         None => path.to_owned(),
-        Some(query) if memmem::find(query.as_bytes(), phantom::PREFIX.as_bytes()).is_none() => {
+        Some(query) if !may_hold_phantom(query) => {
             format!("{path}?{query}")
         }
         Some(_) => {
@@ -220,6 +218,12 @@ fn name_of(pair: &str) -> Name {
     } else {
         Name::Other
     }
+}
+
+/// Whether the text of a phantom is in it at all. Every request is asked, so the search is prepared once.
+fn may_hold_phantom(query: &str) -> bool {
+    static PREFIX: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new(phantom::PREFIX));
+    PREFIX.find(query.as_bytes()).is_some()
 }
 
 /// The value of `access_token`, if it is a phantom.

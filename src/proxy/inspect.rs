@@ -17,7 +17,7 @@ use hyper::{
     body::{Body, Frame, SizeHint},
     header,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::upstream::AnswerBody;
 use crate::wechat::verdict::{self, WINDOW};
@@ -47,27 +47,26 @@ pub(crate) async fn look(
     let deadline = Instant::now() + patience;
     let mut seen = Bytes::new();
     loop {
-        let next = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
-        match timeout_at(deadline, next).await {
-            Ok(Some(Ok(frame))) => {
+        match body.frame_before(deadline).await {
+            Some(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else { continue };
                 seen = append(seen, data);
                 if seen.len() > WINDOW || (coding == Coding::Plain && verdict::may_be_object(&seen) == Some(false)) {
                     break;
                 }
             }
-            Ok(None) => {
+            Some(None) => {
                 let errcode = read(coding, &seen);
                 // The whole is here, so a chunked answer gets a length.
                 head.headers.remove(header::TRANSFER_ENCODING);
                 head.headers.insert(header::CONTENT_LENGTH, seen.len().into());
                 return (Response::from_parts(head, Answer::Whole(seen)), errcode);
             }
-            Ok(Some(Err(error))) => {
+            Some(Some(Err(error))) => {
                 return (Response::from_parts(head, Answer::Broken(seen, body, Some(error))), None);
             }
             // It trickles: the caller gets what there is, as it comes.
-            Err(_) => break,
+            None => break,
         }
         if body.is_end_stream() {
             let errcode = read(coding, &seen);

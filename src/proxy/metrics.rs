@@ -11,6 +11,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use rustc_hash::FxBuildHasher;
 
 use crate::{base::AccountName, wechat::codes};
 
@@ -110,9 +111,9 @@ impl Metrics {
 #[derive(Debug, Clone)]
 pub(crate) struct AccountMetrics {
     /// By client, as they turn up: a family wants owned labels at each look-up.
-    ok: Arc<DashMap<String, Counter>>,
+    ok: Arc<DashMap<String, Counter, FxBuildHasher>>,
     /// By label, as they turn up: business errors are daily bread.
-    errcodes: Arc<DashMap<&'static str, Counter>>,
+    errcodes: Arc<DashMap<&'static str, Counter, FxBuildHasher>>,
     account: Arc<str>,
     families: Metrics,
 }

@@ -18,6 +18,7 @@ mod loops;
 mod metrics;
 pub mod path;
 mod pipeline;
+mod request_id;
 mod retry;
 pub mod route;
 pub mod settings;
@@ -53,6 +54,7 @@ use self::{
     loops::LoopMark,
     metrics::{AccountMetrics, Metrics},
     pipeline::{Origin, Outcome, Trail},
+    request_id::{RequestId, X_REQUEST_ID},
     settings::Settings,
     upstream::{Dialer, Origins},
     worker::Worker,
@@ -66,7 +68,6 @@ use crate::{
     token::{AccountSettings, Keeper},
 };
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_WXGATE_ACCOUNT: HeaderName = HeaderName::from_static("x-wxgate-account");
 const X_WXGATE_ATTEMPTS: HeaderName = HeaderName::from_static("x-wxgate-attempts");
 const X_WXGATE_REPLAY: HeaderName = HeaderName::from_static("x-wxgate-replay");
@@ -219,12 +220,12 @@ impl Bound {
 }
 
 /// Answers one request. Never fails: errors become answers here, and everything is counted and logged here.
-async fn handle(worker: Arc<Worker>, origin: Origin, request: Request<Incoming>) -> Response<Delivery> {
+async fn handle(worker: &Worker, origin: &Origin, request: Request<Incoming>) -> Response<Delivery> {
     let (head, body) = request.into_parts();
-    let id = adopt_request_id(&head.headers).unwrap_or_else(|| worker.request_id());
+    let id = RequestId::adopted(&head.headers).unwrap_or_else(|| worker.request_id());
     let mut journey =
         Journey { worker, origin, head, id, trail: Trail::default(), started: Instant::now(), over: false };
-    let Journey { worker, origin, head, trail, .. } = &mut journey;
+    let Journey { head, trail, .. } = &mut journey;
     trail.body_unread = !body.is_end_stream();
     let live = worker.proxy.live.load_full();
     let error_style = live.error_style;
@@ -246,11 +247,11 @@ async fn handle(worker: Arc<Worker>, origin: Origin, request: Request<Incoming>)
 }
 
 /// A request from its arrival until its answer is decided on; counted and logged exactly once.
-struct Journey {
-    worker: Arc<Worker>,
-    origin: Origin,
+struct Journey<'c> {
+    worker: &'c Worker,
+    origin: &'c Origin,
     head: Parts,
-    id: String,
+    id: RequestId,
     trail: Trail,
     started: Instant,
     over: bool,
@@ -262,7 +263,7 @@ const NO_CLIENT: &str = "-";
 /// The status that nginx logs for a request whose caller went away; never sent.
 const NOBODY_LEFT: u16 = 499;
 
-impl Journey {
+impl Journey<'_> {
     fn end(&mut self, status: u16, outcome: &'static str) {
         self.over = true;
         let Self { worker, origin, head, id, trail, started, .. } = self;
@@ -273,7 +274,7 @@ impl Journey {
         if let Some(log) = &worker.access_log {
             let forwarded = trail.caller.filter(|caller| *caller != origin.peer).map(|caller| caller.to_string());
             log.write(&Record {
-                id,
+                id: id.as_str(),
                 caller: forwarded.as_deref().unwrap_or(&origin.shown),
                 client,
                 account: trail.account.as_ref().map_or("-", |account| account.name.as_str()),
@@ -291,7 +292,7 @@ impl Journey {
     }
 }
 
-impl Journey {
+impl Journey<'_> {
     /// One line for a call that was denied, or would have been, and one more in the count.
     fn audit(&self, denied: Option<&'static str>) {
         let Self { worker, origin, head, id, trail, .. } = self;
@@ -311,14 +312,14 @@ impl Journey {
             caller = %trail.caller.unwrap_or(origin.peer),
             method = %head.method,
             path = ?head.uri.path(),
-            %id,
+            id = id.as_str(),
             "{}",
             if mode == "report" { "would be denied" } else { "denied" },
         );
     }
 }
 
-impl Drop for Journey {
+impl Drop for Journey<'_> {
     /// The caller hung up, or a stop cut the request: WeChat may have executed it all the same, so it must be seen.
     fn drop(&mut self) {
         if !self.over {
@@ -328,8 +329,8 @@ impl Drop for Journey {
 }
 
 /// The headers that every answer gets.
-fn mark(headers: &mut HeaderMap, id: &str, trail: &Trail) {
-    if let Ok(id) = HeaderValue::from_str(id) {
+fn mark(headers: &mut HeaderMap, id: &RequestId, trail: &Trail) {
+    if let Ok(id) = HeaderValue::from_str(id.as_str()) {
         headers.insert(X_REQUEST_ID, id);
     }
     if trail.body_unread {
@@ -347,13 +348,6 @@ fn mark(headers: &mut HeaderMap, id: &str, trail: &Trail) {
     {
         headers.insert(X_WXGATE_REPLAY, value);
     }
-}
-
-/// The caller's own id, if it is one: it ties the caller's log to ours.
-fn adopt_request_id(headers: &HeaderMap) -> Option<String> {
-    let id = headers.get(X_REQUEST_ID)?.to_str().ok()?;
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    (!id.is_empty() && id.len() <= 64 && id.bytes().all(plain)).then(|| id.to_owned())
 }
 
 /// What goes to the caller: WeChat's answer or our own.

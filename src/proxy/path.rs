@@ -102,7 +102,7 @@ impl fmt::Display for ApiPath<'_> {
 
 /// `//` becomes `/`; some SDKs join a base URL that ends in a slash with a path that begins with one.
 fn fold(raw: &str) -> Cow<'_, str> {
-    if memchr::memmem::find(raw.as_bytes(), b"//").is_none() {
+    if !raw.as_bytes().windows(2).any(|pair| pair == b"//") {
         return Cow::Borrowed(raw);
     }
     let mut folded = String::with_capacity(raw.len());

@@ -3,18 +3,17 @@
 //! Selectors (path prefix, header, Host) must not disagree; behind them stand the fall-backs. The tables are made once
 //! per configuration, so that a hundred accounts cost a request no more than one.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
 use hyper::{HeaderMap, header::HeaderValue};
 use prometheus_client::registry::Registry;
+use rustc_hash::FxHashMap;
 
 use super::{
+    X_WXGATE_ACCOUNT,
     error::ProxyError,
     metrics::{AccountMetrics, Metrics},
     upstream::Origin,
@@ -46,12 +45,12 @@ pub(crate) struct Account {
     moved_at: AtomicU64,
 }
 
-/// All accounts.
+/// All accounts. The quick hash is no danger: callers only look, what is in here comes from the configuration.
 pub(crate) struct Accounts {
-    by_name: HashMap<String, Arc<Account>>,
-    by_appid: HashMap<String, Vec<Arc<Account>>>,
-    by_tag: HashMap<Tag, Arc<Account>>,
-    by_host: HashMap<String, Arc<Account>>,
+    by_name: FxHashMap<String, Arc<Account>>,
+    by_appid: FxHashMap<String, Vec<Arc<Account>>>,
+    by_tag: FxHashMap<Tag, Arc<Account>>,
+    by_host: FxHashMap<String, Arc<Account>>,
     fallback: Option<Arc<Account>>,
 }
 
@@ -109,16 +108,16 @@ impl Account {
 impl Accounts {
     /// `default` is `default_account`.
     pub(crate) fn new(accounts: Vec<(AccountSettings, Arc<Account>)>, default: Option<&AccountName>) -> Self {
-        let mut by_name = HashMap::new();
-        let mut by_host = HashMap::new();
+        let mut by_name = FxHashMap::default();
+        let mut by_host = FxHashMap::default();
         let fallback = match default {
             Some(name) => accounts.iter().find(|(settings, _)| settings.name == *name),
             None if accounts.len() == 1 => accounts.first(),
             None => None,
         };
         let fallback = fallback.map(|(_, account)| Arc::clone(account));
-        let mut by_appid: HashMap<String, Vec<Arc<Account>>> = HashMap::new();
-        let mut by_tag = HashMap::new();
+        let mut by_appid: FxHashMap<String, Vec<Arc<Account>>> = FxHashMap::default();
+        let mut by_tag = FxHashMap::default();
         for (settings, account) in accounts {
             by_host.extend(settings.hosts.iter().map(|host| (host.clone(), Arc::clone(&account))));
             by_tag.insert(Tag::of(settings.name.as_str()), Arc::clone(&account));
@@ -142,7 +141,7 @@ impl Accounts {
             _ => None,
         };
         let by_header =
-            headers.get_all("x-wxgate-account").iter().map(|v| self.named(&String::from_utf8_lossy(v.as_bytes())));
+            headers.get_all(X_WXGATE_ACCOUNT).iter().map(|v| self.named(&String::from_utf8_lossy(v.as_bytes())));
         let mut selected: Option<&Arc<Account>> = None;
         for candidate in phantom.into_iter().chain(by_prefix).chain(by_host).map(Ok).chain(by_header) {
             let candidate = candidate?;

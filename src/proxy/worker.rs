@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Proxy, access_log::AccessLog, pipeline::Origin, upstream::Upstream};
+use super::{Proxy, access_log::AccessLog, pipeline::Origin, request_id::RequestId, upstream::Upstream};
 use crate::net::{
     address::Peer,
     connection::{self, Connections},
@@ -52,12 +52,9 @@ impl Worker {
     }
 
     /// An id that no other request of this process has, and hardly any of another.
-    pub(super) fn request_id(&self) -> String {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    pub(super) fn request_id(&self) -> RequestId {
         let next = self.next_id.fetch_add(1, Relaxed);
-        // By hand, since every request gets one: formatting costs ten times as much.
-        let bytes = self.id_prefix.to_be_bytes().into_iter().chain(next.to_be_bytes());
-        bytes.flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+        RequestId::numbered(u64::from(self.id_prefix) << 32 | u64::from(next))
     }
 }
 
@@ -192,24 +189,26 @@ async fn connection(worker: Arc<Worker>, connections: Connections, drain: Drain,
         Err(error) => return tracing::warn!(%error, "an accepted connection could not be watched"),
     };
     let leaving = || drain.is_leaving();
-    let handler = |names: Arc<[String]>| {
-        let (worker, origin) = (&worker, Origin { peer, shown: peer.to_string().into(), names });
-        move |request| super::handle(Arc::clone(worker), origin.clone(), request)
-    };
+    let worker = &*worker;
+    let origin = |names| Origin { peer, shown: peer.to_string(), names };
     let tls = worker.proxy.live.load().tls.clone();
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
-        None => connection::serve(stream, &connections, leaving, handler(Arc::default())).await,
+        None => {
+            let origin = origin(Vec::new());
+            connection::serve(stream, &connections, leaving, |request| super::handle(worker, &origin, request)).await;
+        }
         Some(acceptor) => {
             let mut closing = drain.clone();
             let shaken = tokio::select! {
-                shaken = timeout(HANDSHAKE, acceptor.accept(stream)) => shaken,
+                shaken = Box::pin(timeout(HANDSHAKE, acceptor.accept(stream))) => shaken,
                 // Nothing was asked yet, so nothing is lost.
                 () = closing.reached(Phase::Closing) => return,
             };
             match shaken {
                 Ok(Ok(stream)) => {
-                    let names = tls::names_of(stream.get_ref().1).into();
-                    connection::serve(stream, &connections, leaving, handler(names)).await;
+                    let origin = origin(tls::names_of(stream.get_ref().1));
+                    let handler = |request| super::handle(worker, &origin, request);
+                    Box::pin(connection::serve(stream, &connections, leaving, handler)).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake with a client failed"),
                 Err(_) => tracing::debug!(%peer, "TLS handshake with a client took too long"),

@@ -5,7 +5,9 @@
 //! WeChat's own clients have met (raw control characters, string codes, any key order) and never recurses, allocates for
 //! ordinary input, or fails.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::LazyLock};
+
+use memchr::memmem;
 
 /// The largest decoded body that is looked at, in bytes. WeChat's error bodies are a few hundred bytes long.
 pub const WINDOW: usize = 4096;
@@ -20,13 +22,16 @@ pub fn may_be_object(head: &[u8]) -> Option<bool> {
 /// JSON parsers have it. `None` when the bytes are no object or name no code.
 pub fn errcode(body: &[u8]) -> Option<i64> {
     // An escaped key ("\u0065rrcode") is legal JSON, so a backslash keeps the door open.
-    if memchr::memmem::find(body, b"errcode").is_none() && memchr::memchr(b'\\', body).is_none() {
+    if KEY.find(body).is_none() && memchr::memchr(b'\\', body).is_none() {
         return None;
     }
     let mut scanner = Scanner { rest: skip_bom(body) };
     let (top, nested) = scanner.object(true)?;
     top.or(nested)
 }
+
+/// Every answer is searched, so the search is prepared once.
+static KEY: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("errcode"));
 
 fn skip_bom(body: &[u8]) -> &[u8] {
     body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)

@@ -279,3 +279,88 @@ async fn a_drain_in_front_asks_every_client_to_close() {
     })
     .await;
 }
+
+/// Waits until so many connections are parked.
+async fn parked(connections: &Connections, count: usize) {
+    let soon = Instant::now() + Duration::from_secs(5);
+    while connections.parked() != count {
+        assert!(Instant::now() < soon, "{} parked, not {count}", connections.parked());
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_parked_and_answers_when_it_is_asked_again() {
+    local(async {
+        let connections = Connections::default();
+        let (mut client, _serving) = connect(&connections);
+        for pause in [0, 1, 60, 2] {
+            sleep(Duration::from_secs(pause)).await;
+            ask(&mut client, ASK, b"\r\n\r\n").await;
+            assert_eq!(connections.parked(), 0);
+            parked(&connections, 1).await;
+        }
+        // Its first bytes, then the rest: it is awake in between, and in one piece.
+        client.write_all(&ASK[..7]).await.expect("it is read");
+        parked(&connections, 0).await;
+        sleep(Duration::from_secs(9)).await;
+        assert_eq!(connections.parked(), 0, "half a head is no idleness");
+        ask(&mut client, &ASK[7..], b"\r\n\r\n").await;
+        // Two at once, larger than the first look ahead, the second with a body.
+        let filler = format!("GET /echo HTTP/1.1\r\nHost: h\r\nX-Filler: {}\r\n\r\n", "a".repeat(3000));
+        let post = "POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 7\r\n\r\nthe end";
+        parked(&connections, 1).await;
+        ask(&mut client, format!("{filler}{post}").as_bytes(), b"the end").await;
+        parked(&connections, 1).await;
+        assert!((69..=71).contains(&cut_after(&mut client).await), "the limit counts from the last sign of life");
+        assert_eq!(connections.count(), 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_parked_while_something_is_under_way() {
+    local(async {
+        let connections = Connections::default();
+        let (mut waiting, _first) = connect(&connections);
+        let (mut trickling, _second) = connect(&connections);
+        let (mut sending, _third) = connect(&connections);
+        let (_silent, _fourth) = connect(&connections);
+        // An answer that is not read: hyper still has most of it.
+        let (mut lazy, _fifth) = connect(&connections);
+        waiting.write_all(b"GET /wait/8 HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+        trickling.write_all(b"GET /trickle/8 HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+        sending
+            .write_all(b"POST /wait/1 HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nhalf")
+            .await
+            .expect("it is read");
+        lazy.write_all(b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+        for _ in 0..70 {
+            sleep(Duration::from_millis(100)).await;
+            assert_eq!(connections.parked(), 0);
+        }
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(connections.parked(), 2, "those that were answered whole");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn parked_connections_are_closed_at_a_stop_and_by_their_clients() {
+    local(async {
+        let connections = Connections::default();
+        let (mut staying, _first) = connect(&connections);
+        let (mut leaving, second) = connect(&connections);
+        for client in [&mut staying, &mut leaving] {
+            ask(client, ASK, b"\r\n\r\n").await;
+        }
+        parked(&connections, 2).await;
+        drop(leaving);
+        second.await.expect("it ended");
+        assert_eq!(connections.count(), 1);
+        connections.close_gracefully();
+        assert_eq!(cut_after(&mut staying).await, 0);
+        connections.all_gone().await;
+    })
+    .await;
+}

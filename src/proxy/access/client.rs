@@ -1,8 +1,9 @@
 //! A client as the path of a request needs it: what it may, and how fast.
 
-use std::{collections::HashSet, fmt, time::Duration};
+use std::{fmt, time::Duration};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _};
+use rustc_hash::FxHashSet;
 
 use super::Admitted;
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
 pub(crate) struct Client {
     settings: settings::Client,
     /// Those of the settings, for a look-up that does not grow with their number; `None` for all.
-    accounts: Option<HashSet<AccountName>>,
+    accounts: Option<FxHashSet<AccountName>>,
     limiter: Option<DefaultDirectRateLimiter>,
 }
 

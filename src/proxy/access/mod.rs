@@ -151,7 +151,7 @@ impl Access {
     fn keys<'r>(&'r self, headers: &'r HeaderMap) -> impl Iterator<Item = Result<&'r Arc<Client>, Stranger>> {
         let own = headers.get_all(X_WXGATE_KEY).iter().map(|value| value.to_str().ok());
         let any = !self.by_key.is_empty();
-        let bearers = headers.get_all(header::AUTHORIZATION).iter().filter(move |_| any);
+        let bearers = any.then(|| headers.get_all(header::AUTHORIZATION)).into_iter().flatten();
         let bearers = bearers.filter_map(|value| bearer(value.to_str().ok()?)).map(Some);
         own.chain(bearers).map(|key| key.and_then(|key| self.with_key(key)).ok_or(Stranger::Key))
     }

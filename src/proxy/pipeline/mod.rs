@@ -12,7 +12,7 @@ use bytes::Bytes;
 use hyper::{
     Method, Response, Uri, Version,
     body::{Body as _, Incoming},
-    header::{self, HeaderMap, HeaderName, HeaderValue},
+    header::{self, HeaderName, HeaderValue},
     http::{request::Parts, uri::PathAndQuery},
 };
 
@@ -28,7 +28,7 @@ use super::{
     retry::{self, Next},
     route::Account,
     settings::KeyDigest,
-    upstream::{DialError, Outgoing, SendError},
+    upstream::{DialError, Headers, Outgoing, SendError},
     worker::Worker,
 };
 use crate::{
@@ -64,13 +64,13 @@ pub(super) enum Outcome {
 }
 
 /// Where a request comes from.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Origin {
     pub(super) peer: Peer,
     /// The same as text, which every line of the log needs.
-    pub(super) shown: Arc<str>,
+    pub(super) shown: String,
     /// The names of the certificate that the client showed.
-    pub(super) names: Arc<[String]>,
+    pub(super) names: Vec<String>,
 }
 
 /// Takes a request to WeChat and brings the answer back, or answers it here.
@@ -92,9 +92,10 @@ pub(super) async fn run(
     let path = split.check();
     let endpoint = path.as_ref().map_or(Endpoint::TakesToken, |path| api::classify(path.as_str()));
     let mut caller = Caller { address, names: &origin.names, key: None, phantom: None };
-    let chosen = Chosen { prefix: prefix.as_deref(), host: host.as_deref() };
+    let chosen = Chosen { prefix: prefix.as_deref(), host };
     if let (Endpoint::Token, Ok(path)) = (endpoint, &path) {
-        return answering::token(live, head, body, path, &chosen, caller, trail).await.map(Outcome::Own);
+        let answer = answering::token(live, head, body, path, &chosen, caller, trail);
+        return Box::pin(answer).await.map(Outcome::Own);
     }
     let phantom = match inject::phantom(head.uri.query())? {
         Some(text) => Some(live.phantom(text).ok_or(ProxyError::PhantomRefused)?),
@@ -107,7 +108,8 @@ pub(super) async fn run(
     let client = client.map_err(|stranger| ProxyError::ClientUnknown(stranger.advice()))?;
     trail.client = Some(Arc::clone(client));
     if let Some(path) = service {
-        return service_call::answer(worker, live, &path, &chosen, client, head, body, trail).await.map(Outcome::Own);
+        let answer = service_call::answer(worker, live, &path, &chosen, client, head, body, trail);
+        return Box::pin(answer).await.map(Outcome::Own);
     }
     let phantom = phantom.map(|(account, _)| account);
     let account = match live.accounts.selected(phantom, chosen.prefix, &head.headers, chosen.host)? {
@@ -123,19 +125,19 @@ pub(super) async fn run(
     keep_keys_here(live, &plan, head.uri.query(), &body)?;
     if matches!(plan, Plan::Inject { .. }) && account.keeper.token().is_none() {
         // Without a token the body need not be read at all.
-        account.keeper.current().await.map_err(ProxyError::TokenUnavailable)?;
+        Box::pin(account.keeper.current()).await.map_err(ProxyError::TokenUnavailable)?;
     }
     let payload = Payload::accept(body, live.max_body, &live.replay, &worker.proxy.spool).await?;
     trail.body_unread = !payload.is_complete();
     headers::to_upstream(&mut head.headers);
     worker.proxy.loop_mark.put(&mut head.headers);
-    let headers = std::mem::take(&mut head.headers);
+    let headers = Headers::new(std::mem::take(&mut head.headers));
     let call =
         Call { worker, live, account, method: &head.method, path: &path, query: head.uri.query(), headers, payload };
     let answer = match plan {
         Plan::Inject { own } => call.with_token(admitted, own, trail).await,
-        Plan::PassThrough => call.pass_through(trail).await,
-        Plan::FillLogin { appid } => call.with_secret(admitted, appid.as_deref(), trail).await,
+        Plan::PassThrough => Box::pin(call.pass_through(trail)).await,
+        Plan::FillLogin { appid } => Box::pin(call.with_secret(admitted, appid.as_deref(), trail)).await,
     };
     answer.map(Outcome::Upstream)
 }
@@ -169,7 +171,7 @@ fn admit(client: &Client, account: &Account, right: Right<'_>, trail: &mut Trail
 }
 
 /// What hyper lets pass and we do not. Returns the host that the caller named.
-fn check_head(head: &Parts) -> Result<Option<String>, ProxyError> {
+fn check_head(head: &Parts) -> Result<Option<&str>, ProxyError> {
     const METHODS: [Method; 7] =
         [Method::GET, Method::POST, Method::HEAD, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
     if !METHODS.contains(&head.method) {
@@ -219,10 +221,10 @@ fn is_look_alike(name: &HeaderName) -> bool {
     }
 }
 
-fn named_host(host: &HeaderValue) -> Result<String, ProxyError> {
+fn named_host(host: &HeaderValue) -> Result<&str, ProxyError> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
     let text = host.to_str().ok().filter(|text| text.len() <= 255 && text.bytes().all(allowed));
-    text.map(str::to_owned).ok_or(ProxyError::BadRequest("the Host header is not a host name"))
+    text.ok_or(ProxyError::BadRequest("the Host header is not a host name"))
 }
 
 /// `GET http://api.weixin.qq.com/… HTTP/1.1`, as clients send it that take wxgate for an HTTP proxy: only for the
@@ -305,7 +307,7 @@ struct Call<'r> {
     method: &'r Method,
     path: &'r ApiPath<'r>,
     query: Option<&'r str>,
-    headers: HeaderMap,
+    headers: Headers,
     payload: Payload,
 }
 
@@ -339,7 +341,7 @@ impl Call<'_> {
         let keeper = &self.account.keeper;
         let token = match keeper.token() {
             Some(token) => token,
-            None => keeper.current().await.map_err(ProxyError::TokenUnavailable)?,
+            None => Box::pin(keeper.current()).await.map_err(ProxyError::TokenUnavailable)?,
         };
         let (first, stale) = self.judged_attempt(own, &token, trail).await?;
         let Some(errcode) = stale else { return Ok(first) };
@@ -411,12 +413,12 @@ impl Call<'_> {
         trail: &mut Trail,
     ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
         trail.attempts += 1;
-        let outgoing = Outgoing { method: self.method, target: target.into(), headers: &self.headers };
+        let mut outgoing = Outgoing { method: self.method, target: target.into(), headers: &mut self.headers };
         let now = self.worker.seconds();
         let patience = self.live.response_timeout;
         let mut unreachable = None;
         for (place, origin) in self.account.origins(now) {
-            let sent = self.worker.upstream.send(origin, &outgoing, &mut self.payload, patience).await;
+            let sent = self.worker.upstream.send(origin, &mut outgoing, &mut self.payload, patience).await;
             trail.body_unread = !self.payload.is_complete();
             match sent {
                 Ok(answer) => {

@@ -125,6 +125,11 @@ impl Traffic {
 pub(super) struct Link {
     wire: Wire,
     traffic: Arc<Traffic>,
+    /// All that came has been read, so there is nothing to look for until the socket has more. hyper asks several times
+    /// for each answer, and each time TLS would go all the way down to find nothing.
+    drained: bool,
+    /// Nothing was written since the last flush.
+    flushed: bool,
 }
 
 #[derive(Debug)]
@@ -135,18 +140,30 @@ enum Wire {
 
 impl Link {
     pub(super) fn plain(tcp: SharedTcp) -> Self {
-        Self { wire: Wire::Plain(tcp), traffic: Arc::default() }
+        Self::new(Wire::Plain(tcp))
     }
 
     pub(super) fn tls(tls: TlsStream<SharedTcp>) -> Self {
-        Self { wire: Wire::Tls(Box::new(tls)), traffic: Arc::default() }
+        Self::new(Wire::Tls(Box::new(tls)))
+    }
+
+    fn new(wire: Wire) -> Self {
+        Self { wire, traffic: Arc::default(), drained: false, flushed: false }
     }
 
     pub(super) fn traffic(&self) -> Arc<Traffic> {
         Arc::clone(&self.traffic)
     }
 
-    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn socket(&self) -> &TcpStream {
+        match &self.wire {
+            Wire::Plain(tcp) => &tcp.0,
+            Wire::Tls(tls) => &tls.get_ref().0.0,
+        }
+    }
+
+    fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.flushed = false;
         if let Poll::Ready(Ok(count)) = &written {
             self.traffic.written.fetch_add(*count as u64, Relaxed);
         }
@@ -165,8 +182,12 @@ macro_rules! wire {
 
 impl AsyncRead for Link {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.drained {
+            ready!(self.socket().poll_read_ready(cx))?;
+        }
         let before = buf.filled().len();
         let polled = wire!(self, io => Pin::new(io).poll_read(cx, buf));
+        self.drained = polled.is_pending();
         self.traffic.read.fetch_add((buf.filled().len() - before) as u64, Relaxed);
         polled
     }
@@ -192,7 +213,11 @@ impl AsyncWrite for Link {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        wire!(self, io => Pin::new(io).poll_flush(cx))
+        if !self.flushed {
+            ready!(wire!(self, io => Pin::new(io).poll_flush(cx)))?;
+            self.flushed = true;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -8,9 +8,11 @@ mod link;
 mod origins;
 mod pool;
 mod slots;
+mod timer;
 
 use std::{
-    pin::Pin,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -22,7 +24,7 @@ use hyper::{
     body::{Body, Frame, Incoming, SizeHint},
     header,
 };
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 pub(crate) use self::{
     dial::{DialError, DialSetupError, Dialer, Origin},
@@ -31,8 +33,9 @@ pub(crate) use self::{
 use self::{
     pool::{Connection, Pool},
     slots::Slots,
+    timer::Timer,
 };
-use super::body::{NotReplayable, OutBody, Payload};
+use super::body::{NotReplayable, OutBody, Pace, Payload};
 
 /// The connections of one worker, a pool for each API host that it has called.
 pub(crate) struct Upstream {
@@ -46,7 +49,25 @@ pub(crate) struct Upstream {
 pub(crate) struct Outgoing<'r> {
     pub(crate) method: &'r Method,
     pub(crate) target: Uri,
-    pub(crate) headers: &'r HeaderMap,
+    pub(crate) headers: &'r mut Headers,
+}
+
+/// The headers of a request that may have to be sent more than once.
+#[derive(Debug)]
+pub(crate) struct Headers {
+    /// Until the first time. It has the room that it came with, which a copy has not.
+    whole: Option<HeaderMap>,
+    spare: HeaderMap,
+}
+
+impl Headers {
+    pub(crate) fn new(whole: HeaderMap) -> Self {
+        Self { spare: whole.clone(), whole: Some(whole) }
+    }
+
+    fn take(&mut self) -> HeaderMap {
+        self.whole.take().unwrap_or_else(|| self.spare.clone())
+    }
 }
 
 /// Why there is no answer.
@@ -88,20 +109,39 @@ impl Upstream {
     pub(crate) async fn send(
         &self,
         origin: &Arc<Origin>,
-        outgoing: &Outgoing<'_>,
+        outgoing: &mut Outgoing<'_>,
         payload: &mut Payload,
         response_timeout: Duration,
     ) -> Result<Response<AnswerBody>, SendError> {
         let pool =
             self.pools.get_or_init(origin.index, || Pool::new(Arc::clone(origin), self.dialer.clone(), self.pool_idle));
-        let mut pace = payload.pace();
-        let mut sending = std::pin::pin!(exchange(pool, outgoing, payload));
+        let mut patience =
+            Patience { window: response_timeout, deadline: Instant::now() + response_timeout, pace: payload.pace() };
+        exchange(pool, outgoing, payload, &mut patience).await
+    }
+}
+
+/// How long an exchange is waited for.
+struct Patience {
+    window: Duration,
+    deadline: Instant,
+    pace: Option<Pace>,
+}
+
+impl Patience {
+    /// Waits for a part of the exchange, for as long as the caller's body keeps coming or the deadline is ahead.
+    async fn with<W: Future>(&mut self, timer: &mut Timer, work: W) -> Result<W::Output, SendError> {
+        let mut work = pin!(work);
         loop {
-            match timeout(response_timeout, sending.as_mut()).await {
-                Ok(answer) => return answer,
-                Err(_) if pace.as_mut().is_some_and(|pace| pace.keeps_up(response_timeout)) => {}
-                Err(_) if pace.is_some_and(|pace| pace.waits_for_caller()) => return Err(SendError::Caller),
-                Err(_) => return Err(SendError::Timeout),
+            if let Some(done) = timer.within(self.deadline, work.as_mut()).await {
+                return Ok(done);
+            }
+            if self.pace.as_mut().is_some_and(|pace| pace.keeps_up(self.window)) {
+                self.deadline = Instant::now() + self.window;
+            } else if self.pace.as_ref().is_some_and(Pace::waits_for_caller) {
+                return Err(SendError::Caller);
+            } else {
+                return Err(SendError::Timeout);
             }
         }
     }
@@ -111,13 +151,21 @@ impl Upstream {
 /// a byte of an answer, and either nothing was written or the request is a GET or HEAD without a body.
 async fn exchange(
     pool: &Arc<Pool>,
-    outgoing: &Outgoing<'_>,
+    outgoing: &mut Outgoing<'_>,
     payload: &mut Payload,
+    patience: &mut Patience,
 ) -> Result<Response<AnswerBody>, SendError> {
-    let mut connection = pool.checkout().await?;
+    let mut connection = match pool.idle() {
+        Some(connection) => connection,
+        // Waiting is rare, and needs so much room that every request would pay for it.
+        None => Box::pin(patience.with(&mut Timer::default(), pool.checkout())).await??,
+    };
     let before = connection.mark();
-    let body = payload.body().await?;
-    let error = match connection.sender().send_request(request(pool, outgoing, body)).await {
+    let body = match payload.ready_body() {
+        Some(body) => body,
+        None => Box::pin(patience.with(&mut Timer::default(), payload.body())).await??,
+    };
+    let error = match sent(&mut connection, request(pool, outgoing, body), patience).await? {
         Ok(answer) => return deliver(pool, connection, answer, payload),
         Err(error) => error,
     };
@@ -134,21 +182,41 @@ async fn exchange(
         return Err(broken(pool, &error));
     }
     tracing::debug!(host = pool.origin().name(), "a kept connection had died; the request moves to a fresh one");
-    let body = payload.body().await?;
-    let mut connection = pool.dial_fresh().await?;
-    match connection.sender().send_request(request(pool, outgoing, body)).await {
+    Box::pin(once_more(pool, outgoing, payload, patience)).await
+}
+
+/// The same over a connection that has carried nothing yet.
+async fn once_more(
+    pool: &Arc<Pool>,
+    outgoing: &mut Outgoing<'_>,
+    payload: &mut Payload,
+    patience: &mut Patience,
+) -> Result<Response<AnswerBody>, SendError> {
+    let body = patience.with(&mut Timer::default(), payload.body()).await??;
+    let mut connection = patience.with(&mut Timer::default(), pool.dial_fresh()).await??;
+    match sent(&mut connection, request(pool, outgoing, body), patience).await? {
         Ok(answer) => deliver(pool, connection, answer, payload),
         Err(_) if payload.caller_failed() => Err(SendError::Caller),
         Err(error) => Err(broken(pool, &error)),
     }
 }
 
-fn request(pool: &Pool, outgoing: &Outgoing<'_>, body: OutBody) -> Request<OutBody> {
+/// The outer error: there was no answer in time. The inner one: the connection broke.
+async fn sent(
+    connection: &mut Connection,
+    request: Request<OutBody>,
+    patience: &mut Patience,
+) -> Result<hyper::Result<Response<Incoming>>, SendError> {
+    let answer = connection.sender.send_request(request);
+    patience.with(&mut connection.timer, answer).await
+}
+
+fn request(pool: &Pool, outgoing: &mut Outgoing<'_>, body: OutBody) -> Request<OutBody> {
     let length = body.size_hint().exact().unwrap_or_default();
     let mut request = Request::new(body);
     *request.method_mut() = outgoing.method.clone();
     *request.uri_mut() = outgoing.target.clone();
-    *request.headers_mut() = outgoing.headers.clone();
+    *request.headers_mut() = outgoing.headers.take();
     request.headers_mut().insert(header::HOST, pool.origin().host.clone());
     // WeChat answers 412 to a body without a length, so every request that may have one states it.
     if length > 0 || !matches!(*outgoing.method, Method::GET | Method::HEAD) {
@@ -206,6 +274,18 @@ impl AnswerBody {
         let mut body = Self { incoming, held: Some(held) };
         body.release_at_end();
         body
+    }
+
+    /// The next frame; the outer `None` when the deadline comes first.
+    pub(crate) async fn frame_before(&mut self, deadline: Instant) -> Option<Option<hyper::Result<Frame<Bytes>>>> {
+        poll_fn(|cx| match Pin::new(&mut *self).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(Some(frame)),
+            Poll::Pending => match &mut self.held {
+                Some(held) => held.connection.timer.poll_passed(cx, deadline).map(|()| None),
+                None => Poll::Pending,
+            },
+        })
+        .await
     }
 
     fn release_at_end(&mut self) {

@@ -22,6 +22,7 @@ use super::{
     super::body::OutBody,
     dial::{DialError, Dialer, Origin},
     link::{self, Mark, Traffic},
+    timer::Timer,
 };
 
 /// Handshakes at the same time; requests beyond them wait for one of these or for a connection given back.
@@ -86,7 +87,9 @@ impl Closings {
 
 /// One connection. Dropping it closes it at once.
 pub(super) struct Connection {
-    sender: http1::SendRequest<OutBody>,
+    pub(super) sender: http1::SendRequest<OutBody>,
+    /// For the deadlines of its exchanges, one after another.
+    pub(super) timer: Timer,
     tcp: Arc<TcpStream>,
     traffic: Arc<Traffic>,
     driver: AbortHandle,
@@ -98,10 +101,6 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn sender(&mut self) -> &mut http1::SendRequest<OutBody> {
-        &mut self.sender
-    }
-
     /// Whether it has carried a request before this one.
     pub(super) fn is_reused(&self) -> bool {
         self.reused
@@ -125,6 +124,17 @@ impl Pool {
 
     pub(super) fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// An idle connection that is ready for a request.
+    pub(super) fn idle(&self) -> Option<Connection> {
+        let mut connection = self.take_idle()?;
+        if connection.sender.is_ready() {
+            connection.reused = true;
+            return Some(connection);
+        }
+        self.hand_out(connection);
+        None
     }
 
     /// A connection that is ready for a request: an idle one, or whichever comes first.
@@ -272,7 +282,8 @@ impl Pool {
         })
         .abort_handle();
         let now = Instant::now();
-        Ok(Connection { sender, tcp, traffic, driver, closed_at, born: now, idle_since: now, reused: false })
+        let timer = Timer::default();
+        Ok(Connection { sender, timer, tcp, traffic, driver, closed_at, born: now, idle_since: now, reused: false })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

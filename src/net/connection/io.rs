@@ -1,0 +1,143 @@
+//! The wire of a client: counted, followed request by request, and closed in a way that leaves the client time to read.
+//!
+//! Knows no limits; what it counts is judged elsewhere.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{super::framing::FramingWatch, activity::Activity};
+
+/// How long the rest of a request is thrown away after the last answer. Closing earlier would reset the connection under
+/// a client that still sends, and its answer with it.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// The first look at what a parked connection has to say, in bytes.
+const AHEAD: usize = 1024;
+
+/// See the module.
+pub(super) struct Metered<I> {
+    io: I,
+    activity: Arc<Activity>,
+    framing: FramingWatch,
+    /// Counted already, but read by nobody.
+    ahead: Bytes,
+    /// Since the sending side was closed.
+    lingering: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl<I> Metered<I> {
+    pub(super) fn new(io: I, activity: Arc<Activity>) -> Self {
+        Self { io, activity, framing: FramingWatch::default(), ahead: Bytes::new(), lingering: None }
+    }
+
+    /// Bytes that were read and not used. Behind them nothing has been put back yet.
+    pub(super) fn put_back(&mut self, unused: Bytes) {
+        self.ahead = unused;
+    }
+}
+
+impl<I: AsyncRead + Unpin> Metered<I> {
+    /// Reads the first bytes of what comes next without giving them to anybody: `false` when nothing will.
+    pub(super) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.ahead.is_empty() {
+            let mut bytes = [MaybeUninit::uninit(); AHEAD];
+            let mut bytes = ReadBuf::uninit(&mut bytes);
+            if ready!(Pin::new(&mut *self).poll_read(cx, &mut bytes)).is_err() {
+                return Poll::Ready(false);
+            }
+            self.ahead = Bytes::copy_from_slice(bytes.filled());
+        }
+        Poll::Ready(!self.ahead.is_empty())
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.ahead.is_empty() {
+            let count = this.ahead.len().min(buf.remaining());
+            buf.put_slice(&this.ahead[..count]);
+            this.ahead.advance(count);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        let new = &buf.filled()[before..];
+        this.activity.read.fetch_add(new.len() as u64, Relaxed);
+        if let Some(number) = this.framing.feed(new) {
+            this.activity.odd.store(number, Relaxed);
+        }
+        this.activity.between.store(this.framing.is_between_requests(), Relaxed);
+        polled
+    }
+}
+
+impl<I: AsyncWrite + Unpin> Metered<I> {
+    fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(count)) = &polled {
+            self.activity.written.fetch_add(*count as u64, Relaxed);
+            self.activity.unflushed.store(true, Relaxed);
+        }
+        polled
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.count(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.count(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        self.activity.unflushed.store(false, Relaxed);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+            self.lingering = Some(Box::pin(tokio::time::sleep(LINGER)));
+        }
+        self.poll_linger(cx).map(Ok)
+    }
+}
+
+impl<I: AsyncRead + Unpin> Metered<I> {
+    /// Ends with the client's side of the connection, and at the latest after [`LINGER`].
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scrap = [MaybeUninit::uninit(); 8 * 1024];
+        loop {
+            if self.lingering.as_mut().is_none_or(|lingering| lingering.as_mut().poll(cx).is_ready()) {
+                return Poll::Ready(());
+            }
+            let mut scrap = ReadBuf::uninit(&mut scrap);
+            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut scrap)) {
+                Ok(()) if !scrap.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! One HTTP/1.1 connection from its first byte to its close, with the limits that hyper does not have.
+//!
+//! hyper parses and frames; this folder watches: a client that says nothing, never finishes its head, stops reading or
+//! just idles is cut. One coarse timer per connection does all of it, so that a request costs no timer. While a
+//! connection is idle it is parked: hyper's state and buffers go, and come back with its next byte. What is answered is
+//! the caller's business.
+
+mod activity;
+mod io;
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
+};
+
+use hyper::{
+    Request, Response,
+    body::{Body, Frame, Incoming, SizeHint},
+    header::{CONNECTION, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use pin_project_lite::pin_project;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Notify,
+    time::{Instant, Sleep, sleep},
+};
+
+use self::{
+    activity::{Activity, IDLE, TICK, Watch},
+    io::Metered,
+};
+
+/// The most header lines of a request; more is answered 431.
+const MAX_HEADERS: usize = 100;
+/// The most bytes of a request head; more is answered 431.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// A mark on requests that say twice how long they are, or in a way that another parser could read differently. They
+/// must be refused; their connection is closed behind the answer.
+#[derive(Debug, Clone, Copy)]
+pub struct OddFraming;
+
+/// The connections of one listener or worker, so that they can be told to finish and waited for.
+#[derive(Debug, Default, Clone)]
+pub struct Connections(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    open: Mutex<Open>,
+    gone: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    next: u64,
+    closing: bool,
+    by_id: HashMap<u64, Arc<Activity>>,
+}
+
+impl Connections {
+    /// How many are open.
+    pub fn count(&self) -> usize {
+        self.lock().by_id.len()
+    }
+
+    /// How many are idle and have given back what a request needs.
+    pub fn parked(&self) -> usize {
+        self.lock().by_id.values().filter(|activity| activity.parked.load(Relaxed)).count()
+    }
+
+    /// Lets each finish what it is doing and closes the idle ones; later ones are closed after one answer.
+    pub fn close_gracefully(&self) {
+        let mut open = self.lock();
+        open.closing = true;
+        for activity in open.by_id.values() {
+            activity.closing.store(true, Relaxed);
+            activity.waker.wake();
+        }
+    }
+
+    /// Returns when none is open.
+    pub async fn all_gone(&self) {
+        loop {
+            let gone = self.0.gone.notified();
+            let mut gone = pin!(gone);
+            gone.as_mut().enable();
+            if self.count() == 0 {
+                return;
+            }
+            gone.await;
+        }
+    }
+
+    fn enter(&self) -> Entered {
+        let activity = Arc::new(Activity::default());
+        let mut open = self.lock();
+        activity.closing.store(open.closing, Relaxed);
+        let id = open.next;
+        open.next += 1;
+        open.by_id.insert(id, Arc::clone(&activity));
+        Entered { connections: self.clone(), activity, id }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among the open connections, given back when dropped.
+struct Entered {
+    connections: Connections,
+    activity: Arc<Activity>,
+    id: u64,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let empty = {
+            let mut open = self.connections.lock();
+            open.by_id.remove(&self.id);
+            open.by_id.is_empty()
+        };
+        if empty {
+            self.connections.0.gone.notify_waiters();
+        }
+    }
+}
+
+/// Serves one connection until either side is done with it. `handler` never fails; `leaving` says whether answers
+/// should ask their client to close.
+pub async fn serve<I, H, F, B>(io: I, connections: &Connections, leaving: impl Fn() -> bool, handler: H)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<B>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let entered = connections.enter();
+    let activity = &entered.activity;
+    let mut io = Metered::new(io, Arc::clone(activity));
+    let mut tick = pin!(sleep(TICK));
+    let mut watch = Watch::new(Instant::now());
+    loop {
+        // On the heap, so that nothing of it is left while the connection is parked.
+        let active = Box::pin(active(io, activity, &mut watch, tick.as_mut(), &leaving, &handler));
+        let Some(idle) = active.await else { return };
+        io = idle;
+        if !parked(&mut io, activity, &watch, tick.as_mut()).await {
+            return;
+        }
+    }
+}
+
+/// Serves requests until the connection is over (`None`) or idle.
+async fn active<I, H, F, B>(
+    io: Metered<I>,
+    activity: &Arc<Activity>,
+    watch: &mut Watch,
+    mut tick: Pin<&mut Sleep>,
+    leaving: &impl Fn() -> bool,
+    handler: &H,
+) -> Option<Metered<I>>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<B>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let number = activity.requests.fetch_add(1, Relaxed) + 1;
+        let odd = (1..=number).contains(&activity.odd.load(Relaxed));
+        if odd {
+            request.extensions_mut().insert(OddFraming);
+        }
+        let handling = Handling::begin(activity);
+        async move {
+            // Called in here, so that its future is made where it will stay: it is large.
+            let mut response = handler(request).await;
+            if odd || leaving() || activity.closing.load(Relaxed) {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            drop(handling);
+            let delivery = Delivery::begin(activity);
+            Ok::<_, Infallible>(response.map(|body| Delivered { body, _delivery: delivery }))
+        }
+    });
+    let mut connection = http1::Builder::new()
+        .half_close(false)
+        .header_read_timeout(None)
+        .max_header_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(io), service);
+    tick.as_mut().reset(Instant::now() + TICK);
+    // Closing a connection that comes late before it has said anything would lose its request.
+    let mut told = activity.closing.load(Relaxed);
+    let idle = poll_fn(|cx| {
+        activity.waker.register(cx.waker());
+        if !told && activity.closing.load(Relaxed) {
+            told = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection ended early");
+            }
+            return Poll::Ready(false);
+        }
+        while tick.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if watch.must_close(activity, now) {
+                return Poll::Ready(false);
+            }
+            if watch.is_idle(activity) {
+                return Poll::Ready(true);
+            }
+            tick.as_mut().reset(now + TICK);
+        }
+        Poll::Pending
+    });
+    if !idle.await {
+        return None;
+    }
+    let parts = connection.into_parts();
+    let mut io = parts.io.into_inner();
+    io.put_back(parts.read_buf);
+    Some(io)
+}
+
+/// Waits until the client of an idle connection says something: whether it did.
+async fn parked<I: AsyncRead + AsyncWrite + Unpin>(
+    io: &mut Metered<I>,
+    activity: &Activity,
+    watch: &Watch,
+    mut tick: Pin<&mut Sleep>,
+) -> bool {
+    tick.as_mut().reset(watch.still_since() + IDLE);
+    activity.parked.store(true, Relaxed);
+    let woken = poll_fn(|cx| {
+        activity.waker.register(cx.waker());
+        match io.poll_ahead(cx) {
+            // Whoever has said something is answered, even if all the others are told to leave.
+            Poll::Ready(true) => Poll::Ready(Parked::Woken),
+            Poll::Ready(false) => Poll::Ready(Parked::Leaving),
+            Poll::Pending if activity.closing.load(Relaxed) => Poll::Ready(Parked::Leaving),
+            Poll::Pending => tick.as_mut().poll(cx).map(|()| Parked::Forgotten),
+        }
+    });
+    let woken = woken.await;
+    activity.parked.store(false, Relaxed);
+    match woken {
+        Parked::Woken => true,
+        Parked::Forgotten => false,
+        Parked::Leaving => {
+            let _ = tokio::io::AsyncWriteExt::shutdown(io).await;
+            false
+        }
+    }
+}
+
+/// How the rest of an idle connection ends.
+enum Parked {
+    /// Its client has said something.
+    Woken,
+    /// One of the two closes it.
+    Leaving,
+    /// It was idle for too long.
+    Forgotten,
+}
+
+/// Marks a request as being handled; a panic or a hang-up ends it too.
+struct Handling<'a>(&'a Activity);
+
+impl<'a> Handling<'a> {
+    fn begin(activity: &'a Activity) -> Self {
+        activity.handling.fetch_add(1, Relaxed);
+        Self(activity)
+    }
+}
+
+impl Drop for Handling<'_> {
+    fn drop(&mut self) {
+        self.0.handling.fetch_sub(1, Relaxed);
+        self.0.read_when_idle.store(self.0.read.load(Relaxed), Relaxed);
+    }
+}
+
+/// Marks a body as being sent.
+struct Delivery(Arc<Activity>);
+
+impl Delivery {
+    fn begin(activity: &Arc<Activity>) -> Self {
+        activity.delivering.fetch_add(1, Relaxed);
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        self.0.delivering.fetch_sub(1, Relaxed);
+    }
+}
+
+pin_project! {
+    /// The body of an answer; gone when hyper has all of it.
+    struct Delivered<B> {
+        #[pin]
+        body: B,
+        _delivery: Delivery,
+    }
+}
+
+impl<B: Body> Body for Delivered<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
