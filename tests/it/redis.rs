@@ -199,6 +199,12 @@ impl Sentinel {
         Self { port, server }
     }
 
+    /// The port of the server that it calls the primary.
+    pub fn primary(&self) -> u16 {
+        let address: Vec<String> = self.server.run(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
+        address[1].parse().expect("a port")
+    }
+
     pub fn knows(&self, what: &str, value: &str) -> bool {
         let facts: Vec<String> = self.server.run(&["SENTINEL", "MASTER", "mymaster"]);
         facts.chunks(2).any(|pair| pair == [what, value])

@@ -3,6 +3,8 @@
 //! One table, whose figures `docs/cluster.md` repeats. What WeChat itself does wrong stands in other modules.
 
 mod fleet;
+mod netns;
+mod outage;
 mod road;
 mod site;
 

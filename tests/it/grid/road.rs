@@ -138,3 +138,42 @@ impl Lane {
         }
     }
 }
+
+#[tokio::test]
+async fn a_road_does_what_it_is_told() {
+    use tokio::{net::TcpStream, net::UnixListener, time::timeout};
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("echo");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (mut from, mut to) = stream.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from, &mut to).await });
+        }
+    });
+    let road = Road::to(socket).await;
+    let late = Duration::from_millis(100);
+    // What one byte comes to: the byte after some time, the end of the connection, or nothing.
+    let send = async |mut stream: TcpStream| {
+        let start = Instant::now();
+        let mut answer = [0];
+        let _ = stream.write_all(b"x").await;
+        let read = timeout(late * 3, stream.read(&mut answer)).await;
+        (read.ok().map(|read| read.unwrap_or(0)), start.elapsed() >= late)
+    };
+    let open = async || TcpStream::connect(("127.0.0.1", road.port)).await.expect("it listens");
+    for (there, back, outcome) in [
+        (Way::Pass, Way::Pass, (Some(1), false)),
+        (Way::Slow(late), Way::Pass, (Some(1), true)),
+        (Way::Pass, Way::Slow(late), (Some(1), true)),
+        (Way::Silent, Way::Pass, (None, true)),
+        (Way::Pass, Way::Silent, (None, true)),
+        (Way::Reset, Way::Pass, (Some(0), false)),
+        (Way::Pass, Way::Reset, (Some(0), false)),
+    ] {
+        let stream = open().await;
+        road.set(there, back);
+        assert_eq!(send(stream).await, outcome, "{there:?}, {back:?}");
+        road.set(Way::Pass, Way::Pass);
+    }
+}

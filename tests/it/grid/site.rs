@@ -36,8 +36,9 @@ pub enum Fault {
     BothVanish,
     /// The same, for the first node only.
     OneCutOff,
-    /// The primary stops, and Sentinel makes the replica the next one.
+    /// The primary stops; over when Sentinel names the replica instead.
     FailOver,
+    /// Everything is deleted.
     Flush,
     /// By Redis itself, for want of memory.
     Evict,
@@ -109,6 +110,11 @@ impl Site {
         Self { redis, next, roads, failed_over: false }
     }
 
+    /// A server that its nodes reach in a way of their own.
+    pub fn of(redis: RedisServer) -> Self {
+        Self { redis, next: None, roads: Vec::new(), failed_over: false }
+    }
+
     /// What node `n` is configured with.
     pub fn url(&self, n: usize) -> String {
         match &self.next {
@@ -146,11 +152,9 @@ impl Site {
             Fault::Paused => self.redis.signal(Signal::CONT),
             Fault::Evict => self.redis.run::<()>(&["CONFIG", "SET", "maxmemory", "0"]),
             Fault::FailOver => {
-                let (replica, _) = self.next.as_ref().expect("there is one");
-                eventually("the replica is the primary", async || {
-                    replica.run::<String>(&["INFO", "replication"]).contains("role:master")
-                })
-                .await;
+                let (_, sentinel) = self.next.as_ref().expect("there is one");
+                let old = sentinel.primary();
+                eventually("there is another primary", async || sentinel.primary() != old).await;
                 self.failed_over = true;
             }
             Fault::Flush => {}
