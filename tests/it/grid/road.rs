@@ -118,7 +118,12 @@ impl Lane {
             // News of the end cannot pass either.
             let _ = self.ways.wait_for(|ways| (self.of)(ways) != Way::Silent).await;
         };
-        tokio::join!(reading, writing);
+        tokio::pin!(reading, writing);
+        tokio::select! {
+            () = &mut writing => {}
+            // What has arrived by then goes on.
+            () = &mut reading => writing.await,
+        }
     }
 
     /// Decided when their time has come.
@@ -141,7 +146,10 @@ impl Lane {
 
 #[tokio::test]
 async fn a_road_does_what_it_is_told() {
-    use tokio::{net::TcpStream, net::UnixListener, time::timeout};
+    use tokio::{
+        net::{TcpStream, UnixListener},
+        time::timeout,
+    };
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("echo");
     let listener = UnixListener::bind(&socket).expect("a socket");
