@@ -13,6 +13,9 @@ pub const CLASSIC_PER_DAY: u32 = 2000;
 pub const FORCED_PER_DAY: u32 = 6;
 /// Forced refreshes per day that WeChat allows (getStableAccessToken page); the bound for operators.
 pub const FORCED_PER_DAY_OPERATOR: u32 = 20;
+/// The same of one node that cannot tell the others, and may be one of many: with six that all know of, fourteen such
+/// nodes stay within WeChat's twenty.
+pub const FORCED_PER_DAY_ALONE: u32 = 1;
 /// Between two forced refreshes that wxgate does on its own. WeChat ignores a second one within 30 s.
 pub const FORCED_APART: Duration = Duration::from_secs(60);
 /// Between two forced refreshes when an operator asks.
@@ -42,6 +45,8 @@ pub enum Forcer {
     Keeper,
     /// A person: up to WeChat's own twenty a day, 30 s apart.
     Operator,
+    /// wxgate, on a node that cannot tell the others: one a day.
+    Alone,
 }
 
 impl Budget {
@@ -60,6 +65,7 @@ impl Budget {
         let (limit, apart) = match who {
             Forcer::Keeper => (FORCED_PER_DAY, FORCED_APART),
             Forcer::Operator => (FORCED_PER_DAY_OPERATOR, FORCED_APART_OPERATOR),
+            Forcer::Alone => (FORCED_PER_DAY_ALONE, FORCED_APART),
         };
         self.roll(now_ms);
         if self.forced >= limit {

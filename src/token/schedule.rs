@@ -29,12 +29,14 @@ pub fn refresh_at(now: Instant, expires: Instant, lifetime: Duration, before: Du
     expires.checked_sub(margin).unwrap_or(now).max(now + LEAST_PAUSE)
 }
 
-/// When to ask again after the platform gave the same token again. In its last five minutes that is in 20 to 40 s;
-/// before, there is nothing to ask for until the ordinary time.
+/// When to ask again after the platform gave the same token again. In its last five minutes that is in 20 to 40 s, or a
+/// second after its end; before, there is nothing to ask for until the ordinary time.
 pub fn ask_again_at(now: Instant, expires: Instant, before: Duration, chance: f64) -> Instant {
     let left = expires.saturating_duration_since(now);
     let soon = now + Duration::from_secs(20).mul_f64(1.0 + chance.clamp(0.0, 1.0));
-    if left <= ROTATION { soon } else { refresh_at(now, expires, left, before, chance).max(soon) }
+    // Calls wait for a moment, not for half a minute.
+    let over = (expires + Duration::from_secs(1)).max(now + LEAST_PAUSE);
+    if left <= ROTATION { soon.min(over) } else { refresh_at(now, expires, left, before, chance).max(soon) }
 }
 
 /// When to ask again for a ticket after WeChat gave the same one again. Its quota is small, so only a few times more, and
@@ -105,12 +107,14 @@ mod tests {
         }
 
         #[test]
-        fn the_same_token_again_is_asked_for_in_20_to_40_seconds_at_its_end(
+        fn the_same_token_again_is_asked_for_in_20_to_40_seconds_and_right_after_its_end(
             left in 0_u64..=300, chance in 0.0..=1.0_f64,
         ) {
             let now = Instant::now();
             let pause = ask_again_at(now, now + secs(left), secs(300), chance) - now;
-            prop_assert!((secs(20)..=secs(40)).contains(&pause), "{pause:?}");
+            let least = secs(left + 1).clamp(LEAST_PAUSE, secs(20));
+            let most = secs(left + 1).clamp(LEAST_PAUSE, secs(40));
+            prop_assert!((least..=most).contains(&pause), "{pause:?}");
         }
 
         #[test]

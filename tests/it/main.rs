@@ -25,6 +25,7 @@ mod egress;
 mod fake;
 mod first;
 mod flat_memory;
+mod grid;
 mod header_fields;
 mod layering;
 mod listeners;

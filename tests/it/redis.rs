@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    net,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -172,5 +173,40 @@ impl Drop for RedisServer {
 impl Drop for Door {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// A free port. Somebody else may take it before we do; then the test fails, and would not the next time.
+pub fn free_port() -> u16 {
+    net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port()
+}
+
+/// A Sentinel that watches a server as `mymaster`, and takes a second and a half of silence for its end.
+pub struct Sentinel {
+    pub port: u16,
+    server: RedisServer,
+}
+
+impl Sentinel {
+    /// `quorum`: how many of them have to agree that the server is gone.
+    pub fn start(primary: u16, quorum: usize) -> Self {
+        let port = free_port();
+        let lines = format!(
+            "sentinel monitor mymaster 127.0.0.1 {primary} {quorum}\nsentinel down-after-milliseconds mymaster 1500\n\
+             sentinel failover-timeout mymaster 5000\n"
+        );
+        let server = RedisServer::sentinel(&lines, port);
+        Self { port, server }
+    }
+
+    /// The port of the server that it calls the primary.
+    pub fn primary(&self) -> u16 {
+        let address: Vec<String> = self.server.run(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
+        address[1].parse().expect("a port")
+    }
+
+    pub fn knows(&self, what: &str, value: &str) -> bool {
+        let facts: Vec<String> = self.server.run(&["SENTINEL", "MASTER", "mymaster"]);
+        facts.chunks(2).any(|pair| pair == [what, value])
     }
 }

@@ -1,6 +1,6 @@
 //! The shared store in a real Redis: what it keeps there, and what it does when something is wrong with the server.
 
-use std::{net::TcpListener, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use rustix::process::Signal;
 use tokio::time::Instant;
@@ -11,7 +11,7 @@ use wxgate::{
 };
 
 use crate::{
-    redis::RedisServer,
+    redis::{RedisServer, Sentinel, free_port},
     store_contract::{
         KEY, Place, ring,
         shared::{hold, key, record},
@@ -65,11 +65,6 @@ mod sealed {
 
 fn of(redis: &RedisServer) -> RedisStore {
     store(&redis.url(""))
-}
-
-/// A free port. Somebody else may take it before we do; then the test fails, and would not the next time.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port()
 }
 
 fn fault(fault: ServerFault) -> StoreError {
@@ -273,7 +268,7 @@ async fn sentinels_lead_to_the_primary_and_to_the_next_one_after_it_stopped() {
     let primary = RedisServer::start_with(&["--port", &ports[0].to_string()]);
     let replica = RedisServer::start_with(&["--port", &ports[1].to_string()]);
     replica.run::<()>(&["REPLICAOF", "127.0.0.1", &ports[0].to_string()]);
-    let sentinels: Vec<_> = (0..3).map(|_| Sentinel::start(ports[0])).collect();
+    let sentinels: Vec<_> = (0..3).map(|_| Sentinel::start(ports[0], 2)).collect();
     let hosts: Vec<_> = sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
     let store = store(&format!("redis+sentinel://{}/mymaster/0", hosts.join(",")));
     works_again(&store).await;
@@ -300,27 +295,4 @@ async fn sentinels_lead_to_the_primary_and_to_the_next_one_after_it_stopped() {
     })
     .await;
     assert_eq!(store.load(&key("shop")).await, Ok(Some(record(4, "u"))));
-}
-
-/// A Sentinel that watches a server as `mymaster`, for two seconds of silence at most.
-struct Sentinel {
-    port: u16,
-    server: RedisServer,
-}
-
-impl Sentinel {
-    fn start(primary: u16) -> Self {
-        let port = free_port();
-        let lines = format!(
-            "sentinel monitor mymaster 127.0.0.1 {primary} 2\nsentinel down-after-milliseconds mymaster 1500\n\
-             sentinel failover-timeout mymaster 5000\n"
-        );
-        let server = RedisServer::sentinel(&lines, port);
-        Self { port, server }
-    }
-
-    fn knows(&self, what: &str, value: &str) -> bool {
-        let facts: Vec<String> = self.server.run(&["SENTINEL", "MASTER", "mymaster"]);
-        facts.chunks(2).any(|pair| pair == [what, value])
-    }
 }

@@ -92,9 +92,9 @@ impl Task {
             self.refused = self.generation();
         }
         let theirs = newer.filter(|record| record.identity == self.record.identity);
-        let theirs = theirs.and_then(|record| Some((record.revive(self.chance.clock)?, record.token)));
-        if let Some((token, stored)) = theirs {
-            self.take_over(token, stored);
+        let theirs = theirs.and_then(|record| Some((record.revive(self.chance.clock)?, record)));
+        if let Some((token, record)) = theirs {
+            self.take_over(token, &record);
         } else {
             let now = Instant::now();
             self.next_attempt = self.due(now, &token);

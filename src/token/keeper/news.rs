@@ -25,7 +25,7 @@ use crate::token::{
 impl Task {
     /// The other nodes have been asked: what they have is enough, or WeChat is asked now.
     pub(super) fn on_cleared(&mut self, flight: &Flight, clearance: Clearance) {
-        self.lease = clearance.lease;
+        (self.lease, self.alone) = (clearance.lease, !clearance.heard);
         let mut refused = false;
         if let Some(record) = &clearance.record {
             self.learn(record);
@@ -90,12 +90,12 @@ impl Task {
             self.refused = self.generation();
         }
         (self.fault, self.alarm, self.suspect, self.dead) = (None, Alarm::Quiet, false, false);
-        (self.record.refusal, self.record.asked_ms) = (None, record.asked_ms);
+        self.record.refusal = None;
         tracing::info!(
             account = %self.account.name, generation = number.0, token = token.fingerprint(),
             expires_in = token.expires_in().as_secs(), "new {} from another node", self.shared.kept
         );
-        self.take_over(token, record.token.clone());
+        self.take_over(token, record);
         self.dormant = false;
         if alike {
             self.save();

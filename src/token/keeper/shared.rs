@@ -49,6 +49,8 @@ pub(super) struct Clearance {
     pub(super) settled: bool,
     /// The lease, if there was one to be had.
     pub(super) lease: Option<Held>,
+    /// Whether the store answered, so that the others hear what is spent.
+    pub(super) heard: bool,
 }
 
 /// The store has failed; whether by saying nothing at all.
@@ -107,12 +109,14 @@ impl Sharing {
             }
             let granted = lease == Ok(Lease::Granted);
             // Also after the lease was granted: whoever had it before may have written meanwhile.
-            let record = self.bounded("load", self.store.load(&self.key)).await.ok().flatten().map(Box::new);
+            let loaded = self.bounded("load", self.store.load(&self.key)).await;
+            let heard = lease.is_ok() && loaded.is_ok();
+            let record = loaded.ok().flatten().map(Box::new);
             let settled = record.as_ref().is_some_and(|record| known.is_settled_by(record));
             let held = matches!(lease, Ok(Lease::Held { .. }));
             if settled || !held || Instant::now() >= end {
                 let lease = granted.then(|| Held { owner: owner.clone() });
-                return Clearance { record, settled, lease };
+                return Clearance { record, settled, lease, heard };
             }
             tokio::select! {
                 () = rung(&mut changes) => {}

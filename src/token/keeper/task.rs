@@ -77,6 +77,10 @@ pub(super) struct Task {
     pub(super) proven: bool,
     /// The right to fetch, among the nodes that share a store.
     pub(super) lease: Option<Held>,
+    /// The shared store did not answer when it was asked last.
+    pub(super) alone: bool,
+    /// What was forced while it did not; the others may never hear of it.
+    pub(super) spent_alone: Budget,
 }
 
 /// The ways to the store.
@@ -150,6 +154,8 @@ impl Task {
             refused: Generation(0),
             proven: false,
             lease: None,
+            alone: false,
+            spent_alone: Budget::default(),
         }
     }
 
@@ -176,7 +182,7 @@ impl Task {
             self.learn(&stored);
             let token = (stored.identity == self.record.identity).then(|| stored.revive(self.chance.clock)).flatten();
             if let Some(token) = token {
-                self.take_over(token, stored.token);
+                self.take_over(token, &stored);
             }
         }
         self.publish();
@@ -184,13 +190,14 @@ impl Task {
 
     /// Installs a token that came from a store, which counts as accepted; unless it replaces one that this node never saw
     /// accepted either. Else nodes whose tokens are always refused would go on replacing each other's.
-    pub(super) fn take_over(&mut self, token: Token, stored: Option<StoredToken>) {
+    pub(super) fn take_over(&mut self, token: Token, stored: &Record) {
         let now = Instant::now();
         self.note_acceptance();
         let trusted = self.current.is_none() || self.proven;
         self.next_attempt = self.due(now, &token);
         self.record.generation = token.generation();
-        self.record.token = stored;
+        self.record.token.clone_from(&stored.token);
+        self.record.asked_ms = stored.asked_ms;
         self.show(Arc::new(token));
         self.gate.renewed(now, false);
         if trusted {
@@ -360,6 +367,10 @@ impl Task {
     ) -> Result<(), (&'static str, Exhausted)> {
         let mut budget = self.record.budget;
         let spent = self.spend(&mut budget, mode, who)?;
+        if self.alone && mode == Mode::Forced && who == Forcer::Keeper {
+            let wall = self.chance.clock.now_ms();
+            self.spent_alone.spend_forced(wall, Forcer::Alone).map_err(|exhausted| ("forced", exhausted))?;
+        }
         self.record.budget = budget;
         // Without a lease the shared store is in trouble, and will hardly note it now.
         let patience = if self.stores.sharing.is_some() { SHARED_SPENT_WAIT } else { SPENT_WAIT };

@@ -117,6 +117,19 @@ impl Cluster {
         }
         longest
     }
+
+    /// How often WeChat is forced while nothing is good there and all nodes are called.
+    async fn forced_in_three_hours(&self) -> usize {
+        sleep(secs(10)).await;
+        let before = self.world.forced();
+        for _ in 0..18 {
+            for node in &self.nodes {
+                let _ = node.call("/a").await;
+            }
+            sleep(secs(600)).await;
+        }
+        self.world.forced() - before
+    }
 }
 
 /// By the trouble: how many fetches one dead token may cost three nodes, and how many milliseconds a call may take.
@@ -203,6 +216,43 @@ async fn one_node_that_is_cut_off_finds_back() {
     assert_eq!(cluster.world.fetches(), before + 1);
     let generations: Vec<_> = cluster.nodes.iter().map(Bench::generation).collect();
     assert!(generations.iter().all(|generation| *generation == generations[0]), "{generations:?}");
+}
+
+/// Each node may be one of many that know nothing of each other's forced refreshes, of which WeChat allows twenty a day.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_cannot_tell_the_others_forces_once_a_day() {
+    for trouble in [Trouble::Fails, Trouble::Hangs, Trouble::OneWay, Trouble::ReadOnly] {
+        let cluster = Cluster::ready(Kind::Stable, Trouble::None).await;
+        cluster.world.kill_but_keep_giving();
+        cluster.set(trouble);
+        assert_eq!(cluster.forced_in_three_hours().await, 3, "{trouble:?}: one for each node");
+        cluster.set(Trouble::None);
+        assert_eq!(cluster.forced_in_three_hours().await, 5, "{trouble:?}: what all can count goes on");
+        cluster.set(trouble);
+        assert_eq!(cluster.forced_in_three_hours().await, 0, "{trouble:?}: once a day, not once each time");
+        sleep(secs(5 * 3600)).await;
+        assert_eq!(cluster.forced_in_three_hours().await, 3, "{trouble:?}: the next day");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_found_a_short_token_in_the_store_renews_it_in_time() {
+    let cluster = Cluster::start(Kind::Stable, Trouble::None);
+    cluster.world.with(|state| state.lifetime = 12);
+    for node in &cluster.nodes {
+        assert_eq!(node.call("/a").await, Outcome::Ok { calls: 1 });
+    }
+    cluster.world.with(|state| state.lifetime = 7200);
+    assert_eq!(cluster.world.fetches(), 1);
+    let late = node(&cluster.world, Arc::clone(&cluster.roads[0]) as Arc<dyn TokenStore>, cluster.nodes[0].clock);
+    assert_eq!(late.call("/a").await, Outcome::Ok { calls: 1 });
+    sleep(secs(1)).await;
+    cluster.set(Trouble::Hangs);
+    let first = cluster.nodes[0].keeper.token().unwrap().secret().clone();
+    sleep(secs(9)).await;
+    for node in cluster.nodes.iter().chain([&late]) {
+        assert_ne!(*node.keeper.token().unwrap().secret(), first, "before its end");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! Tokens of WeCom agents: the same again until their end, and no way to force another one.
 
-use super::*;
+use super::{nodes::Nodes, *};
 use crate::token::{Cause, keeper::Condition};
 
 #[tokio::test(start_paused = true)]
@@ -54,4 +54,16 @@ async fn an_agent_of_the_same_corp_gets_no_token_out_of_anothers_record() {
     bench.world.revoke();
     let other = bench.restarted_as(|kind| AccountSettings { secret: Some(Secret::new("agent2")), ..account(kind) });
     assert_ne!(other.keeper.current().await.unwrap().fingerprint(), token);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_given_until_its_very_end_leaves_no_call_without_one() {
+    // Of chances that differ, so that no luck with one hides a gap.
+    let nodes = Nodes::ready(Kind::Wecom, 1).await;
+    let start = Instant::now();
+    while start.elapsed() < secs(5 * 7200) {
+        let outcome = nodes.all[0].call("/a").await;
+        assert!(matches!(outcome, Outcome::Ok { .. }), "after {:?}: {outcome:?}", start.elapsed());
+        sleep(Duration::from_millis(500)).await;
+    }
 }

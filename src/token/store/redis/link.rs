@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, Msg, RedisConnectionInfo, Value,
     aio::{MultiplexedConnection, PubSub, PubSubSink, PubSubStream},
@@ -15,7 +15,7 @@ use rustls::ClientConfig;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -68,6 +68,9 @@ struct Driver(JoinHandle<()>);
 
 /// For finding the server, connecting twice and logging in.
 const OPEN: Duration = Duration::from_secs(2);
+/// Between two attempts while the first is without an answer: what was asked of a network that was broken then is not
+/// always sent again, and the next attempt finds it whole.
+const AGAIN: Duration = Duration::from_secs(1);
 const PAUSE: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(1) };
 /// A connection that lasted so long was good, and may be doubted.
 const PROVEN: Duration = Duration::from_secs(3);
@@ -77,6 +80,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(2);
 /// Looks between two questions to the Sentinels.
 const ASK_SENTINELS: u32 = 5;
+/// Between two questions while the server keeps silent.
+const ASK_SENTINELS_SOON: Duration = Duration::from_millis(300);
 
 /// Where names of changed records are told.
 pub(super) fn channel(prefix: &str) -> String {
@@ -121,9 +126,20 @@ impl Keeper {
     async fn run(self, state: watch::Sender<State>) {
         let mut failures = 0_u32;
         let mut said = None;
+        let mut attempts = FuturesUnordered::new();
+        let mut next = Instant::now();
         loop {
-            let fault = match timeout(OPEN, self.open()).await.unwrap_or(Err(ServerFault::Timeout)) {
+            let opened = tokio::select! {
+                Some(opened) = attempts.next() => opened,
+                () = sleep_until(next) => {
+                    attempts.push(timeout(OPEN, self.open()));
+                    next = Instant::now() + AGAIN;
+                    continue;
+                }
+            };
+            let fault = match opened.unwrap_or(Err(ServerFault::Timeout)) {
                 Ok(line) => {
+                    attempts.clear();
                     if said.take().is_some() {
                         tracing::info!("the shared token store is there again");
                     }
@@ -144,7 +160,10 @@ impl Keeper {
             if said.replace(fault) != Some(fault) {
                 tracing::warn!("the shared token store is gone, going on from memory: {fault}");
             }
-            sleep(PAUSE.jittered(failures, getrandom::u32().map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX)))).await;
+            if attempts.is_empty() {
+                let chance = getrandom::u32().map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX));
+                next = Instant::now() + PAUSE.jittered(failures, chance);
+            }
         }
     }
 
@@ -185,12 +204,28 @@ impl Keeper {
                 () = self.doubt.notified(), if since.elapsed() >= PROVEN => return ServerFault::Busy,
                 _ = ticks.tick() => {
                     looks += 1;
-                    match timeout(ANSWER, self.look(&mut line, looks.is_multiple_of(ASK_SENTINELS))).await {
+                    let moved = self.moved(line.place.must_be_primary.then(|| line.place.address.clone()));
+                    let looked = tokio::select! {
+                        looked = timeout(ANSWER, self.look(&mut line, looks.is_multiple_of(ASK_SENTINELS))) => looked,
+                        () = moved => return ServerFault::ReadOnly,
+                    };
+                    match looked {
                         Ok(Ok(())) => {}
                         Ok(Err(fault)) => return fault,
                         Err(_) => return ServerFault::Timeout,
                     }
                 }
+            }
+        }
+    }
+
+    /// Waits until the Sentinels name another primary than this one; for ever where there are none.
+    async fn moved(&self, from: Option<ConnectionAddr>) {
+        let Some(from) = from else { return std::future::pending().await };
+        loop {
+            sleep(ASK_SENTINELS_SOON).await;
+            if place::find(&self.settings, &self.tls).await.is_ok_and(|now| now.address != from) {
+                return;
             }
         }
     }
