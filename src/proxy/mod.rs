@@ -25,6 +25,12 @@ mod spool;
 mod upstream;
 mod worker;
 
+/// Doors for the benches, no part of the interface.
+#[doc(hidden)]
+pub mod bench {
+    pub use super::{access::bench::Callers, upstream::bench::Kept};
+}
+
 use std::{
     io,
     net::SocketAddr,
