@@ -85,7 +85,8 @@ pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
         }
     }
     if options.idle > 0 {
-        let each = systems.iter().map(|running| (running.system.name(), idle(running, options.idle))).collect();
+        let each = systems.iter().map(|running| (running.system.name(), idle(&world, running.system, options.idle)));
+        let each = each.collect();
         report.add_idle(options.idle, each);
     }
     match &options.json {
@@ -189,9 +190,11 @@ fn load(world: &World, running: &Running, workload: Workload, connections: usize
     Ok(serde_json::from_str(&said).unwrap_or(Tally { broken: 1, seconds: 1.0, ..Tally::default() }))
 }
 
-/// KiB by which the proxy grows for each connection that has made a request and now waits.
+/// KiB by which the proxy grows for each connection that has made a request and now waits. A new proxy: one that was
+/// under load has memory to spare.
 #[allow(clippy::cast_precision_loss, reason = "KiB")]
-fn idle(running: &Running, count: u32) -> Outcome<f64> {
+fn idle(world: &World, system: System, count: u32) -> Outcome<f64> {
+    let running = system.start(world)?;
     let pid = running.child.id();
     let before = readings::rss_kib(pid);
     let mut open = Vec::new();

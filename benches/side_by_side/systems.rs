@@ -172,7 +172,8 @@ impl System {
 impl Running {
     /// TLS version and cipher towards the upstream.
     pub(crate) fn tls(&self) -> Outcome<String> {
-        Driver::connect(self.port, self.system.key())?.ask(workload::TLS)
+        let said = Driver::connect(self.port, self.system.key())?.ask(workload::TLS)?;
+        Ok(said.split('"').nth(3).unwrap_or_default().to_owned())
     }
 }
 
