@@ -8,8 +8,7 @@ use wxgate::{
     base::{AccountName, Secret},
     net::address::NetworkSet,
     proxy::{
-        bench::Callers,
-        inject,
+        Callers, inject,
         settings::{Client, KeyDigest, PathPattern},
     },
     service::phantom::{Phantom, PhantomKey},

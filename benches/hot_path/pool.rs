@@ -2,7 +2,7 @@
 
 use criterion::Criterion;
 use tokio::net::TcpListener;
-use wxgate::proxy::bench::Kept;
+use wxgate::proxy::Kept;
 
 pub(super) fn turns(c: &mut Criterion) {
     // As a worker has it.

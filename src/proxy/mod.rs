@@ -25,12 +25,6 @@ mod spool;
 mod upstream;
 mod worker;
 
-/// Doors for the benches, no part of the interface.
-#[doc(hidden)]
-pub mod bench {
-    pub use super::{access::bench::Callers, upstream::bench::Kept};
-}
-
 use std::{
     io,
     net::SocketAddr,
@@ -51,6 +45,9 @@ use hyper::{
 use tokio::{sync::Semaphore, time::Instant};
 
 pub use self::live::{Control, Plan};
+// Doors for the benches, no part of the interface.
+#[doc(hidden)]
+pub use self::{access::bench::Callers, upstream::bench::Kept};
 use self::{
     access_log::{AccessLog, Record},
     error::ProxyError,
