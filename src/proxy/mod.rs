@@ -46,6 +46,9 @@ use hyper::{
 use tokio::{sync::Semaphore, time::Instant};
 
 pub use self::live::{Control, Plan};
+// Doors for the benches, no part of the interface.
+#[doc(hidden)]
+pub use self::{access::bench::Callers, upstream::bench::Kept};
 use self::{
     access_log::{AccessLog, Record},
     error::ProxyError,

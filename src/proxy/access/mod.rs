@@ -3,6 +3,7 @@
 //! A caller is known by a key, by a phantom token, by its certificate or by its network. Only this folder can make an
 //! [`Admitted`], and a token is injected for nothing else: a request that nobody checked cannot get one.
 
+pub(super) mod bench;
 mod client;
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};

@@ -3,6 +3,7 @@
 //! Decides whether a request that failed on a reused connection may move to a fresh one; knows nothing of tokens or of
 //! replays after a stale answer. One instance per worker thread.
 
+pub(super) mod bench;
 mod dial;
 mod link;
 mod origins;

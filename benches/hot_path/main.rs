@@ -1,0 +1,31 @@
+//! The stages that every request pays for, each by itself. Calls production code only.
+//!
+//! Absolute times depend on the machine; compare runs on the same one (`cargo bench --bench hot_path`).
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
+
+mod access;
+mod accounts;
+mod pool;
+mod request;
+mod token;
+mod verdict;
+
+use criterion::{criterion_group, criterion_main};
+
+/// As long as WeChat's are.
+const TOKEN: &str = "91_kOqZ3vX1m0yJ7pTq2bWcR5nUeH8sLdFgAaYxIiOoPpQqSsDdFfGgHhJjKkLlZzXxCcVvBbNnMm1234567890-_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKL0123";
+
+criterion_group!(
+    benches,
+    request::paths,
+    request::injection,
+    request::header_cleaning,
+    verdict::verdicts,
+    accounts::selection,
+    access::rights,
+    access::phantoms,
+    token::read,
+    pool::turns,
+);
+criterion_main!(benches);

@@ -1,0 +1,75 @@
+//! What a request goes through on its way out: its path, its query, its headers.
+
+use std::hint::black_box;
+
+use criterion::{BatchSize, Criterion};
+use hyper::HeaderMap;
+use wxgate::proxy::{
+    headers,
+    inject::{self, Query},
+    path::SplitPath,
+};
+
+use super::TOKEN;
+
+pub(super) fn paths(c: &mut Criterion) {
+    let mut group = c.benchmark_group("path");
+    for (name, path) in [
+        ("plain", "/cgi-bin/message/custom/send"),
+        ("prefix", "/@shop/cgi-bin/message/custom/send"),
+        ("folded", "//cgi-bin//message/custom/send"),
+    ] {
+        group.bench_function(name, |b| b.iter(|| SplitPath::new(black_box(path)).check().unwrap().as_str().len()));
+    }
+}
+
+pub(super) fn injection(c: &mut Criterion) {
+    let long = (0..200).map(|n| format!("p{n}=v{n}")).collect::<Vec<_>>().join("&");
+    let mut group = c.benchmark_group("inject");
+    for (name, query) in [
+        ("no query", None),
+        ("two parameters", Some("openid=o6_bmjrPTlm6_2sgVt7hMZOPfL2M&lang=zh_CN")),
+        ("a token already there", Some("access_token=ACCESS_TOKEN&openid=o6_bmjrPTlm6_2sgVt7hMZOPfL2M")),
+        ("2 KiB", Some(long.as_str())),
+    ] {
+        let path = SplitPath::new("/cgi-bin/user/info").check().unwrap();
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let query = black_box(query);
+                let Query::TakesToken { own } = inject::examine(query).unwrap() else { return 0 };
+                inject::inject(&path, query, own, TOKEN).unwrap().as_str().len()
+            });
+        });
+    }
+}
+
+pub(super) fn header_cleaning(c: &mut Criterion) {
+    let mut request = HeaderMap::new();
+    for (name, value) in [
+        ("host", "wxgate:8080"),
+        ("user-agent", "curl/8.5.0"),
+        ("accept", "*/*"),
+        ("accept-encoding", "gzip, deflate"),
+        ("connection", "keep-alive"),
+        ("content-type", "application/json"),
+        ("x-forwarded-for", "10.0.0.1"),
+    ] {
+        request.insert(name, value.parse().unwrap());
+    }
+    let mut answer = HeaderMap::new();
+    for (name, value) in [
+        ("connection", "keep-alive"),
+        ("content-type", "application/json; encoding=utf-8"),
+        ("date", "Sun, 22 Nov 2026 12:00:00 GMT"),
+        ("content-length", "190"),
+    ] {
+        answer.insert(name, value.parse().unwrap());
+    }
+    let mut group = c.benchmark_group("headers");
+    group.bench_function("to upstream", |b| {
+        b.iter_batched_ref(|| request.clone(), headers::to_upstream, BatchSize::SmallInput);
+    });
+    group.bench_function("to client", |b| {
+        b.iter_batched_ref(|| answer.clone(), headers::to_client, BatchSize::SmallInput);
+    });
+}

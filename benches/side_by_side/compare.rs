@@ -1,0 +1,209 @@
+//! Rounds of load on all systems in turn. One round is as noisy as the machine; what can be compared are ratios within a
+//! round, and their medians over several.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::PathBuf,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use clap::Args;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::{
+    Outcome,
+    child::pinned,
+    driver::Driver,
+    load::Tally,
+    readings,
+    report::{self, Report, Table},
+    systems::{Running, System},
+    workload::Workload,
+    world::World,
+};
+
+/// Command line.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Which, in this order; ratios are to the first. Default: all that can run here.
+    #[arg(long, value_delimiter = ',')]
+    systems: Vec<System>,
+    /// What to ask of them.
+    #[arg(long, short, value_delimiter = ',', default_value = "get,post1k,open4000,churn,dl1m,up10m")]
+    workloads: Vec<Workload>,
+    /// Over how many connections (at most 16 where bodies are large).
+    #[arg(long, short, value_delimiter = ',', default_value = "32,256")]
+    connections: Vec<usize>,
+    /// How often each system has its turn.
+    #[arg(long, short, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// How long a turn lasts.
+    #[arg(long, short, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=60))]
+    seconds: u32,
+    /// Memory of so many idle client connections; 0 leaves it out.
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(0..=8000))]
+    idle: u32,
+    /// Write all figures there.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// One turn of one system.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Turn {
+    #[serde(flatten)]
+    pub(crate) tally: Tally,
+    /// Microseconds of CPU per request.
+    pub(crate) cpu: f64,
+    pub(crate) per_second: f64,
+    /// The share of the proxy's core that went to others.
+    pub(crate) alien: f64,
+    pub(crate) rss_kib: u64,
+}
+
+/// Measures and prints.
+pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
+    let world = World::new(product)?;
+    println!("machine: {}\n{}", readings::machine(), world.seating());
+    let systems = start(&world, &options.systems);
+    let Some(first) = systems.first() else { return Err("no system runs".to_owned()) };
+    println!("ratios are to {}; a turn with an error is thrown out\n", first.system.name());
+    let mut report = Report::new(&systems);
+    let mut done = Vec::new();
+    for workload in &options.workloads {
+        for wanted in &options.connections {
+            let connections = workload.connections(*wanted);
+            if !done.contains(&(*workload, connections)) {
+                done.push((*workload, connections));
+                let turns = rounds(&world, &systems, *workload, connections, options)?;
+                report.add(Table::new(*workload, connections, turns));
+            }
+        }
+    }
+    if options.idle > 0 {
+        let each = systems.iter().map(|running| (running.system.name(), idle(&world, running.system, options.idle)));
+        let each = each.collect();
+        report.add_idle(options.idle, each);
+    }
+    match &options.json {
+        Some(path) => report::write(path, &report),
+        None => Ok(()),
+    }
+}
+
+/// Starts those that are wanted, and says of each that it cannot run why.
+fn start(world: &World, wanted: &[System]) -> Vec<Running> {
+    let wanted = if wanted.is_empty() { &System::ALL[..] } else { wanted };
+    let mut systems = Vec::new();
+    for system in wanted {
+        let started = system.missing().map_or_else(|| system.start(world), Err);
+        match started.and_then(|running| Ok((running.tls()?, running))) {
+            Ok((tls, running)) => {
+                println!("  {:<12}runs; towards the upstream {tls}", system.name());
+                systems.push(running);
+            }
+            Err(reason) => println!("  {:<12}LEFT OUT: {reason}", system.name()),
+        }
+    }
+    systems
+}
+
+fn rounds(
+    world: &World,
+    systems: &[Running],
+    workload: Workload,
+    connections: usize,
+    options: &Options,
+) -> Outcome<BTreeMap<&'static str, Vec<Option<Turn>>>> {
+    let mut turns = BTreeMap::<_, Vec<_>>::new();
+    for running in systems {
+        turn(world, running, workload, connections, 1)?;
+    }
+    for round in 0..options.rounds as usize {
+        // Nobody always comes after the same one.
+        let mut order: Vec<_> = (0..systems.len()).map(|place| &systems[(place + round) % systems.len()]).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for running in order {
+            let turn = turn(world, running, workload, connections, options.seconds)?;
+            let Tally { requests, refused, broken, .. } = turn.tally;
+            let fine = refused == 0 && broken == 0 && requests > 0;
+            if !fine {
+                let (name, workload) = (running.system.name(), workload.name());
+                println!("THROWN OUT: {name}, {workload}: {refused} refused, {broken} broken of {requests}");
+            }
+            turns.entry(running.system.name()).or_default().push(fine.then_some(turn));
+        }
+    }
+    Ok(turns)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a turn has less than 2^52 of anything")]
+fn turn(world: &World, running: &Running, workload: Workload, connections: usize, seconds: u32) -> Outcome<Turn> {
+    let pid = running.child.id();
+    let busy = || world.proxy_core.map_or(0, readings::busy);
+    let (cpu, core, start) = (readings::cpu_ns(pid), busy(), Instant::now());
+    let tally = load(world, running, workload, connections, seconds)?;
+    let used = readings::cpu_ns(pid).saturating_sub(cpu) as f64;
+    let others = (busy() - core) as f64 / 100.0 - used / 1e9;
+    let turn = Turn {
+        cpu: used / 1e3 / tally.requests.max(1) as f64,
+        per_second: tally.requests as f64 / tally.seconds,
+        alien: (others / start.elapsed().as_secs_f64()).max(0.0),
+        rss_kib: readings::rss_kib(pid),
+        tally,
+    };
+    // A log of everything that was ever asked would fill the disk.
+    let log = world.path(&format!("{}.out", running.system.name()));
+    let _ = File::options().write(true).open(log).and_then(|file| file.set_len(0));
+    Ok(turn)
+}
+
+fn load(world: &World, running: &Running, workload: Workload, connections: usize, seconds: u32) -> Outcome<Tally> {
+    let mut command = Command::new(&world.exe);
+    command.args(["load", workload.name(), "--port", &running.port.to_string()]);
+    command.args(["--connections", &connections.to_string(), "--seconds", &seconds.to_string()]);
+    if let Some(key) = running.system.key() {
+        command.args(["--key", key]);
+    }
+    let output = world.path("load.out");
+    let file = File::create(&output).map_err(|error| error.to_string())?;
+    let mut process = pinned(&command, world.load_core)
+        .stdin(Stdio::null())
+        .stdout(file)
+        .spawn()
+        .map_err(|error| format!("load: {error}"))?;
+    let end = Instant::now() + Duration::from_secs(u64::from(seconds) + 40);
+    while let Ok(None) = process.try_wait() {
+        if Instant::now() > end {
+            let _ = process.kill();
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    let said = fs::read_to_string(&output).unwrap_or_default();
+    // No line: it could not even connect.
+    Ok(serde_json::from_str(&said).unwrap_or(Tally { broken: 1, seconds: 1.0, ..Tally::default() }))
+}
+
+/// KiB by which the proxy grows for each connection that has made a request and now waits. A new proxy: one that was
+/// under load has memory to spare.
+#[allow(clippy::cast_precision_loss, reason = "KiB")]
+fn idle(world: &World, system: System, count: u32) -> Outcome<f64> {
+    let running = system.start(world)?;
+    let pid = running.child.id();
+    let before = readings::rss_kib(pid);
+    let mut open = Vec::new();
+    for _ in 0..count {
+        let mut driver = Driver::connect(running.port, running.system.key())?;
+        driver.get(1)?;
+        open.push(driver);
+    }
+    // What is given back after a while has been given back by then.
+    thread::sleep(Duration::from_secs(6));
+    Ok((readings::rss_kib(pid) as f64 - before as f64) / f64::from(count))
+}

@@ -1,0 +1,176 @@
+//! Instructions in user space (callgrind) and system calls (strace) per request: one kept connection, one GET after the
+//! other, TLS towards the upstream.
+//!
+//! Each system runs twice, with few and with many requests, and the difference is divided by how many more they were: so
+//! start, handshakes and end are not in the figures.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use clap::Args;
+
+use super::{
+    Outcome,
+    child::{Child, free_port, pinned},
+    driver::Driver,
+    readings,
+    systems::{System, on_path},
+    world::World,
+};
+
+/// Command line.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Which. Default: nginx, nginx-lua, haproxy, bare, legacy and wxgate, as far as they are here.
+    #[arg(long, value_delimiter = ',')]
+    systems: Vec<System>,
+}
+
+/// What counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tool {
+    Callgrind,
+    Strace,
+}
+
+/// Envoy is left out: valgrind does not stand it.
+const COUNTED: [System; 7] =
+    [System::Nginx, System::NginxLua, System::Haproxy, System::Bare, System::Legacy, System::Wxgate, System::WxgateKey];
+
+/// Counts and prints.
+pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
+    let world = World::new(product)?;
+    println!("machine: {}", readings::machine());
+    println!("per GET, one kept connection, TLS towards the upstream; instructions of user space only\n");
+    println!("{:<12}{:>14}{:>14}", "system", "instructions", "system calls");
+    let systems = if options.systems.is_empty() { &COUNTED[..] } else { &options.systems };
+    for system in systems {
+        let count = |tool| match system.missing() {
+            Some(reason) => Err(reason),
+            None => per_request(&world, *system, tool),
+        };
+        let cell = |figure: &Outcome<f64>, digits| figure.as_ref().map_or("-".into(), |f| format!("{f:.digits$}"));
+        let (instructions, calls) = (count(Tool::Callgrind), count(Tool::Strace));
+        println!("{:<12}{:>14}{:>14}", system.name(), cell(&instructions, 0), cell(&calls, 3));
+        for reason in [instructions.err(), calls.err()].into_iter().flatten() {
+            println!("{:<12}  not counted: {reason}", "");
+        }
+    }
+    Ok(())
+}
+
+/// What one more request costs.
+pub(crate) fn per_request(world: &World, system: System, tool: Tool) -> Outcome<f64> {
+    let (few, many) = match tool {
+        Tool::Callgrind => (500, 2500),
+        Tool::Strace => (500, 4500),
+    };
+    let first = total(world, system, tool, few)?;
+    let second = total(world, system, tool, many)?;
+    Ok((second - first) / f64::from(many - few))
+}
+
+/// What a whole life with so many requests costs.
+fn total(world: &World, system: System, tool: Tool, requests: u32) -> Outcome<f64> {
+    let port = free_port()?;
+    let counted = world.path(&format!("{}.{}", system.name(), tool.program()));
+    let _ = fs::remove_file(&counted);
+    let command = tool.around(&system.command(world, port)?, &counted)?;
+    let mut child = Child::spawn(&mut pinned(&command, world.proxy_core), &world.path("count.out"))?;
+    child.listens(port, Duration::from_secs(90))?;
+    let mut driver = Driver::connect(port, system.key())?;
+    driver.get(requests).map_err(|error| format!("{error}; {}", child.said()))?;
+    drop(driver);
+    child.end(Duration::from_secs(60))?;
+    // strace is not our child, and writes a moment after the one that it watched has ended.
+    for _ in 0..250 {
+        if let Some(figure) = fs::read_to_string(&counted).ok().and_then(|text| tool.read(&text)) {
+            return Ok(figure);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Err(format!("{} wrote no figure into {}", tool.program(), counted.display()))
+}
+
+impl Tool {
+    /// Its name, on PATH and in Debian.
+    pub(crate) fn program(self) -> &'static str {
+        match self {
+            Self::Callgrind => "valgrind",
+            Self::Strace => "strace",
+        }
+    }
+
+    /// Why it cannot count here.
+    pub(crate) fn missing(self) -> Option<String> {
+        let program = self.program();
+        if on_path(program).is_none() {
+            return Some(format!("{program} is not installed (Debian: apt-get install {program})"));
+        }
+        // A container may forbid what it lives by.
+        let mut command = match self {
+            Self::Callgrind => Command::new("valgrind"),
+            Self::Strace => Command::new("strace"),
+        };
+        match self {
+            Self::Callgrind => command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "true"]),
+            Self::Strace => command.args(["-f", "-c", "-o", "/dev/null", "true"]),
+        };
+        match command.output() {
+            Ok(output) if output.status.success() => None,
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                Some(format!("{program} does not work here: {}", said.lines().last().unwrap_or_default()))
+            }
+            Err(error) => Some(format!("{program}: {error}")),
+        }
+    }
+
+    /// The command, watched, so that its process id is that of the one who is watched.
+    fn around(self, command: &Command, counted: &Path) -> Outcome<Command> {
+        if let Some(reason) = self.missing() {
+            return Err(reason);
+        }
+        let mut watched = Command::new(self.program());
+        match self {
+            Self::Callgrind => {
+                watched.arg("--tool=callgrind");
+                watched.arg(format!("--callgrind-out-file={}", counted.display()));
+                // OpenSSL would use vector AES, which valgrind does not know.
+                watched.env("OPENSSL_ia32cap", "~0x1000000000000000");
+            }
+            Self::Strace => {
+                watched.args(["-D", "-f", "-c", "-U", "calls,name", "-o"]).arg(counted);
+            }
+        }
+        watched.arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => watched.env(name, value),
+                None => watched.env_remove(name),
+            };
+        }
+        Ok(watched)
+    }
+
+    /// The figure, once it is there.
+    fn read(self, text: &str) -> Option<f64> {
+        let mut words = text.lines().rev().map(str::split_whitespace);
+        match self {
+            // totals: 123
+            Self::Callgrind => {
+                words.find_map(|mut line| (line.next()? == "totals:").then(|| line.next()?.parse().ok())?)
+            }
+            // 123 total
+            Self::Strace => words.find_map(|mut line| {
+                let count = line.next()?.parse().ok()?;
+                (line.next()? == "total").then_some(count)
+            }),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! A caller that asks one thing after the other over one kept connection: for counts, and to see that a proxy works.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use super::{
+    Outcome,
+    workload::{self, request},
+};
+
+/// One connection.
+pub(crate) struct Driver {
+    stream: TcpStream,
+    key: Option<&'static str>,
+}
+
+impl Driver {
+    pub(crate) fn connect(port: u16, key: Option<&'static str>) -> Outcome<Self> {
+        let stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port)));
+        let stream = stream.and_then(|stream| {
+            // Under valgrind everything is fifty times slower.
+            stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        });
+        Ok(Self { stream: stream.map_err(|error| format!("cannot connect: {error}"))?, key })
+    }
+
+    /// The small GET, so many times. All must be answered with 200.
+    pub(crate) fn get(&mut self, times: u32) -> Outcome {
+        (0..times).try_for_each(|_| self.ask(workload::GET).map(drop))
+    }
+
+    /// The body of the answer, which must be 200.
+    pub(crate) fn ask(&mut self, target: &str) -> Outcome<String> {
+        let request = request("GET", target, self.key, false, None);
+        self.stream.write_all(&request).map_err(|error| error.to_string())?;
+        let (mut answer, mut room) = (Vec::new(), [0; 8192]);
+        loop {
+            let count = self.stream.read(&mut room).map_err(|error| match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => "no answer within a minute".to_owned(),
+                _ => error.to_string(),
+            })?;
+            answer.extend_from_slice(&room[..count]);
+            if let Some((status, body)) = whole(&answer)? {
+                return if status == 200 { Ok(body) } else { Err(format!("answered {status}: {body}")) };
+            }
+            if count == 0 {
+                return Err("closed the connection".to_owned());
+            }
+        }
+    }
+}
+
+fn whole(bytes: &[u8]) -> Outcome<Option<(u16, String)>> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut answer = httparse::Response::new(&mut headers);
+    let parsed = answer.parse(bytes).map_err(|error| error.to_string())?;
+    let httparse::Status::Complete(head) = parsed else { return Ok(None) };
+    let length = answer.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+    let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.parse::<usize>().ok());
+    let end = head + length.ok_or("an answer without a length")?;
+    let body = bytes.get(head..end).map(|body| String::from_utf8_lossy(body).into_owned());
+    Ok(body.map(|body| (answer.code.unwrap_or(0), body)))
+}

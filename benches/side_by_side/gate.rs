@@ -1,0 +1,108 @@
+//! Holds instructions and system calls per request to the limits in `limits.toml`, for `scripts/test`.
+//!
+//! Times are not held to anything: they say more about the machine than about the program. Where a tool is missing or
+//! does not work, that is said and not counted as a failure.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use super::{
+    Outcome,
+    count::{Tool, per_request},
+    systems::System,
+    world::World,
+};
+
+/// The file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Limits {
+    /// The share by which a figure may be above its limit.
+    slack: f64,
+    wxgate: Limit,
+    wxgate_key: Limit,
+}
+
+/// Per GET.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Limit {
+    instructions: f64,
+    system_calls: f64,
+}
+
+const FILE: &str = "benches/side_by_side/limits.toml";
+
+/// Counts, prints, and fails when something grew.
+pub(crate) fn run(product: Option<PathBuf>) -> Outcome {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(FILE));
+    let text = text.map_err(|error| format!("{FILE}: {error}"))?;
+    let limits: Limits = toml::from_str(&text).map_err(|error| format!("{FILE}: {error}"))?;
+    let tools: Vec<Tool> = [Tool::Callgrind, Tool::Strace].into_iter().filter(|tool| works(*tool)).collect();
+    if tools.is_empty() {
+        return Ok(());
+    }
+    let world = World::new(product)?;
+    let mut grown = Vec::new();
+    for tool in tools {
+        let bare = per_request(&world, System::Bare, tool)?;
+        println!("{:<12}{bare:>12.2} {} per GET, for comparison", "bare", tool.what());
+        for (system, limit) in [(System::Wxgate, &limits.wxgate), (System::WxgateKey, &limits.wxgate_key)] {
+            let limit = tool.limit(limit);
+            let figure = per_request(&world, system, tool)?;
+            let share = figure / limit;
+            let name = system.name();
+            let what = tool.what();
+            println!(
+                "{name:<12}{figure:>12.2} {what} per GET: {share:.3} of the limit {limit}, {:.2} times the bare proxy",
+                figure / bare
+            );
+            if share > 1.0 + limits.slack {
+                grown.push(format!("{name} takes {figure:.2} {what} per GET, and {limit} was the limit"));
+            } else if share < 1.0 - limits.slack {
+                println!("    LOWER THE LIMIT in {FILE} to {figure:.2}: it would let this be lost again unnoticed");
+            }
+        }
+    }
+    if grown.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "{}.\nFind out why (valgrind --tool=callgrind, strace -c), or raise the limit in {FILE} and say in the commit what it buys.",
+        grown.join("\n")
+    ))
+}
+
+/// Says loudly when it does not.
+fn works(tool: Tool) -> bool {
+    // Other processors have other instructions, and no limits have been measured there.
+    let reason = if tool == Tool::Callgrind && !cfg!(target_arch = "x86_64") {
+        Some("the limits are those of x86-64".to_owned())
+    } else {
+        tool.missing()
+    };
+    if let Some(reason) = &reason {
+        println!("NOT CHECKED: {} per request: {reason}", tool.what());
+    }
+    reason.is_none()
+}
+
+impl Tool {
+    fn what(self) -> &'static str {
+        match self {
+            Self::Callgrind => "instructions",
+            Self::Strace => "system calls",
+        }
+    }
+
+    fn limit(self, limit: &Limit) -> f64 {
+        match self {
+            Self::Callgrind => limit.instructions,
+            Self::Strace => limit.system_calls,
+        }
+    }
+}

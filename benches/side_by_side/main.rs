@@ -1,0 +1,96 @@
+//! wxgate beside nginx, nginx with Lua, HAProxy, Envoy and two bare hyper proxies: time, instructions and system calls.
+//!
+//! Installs nothing and measures on this machine only, over loopback. docs/performance.md tells how to read the figures.
+//! It has no opinion on what is fast enough, but for `gate`, which holds wxgate to the limits in `limits.toml`.
+
+#![allow(missing_docs, clippy::print_stdout, clippy::print_stderr, reason = "a program for people who measure")]
+
+mod bare;
+mod child;
+mod compare;
+mod connector;
+mod count;
+mod driver;
+mod gate;
+mod load;
+mod pool;
+mod readings;
+mod report;
+mod statistics;
+mod systems;
+mod tls;
+mod upstream;
+mod workload;
+mod world;
+
+use std::{io, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+/// Either it worked, or there is a sentence that says why not.
+pub(crate) type Outcome<T = ()> = Result<T, String>;
+
+/// wxgate beside other proxies. Without a command: what could run here, and what is missing.
+#[derive(Debug, Parser)]
+#[command(name = "cargo bench --bench side_by_side --")]
+struct Cli {
+    /// What cargo adds.
+    #[arg(long, hide = true, global = true)]
+    bench: bool,
+    #[command(flatten)]
+    product: Product,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What is measured.
+#[derive(Debug, Args)]
+struct Product {
+    /// The wxgate to measure. Default: the release build of this tree, which is brought up to date first.
+    #[arg(long, global = true, value_name = "PATH")]
+    wxgate: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Throughput, CPU, latency and memory, in interleaved rounds; ratios to the first system.
+    Compare(compare::Options),
+    /// Instructions (valgrind) and system calls (strace) per request: figures that repeat on a busy machine.
+    Count(count::Options),
+    /// Instructions and system calls of wxgate against benches/side_by_side/limits.toml; exit status 1 when above.
+    Gate,
+    #[command(hide = true)]
+    Upstream(upstream::Options),
+    #[command(hide = true)]
+    Bare(bare::Options),
+    #[command(hide = true)]
+    Load(load::Options),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let product = cli.product.wxgate;
+    let outcome = match cli.command {
+        None => {
+            systems::list();
+            Ok(())
+        }
+        Some(Command::Compare(options)) => compare::run(&options, product),
+        Some(Command::Count(options)) => count::run(&options, product),
+        Some(Command::Gate) => gate::run(product),
+        Some(Command::Upstream(options)) => served(upstream::serve(&options)),
+        Some(Command::Bare(options)) => served(bare::serve(&options)),
+        Some(Command::Load(options)) => load::run(&options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn served(outcome: io::Result<()>) -> Outcome {
+    outcome.map_err(|error| error.to_string())
+}

@@ -1,0 +1,214 @@
+//! The proxies: how each is told to do the same job, and what has to be installed for it.
+//!
+//! All verify the upstream's certificate, keep their connections to it, allow TLS 1.2 and 1.3, add the same token and run
+//! on one core. Only wxgate also knows callers and their rights, looks at answers, logs and counts.
+
+use std::{env, fs, path::PathBuf, process::Command, time::Duration};
+
+use clap::ValueEnum;
+
+use super::{
+    Outcome,
+    child::{Child, free_port, pinned},
+    driver::Driver,
+    tls::HOST,
+    workload,
+    world::{TOKEN, World},
+};
+
+/// What the client `bench` shows.
+const KEY: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
+
+/// One proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum System {
+    Nginx,
+    NginxLua,
+    Haproxy,
+    Envoy,
+    /// hyper with a pool of its own.
+    Bare,
+    /// hyper with hyper-util's client.
+    Legacy,
+    /// A client known by its network.
+    Wxgate,
+    /// A client known by its key.
+    WxgateKey,
+}
+
+/// One that runs.
+pub(crate) struct Running {
+    pub(crate) system: System,
+    pub(crate) child: Child,
+    pub(crate) port: u16,
+}
+
+impl System {
+    /// Every one, in the order of tables.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Nginx,
+        Self::NginxLua,
+        Self::Haproxy,
+        Self::Envoy,
+        Self::Bare,
+        Self::Legacy,
+        Self::Wxgate,
+        Self::WxgateKey,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Nginx => "nginx",
+            Self::NginxLua => "nginx-lua",
+            Self::Haproxy => "haproxy",
+            Self::Envoy => "envoy",
+            Self::Bare => "bare",
+            Self::Legacy => "legacy",
+            Self::Wxgate => "wxgate",
+            Self::WxgateKey => "wxgate-key",
+        }
+    }
+
+    /// What callers show.
+    pub(crate) fn key(self) -> Option<&'static str> {
+        (self == Self::WxgateKey).then_some(KEY)
+    }
+
+    /// Why it cannot run here, and what would help.
+    pub(crate) fn missing(self) -> Option<String> {
+        let needs = |program: &str, package: &str| {
+            on_path(program).is_none().then(|| format!("{program} is not on PATH ({package})"))
+        };
+        match self {
+            Self::Nginx => needs("nginx", "Debian: apt-get install nginx"),
+            Self::NginxLua => needs("nginx", "Debian: apt-get install nginx libnginx-mod-http-lua").or_else(|| {
+                let module = nginx_modules().join("ngx_http_lua_module.so");
+                let there = fs::exists(&module).unwrap_or(false);
+                (!there).then(|| format!("no {} (Debian: apt-get install libnginx-mod-http-lua)", module.display()))
+            }),
+            Self::Haproxy => needs("haproxy", "Debian: apt-get install haproxy"),
+            Self::Envoy => needs("envoy", "https://www.envoyproxy.io, not in Debian"),
+            Self::Bare | Self::Legacy | Self::Wxgate | Self::WxgateKey => None,
+        }
+    }
+
+    /// The command that makes it listen there.
+    pub(crate) fn command(self, world: &World, port: u16) -> Outcome<Command> {
+        let mut command;
+        match self {
+            Self::Nginx | Self::NginxLua => {
+                command = program("nginx");
+                command.args(["-e", "stderr", "-c"]).arg(self.configuration(world, port)?);
+            }
+            Self::Haproxy => {
+                command = program("haproxy");
+                command.args(["-db", "-f"]).arg(self.configuration(world, port)?);
+            }
+            Self::Envoy => {
+                command = program("envoy");
+                command.args(["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c"]);
+                command.arg(self.configuration(world, port)?);
+            }
+            Self::Bare | Self::Legacy => {
+                command = Command::new(&world.exe);
+                command.args(["bare", if self == Self::Bare { "pool" } else { "legacy" }, "--token", TOKEN]);
+                command.args(["--port", &port.to_string(), "--upstream", &world.upstream_port.to_string(), "--ca"]);
+                command.arg(world.path("ca.pem"));
+            }
+            Self::Wxgate | Self::WxgateKey => {
+                command = Command::new(&world.wxgate);
+                command.args(["serve", "--config"]).arg(self.configuration(world, port)?);
+                for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WXGATE_")) {
+                    command.env_remove(name);
+                }
+            }
+        }
+        Ok(command)
+    }
+
+    fn configuration(self, world: &World, port: u16) -> Outcome<PathBuf> {
+        let (template, ending) = match self {
+            Self::Nginx => (include_str!("conf/nginx.conf"), "conf"),
+            Self::NginxLua => (include_str!("conf/nginx-lua.conf"), "conf"),
+            Self::Haproxy => (include_str!("conf/haproxy.cfg"), "cfg"),
+            Self::Envoy => (include_str!("conf/envoy.yaml"), "yaml"),
+            _ => (include_str!("conf/wxgate.toml"), "toml"),
+        };
+        let client = match self.key() {
+            Some(key) => format!("key = {{ value = \"{key}\" }}"),
+            None => "from = [\"loopback\"]".to_owned(),
+        };
+        let mut text = template.to_owned();
+        for (place, value) in [
+            ("@SCRATCH@", world.path(self.name()).display().to_string()),
+            ("@CA@", world.path("ca.pem").display().to_string()),
+            ("@MODULES@", nginx_modules().display().to_string()),
+            ("@PORT@", port.to_string()),
+            ("@UPSTREAM@", world.upstream_port.to_string()),
+            ("@TOKEN@", TOKEN.to_owned()),
+            ("@HOST@", HOST.to_owned()),
+            ("@CLIENT@", client),
+        ] {
+            text = text.replace(place, &value);
+        }
+        let path = world.path(&format!("{}.{ending}", self.name()));
+        fs::write(&path, text).map_err(|error| error.to_string())?;
+        Ok(path)
+    }
+
+    /// Starts it on the proxy's core, and sees that it answers.
+    pub(crate) fn start(self, world: &World) -> Outcome<Running> {
+        let port = free_port()?;
+        let mut command = pinned(&self.command(world, port)?, world.proxy_core);
+        let output = world.path(&format!("{}.out", self.name()));
+        let mut child = Child::spawn(&mut command, &output)?;
+        child.listens(port, Duration::from_secs(15))?;
+        let mut driver = Driver::connect(port, self.key())?;
+        driver.get(1).map_err(|error| format!("{error}; {}", child.said()))?;
+        Ok(Running { system: self, child, port })
+    }
+}
+
+impl Running {
+    /// TLS version and cipher towards the upstream.
+    pub(crate) fn tls(&self) -> Outcome<String> {
+        let said = Driver::connect(self.port, self.system.key())?.ask(workload::TLS)?;
+        Ok(said.split('"').nth(3).unwrap_or_default().to_owned())
+    }
+}
+
+/// Says what could run here, and what is missing.
+pub(crate) fn list() {
+    println!("Commands: compare, count, gate (--help tells more). Systems and tools:\n");
+    for system in System::ALL {
+        println!("  {:<12}{}", system.name(), system.missing().unwrap_or_else(|| "ready".to_owned()));
+    }
+    for (tool, package, what) in [
+        ("taskset", "util-linux", "binds processes to cores"),
+        ("valgrind", "valgrind", "counts instructions"),
+        ("strace", "strace", "counts system calls"),
+    ] {
+        let missing = format!("missing: {what} (Debian: apt-get install {package})");
+        println!("  {tool:<12}{}", on_path(tool).map_or(missing, |path| path.display().to_string()));
+    }
+}
+
+/// Where a program is.
+pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    // Daemons are where root looks, and others do not.
+    let places = env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from));
+    places.map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+fn program(name: &str) -> Command {
+    Command::new(on_path(name).unwrap_or_else(|| name.into()))
+}
+
+/// Where this nginx keeps its modules.
+fn nginx_modules() -> PathBuf {
+    let said = on_path("nginx").and_then(|nginx| Command::new(nginx).arg("-V").output().ok());
+    let said = said.map(|output| String::from_utf8_lossy(&output.stderr).into_owned()).unwrap_or_default();
+    let path = said.split_whitespace().find_map(|word| word.strip_prefix("--modules-path="));
+    PathBuf::from(path.unwrap_or("/usr/lib/nginx/modules"))
+}

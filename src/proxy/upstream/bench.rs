@@ -1,0 +1,31 @@
+//! The door through which the benches reach the pool. No part of the interface: it changes with the pool.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Dialer, Origins, pool::Pool};
+use crate::net::{address::BaseUrl, egress::Egress};
+
+/// Connections to one host.
+pub struct Kept(Arc<Pool>);
+
+impl Kept {
+    /// No connection yet; `None` when the host cannot be called.
+    pub fn new(host: BaseUrl) -> Option<Self> {
+        let origin = Origins::default().of(&[host]).ok()?.pop()?;
+        let dialer = Dialer::new(&Egress::default()).ok()?;
+        Some(Self(Pool::new(origin, dialer, Duration::from_secs(15))))
+    }
+
+    /// Takes so many connections and gives them back; whether there were as many.
+    pub async fn turn(&self, count: usize) -> bool {
+        let mut taken = Vec::with_capacity(count);
+        for _ in 0..count {
+            taken.extend(self.0.checkout().await);
+        }
+        let all = taken.len() == count;
+        for connection in taken {
+            self.0.give_back(connection);
+        }
+        all
+    }
+}
