@@ -41,6 +41,8 @@ struct Fields {
     codings: u32,
     length: u64,
     is_plain: bool,
+    /// The client wants to close behind it.
+    is_last: bool,
 }
 
 impl FramingWatch {
@@ -59,6 +61,11 @@ impl FramingWatch {
     /// Whether the bytes end where a request ends, and none of them was odd.
     pub(in crate::net) fn is_between_requests(&self) -> bool {
         self.place == Place::RequestLine && self.line.is_empty() && self.odd.is_none()
+    }
+
+    /// Whether the bytes end with a request behind which the client will say no more.
+    pub(in crate::net) fn is_over(&self) -> bool {
+        self.is_between_requests() && self.fields.is_last
     }
 
     fn skip<'b>(&mut self, left: u64, bytes: &'b [u8], still: fn(u64) -> Place, then: Place) -> &'b [u8] {
@@ -147,6 +154,8 @@ impl Fields {
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.codings += 1;
             self.is_plain &= value.eq_ignore_ascii_case(b"chunked");
+        } else if name.eq_ignore_ascii_case(b"connection") {
+            self.is_last |= value.eq_ignore_ascii_case(b"close");
         }
     }
 }
@@ -208,6 +217,20 @@ mod tests {
         for body in ["z\r\n", "\r\n", "1\n", "1\r\nab\r\n", "1\r\na\n", "0\r\nX: a\n\r\n", "11111111111111111\r\n"] {
             assert_eq!(odd(&format!("{head}{body}")), Some(2), "{body:?}");
         }
+    }
+
+    #[test]
+    fn a_client_that_will_say_no_more_is_believed_once_its_request_is_whole() {
+        let is_over = |text: &str| {
+            let mut watch = FramingWatch::default();
+            watch.feed(text.as_bytes());
+            watch.is_over()
+        };
+        let post = "POST / HTTP/1.1\r\nConnection: Close\r\nContent-Length: 2\r\n\r\n";
+        assert!(is_over("GET / HTTP/1.1\r\nconnection: close\r\n\r\n"));
+        assert!(is_over(&format!("{post}ab")) && !is_over(&format!("{post}a")) && !is_over(post));
+        assert!(!is_over("GET / HTTP/1.1\r\nConnection: keep-alive\r\n\r\n"));
+        assert!(!is_over(&format!("{post}abGET / HTTP/1.1\r\n\r\n")), "it goes on all the same");
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Bound listeners that hand out plain sockets.
 //!
-//! A socket is accepted here and registered with the runtime that will serve it, which may be another thread's. An
-//! accept error (out of file descriptors, say) is logged, waited out and never ends the listener.
+//! An address is taken first and answered later, on whatever runtime will do so. A socket that was accepted there can move
+//! to the runtime of another thread. An accept error (out of file descriptors, say) is logged, waited out and never ends
+//! the listener.
 
 use std::{
     fmt, io,
-    net::{SocketAddr, TcpStream as StdTcpStream, ToSocketAddrs},
-    os::unix::net::UnixStream as StdUnixStream,
+    net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream, ToSocketAddrs},
+    os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
     path::{Path, PathBuf},
     pin::Pin,
     task::{Context, Poll},
@@ -23,17 +24,24 @@ use super::address::{ListenAddr, Peer};
 /// How many connections the kernel may hold for us before they are accepted.
 const BACKLOG: i32 = 4096;
 
-/// A listener that is bound and takes connections as soon as it is asked.
+/// A listener that is bound: connections wait until it is started.
 #[derive(Debug)]
 pub struct Listener {
-    socket: Bound,
+    socket: Bound<StdTcpListener, StdUnixListener>,
     address: BoundAddr,
 }
 
 #[derive(Debug)]
-enum Bound {
-    Tcp(TcpListener),
-    Unix { listener: UnixListener, _file: SocketFile },
+enum Bound<T, U> {
+    Tcp(T),
+    Unix(U, SocketFile),
+}
+
+/// A listener that takes connections, watched by the runtime in which it was started.
+#[derive(Debug)]
+pub struct Acceptor {
+    socket: Bound<TcpListener, UnixListener>,
+    address: BoundAddr,
 }
 
 /// Where a listener really stands, port included.
@@ -74,12 +82,20 @@ impl Drop for SocketFile {
     }
 }
 
-/// An accepted connection, not yet tied to any runtime.
+/// An accepted connection.
 #[derive(Debug)]
 pub struct Accepted {
-    socket: Socket,
+    /// Watched by the runtime that accepted it.
+    pub stream: Stream,
     /// Who connected.
     pub peer: Peer,
+}
+
+/// An accepted connection on its way to another runtime.
+#[derive(Debug)]
+pub struct Unwatched {
+    socket: Socket,
+    peer: Peer,
 }
 
 #[derive(Debug)]
@@ -89,20 +105,35 @@ enum Socket {
 }
 
 impl Accepted {
-    /// Registers the socket with the current runtime.
+    /// Takes it out of the hands of the runtime that accepted it.
+    ///
+    /// # Errors
+    /// When that runtime does not let it go.
+    pub fn unwatch(self) -> io::Result<Unwatched> {
+        let socket = match self.stream {
+            Stream::Tcp(stream) => Socket::Tcp(stream.into_std()?),
+            Stream::Unix(stream) => Socket::Unix(stream.into_std()?),
+        };
+        Ok(Unwatched { socket, peer: self.peer })
+    }
+}
+
+impl Unwatched {
+    /// Registers it with the current runtime.
     ///
     /// # Errors
     /// When the runtime cannot watch it (no file descriptors left, say).
-    pub fn into_stream(self) -> io::Result<Stream> {
-        match self.socket {
-            Socket::Tcp(socket) => TcpStream::from_std(socket).map(Stream::Tcp),
-            Socket::Unix(socket) => UnixStream::from_std(socket).map(Stream::Unix),
-        }
+    pub fn watch(self) -> io::Result<Accepted> {
+        let stream = match self.socket {
+            Socket::Tcp(socket) => Stream::Tcp(TcpStream::from_std(socket)?),
+            Socket::Unix(socket) => Stream::Unix(UnixStream::from_std(socket)?),
+        };
+        Ok(Accepted { stream, peer: self.peer })
     }
 }
 
 impl Listener {
-    /// Binds; must be called inside a runtime.
+    /// Takes the address.
     ///
     /// # Errors
     /// When the name cannot be resolved, the address is taken, or the socket file belongs to a living process.
@@ -122,9 +153,11 @@ impl Listener {
                 None,
             )?;
             socket.set_reuse_address(true)?;
+            // Handed down to every connection that is accepted.
+            socket.set_tcp_nodelay(true)?;
             match socket.bind(&address.into()).and_then(|()| socket.listen(BACKLOG)) {
                 Ok(()) => {
-                    let listener = TcpListener::from_std(socket.into())?;
+                    let listener = StdTcpListener::from(socket);
                     let address = BoundAddr::Tcp(listener.local_addr()?);
                     return Ok(Self { socket: Bound::Tcp(listener), address });
                 }
@@ -135,15 +168,16 @@ impl Listener {
     }
 
     fn bind_unix(path: &Path) -> io::Result<Self> {
-        let listener = match UnixListener::bind(path) {
+        let listener = match StdUnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
                 std::fs::remove_file(path)?;
-                UnixListener::bind(path)?
+                StdUnixListener::bind(path)?
             }
             other => other?,
         };
-        let address = BoundAddr::Unix(path.to_owned());
-        Ok(Self { socket: Bound::Unix { listener, _file: SocketFile(path.to_owned()) }, address })
+        let file = SocketFile(path.to_owned());
+        listener.set_nonblocking(true)?;
+        Ok(Self { socket: Bound::Unix(listener, file), address: BoundAddr::Unix(path.to_owned()) })
     }
 
     /// Where it stands.
@@ -151,6 +185,20 @@ impl Listener {
         &self.address
     }
 
+    /// Begins to take connections. Must be called inside the runtime that will do so.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch it.
+    pub fn start(self) -> io::Result<Acceptor> {
+        let socket = match self.socket {
+            Bound::Tcp(socket) => Bound::Tcp(TcpListener::from_std(socket)?),
+            Bound::Unix(socket, file) => Bound::Unix(UnixListener::from_std(socket)?, file),
+        };
+        Ok(Acceptor { socket, address: self.address })
+    }
+}
+
+impl Acceptor {
     /// The next connection. Errors are waited out, so this only returns with a connection in hand.
     pub async fn accept(&self) -> Accepted {
         let mut wait = Duration::from_millis(5);
@@ -172,13 +220,12 @@ impl Listener {
     async fn try_accept(&self) -> io::Result<Accepted> {
         match &self.socket {
             Bound::Tcp(listener) => {
-                let (socket, peer) = listener.accept().await?;
-                socket.set_nodelay(true)?;
-                Ok(Accepted { socket: Socket::Tcp(socket.into_std()?), peer: Peer::Ip(peer.ip()) })
+                let (stream, peer) = listener.accept().await?;
+                Ok(Accepted { stream: Stream::Tcp(stream), peer: Peer::Ip(peer.ip()) })
             }
-            Bound::Unix { listener, .. } => {
-                let (socket, _) = listener.accept().await?;
-                Ok(Accepted { socket: Socket::Unix(socket.into_std()?), peer: Peer::Unix })
+            Bound::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Accepted { stream: Stream::Unix(stream), peer: Peer::Unix })
             }
         }
     }

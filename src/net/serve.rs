@@ -24,17 +24,20 @@ where
     let service = Arc::new(service);
     let connections = Connections::default();
     let mut aborting = drain.clone();
+    let acceptor = match listener.start() {
+        Ok(acceptor) => acceptor,
+        Err(error) => return tracing::error!(%error, "a listener cannot be watched"),
+    };
     let accepting = async {
         loop {
-            let accepted = listener.accept().await;
+            let accepted = acceptor.accept().await;
             let (service, connections, drain) = (Arc::clone(&service), connections.clone(), drain.clone());
             tokio::spawn(async move {
-                let Ok(stream) = accepted.into_stream() else { return };
                 let handler = |request| {
                     let answer = service(request);
                     async { answer.await.unwrap_or_else(|never| match never {}) }
                 };
-                connection::serve(stream, &connections, || drain.is_leaving(), handler).await;
+                connection::serve(accepted.stream, &connections, || drain.is_leaving(), handler).await;
             });
         }
     };

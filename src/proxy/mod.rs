@@ -131,7 +131,7 @@ pub struct Bound {
 }
 
 impl Listeners {
-    /// Takes the addresses. Must be called inside a runtime.
+    /// Takes the addresses.
     ///
     /// # Errors
     /// When one is taken already, or `server.tls` cannot be used.
@@ -209,11 +209,7 @@ impl Bound {
             .map(|index| worker::spawn(index, Arc::clone(&self.proxy), drain.clone()))
             .collect::<io::Result<Vec<_>>>()?;
         let (workers, ended): (Vec<_>, Vec<_>) = workers.into_iter().unzip();
-        let workers: Arc<[worker::Handle]> = workers.into();
-        let limit = Arc::new(Semaphore::new(self.max_connections));
-        for listener in self.listeners {
-            tokio::spawn(worker::accept(listener, Arc::clone(&workers), Arc::clone(&limit), drain.clone()));
-        }
+        worker::start(self.listeners, &workers.into(), &Arc::new(Semaphore::new(self.max_connections)));
         drain.reached(Phase::Closing).await;
         for ended in ended {
             let _ = ended.await;

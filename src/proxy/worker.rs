@@ -1,8 +1,8 @@
 //! A thread that serves connections, and the hand that deals them out.
 //!
 //! Each worker runs a runtime of its own with its own upstream connections, so that requests share nothing but the
-//! published tokens. One acceptor per listener fills the workers in order: at low load everything stays on one warm
-//! pool, at high load they share evenly.
+//! published tokens. The first one also accepts, and fills the workers in order: at low load everything stays on one
+//! thread and one warm pool, at high load they share evenly.
 
 use std::{
     io,
@@ -14,7 +14,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, timeout},
 };
 
@@ -23,7 +23,7 @@ use crate::net::{
     address::Peer,
     connection::{self, Connections},
     drain::{Drain, Phase},
-    listen::{Accepted, Listener},
+    listen::{Accepted, Listener, Unwatched},
     tls,
 };
 
@@ -58,11 +58,18 @@ impl Worker {
     }
 }
 
-/// The acceptor's end of a worker.
+/// The other end of a worker.
 #[derive(Debug)]
 pub(super) struct Handle {
-    connections: mpsc::UnboundedSender<(Accepted, Slot)>,
+    orders: mpsc::UnboundedSender<Order>,
     open: Arc<AtomicUsize>,
+}
+
+/// What a worker is told to do.
+#[derive(Debug)]
+enum Order {
+    Serve(Unwatched, Slot),
+    Accept(Listener, Arc<[Handle]>, Arc<Semaphore>),
 }
 
 /// Resolves when the thread has ended, however it did.
@@ -72,7 +79,7 @@ pub(super) type Ended = oneshot::Receiver<()>;
 #[derive(Debug)]
 pub(super) struct Slot {
     open: Arc<AtomicUsize>,
-    _permit: tokio::sync::OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Slot {
@@ -84,7 +91,7 @@ impl Drop for Slot {
 /// Starts the thread.
 pub(super) fn spawn(index: usize, proxy: Arc<Proxy>, drain: Drain) -> io::Result<(Handle, Ended)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (connections, incoming) = mpsc::unbounded_channel();
+    let (orders, incoming) = mpsc::unbounded_channel();
     let open = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&open);
     let (alive, ended) = oneshot::channel::<()>();
@@ -94,27 +101,50 @@ pub(super) fn spawn(index: usize, proxy: Arc<Proxy>, drain: Drain) -> io::Result
         runtime.shutdown_background();
         drop(alive);
     })?;
-    Ok((Handle { connections, open }, ended))
+    Ok((Handle { orders, open }, ended))
 }
 
-/// Deals connections out until the drain reaches [`Phase::Closing`].
-pub(super) async fn accept(
-    listener: Listener,
-    workers: Arc<[Handle]>,
-    limit: Arc<tokio::sync::Semaphore>,
-    mut drain: Drain,
-) {
+/// Has the first of the workers take connections for all of them, until the drain reaches [`Phase::Closing`].
+pub(super) fn start(listeners: Vec<Listener>, workers: &Arc<[Handle]>, limit: &Arc<Semaphore>) {
+    let Some(first) = workers.first() else { return };
+    for listener in listeners {
+        let _ = first.orders.send(Order::Accept(listener, Arc::clone(workers), Arc::clone(limit)));
+    }
+}
+
+/// What a worker needs to serve a connection.
+#[derive(Clone)]
+struct Service {
+    worker: Arc<Worker>,
+    connections: Connections,
+}
+
+impl Service {
+    fn begin(&self, accepted: Accepted, slot: Slot) {
+        tokio::spawn(connection(self.clone(), accepted, slot));
+    }
+}
+
+/// Runs on the first worker.
+async fn accept(listener: Listener, workers: Arc<[Handle]>, limit: Arc<Semaphore>, service: Service) {
+    let acceptor = match listener.start() {
+        Ok(acceptor) => acceptor,
+        Err(error) => return tracing::error!(%error, "a listener cannot be watched"),
+    };
+    let mut drain = service.worker.drain.clone();
     let accepting = async {
         loop {
             // Beyond max_connections the kernel's backlog holds them until one ends.
             let Ok(permit) = Arc::clone(&limit).acquire_owned().await else { return };
-            let accepted = listener.accept().await;
-            let fullness = |worker: &&Handle| worker.open.load(Relaxed) / FILL;
-            let Some(worker) = workers.iter().min_by_key(fullness) else { return };
+            let accepted = acceptor.accept().await;
+            let fullness = |(_, worker): &(usize, &Handle)| worker.open.load(Relaxed) / FILL;
+            let Some((index, worker)) = workers.iter().enumerate().min_by_key(fullness) else { return };
             worker.open.fetch_add(1, Relaxed);
             let slot = Slot { open: Arc::clone(&worker.open), _permit: permit };
-            if worker.connections.send((accepted, slot)).is_err() {
-                tracing::error!("a worker thread has ended; the connection is dropped");
+            if index == 0 {
+                service.begin(accepted, slot);
+            } else if let Err(error) = worker.take(accepted, slot) {
+                tracing::error!(%error, "a connection is dropped");
             }
         }
     };
@@ -124,12 +154,14 @@ pub(super) async fn accept(
     }
 }
 
-async fn serve(
-    proxy: Arc<Proxy>,
-    mut drain: Drain,
-    mut incoming: mpsc::UnboundedReceiver<(Accepted, Slot)>,
-    open: &AtomicUsize,
-) {
+impl Handle {
+    fn take(&self, accepted: Accepted, slot: Slot) -> io::Result<()> {
+        let unwatched = accepted.unwatch()?;
+        self.orders.send(Order::Serve(unwatched, slot)).map_err(|_| io::Error::other("a worker thread has ended"))
+    }
+}
+
+async fn serve(proxy: Arc<Proxy>, mut drain: Drain, mut incoming: mpsc::UnboundedReceiver<Order>, open: &AtomicUsize) {
     let mut random = [0; 4];
     let _ = getrandom::fill(&mut random);
     let worker = Arc::new(Worker {
@@ -142,6 +174,7 @@ async fn serve(
         next_id: AtomicU32::new(0),
     });
     let connections = Connections::default();
+    let service = Service { worker: Arc::clone(&worker), connections: connections.clone() };
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     let mut closing = drain.clone();
     let mut told = false;
@@ -152,8 +185,16 @@ async fn serve(
     loop {
         tokio::select! {
             next = incoming.recv(), if !incoming.is_closed() || !incoming.is_empty() => {
-                let Some((accepted, slot)) = next else { continue };
-                tokio::spawn(connection(Arc::clone(&worker), connections.clone(), drain.clone(), accepted, slot));
+                match next {
+                    Some(Order::Serve(unwatched, slot)) => match unwatched.watch() {
+                        Ok(accepted) => service.begin(accepted, slot),
+                        Err(error) => tracing::warn!(%error, "an accepted connection could not be watched"),
+                    },
+                    Some(Order::Accept(listener, workers, limit)) => {
+                        tokio::spawn(accept(listener, workers, limit, service.clone()));
+                    }
+                    None => {}
+                }
             }
             _ = housekeeping.tick() => worker.keep_house(),
             () = &mut stopping, if !told => {
@@ -182,23 +223,19 @@ impl Worker {
     }
 }
 
-async fn connection(worker: Arc<Worker>, connections: Connections, drain: Drain, accepted: Accepted, _slot: Slot) {
-    let peer = accepted.peer;
-    let stream = match accepted.into_stream() {
-        Ok(stream) => stream,
-        Err(error) => return tracing::warn!(%error, "an accepted connection could not be watched"),
-    };
-    let leaving = || drain.is_leaving();
-    let worker = &*worker;
+async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
+    let Service { worker, connections } = &service;
+    let Accepted { stream, peer } = accepted;
+    let leaving = || worker.drain.is_leaving();
     let origin = |names| Origin { peer, shown: peer.to_string(), names };
     let tls = worker.proxy.live.load().tls.clone();
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
         None => {
             let origin = origin(Vec::new());
-            connection::serve(stream, &connections, leaving, |request| super::handle(worker, &origin, request)).await;
+            connection::serve(stream, connections, leaving, |request| super::handle(worker, &origin, request)).await;
         }
         Some(acceptor) => {
-            let mut closing = drain.clone();
+            let mut closing = worker.drain.clone();
             let shaken = tokio::select! {
                 shaken = Box::pin(timeout(HANDSHAKE, acceptor.accept(stream))) => shaken,
                 // Nothing was asked yet, so nothing is lost.
@@ -208,7 +245,7 @@ async fn connection(worker: Arc<Worker>, connections: Connections, drain: Drain,
                 Ok(Ok(stream)) => {
                     let origin = origin(tls::names_of(stream.get_ref().1));
                     let handler = |request| super::handle(worker, &origin, request);
-                    Box::pin(connection::serve(stream, &connections, leaving, handler)).await;
+                    Box::pin(connection::serve(stream, connections, leaving, handler)).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake with a client failed"),
                 Err(_) => tracing::debug!(%peer, "TLS handshake with a client took too long"),

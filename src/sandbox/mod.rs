@@ -181,9 +181,10 @@ impl Drop for Door {
 
 /// Takes connections for ever. Being dropped ends those that it took.
 async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+    let Ok(acceptor) = listener.start() else { return };
     let mut connections = JoinSet::new();
     loop {
-        let accepted = listener.accept().await;
+        let accepted = acceptor.accept().await;
         while connections.try_join_next().is_some() {}
         let id = shared.recorder.count(recorder::Count::Connections);
         connections.spawn(serve(accepted, tls.clone(), Arc::clone(&shared), id));
@@ -191,7 +192,7 @@ async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<Shared
 }
 
 async fn serve(accepted: Accepted, tls: Option<TlsAcceptor>, shared: Arc<Shared>, id: u64) {
-    let Ok(stream) = accepted.into_stream() else { return };
+    let stream = accepted.stream;
     let Some(tls) = tls else { return connection::serve(stream, &shared, id, false).await };
     if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
         connection::serve(stream, &shared, id, true).await;

@@ -119,6 +119,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.lingering.is_none() {
             ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+            if self.framing.is_over() {
+                return Poll::Ready(Ok(()));
+            }
             self.lingering = Some(Box::pin(tokio::time::sleep(LINGER)));
         }
         self.poll_linger(cx).map(Ok)
