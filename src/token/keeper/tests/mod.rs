@@ -5,6 +5,7 @@
 mod elsewhere_kept;
 mod failure;
 mod lifetime;
+mod model;
 mod nodes;
 mod nodes_in_trouble;
 mod rejection;
