@@ -137,7 +137,9 @@ fn json(out: &mut Vec<u8>, record: &Record<'_>) {
 // What follows goes around the formatting machinery, which would cost more than the rest of the line.
 
 fn timestamp(out: &mut Vec<u8>) {
-    let _ = write!(out, "{}", humantime::format_rfc3339_micros(SystemTime::now()));
+    // Formatting a time before 1970 would panic.
+    let now = SystemTime::now().max(SystemTime::UNIX_EPOCH);
+    let _ = write!(out, "{}", humantime::format_rfc3339_micros(now));
 }
 
 fn field(out: &mut Vec<u8>, name: &[u8], value: impl itoa::Integer) {
