@@ -156,6 +156,7 @@ impl Second {
         let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         if since.as_secs() != self.number || self.text.is_empty() {
             self.number = since.as_secs();
+            // Formatting a time before 1970 would panic.
             let text = humantime::format_rfc3339_seconds(now.max(SystemTime::UNIX_EPOCH)).to_string();
             text.trim_end_matches('Z').clone_into(&mut self.text);
         }

@@ -4,31 +4,55 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+#[cfg(test)]
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use tokio::time::Instant;
 
 /// Where wall time comes from.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Clock {
     anchor: Option<(Instant, u64)>,
+    /// By how many milliseconds a test has moved it.
+    #[cfg(test)]
+    moved: Option<&'static AtomicI64>,
 }
 
 impl Clock {
     /// The system's wall clock, read anew each time.
     pub const fn system() -> Self {
-        Self { anchor: None }
+        Self {
+            anchor: None,
+            #[cfg(test)]
+            moved: None,
+        }
     }
 
     /// A wall clock that stands at `unix_ms` now and runs with the monotonic clock, paused time included.
     pub fn starting_at(unix_ms: u64) -> Self {
-        Self { anchor: Some((Instant::now(), unix_ms)) }
+        Self {
+            anchor: Some((Instant::now(), unix_ms)),
+            #[cfg(test)]
+            moved: None,
+        }
+    }
+
+    /// As [`Clock::starting_at`], with a hand that moves it by so many milliseconds.
+    #[cfg(test)]
+    pub(crate) fn movable(unix_ms: u64) -> (Self, &'static AtomicI64) {
+        let hand: &AtomicI64 = Box::leak(Box::default());
+        (Self { moved: Some(hand), ..Self::starting_at(unix_ms) }, hand)
     }
 
     /// Milliseconds since 1970; 0 for a clock that stands before that.
     pub fn now_ms(&self) -> u64 {
-        match self.anchor {
+        let told = match self.anchor {
             Some((instant, unix_ms)) => unix_ms.saturating_add(millis(instant.elapsed())),
             None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
-        }
+        };
+        #[cfg(test)]
+        let told = told.saturating_add_signed(self.moved.map_or(0, |hand| hand.load(Ordering::Relaxed)));
+        told
     }
 
     /// The wall time of an instant, as far as today's clock can tell.

@@ -41,6 +41,11 @@ impl Token {
         Self::new(self.generation, self.secret.clone(), sent.min(self.sent), expires)
     }
 
+    /// The same token under another number.
+    pub(crate) fn renumbered(&self, generation: Generation) -> Self {
+        Self::new(generation, self.secret.clone(), self.sent, self.expires)
+    }
+
     /// Which token of the account this is.
     pub fn generation(&self) -> Generation {
         self.generation

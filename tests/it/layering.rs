@@ -174,7 +174,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 // What stands in a file of its own instead of a `#[cfg(test)] mod tests { … }`.
 fn is_for_tests(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == "tests.rs")
-        || path.parent().is_some_and(|folder| folder.ends_with("tests"))
+        || path.ancestors().skip(1).take(2).any(|folder| folder.ends_with("tests"))
 }
 
 fn crate_files() -> Vec<File> {

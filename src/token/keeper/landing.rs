@@ -70,6 +70,7 @@ impl Task {
             return self.on_same_token(flight, same);
         }
         if self.generation() != flight.past {
+            self.count(flight, "late");
             return self.on_late(flight);
         }
         self.count(flight, "new");
@@ -86,6 +87,10 @@ impl Task {
 
     /// The new token is in the store, or that takes too long: requests may have it.
     fn on_stored(&mut self, flight: &Flight, token: Token, newer: Option<Box<Record>>) {
+        if self.generation() != flight.past {
+            // Shown now, it would take the place of a token with a higher number.
+            return self.on_late(flight);
+        }
         self.dead = false;
         let after_rejection = flight.trigger.is_passive() || !self.waiters.is_empty();
         if after_rejection {
@@ -127,7 +132,6 @@ impl Task {
     /// While WeChat was answering, another node's token took the place of the one that was to be replaced. Which of the
     /// two is good only a call can tell, and all nodes have to try the same one first.
     fn on_late(&mut self, flight: &Flight) {
-        self.count(flight, "late");
         self.answer_operators(flight, true);
         if !self.waiters.is_empty() && self.begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper).is_err() {
             self.give_back(GiveBackReason::Budget);

@@ -117,6 +117,8 @@ enum Command {
     ReplayWasStale {
         generation: Generation,
         path: Box<str>,
+        /// Some call with this generation went well before.
+        accepted: bool,
     },
     Operator {
         force: bool,
@@ -273,7 +275,11 @@ impl Keeper {
 
     /// A replay on `path` with this newer generation was stale again.
     pub fn replay_was_stale(&self, generation: Generation, path: &str) {
-        let _ = self.mailbox.send(Command::ReplayWasStale { generation, path: path.into() });
+        // From here on, only what is accepted after this answer is evidence against the path: the token may have died just
+        // before it. Taken back here and not by the task, which may come to it later than the next acceptance.
+        let evidence = self.shared.evidence.compare_exchange(generation.0, 0, Ordering::Relaxed, Ordering::Relaxed);
+        let command = Command::ReplayWasStale { generation, path: path.into(), accepted: evidence.is_ok() };
+        let _ = self.mailbox.send(command);
     }
 
     /// The operator's refresh: forgets remembered refusals and asks WeChat now. `force` kills the current token where

@@ -2,6 +2,8 @@
 //!
 //! How it gets to know of one stands in `shared`. Nothing here asks WeChat.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use super::{
@@ -78,12 +80,18 @@ impl Task {
         if record.identity != self.record.identity || record.generation < self.record.generation {
             return false;
         }
-        let Some(token) = record.revive(self.chance.clock) else { return false };
+        let Some(token) = self.believe(record) else { return false };
         if self.current.as_ref().is_some_and(|current| *current.secret() == *token.secret()) {
             return false;
         }
         // Without a lease two nodes may number two tokens alike. Requests tell tokens by their number only.
         let alike = token.generation() == self.generation();
+        if alike && self.is_younger_than(&token) {
+            self.record.generation = Generation(record.generation.0 + 1);
+            self.renumber(self.record.generation);
+            self.save();
+            return true;
+        }
         let number = if alike { Generation(token.generation().0 + 1) } else { token.generation() };
         let token = Token::new(number, token.secret().clone(), token.sent(), token.expires());
         if !self.waiters.is_empty() {
@@ -104,6 +112,20 @@ impl Task {
         true
     }
 
+    /// The token of a record. One that came while this node was there to hear of it is new; should its times deny that,
+    /// the clocks of two nodes differ, and nodes that went by them would replace each other's tokens without end.
+    fn believe(&self, record: &Record) -> Option<Token> {
+        let unheard = self.current.is_some() && record.generation > self.generation();
+        if unheard { record.revive_as_news(self.chance.clock) } else { record.revive(self.chance.clock) }
+    }
+
+    /// Whether the token in use was asked for after this one of the same number, as far as the nodes' clocks agree. One
+    /// that was refused, or that is being replaced, has no claim.
+    fn is_younger_than(&self, other: &Token) -> bool {
+        let unblamed = self.flight.is_none() && self.waiters.is_empty() && !self.dead && self.lives();
+        unblamed && self.current.as_ref().is_some_and(|current| current.sent() > other.sent())
+    }
+
     /// A record without a token that is new here.
     fn compare(&mut self, record: &Record) {
         let value = |record: &Record| record.token.as_ref().map(|token| token.value.clone());
@@ -115,6 +137,7 @@ impl Task {
             }
             return;
         }
+        self.renumber(record.generation);
         if record.asked_ms != self.record.asked_ms {
             self.on_asked_elsewhere(record);
         }
@@ -124,11 +147,23 @@ impl Task {
         }
     }
 
+    /// Gives the token the number that it has on the other nodes, after this one could not hear of them and counted anew.
+    /// Callers tell tokens by their numbers, on whatever node they ask.
+    fn renumber(&mut self, number: Generation) {
+        if self.flight.is_none() && number > self.generation() {
+            self.note_acceptance();
+            if let Some(current) = &self.current {
+                self.show(Arc::new(current.renumbered(number)));
+            }
+        }
+    }
+
     /// Another node asked WeChat and got the same token again, so this one need not ask now.
     fn on_asked_elsewhere(&mut self, record: &Record) {
         let (Some(token), Some(current)) = (record.revive(self.chance.clock), &self.current) else { return };
         let now = Instant::now();
-        let same = current.extended(token.sent(), token.expires());
+        // The same token has the same end. Another one is the other node's clock; the later does less harm.
+        let same = current.extended(token.sent(), token.expires().max(current.expires()));
         let before = self.settings.refresh_before;
         let again = schedule::ask_again_at(now, same.expires(), before, (self.chance.jitter)());
         self.next_attempt = self.next_attempt.max(again);

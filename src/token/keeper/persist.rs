@@ -116,6 +116,7 @@ async fn write(
         } else {
             // A newer record is tried at once; the same one again after a pause.
             tokio::select! {
+                biased;
                 changed = jobs.changed() => open = changed.is_ok(),
                 () = sleep(retry.plain(failures)) => {}
             }

@@ -80,7 +80,9 @@ impl Known {
         let refused = !self.insists && record.refused(self.clock).is_some();
         let new = record.generation >= self.generation
             && record.token.as_ref().is_some_and(|token| Some(&token.value) != self.token.as_ref());
-        refused || new && record.revive(self.clock).is_some()
+        let unheard = self.token.is_some() && record.generation > self.generation;
+        let token = || if unheard { record.revive_as_news(self.clock) } else { record.revive(self.clock) };
+        refused || new && token().is_some()
     }
 }
 
@@ -119,6 +121,7 @@ impl Sharing {
                 return Clearance { record, settled, lease, heard };
             }
             tokio::select! {
+                biased;
                 () = rung(&mut changes) => {}
                 () = sleep(LOOK) => {}
             }
@@ -139,6 +142,7 @@ impl Sharing {
         let mut changes = self.store.changes(&self.key);
         loop {
             tokio::select! {
+                biased;
                 () = rung(&mut changes) => {}
                 () = sleep(POLL.mul_f64(1.0 + 0.2 * jitter())) => {}
             }

@@ -228,7 +228,9 @@ impl Task {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Rejected { generation, path, reply } => self.on_rejected(generation, path, reply),
-            Command::ReplayWasStale { generation, path } => self.on_replay_was_stale(generation, &path),
+            Command::ReplayWasStale { generation, path, accepted } => {
+                self.on_replay_was_stale(generation, &path, accepted);
+            }
             Command::Operator { force: true, reply } if !self.account.kind().can_force() => {
                 let cause = Cause::CannotForce(self.account.kind());
                 let _ = reply.send(Err(TokenError::new(self.account.name.clone(), cause, Duration::ZERO)));
@@ -307,15 +309,14 @@ impl Task {
         departed.map_err(|_| GiveBackReason::Budget)
     }
 
-    fn on_replay_was_stale(&mut self, generation: Generation, path: &str) {
+    fn on_replay_was_stale(&mut self, generation: Generation, path: &str, accepted: bool) {
         if self.early_death.is_some_and(|(replacement, _)| replacement == generation) {
             self.early_death = None;
         }
-        self.note_acceptance();
-        self.paths.suspect(path, generation, Instant::now());
-        if self.welcome && self.generation() == generation {
-            self.paths.accepted(generation);
+        if accepted && generation == self.generation() {
+            self.welcome();
         }
+        self.paths.suspect(path, generation, Instant::now());
     }
 
     /// Starts what operators wait for, when nothing is under way.
@@ -410,14 +411,21 @@ impl Task {
     pub(super) fn note_acceptance(&mut self) -> bool {
         let current = self.generation();
         let accepted = current.0 > 0 && self.shared.evidence.load(Ordering::Relaxed) == current.0;
-        if accepted && !(self.welcome && self.gate.is_accepted()) {
+        if accepted {
+            self.paths.accepted(current);
+            self.welcome();
+        }
+        accepted
+    }
+
+    /// A request of this node was answered well with the current token.
+    fn welcome(&mut self) {
+        if !(self.welcome && self.gate.is_accepted()) {
             self.gate.accept();
             self.welcome = true;
             self.dead = false;
-            self.paths.accepted(current);
         }
-        self.proven |= accepted;
-        accepted
+        self.proven = true;
     }
 
     pub(super) fn generation(&self) -> Generation {

@@ -33,6 +33,20 @@ pub use super::{
     source::BoxFuture,
 };
 
+/// Records as bytes, for tests that send them through a network of their own.
+#[cfg(test)]
+pub(in crate::token) mod bytes {
+    use super::{Key, Record, codec::Codec};
+
+    pub(in crate::token) fn encode(key: &Key, record: &Record) -> Vec<u8> {
+        Codec::new(None).encode(key, record)
+    }
+
+    pub(in crate::token) fn decode(key: &Key, bytes: &[u8]) -> Option<Record> {
+        Codec::new(None).decode(key, bytes).ok().map(|decoded| decoded.record)
+    }
+}
+
 /// The table `[store]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settings {

@@ -2,9 +2,11 @@
 //!
 //! The model knows which token is good right now; a test scripts what goes wrong.
 
+mod clocks;
 mod elsewhere_kept;
 mod failure;
 mod lifetime;
+mod model;
 mod nodes;
 mod nodes_in_trouble;
 mod rejection;
@@ -160,6 +162,11 @@ impl World {
 }
 
 impl State {
+    /// The latest token has come to its end.
+    pub(super) fn expire(&mut self) {
+        self.dies = Instant::now();
+    }
+
     fn mint(&mut self) {
         self.minted += 1;
         self.latest = format!("T{}", self.minted);

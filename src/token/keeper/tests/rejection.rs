@@ -231,6 +231,17 @@ async fn a_stale_replay_convicts_no_path_while_the_token_is_accepted_nowhere() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_token_that_was_accepted_and_died_before_the_replay_convicts_no_path() {
+    let bench = Bench::ready(Kind::Classic).await;
+    bench.world.revoke();
+    let Refresh::Replay(fresh) = bench.keeper.refresh_past(Generation(1), "/only").await else { panic!("no replay") };
+    bench.keeper.accepted(fresh.generation());
+    bench.world.revoke();
+    bench.keeper.replay_was_stale(fresh.generation(), "/only");
+    assert_eq!(bench.call("/only").await, Outcome::Ok { calls: 2 });
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rejection_during_a_timed_refresh_joins_it() {
     let bench = Bench::ready(Kind::Classic).await;
     let old = bench.generation();
