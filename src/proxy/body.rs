@@ -96,7 +96,7 @@ impl Payload {
         if declared.is_some_and(|length| length > max_body) {
             return Err(ProxyError::BodyTooLarge { limit: max_body, hint: "" });
         }
-        let copy = Copy::new(replay, Arc::clone(budget));
+        let copy = Copy::new(replay, declared, Arc::clone(budget));
         match declared {
             Some(total) if total > SMALL => {
                 let source = Source { incoming, copy, total, read: 0, failed: false, starved: false };

@@ -11,6 +11,64 @@ use memchr::memmem;
 use percent_encoding::{percent_decode, percent_decode_str};
 use smallvec::SmallVec;
 
+/// Which of the headers that wxgate itself reads a request has. Found in one walk, because looking for a header that is
+/// not there costs as much as finding it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Present(u8);
+
+/// Headers that are read only when they are there.
+#[derive(Debug, Clone, Copy)]
+#[repr(u8)]
+pub enum Read {
+    /// `X-Request-Id`.
+    RequestId = 1,
+    /// `Expect`.
+    Expect = 2,
+    /// `CDN-Loop`.
+    CdnLoop = 4,
+    /// `X-Wxgate-Key` or `Authorization`.
+    Credential = 8,
+    /// `X-Wxgate-Account`.
+    Account = 16,
+    /// A name that others take for one of ours, or for framing, since CGI turns hyphens into underscores. A key under
+    /// such a name would not be recognised here and travel on to WeChat.
+    LookAlike = 32,
+}
+
+impl Present {
+    /// Walks through the names.
+    pub fn in_request(headers: &HeaderMap) -> Self {
+        let mut present = 0;
+        for name in headers.keys() {
+            let read = match name.as_str() {
+                "x-request-id" => Read::RequestId,
+                "expect" => Read::Expect,
+                "cdn-loop" => Read::CdnLoop,
+                "x-wxgate-key" | "authorization" => Read::Credential,
+                "x-wxgate-account" => Read::Account,
+                other if is_look_alike(other) => Read::LookAlike,
+                _ => continue,
+            };
+            present |= read as u8;
+        }
+        Self(present)
+    }
+
+    /// Whether there is such a header.
+    pub fn has(self, read: Read) -> bool {
+        self.0 & read as u8 != 0
+    }
+}
+
+fn is_look_alike(name: &str) -> bool {
+    if memchr::memchr(b'_', name.as_bytes()).is_none() {
+        return false;
+    }
+    let meant = name.replace('_', "-");
+    (meant.starts_with("x-wxgate-") && !name.starts_with("x-wxgate-"))
+        || matches!(&*meant, "content-length" | "transfer-encoding")
+}
+
 /// Prepares the caller's headers for WeChat: hop-by-hop headers, what `Connection` names, forwarding headers and the
 /// caller's credentials go; `Accept-Encoding` is set. `Host` stays for the upstream to put its own in its place.
 ///

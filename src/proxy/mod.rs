@@ -52,6 +52,7 @@ pub use self::{access::bench::Callers, upstream::bench::Kept};
 use self::{
     access_log::{AccessLog, Record},
     error::ProxyError,
+    headers::{Present, Read},
     inspect::Answer,
     live::{InFlight, Live, Load},
     loops::LoopMark,
@@ -221,7 +222,9 @@ impl Bound {
 /// Answers one request. Never fails: errors become answers here, and everything is counted and logged here.
 async fn handle(worker: &Worker, origin: &Origin, request: Request<Incoming>) -> Response<Delivery> {
     let (head, body) = request.into_parts();
-    let id = RequestId::adopted(&head.headers).unwrap_or_else(|| worker.request_id());
+    let present = Present::in_request(&head.headers);
+    let adopted = if present.has(Read::RequestId) { RequestId::adopted(&head.headers) } else { None };
+    let id = adopted.unwrap_or_else(|| worker.request_id());
     let mut journey =
         Journey { worker, origin, head, id, trail: Trail::default(), started: Instant::now(), over: false };
     let Journey { head, trail, .. } = &mut journey;
@@ -229,7 +232,9 @@ async fn handle(worker: &Worker, origin: &Origin, request: Request<Incoming>) ->
     let live = worker.proxy.live.load_full();
     let error_style = live.error_style;
     let ran = match live.enter() {
-        Ok(guard) => pipeline::run(worker, &guard, origin, head, body, trail).await.map(|answer| (answer, guard)),
+        Ok(guard) => {
+            pipeline::run(worker, &guard, origin, head, present, body, trail).await.map(|answer| (answer, guard))
+        }
         Err(error) => Err(error),
     };
     let refused = trail.refused;
@@ -240,8 +245,8 @@ async fn handle(worker: &Worker, origin: &Origin, request: Request<Incoming>) ->
         Err(error) => (error.response(error_style).map(|body| Delivery::Own(Some(body))), error.slug()),
     };
     journey.audit(denied);
-    mark(response.headers_mut(), &journey.id, &journey.trail);
     journey.end(response.status().as_u16(), outcome);
+    mark(response.headers_mut(), journey.id.take(), &journey.trail);
     response
 }
 
@@ -328,10 +333,8 @@ impl Drop for Journey<'_> {
 }
 
 /// The headers that every answer gets.
-fn mark(headers: &mut HeaderMap, id: &RequestId, trail: &Trail) {
-    if let Ok(id) = HeaderValue::from_str(id.as_str()) {
-        headers.insert(X_REQUEST_ID, id);
-    }
+fn mark(headers: &mut HeaderMap, id: HeaderValue, trail: &Trail) {
+    headers.insert(X_REQUEST_ID, id);
     if trail.body_unread {
         // The connection ends with this answer; a caller that is not told would send its next request into it.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));

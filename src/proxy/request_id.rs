@@ -1,6 +1,6 @@
 //! The name of a request in the answer and in the logs of both sides.
 //!
-//! Kept where it stands: every request has one, and text on the heap would cost more than the rest of it.
+//! A header value from the begin, since that is where it ends.
 
 use hyper::{
     HeaderMap,
@@ -13,18 +13,15 @@ pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-i
 const LONGEST: usize = 64;
 
 /// Letters, digits, `-`, `_` and `.`.
-#[derive(Clone, Copy)]
-pub(super) struct RequestId {
-    text: [u8; LONGEST],
-    len: u8,
-}
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(HeaderValue);
 
 impl RequestId {
     /// The caller's own, if it is one: it ties the caller's log to ours.
     pub(super) fn adopted(headers: &HeaderMap) -> Option<Self> {
-        let id = headers.get(X_REQUEST_ID).map(HeaderValue::as_bytes)?;
+        let id = headers.get(X_REQUEST_ID)?;
         let is_plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        (!id.is_empty() && id.len() <= LONGEST && id.iter().all(is_plain)).then(|| Self::of(id))
+        (!id.is_empty() && id.len() <= LONGEST && id.as_bytes().iter().all(is_plain)).then(|| Self(id.clone()))
     }
 
     /// A number as sixteen digits. By hand, since nearly every request gets one: formatting costs ten times as much.
@@ -34,19 +31,16 @@ impl RequestId {
         for (pair, byte) in text.chunks_exact_mut(2).zip(number.to_be_bytes()) {
             pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
         }
-        Self::of(&text)
-    }
-
-    /// At most [`LONGEST`] bytes of `id`.
-    fn of(id: &[u8]) -> Self {
-        let len = id.len().min(LONGEST);
-        let mut text = [0; LONGEST];
-        text[..len].copy_from_slice(&id[..len]);
-        Self { text, len: u8::try_from(len).unwrap_or_default() }
+        Self(HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-")))
     }
 
     pub(super) fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.text[..usize::from(self.len)]).unwrap_or("-")
+        self.0.to_str().unwrap_or("-")
+    }
+
+    /// Takes the value out; the id is empty from then on.
+    pub(super) fn take(&mut self) -> HeaderValue {
+        std::mem::replace(&mut self.0, HeaderValue::from_static(""))
     }
 }
 
@@ -68,7 +62,9 @@ mod tests {
         for id in ["", "a b", "a\"b", "\u{e9}", &format!("{longest}a")] {
             assert_eq!(adopted(id), None, "{id}");
         }
-        assert_eq!(RequestId::adopted(&HeaderMap::new()).map(|id| id.len), None);
-        assert_eq!(RequestId::numbered(0x0123_4567_89ab_cdef).as_str(), "0123456789abcdef");
+        assert!(RequestId::adopted(&HeaderMap::new()).is_none());
+        let mut own = RequestId::numbered(0x0123_4567_89ab_cdef);
+        assert_eq!(own.as_str(), "0123456789abcdef");
+        assert_eq!(own.take(), "0123456789abcdef");
     }
 }

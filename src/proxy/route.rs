@@ -127,12 +127,12 @@ impl Accounts {
         Self { by_name, by_appid, by_tag, by_host, fallback }
     }
 
-    /// The account that the request selects. All that does so must agree.
+    /// The account that the request selects, by headers if there are any that could. All that does so must agree.
     pub(crate) fn selected<'a>(
         &'a self,
         phantom: Option<&'a Arc<Account>>,
         prefix: Option<&str>,
-        headers: &HeaderMap,
+        headers: Option<&HeaderMap>,
         host: Option<&str>,
     ) -> Result<Option<&'a Arc<Account>>, ProxyError> {
         let by_prefix = prefix.map(|name| self.named(name)).transpose()?;
@@ -140,8 +140,8 @@ impl Accounts {
             Some(host) if !self.by_host.is_empty() => self.by_host.get(&without_port(host).to_ascii_lowercase()),
             _ => None,
         };
-        let by_header =
-            headers.get_all(X_WXGATE_ACCOUNT).iter().map(|v| self.named(&String::from_utf8_lossy(v.as_bytes())));
+        let named = headers.into_iter().flat_map(|headers| headers.get_all(X_WXGATE_ACCOUNT));
+        let by_header = named.map(|name| self.named(&String::from_utf8_lossy(name.as_bytes())));
         let mut selected: Option<&Arc<Account>> = None;
         for candidate in phantom.into_iter().chain(by_prefix).chain(by_host).map(Ok).chain(by_header) {
             let candidate = candidate?;
@@ -210,7 +210,7 @@ impl Selection {
 
     /// The name of the account that a request is for, if there is one.
     pub fn find(&self, prefix: Option<&str>, headers: &HeaderMap, host: Option<&str>) -> Option<&AccountName> {
-        let selected = self.0.selected(None, prefix, headers, host).ok()?;
+        let selected = self.0.selected(None, prefix, Some(headers), host).ok()?;
         selected.or_else(|| self.0.fallback(None, None).ok()).map(|account| &account.name)
     }
 }

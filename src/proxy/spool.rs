@@ -1,8 +1,8 @@
 //! The copy of a request body: memory first, then a temporary file without a name, within budgets.
 //!
 //! Written from the worker's own thread, as nginx writes its client bodies: the bytes go to the page cache, and handing
-//! each piece to another thread would cost more than the write. Pieces are gathered in the memory that the copy has
-//! anyway, since a file system takes one large write much more cheaply than many small ones.
+//! each piece to another thread would cost more than the write. Small pieces are gathered, since a file system takes one
+//! large write much more cheaply than many small ones; large ones are written while the processor still has them at hand.
 
 use std::{
     fs::File,
@@ -20,6 +20,8 @@ use super::settings::Replay;
 
 /// How much is read back from a file at a time.
 const CHUNK: usize = 64 * 1024;
+/// Pieces for a file are gathered up to this many bytes.
+const GATHER: usize = 64 * 1024;
 
 /// The memory that all copies share: `replay.memory_total`.
 #[derive(Debug)]
@@ -97,7 +99,6 @@ struct Spooled {
     /// With what is gathered.
     len: u64,
     gathered: Vec<u8>,
-    share: Share,
 }
 
 /// Why there is no copy.
@@ -126,11 +127,18 @@ impl Held {
 }
 
 impl Copy {
-    pub(crate) fn new(replay: &Replay, budget: Arc<Budget>) -> Self {
+    /// `expected` is the length of the body, where it is known: what will not stay in memory does not go there first.
+    pub(crate) fn new(replay: &Replay, expected: Option<u64>, budget: Arc<Budget>) -> Self {
+        let will_stay = expected.is_none_or(|length| length <= replay.memory);
+        let fits = expected.is_none_or(|length| length <= replay.memory.max(replay.disk));
         Self {
-            memory_limit: replay.memory,
+            memory_limit: if will_stay { replay.memory } else { 0 },
             disk_limit: replay.disk,
-            state: State::Memory(Vec::new(), Share { budget, bytes: 0 }),
+            state: if fits {
+                State::Memory(Vec::new(), Share { budget, bytes: 0 })
+            } else {
+                State::Lost(NoCopy::NoRoom)
+            },
         }
     }
 
@@ -169,9 +177,7 @@ impl Copy {
 
     fn spool(&mut self, data: &[u8]) {
         let spooled = match std::mem::replace(&mut self.state, State::Lost(NoCopy::Disk)) {
-            State::Memory(gathered, share) => {
-                tempfile::tempfile().map(|file| Spooled { file, len: gathered.len() as u64, gathered, share })
-            }
+            State::Memory(kept, _) => Spooled::begin(&kept),
             State::Disk(spooled) => Ok(spooled),
             State::Lost(_) => return,
         };
@@ -199,13 +205,19 @@ impl Copy {
 }
 
 impl Spooled {
-    /// Gathers within the memory that was taken before the copy went to disk.
+    fn begin(kept: &[u8]) -> io::Result<Self> {
+        let mut file = tempfile::tempfile()?;
+        file.write_all(kept)?;
+        Ok(Self { file, len: kept.len() as u64, gathered: Vec::new() })
+    }
+
     fn push(&mut self, data: &[u8]) -> io::Result<()> {
-        if (self.gathered.len() + data.len()) as u64 > self.share.bytes {
+        self.len += data.len() as u64;
+        let is_large = data.len() >= GATHER / 2;
+        if is_large || self.gathered.len() + data.len() > GATHER {
             self.write_out()?;
         }
-        self.len += data.len() as u64;
-        if data.len() as u64 > self.share.bytes {
+        if is_large {
             return self.file.write_all(data);
         }
         self.gathered.extend_from_slice(data);
@@ -262,7 +274,7 @@ mod tests {
     use super::*;
 
     fn copy(memory: u64, disk: u64, budget: &Arc<Budget>) -> Copy {
-        Copy::new(&Replay { memory, disk, memory_total: budget.total.load(Relaxed) }, Arc::clone(budget))
+        Copy::new(&Replay { memory, disk, memory_total: budget.total.load(Relaxed) }, None, Arc::clone(budget))
     }
 
     fn content(held: &Held) -> Vec<u8> {
@@ -281,7 +293,16 @@ mod tests {
         let data: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
         for memory in [0, 10, 1_000, 1 << 20] {
             let mut copy = copy(memory, 1 << 20, &budget);
-            data.chunks(7_777).for_each(|piece| copy.push(piece));
+            // Small pieces and large ones, in turns.
+            let (mut rest, mut sizes) = (&data[..], [7_777, 1, 60_000, 20_000].into_iter().cycle());
+            while let Some((piece, behind)) = sizes.next().and_then(|size| rest.split_at_checked(size.min(rest.len())))
+            {
+                copy.push(piece);
+                rest = behind;
+                if rest.is_empty() {
+                    break;
+                }
+            }
             let held = copy.take().unwrap();
             assert_eq!(matches!(held, Held::Disk(..)), memory < 800_000);
             assert!(content(&held) == data && content(&held) == data);

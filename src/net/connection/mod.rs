@@ -41,6 +41,8 @@ use self::{
 const MAX_HEADERS: usize = 100;
 /// The most bytes of a request head; more is answered 431.
 const MAX_HEAD: usize = 64 * 1024;
+/// How far the buffer of a connection grows while a long body fills it: each read of a fast upload costs the same.
+const MAX_READ: usize = 256 * 1024;
 
 /// A mark on requests that say twice how long they are, or in a way that another parser could read differently. They
 /// must be refused; their connection is closed behind the answer.
@@ -198,7 +200,7 @@ where
         .header_read_timeout(None)
         .max_header_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEAD)
+        .max_buf_size(MAX_READ)
         .serve_connection(TokioIo::new(io), service);
     tick.as_mut().reset(Instant::now() + TICK);
     // Closing a connection that comes late before it has said anything would lose its request.

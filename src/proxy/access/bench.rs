@@ -25,7 +25,7 @@ impl Callers {
     pub fn admit(&self, ip: IpAddr, headers: &HeaderMap, account: &AccountName, path: &str) -> bool {
         let address = self.0.caller(Peer::Ip(ip), headers);
         let caller = Caller { address, names: &[], key: None, phantom: None };
-        let Ok(client) = self.0.identify(headers, &caller) else { return false };
+        let Ok(client) = self.0.identify(Some(headers), &caller) else { return false };
         matches!(client.admit(account, Right::Path { path, guarded: false }), Decision::Admitted(_))
     }
 }

@@ -106,21 +106,22 @@ impl Access {
         peer
     }
 
-    /// Who the caller is. All that it shows must belong to one client, and that client's networks and certificate must
+    /// Who the caller is, by headers if there are any that could say so. All that it shows must belong to one client, and that client's networks and certificate must
     /// fit too.
     ///
     /// # Errors
     /// When it is nobody.
     pub(crate) fn identify<'r>(
         &'r self,
-        headers: &'r HeaderMap,
+        headers: Option<&'r HeaderMap>,
         caller: &Caller<'r>,
     ) -> Result<&'r Arc<Client>, Stranger> {
         if self.open {
             let inside = self.allow.contains(&caller.address);
             return self.clients.first().filter(|_| inside).ok_or(Stranger::Network);
         }
-        let mut known = caller.phantom.map(Ok).into_iter().chain(self.keys(headers));
+        let mut known =
+            caller.phantom.map(Ok).into_iter().chain(headers.into_iter().flat_map(|headers| self.keys(headers)));
         let by_key = caller.key.and_then(|key| self.with_key(key));
         let Some(first) = known.next().or(by_key.map(Ok)) else {
             return self.keyless(caller).ok_or(Stranger::Nobody);
@@ -276,7 +277,7 @@ mod tests {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let address = peer.parse().map_or(Peer::Unix, Peer::Ip);
         let caller = Caller { address, names: &names, key: None, phantom: None };
-        match access.identify(&headers(lines), &caller) {
+        match access.identify(Some(&headers(lines)), &caller) {
             Ok(client) => client.name().to_string(),
             Err(stranger) => format!("{stranger:?}"),
         }

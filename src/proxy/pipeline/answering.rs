@@ -44,7 +44,7 @@ pub(super) async fn token(
         return Ok(answer::refused(asked.flavour, &Refusal::UnknownAppid));
     }
     let caller = Caller { key: asked.secret.as_deref(), ..caller };
-    let client = match live.access.identify(&head.headers, &caller) {
+    let client = match live.access.identify(Some(&head.headers), &caller) {
         Ok(client) => client,
         Err(stranger) => {
             trail.refused = Some(ProxyError::ClientUnknown("").slug());
@@ -54,7 +54,7 @@ pub(super) async fn token(
         }
     };
     trail.client = Some(Arc::clone(client));
-    let selected = live.accounts.selected(None, chosen.prefix, &head.headers, chosen.host)?;
+    let selected = live.accounts.selected(None, chosen.prefix, Some(&head.headers), chosen.host)?;
     let account = match meant(&candidates, selected, client) {
         Ok(account) => account,
         Err(refusal) => return Ok(answer::refused(asked.flavour, &refusal)),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use hyper::{
     Method, Response, Uri, Version,
     body::{Body as _, Incoming},
-    header::{self, HeaderName, HeaderValue},
+    header::{self, HeaderValue},
     http::{request::Parts, uri::PathAndQuery},
 };
 
@@ -20,7 +20,7 @@ use super::{
     access::{Admitted, Caller, Client, Decision, Denial, Right},
     body::Payload,
     error::ProxyError,
-    headers,
+    headers::{self, Present, Read},
     inject::{self, Login, Query},
     inspect::{self, Answer},
     live::Live,
@@ -79,11 +79,14 @@ pub(super) async fn run(
     live: &Live,
     origin: &Origin,
     head: &mut Parts,
+    present: Present,
     body: Incoming,
     trail: &mut Trail,
 ) -> Result<Outcome, ProxyError> {
-    let host = check_head(head)?;
-    check_loop(worker, head)?;
+    let host = check_head(head, present)?;
+    if present.has(Read::CdnLoop) {
+        check_loop(worker, head)?;
+    }
     let address = live.access.caller(origin.peer, &head.headers);
     trail.caller = Some(address);
     let split = SplitPath::new(head.uri.path());
@@ -104,7 +107,8 @@ pub(super) async fn run(
     let login = if endpoint == Endpoint::Login { inject::login(head.uri.query())? } else { Login::default() };
     caller.phantom = phantom.map(|(_, client)| client);
     caller.key = login.secret.as_deref();
-    let client = live.access.identify(&head.headers, &caller);
+    let shown = present.has(Read::Credential).then_some(&head.headers);
+    let client = live.access.identify(shown, &caller);
     let client = client.map_err(|stranger| ProxyError::ClientUnknown(stranger.advice()))?;
     trail.client = Some(Arc::clone(client));
     if let Some(path) = service {
@@ -112,7 +116,8 @@ pub(super) async fn run(
         return Box::pin(answer).await.map(Outcome::Own);
     }
     let phantom = phantom.map(|(account, _)| account);
-    let account = match live.accounts.selected(phantom, chosen.prefix, &head.headers, chosen.host)? {
+    let named = present.has(Read::Account).then_some(&head.headers);
+    let account = match live.accounts.selected(phantom, chosen.prefix, named, chosen.host)? {
         Some(account) => account,
         None => live.accounts.fallback(login.appid.as_deref(), client.only_account())?,
     };
@@ -171,7 +176,7 @@ fn admit(client: &Client, account: &Account, right: Right<'_>, trail: &mut Trail
 }
 
 /// What hyper lets pass and we do not. Returns the host that the caller named.
-fn check_head(head: &Parts) -> Result<Option<&str>, ProxyError> {
+fn check_head(head: &Parts, present: Present) -> Result<Option<&str>, ProxyError> {
     const METHODS: [Method; 7] =
         [Method::GET, Method::POST, Method::HEAD, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
     if !METHODS.contains(&head.method) {
@@ -183,12 +188,13 @@ fn check_head(head: &Parts) -> Result<Option<&str>, ProxyError> {
             "say once how long the body is: one Content-Length, or Transfer-Encoding: chunked and nothing else",
         ));
     }
-    if headers.keys().any(is_look_alike) {
+    if present.has(Read::LookAlike) {
         return Err(ProxyError::BadRequest(
             "a header name has underscores where hyphens belong; spell it with hyphens",
         ));
     }
-    if headers.get_all(header::EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    let is_met = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if present.has(Read::Expect) && !headers.get_all(header::EXPECT).iter().all(is_met) {
         return Err(ProxyError::BadRequest("the only expectation that can be met is 100-continue"));
     }
     if head.uri.path_and_query().is_some_and(|target| target.as_str().len() > MAX_TARGET) {
@@ -208,17 +214,6 @@ fn check_loop(worker: &Worker, head: &Parts) -> Result<(), ProxyError> {
     let Some(reason) = worker.proxy.loop_mark.trouble(&head.headers) else { return Ok(()) };
     tracing::warn!(reason, "a request has come back");
     Err(ProxyError::UpstreamFailed { reason: reason.to_owned() })
-}
-
-/// Names that others take for one of ours, or for framing, since CGI turns hyphens into underscores. A key under such a
-/// name would not be recognised here and travel on to WeChat.
-fn is_look_alike(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    memchr::memchr(b'_', name.as_bytes()).is_some() && {
-        let meant = name.replace('_', "-");
-        (meant.starts_with("x-wxgate-") && !name.starts_with("x-wxgate-"))
-            || matches!(&*meant, "content-length" | "transfer-encoding")
-    }
 }
 
 fn named_host(host: &HeaderValue) -> Result<&str, ProxyError> {

@@ -67,7 +67,7 @@ fn select<'l>(
     headers: &HeaderMap,
 ) -> Result<&'l Arc<Account>, ProxyError> {
     let account = live.accounts.named(call.account())?;
-    live.accounts.selected(Some(account), chosen.prefix, headers, chosen.host)?;
+    live.accounts.selected(Some(account), chosen.prefix, Some(headers), chosen.host)?;
     Ok(account)
 }
 
