@@ -20,27 +20,32 @@ const LONGEST_FLAG: usize = 16;
 impl MaskedQuery<'_> {
     /// Appends the text, as UTF-8. Every request that is logged pays for it, so it goes around the formatting machinery.
     pub fn append_to(self, out: &mut Vec<u8>) {
-        for (index, pair) in self.0.as_bytes().split(|b| *b == b'&').enumerate() {
-            if index > 0 {
+        let mut rest = Some(self.0.as_bytes());
+        while let Some(query) = rest {
+            let end = memchr(b'&', query);
+            append_pair(out, &query[..end.unwrap_or(query.len())]);
+            rest = end.map(|end| {
                 out.push(b'&');
-            }
-            let end = memchr(b'=', pair);
-            let name = &pair[..end.unwrap_or(pair.len())];
-            // Without `=` the whole pair could be a value that somebody forgot to name; an AppSecret has 32 characters.
-            let longest = if end.is_some() { LONGEST_NAME } else { LONGEST_FLAG };
-            let shown = if name.len() > longest { b"" } else { &name[..memchr(b'%', name).unwrap_or(name.len())] };
-            if shown.iter().all(|b| is_plain(*b)) {
-                out.extend_from_slice(shown);
-            } else {
-                out.extend(shown.iter().map(|b| if is_plain(*b) { *b } else { b'?' }));
-            }
-            if shown.len() < name.len() {
-                out.extend_from_slice("…".as_bytes());
-            }
-            if end.is_some() {
-                out.extend_from_slice("=…".as_bytes());
-            }
+                &query[end + 1..]
+            });
         }
+    }
+}
+
+fn append_pair(out: &mut Vec<u8>, pair: &[u8]) {
+    let end = memchr(b'=', pair);
+    let name = &pair[..end.unwrap_or(pair.len())];
+    // Without `=` the whole pair could be a value that somebody forgot to name; an AppSecret has 32 characters.
+    let longest = if end.is_some() { LONGEST_NAME } else { LONGEST_FLAG };
+    let shown = if name.len() > longest { &[] } else { name };
+    let shown = shown.iter().take_while(|byte| **byte != b'%');
+    let before = out.len();
+    out.extend(shown.map(|byte| if is_plain(*byte) { *byte } else { b'?' }));
+    if out.len() - before < name.len() {
+        out.extend_from_slice("…".as_bytes());
+    }
+    if end.is_some() {
+        out.extend_from_slice("=…".as_bytes());
     }
 }
 

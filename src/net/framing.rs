@@ -52,6 +52,10 @@ impl FramingWatch {
             bytes = match self.place {
                 Place::Body(left) => self.skip(left, bytes, Place::Body, Place::RequestLine),
                 Place::Chunk(left) => self.skip(left, bytes, Place::Chunk, Place::ChunkEnd),
+                Place::Fields if self.line.is_empty() => match skip_other_fields(bytes) {
+                    behind if behind.len() < bytes.len() => behind,
+                    _ => self.take_line(bytes),
+                },
                 _ => self.take_line(bytes),
             };
         }
@@ -139,8 +143,7 @@ impl FramingWatch {
 
 impl Fields {
     fn add(&mut self, line: &[u8]) {
-        // Most names begin with another letter.
-        if !matches!(line.first(), Some(b'c' | b'C' | b't' | b'T')) {
+        if !line.first().is_some_and(|first| is_telling(*first)) {
             return;
         }
         let Some(colon) = memchr(b':', line) else { return };
@@ -158,6 +161,21 @@ impl Fields {
             self.is_last |= value.eq_ignore_ascii_case(b"close");
         }
     }
+}
+
+/// Passes over whole lines of fields that say nothing about the body, which are most of a head.
+fn skip_other_fields(mut bytes: &[u8]) -> &[u8] {
+    while let Some(first) = bytes.first() {
+        let end = if is_telling(*first) || first.is_ascii_whitespace() { None } else { memchr(b'\n', bytes) };
+        let Some(end) = end else { break };
+        bytes = &bytes[end + 1..];
+    }
+    bytes
+}
+
+/// Whether one of the names that are looked for begins like this.
+fn is_telling(first: u8) -> bool {
+    matches!(first, b'c' | b'C' | b't' | b'T')
 }
 
 /// The size in front of an extension, if any.

@@ -61,7 +61,8 @@ impl Present {
 }
 
 fn is_look_alike(name: &str) -> bool {
-    if memchr::memchr(b'_', name.as_bytes()).is_none() {
+    // Names are short: a plain loop is over before a prepared search has begun.
+    if !name.bytes().any(|byte| byte == b'_') {
         return false;
     }
     let meant = name.replace('_', "-");

@@ -205,6 +205,7 @@ where
     tick.as_mut().reset(Instant::now() + TICK);
     // Closing a connection that comes late before it has said anything would lose its request.
     let mut told = activity.closing.load(Relaxed);
+    let mut armed = false;
     let idle = poll_fn(|cx| {
         activity.waker.register(cx.waker());
         if !told && activity.closing.load(Relaxed) {
@@ -217,7 +218,8 @@ where
             }
             return Poll::Ready(false);
         }
-        while tick.as_mut().poll(cx).is_ready() {
+        // Asked once, it wakes this task. Asking it again at each of a thousand requests would only cost.
+        while (!armed || tick.is_elapsed()) && tick.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             if watch.must_close(activity, now) {
                 return Poll::Ready(false);
@@ -226,7 +228,9 @@ where
                 return Poll::Ready(true);
             }
             tick.as_mut().reset(now + TICK);
+            armed = false;
         }
+        armed = true;
         Poll::Pending
     });
     if !idle.await {
