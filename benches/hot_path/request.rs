@@ -67,7 +67,8 @@ pub(super) fn header_cleaning(c: &mut Criterion) {
     }
     let mut group = c.benchmark_group("headers");
     group.bench_function("to upstream", |b| {
-        b.iter_batched_ref(|| request.clone(), headers::to_upstream, BatchSize::SmallInput);
+        let clean = |request: &mut _| headers::to_upstream(request, headers::Present::in_request(request));
+        b.iter_batched_ref(|| request.clone(), clean, BatchSize::SmallInput);
     });
     group.bench_function("to client", |b| {
         b.iter_batched_ref(|| answer.clone(), headers::to_client, BatchSize::SmallInput);

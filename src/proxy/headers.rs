@@ -33,6 +33,8 @@ pub enum Read {
     /// A name that others take for one of ours, or for framing, since CGI turns hyphens into underscores. A key under
     /// such a name would not be recognised here and travel on to WeChat.
     LookAlike = 32,
+    /// `Accept-Encoding`.
+    AcceptEncoding = 64,
 }
 
 impl Present {
@@ -46,6 +48,7 @@ impl Present {
                 "cdn-loop" => Read::CdnLoop,
                 "x-wxgate-key" | "authorization" => Read::Credential,
                 "x-wxgate-account" => Read::Account,
+                "accept-encoding" => Read::AcceptEncoding,
                 other if is_look_alike(other) => Read::LookAlike,
                 _ => continue,
             };
@@ -75,8 +78,8 @@ fn is_look_alike(name: &str) -> bool {
 ///
 /// Gzip is asked for only when the caller takes it, and nothing else ever: an encoding that cannot be looked into
 /// would hide a stale answer.
-pub fn to_upstream(headers: &mut HeaderMap) {
-    let gzip = accepts_gzip(headers);
+pub fn to_upstream(headers: &mut HeaderMap, present: Present) {
+    let gzip = present.has(Read::AcceptEncoding) && accepts_gzip(headers);
     remove(headers, |name| {
         is_hop_by_hop(name) || is_framing(name) || is_private_to_caller(name) || *name == header::ACCEPT_ENCODING
     });
@@ -89,7 +92,9 @@ pub fn to_upstream(headers: &mut HeaderMap) {
 /// describes the body.
 pub fn to_client(headers: &mut HeaderMap) {
     remove(headers, |name| is_hop_by_hop(name) || *name == header::TRANSFER_ENCODING || is_ours(name));
-    if let Some(location) = headers.get(header::LOCATION)
+    // A walk over the few headers of an answer costs less than a look for one that is hardly ever there.
+    let location = headers.iter().find(|(name, _)| **name == header::LOCATION);
+    if let Some((_, location)) = location
         && let Some(clean) = without_token(location)
     {
         headers.insert(header::LOCATION, clean);
@@ -222,7 +227,8 @@ mod tests {
 
     fn sent(pairs: &[(&'static str, &'static str)]) -> Vec<String> {
         let mut headers = map(pairs);
-        to_upstream(&mut headers);
+        let present = Present::in_request(&headers);
+        to_upstream(&mut headers, present);
         let mut lines: Vec<_> = headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
         lines.sort();
         lines
@@ -266,7 +272,8 @@ mod tests {
             ("identity, gzip; q=0.000", None),
         ] {
             let mut headers = map(&[("accept-encoding", theirs)]);
-            to_upstream(&mut headers);
+            let present = Present::in_request(&headers);
+            to_upstream(&mut headers, present);
             assert_eq!(headers.get("accept-encoding").map(|v| v.to_str().unwrap()), ours, "{theirs}");
         }
     }

@@ -123,8 +123,10 @@ pub fn fill_login(
 pub fn examine(query: Option<&str>) -> Result<Query, QueryError> {
     let mut own = 0;
     let mut own_credential = false;
+    let is_plain = query.is_none_or(|query| memchr2(b'%', b';', query.as_bytes()).is_none());
     for pair in pairs(query) {
-        match name_of(pair) {
+        let name = if is_plain { plain_name_of(pair) } else { None };
+        match name.unwrap_or_else(|| name_of(pair)) {
             Name::Token => own += 1,
             Name::LookAlike => return Err(QueryError::LookAlike),
             Name::Credential => own_credential = true,
@@ -198,12 +200,14 @@ fn pairs(query: Option<&str>) -> impl Iterator<Item = &str> {
     })
 }
 
+/// What a short name says in which nothing is encoded, as nearly all are: too short to be a spelling of the token's.
+fn plain_name_of(pair: &str) -> Option<Name> {
+    let end = pair.bytes().take(NAME.len()).position(|byte| byte == b'=');
+    let end = end.or_else(|| (pair.len() < NAME.len()).then_some(pair.len()))?;
+    Some(if api::replaces_token(&pair[..end]) { Name::Credential } else { Name::Other })
+}
+
 fn name_of(pair: &str) -> Name {
-    // Nearly every pair is plain, and its name too short to be a spelling of the token's.
-    let end = memchr(b'=', pair.as_bytes()).unwrap_or(pair.len());
-    if end < NAME.len() && memchr2(b'%', b';', pair.as_bytes()).is_none() {
-        return if api::replaces_token(&pair[..end]) { Name::Credential } else { Name::Other };
-    }
     // A parser that also splits at `;` would find further names behind one.
     if pair.contains(';') && pair.split(';').skip(1).any(|part| folds_to_token(&decode(raw_name(part)))) {
         return Name::LookAlike;

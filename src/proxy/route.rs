@@ -77,9 +77,9 @@ impl Account {
         }
     }
 
-    /// The API hosts in the order to try them, at `now` seconds of any steady clock.
-    pub(crate) fn origins(&self, now: u64) -> impl Iterator<Item = (usize, &Arc<Origin>)> {
-        if self.current.load(Relaxed) != 0 && now.saturating_sub(self.moved_at.load(Relaxed)) >= RETURN_AFTER {
+    /// The API hosts in the order to try them; `now` tells the seconds of any steady clock.
+    pub(crate) fn origins(&self, now: impl Fn() -> u64) -> impl Iterator<Item = (usize, &Arc<Origin>)> {
+        if self.current.load(Relaxed) != 0 && now().saturating_sub(self.moved_at.load(Relaxed)) >= RETURN_AFTER {
             self.current.store(0, Relaxed);
         }
         let first = self.current.load(Relaxed);

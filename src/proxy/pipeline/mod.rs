@@ -134,10 +134,10 @@ pub(super) async fn run(
     }
     let payload = Payload::accept(body, live.max_body, &live.replay, &worker.proxy.spool).await?;
     trail.body_unread = !payload.is_complete();
-    headers::to_upstream(&mut head.headers);
+    headers::to_upstream(&mut head.headers, present);
     worker.proxy.loop_mark.put(&mut head.headers);
     let headers = Headers::new(std::mem::take(&mut head.headers));
-    let call =
+    let mut call =
         Call { worker, live, account, method: &head.method, path: &path, query: head.uri.query(), headers, payload };
     let answer = match plan {
         Plan::Inject { own } => call.with_token(admitted, own, trail).await,
@@ -308,7 +308,7 @@ struct Call<'r> {
 
 impl Call<'_> {
     /// A call that brings a credential of its own: no token, no judgement, no replay.
-    async fn pass_through(mut self, trail: &mut Trail) -> Result<Response<Answer>, ProxyError> {
+    async fn pass_through(&mut self, trail: &mut Trail) -> Result<Response<Answer>, ProxyError> {
         let target = inject::untouched(self.path, self.query)?;
         let (answer, errcode) = self.attempt(target, trail).await?;
         trail.errcode = errcode;
@@ -317,7 +317,7 @@ impl Call<'_> {
 
     /// A login code exchange, with the AppSecret that the caller does not have.
     async fn with_secret(
-        mut self,
+        &mut self,
         _: Admitted,
         appid: Option<&str>,
         trail: &mut Trail,
@@ -332,7 +332,7 @@ impl Call<'_> {
     }
 
     /// The main job. Sent at most twice, the second time only with a newer token.
-    async fn with_token(mut self, _: Admitted, own: usize, trail: &mut Trail) -> Result<Response<Answer>, ProxyError> {
+    async fn with_token(&mut self, _: Admitted, own: usize, trail: &mut Trail) -> Result<Response<Answer>, ProxyError> {
         let keeper = &self.account.keeper;
         let token = match keeper.token() {
             Some(token) => token,
@@ -409,7 +409,7 @@ impl Call<'_> {
     ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
         trail.attempts += 1;
         let mut outgoing = Outgoing { method: self.method, target: target.into(), headers: &mut self.headers };
-        let now = self.worker.seconds();
+        let now = || self.worker.seconds();
         let patience = self.live.response_timeout;
         let mut unreachable = None;
         for (place, origin) in self.account.origins(now) {
@@ -418,7 +418,7 @@ impl Call<'_> {
             match sent {
                 Ok(answer) => {
                     if unreachable.is_some() {
-                        self.account.prefer(place, now);
+                        self.account.prefer(place, now());
                     }
                     let (mut answer, errcode) = inspect::look(self.method, answer, patience).await;
                     headers::to_client(answer.headers_mut());
