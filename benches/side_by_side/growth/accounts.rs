@@ -20,10 +20,10 @@ pub(super) fn run(world: &World) -> Outcome {
     let mut first = None;
     for accounts in [1, 10, 100, 1000] {
         let plan = Plan { accounts, ..Plan::new() };
-        let rss = memory(world, &plan)?;
-        let first = *first.get_or_insert(rss);
+        let (fresh, rss) = memory(world, &plan)?;
+        let first = *first.get_or_insert((fresh, rss));
         #[allow(clippy::cast_precision_loss, reason = "KiB")]
-        let each = (rss as f64 - first as f64) / (accounts.max(2) - 1) as f64;
+        let each = |rss: u64, first: u64| (rss as f64 - first as f64) / (accounts.max(2) - 1) as f64;
         let subject = Subject::counted(world, &plan)?;
         let target = Plan::target(accounts - 1, workload::GET);
         let mut driver = subject.connect()?;
@@ -36,19 +36,23 @@ pub(super) fn run(world: &World) -> Outcome {
             Ok(())
         })?;
         println!(
-            "{accounts:>9}{:>16}{:>12}{each:>14.1}{:>22}",
+            "{accounts:>9}{:>16}{:>12}{:>14.1}{:>14.1}{:>22}",
             spent / u64::from(REQUESTS),
             rss / 1024,
+            each(rss, first.1),
+            each(fresh, first.0),
             idle * 60 / QUIET.as_secs() / 1000
         );
     }
     Ok(())
 }
 
-/// KiB, after each account was asked once.
-fn memory(world: &World, plan: &Plan) -> Outcome<u64> {
+/// KiB, before and after each account was asked once.
+fn memory(world: &World, plan: &Plan) -> Outcome<(u64, u64)> {
     let subject = Subject::start(world, plan)?;
     let mut driver = subject.connect()?;
+    driver.ask(&Plan::target(0, workload::GET))?;
+    let fresh = subject.rss();
     (0..plan.accounts).try_for_each(|account| driver.ask(&Plan::target(account, workload::GET)).map(drop))?;
-    Ok(subject.rss())
+    Ok((fresh, subject.rss()))
 }

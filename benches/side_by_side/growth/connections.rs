@@ -52,6 +52,8 @@ fn instructions(world: &World, connections: usize) -> Outcome<u64> {
     let step = (connections / ACTIVE).max(1);
     let mut active: Vec<_> = drivers.iter_mut().step_by(step).take(ACTIVE).collect();
     let mut round = || active.iter_mut().try_for_each(|driver| driver.get(1));
+    // The others are parked by then.
+    thread::sleep(REST);
     round()?;
     let spent = subject.instructions(|| (0..ROUNDS).try_for_each(|_| round()))?;
     Ok(spent / (ROUNDS * active.len()) as u64)

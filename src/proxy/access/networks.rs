@@ -98,7 +98,9 @@ mod tests {
                 .iter()
                 .map(|(everywhere, entries)| {
                     let mut set = NetworkSet::default();
-                    entries.iter().for_each(|entry| set.add(entry).unwrap());
+                    for entry in entries {
+                        set.add(entry).unwrap();
+                    }
                     // Seldom, or hardly anything else would be looked at.
                     (!everywhere || entries.len() != 3).then_some(set)
                 })
