@@ -132,7 +132,7 @@ impl Tool {
     }
 
     /// The command, watched, so that its process id is that of the one who is watched.
-    fn around(self, command: &Command, counted: &Path) -> Outcome<Command> {
+    pub(crate) fn around(self, command: &Command, counted: &Path) -> Outcome<Command> {
         if let Some(reason) = self.missing() {
             return Err(reason);
         }
@@ -159,7 +159,7 @@ impl Tool {
     }
 
     /// The figure, once it is there.
-    fn read(self, text: &str) -> Option<f64> {
+    pub(crate) fn read(self, text: &str) -> Option<f64> {
         let mut words = text.lines().rev().map(str::split_whitespace);
         match self {
             // totals: 123

@@ -36,8 +36,43 @@ impl Driver {
 
     /// The body of the answer, which must be 200.
     pub(crate) fn ask(&mut self, target: &str) -> Outcome<String> {
+        self.send(target)?;
+        self.receive()
+    }
+
+    /// A GET, without waiting for its answer.
+    pub(crate) fn send(&mut self, target: &str) -> Outcome {
         let request = request("GET", target, self.key, false, None);
-        self.stream.write_all(&request).map_err(|error| error.to_string())?;
+        self.stream.write_all(&request).map_err(|error| error.to_string())
+    }
+
+    /// The answer to JSON; must be 200.
+    pub(crate) fn post(&mut self, target: &str, json: &str) -> Outcome<String> {
+        self.send_post(target, json)?;
+        self.receive()
+    }
+
+    /// JSON, without waiting for the answer.
+    pub(crate) fn send_post(&mut self, target: &str, json: &str) -> Outcome {
+        let mut request = request("POST", target, self.key, false, Some(json.len()));
+        request.truncate(request.len() - json.len());
+        request.extend_from_slice(json.as_bytes());
+        self.stream.write_all(&request).map_err(|error| error.to_string())
+    }
+
+    /// Whether something can be read already.
+    pub(crate) fn has_answer(&self) -> bool {
+        let peek = || {
+            self.stream.set_nonblocking(true)?;
+            let peeked = self.stream.peek(&mut [0]);
+            self.stream.set_nonblocking(false)?;
+            peeked
+        };
+        peek().is_ok()
+    }
+
+    /// The body of the answer to what was sent, which must be 200.
+    pub(crate) fn receive(&mut self) -> Outcome<String> {
         let (mut answer, mut room) = (Vec::new(), [0; 8192]);
         loop {
             let count = self.stream.read(&mut room).map_err(|error| match error.kind() {

@@ -12,6 +12,7 @@ mod connector;
 mod count;
 mod driver;
 mod gate;
+mod growth;
 mod load;
 mod pool;
 mod readings;
@@ -59,6 +60,9 @@ enum Command {
     Count(count::Options),
     /// Instructions and system calls of wxgate against benches/side_by_side/limits.toml; exit status 1 when above.
     Gate,
+    /// wxgate with ever more accounts, clients, connections, requests in flight; a token that dies, one that is refreshed;
+    /// several nodes.
+    Growth(growth::Options),
     #[command(hide = true)]
     Upstream(upstream::Options),
     #[command(hide = true)]
@@ -78,6 +82,7 @@ fn main() -> ExitCode {
         Some(Command::Compare(options)) => compare::run(&options, product),
         Some(Command::Count(options)) => count::run(&options, product),
         Some(Command::Gate) => gate::run(product),
+        Some(Command::Growth(options)) => growth::run(&options, product),
         Some(Command::Upstream(options)) => served(upstream::serve(&options)),
         Some(Command::Bare(options)) => served(bare::serve(&options)),
         Some(Command::Load(options)) => load::run(&options),

@@ -2,7 +2,7 @@
 //!
 //! The sandbox of wxgate is more faithful and far too slow for this. One thread, TLS, HTTP/1.1 with stated lengths only.
 
-use std::{io, net::SocketAddr, path::PathBuf, rc::Rc};
+use std::{io, net::SocketAddr, path::PathBuf, rc::Rc, time::Duration};
 
 use bytes::{Buf, BytesMut};
 use httparse::Status;
@@ -28,6 +28,9 @@ pub(crate) struct Options {
     /// What everybody must show.
     #[arg(long)]
     token: String,
+    /// How long a call for a token takes, ms.
+    #[arg(long, default_value_t = 0)]
+    token_delay: u64,
 }
 
 /// What it can answer, whole.
@@ -39,6 +42,7 @@ struct Answers {
     done: Vec<u8>,
     image: Vec<u8>,
     refusal: Vec<u8>,
+    token_delay: Duration,
 }
 
 const USER: &str = r#"{"subscribe":1,"openid":"oLVPpjqs9BhvzwPj5A-vTYAX3GLc","language":"zh_CN","subscribe_time":1434093047,"unionid":"oR5GjjgEhCMJFyzaVZdrxZ2zRRF4","remark":"","groupid":0,"scene":"OTHERS"}"#;
@@ -60,7 +64,7 @@ fn json(body: &str) -> Vec<u8> {
 pub(crate) fn serve(options: &Options) -> io::Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let acceptor = tls::acceptor(&options.folder)?;
-    let answers = Rc::new(Answers::new(&options.token));
+    let answers = Rc::new(Answers::new(options));
     LocalSet::new().block_on(&runtime, async {
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
@@ -76,7 +80,8 @@ pub(crate) fn serve(options: &Options) -> io::Result<()> {
 }
 
 impl Answers {
-    fn new(token: &str) -> Self {
+    fn new(options: &Options) -> Self {
+        let token = &options.token;
         Self {
             shown: format!("access_token={token}").into_bytes(),
             token_call: json(&format!(r#"{{"access_token":"{token}","expires_in":7200}}"#)),
@@ -84,6 +89,19 @@ impl Answers {
             done: json(r#"{"errcode":0,"errmsg":"ok"}"#),
             image: answer("200 OK", "image/jpeg", &vec![0x5a; 1 << 20]),
             refusal: answer("403 Forbidden", "text/plain", b"no token"),
+            token_delay: Duration::from_millis(options.token_delay),
+        }
+    }
+
+    /// How long it thinks about it.
+    fn pause(&self, path: &str, query: &str) -> Duration {
+        match path {
+            "/cgi-bin/token" | "/cgi-bin/stable_token" => self.token_delay,
+            workload::SLOW => {
+                let stated = query.split('&').find_map(|pair| pair.strip_prefix("ms=")?.parse().ok());
+                Duration::from_millis(stated.unwrap_or(0))
+            }
+            _ => Duration::ZERO,
         }
     }
 
@@ -108,11 +126,12 @@ async fn connection(tcp: TcpStream, acceptor: TlsAcceptor, answers: &Answers) ->
     let about_tls = json(&format!(r#"{{"tls":"{}"}}"#, negotiated(&stream)));
     let mut read = BytesMut::with_capacity(ROOM);
     loop {
-        let mut missing;
+        let (mut missing, pause): (usize, Duration);
         let bytes = loop {
             if let Some(request) = parse(&read, answers)? {
                 read.advance(request.head);
                 missing = request.body;
+                pause = request.pause;
                 break request.answer.unwrap_or(&about_tls);
             }
             read.reserve(ROOM);
@@ -131,6 +150,9 @@ async fn connection(tcp: TcpStream, acceptor: TlsAcceptor, answers: &Answers) ->
             read.advance(here);
             missing -= here;
         }
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         stream.write_all(bytes).await?;
         stream.flush().await?;
     }
@@ -143,6 +165,7 @@ struct Request<'a> {
     body: usize,
     /// `None`: what TLS there is.
     answer: Option<&'a [u8]>,
+    pause: Duration,
 }
 
 /// The first request, once its head is there.
@@ -155,7 +178,7 @@ fn parse<'a>(bytes: &[u8], answers: &'a Answers) -> io::Result<Option<Request<'a
     let stated = request.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
     let body = stated.and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse().ok()).unwrap_or(0);
     let answer = (path != workload::TLS).then(|| answers.to(path, query));
-    Ok(Some(Request { head, body, answer }))
+    Ok(Some(Request { head, body, answer, pause: answers.pause(path, query) }))
 }
 
 fn negotiated(stream: &TlsStream<TcpStream>) -> String {

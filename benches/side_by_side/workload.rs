@@ -30,6 +30,8 @@ pub(crate) const DOWNLOAD: &str = "/cgi-bin/media/get?media_id=abc";
 pub(crate) const UPLOAD: &str = "/cgi-bin/media/upload?type=image";
 /// What the upstream answers there is the TLS version and cipher of the connection on which it was asked.
 pub(crate) const TLS: &str = "/cgi-bin/bench/tls";
+/// Answered after as many milliseconds as `ms` in the query says.
+pub(crate) const SLOW: &str = "/cgi-bin/bench/slow";
 
 impl Workload {
     pub(crate) fn name(self) -> &'static str {

@@ -130,6 +130,11 @@ impl NetworkSet {
         }
     }
 
+    /// Each network by itself, as it was written; Unix sockets are in none of them.
+    pub fn networks(&self) -> &[IpNet] {
+        &self.nets
+    }
+
     /// Whether somebody outside this machine is inside.
     pub fn reaches_beyond_loopback(&self) -> bool {
         self.nets.iter().any(|net| !LOOPBACK.iter().filter_map(|n| n.parse::<IpNet>().ok()).any(|l| l.contains(net)))

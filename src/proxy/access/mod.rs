@@ -5,12 +5,14 @@
 
 pub(super) mod bench;
 mod client;
+mod networks;
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use hyper::{HeaderMap, header};
 
 pub(crate) use self::client::{Client, Decision, Denial, Right};
+use self::networks::Networks;
 use super::settings::{self, KeyDigest, Scopes};
 use crate::{
     base::AccountName,
@@ -34,8 +36,10 @@ pub(crate) struct Access {
     open: bool,
     by_key: HashMap<KeyDigest, Arc<Client>>,
     by_tag: HashMap<Tag, Arc<Client>>,
-    /// Those without a key in the order in which they are tried: a certificate says more than a network.
-    keyless: Vec<Arc<Client>>,
+    /// Places in `clients` of those without a key, by the name in their certificate.
+    by_certificate: HashMap<String, Vec<usize>>,
+    /// Places in `clients` of those with neither.
+    by_network: Networks,
 }
 
 /// Proof that the caller was let in.
@@ -82,9 +86,14 @@ impl Access {
         let clients: Vec<Arc<Client>> = clients.into_iter().map(make).collect();
         let by_key = clients.iter().filter_map(|client| Some((*client.key()?, Arc::clone(client)))).collect();
         let by_tag = clients.iter().map(|client| (Tag::of(client.name().as_str()), Arc::clone(client))).collect();
-        let mut keyless: Vec<_> = clients.iter().filter(|client| client.key().is_none()).map(Arc::clone).collect();
-        keyless.sort_by_key(|client| client.settings().cert.is_none());
-        Self { allow, trusted_proxies, clients, open, by_key, by_tag, keyless }
+        let (mut by_certificate, mut by_network) = (HashMap::<_, Vec<_>>::new(), Networks::default());
+        for (place, client) in clients.iter().enumerate().filter(|(_, client)| client.key().is_none()) {
+            match &client.settings().cert {
+                Some(name) => by_certificate.entry(name.clone()).or_default().push(place),
+                None => by_network.add(place, client.settings().from.as_ref()),
+            }
+        }
+        Self { allow, trusted_proxies, clients, open, by_key, by_tag, by_certificate, by_network }
     }
 
     /// The caller's own address: the peer's, or, behind a trusted proxy, the rightmost untrusted one of
@@ -158,9 +167,15 @@ impl Access {
         own.chain(bearers).map(|key| key.and_then(|key| self.with_key(key)).ok_or(Stranger::Key))
     }
 
-    /// The first client without a key that fits.
+    /// The first client without a key that fits. A certificate says more than a network.
     fn keyless(&self, caller: &Caller<'_>) -> Option<&Arc<Client>> {
-        self.keyless.iter().find(|client| client.fits(|from| from.contains(&caller.address), caller.names))
+        let certified = caller.names.iter().filter_map(|name| self.by_certificate.get(name)).flatten().copied();
+        let fits = |place: &usize| {
+            let client = self.clients.get(*place);
+            client.is_some_and(|client| client.fits(|from| from.contains(&caller.address), caller.names))
+        };
+        let place = certified.filter(fits).min().or_else(|| self.by_network.first(&caller.address));
+        self.clients.get(place?)
     }
 }
 
@@ -320,6 +335,31 @@ mod tests {
             (&[("x-wxgate-key", "crm-key")], "10.2.0.1", &["pay.internal"], "crm"),
         ] {
             assert_eq!(identified(&house, lines, peer, names), expected, "{lines:?} {peer} {names:?}");
+        }
+    }
+
+    #[test]
+    fn of_several_clients_with_a_certificate_the_first_that_fits_is_taken_before_any_network() {
+        let with = |cert: &str, from: Option<&[&str]>, name| settings::Client {
+            cert: Some(cert.to_owned()),
+            from: from.map(networks),
+            ..client(name)
+        };
+        let house = access(vec![
+            settings::Client { from: Some(networks(&["10.0.0.0/8"])), ..client("net") },
+            with("b.internal", Some(&["10.1.0.0/16"]), "b-inside"),
+            with("a.internal", None, "a"),
+            with("b.internal", None, "b"),
+        ]);
+        for (peer, names, expected) in [
+            ("10.1.0.1", &["b.internal"][..], "b-inside"),
+            ("10.2.0.1", &["b.internal"], "b"),
+            ("10.2.0.1", &["b.internal", "a.internal"], "a"),
+            ("10.1.0.1", &["a.internal", "b.internal"], "b-inside"),
+            ("10.1.0.1", &["c.internal"], "net"),
+            ("192.0.2.1", &["c.internal"], "Nobody"),
+        ] {
+            assert_eq!(identified(&house, &[], peer, names), expected, "{peer} {names:?}");
         }
     }
 

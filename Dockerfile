@@ -1,0 +1,30 @@
+# The image of wxgate: the binary, roots of certificates, a user without rights. It holds no configuration and no secret.
+#
+#   docker build -t wxgate .
+#   docker run -v ./wxgate.toml:/etc/wxgate/wxgate.toml:ro -p 8080:8080 -e SHOP_SECRET wxgate
+#
+# deploy/compose has two of it behind a load balancer.
+
+FROM rust:1-bookworm AS build
+WORKDIR /src
+COPY . .
+# A store in databases: --build-arg FEATURES=sql
+ARG FEATURES=""
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
+    cargo build --release --locked --bin wxgate --features "$FEATURES" && cp target/release/wxgate /wxgate
+
+FROM debian:bookworm-slim
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --uid 10001 --home-dir /var/lib/wxgate --create-home --shell /usr/sbin/nologin wxgate
+COPY --from=build /wxgate /usr/local/bin/wxgate
+USER 10001
+# For `store.kind = "file"`, which needs a volume here, and nothing else.
+WORKDIR /var/lib/wxgate
+EXPOSE 8080 8081
+# The admin listener of this container; the slim image has bash and no HTTP client.
+HEALTHCHECK --interval=5s --timeout=2s --start-period=10s --retries=3 \
+    CMD ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8081 && printf 'GET /livez HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3 && read -r answer <&3 && [[ $answer == *' 200 '* ]]"]
+ENTRYPOINT ["wxgate"]
+CMD ["serve", "--config", "/etc/wxgate/wxgate.toml"]

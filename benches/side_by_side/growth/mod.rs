@@ -1,0 +1,72 @@
+//! How wxgate grows: with accounts, clients, connections, requests in flight, uploads, a dying token, a refresh, nodes.
+//!
+//! wxgate alone, without a system to compare it to. Where instructions answer the question they are counted instead of
+//! times, so that the curves can be made on a busy machine. Whether a curve is good enough is for the reader to say, but for
+//! the storm, which fails when a single request does.
+
+mod accounts;
+mod clients;
+mod connections;
+mod flight;
+mod nodes;
+mod plan;
+mod refresh;
+mod storm;
+mod subject;
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::{Outcome, readings, world::World};
+
+/// Command line.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Which curves. Default: all.
+    #[arg(value_enum)]
+    curves: Vec<Curve>,
+}
+
+/// What grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Curve {
+    /// 1 to 1,000 accounts.
+    Accounts,
+    /// 1 to 1,000 clients, known by key or by network.
+    Clients,
+    /// 1 to 10,000 client connections.
+    Connections,
+    /// 1 to 200 requests in flight to one account, and 1 to 16 uploads.
+    Flight,
+    /// 5,000 requests in flight on a dying token.
+    Storm,
+    /// Latency while a token is refreshed that is still good.
+    Refresh,
+    /// 10 to 1,000 accounts on three nodes that share a Redis.
+    Nodes,
+}
+
+/// Measures and prints, one table each.
+pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
+    let world = World::new(product)?;
+    println!("machine: {}\n{}", readings::machine(), world.seating());
+    let curves = if options.curves.is_empty() { Curve::value_variants() } else { &options.curves };
+    let mut failures = Vec::new();
+    for curve in curves {
+        let outcome = match curve {
+            Curve::Accounts => accounts::run(&world),
+            Curve::Clients => clients::run(&world),
+            Curve::Connections => connections::run(&world),
+            Curve::Flight => flight::run(&world),
+            Curve::Storm => storm::run(&world),
+            Curve::Refresh => refresh::run(&world),
+            Curve::Nodes => nodes::run(&world),
+        };
+        if let Err(reason) = outcome {
+            println!("NOT MEASURED: {reason}");
+            failures.push(format!("{curve:?}: {reason}"));
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
+}

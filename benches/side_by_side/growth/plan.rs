@@ -1,0 +1,87 @@
+//! The configuration of one point of a curve: the file of the comparison, with more accounts, clients or room.
+
+use std::fmt::Write as _;
+
+use crate::{tls::HOST, world::World};
+
+/// What the last client shows where clients are known by a key.
+pub(super) const KEY: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
+
+/// How callers are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    Key,
+    Network,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    /// Named `a0000`, `a0001`, …, so that all paths are of one length.
+    pub(super) accounts: usize,
+    /// The last one is who calls; it may use every account.
+    pub(super) clients: usize,
+    pub(super) by: By,
+    /// A base URL instead of that of the upstream of the comparison.
+    pub(super) api: Option<String>,
+    /// The section `[store]`.
+    pub(super) store: String,
+}
+
+impl Plan {
+    pub(super) fn new() -> Self {
+        Self { accounts: 1, clients: 1, by: By::Network, api: None, store: "kind = \"memory\"\n".to_owned() }
+    }
+
+    /// What callers show.
+    pub(super) fn key(&self) -> Option<&'static str> {
+        (self.by == By::Key).then_some(KEY)
+    }
+
+    /// The path of the small GET to this account.
+    pub(super) fn target(account: usize, target: &str) -> String {
+        format!("/@a{account:04}{target}")
+    }
+
+    /// The file.
+    pub(super) fn text(&self, world: &World, port: u16, admin: u16) -> String {
+        let ca = world.path("ca.pem");
+        let mut text = format!(
+            "[server]\nlisten = [\"127.0.0.1:{port}\"]\nworkers = 1\nmax_connections = 12000\n\
+             [admin]\nlisten = \"127.0.0.1:{admin}\"\n\
+             [upstream]\nca_file = \"{}\"\nresolve = {{ \"{HOST}\" = [\"127.0.0.1\"] }}\nmax_in_flight = 6000\n\
+             connect_timeout = \"60s\"\nresponse_timeout = \"60s\"\n\
+             [token]\nfetch_timeout = \"60s\"\nwait = \"60s\"\n[store]\n{}",
+            ca.display(),
+            self.store
+        );
+        let api = self.api.clone().unwrap_or_else(|| format!("https://{HOST}:{}", world.upstream_port));
+        for account in 0..self.accounts {
+            let _ = write!(
+                text,
+                "[[account]]\nname = \"a{account:04}\"\nappid = \"wx{account:016x}\"\n\
+                 secret = {{ value = \"secret-{account}\" }}\napi = [\"{api}\"]\n"
+            );
+        }
+        for client in 1..=self.clients {
+            let _ = write!(
+                text,
+                "[[client]]\nname = \"c{client:04}\"\n{}\n\
+                 allow = [\"/cgi-bin/user/**\", \"/cgi-bin/media/**\", \"/cgi-bin/bench/**\"]\n\
+                 deny = [\"/cgi-bin/message/mass/**\"]\n",
+                self.known(client)
+            );
+        }
+        text
+    }
+
+    fn known(&self, client: usize) -> String {
+        let last = client == self.clients;
+        match self.by {
+            By::Key if last => format!("key = {{ value = \"{KEY}\" }}"),
+            By::Key => format!("key = {{ value = \"key-{client:04}-0123456789abcdef0123456789\" }}"),
+            By::Network if last => "from = [\"loopback\"]".to_owned(),
+            By::Network => format!("from = [\"10.{}.{}.0/24\"]", client / 250, client % 250),
+        }
+    }
+}
