@@ -9,6 +9,7 @@ mod lifetime;
 mod model;
 mod nodes;
 mod nodes_in_trouble;
+mod orders;
 mod rejection;
 mod ticket;
 mod wecom;
@@ -26,7 +27,7 @@ use super::{Chance, Keeper, Refresh};
 use crate::{
     base::{AccountName, Secret},
     token::{
-        AccountSettings, Generation, Kind, Origin, Settings,
+        AccountSettings, Generation, Kind, Origin, Settings, Token,
         clock::Clock,
         metrics::Metrics,
         source::{
@@ -280,10 +281,14 @@ impl Bench {
     }
 
     async fn call_where(&self, path: &str, lies: impl Fn(u32) -> bool) -> Outcome {
-        let token = match self.keeper.current().await {
-            Ok(token) => token,
-            Err(error) => return Outcome::NoToken(error.to_string()),
-        };
+        match self.keeper.current().await {
+            Ok(token) => self.call_with(&token, path, lies).await,
+            Err(error) => Outcome::NoToken(error.to_string()),
+        }
+    }
+
+    /// The rest of a request that was sent with this token.
+    pub(super) async fn call_with(&self, token: &Token, path: &str, lies: impl Fn(u32) -> bool) -> Outcome {
         if !lies(1) && self.world.takes(token.secret().expose()) {
             self.keeper.accepted(token.generation());
             return Outcome::Ok { calls: 1 };
