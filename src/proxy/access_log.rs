@@ -196,16 +196,17 @@ fn plain(out: &mut Vec<u8>, name: &[u8], value: &str) {
 
 /// Milliseconds with three decimals.
 fn milliseconds(out: &mut Vec<u8>, took: Duration) {
-    let micros = took.as_micros();
+    let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     field(out, b"", micros / 1000);
-    let digit = |value: u128| b'0' + u8::try_from(value % 10).unwrap_or_default();
+    let digit = |value: u64| b'0' + u8::try_from(value % 10).unwrap_or_default();
     out.extend_from_slice(&[b'.', digit(micros / 100), digit(micros / 10), digit(micros)]);
 }
 
 /// At most 256 characters, the odd ones as `?`.
 fn printable(out: &mut Vec<u8>, text: &str) {
     let plain = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\';
-    if text.len() <= 256 && text.bytes().all(plain) {
+    // To the end in any case, so that many bytes are looked at in one instruction.
+    if text.len() <= 256 && text.bytes().fold(true, |all, b| all & plain(b)) {
         out.extend_from_slice(text.as_bytes());
     } else {
         out.extend(text.chars().take(256).map(|c| u8::try_from(c).ok().filter(|b| plain(*b)).unwrap_or(b'?')));

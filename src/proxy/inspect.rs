@@ -44,10 +44,10 @@ pub(crate) async fn look(
     if !head.status.is_success() || *method == Method::HEAD || body.is_end_stream() || !worth_a_look(coding, &body) {
         return (Response::from_parts(head, Answer::Begun(Bytes::new(), body)), None);
     }
-    let deadline = Instant::now() + patience;
+    let mut deadline = None;
     let mut seen = Bytes::new();
     loop {
-        match body.frame_before(deadline).await {
+        match body.frame_before(|| *deadline.get_or_insert_with(|| Instant::now() + patience)).await {
             Some(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else { continue };
                 seen = append(seen, data);

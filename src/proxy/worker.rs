@@ -18,7 +18,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Proxy, access_log::AccessLog, pipeline::Origin, request_id::RequestId, upstream::Upstream};
+use super::{
+    Proxy, access::LastKey, access_log::AccessLog, pipeline::Origin, request_id::RequestId, upstream::Upstream,
+};
 use crate::net::{
     address::Peer,
     connection::{self, Connections},
@@ -227,7 +229,7 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
     let Service { worker, connections } = &service;
     let Accepted { stream, peer } = accepted;
     let leaving = || worker.drain.is_leaving();
-    let origin = |names| Origin { peer, shown: peer.to_string(), names };
+    let origin = |names| Origin { peer, shown: peer.to_string(), names, last_key: LastKey::default() };
     let tls = worker.proxy.live.load().tls.clone();
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
         None => {

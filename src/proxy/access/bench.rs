@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use hyper::HeaderMap;
 
-use super::{Access, Caller, Decision, Right};
+use super::{Access, Caller, Decision, LastKey, Right};
 use crate::{
     base::AccountName,
     net::address::{NetworkSet, Peer},
@@ -12,19 +12,18 @@ use crate::{
 };
 
 /// Who may call.
-#[derive(Debug)]
-pub struct Callers(Access);
+pub struct Callers(Access, LastKey);
 
 impl Callers {
     /// These, in the order of the file.
     pub fn new(clients: Vec<Client>) -> Self {
-        Self(Access::new(NetworkSet::loopback(), NetworkSet::default(), clients, None))
+        Self(Access::new(NetworkSet::loopback(), NetworkSet::default(), clients, None), LastKey::default())
     }
 
     /// Whether a request from this address with these headers is let in to this path of the account.
     pub fn admit(&self, ip: IpAddr, headers: &HeaderMap, account: &AccountName, path: &str) -> bool {
         let address = self.0.caller(Peer::Ip(ip), headers);
-        let caller = Caller { address, names: &[], key: None, phantom: None };
+        let caller = Caller { address, names: &[], last_key: &self.1, key: None, phantom: None };
         let Ok(client) = self.0.identify(Some(headers), &caller) else { return false };
         matches!(client.admit(account, Right::Path { path, guarded: false }), Decision::Admitted(_))
     }

@@ -5,13 +5,16 @@
 
 pub(super) mod bench;
 mod client;
+mod last_key;
 mod networks;
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use hyper::{HeaderMap, header};
+use rustc_hash::FxHashMap;
 
 pub(crate) use self::client::{Client, Decision, Denial, Right};
+pub(crate) use self::last_key::LastKey;
 use self::networks::Networks;
 use super::settings::{self, KeyDigest, Scopes};
 use crate::{
@@ -34,7 +37,8 @@ pub(crate) struct Access {
     clients: Vec<Arc<Client>>,
     /// No client is configured.
     open: bool,
-    by_key: HashMap<KeyDigest, Arc<Client>>,
+    /// The quick hash is no danger: callers only look, and what they look for is a digest.
+    by_key: FxHashMap<KeyDigest, Arc<Client>>,
     by_tag: HashMap<Tag, Arc<Client>>,
     /// Places in `clients` of those without a key, by the name in their certificate.
     by_certificate: HashMap<String, Vec<usize>>,
@@ -47,12 +51,14 @@ pub(crate) struct Access {
 pub(crate) struct Admitted(());
 
 /// What a caller brings besides headers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Caller<'r> {
     /// See [`Access::caller`].
     pub(crate) address: Peer,
     /// The names of its certificate, in lower case.
     pub(crate) names: &'r [String],
+    /// Of its connection.
+    pub(crate) last_key: &'r LastKey,
     /// A key that stands elsewhere than in a header; one that is nobody's is no key.
     pub(crate) key: Option<&'r str>,
     /// The client whose phantom it shows.
@@ -129,8 +135,11 @@ impl Access {
             let inside = self.allow.contains(&caller.address);
             return self.clients.first().filter(|_| inside).ok_or(Stranger::Network);
         }
-        let mut known =
-            caller.phantom.map(Ok).into_iter().chain(headers.into_iter().flat_map(|headers| self.keys(headers)));
+        let mut known = caller
+            .phantom
+            .map(Ok)
+            .into_iter()
+            .chain(headers.into_iter().flat_map(|headers| self.keys(headers, caller.last_key)));
         let by_key = caller.key.and_then(|key| self.with_key(key));
         let Some(first) = known.next().or(by_key.map(Ok)) else {
             return self.keyless(caller).ok_or(Stranger::Nobody);
@@ -147,7 +156,10 @@ impl Access {
 
     /// The client whose key this is, wherever it calls from.
     pub(crate) fn with_key(&self, key: &str) -> Option<&Arc<Client>> {
-        let digest = KeyDigest::of(key);
+        self.with_digest(KeyDigest::of(key))
+    }
+
+    fn with_digest(&self, digest: KeyDigest) -> Option<&Arc<Client>> {
         // Found by its digest, of which a caller cannot learn anything piece by piece; compared once more all the same.
         let client = self.by_key.get(&digest)?;
         client.key().is_some_and(|own| own.matches(&digest)).then_some(client)
@@ -159,12 +171,17 @@ impl Access {
     }
 
     /// The keys in the headers, each as its client. A bearer token is one only where there are keys at all.
-    fn keys<'r>(&'r self, headers: &'r HeaderMap) -> impl Iterator<Item = Result<&'r Arc<Client>, Stranger>> {
+    fn keys<'r>(
+        &'r self,
+        headers: &'r HeaderMap,
+        last: &'r LastKey,
+    ) -> impl Iterator<Item = Result<&'r Arc<Client>, Stranger>> {
         let own = headers.get_all(X_WXGATE_KEY).iter().map(|value| value.to_str().ok());
         let any = !self.by_key.is_empty();
         let bearers = any.then(|| headers.get_all(header::AUTHORIZATION)).into_iter().flatten();
         let bearers = bearers.filter_map(|value| bearer(value.to_str().ok()?)).map(Some);
-        own.chain(bearers).map(|key| key.and_then(|key| self.with_key(key)).ok_or(Stranger::Key))
+        let known = |key: Option<&str>| key.and_then(|key| self.with_digest(last.digest(key))).ok_or(Stranger::Key);
+        own.chain(bearers).map(known)
     }
 
     /// The first client without a key that fits. A certificate says more than a network.
@@ -291,7 +308,7 @@ mod tests {
     fn identified(access: &Access, lines: &[(&'static str, &str)], peer: &str, names: &[&str]) -> String {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let address = peer.parse().map_or(Peer::Unix, Peer::Ip);
-        let caller = Caller { address, names: &names, key: None, phantom: None };
+        let caller = Caller { address, names: &names, last_key: &LastKey::default(), key: None, phantom: None };
         match access.identify(Some(&headers(lines)), &caller) {
             Ok(client) => client.name().to_string(),
             Err(stranger) => format!("{stranger:?}"),

@@ -17,18 +17,18 @@ use hyper::{
 };
 
 use super::{
-    access::{Admitted, Caller, Client, Decision, Denial, Right},
+    access::{Admitted, Caller, Client, Decision, Denial, LastKey, Right},
     body::Payload,
     error::ProxyError,
     headers::{self, Present, Read},
-    inject::{self, Login, Query},
+    inject::{self, Login, Query, QueryError},
     inspect::{self, Answer},
     live::Live,
     path::{ApiPath, SplitPath},
     retry::{self, Next},
     route::Account,
     settings::KeyDigest,
-    upstream::{DialError, Headers, Outgoing, SendError},
+    upstream::{DialError, Headers, Outgoing, SendError, Target},
     worker::Worker,
 };
 use crate::{
@@ -64,13 +64,13 @@ pub(super) enum Outcome {
 }
 
 /// Where a request comes from.
-#[derive(Debug)]
 pub(super) struct Origin {
     pub(super) peer: Peer,
     /// The same as text, which every line of the log needs.
     pub(super) shown: String,
     /// The names of the certificate that the client showed.
     pub(super) names: Vec<String>,
+    pub(super) last_key: LastKey,
 }
 
 /// Takes a request to WeChat and brings the answer back, or answers it here.
@@ -94,7 +94,7 @@ pub(super) async fn run(
     let service = split.service_path().map(str::to_owned);
     let path = split.check();
     let endpoint = path.as_ref().map_or(Endpoint::TakesToken, |path| api::classify(path.as_str()));
-    let mut caller = Caller { address, names: &origin.names, key: None, phantom: None };
+    let mut caller = Caller { address, names: &origin.names, last_key: &origin.last_key, key: None, phantom: None };
     let chosen = Chosen { prefix: prefix.as_deref(), host };
     if let (Endpoint::Token, Ok(path)) = (endpoint, &path) {
         let answer = answering::token(live, head, body, path, &chosen, caller, trail);
@@ -126,12 +126,8 @@ pub(super) async fn run(
     let path = path?;
     let right = Right::Path { path: path.as_str(), guarded: endpoint == Endpoint::Guarded };
     let admitted = admit(client, account, right, trail)?;
-    let plan = plan(endpoint, account, client, &login, head.uri.query())?;
+    let plan = plan(endpoint, account, client, &login, head.uri.query()).await?;
     keep_keys_here(live, &plan, head.uri.query(), &body)?;
-    if matches!(plan, Plan::Inject { .. }) && account.keeper.token().is_none() {
-        // Without a token the body need not be read at all.
-        Box::pin(account.keeper.current()).await.map_err(ProxyError::TokenUnavailable)?;
-    }
     let payload = Payload::accept(body, live.max_body, &live.replay, &worker.proxy.spool).await?;
     trail.body_unread = !payload.is_complete();
     headers::to_upstream(&mut head.headers, present);
@@ -140,7 +136,7 @@ pub(super) async fn run(
     let mut call =
         Call { worker, live, account, method: &head.method, path: &path, query: head.uri.query(), headers, payload };
     let answer = match plan {
-        Plan::Inject { own } => call.with_token(admitted, own, trail).await,
+        Plan::Inject { own, token } => call.with_token(admitted, own, token, trail).await,
         Plan::PassThrough => Box::pin(call.pass_through(trail)).await,
         Plan::FillLogin { appid } => Box::pin(call.with_secret(admitted, appid.as_deref(), trail)).await,
     };
@@ -240,15 +236,16 @@ fn check_authority(account: &Account, uri: &Uri) -> Result<(), ProxyError> {
 /// What is put into a call.
 enum Plan {
     /// The account's token. `own` pairs named `access_token` have to go.
-    Inject { own: usize },
+    Inject { own: usize, token: Arc<Token> },
     /// Nothing: it brings a credential of its own.
     PassThrough,
     /// The account's AppSecret, and its appid where the caller left it out.
     FillLogin { appid: Option<String> },
 }
 
-/// What the endpoint and the query mean for the account's credentials.
-fn plan(
+/// What the endpoint and the query mean for the account's credentials. Waits for the token: without one the body need
+/// not be read at all.
+async fn plan(
     endpoint: Endpoint,
     account: &Account,
     client: &Client,
@@ -258,10 +255,16 @@ fn plan(
     match endpoint {
         Endpoint::Token => Err(ProxyError::TokenEndpoint),
         Endpoint::OwnCredential => Ok(Plan::PassThrough),
-        Endpoint::TakesToken | Endpoint::Guarded => Ok(match inject::examine(query)? {
-            Query::TakesToken { own } => Plan::Inject { own },
-            Query::OwnCredential => Plan::PassThrough,
-        }),
+        Endpoint::TakesToken | Endpoint::Guarded => match inject::examine(query)? {
+            Query::TakesToken { own } => match account.keeper.token() {
+                Some(token) => Ok(Plan::Inject { own, token }),
+                None => {
+                    let token = Box::pin(account.keeper.current()).await.map_err(ProxyError::TokenUnavailable)?;
+                    Ok(Plan::Inject { own, token })
+                }
+            },
+            Query::OwnCredential => Ok(Plan::PassThrough),
+        },
         Endpoint::Login => {
             let is_own = |key: &Cow<'_, str>| client.key().is_some_and(|own| own.matches(&KeyDigest::of(key)));
             let belongs_here = account.platform == Platform::Wechat && account.secret.is_some();
@@ -309,8 +312,8 @@ struct Call<'r> {
 impl Call<'_> {
     /// A call that brings a credential of its own: no token, no judgement, no replay.
     async fn pass_through(&mut self, trail: &mut Trail) -> Result<Response<Answer>, ProxyError> {
-        let target = inject::untouched(self.path, self.query)?;
-        let (answer, errcode) = self.attempt(target, trail).await?;
+        let (path, query) = (self.path, self.query);
+        let (answer, errcode) = self.attempt(&|| inject::untouched(path, query), trail).await?;
         trail.errcode = errcode;
         Ok(answer)
     }
@@ -324,20 +327,27 @@ impl Call<'_> {
     ) -> Result<Response<Answer>, ProxyError> {
         let Some(secret) = &self.account.secret else { return self.pass_through(trail).await };
         let secret = secret.clone();
-        let target = inject::fill_login(self.path, self.query, appid, secret.expose())?;
-        let (mut answer, errcode) = self.attempt(target, trail).await?;
+        let (path, query) = (self.path, self.query);
+        let target = || inject::fill_login(path, query, appid, secret.expose());
+        let (mut answer, errcode) = self.attempt(&target, trail).await?;
         headers::hide_token(answer.headers_mut(), secret.expose());
         trail.errcode = errcode;
         Ok(answer)
     }
 
     /// The main job. Sent at most twice, the second time only with a newer token.
-    async fn with_token(&mut self, _: Admitted, own: usize, trail: &mut Trail) -> Result<Response<Answer>, ProxyError> {
+    async fn with_token(
+        &mut self,
+        _: Admitted,
+        own: usize,
+        mut token: Arc<Token>,
+        trail: &mut Trail,
+    ) -> Result<Response<Answer>, ProxyError> {
         let keeper = &self.account.keeper;
-        let token = match keeper.token() {
-            Some(token) => token,
-            None => Box::pin(keeper.current()).await.map_err(ProxyError::TokenUnavailable)?,
-        };
+        if !matches!(self.payload, Payload::Empty) {
+            // Reading the body may have taken its time.
+            token = keeper.token().unwrap_or(token);
+        }
         let (first, stale) = self.judged_attempt(own, &token, trail).await?;
         let Some(errcode) = stale else { return Ok(first) };
         self.account.metrics.stale(errcode);
@@ -372,8 +382,9 @@ impl Call<'_> {
         token: &Token,
         trail: &mut Trail,
     ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
-        let target = inject::inject(self.path, self.query, own, token.query_value())?;
-        let (mut answer, errcode) = self.attempt(target, trail).await?;
+        let (path, query) = (self.path, self.query);
+        let target = || inject::inject(path, query, own, token.query_value());
+        let (mut answer, errcode) = self.attempt(&target, trail).await?;
         headers::hide_token(answer.headers_mut(), token.query_value());
         trail.errcode = errcode;
         match retry::after(self.account.platform, true, answer.status(), errcode) {
@@ -404,11 +415,12 @@ impl Call<'_> {
     /// Sends once, to the first API host that can be reached, and looks at the answer.
     async fn attempt(
         &mut self,
-        target: PathAndQuery,
+        target: &(dyn Fn() -> Result<PathAndQuery, QueryError> + Sync),
         trail: &mut Trail,
     ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
+        let target = Target::new(target)?;
         trail.attempts += 1;
-        let mut outgoing = Outgoing { method: self.method, target: target.into(), headers: &mut self.headers };
+        let mut outgoing = Outgoing { method: self.method, target, headers: &mut self.headers };
         let now = || self.worker.seconds();
         let patience = self.live.response_timeout;
         let mut unreachable = None;
@@ -444,6 +456,7 @@ fn refusal(error: SendError) -> ProxyError {
             ProxyError::UpstreamTimeout
         }
         SendError::Caller => ProxyError::BadRequest("the request body broke off or came too slowly"),
+        SendError::Target(error) => error.into(),
         error => {
             tracing::warn!(%error, "upstream failed");
             ProxyError::UpstreamFailed { reason: error.to_string() }

@@ -21,9 +21,10 @@ use std::{
 
 use bytes::Bytes;
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    HeaderMap, Method, Request, Response, StatusCode,
     body::{Body, Frame, Incoming, SizeHint},
-    header,
+    header::{self, HeaderName, HeaderValue},
+    http::uri::PathAndQuery,
 };
 use tokio::time::Instant;
 
@@ -36,7 +37,10 @@ use self::{
     slots::Slots,
     timer::Timer,
 };
-use super::body::{NotReplayable, OutBody, Pace, Payload};
+use super::{
+    body::{NotReplayable, OutBody, Pace, Payload},
+    inject::QueryError,
+};
 
 /// The connections of one worker, a pool for each API host that it has called.
 pub(crate) struct Upstream {
@@ -46,11 +50,29 @@ pub(crate) struct Upstream {
 }
 
 /// A request as it goes out, without its body.
-#[derive(Debug)]
 pub(crate) struct Outgoing<'r> {
     pub(crate) method: &'r Method,
-    pub(crate) target: Uri,
+    pub(crate) target: Target<'r>,
     pub(crate) headers: &'r mut Headers,
+}
+
+/// The target of a request that may have to be sent more than once. It is made anew then, since that is rare and a copy
+/// would cost every request.
+pub(crate) struct Target<'r> {
+    whole: Option<PathAndQuery>,
+    make: &'r (dyn Fn() -> Result<PathAndQuery, QueryError> + Sync),
+}
+
+impl<'r> Target<'r> {
+    /// # Errors
+    /// Those of `make`.
+    pub(crate) fn new(make: &'r (dyn Fn() -> Result<PathAndQuery, QueryError> + Sync)) -> Result<Self, QueryError> {
+        Ok(Self { whole: Some(make()?), make })
+    }
+
+    fn take(&mut self) -> Result<PathAndQuery, QueryError> {
+        self.whole.take().map_or_else(self.make, Ok)
+    }
 }
 
 /// The headers of a request that may have to be sent more than once.
@@ -58,16 +80,24 @@ pub(crate) struct Outgoing<'r> {
 pub(crate) struct Headers {
     /// Until the first time. It has the room that it came with, which a copy has not.
     whole: Option<HeaderMap>,
-    spare: HeaderMap,
+    /// In a row, because nobody looks for one of them: that costs half of what a map does.
+    spare: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Headers {
     pub(crate) fn new(whole: HeaderMap) -> Self {
-        Self { spare: whole.clone(), whole: Some(whole) }
+        let spare = whole.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        Self { whole: Some(whole), spare }
     }
 
     fn take(&mut self) -> HeaderMap {
-        self.whole.take().unwrap_or_else(|| self.spare.clone())
+        self.whole.take().unwrap_or_else(|| {
+            let mut again = HeaderMap::with_capacity(self.spare.len());
+            for (name, value) in &self.spare {
+                again.append(name, value.clone());
+            }
+            again
+        })
     }
 }
 
@@ -89,6 +119,9 @@ pub(crate) enum SendError {
     /// The caller's body broke off or came too slowly.
     #[error("the caller's body broke off")]
     Caller,
+    /// The target cannot be made.
+    #[error(transparent)]
+    Target(#[from] QueryError),
     /// The body is needed again and there is no copy.
     #[error("the request body cannot be sent again")]
     NotReplayable(#[from] NotReplayable),
@@ -116,9 +149,10 @@ impl Upstream {
     ) -> Result<Response<AnswerBody>, SendError> {
         let pool =
             self.pools.get_or_init(origin.index, || Pool::new(Arc::clone(origin), self.dialer.clone(), self.pool_idle));
+        let now = Instant::now();
         let mut patience =
-            Patience { window: response_timeout, deadline: Instant::now() + response_timeout, pace: payload.pace() };
-        exchange(pool, outgoing, payload, &mut patience).await
+            Patience { window: response_timeout, deadline: now + response_timeout, pace: payload.pace() };
+        exchange(pool, now, outgoing, payload, &mut patience).await
     }
 }
 
@@ -152,11 +186,12 @@ impl Patience {
 /// a byte of an answer, and either nothing was written or the request is a GET or HEAD without a body.
 async fn exchange(
     pool: &Arc<Pool>,
+    now: Instant,
     outgoing: &mut Outgoing<'_>,
     payload: &mut Payload,
     patience: &mut Patience,
 ) -> Result<Response<AnswerBody>, SendError> {
-    let mut connection = match pool.idle() {
+    let mut connection = match pool.idle(now) {
         Some(connection) => connection,
         // Waiting is rare, and needs so much room that every request would pay for it.
         None => Box::pin(patience.with(&mut Timer::default(), pool.checkout())).await??,
@@ -166,7 +201,7 @@ async fn exchange(
         Some(body) => body,
         None => Box::pin(patience.with(&mut Timer::default(), payload.body())).await??,
     };
-    let error = match sent(&mut connection, request(pool, outgoing, body), patience).await? {
+    let error = match sent(&mut connection, request(pool, outgoing, body)?, patience).await? {
         Ok(answer) => return deliver(pool, connection, answer, payload),
         Err(error) => error,
     };
@@ -195,7 +230,7 @@ async fn once_more(
 ) -> Result<Response<AnswerBody>, SendError> {
     let body = patience.with(&mut Timer::default(), payload.body()).await??;
     let mut connection = patience.with(&mut Timer::default(), pool.dial_fresh()).await??;
-    match sent(&mut connection, request(pool, outgoing, body), patience).await? {
+    match sent(&mut connection, request(pool, outgoing, body)?, patience).await? {
         Ok(answer) => deliver(pool, connection, answer, payload),
         Err(_) if payload.caller_failed() => Err(SendError::Caller),
         Err(error) => Err(broken(pool, &error)),
@@ -212,18 +247,18 @@ async fn sent(
     patience.with(&mut connection.timer, answer).await
 }
 
-fn request(pool: &Pool, outgoing: &mut Outgoing<'_>, body: OutBody) -> Request<OutBody> {
+fn request(pool: &Pool, outgoing: &mut Outgoing<'_>, body: OutBody) -> Result<Request<OutBody>, QueryError> {
     let length = body.size_hint().exact().unwrap_or_default();
     let mut request = Request::new(body);
     *request.method_mut() = outgoing.method.clone();
-    *request.uri_mut() = outgoing.target.clone();
+    *request.uri_mut() = outgoing.target.take()?.into();
     *request.headers_mut() = outgoing.headers.take();
     request.headers_mut().insert(header::HOST, pool.origin().host.clone());
     // WeChat answers 412 to a body without a length, so every request that may have one states it.
     if length > 0 || !matches!(*outgoing.method, Method::GET | Method::HEAD) {
         request.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     }
-    request
+    Ok(request)
 }
 
 fn broken(pool: &Pool, error: &hyper::Error) -> SendError {
@@ -239,7 +274,7 @@ fn broken(pool: &Pool, error: &hyper::Error) -> SendError {
 
 fn deliver(
     pool: &Arc<Pool>,
-    connection: Connection,
+    connection: Box<Connection>,
     answer: Response<Incoming>,
     payload: &Payload,
 ) -> Result<Response<AnswerBody>, SendError> {
@@ -265,7 +300,7 @@ pub(crate) struct AnswerBody {
 }
 
 struct Held {
-    connection: Connection,
+    connection: Box<Connection>,
     pool: Arc<Pool>,
     reusable: bool,
 }
@@ -277,12 +312,15 @@ impl AnswerBody {
         body
     }
 
-    /// The next frame; the outer `None` when the deadline comes first.
-    pub(crate) async fn frame_before(&mut self, deadline: Instant) -> Option<Option<hyper::Result<Frame<Bytes>>>> {
+    /// The next frame; the outer `None` when the deadline comes first, which is asked for once it matters.
+    pub(crate) async fn frame_before(
+        &mut self,
+        mut deadline: impl FnMut() -> Instant,
+    ) -> Option<Option<hyper::Result<Frame<Bytes>>>> {
         poll_fn(|cx| match Pin::new(&mut *self).poll_frame(cx) {
             Poll::Ready(frame) => Poll::Ready(Some(frame)),
             Poll::Pending => match &mut self.held {
-                Some(held) => held.connection.timer.poll_passed(cx, deadline).map(|()| None),
+                Some(held) => held.connection.timer.poll_passed(cx, deadline()).map(|()| None),
                 None => Poll::Pending,
             },
         })

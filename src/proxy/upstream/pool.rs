@@ -50,8 +50,9 @@ pub(super) struct Pool {
 
 #[derive(Default)]
 struct State {
-    idle: VecDeque<Connection>,
-    waiters: VecDeque<oneshot::Sender<Result<Connection, DialError>>>,
+    /// In boxes, since a connection changes hands ten times for each request.
+    idle: VecDeque<Box<Connection>>,
+    waiters: VecDeque<oneshot::Sender<Result<Box<Connection>, DialError>>>,
     dialing: usize,
     closings: Closings,
 }
@@ -127,8 +128,8 @@ impl Pool {
     }
 
     /// An idle connection that is ready for a request.
-    pub(super) fn idle(&self) -> Option<Connection> {
-        let mut connection = self.take_idle()?;
+    pub(super) fn idle(&self, now: Instant) -> Option<Box<Connection>> {
+        let mut connection = self.take_idle(now)?;
         if connection.sender.is_ready() {
             connection.reused = true;
             return Some(connection);
@@ -138,9 +139,9 @@ impl Pool {
     }
 
     /// A connection that is ready for a request: an idle one, or whichever comes first.
-    pub(super) async fn checkout(self: &Arc<Self>) -> Result<Connection, DialError> {
+    pub(super) async fn checkout(self: &Arc<Self>) -> Result<Box<Connection>, DialError> {
         loop {
-            let (mut connection, waited) = match self.take_idle() {
+            let (mut connection, waited) = match self.take_idle(Instant::now()) {
                 Some(connection) => (connection, false),
                 None => (self.wait().await?, true),
             };
@@ -154,12 +155,12 @@ impl Pool {
     }
 
     /// A connection that has carried nothing yet.
-    pub(super) async fn dial_fresh(self: &Arc<Self>) -> Result<Connection, DialError> {
+    pub(super) async fn dial_fresh(self: &Arc<Self>) -> Result<Box<Connection>, DialError> {
         self.dial().await
     }
 
     /// Takes a connection back whose answer has been read to its end.
-    pub(super) fn give_back(&self, mut connection: Connection) {
+    pub(super) fn give_back(&self, mut connection: Box<Connection>) {
         if connection.sender.is_closed() {
             return;
         }
@@ -185,12 +186,8 @@ impl Pool {
         }
     }
 
-    fn take_idle(&self) -> Option<Connection> {
+    fn take_idle(&self, now: Instant) -> Option<Box<Connection>> {
         let mut state = self.lock();
-        if state.idle.is_empty() {
-            return None;
-        }
-        let now = Instant::now();
         while let Some(connection) = state.idle.pop_back() {
             if connection.sender.is_closed() {
                 self.learn(&mut state, &connection);
@@ -213,7 +210,7 @@ impl Pool {
         }
     }
 
-    async fn wait(self: &Arc<Self>) -> Result<Connection, DialError> {
+    async fn wait(self: &Arc<Self>) -> Result<Box<Connection>, DialError> {
         let (tx, rx) = oneshot::channel();
         {
             let mut state = self.lock();
@@ -238,7 +235,7 @@ impl Pool {
         }
     }
 
-    fn dialled(self: &Arc<Self>, dialled: Result<Connection, DialError>) {
+    fn dialled(self: &Arc<Self>, dialled: Result<Box<Connection>, DialError>) {
         self.lock().dialing -= 1;
         match dialled {
             Ok(connection) => self.hand_out(connection),
@@ -252,7 +249,7 @@ impl Pool {
         self.dial_for_waiters(&mut self.lock());
     }
 
-    fn hand_out(&self, mut connection: Connection) {
+    fn hand_out(&self, mut connection: Box<Connection>) {
         let mut state = self.lock();
         while let Some(waiter) = state.waiters.pop_front() {
             match waiter.send(Ok(connection)) {
@@ -266,7 +263,7 @@ impl Pool {
         state.idle.push_back(connection);
     }
 
-    async fn dial(&self) -> Result<Connection, DialError> {
+    async fn dial(&self) -> Result<Box<Connection>, DialError> {
         let (link, tcp) = self.dialer.dial(&self.origin).await?;
         let traffic = link.traffic();
         let handshake = http1::Builder::new().handshake(TokioIo::new(link)).await;
@@ -282,8 +279,17 @@ impl Pool {
         })
         .abort_handle();
         let now = Instant::now();
-        let timer = Timer::default();
-        Ok(Connection { sender, timer, tcp, traffic, driver, closed_at, born: now, idle_since: now, reused: false })
+        Ok(Box::new(Connection {
+            sender,
+            timer: Timer::default(),
+            tcp,
+            traffic,
+            driver,
+            closed_at,
+            born: now,
+            idle_since: now,
+            reused: false,
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,0 +1,46 @@
+//! The key that a connection showed last, and its digest: who keeps a connection shows the same one each time.
+//!
+//! Says nothing of whose key it is; that is looked up for each request, so a reload is felt at once.
+
+use std::sync::{Mutex, PoisonError};
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use zeroize::Zeroizing;
+
+use crate::proxy::settings::KeyDigest;
+
+/// A longer key is not remembered, in bytes; 32 random bytes have 64 as hex.
+const LONGEST: usize = 128;
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct LastKey(Mutex<Option<(Zeroizing<Vec<u8>>, KeyDigest)>>);
+
+impl LastKey {
+    /// The digest of this key.
+    pub(super) fn digest(&self, key: &str) -> KeyDigest {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((known, digest)) if verify_slices_are_equal(known, key.as_bytes()).is_ok() => *digest,
+            _ => {
+                let digest = KeyDigest::of(key);
+                *last = (key.len() <= LONGEST).then(|| (Zeroizing::new(key.as_bytes().to_vec()), digest));
+                digest
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_key_gets_its_own_digest_however_they_follow_each_other() {
+        let last = LastKey::default();
+        let long = "k".repeat(LONGEST + 1);
+        for key in ["one", "one", "two", "one", "on", "onetwo", "", "", &long, &long, "one"] {
+            assert!(last.digest(key) == KeyDigest::of(key), "{key}");
+        }
+    }
+}
