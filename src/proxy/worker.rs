@@ -222,6 +222,7 @@ impl Worker {
             log.flush();
         }
         self.upstream.reap();
+        self.proxy.spool.reap();
     }
 }
 

@@ -4,9 +4,10 @@
 //! each piece to another thread would cost more than the write. Small pieces are gathered, since a file system takes one
 //! large write much more cheaply than many small ones; large ones are written while the processor still has them at hand.
 
+mod files;
+
 use std::{
-    fs::File,
-    io::{self, Write as _},
+    io,
     os::unix::fs::FileExt as _,
     sync::{
         Arc,
@@ -16,6 +17,7 @@ use std::{
 
 use bytes::Bytes;
 
+use self::files::{Files, Lent};
 use super::settings::Replay;
 
 /// How much is read back from a file at a time.
@@ -23,16 +25,22 @@ const CHUNK: usize = 64 * 1024;
 /// Pieces for a file are gathered up to this many bytes.
 const GATHER: usize = 64 * 1024;
 
-/// The memory that all copies share: `replay.memory_total`.
+/// What all copies share: the memory, `replay.memory_total`, and the files.
 #[derive(Debug)]
 pub(crate) struct Budget {
     total: AtomicU64,
     used: AtomicU64,
+    files: Arc<Files>,
 }
 
 impl Budget {
     pub(crate) fn new(total: u64) -> Arc<Self> {
-        Arc::new(Self { total: AtomicU64::new(total), used: AtomicU64::new(0) })
+        Arc::new(Self { total: AtomicU64::new(total), used: AtomicU64::new(0), files: Arc::default() })
+    }
+
+    /// Closes files that nobody needs any more. Called several times a second.
+    pub(crate) fn reap(&self) {
+        self.files.reap();
     }
 
     /// Sets another total. What is taken already stays taken.
@@ -83,6 +91,7 @@ impl Drop for Share {
 pub(crate) struct Copy {
     memory_limit: u64,
     disk_limit: u64,
+    budget: Arc<Budget>,
     state: State,
 }
 
@@ -95,9 +104,8 @@ enum State {
 
 #[derive(Debug)]
 struct Spooled {
-    file: File,
-    /// With what is gathered.
-    len: u64,
+    file: Lent,
+    written: u64,
     gathered: Vec<u8>,
 }
 
@@ -114,7 +122,7 @@ pub(crate) enum NoCopy {
 #[derive(Debug)]
 pub(crate) enum Held {
     Memory(Bytes, #[allow(dead_code, reason = "gives its share of the budget back when dropped")] Share),
-    Disk(Arc<File>, u64),
+    Disk(Arc<Lent>, u64),
 }
 
 impl Held {
@@ -135,10 +143,11 @@ impl Copy {
             memory_limit: if will_stay { replay.memory } else { 0 },
             disk_limit: replay.disk,
             state: if fits {
-                State::Memory(Vec::new(), Share { budget, bytes: 0 })
+                State::Memory(Vec::new(), Share { budget: Arc::clone(&budget), bytes: 0 })
             } else {
                 State::Lost(NoCopy::NoRoom)
             },
+            budget,
         }
     }
 
@@ -159,7 +168,7 @@ impl Copy {
     pub(crate) fn push(&mut self, data: &[u8]) {
         let len = match &self.state {
             State::Memory(bytes, _) => bytes.len() as u64,
-            State::Disk(spooled) => spooled.len,
+            State::Disk(spooled) => spooled.len(),
             State::Lost(_) => return,
         };
         let after = len + data.len() as u64;
@@ -177,12 +186,20 @@ impl Copy {
 
     fn spool(&mut self, data: &[u8]) {
         let spooled = match std::mem::replace(&mut self.state, State::Lost(NoCopy::Disk)) {
-            State::Memory(kept, _) => Spooled::begin(&kept),
+            State::Memory(kept, _) => Spooled::begin(&self.budget.files, kept),
             State::Disk(spooled) => Ok(spooled),
             State::Lost(_) => return,
         };
-        let added = spooled.and_then(|mut spooled| spooled.push(data).map(|()| spooled));
-        self.state = added.map_or_else(|error| disk_failed(&error), State::Disk);
+        match spooled.and_then(|mut spooled| spooled.push(data).map(|()| spooled)) {
+            Ok(spooled) => self.state = State::Disk(spooled),
+            Err(error) => self.disk_failed(&error),
+        }
+    }
+
+    fn disk_failed(&mut self, error: &io::Error) {
+        tracing::warn!(%error, folder = %std::env::temp_dir().display(), "cannot keep a request body for replay; is the disk full?");
+        self.state = State::Lost(NoCopy::Disk);
+        self.budget.files.clear();
     }
 
     /// Hands the whole copy out.
@@ -193,9 +210,9 @@ impl Copy {
         match std::mem::replace(&mut self.state, State::Lost(NoCopy::NoRoom)) {
             State::Memory(bytes, share) => Ok(Held::Memory(bytes.into(), share)),
             State::Disk(mut spooled) => match spooled.write_out() {
-                Ok(()) => Ok(Held::Disk(Arc::new(spooled.file), spooled.len)),
+                Ok(()) => Ok(Held::Disk(Arc::new(spooled.file), spooled.written)),
                 Err(error) => {
-                    self.state = disk_failed(&error);
+                    self.disk_failed(&error);
                     Err(NoCopy::Disk)
                 }
             },
@@ -205,47 +222,54 @@ impl Copy {
 }
 
 impl Spooled {
-    fn begin(kept: &[u8]) -> io::Result<Self> {
-        let mut file = tempfile::tempfile()?;
-        file.write_all(kept)?;
-        Ok(Self { file, len: kept.len() as u64, gathered: Vec::new() })
+    fn begin(files: &Arc<Files>, kept: Vec<u8>) -> io::Result<Self> {
+        Ok(Self { file: files.lend()?, written: 0, gathered: kept })
+    }
+
+    fn len(&self) -> u64 {
+        self.written + self.gathered.len() as u64
     }
 
     fn push(&mut self, data: &[u8]) -> io::Result<()> {
-        self.len += data.len() as u64;
         let is_large = data.len() >= GATHER / 2;
         if is_large || self.gathered.len() + data.len() > GATHER {
             self.write_out()?;
         }
         if is_large {
-            return self.file.write_all(data);
+            return self.write(data);
         }
         self.gathered.extend_from_slice(data);
         Ok(())
     }
 
     fn write_out(&mut self) -> io::Result<()> {
-        self.file.write_all(&self.gathered)?;
-        self.gathered.clear();
+        let gathered = std::mem::take(&mut self.gathered);
+        self.write(&gathered)?;
+        // What came from memory may be far larger than what is gathered here.
+        if gathered.capacity() <= GATHER {
+            self.gathered = gathered;
+            self.gathered.clear();
+        }
         Ok(())
     }
-}
 
-fn disk_failed(error: &io::Error) -> State {
-    tracing::warn!(%error, folder = %std::env::temp_dir().display(), "cannot keep a request body for replay; is the disk full?");
-    State::Lost(NoCopy::Disk)
+    fn write(&mut self, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, self.written)?;
+        self.written += data.len() as u64;
+        Ok(())
+    }
 }
 
 /// Reads a spooled copy from its beginning.
 #[derive(Debug)]
 pub(crate) struct FileBody {
-    file: Arc<File>,
+    file: Arc<Lent>,
     len: u64,
     at: u64,
 }
 
 impl FileBody {
-    pub(crate) fn new(file: Arc<File>, len: u64) -> Self {
+    pub(crate) fn new(file: Arc<Lent>, len: u64) -> Self {
         Self { file, len, at: 0 }
     }
 
@@ -308,6 +332,18 @@ mod tests {
             assert!(content(&held) == data && content(&held) == data);
         }
         assert_eq!(budget.used(), 0, "dropped copies give their memory back");
+    }
+
+    #[test]
+    fn a_file_shows_nothing_of_the_body_before() {
+        let budget = Budget::new(0);
+        for (byte, len) in [(1, 300_000), (2, 200_000), (3, 250_000)] {
+            let mut copy = copy(0, 1 << 20, &budget);
+            copy.push(&vec![byte; len]);
+            assert_eq!(budget.files.spare(), 0, "the same file is in use again");
+            assert!(content(&copy.take().unwrap()) == vec![byte; len]);
+            assert_eq!(budget.files.spare(), 1);
+        }
     }
 
     #[test]

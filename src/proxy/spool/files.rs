@@ -1,0 +1,140 @@
+//! Files without a name, lent to one body after another.
+//!
+//! The first write to a page of a file costs three times what the next one does: the file system has to find room for
+//! it, and to take it back when the file goes. So under load a file is overwritten by the next body. None stays once
+//! nobody has taken it for a second, and none is used for so long that the kernel, which writes dirty pages out after
+//! half a minute, would ever bring what bodies hold to the disk on its own account. Knows nothing of bodies.
+
+use std::{
+    fs::File,
+    io,
+    ops::Deref,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// Spare files at the most.
+const MOST: usize = 16;
+/// A file that nobody has taken for so long is closed, and with it goes what it holds.
+const SPARE_FOR: Duration = Duration::from_secs(1);
+/// An older file is not lent again.
+const MAX_AGE: Duration = Duration::from_secs(20);
+
+/// The spare files of all workers.
+#[derive(Debug, Default)]
+pub(super) struct Files(Mutex<Vec<Spare>>);
+
+#[derive(Debug)]
+struct Spare {
+    file: Arc<File>,
+    born: Instant,
+    since: Instant,
+}
+
+/// A file for one body, given back when dropped. Whatever it holds before it is written to is somebody else's.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    file: Arc<File>,
+    born: Instant,
+    home: Arc<Files>,
+}
+
+impl Files {
+    /// A spare file, or a new one in the folder for temporary files.
+    pub(super) fn lend(self: &Arc<Self>) -> io::Result<Lent> {
+        let spare = self.lock().pop();
+        let (file, born) = match spare {
+            Some(spare) => (spare.file, spare.born),
+            None => (Arc::new(tempfile::tempfile()?), Instant::now()),
+        };
+        Ok(Lent { file, born, home: Arc::clone(self) })
+    }
+
+    /// Closes what has been spare for too long. Called several times a second.
+    pub(super) fn reap(&self) {
+        let mut spare = self.lock();
+        if !spare.is_empty() {
+            let now = Instant::now();
+            spare.retain(|spare| now - spare.since < SPARE_FOR && now - spare.born < MAX_AGE);
+        }
+    }
+
+    /// Gives the room back that spare files take.
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    #[cfg(test)]
+    pub(super) fn spare(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Spare>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Deref for Lent {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        if now - self.born < MAX_AGE {
+            let mut spare = self.home.lock();
+            if spare.len() < MOST {
+                spare.push(Spare { file: Arc::clone(&self.file), born: self.born, since: now });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd as _;
+
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_is_lent_again_until_it_is_old_or_nobody_wants_it() {
+        let files = Arc::new(Files::default());
+        let first = files.lend().unwrap().as_raw_fd();
+        for _ in 0..20 {
+            assert_eq!(files.lend().unwrap().as_raw_fd(), first);
+            advance(Duration::from_millis(990)).await;
+            files.reap();
+            assert_eq!(files.spare(), 1);
+        }
+        advance(Duration::from_millis(300)).await;
+        files.reap();
+        assert_eq!(files.spare(), 0, "it is twenty seconds old");
+
+        drop(files.lend().unwrap());
+        advance(SPARE_FOR).await;
+        files.reap();
+        assert_eq!(files.spare(), 0, "nobody wanted it for a second");
+
+        let old = files.lend().unwrap();
+        advance(MAX_AGE).await;
+        drop(old);
+        assert_eq!(files.spare(), 0, "it came back too late");
+    }
+
+    #[test]
+    fn many_at_once_leave_few() {
+        let files = Arc::new(Files::default());
+        let lent: Vec<_> = (0..MOST + 5).map(|_| files.lend().unwrap()).collect();
+        assert_eq!(files.spare(), 0);
+        drop(lent);
+        assert_eq!(files.spare(), MOST);
+    }
+}
