@@ -4,7 +4,7 @@
 
 use std::{convert::Infallible, future::Future, sync::Arc};
 
-use hyper::{Request, Response, body::Incoming};
+use hyper::{Request, Response, body::Incoming, http::request::Parts};
 
 use super::{
     connection::{self, Connections},
@@ -33,8 +33,8 @@ where
             let accepted = acceptor.accept().await;
             let (service, connections, drain) = (Arc::clone(&service), connections.clone(), drain.clone());
             tokio::spawn(async move {
-                let handler = |request| {
-                    let answer = service(request);
+                let handler = |head: Box<Parts>, body| {
+                    let answer = service(Request::from_parts(*head, body));
                     async { answer.await.unwrap_or_else(|never| match never {}) }
                 };
                 connection::serve(accepted.stream, &connections, || drain.is_leaving(), handler).await;

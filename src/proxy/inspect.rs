@@ -13,9 +13,10 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use flate2::read::GzDecoder;
 use hyper::{
-    HeaderMap, Method, Response,
+    HeaderMap, Method,
     body::{Body, Frame, SizeHint},
     header,
+    http::response::Parts,
 };
 use tokio::time::Instant;
 
@@ -33,16 +34,17 @@ pub(crate) enum Answer {
     Broken(Bytes, AnswerBody, Option<hyper::Error>),
 }
 
-/// Looks at an answer. A body that trickles is held back no longer than `patience`.
+/// Looks at the body of an answer. One that trickles is held back no longer than `patience`; one that has come whole gets
+/// a length.
 pub(crate) async fn look(
     method: &Method,
-    answer: Response<AnswerBody>,
+    head: &mut Parts,
+    mut body: AnswerBody,
     patience: Duration,
-) -> (Response<Answer>, Option<i64>) {
-    let (mut head, mut body) = answer.into_parts();
+) -> (Answer, Option<i64>) {
     let coding = Coding::of(&head.headers);
     if !head.status.is_success() || *method == Method::HEAD || body.is_end_stream() || !worth_a_look(coding, &body) {
-        return (Response::from_parts(head, Answer::Begun(Bytes::new(), body)), None);
+        return (Answer::Begun(Bytes::new(), body), None);
     }
     let mut deadline = None;
     let mut seen = Bytes::new();
@@ -60,20 +62,18 @@ pub(crate) async fn look(
                 // The whole is here, so a chunked answer gets a length.
                 head.headers.remove(header::TRANSFER_ENCODING);
                 head.headers.insert(header::CONTENT_LENGTH, seen.len().into());
-                return (Response::from_parts(head, Answer::Whole(seen)), errcode);
+                return (Answer::Whole(seen), errcode);
             }
-            Some(Some(Err(error))) => {
-                return (Response::from_parts(head, Answer::Broken(seen, body, Some(error))), None);
-            }
+            Some(Some(Err(error))) => return (Answer::Broken(seen, body, Some(error)), None),
             // It trickles: the caller gets what there is, as it comes.
             None => break,
         }
         if body.is_end_stream() {
             let errcode = read(coding, &seen);
-            return (Response::from_parts(head, Answer::Whole(seen)), errcode);
+            return (Answer::Whole(seen), errcode);
         }
     }
-    (Response::from_parts(head, Answer::Begun(seen, body)), None)
+    (Answer::Begun(seen, body), None)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -38,7 +38,7 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hyper::{
-    HeaderMap, Request, Response,
+    HeaderMap, Response,
     body::{Body, Frame, Incoming, SizeHint},
     header::{CONNECTION, HeaderName, HeaderValue},
     http::request::Parts,
@@ -220,8 +220,7 @@ impl Bound {
 }
 
 /// Answers one request. Never fails: errors become answers here, and everything is counted and logged here.
-async fn handle(worker: &Worker, origin: &Origin, request: Request<Incoming>) -> Response<Delivery> {
-    let (head, body) = request.into_parts();
+async fn handle(worker: &Worker, origin: &Origin, head: Box<Parts>, body: Incoming) -> Response<Delivery> {
     let present = Present::in_request(&head.headers);
     let adopted = if present.has(Read::RequestId) { RequestId::adopted(&head.headers) } else { None };
     let id = adopted.unwrap_or_else(|| worker.request_id());
@@ -254,7 +253,7 @@ async fn handle(worker: &Worker, origin: &Origin, request: Request<Incoming>) ->
 struct Journey<'c> {
     worker: &'c Worker,
     origin: &'c Origin,
-    head: Parts,
+    head: Box<Parts>,
     id: RequestId,
     trail: Trail,
     started: Instant,

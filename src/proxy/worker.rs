@@ -235,7 +235,8 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
         None => {
             let origin = origin(Vec::new());
-            connection::serve(stream, connections, leaving, |request| super::handle(worker, &origin, request)).await;
+            let handler = |head, body| super::handle(worker, &origin, head, body);
+            connection::serve(stream, connections, leaving, handler).await;
         }
         Some(acceptor) => {
             let mut closing = worker.drain.clone();
@@ -247,7 +248,7 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
             match shaken {
                 Ok(Ok(stream)) => {
                     let origin = origin(tls::names_of(stream.get_ref().1));
-                    let handler = |request| super::handle(worker, &origin, request);
+                    let handler = |head, body| super::handle(worker, &origin, head, body);
                     Box::pin(connection::serve(stream, connections, leaving, handler)).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake with a client failed"),

@@ -4,7 +4,11 @@ use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
-use hyper::{Request, Response, body::Frame, body::Incoming};
+use hyper::{
+    Response,
+    body::{Frame, Incoming},
+    http::request::Parts,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     time::{Instant, sleep, timeout},
@@ -20,8 +24,7 @@ fn full(text: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, Infallible> {
 }
 
 /// `/echo` answers with the body; `/wait/N` after N seconds; `/huge` with a MiB; `/trickle/N` with a byte a second.
-async fn handle(request: Request<Incoming>) -> Answer {
-    let (head, body) = request.into_parts();
+async fn handle(head: Box<Parts>, body: Incoming) -> Answer {
     let mut parts = head.uri.path().split('/').skip(1);
     let word = parts.next().unwrap_or_default().to_owned();
     let count: u64 = parts.next().and_then(|number| number.parse().ok()).unwrap_or_default();

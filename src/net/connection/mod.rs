@@ -21,6 +21,7 @@ use hyper::{
     Request, Response,
     body::{Body, Frame, Incoming, SizeHint},
     header::{CONNECTION, HeaderValue},
+    http::request::Parts,
     server::conn::http1,
     service::service_fn,
 };
@@ -140,7 +141,7 @@ impl Drop for Entered {
 pub async fn serve<I, H, F, B>(io: I, connections: &Connections, leaving: impl Fn() -> bool, handler: H)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Fn(Request<Incoming>) -> F,
+    H: Fn(Box<Parts>, Incoming) -> F,
     F: Future<Output = Response<B>>,
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -172,21 +173,24 @@ async fn active<I, H, F, B>(
 ) -> Option<Metered<I>>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Fn(Request<Incoming>) -> F,
+    H: Fn(Box<Parts>, Incoming) -> F,
     F: Future<Output = Response<B>>,
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let service = service_fn(|mut request: Request<Incoming>| {
+    let service = service_fn(|request: Request<Incoming>| {
+        let (mut head, body) = request.into_parts();
         let number = activity.requests.fetch_add(1, Relaxed) + 1;
         let odd = (1..=number).contains(&activity.odd.load(Relaxed));
         if odd {
-            request.extensions_mut().insert(OddFraming);
+            head.extensions.insert(OddFraming);
         }
+        // In a box, because each future that it goes through would keep a place for it.
+        let head = Box::new(head);
         let handling = Handling::begin(activity);
         async move {
             // Called in here, so that its future is made where it will stay: it is large.
-            let mut response = handler(request).await;
+            let mut response = handler(head, body).await;
             if odd || leaving() || activity.closing.load(Relaxed) {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

@@ -418,31 +418,36 @@ impl Call<'_> {
         target: &(dyn Fn() -> Result<PathAndQuery, QueryError> + Sync),
         trail: &mut Trail,
     ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
-        let target = Target::new(target)?;
+        let again = || target().ok();
+        let target = Target::new(target()?, &again);
         trail.attempts += 1;
         let mut outgoing = Outgoing { method: self.method, target, headers: &mut self.headers };
         let now = || self.worker.seconds();
         let patience = self.live.response_timeout;
         let mut unreachable = None;
         for (place, origin) in self.account.origins(now) {
-            let sent = self.worker.upstream.send(origin, &mut outgoing, &mut self.payload, patience).await;
-            trail.body_unread = !self.payload.is_complete();
-            match sent {
-                Ok(answer) => {
-                    if unreachable.is_some() {
-                        self.account.prefer(place, now());
+            let (mut head, body) = {
+                let sent = self.worker.upstream.send(origin, &mut outgoing, &mut self.payload, patience).await;
+                trail.body_unread = !self.payload.is_complete();
+                match sent {
+                    Ok(answer) => answer.into_parts(),
+                    // Nothing was sent, so another host may have it.
+                    Err(SendError::Dial(error)) => {
+                        unreachable = Some(error);
+                        continue;
                     }
-                    let (mut answer, errcode) = inspect::look(self.method, answer, patience).await;
-                    headers::to_client(answer.headers_mut());
-                    if let Some(errcode) = errcode {
-                        self.account.metrics.errcode(errcode);
-                    }
-                    return Ok((answer, errcode));
+                    Err(error) => return Err(refusal(error)),
                 }
-                // Nothing was sent, so another host may have it.
-                Err(SendError::Dial(error)) => unreachable = Some(error),
-                Err(error) => return Err(refusal(error)),
+            };
+            if unreachable.is_some() {
+                self.account.prefer(place, now());
             }
+            let (answer, errcode) = inspect::look(self.method, &mut head, body, patience).await;
+            headers::to_client(&mut head.headers);
+            if let Some(errcode) = errcode {
+                self.account.metrics.errcode(errcode);
+            }
+            return Ok((Response::from_parts(head, answer), errcode));
         }
         Err(unreachable.map_or(ProxyError::UpstreamTimeout, |error| refusal(error.into())))
     }
@@ -456,7 +461,6 @@ fn refusal(error: SendError) -> ProxyError {
             ProxyError::UpstreamTimeout
         }
         SendError::Caller => ProxyError::BadRequest("the request body broke off or came too slowly"),
-        SendError::Target(error) => error.into(),
         error => {
             tracing::warn!(%error, "upstream failed");
             ProxyError::UpstreamFailed { reason: error.to_string() }

@@ -37,10 +37,7 @@ use self::{
     slots::Slots,
     timer::Timer,
 };
-use super::{
-    body::{NotReplayable, OutBody, Pace, Payload},
-    inject::QueryError,
-};
+use super::body::{NotReplayable, OutBody, Pace, Payload};
 
 /// The connections of one worker, a pool for each API host that it has called.
 pub(crate) struct Upstream {
@@ -56,22 +53,20 @@ pub(crate) struct Outgoing<'r> {
     pub(crate) headers: &'r mut Headers,
 }
 
-/// The target of a request that may have to be sent more than once. It is made anew then, since that is rare and a copy
-/// would cost every request.
+/// The target of a request that may have to be sent more than once.
 pub(crate) struct Target<'r> {
     whole: Option<PathAndQuery>,
-    make: &'r (dyn Fn() -> Result<PathAndQuery, QueryError> + Sync),
+    again: &'r (dyn Fn() -> Option<PathAndQuery> + Sync),
 }
 
 impl<'r> Target<'r> {
-    /// # Errors
-    /// Those of `make`.
-    pub(crate) fn new(make: &'r (dyn Fn() -> Result<PathAndQuery, QueryError> + Sync)) -> Result<Self, QueryError> {
-        Ok(Self { whole: Some(make()?), make })
+    /// `again` makes the same target anew: that is rare, and a copy for it would cost every request.
+    pub(crate) fn new(whole: PathAndQuery, again: &'r (dyn Fn() -> Option<PathAndQuery> + Sync)) -> Self {
+        Self { whole: Some(whole), again }
     }
 
-    fn take(&mut self) -> Result<PathAndQuery, QueryError> {
-        self.whole.take().map_or_else(self.make, Ok)
+    fn take(&mut self) -> Result<PathAndQuery, SendError> {
+        self.whole.take().or_else(self.again).ok_or(SendError::Target)
     }
 }
 
@@ -119,9 +114,9 @@ pub(crate) enum SendError {
     /// The caller's body broke off or came too slowly.
     #[error("the caller's body broke off")]
     Caller,
-    /// The target cannot be made.
-    #[error(transparent)]
-    Target(#[from] QueryError),
+    /// The request has to be sent again and its target cannot be made anew.
+    #[error("the target of the request could not be made a second time")]
+    Target,
     /// The body is needed again and there is no copy.
     #[error("the request body cannot be sent again")]
     NotReplayable(#[from] NotReplayable),
@@ -165,10 +160,9 @@ struct Patience {
 
 impl Patience {
     /// Waits for a part of the exchange, for as long as the caller's body keeps coming or the deadline is ahead.
-    async fn with<W: Future>(&mut self, timer: &mut Timer, work: W) -> Result<W::Output, SendError> {
-        let mut work = pin!(work);
+    async fn with<W: Future + Unpin>(&mut self, timer: &mut Timer, mut work: W) -> Result<W::Output, SendError> {
         loop {
-            if let Some(done) = timer.within(self.deadline, work.as_mut()).await {
+            if let Some(done) = timer.within(self.deadline, &mut work).await {
                 return Ok(done);
             }
             if self.pace.as_mut().is_some_and(|pace| pace.keeps_up(self.window)) {
@@ -194,14 +188,16 @@ async fn exchange(
     let mut connection = match pool.idle(now) {
         Some(connection) => connection,
         // Waiting is rare, and needs so much room that every request would pay for it.
-        None => Box::pin(patience.with(&mut Timer::default(), pool.checkout())).await??,
+        None => patience.with(&mut Timer::default(), Box::pin(pool.checkout())).await??,
     };
     let before = connection.mark();
     let body = match payload.ready_body() {
         Some(body) => body,
-        None => Box::pin(patience.with(&mut Timer::default(), payload.body())).await??,
+        None => patience.with(&mut Timer::default(), Box::pin(payload.body())).await??,
     };
-    let error = match sent(&mut connection, request(pool, outgoing, body)?, patience).await? {
+    // In one place from here on: a request is large, and so is what hyper makes of it.
+    let answer = pin!(connection.sender.send_request(request(pool, outgoing, body)?));
+    let error = match patience.with(&mut connection.timer, answer).await? {
         Ok(answer) => return deliver(pool, connection, answer, payload),
         Err(error) => error,
     };
@@ -228,26 +224,17 @@ async fn once_more(
     payload: &mut Payload,
     patience: &mut Patience,
 ) -> Result<Response<AnswerBody>, SendError> {
-    let body = patience.with(&mut Timer::default(), payload.body()).await??;
-    let mut connection = patience.with(&mut Timer::default(), pool.dial_fresh()).await??;
-    match sent(&mut connection, request(pool, outgoing, body)?, patience).await? {
+    let body = patience.with(&mut Timer::default(), pin!(payload.body())).await??;
+    let mut connection = patience.with(&mut Timer::default(), pin!(pool.dial_fresh())).await??;
+    let answer = pin!(connection.sender.send_request(request(pool, outgoing, body)?));
+    match patience.with(&mut connection.timer, answer).await? {
         Ok(answer) => deliver(pool, connection, answer, payload),
         Err(_) if payload.caller_failed() => Err(SendError::Caller),
         Err(error) => Err(broken(pool, &error)),
     }
 }
 
-/// The outer error: there was no answer in time. The inner one: the connection broke.
-async fn sent(
-    connection: &mut Connection,
-    request: Request<OutBody>,
-    patience: &mut Patience,
-) -> Result<hyper::Result<Response<Incoming>>, SendError> {
-    let answer = connection.sender.send_request(request);
-    patience.with(&mut connection.timer, answer).await
-}
-
-fn request(pool: &Pool, outgoing: &mut Outgoing<'_>, body: OutBody) -> Result<Request<OutBody>, QueryError> {
+fn request(pool: &Pool, outgoing: &mut Outgoing<'_>, body: OutBody) -> Result<Request<OutBody>, SendError> {
     let length = body.size_hint().exact().unwrap_or_default();
     let mut request = Request::new(body);
     *request.method_mut() = outgoing.method.clone();

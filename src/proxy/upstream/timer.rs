@@ -6,7 +6,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::Pin,
     task::{Context, Poll, ready},
 };
 
@@ -18,9 +18,8 @@ pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
     /// What the work comes to, or `None` when the deadline comes first.
-    pub(super) async fn within<W: Future>(&mut self, deadline: Instant, work: W) -> Option<W::Output> {
-        let mut work = pin!(work);
-        poll_fn(|cx| match work.as_mut().poll(cx) {
+    pub(super) async fn within<W: Future + Unpin>(&mut self, deadline: Instant, mut work: W) -> Option<W::Output> {
+        poll_fn(|cx| match Pin::new(&mut work).poll(cx) {
             Poll::Ready(done) => Poll::Ready(Some(done)),
             Poll::Pending => self.poll_passed(cx, deadline).map(|()| None),
         })
@@ -45,7 +44,11 @@ impl Timer {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::pending, time::Duration};
+    use std::{
+        future::{pending, ready},
+        pin::pin,
+        time::Duration,
+    };
 
     use tokio::time::sleep;
 
@@ -57,8 +60,8 @@ mod tests {
         for (seconds, pause) in [(30, 1), (30, 20), (30, 29), (5, 0), (60, 31), (1, 0), (10, 0)] {
             sleep(Duration::from_secs(pause)).await;
             let began = Instant::now();
-            assert_eq!(timer.within(began + Duration::from_secs(seconds), async { 7 }).await, Some(7));
-            let slow = sleep(Duration::from_millis(seconds * 1000 - 100));
+            assert_eq!(timer.within(began + Duration::from_secs(seconds), ready(7)).await, Some(7));
+            let slow = pin!(sleep(Duration::from_millis(seconds * 1000 - 100)));
             assert_eq!(timer.within(began + Duration::from_secs(seconds), slow).await, Some(()));
             assert_eq!(timer.within(began + Duration::from_secs(seconds), pending::<()>()).await, None);
             let late = began.elapsed().saturating_sub(Duration::from_secs(seconds));
