@@ -119,6 +119,8 @@ impl Driver {
     pub(super) fn set_idle(&mut self, idle: bool) {
         self.catch_up();
         self.alarm.idle.store(idle, SeqCst);
+        // Whoever used it last has no part in what comes next.
+        self.alarm.task.take();
     }
 
     /// When it came to its end, if it was idle then.
