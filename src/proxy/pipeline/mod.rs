@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     net::{address::Peer, connection::OddFraming},
-    token::{Refresh, Token},
+    token::{Keeper, Refresh, Token},
     wechat::api::{self, Endpoint, Platform},
 };
 
@@ -256,13 +256,7 @@ async fn plan(
         Endpoint::Token => Err(ProxyError::TokenEndpoint),
         Endpoint::OwnCredential => Ok(Plan::PassThrough),
         Endpoint::TakesToken | Endpoint::Guarded => match inject::examine(query)? {
-            Query::TakesToken { own } => match account.keeper.token() {
-                Some(token) => Ok(Plan::Inject { own, token }),
-                None => {
-                    let token = Box::pin(account.keeper.current()).await.map_err(ProxyError::TokenUnavailable)?;
-                    Ok(Plan::Inject { own, token })
-                }
-            },
+            Query::TakesToken { own } => Ok(Plan::Inject { own, token: current_token(&account.keeper).await? }),
             Query::OwnCredential => Ok(Plan::PassThrough),
         },
         Endpoint::Login => {
@@ -277,6 +271,14 @@ async fn plan(
                 Some(_) => Err(ProxyError::AccountConflict),
             }
         }
+    }
+}
+
+/// The token, at once if there is one.
+async fn current_token(keeper: &Keeper) -> Result<Arc<Token>, ProxyError> {
+    match keeper.token() {
+        Some(token) => Ok(token),
+        None => Box::pin(keeper.current()).await.map_err(ProxyError::TokenUnavailable),
     }
 }
 
@@ -345,8 +347,8 @@ impl Call<'_> {
     ) -> Result<Response<Answer>, ProxyError> {
         let keeper = &self.account.keeper;
         if !matches!(self.payload, Payload::Empty) {
-            // Reading the body may have taken its time.
-            token = keeper.token().unwrap_or(token);
+            // Reading the body may have taken longer than the token lived.
+            token = current_token(keeper).await?;
         }
         let (first, stale) = self.judged_attempt(own, &token, trail).await?;
         let Some(errcode) = stale else { return Ok(first) };
