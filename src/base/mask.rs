@@ -38,6 +38,7 @@ fn append_pair(out: &mut Vec<u8>, pair: &[u8]) {
     // Without `=` the whole pair could be a value that somebody forgot to name; an AppSecret has 32 characters.
     let longest = if end.is_some() { LONGEST_NAME } else { LONGEST_FLAG };
     let shown = if name.len() > longest { &[] } else { name };
+    let before = out.len();
     // To the end in any case, so that many bytes are looked at in one instruction.
     let stays = |byte: u8| is_plain(byte) && byte != b'%';
     if shown.iter().fold(true, |all, byte| all & stays(*byte)) {
@@ -46,7 +47,7 @@ fn append_pair(out: &mut Vec<u8>, pair: &[u8]) {
         let until = shown.iter().take_while(|byte| **byte != b'%');
         out.extend(until.map(|byte| if is_plain(*byte) { *byte } else { b'?' }));
     }
-    if shown.len() < name.len() || shown.contains(&b'%') {
+    if out.len() - before < name.len() {
         out.extend_from_slice("…".as_bytes());
     }
     if end.is_some() {
@@ -54,8 +55,8 @@ fn append_pair(out: &mut Vec<u8>, pair: &[u8]) {
     }
 }
 
-/// Stands in one line of text, or in a JSON string, as it is.
-fn is_plain(byte: u8) -> bool {
+/// Whether it stands in one line of text, or in a JSON string, as it is.
+pub(crate) fn is_plain(byte: u8) -> bool {
     byte.is_ascii_graphic() && byte != b'"' && byte != b'\\'
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    base::mask::MaskedQuery,
+    base::mask::{MaskedQuery, is_plain},
     telemetry::{logging::Format, output::Output},
 };
 
@@ -204,12 +204,11 @@ fn milliseconds(out: &mut Vec<u8>, took: Duration) {
 
 /// At most 256 characters, the odd ones as `?`.
 fn printable(out: &mut Vec<u8>, text: &str) {
-    let plain = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\';
     // To the end in any case, so that many bytes are looked at in one instruction.
-    if text.len() <= 256 && text.bytes().fold(true, |all, b| all & plain(b)) {
+    if text.len() <= 256 && text.bytes().fold(true, |all, b| all & is_plain(b)) {
         out.extend_from_slice(text.as_bytes());
     } else {
-        out.extend(text.chars().take(256).map(|c| u8::try_from(c).ok().filter(|b| plain(*b)).unwrap_or(b'?')));
+        out.extend(text.chars().take(256).map(|c| u8::try_from(c).ok().filter(|b| is_plain(*b)).unwrap_or(b'?')));
     }
 }
 

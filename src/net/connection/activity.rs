@@ -42,6 +42,14 @@ pub(super) struct Activity {
     pub(super) waker: AtomicWaker,
 }
 
+impl Activity {
+    /// Counts a request that has come, and says whether its framing is odd.
+    pub(super) fn count_request(&self) -> bool {
+        let number = self.requests.fetch_add(1, Relaxed) + 1;
+        (1..=number).contains(&self.odd.load(Relaxed))
+    }
+}
+
 /// What was seen at the last look.
 #[derive(Debug)]
 pub(super) struct Watch {

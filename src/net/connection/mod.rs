@@ -180,8 +180,7 @@ where
 {
     let service = service_fn(|request: Request<Incoming>| {
         let (mut head, body) = request.into_parts();
-        let number = activity.requests.fetch_add(1, Relaxed) + 1;
-        let odd = (1..=number).contains(&activity.odd.load(Relaxed));
+        let odd = activity.count_request();
         if odd {
             head.extensions.insert(OddFraming);
         }
@@ -199,13 +198,7 @@ where
             Ok::<_, Infallible>(response.map(|body| Delivered { body, _delivery: delivery }))
         }
     });
-    let mut connection = http1::Builder::new()
-        .half_close(false)
-        .header_read_timeout(None)
-        .max_header_size(MAX_HEAD)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_READ)
-        .serve_connection(TokioIo::new(io), service);
+    let mut connection = limited().serve_connection(TokioIo::new(io), service);
     tick.as_mut().reset(Instant::now() + TICK);
     // Closing a connection that comes late before it has said anything would lose its request.
     let mut told = activity.closing.load(Relaxed);
@@ -244,6 +237,14 @@ where
     let mut io = parts.io.into_inner();
     io.put_back(parts.read_buf);
     Some(io)
+}
+
+/// hyper with the limits that it can watch itself; its timer would be set for each request.
+fn limited() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.half_close(false).header_read_timeout(None);
+    builder.max_header_size(MAX_HEAD).max_headers(MAX_HEADERS).max_buf_size(MAX_READ);
+    builder
 }
 
 /// Waits until the client of an idle connection says something: whether it did.

@@ -2,8 +2,8 @@
 //!
 //! The first write to a page of a file costs three times what the next one does: the file system has to find room for
 //! it, and to take it back when the file goes. So under load a file is overwritten by the next body. None stays once
-//! nobody has taken it for a second, and none is used for so long that the kernel, which writes dirty pages out after
-//! half a minute, would ever bring what bodies hold to the disk on its own account. Knows nothing of bodies.
+//! nobody has taken it for a second, and none is lent for as long as half a minute, the age at which the kernel writes
+//! pages out; where memory is short it does so earlier, as with any file. Knows nothing of bodies.
 
 use std::{
     fs::File,
