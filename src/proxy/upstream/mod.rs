@@ -75,7 +75,7 @@ impl<'r> Target<'r> {
 pub(crate) struct Headers {
     /// Until the first time. It has the room that it came with, which a copy has not.
     whole: Option<HeaderMap>,
-    /// In a row, because nobody looks for one of them: that costs half of what a map does.
+    /// In a row and not in a map, because nobody looks for one of them here.
     spare: Vec<(HeaderName, HeaderValue)>,
 }
 
