@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use redis::{Client, Connection, FromRedisValue};
+use redis::{Client, Connection, FromRedisValue, RedisResult};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::{
@@ -111,16 +111,22 @@ impl RedisServer {
     }
 
     pub fn connect(&self) -> Connection {
-        let client = Client::open(self.url("")).expect("a path");
-        client.get_connection().expect("redis-server answers")
+        self.try_connect().expect("redis-server answers")
+    }
+
+    fn try_connect(&self) -> RedisResult<Connection> {
+        Client::open(self.url("")).expect("a path").get_connection()
     }
 
     /// Runs one command.
     pub fn run<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        self.try_run(words).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// Runs one command, where the server may have its reasons to close the connection.
+    pub fn try_run<T: FromRedisValue>(&self, words: &[&str]) -> RedisResult<T> {
         let (command, arguments) = words.split_first().expect("a command");
-        let mut command = redis::cmd(command);
-        command.arg(arguments);
-        command.query(&mut self.connect()).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+        redis::cmd(command).arg(arguments).query(&mut self.try_connect()?)
     }
 
     pub fn set(&self, key: &str, value: &str) {
