@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::Instant,
+};
 use wxgate::sandbox::{DEFAULT_APPID, DEFAULT_SECRET, ErrorShape, Fault, Rule, TokenKind};
 
 use crate::{
@@ -81,6 +85,9 @@ async fn a_token_endpoint_that_is_down_hurts_nobody_until_the_token_is_over_and_
     let gate = start_with_short_token(setup(), 9).await;
     gate.warm().await;
     let down = gate.control().fault(Rule::new(ENDPOINTS, Fault::Reset { executed: false }).always());
+    let mut slow = TcpStream::connect(gate.proxy).await.expect("the proxy listens");
+    let head = "POST /cgi-bin/menu/create HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{";
+    slow.write_all(head.as_bytes()).await.expect("sent");
     let mut calls = 0;
     while begun.elapsed() < Duration::from_secs(8) {
         let answer = get(&gate, USER).await;
@@ -96,6 +103,12 @@ async fn a_token_endpoint_that_is_down_hurts_nobody_until_the_token_is_over_and_
         let answer = get_in_time(&gate, USER, 5).await;
         assert_unavailable(&answer, &format!("call {n}"));
     }
+    // The token was good when this call began, and is over now that its body has come.
+    slow.write_all(b"}").await.expect("sent");
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("token_unavailable"), "{answer}");
+    assert!(gate.control().requests("/cgi-bin/menu/create").is_empty(), "WeChat was not called");
     assert!(gate.control().hits(down) <= 12, "tried with growing pauses: {}", gate.control().hits(down));
     gate.control().remove_fault(down);
     let cured = call_until(&gate, USER, Said::is_fine).await;
