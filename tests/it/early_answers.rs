@@ -23,6 +23,8 @@ use crate::{
 };
 
 const STALE: &str = r#"{"errcode":42001,"errmsg":"access_token expired rid: 68aeab00-00000000-00000000"}"#;
+/// More than all sockets on a way can hold.
+const LARGE: usize = 32 << 20;
 
 /// What the server does with the upload after its early answer.
 #[derive(Debug, Clone, Copy)]
@@ -135,6 +137,18 @@ impl Fake {
                         }
                     }
                 }
+                "/wxa/large" => {
+                    let (mut reading, mut writing) = stream.split();
+                    let answer = async {
+                        let head =
+                            format!("HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: {LARGE}\r\n\r\n");
+                        writing.write_all(head.as_bytes()).await?;
+                        writing.write_all(&vec![1; LARGE]).await
+                    };
+                    let mut rest = vec![0; head.length - buffer.len()];
+                    tokio::try_join!(answer, reading.read_exact(&mut rest)).ok()?;
+                    buffer.clear();
+                }
                 _ => {
                     let body = take(&mut stream, &mut buffer, head.length).await?;
                     answer(&mut stream, &format!(r#"{{"errcode":0,"sha256":"{}"}}"#, sha256(&body))).await?;
@@ -204,5 +218,23 @@ async fn an_upload_that_breaks_off_after_an_early_refusal_is_not_replayed_in_par
     assert!(next.text().contains(&sha256(&body)), "{next:?}");
     assert_eq!(fake.replays.load(Relaxed), 1, "of the broken upload WeChat has seen nothing more");
     assert_eq!(fake.issued.load(Relaxed), 2);
+    task.abort();
+}
+
+/// The caller reads nothing before it has sent everything, and the answer is larger than what the sockets on the way hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_goes_on_while_nobody_reads_the_answer_that_came_early() {
+    let (address, _fake, task) = Fake::start(0, Then::Reads).await;
+    let gate = gate_before(address).await;
+    let mut stream = TcpStream::connect(gate.proxy).await.expect("the proxy listens");
+    let head = format!("POST /wxa/large HTTP/1.1\r\nHost: x\r\nContent-Length: {LARGE}\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    let body = vec![1; LARGE];
+    let sent = tokio::time::timeout(Duration::from_secs(20), stream.write_all(&body)).await;
+    sent.expect("the proxy reads on").expect("sent");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"));
+    assert!(answer.ends_with(&body));
     task.abort();
 }

@@ -5,6 +5,7 @@
 
 pub(super) mod bench;
 mod dial;
+mod driver;
 mod link;
 mod origins;
 mod pool;
@@ -197,7 +198,7 @@ async fn exchange(
     };
     // In one place from here on: a request is large, and so is what hyper makes of it.
     let answer = pin!(connection.sender.send_request(request(pool, outgoing, body)?));
-    let error = match patience.with(&mut connection.timer, answer).await? {
+    let error = match answered(&mut connection, answer, patience).await? {
         Ok(answer) => return deliver(pool, connection, answer, payload),
         Err(error) => error,
     };
@@ -227,11 +228,22 @@ async fn once_more(
     let body = patience.with(&mut Timer::default(), pin!(payload.body())).await??;
     let mut connection = patience.with(&mut Timer::default(), pin!(pool.dial_fresh())).await??;
     let answer = pin!(connection.sender.send_request(request(pool, outgoing, body)?));
-    match patience.with(&mut connection.timer, answer).await? {
+    match answered(&mut connection, answer, patience).await? {
         Ok(answer) => deliver(pool, connection, answer, payload),
         Err(_) if payload.caller_failed() => Err(SendError::Caller),
         Err(error) => Err(broken(pool, &error)),
     }
+}
+
+/// The outer error: there was no answer in time. The inner one: the connection broke.
+async fn answered<A: Future>(
+    connection: &mut Connection,
+    mut answer: Pin<&mut A>,
+    patience: &mut Patience,
+) -> Result<A::Output, SendError> {
+    let Connection { timer, driver, .. } = connection;
+    let answer = poll_fn(|cx| driver.turn(cx, |cx| answer.as_mut().poll(cx)));
+    patience.with(timer, answer).await
 }
 
 fn request(pool: &Pool, outgoing: &mut Outgoing<'_>, body: OutBody) -> Result<Request<OutBody>, SendError> {
@@ -261,7 +273,7 @@ fn broken(pool: &Pool, error: &hyper::Error) -> SendError {
 
 fn deliver(
     pool: &Arc<Pool>,
-    connection: Box<Connection>,
+    mut connection: Box<Connection>,
     answer: Response<Incoming>,
     payload: &Payload,
 ) -> Result<Response<AnswerBody>, SendError> {
@@ -275,6 +287,10 @@ fn deliver(
     }
     // While the upload still runs, nobody knows what the connection will carry next.
     let reusable = payload.is_complete();
+    if !reusable {
+        // A caller may want to get rid of all of it before it reads anything.
+        connection.driver.set_apart();
+    }
     let held = Held { connection, pool: Arc::clone(pool), reusable };
     Ok(answer.map(|incoming| AnswerBody::new(incoming, held)))
 }
@@ -329,7 +345,12 @@ impl Body for AnswerBody {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        let Self { incoming, held } = &mut *self;
+        let mut ask = |cx: &mut Context<'_>| Pin::new(&mut *incoming).poll_frame(cx);
+        let polled = match held {
+            Some(held) => held.connection.driver.turn(cx, ask),
+            None => ask(cx),
+        };
         match &polled {
             // hyper's server stops asking at the stated length, so the end may never be polled for.
             Poll::Ready(Some(Ok(_)) | None) => self.release_at_end(),

@@ -7,20 +7,18 @@
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, sync::oneshot, task::AbortHandle, time::Instant};
+use tokio::{net::TcpStream, sync::oneshot, time::Instant};
 
 use super::{
     super::body::OutBody,
     dial::{DialError, Dialer, Origin},
+    driver::Driver,
     link::{self, Mark, Traffic},
     timer::Timer,
 };
@@ -44,7 +42,6 @@ pub(super) struct Pool {
     origin: Arc<Origin>,
     dialer: Dialer,
     max_idle: Duration,
-    epoch: Instant,
     state: Mutex<State>,
 }
 
@@ -93,9 +90,7 @@ pub(super) struct Connection {
     pub(super) timer: Timer,
     tcp: Arc<TcpStream>,
     traffic: Arc<Traffic>,
-    driver: AbortHandle,
-    /// Milliseconds since the pool's epoch at which the other end closed it; 0 while open.
-    closed_at: Arc<AtomicU64>,
+    pub(super) driver: Driver,
     born: Instant,
     idle_since: Instant,
     reused: bool,
@@ -110,17 +105,23 @@ impl Connection {
     pub(super) fn mark(&self) -> Mark {
         self.traffic.mark()
     }
-}
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.driver.abort();
+    /// Whether it can carry a request, which it is about to be given.
+    fn is_ready(&mut self) -> bool {
+        self.driver.set_idle(false);
+        self.sender.is_ready()
+    }
+
+    /// Whether the other end has closed it.
+    fn is_closed(&mut self) -> bool {
+        self.driver.catch_up();
+        self.sender.is_closed()
     }
 }
 
 impl Pool {
     pub(super) fn new(origin: Arc<Origin>, dialer: Dialer, max_idle: Duration) -> Arc<Self> {
-        Arc::new(Self { origin, dialer, max_idle, epoch: Instant::now(), state: Mutex::default() })
+        Arc::new(Self { origin, dialer, max_idle, state: Mutex::default() })
     }
 
     pub(super) fn origin(&self) -> &Origin {
@@ -130,12 +131,8 @@ impl Pool {
     /// An idle connection that is ready for a request.
     pub(super) fn idle(&self, now: Instant) -> Option<Box<Connection>> {
         let mut connection = self.take_idle(now)?;
-        if connection.sender.is_ready() {
-            connection.reused = true;
-            return Some(connection);
-        }
-        self.hand_out(connection);
-        None
+        connection.reused = true;
+        connection.is_ready().then_some(connection)
     }
 
     /// A connection that is ready for a request: an idle one, or whichever comes first.
@@ -145,9 +142,7 @@ impl Pool {
                 Some(connection) => (connection, false),
                 None => (self.wait().await?, true),
             };
-            if connection.sender.is_ready()
-                || (!connection.sender.is_closed() && connection.sender.ready().await.is_ok())
-            {
+            if connection.is_ready() {
                 connection.reused |= !waited;
                 return Ok(connection);
             }
@@ -161,6 +156,7 @@ impl Pool {
 
     /// Takes a connection back whose answer has been read to its end.
     pub(super) fn give_back(&self, mut connection: Box<Connection>) {
+        connection.driver.set_idle(true);
         if connection.sender.is_closed() {
             return;
         }
@@ -177,9 +173,9 @@ impl Pool {
         let now = Instant::now();
         let mut state = self.lock();
         let idle = std::mem::take(&mut state.idle);
-        for connection in idle {
-            if connection.sender.is_closed() {
-                self.learn(&mut state, &connection);
+        for mut connection in idle {
+            if connection.is_closed() {
+                Self::learn(&mut state, &connection);
             } else if now - connection.idle_since < self.max_idle {
                 state.idle.push_back(connection);
             }
@@ -188,9 +184,9 @@ impl Pool {
 
     fn take_idle(&self, now: Instant) -> Option<Box<Connection>> {
         let mut state = self.lock();
-        while let Some(connection) = state.idle.pop_back() {
-            if connection.sender.is_closed() {
-                self.learn(&mut state, &connection);
+        while let Some(mut connection) = state.idle.pop_back() {
+            if connection.is_closed() {
+                Self::learn(&mut state, &connection);
                 continue;
             }
             let idle = now - connection.idle_since;
@@ -203,8 +199,8 @@ impl Pool {
     }
 
     /// The other end closed an idle connection: remember after how long.
-    fn learn(&self, state: &mut State, connection: &Connection) {
-        let closed_at = self.epoch + Duration::from_millis(connection.closed_at.load(Relaxed));
+    fn learn(state: &mut State, connection: &Connection) {
+        let Some(closed_at) = connection.driver.ended_at() else { return };
         if let Some(lasted) = closed_at.checked_duration_since(connection.idle_since) {
             state.closings.note(lasted, closed_at);
         }
@@ -269,23 +265,13 @@ impl Pool {
         let handshake = http1::Builder::new().handshake(TokioIo::new(link)).await;
         let (sender, driving) = handshake
             .map_err(|error| DialError::Connect { host: self.origin.name().to_owned(), reason: error.to_string() })?;
-        let closed_at = Arc::new(AtomicU64::new(0));
-        let (epoch, closing) = (self.epoch, Arc::clone(&closed_at));
-        let driver = tokio::spawn(async move {
-            if let Err(error) = driving.await {
-                tracing::trace!(%error, "upstream connection ended");
-            }
-            closing.store(u64::try_from(epoch.elapsed().as_millis()).unwrap_or(u64::MAX), Relaxed);
-        })
-        .abort_handle();
         let now = Instant::now();
         Ok(Box::new(Connection {
             sender,
             timer: Timer::default(),
             tcp,
             traffic,
-            driver,
-            closed_at,
+            driver: Driver::new(driving),
             born: now,
             idle_since: now,
             reused: false,
