@@ -1,4 +1,5 @@
-//! Holds instructions and system calls per request to the limits in `limits.toml`, for `scripts/test`.
+//! Holds instructions and system calls per request to the limits in `limits.toml`, for `scripts/test`: of one connection,
+//! and instructions also with many requests in flight, where other things cost, such as memory.
 //!
 //! Times are not held to anything: they say more about the machine than about the program. Where a tool is missing or
 //! does not work, that is said and not counted as a failure.
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use super::{
     Outcome,
     count::{Tool, per_request},
+    growth,
     systems::System,
     world::World,
 };
@@ -25,6 +27,15 @@ struct Limits {
     slack: f64,
     wxgate: Limit,
     wxgate_key: Limit,
+    wxgate_in_flight: Crowd,
+}
+
+/// Per GET, with so many in flight to an upstream that takes its time.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Crowd {
+    requests: usize,
+    instructions: f64,
 }
 
 /// Per GET.
@@ -47,34 +58,52 @@ pub(crate) fn run(product: Option<PathBuf>) -> Outcome {
         return Ok(());
     }
     let world = World::new(product)?;
-    let mut grown = Vec::new();
-    for tool in tools {
-        let bare = per_request(&world, System::Bare, tool)?;
-        println!("{:<12}{bare:>12.2} {} per GET, for comparison", "bare", tool.what());
+    let mut findings = Findings { slack: limits.slack, grown: Vec::new() };
+    for tool in &tools {
+        let what = format!("{} per GET", tool.what());
+        let bare = per_request(&world, System::Bare, *tool)?;
+        println!("{:<12}{bare:>12.2} {what}, for comparison", "bare");
         for (system, limit) in [(System::Wxgate, &limits.wxgate), (System::WxgateKey, &limits.wxgate_key)] {
-            let limit = tool.limit(limit);
-            let figure = per_request(&world, system, tool)?;
-            let share = figure / limit;
-            let name = system.name();
-            let what = tool.what();
-            println!(
-                "{name:<12}{figure:>12.2} {what} per GET: {share:.3} of the limit {limit}, {:.2} times the bare proxy",
-                figure / bare
-            );
-            if share > 1.0 + limits.slack {
-                grown.push(format!("{name} takes {figure:.2} {what} per GET, and {limit} was the limit"));
-            } else if share < 1.0 - limits.slack {
-                println!("    LOWER THE LIMIT in {FILE} to {figure:.2}: it would let this be lost again unnoticed");
-            }
+            let figure = per_request(&world, system, *tool)?;
+            findings.judge(system.name(), &what, figure, tool.limit(limit));
+            println!("    {:.2} times the bare proxy", figure / bare);
         }
     }
-    if grown.is_empty() {
-        return Ok(());
+    if tools.contains(&Tool::Callgrind) {
+        let crowd = &limits.wxgate_in_flight;
+        let figure = growth::with_in_flight(&world, crowd.requests)?;
+        let what = format!("instructions per GET with {} in flight", crowd.requests);
+        findings.judge("wxgate", &what, figure, crowd.instructions);
     }
-    Err(format!(
-        "{}.\nFind out why (valgrind --tool=callgrind, strace -c), or raise the limit in {FILE} and say in the commit what it buys.",
-        grown.join("\n")
-    ))
+    findings.told()
+}
+
+/// What has been compared so far.
+struct Findings {
+    slack: f64,
+    grown: Vec<String>,
+}
+
+impl Findings {
+    fn judge(&mut self, name: &str, what: &str, figure: f64, limit: f64) {
+        let share = figure / limit;
+        println!("{name:<12}{figure:>12.2} {what}: {share:.3} of the limit {limit}");
+        if share > 1.0 + self.slack {
+            self.grown.push(format!("{name} takes {figure:.2} {what}, and {limit} was the limit"));
+        } else if share < 1.0 - self.slack {
+            println!("    LOWER THE LIMIT in {FILE} to {figure:.2}: it would let this be lost again unnoticed");
+        }
+    }
+
+    fn told(self) -> Outcome {
+        if self.grown.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "{}.\nFind out why (valgrind --tool=callgrind, strace -c), or raise the limit in {FILE} and say in the commit what it buys.",
+            self.grown.join("\n")
+        ))
+    }
 }
 
 /// Says loudly when it does not.

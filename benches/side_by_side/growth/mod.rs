@@ -18,6 +18,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+pub(crate) use flight::instructions as with_in_flight;
+
 use super::{Outcome, readings, world::World};
 
 /// Command line.
