@@ -89,6 +89,10 @@ pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
         let each = each.collect();
         report.add_idle(options.idle, each);
     }
+    // In peace, since a wxgate that is built for scripts/profile writes its profile when it ends.
+    for running in systems {
+        running.child.end(Duration::from_secs(20))?;
+    }
     match &options.json {
         Some(path) => report::write(path, &report),
         None => Ok(()),

@@ -5,8 +5,9 @@
 //! does not work, that is said and not counted as a failure.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use serde::Deserialize;
@@ -48,10 +49,12 @@ struct Limit {
 
 const FILE: &str = "benches/side_by_side/limits.toml";
 
+/// The compiler that can use the profile which the limits count on.
+const COMPILER: &str = "profile/rustc";
+
 /// Counts, prints, and fails when something grew.
 pub(crate) fn run(product: Option<PathBuf>) -> Outcome {
-    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(FILE));
-    let text = text.map_err(|error| format!("{FILE}: {error}"))?;
+    let text = read(FILE)?;
     let limits: Limits = toml::from_str(&text).map_err(|error| format!("{FILE}: {error}"))?;
     let tools: Vec<Tool> = [Tool::Callgrind, Tool::Strace].into_iter().filter(|tool| works(*tool)).collect();
     if tools.is_empty() {
@@ -100,7 +103,8 @@ impl Findings {
             return Ok(());
         }
         Err(format!(
-            "{}.\nFind out why (valgrind --tool=callgrind, strace -c), or raise the limit in {FILE} and say in the commit what it buys.",
+            "{}.\nWhat was changed much is no longer in the profile: scripts/profile makes it anew. Else find out why \
+             (valgrind --tool=callgrind, strace -c), or raise the limit in {FILE} and say in the commit what it buys.",
             self.grown.join("\n")
         ))
     }
@@ -108,16 +112,29 @@ impl Findings {
 
 /// Says loudly when it does not.
 fn works(tool: Tool) -> bool {
-    // Other processors have other instructions, and no limits have been measured there.
-    let reason = if tool == Tool::Callgrind && !cfg!(target_arch = "x86_64") {
-        Some("the limits are those of x86-64".to_owned())
-    } else {
-        tool.missing()
+    let reason = match tool {
+        // Other processors have other instructions, and no limits have been measured there.
+        Tool::Callgrind if !cfg!(target_arch = "x86_64") => Some("the limits are those of x86-64".to_owned()),
+        Tool::Callgrind => without_profile().or_else(|| tool.missing()),
+        Tool::Strace => tool.missing(),
     };
     if let Some(reason) = &reason {
         println!("NOT CHECKED: {} per request: {reason}", tool.what());
     }
     reason.is_none()
+}
+
+/// Why a release that is built here knows nothing of the profile.
+fn without_profile() -> Option<String> {
+    let compiler = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("-V").output();
+    let here = compiler.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let there = read(COMPILER).unwrap_or_default();
+    let (here, there) = (here.trim(), there.trim());
+    (here != there).then(|| format!("the limits are those of {there}, this is {here}; scripts/profile makes new ones"))
+}
+
+fn read(name: &str) -> Outcome<String> {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).map_err(|error| format!("{name}: {error}"))
 }
 
 impl Tool {
