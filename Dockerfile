@@ -5,7 +5,7 @@
 #
 # deploy/compose has two of it behind a load balancer.
 
-# The compiler that profile/ is of: another one works, and makes a wxgate that takes a fifth more CPU.
+# The compiler that profile/ is of. Another one works, and makes a wxgate that takes more CPU.
 FROM rust:1.95.0-bookworm AS build
 WORKDIR /src
 COPY . .

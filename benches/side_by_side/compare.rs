@@ -89,14 +89,11 @@ pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
         let each = each.collect();
         report.add_idle(options.idle, each);
     }
+    if let Some(path) = &options.json {
+        report::write(path, &report)?;
+    }
     // In peace, since a wxgate that is built for scripts/profile writes its profile when it ends.
-    for running in systems {
-        running.child.end(Duration::from_secs(20))?;
-    }
-    match &options.json {
-        Some(path) => report::write(path, &report),
-        None => Ok(()),
-    }
+    systems.into_iter().try_for_each(|running| running.child.end(Duration::from_secs(40)).map(drop))
 }
 
 /// Starts those that are wanted, and says of each that it cannot run why.

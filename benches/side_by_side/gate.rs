@@ -103,8 +103,9 @@ impl Findings {
             return Ok(());
         }
         Err(format!(
-            "{}.\nWhat was changed much is no longer in the profile: scripts/profile makes it anew. Else find out why \
-             (valgrind --tool=callgrind, strace -c), or raise the limit in {FILE} and say in the commit what it buys.",
+            "{}.\nIf the compiler, the version, a dependency or much of the code has changed, the profile is out of date: run \
+             scripts/profile. Else find out why (valgrind --tool=callgrind, strace -c), or raise the limit in {FILE} and \
+             say in the commit what it buys.",
             self.grown.join("\n")
         ))
     }
@@ -126,11 +127,14 @@ fn works(tool: Tool) -> bool {
 
 /// Why a release that is built here knows nothing of the profile.
 fn without_profile() -> Option<String> {
-    let compiler = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("-V").output();
+    let compiler = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("-vV").output();
     let here = compiler.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let there = read(COMPILER).unwrap_or_default();
-    let (here, there) = (here.trim(), there.trim());
-    (here != there).then(|| format!("the limits are those of {there}, this is {here}; scripts/profile makes new ones"))
+    let first = |text: &str| text.lines().next().unwrap_or("none").to_owned();
+    (here.trim() != there.trim()).then(|| {
+        let (here, there) = (first(&here), first(&there));
+        format!("the limits count on a profile for {there} on x86-64 Linux, and this is {here}; scripts/profile makes another")
+    })
 }
 
 fn read(name: &str) -> Outcome<String> {

@@ -102,14 +102,14 @@ async fn learned(setup: Setup, idle: Duration) -> Gate {
     gate
 }
 
-/// 60 GET and 60 POST, each as long after the one before as WeChat keeps an idle connection, give or take a little.
+/// 30 GET and 30 POST, each as long after the one before as WeChat keeps an idle connection, give or take a little.
 async fn race(plain: bool, idle: Duration) {
     let setup = setup();
     let gate = learned(if plain { setup.plain() } else { setup }, idle).await;
     gate.control().clear_record();
     let mut failed = Vec::new();
-    for round in 0..60_u32 {
-        let pause = idle + Duration::from_millis(u64::from(round % 30)) - Duration::from_millis(20);
+    for round in 0..30_u32 {
+        let pause = idle + Duration::from_millis(u64::from(round)) - Duration::from_millis(20);
         for post in [false, true] {
             tokio::time::sleep(pause).await;
             let call = if post {
@@ -124,14 +124,16 @@ async fn race(plain: bool, idle: Duration) {
         }
     }
     assert_eq!(failed, []);
-    assert_eq!((gate.control().path(INFO).executed, gate.control().path(SEND).executed), (60, 60));
-    assert_eq!(gate.control().deliveries().len(), 60);
+    assert_eq!((gate.control().path(INFO).executed, gate.control().path(SEND).executed), (30, 30));
+    assert_eq!(gate.control().deliveries().len(), 30);
     assert!(connections(&gate, "/**").len() >= 2, "the race took place");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_call_is_lost_or_doubled_when_wechat_closes_idle_connections() {
-    tokio::join!(race(true, Duration::from_millis(100)), race(false, Duration::from_millis(120)));
+    // What is learned is trusted for seven tenths: a machine that stalls for the other three would be believed to be WeChat.
+    let idle = Duration::from_millis;
+    tokio::join!(race(true, idle(300)), race(true, idle(320)), race(false, idle(340)), race(false, idle(360)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
