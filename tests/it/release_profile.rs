@@ -55,9 +55,12 @@ fn what_is_compiled_for_a_release_gets_the_profile_of_its_compiler() {
     }
 }
 
+/// What is compiled, of which compiler the profile is, with which compiler, the arguments, and `WXGATE_PGO`.
+type Case = (&'static str, Option<&'static str>, &'static str, &'static [&'static str], Option<&'static str>);
+
 #[test]
 fn everything_else_is_compiled_as_asked() {
-    let cases: [(&str, Option<&str>, &str, &[&str], Option<&str>); 7] = [
+    let cases: [Case; 7] = [
         ("another compiler", Some("one"), "two", &["-C", "opt-level=3"], None),
         ("no profile", None, "one", &["-C", "opt-level=3"], None),
         ("a test", Some("one"), "one", &["--test", "-C", "opt-level=1"], None),
