@@ -1,6 +1,7 @@
 //! Bare hyper proxies: the least that this stack can do for the job. No stale tokens, limits, rights, log or metrics.
 //!
-//! `pool` keeps hyper's connections on a stack of its own, `legacy` leaves them to hyper-util's client.
+//! `pool` keeps hyper's connections on a stack of its own, `copy` does so and copies request bodies to a file, `legacy` leaves
+//! connections to hyper-util's client.
 
 use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -18,10 +19,13 @@ use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioIo},
 };
-use tokio::{net::TcpSocket, runtime};
+use tokio::runtime;
 
 use super::{
+    Failure,
+    child::listen,
     connector::Connector,
+    copied::{Copied, Files},
     pool::{Body, Pool},
     tls,
 };
@@ -48,13 +52,12 @@ pub(crate) struct Options {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Kind {
     Pool,
+    Copy,
     Legacy,
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
 enum Upstream {
-    Pool(Arc<Pool>),
+    Pool(Arc<Pool>, Option<Files>),
     Legacy { client: Client<Connector, Incoming>, authority: String },
 }
 
@@ -68,10 +71,7 @@ pub(crate) fn serve(options: &Options) -> io::Result<()> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let proxy = Arc::new(Proxy::new(options)?);
-        let socket = TcpSocket::new_v4()?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(SocketAddr::from(([127, 0, 0, 1], options.port)))?;
-        let listener = socket.listen(4096)?;
+        let listener = listen(options.port)?;
         loop {
             let (tcp, _) = listener.accept().await?;
             tcp.set_nodelay(true)?;
@@ -92,7 +92,8 @@ impl Proxy {
         let upstream = SocketAddr::from(([127, 0, 0, 1], options.upstream));
         let connector = Connector::new(upstream, tls::client(&options.ca)?);
         let upstream = match options.kind {
-            Kind::Pool => Upstream::Pool(Arc::new(Pool::new(connector))),
+            Kind::Pool => Upstream::Pool(Arc::new(Pool::new(connector)), None),
+            Kind::Copy => Upstream::Pool(Arc::new(Pool::new(connector)), Some(Files::default())),
             Kind::Legacy => Upstream::Legacy {
                 client: Client::builder(TokioExecutor::new()).build(connector),
                 authority: format!("{}:{}", tls::HOST, upstream.port()),
@@ -116,9 +117,10 @@ impl Proxy {
         strip(request.headers_mut());
         request.headers_mut().insert(header::HOST, HeaderValue::from_static(tls::HOST));
         match &self.upstream {
-            Upstream::Pool(pool) => {
+            Upstream::Pool(pool, files) => {
                 *request.uri_mut() = Uri::from(target);
-                pool.send(request).await
+                let (head, body) = request.into_parts();
+                pool.send(Request::from_parts(head, Copied::new(body, files.as_ref())?)).await
             }
             Upstream::Legacy { client, authority } => {
                 let uri = Uri::builder().scheme("https").authority(authority.as_str()).path_and_query(target);

@@ -85,8 +85,8 @@ pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
         }
     }
     if options.idle > 0 {
-        let each = systems.iter().map(|running| (running.system.name(), idle(&world, running.system, options.idle)));
-        let each = each.collect();
+        let measured = systems.iter().map(|running| running.system).filter(|system| system.takes(Workload::Get));
+        let each = measured.map(|system| (system.name(), idle(&world, system, options.idle))).collect();
         report.add_idle(options.idle, each);
     }
     if let Some(path) = &options.json {
@@ -121,12 +121,13 @@ fn rounds(
     options: &Options,
 ) -> Outcome<BTreeMap<&'static str, Vec<Option<Turn>>>> {
     let mut turns = BTreeMap::<_, Vec<_>>::new();
-    for running in systems {
+    let systems: Vec<_> = systems.iter().filter(|running| running.system.takes(workload)).collect();
+    for running in &systems {
         turn(world, running, workload, connections, 1)?;
     }
     for round in 0..options.rounds as usize {
         // Nobody always comes after the same one.
-        let mut order: Vec<_> = (0..systems.len()).map(|place| &systems[(place + round) % systems.len()]).collect();
+        let mut order: Vec<_> = (0..systems.len()).map(|place| systems[(place + round) % systems.len()]).collect();
         if round % 2 == 1 {
             order.reverse();
         }

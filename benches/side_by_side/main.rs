@@ -9,6 +9,7 @@ mod bare;
 mod child;
 mod compare;
 mod connector;
+mod copied;
 mod count;
 mod driver;
 mod gate;
@@ -30,6 +31,8 @@ use clap::{Args, Parser, Subcommand};
 
 /// Either it worked, or there is a sentence that says why not.
 pub(crate) type Outcome<T = ()> = Result<T, String>;
+/// Why a bare proxy could not answer.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// wxgate beside other proxies. Without a command: what could run here, and what is missing.
 #[derive(Debug, Parser)]

@@ -13,9 +13,9 @@ use hyper::{
     client::conn::http1::{self, SendRequest},
 };
 
-use super::connector::Connector;
+use super::{Failure, connector::Connector, copied::Copied};
 
-type Sender = SendRequest<Incoming>;
+type Sender = SendRequest<Copied>;
 
 /// See the module.
 pub(crate) struct Pool {
@@ -35,10 +35,7 @@ impl Pool {
         Self { idle: Mutex::default(), connector }
     }
 
-    pub(crate) async fn send(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, Box<dyn std::error::Error + Send + Sync>> {
+    pub(crate) async fn send(self: &Arc<Self>, request: Request<Copied>) -> Result<Response<Body>, Failure> {
         let mut sender = self.checkout().await?;
         let answer = sender.send_request(request).await?;
         let back = Some((sender, Arc::clone(self)));
@@ -49,7 +46,7 @@ impl Pool {
         }))
     }
 
-    async fn checkout(&self) -> Result<Sender, Box<dyn std::error::Error + Send + Sync>> {
+    async fn checkout(&self) -> Result<Sender, Failure> {
         loop {
             let Some(mut sender) = self.idle().pop() else { break };
             if sender.is_ready() || (!sender.is_closed() && sender.ready().await.is_ok()) {

@@ -110,7 +110,7 @@ impl Table {
             "alien",
             "turns"
         );
-        for system in systems {
+        for system in systems.iter().filter(|system| self.turns.contains_key(*system)) {
             self.print_row(system, first);
         }
         println!();

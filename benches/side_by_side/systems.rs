@@ -12,7 +12,7 @@ use super::{
     child::{Child, free_port, pinned},
     driver::Driver,
     tls::HOST,
-    workload,
+    workload::{self, Workload},
     world::{TOKEN, World},
 };
 
@@ -23,11 +23,15 @@ const KEY: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum System {
     Nginx,
+    /// It keeps a body in a file before it sends it on, as it does when nobody tells it not to.
+    NginxCopy,
     NginxLua,
     Haproxy,
     Envoy,
     /// hyper with a pool of its own.
     Bare,
+    /// The same, and bodies are copied to a file.
+    BareCopy,
     /// hyper with hyper-util's client.
     Legacy,
     /// A client known by its network.
@@ -45,12 +49,14 @@ pub(crate) struct Running {
 
 impl System {
     /// Every one, in the order of tables.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Nginx,
+        Self::NginxCopy,
         Self::NginxLua,
         Self::Haproxy,
         Self::Envoy,
         Self::Bare,
+        Self::BareCopy,
         Self::Legacy,
         Self::Wxgate,
         Self::WxgateKey,
@@ -59,14 +65,21 @@ impl System {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Nginx => "nginx",
+            Self::NginxCopy => "nginx-copy",
             Self::NginxLua => "nginx-lua",
             Self::Haproxy => "haproxy",
             Self::Envoy => "envoy",
             Self::Bare => "bare",
+            Self::BareCopy => "bare-copy",
             Self::Legacy => "legacy",
             Self::Wxgate => "wxgate",
             Self::WxgateKey => "wxgate-key",
         }
+    }
+
+    /// Whether it is asked that. Who differs from another one in what becomes of a body gets only large bodies.
+    pub(crate) fn takes(self, workload: Workload) -> bool {
+        !matches!(self, Self::NginxCopy | Self::BareCopy) || workload == Workload::Up10m
     }
 
     /// What callers show.
@@ -80,7 +93,7 @@ impl System {
             on_path(program).is_none().then(|| format!("{program} is not on PATH ({package})"))
         };
         match self {
-            Self::Nginx => needs("nginx", "Debian: apt-get install nginx"),
+            Self::Nginx | Self::NginxCopy => needs("nginx", "Debian: apt-get install nginx"),
             Self::NginxLua => needs("nginx", "Debian: apt-get install nginx libnginx-mod-http-lua").or_else(|| {
                 let module = nginx_modules().join("ngx_http_lua_module.so");
                 let there = fs::exists(&module).unwrap_or(false);
@@ -88,7 +101,7 @@ impl System {
             }),
             Self::Haproxy => needs("haproxy", "Debian: apt-get install haproxy"),
             Self::Envoy => needs("envoy", "https://www.envoyproxy.io, not in Debian"),
-            Self::Bare | Self::Legacy | Self::Wxgate | Self::WxgateKey => None,
+            Self::Bare | Self::BareCopy | Self::Legacy | Self::Wxgate | Self::WxgateKey => None,
         }
     }
 
@@ -96,7 +109,7 @@ impl System {
     pub(crate) fn command(self, world: &World, port: u16) -> Outcome<Command> {
         let mut command;
         match self {
-            Self::Nginx | Self::NginxLua => {
+            Self::Nginx | Self::NginxCopy | Self::NginxLua => {
                 command = program("nginx");
                 command.args(["-e", "stderr", "-c"]).arg(self.configuration(world, port)?);
             }
@@ -109,9 +122,14 @@ impl System {
                 command.args(["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c"]);
                 command.arg(self.configuration(world, port)?);
             }
-            Self::Bare | Self::Legacy => {
+            Self::Bare | Self::BareCopy | Self::Legacy => {
+                let kind = match self {
+                    Self::Bare => "pool",
+                    Self::BareCopy => "copy",
+                    _ => "legacy",
+                };
                 command = Command::new(&world.exe);
-                command.args(["bare", if self == Self::Bare { "pool" } else { "legacy" }, "--token", TOKEN]);
+                command.args(["bare", kind, "--token", TOKEN]);
                 command.args(["--port", &port.to_string(), "--upstream", &world.upstream_port.to_string(), "--ca"]);
                 command.arg(world.path("ca.pem"));
             }
@@ -128,7 +146,7 @@ impl System {
 
     fn configuration(self, world: &World, port: u16) -> Outcome<PathBuf> {
         let (template, ending) = match self {
-            Self::Nginx => (include_str!("conf/nginx.conf"), "conf"),
+            Self::Nginx | Self::NginxCopy => (include_str!("conf/nginx.conf"), "conf"),
             Self::NginxLua => (include_str!("conf/nginx-lua.conf"), "conf"),
             Self::Haproxy => (include_str!("conf/haproxy.cfg"), "cfg"),
             Self::Envoy => (include_str!("conf/envoy.yaml"), "yaml"),
@@ -148,6 +166,7 @@ impl System {
             ("@TOKEN@", TOKEN.to_owned()),
             ("@HOST@", HOST.to_owned()),
             ("@CLIENT@", client),
+            ("@BUFFERED@", if self == Self::NginxCopy { "on" } else { "off" }.to_owned()),
         ] {
             text = text.replace(place, &value);
         }

@@ -2,19 +2,19 @@
 //!
 //! The sandbox of wxgate is more faithful and far too slow for this. One thread, TLS, HTTP/1.1 with stated lengths only.
 
-use std::{io, net::SocketAddr, path::PathBuf, rc::Rc, time::Duration};
+use std::{io, path::PathBuf, rc::Rc, time::Duration};
 
 use bytes::{Buf, BytesMut};
 use httparse::Status;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
+    net::TcpStream,
     runtime,
     task::{LocalSet, spawn_local},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{tls, workload};
+use super::{child::listen, tls, workload};
 
 /// Command line of the hidden subcommand.
 #[derive(Debug, clap::Args)]
@@ -66,10 +66,7 @@ pub(crate) fn serve(options: &Options) -> io::Result<()> {
     let acceptor = tls::acceptor(&options.folder)?;
     let answers = Rc::new(Answers::new(options));
     LocalSet::new().block_on(&runtime, async {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(SocketAddr::from(([127, 0, 0, 1], options.port)))?;
-        let listener = socket.listen(4096)?;
+        let listener = listen(options.port)?;
         loop {
             let (tcp, _) = listener.accept().await?;
             let (acceptor, answers) = (acceptor.clone(), Rc::clone(&answers));
