@@ -1,7 +1,7 @@
 //! Bare hyper proxies: the least that this stack can do for the job. No stale tokens, limits, rights, log or metrics.
 //!
-//! `pool` keeps hyper's connections on a stack of its own, `copy` does so and copies request bodies to a file, `legacy` leaves
-//! connections to hyper-util's client.
+//! `bare` keeps hyper's connections on a stack of its own, `bare-copy` also a copy of each request's body in a file; `legacy`
+//! leaves connections to hyper-util's client.
 
 use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -23,9 +23,9 @@ use tokio::runtime;
 
 use super::{
     Failure,
-    child::listen,
     connector::Connector,
     copied::{Copied, Files},
+    listener::listen,
     pool::{Body, Pool},
     tls,
 };
@@ -33,7 +33,7 @@ use super::{
 /// Command line of the hidden subcommand.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Whose connections to the upstream.
+    /// Which of them.
     kind: Kind,
     /// A port of loopback to listen on.
     #[arg(long)]
@@ -51,8 +51,8 @@ pub(crate) struct Options {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Kind {
-    Pool,
-    Copy,
+    Bare,
+    BareCopy,
     Legacy,
 }
 
@@ -92,8 +92,8 @@ impl Proxy {
         let upstream = SocketAddr::from(([127, 0, 0, 1], options.upstream));
         let connector = Connector::new(upstream, tls::client(&options.ca)?);
         let upstream = match options.kind {
-            Kind::Pool => Upstream::Pool(Arc::new(Pool::new(connector)), None),
-            Kind::Copy => Upstream::Pool(Arc::new(Pool::new(connector)), Some(Files::default())),
+            Kind::Bare => Upstream::Pool(Arc::new(Pool::new(connector)), None),
+            Kind::BareCopy => Upstream::Pool(Arc::new(Pool::new(connector)), Some(Files::default())),
             Kind::Legacy => Upstream::Legacy {
                 client: Client::builder(TokioExecutor::new()).build(connector),
                 authority: format!("{}:{}", tls::HOST, upstream.port()),
@@ -119,8 +119,8 @@ impl Proxy {
         match &self.upstream {
             Upstream::Pool(pool, files) => {
                 *request.uri_mut() = Uri::from(target);
-                let (head, body) = request.into_parts();
-                pool.send(Request::from_parts(head, Copied::new(body, files.as_ref())?)).await
+                let copy = files.as_ref().map(Files::lend).transpose()?;
+                pool.send(request.map(|incoming| Copied::new(incoming, copy))).await
             }
             Upstream::Legacy { client, authority } => {
                 let uri = Uri::builder().scheme("https").authority(authority.as_str()).path_and_query(target);

@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, File},
-    io,
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child as Process, Command, ExitStatus, Stdio},
@@ -11,7 +10,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::{net::TcpSocket, time::Instant};
+use tokio::time::Instant;
 
 use super::{Outcome, systems::on_path};
 
@@ -51,14 +50,6 @@ fn copy(command: &Command, core: Option<usize>) -> Command {
 pub(crate) fn free_port() -> Outcome<u16> {
     let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
     port.map(|address| address.port()).map_err(|error| format!("no free port: {error}"))
-}
-
-/// Listens there, in a child.
-pub(crate) fn listen(port: u16) -> io::Result<tokio::net::TcpListener> {
-    let socket = TcpSocket::new_v4()?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(SocketAddr::from(([127, 0, 0, 1], port)))?;
-    socket.listen(4096)
 }
 
 impl Child {

@@ -1,4 +1,4 @@
-//! Opens TLS connections to the fake upstream, for both bare proxies.
+//! Opens TLS connections to the fake upstream, for the bare proxies.
 
 use std::{
     future::Future,

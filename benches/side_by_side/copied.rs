@@ -1,6 +1,6 @@
-//! A request's body that leaves a copy of itself in a file on its way: the least that a replay of a large upload costs.
+//! A request's body that leaves a copy of itself in a file on its way: what a replay of a large upload costs.
 //!
-//! Nothing ever reads the copy. Files have no name, and are written over by the next body, as wxgate's are.
+//! Nothing ever reads the copy. Files have no name, and are written over by the next body for as long as wxgate's are.
 
 use std::{
     fs::File,
@@ -9,56 +9,66 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::Instant;
 
 use super::Failure;
 
-/// Files that wait for a body.
+/// A file that waited for longer is not written over.
+const SPARE_FOR: Duration = Duration::from_secs(1);
+/// Nor is an older one, which the kernel may be about to write out.
+const MAX_AGE: Duration = Duration::from_secs(20);
+
+/// Files that wait for a body, and since when.
 #[derive(Clone, Default)]
-pub(crate) struct Files(Arc<Mutex<Vec<File>>>);
+pub(crate) struct Files(Arc<Mutex<Vec<(Kept, Instant)>>>);
 
 /// See the module. Without a copy it is hyper's body and nothing else.
 pub(crate) struct Copied {
     incoming: Incoming,
-    copy: Option<Copy>,
+    copy: Option<(Kept, Files)>,
 }
 
-struct Copy {
+/// A copy.
+pub(crate) struct Kept {
     file: File,
+    born: Instant,
     written: u64,
-    home: Files,
 }
 
 impl Files {
-    fn lock(&self) -> MutexGuard<'_, Vec<File>> {
+    /// # Errors
+    /// When there can be no file.
+    pub(crate) fn lend(&self) -> io::Result<(Kept, Self)> {
+        let now = Instant::now();
+        let mut spare = self.lock();
+        spare.retain(|(kept, since)| now - *since < SPARE_FOR && now - kept.born < MAX_AGE);
+        let kept = match spare.pop() {
+            Some((kept, _)) => Kept { written: 0, ..kept },
+            None => Kept { file: tempfile::tempfile()?, born: now, written: 0 },
+        };
+        Ok((kept, self.clone()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Kept, Instant)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Copied {
-    /// # Errors
-    /// When there can be no file.
-    pub(crate) fn new(incoming: Incoming, files: Option<&Files>) -> io::Result<Self> {
-        let copy = files.map(Copy::begin).transpose()?;
-        Ok(Self { incoming, copy })
-    }
-}
-
-impl Copy {
-    fn begin(files: &Files) -> io::Result<Self> {
-        let spare = files.lock().pop();
-        let file = spare.map_or_else(tempfile::tempfile, Ok)?;
-        Ok(Self { file, written: 0, home: files.clone() })
+    pub(crate) fn new(incoming: Incoming, copy: Option<(Kept, Files)>) -> Self {
+        Self { incoming, copy }
     }
 }
 
 impl Drop for Copied {
     fn drop(&mut self) {
-        if let Some(Copy { file, home, .. }) = self.copy.take() {
-            home.lock().push(file);
+        if let Some((kept, files)) = self.copy.take() {
+            files.lock().push((kept, Instant::now()));
         }
     }
 }
@@ -69,12 +79,12 @@ impl Body for Copied {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let polled = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        if let (Some(Ok(frame)), Some(copy)) = (&polled, &mut self.copy)
+        if let (Some(Ok(frame)), Some((kept, _))) = (&polled, &mut self.copy)
             && let Some(data) = frame.data_ref()
         {
             // Half a copy would be too good a figure, so the upload fails.
-            copy.file.write_all_at(data, copy.written)?;
-            copy.written += data.len() as u64;
+            kept.file.write_all_at(data, kept.written)?;
+            kept.written += data.len() as u64;
         }
         Poll::Ready(polled.map(|frame| frame.map_err(Failure::from)))
     }

@@ -19,14 +19,15 @@ use super::{
     child::{Child, free_port, pinned},
     driver::Driver,
     readings,
-    systems::{System, on_path},
+    systems::{System, UPLOADS_ONLY, on_path},
+    workload::Workload,
     world::World,
 };
 
 /// Command line.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Which. Default: nginx, nginx-lua, haproxy, bare, legacy and wxgate, as far as they are here.
+    /// Which. Default: nginx, nginx-lua, haproxy, bare, legacy, wxgate and wxgate-key, as far as they are here.
     #[arg(long, value_delimiter = ',')]
     systems: Vec<System>,
 }
@@ -52,6 +53,7 @@ pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
     for system in systems {
         let count = |tool| match system.missing() {
             Some(reason) => Err(reason),
+            None if !system.takes(Workload::Get) => Err(UPLOADS_ONLY.to_owned()),
             None => per_request(&world, *system, tool),
         };
         let cell = |figure: &Outcome<f64>, digits| figure.as_ref().map_or("-".into(), |f| format!("{f:.digits$}"));

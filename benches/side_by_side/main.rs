@@ -1,4 +1,4 @@
-//! wxgate beside nginx, nginx with Lua, HAProxy, Envoy and two bare hyper proxies: time, instructions and system calls.
+//! wxgate beside nginx, nginx with Lua, HAProxy, Envoy and bare hyper proxies: time, instructions and system calls.
 //!
 //! Installs nothing and measures on this machine only, over loopback. docs/performance.md tells how to read the figures.
 //! It has no opinion on what is fast enough, but for `gate`, which holds wxgate to the limits in `limits.toml`.
@@ -14,6 +14,7 @@ mod count;
 mod driver;
 mod gate;
 mod growth;
+mod listener;
 mod load;
 mod pool;
 mod readings;

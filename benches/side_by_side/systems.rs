@@ -19,6 +19,9 @@ use super::{
 /// What the client `bench` shows.
 const KEY: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
 
+/// Why one that copies is not asked.
+pub(crate) const UPLOADS_ONLY: &str = "it takes part in up10m only";
+
 /// One proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum System {
@@ -77,7 +80,7 @@ impl System {
         }
     }
 
-    /// Whether it is asked that. Who differs from another one in what becomes of a body gets only large bodies.
+    /// Whether it is asked that. Those that copy differ from their twins with large bodies only, and are asked for nothing else.
     pub(crate) fn takes(self, workload: Workload) -> bool {
         !matches!(self, Self::NginxCopy | Self::BareCopy) || workload == Workload::Up10m
     }
@@ -123,13 +126,8 @@ impl System {
                 command.arg(self.configuration(world, port)?);
             }
             Self::Bare | Self::BareCopy | Self::Legacy => {
-                let kind = match self {
-                    Self::Bare => "pool",
-                    Self::BareCopy => "copy",
-                    _ => "legacy",
-                };
                 command = Command::new(&world.exe);
-                command.args(["bare", kind, "--token", TOKEN]);
+                command.args(["bare", self.name(), "--token", TOKEN]);
                 command.args(["--port", &port.to_string(), "--upstream", &world.upstream_port.to_string(), "--ca"]);
                 command.arg(world.path("ca.pem"));
             }

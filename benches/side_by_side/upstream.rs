@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{child::listen, tls, workload};
+use super::{listener::listen, tls, workload};
 
 /// Command line of the hidden subcommand.
 #[derive(Debug, clap::Args)]
