@@ -2,9 +2,10 @@
 //! have all of it. The sandbox judges whole requests only, so a small server of its own stands in for WeChat here.
 
 use std::{
+    io::Write as _,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -46,6 +47,8 @@ struct Fake {
     /// Uploads with a good token, whole or not.
     replays: AtomicU64,
     answered: Notify,
+    /// A caller's connection and the rest of its upload, sent with the early answer as if they had met.
+    rest: Mutex<Option<(std::net::TcpStream, Vec<u8>)>>,
 }
 
 struct Head {
@@ -97,6 +100,7 @@ impl Fake {
             issued: AtomicU64::new(0),
             replays: AtomicU64::new(0),
             answered: Notify::new(),
+            rest: Mutex::default(),
         });
         let shared = Arc::clone(&fake);
         let task = tokio::spawn(async move {
@@ -125,6 +129,9 @@ impl Fake {
                 "/wxa/upload" if stale => {
                     take(&mut stream, &mut buffer, self.after).await?;
                     answer(&mut stream, STALE).await?;
+                    if let Some((mut caller, rest)) = self.rest.lock().unwrap().take() {
+                        caller.write_all(&rest).expect("there is room for a byte");
+                    }
                     self.answered.notify_one();
                     match self.then {
                         Then::Reads => drop(take(&mut stream, &mut buffer, head.length - self.after).await?),
@@ -165,15 +172,21 @@ async fn gate_before(address: SocketAddr) -> Gate {
     gate
 }
 
+fn upload_head(length: usize) -> String {
+    format!("POST /wxa/upload HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")
+}
+
 /// Sends `first` bytes of the body, waits for the server's early answer, then sends the rest and reads what comes back.
 async fn upload(gate: &Gate, fake: &Fake, body: &[u8], first: usize) -> String {
     let mut stream = TcpStream::connect(gate.proxy).await.expect("the proxy listens");
-    let head =
-        format!("POST /wxa/upload HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-    stream.write_all(head.as_bytes()).await.expect("sent");
+    stream.write_all(upload_head(body.len()).as_bytes()).await.expect("sent");
     stream.write_all(&body[..first]).await.expect("sent");
     tokio::time::timeout(DEADLINE, fake.answered.notified()).await.expect("the server has answered early");
     stream.write_all(&body[first..]).await.expect("the proxy still reads");
+    read_answer(stream).await
+}
+
+async fn read_answer(mut stream: TcpStream) -> String {
     let mut answer = String::new();
     let read = tokio::time::timeout(Duration::from_secs(20), stream.read_to_string(&mut answer)).await;
     read.expect("an answer in time").expect("an answer");
@@ -190,11 +203,38 @@ async fn an_upload_that_is_refused_before_it_was_read_is_replayed_whole() {
             let gate = gate_before(address).await;
             let first = (after + (80 << 10)).min(body.len() - 1);
             let answer = upload(&gate, &fake, &body, first).await;
-            let what = format!("{then:?} after {after}: {}", answer.split("\r\n\r\n").last().unwrap_or_default());
-            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{what}");
-            assert!(answer.contains("x-wxgate-attempts: 2\r\n"), "{what}");
-            assert!(answer.contains(&sha256(&body)), "{what}");
-            assert_eq!(fake.issued.load(Relaxed), 2, "{what}");
+            assert_replayed(&answer, &body, &fake, &format!("{then:?} after {after}"));
+            task.abort();
+        }
+    }
+}
+
+#[track_caller]
+fn assert_replayed(answer: &str, body: &[u8], fake: &Fake, case: &str) {
+    let what = format!("{case}: {}", answer.split("\r\n\r\n").last().unwrap_or_default());
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{what}");
+    assert!(answer.contains("x-wxgate-attempts: 2\r\n"), "{what}");
+    assert!(answer.contains(&sha256(body)), "{what}");
+    assert_eq!(fake.issued.load(Relaxed), 2, "{what}");
+}
+
+/// The upload ends in the moment when it is refused, so that it is whole when the answer is looked at: the connection
+/// looks as if it could carry the replay, and would swallow it or close upon it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_answered_too_early_is_not_asked_again() {
+    let body = noise(1 << 20);
+    let first = body.len() - 1;
+    for then in [Then::Stops, Then::Closes] {
+        for round in 0..10 {
+            let (address, fake, task) = Fake::start(first, then).await;
+            let gate = gate_before(address).await;
+            let mut stream = TcpStream::connect(gate.proxy).await.expect("the proxy listens").into_std().expect("idle");
+            let again = stream.try_clone().expect("another handle");
+            *fake.rest.lock().unwrap() = Some((again, body[first..].to_vec()));
+            stream.write_all(upload_head(body.len()).as_bytes()).expect("there is room for a head");
+            let mut stream = TcpStream::from_std(stream).expect("a socket that does not block");
+            stream.write_all(&body[..first]).await.expect("sent");
+            assert_replayed(&read_answer(stream).await, &body, &fake, &format!("{then:?}, round {round}"));
             task.abort();
         }
     }

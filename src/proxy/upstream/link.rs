@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
 };
@@ -105,6 +105,10 @@ pub(super) fn is_quiet(tcp: &TcpStream) -> bool {
 pub(super) struct Traffic {
     read: AtomicU64,
     written: AtomicU64,
+    /// What had been read when the latest request began.
+    read_before: AtomicU64,
+    /// Some of a request was written after its answer had begun.
+    overlapped: AtomicBool,
 }
 
 /// A moment in a connection's traffic.
@@ -117,6 +121,25 @@ pub(super) struct Mark {
 impl Traffic {
     pub(super) fn mark(&self) -> Mark {
         Mark { read: self.read.load(Relaxed), written: self.written.load(Relaxed) }
+    }
+
+    /// The same, where a request begins.
+    pub(super) fn begin(&self) -> Mark {
+        let mark = self.mark();
+        self.read_before.store(mark.read, Relaxed);
+        mark
+    }
+
+    /// Whether an answer began before all of its request was written.
+    pub(super) fn has_overlapped(&self) -> bool {
+        self.overlapped.load(Relaxed)
+    }
+
+    fn count_written(&self, count: usize) {
+        self.written.fetch_add(count as u64, Relaxed);
+        if self.read.load(Relaxed) > self.read_before.load(Relaxed) {
+            self.overlapped.store(true, Relaxed);
+        }
     }
 }
 
@@ -165,7 +188,7 @@ impl Link {
     fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.flushed = false;
         if let Poll::Ready(Ok(count)) = &written {
-            self.traffic.written.fetch_add(*count as u64, Relaxed);
+            self.traffic.count_written(*count);
         }
         written
     }

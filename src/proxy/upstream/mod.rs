@@ -191,7 +191,7 @@ async fn exchange(
         // Waiting is rare, and needs so much room that every request would pay for it.
         None => patience.with(&mut Timer::default(), Box::pin(pool.checkout())).await??,
     };
-    let before = connection.mark();
+    let before = connection.begin();
     let body = match payload.ready_body() {
         Some(body) => body,
         None => patience.with(&mut Timer::default(), Box::pin(payload.body())).await??,

@@ -102,14 +102,21 @@ impl Connection {
         self.reused
     }
 
+    /// Where its traffic stands before a request.
+    pub(super) fn begin(&self) -> Mark {
+        self.traffic.begin()
+    }
+
+    /// Where it stands now.
     pub(super) fn mark(&self) -> Mark {
         self.traffic.mark()
     }
 
-    /// Whether it can carry a request, which it is about to be given.
+    /// Whether it can carry a request, which it is about to be given. A server that answered before it had been sent
+    /// the whole request may read no further, or close without a word, so it is not asked again here.
     fn is_ready(&mut self) -> bool {
         self.driver.set_idle(false);
-        self.sender.is_ready()
+        self.sender.is_ready() && !self.traffic.has_overlapped()
     }
 
     /// Whether the other end has closed it.
