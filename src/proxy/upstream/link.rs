@@ -1,7 +1,8 @@
 //! The wire to WeChat: TCP or TLS, counted, with the socket still in sight.
 //!
 //! hyper owns the connection while it speaks; the pool keeps the socket beside it to see whether the other end has
-//! hung up, and the counters to know whether a failed request was written or answered at all.
+//! hung up, and the counters to know whether a failed request was written or answered at all, and whether an answer
+//! came before its request was all sent. What follows from that is for the pool to decide.
 
 use std::{
     io::{self, Read as _},
@@ -107,7 +108,8 @@ pub(super) struct Traffic {
     written: AtomicU64,
     /// What had been read when the latest request began.
     read_before: AtomicU64,
-    /// Some of a request was written after its answer had begun.
+    /// Some of a request was written after its answer had begun. An interim answer counts too: nothing that is sent
+    /// asks for one.
     overlapped: AtomicBool,
 }
 
@@ -123,7 +125,7 @@ impl Traffic {
         Mark { read: self.read.load(Relaxed), written: self.written.load(Relaxed) }
     }
 
-    /// The same, where a request begins.
+    /// The same, where a request begins: what is read from here on answers it.
     pub(super) fn begin(&self) -> Mark {
         let mark = self.mark();
         self.read_before.store(mark.read, Relaxed);
