@@ -1,7 +1,7 @@
 //! The composition root: configuration in, a bound and runnable wxgate out.
 //!
-//! Builds every part, hands each what it needs, and drains them in order at the end. Holds no logic of its own, and
-//! knows nothing of the sandbox: the demo puts the two together from outside.
+//! Builds every part, hands each what it needs, and drains them in order at the end. Holds no logic
+//! of its own, and knows nothing of the sandbox: the demo puts the two together from outside.
 
 mod keepers;
 mod loops;
@@ -45,7 +45,10 @@ pub struct Grace {
 
 impl Default for Grace {
     fn default() -> Self {
-        Self { leaving: Duration::from_secs(3), closing: Duration::from_secs(25) }
+        Self {
+            leaving: Duration::from_secs(3),
+            closing: Duration::from_secs(25),
+        }
     }
 }
 
@@ -80,8 +83,8 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the store, binds the listeners and starts the keepers. The current runtime becomes the one for background
-    /// work; requests get threads of their own.
+    /// Opens the store, binds the listeners and starts the keepers. The current runtime becomes the
+    /// one for background work; requests get threads of their own.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -91,28 +94,45 @@ impl App {
         let store: Arc<dyn TokenStore> = match &config.store {
             store::Settings::Memory => Arc::new(MemoryStore::default()),
             store::Settings::File { path, keys } => Arc::new(FileStore::open(path, keys.clone())?),
-            store::Settings::Redis { server, keys } => Arc::new(RedisStore::open(server, keys.clone(), client.tls())),
+            store::Settings::Redis { server, keys } => {
+                Arc::new(RedisStore::open(server, keys.clone(), client.tls()))
+            }
             #[cfg(feature = "sql")]
             store::Settings::Sql { server, keys } => {
                 let ca_file = config.proxy.upstream.egress.ca_file.as_deref();
                 Arc::new(store::SqlStore::open(server, keys.clone(), ca_file))
             }
         };
-        // Before the first token is asked for: a second instance that was started by mistake must not spend one.
+        // Before the first token is asked for: a second instance that was started by mistake must
+        // not spend one.
         let listeners = Listeners::bind(&config.proxy)?;
         let own = listeners.tcp();
-        loops::check(&config.accounts, &config.proxy.upstream.egress, &own, Names::Ask)?;
+        loops::check(
+            &config.accounts,
+            &config.proxy.upstream.egress,
+            &own,
+            Names::Ask,
+        )?;
         let admin = Admin::listen(&config.admin)?;
         let token_metrics = metrics.register(token::metrics::Metrics::register);
         let mut keepers = Keepers::new(client, store, token_metrics);
         let _ = keepers.follow(config);
-        let proxy = Proxy::build(listeners, &config.proxy, keepers.running().to_vec(), log, &metrics)?;
+        let proxy = Proxy::build(
+            listeners,
+            &config.proxy,
+            keepers.running().to_vec(),
+            log,
+            &metrics,
+        )?;
         let admin = Admin::on(admin, &config.admin, keepers.by_name(), metrics);
         let running = Running {
             // Without secrets that may be replaced one day.
             started: Config {
                 accounts: Vec::new(),
-                admin: admin::settings::Settings { key: None, ..config.admin.clone() },
+                admin: admin::settings::Settings {
+                    key: None,
+                    ..config.admin.clone()
+                },
                 ..config.clone()
             },
             own,
@@ -121,10 +141,18 @@ impl App {
             admin: admin.control(),
         };
         let (control, drain) = drain::drain();
-        Ok(Self { proxy, admin, running: Arc::new(Mutex::new(running)), control, drain, grace: Grace::default() })
+        Ok(Self {
+            proxy,
+            admin,
+            running: Arc::new(Mutex::new(running)),
+            control,
+            drain,
+            grace: Grace::default(),
+        })
     }
 
-    /// Makes it possible to reload: by the reloader that comes back, and through the admin listener.
+    /// Makes it possible to reload: by the reloader that comes back, and through the admin
+    /// listener.
     #[must_use]
     pub fn reloading(mut self, load: Loader) -> (Self, Reloader) {
         let reloader = Reloader::new(load, Arc::clone(&self.running));
@@ -153,8 +181,19 @@ impl App {
     ///
     /// # Errors
     /// When threads cannot be started, or requests had to be cut at the end of the grace.
-    pub async fn run(self, stop: impl Future<Output = ()>, abort: impl Future<Output = ()>) -> io::Result<()> {
-        let Self { proxy, admin, running: _running, control, drain, grace } = self;
+    pub async fn run(
+        self,
+        stop: impl Future<Output = ()>,
+        abort: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let Self {
+            proxy,
+            admin,
+            running: _running,
+            control,
+            drain,
+            grace,
+        } = self;
         let admin = tokio::spawn(admin.run(drain.clone()));
         let proxy = proxy.run(drain);
         tokio::pin!(proxy, stop, abort);
@@ -181,8 +220,12 @@ impl App {
         control.advance(Phase::Aborting);
         let result = match drained {
             Some(Ok(ended)) => ended,
-            Some(Err(_)) => Err(io::Error::other("requests were still in flight at the end of the grace and were cut")),
-            None => Err(io::Error::other("stopped at once; requests in flight were cut")),
+            Some(Err(_)) => Err(io::Error::other(
+                "requests were still in flight at the end of the grace and were cut",
+            )),
+            None => Err(io::Error::other(
+                "stopped at once; requests in flight were cut",
+            )),
         };
         let _ = timeout(Duration::from_secs(1), admin).await;
         result

@@ -1,4 +1,5 @@
-//! Who calls and may they: keys, networks, paths and phantoms, with few and with many clients and accounts.
+//! Who calls and may they: keys, networks, paths and phantoms, with few and with many clients and
+//! accounts.
 
 use std::{hint::black_box, net::IpAddr, time::Duration};
 
@@ -18,11 +19,13 @@ use super::accounts::account;
 
 const PATH: &str = "/cgi-bin/message/custom/send";
 
-/// The client at this place: of two, one has a key and the other a network. Each may use every account, by name.
+/// The client at this place: of two, one has a key and the other a network. Each may use every
+/// account, by name.
 fn client(place: usize, accounts: usize) -> Client {
     let key = format!("key-{place}-0123456789abcdef");
     let mut from = NetworkSet::default();
-    from.add(&format!("10.{}.{}.0/24", place / 250, place % 250)).unwrap();
+    from.add(&format!("10.{}.{}.0/24", place / 250, place % 250))
+        .unwrap();
     let by_key = place.is_multiple_of(2);
     Client {
         key: by_key.then(|| KeyDigest::of(&key)),
@@ -37,7 +40,8 @@ fn client(place: usize, accounts: usize) -> Client {
     }
 }
 
-/// A hundred clients with rights on a hundred accounts must cost a request little more than one of each.
+/// A hundred clients with rights on a hundred accounts must cost a request little more than one of
+/// each.
 pub(super) fn rights(c: &mut Criterion) {
     let mut group = c.benchmark_group("access");
     for count in [2, 100] {
@@ -45,24 +49,53 @@ pub(super) fn rights(c: &mut Criterion) {
         let account = account(count - 1).name;
         let (with_key, last) = (count - 2, count - 1);
         let mut key = HeaderMap::new();
-        key.insert("x-wxgate-key", format!("key-{with_key}-0123456789abcdef").parse().unwrap());
+        key.insert(
+            "x-wxgate-key",
+            format!("key-{with_key}-0123456789abcdef").parse().unwrap(),
+        );
         let elsewhere: IpAddr = "192.0.2.1".parse().unwrap();
-        let inside: IpAddr = format!("10.{}.{}.7", last / 250, last % 250).parse().unwrap();
-        for (by, ip, headers) in [("key", elsewhere, key), ("network", inside, HeaderMap::new())] {
+        let inside: IpAddr = format!("10.{}.{}.7", last / 250, last % 250)
+            .parse()
+            .unwrap();
+        for (by, ip, headers) in [
+            ("key", elsewhere, key),
+            ("network", inside, HeaderMap::new()),
+        ] {
             assert!(callers.admit(ip, &headers, &account, PATH));
             assert!(!callers.admit(ip, &headers, &account, "/cgi-bin/message/mass/send"));
-            group.bench_function(format!("{by}, the last of {count} clients and accounts"), |b| {
-                b.iter(|| callers.admit(black_box(ip), black_box(&headers), &account, black_box(PATH)));
-            });
+            group.bench_function(
+                format!("{by}, the last of {count} clients and accounts"),
+                |b| {
+                    b.iter(|| {
+                        callers.admit(
+                            black_box(ip),
+                            black_box(&headers),
+                            &account,
+                            black_box(PATH),
+                        )
+                    });
+                },
+            );
         }
     }
 }
 
 pub(super) fn phantoms(c: &mut Criterion) {
-    let key = PhantomKey::new("shop", Some(&Secret::new("0123456789abcdef")), "crm", Some(b"digest"));
+    let key = PhantomKey::new(
+        "shop",
+        Some(&Secret::new("0123456789abcdef")),
+        "crm",
+        Some(b"digest"),
+    );
     let now = Duration::from_secs(1_800_000_000);
     let shown = key.mint(now);
-    let forged = PhantomKey::new("shop", Some(&Secret::new("another")), "crm", Some(b"digest")).mint(now);
+    let forged = PhantomKey::new(
+        "shop",
+        Some(&Secret::new("another")),
+        "crm",
+        Some(b"digest"),
+    )
+    .mint(now);
     let accepts = |query: &str| {
         let text = inject::phantom(Some(query)).unwrap().unwrap();
         Phantom::parse(text).is_some_and(|phantom| key.accepts(&phantom, now))
@@ -74,5 +107,7 @@ pub(super) fn phantoms(c: &mut Criterion) {
         group.bench_function(name, |b| b.iter(|| accepts(black_box(&query))));
     }
     let none = "openid=o6_bmjrPTlm6_2sgVt7hMZOPfL2M&lang=zh_CN";
-    group.bench_function("none shown", |b| b.iter(|| inject::phantom(black_box(Some(none))).unwrap().is_none()));
+    group.bench_function("none shown", |b| {
+        b.iter(|| inject::phantom(black_box(Some(none))).unwrap().is_none())
+    });
 }

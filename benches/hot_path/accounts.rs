@@ -8,7 +8,10 @@ use prometheus_client::registry::Registry;
 use wxgate::{
     base::{AccountName, Secret},
     proxy::route::Selection,
-    token::{AccountSettings, Keeper, Origin, Settings, metrics::Metrics, source::TokenSource, store::MemoryStore},
+    token::{
+        AccountSettings, Keeper, Origin, Settings, metrics::Metrics, source::TokenSource,
+        store::MemoryStore,
+    },
     wechat::api::Platform,
 };
 
@@ -30,7 +33,13 @@ pub(super) fn account(place: usize) -> AccountSettings {
 /// Must be called inside a runtime.
 pub(super) fn keeper(account: &AccountSettings, source: impl TokenSource + 'static) -> Keeper {
     let metrics = Metrics::register(&mut Registry::default()).for_account(&account.name);
-    Keeper::spawn(account.clone(), Settings::default(), Arc::new(source), Arc::new(MemoryStore::default()), metrics)
+    Keeper::spawn(
+        account.clone(),
+        Settings::default(),
+        Arc::new(source),
+        Arc::new(MemoryStore::default()),
+        metrics,
+    )
 }
 
 /// A hundred accounts must cost a request no more than one.
@@ -42,12 +51,22 @@ pub(super) fn selection(c: &mut Criterion) {
     named.insert("x-wxgate-account", "shop-0".parse().unwrap());
     let mut group = c.benchmark_group("selection");
     for count in [1, 100] {
-        let accounts = (0..count).map(account).map(|account| (account.clone(), keeper(&account, Fixed))).collect();
+        let accounts = (0..count)
+            .map(account)
+            .map(|account| (account.clone(), keeper(&account, Fixed)))
+            .collect();
         let accounts = Selection::new(accounts, AccountName::new("shop-0").as_ref());
         let mut bench = |by: &str, prefix: Option<&str>, headers: &HeaderMap, host: &str| {
-            assert_eq!(accounts.find(prefix, headers, Some(host)).unwrap().as_str(), "shop-0");
+            assert_eq!(
+                accounts.find(prefix, headers, Some(host)).unwrap().as_str(),
+                "shop-0"
+            );
             group.bench_function(format!("{by}, one of {count}"), |b| {
-                b.iter(|| accounts.find(black_box(prefix), black_box(headers), black_box(Some(host))).is_some());
+                b.iter(|| {
+                    accounts
+                        .find(black_box(prefix), black_box(headers), black_box(Some(host)))
+                        .is_some()
+                });
             });
         };
         bench("prefix", Some("shop-0"), &none, "wxgate:8080");

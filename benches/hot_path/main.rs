@@ -1,6 +1,7 @@
 //! The stages that every request pays for, each by itself. Calls production code only.
 //!
-//! Absolute times depend on the machine; compare runs on the same one (`cargo bench --bench hot_path`).
+//! Absolute times depend on the machine; compare runs on the same one (`cargo bench --bench
+//! hot_path`).
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
 

@@ -6,10 +6,15 @@ use wxgate::proxy::Kept;
 
 pub(super) fn turns(c: &mut Criterion) {
     // As a worker has it.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let kept = runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let host = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let host = format!("http://{}", listener.local_addr().unwrap())
+            .parse()
+            .unwrap();
         tokio::spawn(async move {
             let mut open = Vec::new();
             while let Ok(accepted) = listener.accept().await {

@@ -19,25 +19,47 @@ pub(super) fn paths(c: &mut Criterion) {
         ("prefix", "/@shop/cgi-bin/message/custom/send"),
         ("folded", "//cgi-bin//message/custom/send"),
     ] {
-        group.bench_function(name, |b| b.iter(|| SplitPath::new(black_box(path)).check().unwrap().as_str().len()));
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                SplitPath::new(black_box(path))
+                    .check()
+                    .unwrap()
+                    .as_str()
+                    .len()
+            })
+        });
     }
 }
 
 pub(super) fn injection(c: &mut Criterion) {
-    let long = (0..200).map(|n| format!("p{n}=v{n}")).collect::<Vec<_>>().join("&");
+    let long = (0..200)
+        .map(|n| format!("p{n}=v{n}"))
+        .collect::<Vec<_>>()
+        .join("&");
     let mut group = c.benchmark_group("inject");
     for (name, query) in [
         ("no query", None),
-        ("two parameters", Some("openid=o6_bmjrPTlm6_2sgVt7hMZOPfL2M&lang=zh_CN")),
-        ("a token already there", Some("access_token=ACCESS_TOKEN&openid=o6_bmjrPTlm6_2sgVt7hMZOPfL2M")),
+        (
+            "two parameters",
+            Some("openid=o6_bmjrPTlm6_2sgVt7hMZOPfL2M&lang=zh_CN"),
+        ),
+        (
+            "a token already there",
+            Some("access_token=ACCESS_TOKEN&openid=o6_bmjrPTlm6_2sgVt7hMZOPfL2M"),
+        ),
         ("2 KiB", Some(long.as_str())),
     ] {
         let path = SplitPath::new("/cgi-bin/user/info").check().unwrap();
         group.bench_function(name, |b| {
             b.iter(|| {
                 let query = black_box(query);
-                let Query::TakesToken { own } = inject::examine(query).unwrap() else { return 0 };
-                inject::inject(&path, query, own, TOKEN).unwrap().as_str().len()
+                let Query::TakesToken { own } = inject::examine(query).unwrap() else {
+                    return 0;
+                };
+                inject::inject(&path, query, own, TOKEN)
+                    .unwrap()
+                    .as_str()
+                    .len()
             });
         });
     }
@@ -67,7 +89,8 @@ pub(super) fn header_cleaning(c: &mut Criterion) {
     }
     let mut group = c.benchmark_group("headers");
     group.bench_function("to upstream", |b| {
-        let clean = |request: &mut _| headers::to_upstream(request, headers::Present::in_request(request));
+        let clean =
+            |request: &mut _| headers::to_upstream(request, headers::Present::in_request(request));
         b.iter_batched_ref(|| request.clone(), clean, BatchSize::SmallInput);
     });
     group.bench_function("to client", |b| {

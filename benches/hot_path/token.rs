@@ -33,7 +33,10 @@ pub(super) struct Fixed;
 struct Changing(AtomicU64);
 
 fn fetched(token: String) -> Fetched {
-    Fetched { token: Secret::new(token), expires_in: Duration::from_secs(7200) }
+    Fetched {
+        token: Secret::new(token),
+        expires_in: Duration::from_secs(7200),
+    }
 }
 
 impl TokenSource for Fixed {
@@ -87,7 +90,11 @@ impl Others {
 }
 
 pub(super) fn read(c: &mut Criterion) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
     let ready = |account: &AccountSettings, source: Changing| {
         runtime.block_on(async {
             let keeper = keeper(account, source);
@@ -111,27 +118,39 @@ pub(super) fn read(c: &mut Criterion) {
         b.iter(|| reading(&kept));
         others.stop();
     });
-    // Looks at what another server keeps spend no budget, so that there can be as many new tokens as this needs.
-    let http = elsewhere::HttpSettings::new(Secret::new("http://127.0.0.1:9/token"), Vec::new(), None).unwrap();
+    // Looks at what another server keeps spend no budget, so that there can be as many new tokens
+    // as this needs.
+    let http =
+        elsewhere::HttpSettings::new(Secret::new("http://127.0.0.1:9/token"), Vec::new(), None)
+            .unwrap();
     let origin = Origin::Elsewhere(elsewhere::Settings::Http(http));
-    let busy = ready(&AccountSettings { origin, ..account(1) }, Changing::default());
-    group.bench_function("read while two other threads do and a third has it replaced", |b| {
-        let before = reading(&busy);
-        let readers = Others::start(2, {
-            let keeper = busy.clone();
-            move || drop(black_box(keeper.token()))
-        });
-        let writer = Others::start(1, {
-            let (keeper, handle) = (busy.clone(), runtime.handle().clone());
-            move || drop(handle.block_on(keeper.refresh_now(false)))
-        });
-        let patience = Instant::now() + Duration::from_secs(10);
-        while reading(&busy) == before {
-            assert!(Instant::now() < patience, "nothing is written");
-            thread::yield_now();
-        }
-        b.iter(|| reading(&busy));
-        readers.stop();
-        writer.stop();
-    });
+    let busy = ready(
+        &AccountSettings {
+            origin,
+            ..account(1)
+        },
+        Changing::default(),
+    );
+    group.bench_function(
+        "read while two other threads do and a third has it replaced",
+        |b| {
+            let before = reading(&busy);
+            let readers = Others::start(2, {
+                let keeper = busy.clone();
+                move || drop(black_box(keeper.token()))
+            });
+            let writer = Others::start(1, {
+                let (keeper, handle) = (busy.clone(), runtime.handle().clone());
+                move || drop(handle.block_on(keeper.refresh_now(false)))
+            });
+            let patience = Instant::now() + Duration::from_secs(10);
+            while reading(&busy) == before {
+                assert!(Instant::now() < patience, "nothing is written");
+                thread::yield_now();
+            }
+            b.iter(|| reading(&busy));
+            readers.stop();
+            writer.stop();
+        },
+    );
 }

@@ -1,7 +1,8 @@
-//! Bare hyper proxies: the least that this stack can do for the job. No stale tokens, limits, rights, log or metrics.
+//! Bare hyper proxies: the least that this stack can do for the job. No stale tokens, limits,
+//! rights, log or metrics.
 //!
-//! `bare` keeps hyper's connections on a stack of its own, `bare-copy` also a copy of each request's body in a file; `legacy`
-//! leaves connections to hyper-util's client.
+//! `bare` keeps hyper's connections on a stack of its own, `bare-copy` also a copy of each
+//! request's body in a file; `legacy` leaves connections to hyper-util's client.
 
 use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -58,7 +59,10 @@ enum Kind {
 
 enum Upstream {
     Pool(Arc<Pool>, Option<Files>),
-    Legacy { client: Client<Connector, Incoming>, authority: String },
+    Legacy {
+        client: Client<Connector, Incoming>,
+        authority: String,
+    },
 }
 
 struct Proxy {
@@ -68,7 +72,9 @@ struct Proxy {
 
 /// Serves until it is killed.
 pub(crate) fn serve(options: &Options) -> io::Result<()> {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let proxy = Arc::new(Proxy::new(options)?);
         let listener = listen(options.port)?;
@@ -93,13 +99,18 @@ impl Proxy {
         let connector = Connector::new(upstream, tls::client(&options.ca)?);
         let upstream = match options.kind {
             Kind::Bare => Upstream::Pool(Arc::new(Pool::new(connector)), None),
-            Kind::BareCopy => Upstream::Pool(Arc::new(Pool::new(connector)), Some(Files::default())),
+            Kind::BareCopy => {
+                Upstream::Pool(Arc::new(Pool::new(connector)), Some(Files::default()))
+            }
             Kind::Legacy => Upstream::Legacy {
                 client: Client::builder(TokioExecutor::new()).build(connector),
                 authority: format!("{}:{}", tls::HOST, upstream.port()),
             },
         };
-        Ok(Self { upstream, token: options.token.clone() })
+        Ok(Self {
+            upstream,
+            token: options.token.clone(),
+        })
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
@@ -115,15 +126,21 @@ impl Proxy {
     async fn forward(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Failure> {
         let target = self.inject(request.uri())?;
         strip(request.headers_mut());
-        request.headers_mut().insert(header::HOST, HeaderValue::from_static(tls::HOST));
+        request
+            .headers_mut()
+            .insert(header::HOST, HeaderValue::from_static(tls::HOST));
         match &self.upstream {
             Upstream::Pool(pool, files) => {
                 *request.uri_mut() = Uri::from(target);
                 let copy = files.as_ref().map(Files::lend).transpose()?;
-                pool.send(request.map(|incoming| Copied::new(incoming, copy))).await
+                pool.send(request.map(|incoming| Copied::new(incoming, copy)))
+                    .await
             }
             Upstream::Legacy { client, authority } => {
-                let uri = Uri::builder().scheme("https").authority(authority.as_str()).path_and_query(target);
+                let uri = Uri::builder()
+                    .scheme("https")
+                    .authority(authority.as_str())
+                    .path_and_query(target);
                 *request.uri_mut() = uri.build()?;
                 Ok(client.request(request).await?.map(Body::Plain))
             }
@@ -145,7 +162,13 @@ impl Proxy {
 }
 
 fn strip(headers: &mut HeaderMap) {
-    for name in [header::CONNECTION, header::TE, header::TRAILER, header::UPGRADE, header::PROXY_AUTHORIZATION] {
+    for name in [
+        header::CONNECTION,
+        header::TE,
+        header::TRAILER,
+        header::UPGRADE,
+        header::PROXY_AUTHORIZATION,
+    ] {
         headers.remove(name);
     }
     headers.remove("keep-alive");

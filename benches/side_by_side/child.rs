@@ -1,4 +1,5 @@
-//! Processes that are started here: bound to a core, waited for, and ended by their own id when they are let go.
+//! Processes that are started here: bound to a core, waited for, and ended by their own id when
+//! they are let go.
 
 use std::{
     fs::{self, File},
@@ -23,7 +24,9 @@ pub(crate) struct Child {
 
 /// The command, bound to a core where that can be done.
 pub(crate) fn pinned(command: &Command, core: Option<usize>) -> Command {
-    let Some(core) = core.filter(|_| on_path("taskset").is_some()) else { return copy(command, None) };
+    let Some(core) = core.filter(|_| on_path("taskset").is_some()) else {
+        return copy(command, None);
+    };
     copy(command, Some(core))
 }
 
@@ -31,7 +34,10 @@ fn copy(command: &Command, core: Option<usize>) -> Command {
     let mut copy = match core {
         Some(core) => {
             let mut taskset = Command::new("taskset");
-            taskset.arg("-c").arg(core.to_string()).arg(command.get_program());
+            taskset
+                .arg("-c")
+                .arg(core.to_string())
+                .arg(command.get_program());
             taskset
         }
         None => Command::new(command.get_program()),
@@ -49,7 +55,8 @@ fn copy(command: &Command, core: Option<usize>) -> Command {
 /// A port of loopback that is free at this moment.
 pub(crate) fn free_port() -> Outcome<u16> {
     let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
-    port.map(|address| address.port()).map_err(|error| format!("no free port: {error}"))
+    port.map(|address| address.port())
+        .map_err(|error| format!("no free port: {error}"))
 }
 
 impl Child {
@@ -59,8 +66,13 @@ impl Child {
         let both = file.try_clone().map_err(|error| error.to_string())?;
         command.stdin(Stdio::null()).stdout(file).stderr(both);
         let process = command.spawn();
-        let process = process.map_err(|error| format!("cannot start {}: {error}", command.get_program().display()))?;
-        Ok(Self { process, output: output.to_owned() })
+        let process = process.map_err(|error| {
+            format!("cannot start {}: {error}", command.get_program().display())
+        })?;
+        Ok(Self {
+            process,
+            output: output.to_owned(),
+        })
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -78,7 +90,11 @@ impl Child {
                 return Ok(());
             }
             if Instant::now() > end {
-                return Err(format!("it does not listen after {} s: {}", patience.as_secs(), self.said()));
+                return Err(format!(
+                    "it does not listen after {} s: {}",
+                    patience.as_secs(),
+                    self.said()
+                ));
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -88,7 +104,11 @@ impl Child {
     pub(crate) fn said(&self) -> String {
         let said = fs::read(&self.output).unwrap_or_default();
         let tail = String::from_utf8_lossy(&said[said.len().saturating_sub(800)..]).into_owned();
-        if tail.trim().is_empty() { "it said nothing".to_owned() } else { tail.trim().to_owned() }
+        if tail.trim().is_empty() {
+            "it said nothing".to_owned()
+        } else {
+            tail.trim().to_owned()
+        }
     }
 
     /// Asks it to end, once more each second, and waits.

@@ -1,5 +1,5 @@
-//! Rounds of load on all systems in turn. One round is as noisy as the machine; what can be compared are ratios within a
-//! round, and their medians over several.
+//! Rounds of load on all systems in turn. One round is as noisy as the machine; what can be
+//! compared are ratios within a round, and their medians over several.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,12 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',')]
     systems: Vec<System>,
     /// What to ask of them.
-    #[arg(long, short, value_delimiter = ',', default_value = "get,post1k,open4000,churn,dl1m,up10m")]
+    #[arg(
+        long,
+        short,
+        value_delimiter = ',',
+        default_value = "get,post1k,open4000,churn,dl1m,up10m"
+    )]
     workloads: Vec<Workload>,
     /// Over how many connections (at most 16 where bodies are large).
     #[arg(long, short, value_delimiter = ',', default_value = "32,256")]
@@ -70,14 +75,23 @@ pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
     let world = World::new(product)?;
     println!("machine: {}\n{}", readings::machine(), world.seating());
     let systems = start(&world, options);
-    let Some(first) = systems.first() else { return Err("no system runs".to_owned()) };
-    if let Some(workload) = options.workloads.iter().find(|workload| !first.system.takes(**workload)) {
+    let Some(first) = systems.first() else {
+        return Err("no system runs".to_owned());
+    };
+    if let Some(workload) = options
+        .workloads
+        .iter()
+        .find(|workload| !first.system.takes(**workload))
+    {
         let (first, workload) = (first.system.name(), workload.name());
         return Err(format!(
             "ratios are to the first system, and {first} takes no part in {workload}: name another one first"
         ));
     }
-    println!("ratios are to {}; a turn with an error is thrown out\n", first.system.name());
+    println!(
+        "ratios are to {}; a turn with an error is thrown out\n",
+        first.system.name()
+    );
     let mut report = Report::new(&systems);
     let mut done = Vec::new();
     for workload in &options.workloads {
@@ -91,25 +105,42 @@ pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
         }
     }
     if options.idle > 0 {
-        let measured = systems.iter().map(|running| running.system).filter(|system| system.takes(Workload::Get));
-        let each = measured.map(|system| (system.name(), idle(&world, system, options.idle))).collect();
+        let measured = systems
+            .iter()
+            .map(|running| running.system)
+            .filter(|system| system.takes(Workload::Get));
+        let each = measured
+            .map(|system| (system.name(), idle(&world, system, options.idle)))
+            .collect();
         report.add_idle(options.idle, each);
     }
     if let Some(path) = &options.json {
         report::write(path, &report)?;
     }
     // In peace, since a wxgate that is built for scripts/profile writes its profile when it ends.
-    systems.into_iter().try_for_each(|running| running.child.end(Duration::from_secs(40)).map(drop))
+    systems
+        .into_iter()
+        .try_for_each(|running| running.child.end(Duration::from_secs(40)).map(drop))
 }
 
 /// Starts those that are wanted, and says of each that it cannot run why.
 fn start(world: &World, options: &Options) -> Vec<Running> {
-    let wanted = if options.systems.is_empty() { &System::ALL[..] } else { &options.systems };
+    let wanted = if options.systems.is_empty() {
+        &System::ALL[..]
+    } else {
+        &options.systems
+    };
     let mut systems = Vec::new();
     for system in wanted {
         let started = match system.missing() {
             Some(reason) => Err(reason),
-            None if !options.workloads.iter().any(|workload| system.takes(*workload)) => Err(UPLOADS_ONLY.to_owned()),
+            None if !options
+                .workloads
+                .iter()
+                .any(|workload| system.takes(*workload)) =>
+            {
+                Err(UPLOADS_ONLY.to_owned())
+            }
             None => system.start(world),
         };
         match started.and_then(|running| Ok((running.tls()?, running))) {
@@ -131,32 +162,56 @@ fn rounds(
     options: &Options,
 ) -> Outcome<BTreeMap<&'static str, Vec<Option<Turn>>>> {
     let mut turns = BTreeMap::<_, Vec<_>>::new();
-    let systems: Vec<_> = systems.iter().filter(|running| running.system.takes(workload)).collect();
+    let systems: Vec<_> = systems
+        .iter()
+        .filter(|running| running.system.takes(workload))
+        .collect();
     for running in &systems {
         turn(world, running, workload, connections, 1)?;
     }
     for round in 0..options.rounds as usize {
         // Nobody always comes after the same one.
-        let mut order: Vec<_> = (0..systems.len()).map(|place| systems[(place + round) % systems.len()]).collect();
+        let mut order: Vec<_> = (0..systems.len())
+            .map(|place| systems[(place + round) % systems.len()])
+            .collect();
         if round % 2 == 1 {
             order.reverse();
         }
         for running in order {
             let turn = turn(world, running, workload, connections, options.seconds)?;
-            let Tally { requests, refused, broken, .. } = turn.tally;
+            let Tally {
+                requests,
+                refused,
+                broken,
+                ..
+            } = turn.tally;
             let fine = refused == 0 && broken == 0 && requests > 0;
             if !fine {
                 let (name, workload) = (running.system.name(), workload.name());
-                println!("THROWN OUT: {name}, {workload}: {refused} refused, {broken} broken of {requests}");
+                println!(
+                    "THROWN OUT: {name}, {workload}: {refused} refused, {broken} broken of {requests}"
+                );
             }
-            turns.entry(running.system.name()).or_default().push(fine.then_some(turn));
+            turns
+                .entry(running.system.name())
+                .or_default()
+                .push(fine.then_some(turn));
         }
     }
     Ok(turns)
 }
 
-#[allow(clippy::cast_precision_loss, reason = "a turn has less than 2^52 of anything")]
-fn turn(world: &World, running: &Running, workload: Workload, connections: usize, seconds: u32) -> Outcome<Turn> {
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "a turn has less than 2^52 of anything"
+)]
+fn turn(
+    world: &World,
+    running: &Running,
+    workload: Workload,
+    connections: usize,
+    seconds: u32,
+) -> Outcome<Turn> {
     let pid = running.child.id();
     let busy = || world.proxy_core.map_or(0, readings::busy);
     let (cpu, core, start) = (readings::cpu_ns(pid), busy(), Instant::now());
@@ -164,7 +219,8 @@ fn turn(world: &World, running: &Running, workload: Workload, connections: usize
     let used = readings::cpu_ns(pid).saturating_sub(cpu) as f64;
     let others = (busy() - core) as f64 / 100.0 - used / 1e9;
     let log = world.path(&format!("{}.out", running.system.name()));
-    // The others fail without a copy. wxgate goes on, as it should, and would have the better figure.
+    // The others fail without a copy. wxgate goes on, as it should, and would have the better
+    // figure.
     let lost_copy = |said: String| said.contains("cannot keep a request body");
     if workload == Workload::Up10m && fs::read_to_string(&log).is_ok_and(lost_copy) {
         tally.broken += 1;
@@ -177,14 +233,28 @@ fn turn(world: &World, running: &Running, workload: Workload, connections: usize
         tally,
     };
     // A log of everything that was ever asked would fill the disk.
-    let _ = File::options().write(true).open(log).and_then(|file| file.set_len(0));
+    let _ = File::options()
+        .write(true)
+        .open(log)
+        .and_then(|file| file.set_len(0));
     Ok(turn)
 }
 
-fn load(world: &World, running: &Running, workload: Workload, connections: usize, seconds: u32) -> Outcome<Tally> {
+fn load(
+    world: &World,
+    running: &Running,
+    workload: Workload,
+    connections: usize,
+    seconds: u32,
+) -> Outcome<Tally> {
     let mut command = Command::new(&world.exe);
     command.args(["load", workload.name(), "--port", &running.port.to_string()]);
-    command.args(["--connections", &connections.to_string(), "--seconds", &seconds.to_string()]);
+    command.args([
+        "--connections",
+        &connections.to_string(),
+        "--seconds",
+        &seconds.to_string(),
+    ]);
     if let Some(key) = running.system.key() {
         command.args(["--key", key]);
     }
@@ -204,11 +274,15 @@ fn load(world: &World, running: &Running, workload: Workload, connections: usize
     }
     let said = fs::read_to_string(&output).unwrap_or_default();
     // No line: it could not even connect.
-    Ok(serde_json::from_str(&said).unwrap_or(Tally { broken: 1, seconds: 1.0, ..Tally::default() }))
+    Ok(serde_json::from_str(&said).unwrap_or(Tally {
+        broken: 1,
+        seconds: 1.0,
+        ..Tally::default()
+    }))
 }
 
-/// KiB by which the proxy grows for each connection that has made a request and now waits. A new proxy: one that was
-/// under load has memory to spare.
+/// KiB by which the proxy grows for each connection that has made a request and now waits. A new
+/// proxy: one that was under load has memory to spare.
 #[allow(clippy::cast_precision_loss, reason = "KiB")]
 fn idle(world: &World, system: System, count: u32) -> Outcome<f64> {
     let running = system.start(world)?;

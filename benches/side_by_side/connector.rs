@@ -36,7 +36,10 @@ pub(crate) struct Link(TokioIo<TlsStream<TcpStream>>);
 
 impl Connector {
     pub(crate) fn new(address: SocketAddr, tls: Arc<ClientConfig>) -> Self {
-        Self { address, tls: TlsConnector::from(tls) }
+        Self {
+            address,
+            tls: TlsConnector::from(tls),
+        }
     }
 
     pub(crate) async fn dial(&self) -> io::Result<Link> {
@@ -69,13 +72,21 @@ impl Connection for Link {
 }
 
 impl Read for Link {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl Write for Link {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
 

@@ -1,6 +1,8 @@
-//! A request's body that leaves a copy of itself in a file on its way: what a replay of a large upload costs.
+//! A request's body that leaves a copy of itself in a file on its way: what a replay of a large
+//! upload costs.
 //!
-//! Nothing ever reads the copy. Files have no name, and are written over by the next body for as long as wxgate's are.
+//! Nothing ever reads the copy. Files have no name, and are written over by the next body for as
+//! long as wxgate's are.
 
 use std::{
     fs::File,
@@ -49,7 +51,11 @@ impl Files {
         spare.retain(|(kept, since)| now - *since < SPARE_FOR && now - kept.born < MAX_AGE);
         let kept = match spare.pop() {
             Some((kept, _)) => Kept { written: 0, ..kept },
-            None => Kept { file: tempfile::tempfile()?, born: now, written: 0 },
+            None => Kept {
+                file: tempfile::tempfile()?,
+                born: now,
+                written: 0,
+            },
         };
         Ok((kept, self.clone()))
     }
@@ -77,7 +83,10 @@ impl Body for Copied {
     type Data = Bytes;
     type Error = Failure;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let polled = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
         if let (Some(Ok(frame)), Some((kept, _))) = (&polled, &mut self.copy)
             && let Some(data) = frame.data_ref()

@@ -1,8 +1,8 @@
-//! Instructions in user space (callgrind) and system calls (strace) per request: one kept connection, one GET after the
-//! other, TLS towards the upstream.
+//! Instructions in user space (callgrind) and system calls (strace) per request: one kept
+//! connection, one GET after the other, TLS towards the upstream.
 //!
-//! Each system runs twice, with few and with many requests, and the difference is divided by how many more they were: so
-//! start, handshakes and end are not in the figures.
+//! Each system runs twice, with few and with many requests, and the difference is divided by how
+//! many more they were: so start, handshakes and end are not in the figures.
 
 use std::{
     fs,
@@ -27,7 +27,8 @@ use super::{
 /// Command line.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Which. Default: nginx, nginx-lua, haproxy, bare, legacy, wxgate and wxgate-key, as far as they are here.
+    /// Which. Default: nginx, nginx-lua, haproxy, bare, legacy, wxgate and wxgate-key, as far as
+    /// they are here.
     #[arg(long, value_delimiter = ',')]
     systems: Vec<System>,
 }
@@ -40,25 +41,50 @@ pub(crate) enum Tool {
 }
 
 /// Envoy is left out: valgrind does not stand it.
-const COUNTED: [System; 7] =
-    [System::Nginx, System::NginxLua, System::Haproxy, System::Bare, System::Legacy, System::Wxgate, System::WxgateKey];
+const COUNTED: [System; 7] = [
+    System::Nginx,
+    System::NginxLua,
+    System::Haproxy,
+    System::Bare,
+    System::Legacy,
+    System::Wxgate,
+    System::WxgateKey,
+];
 
 /// Counts and prints.
 pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
     let world = World::new(product)?;
     println!("machine: {}", readings::machine());
-    println!("per GET, one kept connection, TLS towards the upstream; instructions of user space only\n");
-    println!("{:<12}{:>14}{:>14}", "system", "instructions", "system calls");
-    let systems = if options.systems.is_empty() { &COUNTED[..] } else { &options.systems };
+    println!(
+        "per GET, one kept connection, TLS towards the upstream; instructions of user space only\n"
+    );
+    println!(
+        "{:<12}{:>14}{:>14}",
+        "system", "instructions", "system calls"
+    );
+    let systems = if options.systems.is_empty() {
+        &COUNTED[..]
+    } else {
+        &options.systems
+    };
     for system in systems {
         let count = |tool| match system.missing() {
             Some(reason) => Err(reason),
             None if !system.takes(Workload::Get) => Err(UPLOADS_ONLY.to_owned()),
             None => per_request(&world, *system, tool),
         };
-        let cell = |figure: &Outcome<f64>, digits| figure.as_ref().map_or("-".into(), |f| format!("{f:.digits$}"));
+        let cell = |figure: &Outcome<f64>, digits| {
+            figure
+                .as_ref()
+                .map_or("-".into(), |f| format!("{f:.digits$}"))
+        };
         let (instructions, calls) = (count(Tool::Callgrind), count(Tool::Strace));
-        println!("{:<12}{:>14}{:>14}", system.name(), cell(&instructions, 0), cell(&calls, 3));
+        println!(
+            "{:<12}{:>14}{:>14}",
+            system.name(),
+            cell(&instructions, 0),
+            cell(&calls, 3)
+        );
         for reason in [instructions.err(), calls.err()].into_iter().flatten() {
             println!("{:<12}  not counted: {reason}", "");
         }
@@ -83,20 +109,32 @@ fn total(world: &World, system: System, tool: Tool, requests: u32) -> Outcome<f6
     let counted = world.path(&format!("{}.{}", system.name(), tool.program()));
     let _ = fs::remove_file(&counted);
     let command = tool.around(&system.command(world, port)?, &counted)?;
-    let mut child = Child::spawn(&mut pinned(&command, world.proxy_core), &world.path("count.out"))?;
+    let mut child = Child::spawn(
+        &mut pinned(&command, world.proxy_core),
+        &world.path("count.out"),
+    )?;
     child.listens(port, Duration::from_secs(90))?;
     let mut driver = Driver::connect(port, system.key())?;
-    driver.get(requests).map_err(|error| format!("{error}; {}", child.said()))?;
+    driver
+        .get(requests)
+        .map_err(|error| format!("{error}; {}", child.said()))?;
     drop(driver);
     child.end(Duration::from_secs(60))?;
     // strace is not our child, and writes a moment after the one that it watched has ended.
     for _ in 0..250 {
-        if let Some(figure) = fs::read_to_string(&counted).ok().and_then(|text| tool.read(&text)) {
+        if let Some(figure) = fs::read_to_string(&counted)
+            .ok()
+            .and_then(|text| tool.read(&text))
+        {
             return Ok(figure);
         }
         thread::sleep(Duration::from_millis(20));
     }
-    Err(format!("{} wrote no figure into {}", tool.program(), counted.display()))
+    Err(format!(
+        "{} wrote no figure into {}",
+        tool.program(),
+        counted.display()
+    ))
 }
 
 impl Tool {
@@ -112,7 +150,9 @@ impl Tool {
     pub(crate) fn missing(self) -> Option<String> {
         let program = self.program();
         if on_path(program).is_none() {
-            return Some(format!("{program} is not installed (Debian: apt-get install {program})"));
+            return Some(format!(
+                "{program} is not installed (Debian: apt-get install {program})"
+            ));
         }
         // A container may forbid what it lives by.
         let mut command = match self {
@@ -120,14 +160,19 @@ impl Tool {
             Self::Strace => Command::new("strace"),
         };
         match self {
-            Self::Callgrind => command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "true"]),
+            Self::Callgrind => {
+                command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "true"])
+            }
             Self::Strace => command.args(["-f", "-c", "-o", "/dev/null", "true"]),
         };
         match command.output() {
             Ok(output) if output.status.success() => None,
             Ok(output) => {
                 let said = String::from_utf8_lossy(&output.stderr);
-                Some(format!("{program} does not work here: {}", said.lines().last().unwrap_or_default()))
+                Some(format!(
+                    "{program} does not work here: {}",
+                    said.lines().last().unwrap_or_default()
+                ))
             }
             Err(error) => Some(format!("{program}: {error}")),
         }
@@ -147,7 +192,9 @@ impl Tool {
                 watched.env("OPENSSL_ia32cap", "~0x1000000000000000");
             }
             Self::Strace => {
-                watched.args(["-D", "-f", "-c", "-U", "calls,name", "-o"]).arg(counted);
+                watched
+                    .args(["-D", "-f", "-c", "-U", "calls,name", "-o"])
+                    .arg(counted);
             }
         }
         watched.arg(command.get_program()).args(command.get_args());
@@ -165,9 +212,9 @@ impl Tool {
         let mut words = text.lines().rev().map(str::split_whitespace);
         match self {
             // totals: 123
-            Self::Callgrind => {
-                words.find_map(|mut line| (line.next()? == "totals:").then(|| line.next()?.parse().ok())?)
-            }
+            Self::Callgrind => words.find_map(|mut line| {
+                (line.next()? == "totals:").then(|| line.next()?.parse().ok())?
+            }),
             // 123 total
             Self::Strace => words.find_map(|mut line| {
                 let count = line.next()?.parse().ok()?;

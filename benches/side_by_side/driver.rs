@@ -1,4 +1,5 @@
-//! A caller that asks one thing after the other over one kept connection: for counts, and to see that a proxy works.
+//! A caller that asks one thing after the other over one kept connection: for counts, and to see
+//! that a proxy works.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -26,7 +27,10 @@ impl Driver {
             stream.set_nodelay(true)?;
             Ok(stream)
         });
-        Ok(Self { stream: stream.map_err(|error| format!("cannot connect: {error}"))?, key })
+        Ok(Self {
+            stream: stream.map_err(|error| format!("cannot connect: {error}"))?,
+            key,
+        })
     }
 
     /// The small GET, so many times. All must be answered with 200.
@@ -43,7 +47,9 @@ impl Driver {
     /// A GET, without waiting for its answer.
     pub(crate) fn send(&mut self, target: &str) -> Outcome {
         let request = request("GET", target, self.key, false, None);
-        self.stream.write_all(&request).map_err(|error| error.to_string())
+        self.stream
+            .write_all(&request)
+            .map_err(|error| error.to_string())
     }
 
     /// The answer to JSON; must be 200.
@@ -57,7 +63,9 @@ impl Driver {
         let mut request = request("POST", target, self.key, false, Some(json.len()));
         request.truncate(request.len() - json.len());
         request.extend_from_slice(json.as_bytes());
-        self.stream.write_all(&request).map_err(|error| error.to_string())
+        self.stream
+            .write_all(&request)
+            .map_err(|error| error.to_string())
     }
 
     /// Whether something can be read already.
@@ -75,13 +83,22 @@ impl Driver {
     pub(crate) fn receive(&mut self) -> Outcome<String> {
         let (mut answer, mut room) = (Vec::new(), [0; 8192]);
         loop {
-            let count = self.stream.read(&mut room).map_err(|error| match error.kind() {
-                ErrorKind::WouldBlock | ErrorKind::TimedOut => "no answer within a minute".to_owned(),
-                _ => error.to_string(),
-            })?;
+            let count = self
+                .stream
+                .read(&mut room)
+                .map_err(|error| match error.kind() {
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                        "no answer within a minute".to_owned()
+                    }
+                    _ => error.to_string(),
+                })?;
             answer.extend_from_slice(&room[..count]);
             if let Some((status, body)) = whole(&answer)? {
-                return if status == 200 { Ok(body) } else { Err(format!("answered {status}: {body}")) };
+                return if status == 200 {
+                    Ok(body)
+                } else {
+                    Err(format!("answered {status}: {body}"))
+                };
             }
             if count == 0 {
                 return Err("closed the connection".to_owned());
@@ -94,10 +111,22 @@ fn whole(bytes: &[u8]) -> Outcome<Option<(u16, String)>> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut answer = httparse::Response::new(&mut headers);
     let parsed = answer.parse(bytes).map_err(|error| error.to_string())?;
-    let httparse::Status::Complete(head) = parsed else { return Ok(None) };
-    let length = answer.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
-    let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.parse::<usize>().ok());
+    let httparse::Status::Complete(head) = parsed else {
+        return Ok(None);
+    };
+    let length = answer
+        .headers
+        .iter()
+        .find(|header| header.name.eq_ignore_ascii_case("content-length"));
+    let length = length.and_then(|header| {
+        std::str::from_utf8(header.value)
+            .ok()?
+            .parse::<usize>()
+            .ok()
+    });
     let end = head + length.ok_or("an answer without a length")?;
-    let body = bytes.get(head..end).map(|body| String::from_utf8_lossy(body).into_owned());
+    let body = bytes
+        .get(head..end)
+        .map(|body| String::from_utf8_lossy(body).into_owned());
     Ok(body.map(|body| (answer.code.unwrap_or(0), body)))
 }

@@ -1,8 +1,9 @@
-//! Holds instructions and system calls per request to the limits in `limits.toml`, for `scripts/test`: of one connection,
-//! and instructions also with many requests in flight, where other things cost, such as memory.
+//! Holds instructions and system calls per request to the limits in `limits.toml`, for
+//! `scripts/test`: of one connection, and instructions also with many requests in flight, where
+//! other things cost, such as memory.
 //!
-//! Times are not held to anything: they say more about the machine than about the program. Where a tool is missing or
-//! does not work, that is said and not counted as a failure.
+//! Times are not held to anything: they say more about the machine than about the program. Where a
+//! tool is missing or does not work, that is said and not counted as a failure.
 
 use std::{
     env, fs,
@@ -56,17 +57,26 @@ const COMPILER: &str = "profile/rustc";
 pub(crate) fn run(product: Option<PathBuf>) -> Outcome {
     let text = read(FILE)?;
     let limits: Limits = toml::from_str(&text).map_err(|error| format!("{FILE}: {error}"))?;
-    let tools: Vec<Tool> = [Tool::Callgrind, Tool::Strace].into_iter().filter(|tool| works(*tool)).collect();
+    let tools: Vec<Tool> = [Tool::Callgrind, Tool::Strace]
+        .into_iter()
+        .filter(|tool| works(*tool))
+        .collect();
     if tools.is_empty() {
         return Ok(());
     }
     let world = World::new(product)?;
-    let mut findings = Findings { slack: limits.slack, grown: Vec::new() };
+    let mut findings = Findings {
+        slack: limits.slack,
+        grown: Vec::new(),
+    };
     for tool in &tools {
         let what = format!("{} per GET", tool.what());
         let bare = per_request(&world, System::Bare, *tool)?;
         println!("{:<12}{bare:>12.2} {what}, for comparison", "bare");
-        for (system, limit) in [(System::Wxgate, &limits.wxgate), (System::WxgateKey, &limits.wxgate_key)] {
+        for (system, limit) in [
+            (System::Wxgate, &limits.wxgate),
+            (System::WxgateKey, &limits.wxgate_key),
+        ] {
             let figure = per_request(&world, system, *tool)?;
             findings.judge(system.name(), &what, figure, tool.limit(limit));
             println!("    {:.2} times the bare proxy", figure / bare);
@@ -92,9 +102,13 @@ impl Findings {
         let share = figure / limit;
         println!("{name:<12}{figure:>12.2} {what}: {share:.3} of the limit {limit}");
         if share > 1.0 + self.slack {
-            self.grown.push(format!("{name} takes {figure:.2} {what}, and {limit} was the limit"));
+            self.grown.push(format!(
+                "{name} takes {figure:.2} {what}, and {limit} was the limit"
+            ));
         } else if share < 1.0 - self.slack {
-            println!("    LOWER THE LIMIT in {FILE} to {figure:.2}: it would let this be lost again unnoticed");
+            println!(
+                "    LOWER THE LIMIT in {FILE} to {figure:.2}: it would let this be lost again unnoticed"
+            );
         }
     }
 
@@ -115,7 +129,9 @@ impl Findings {
 fn works(tool: Tool) -> bool {
     let reason = match tool {
         // Other processors have other instructions, and no limits have been measured there.
-        Tool::Callgrind if !cfg!(target_arch = "x86_64") => Some("the limits are those of x86-64".to_owned()),
+        Tool::Callgrind if !cfg!(target_arch = "x86_64") => {
+            Some("the limits are those of x86-64".to_owned())
+        }
         Tool::Callgrind => without_profile().or_else(|| tool.missing()),
         Tool::Strace => tool.missing(),
     };
@@ -127,8 +143,12 @@ fn works(tool: Tool) -> bool {
 
 /// Why a release that is built here knows nothing of the profile.
 fn without_profile() -> Option<String> {
-    let compiler = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("-vV").output();
-    let here = compiler.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let compiler = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .arg("-vV")
+        .output();
+    let here = compiler
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default();
     let there = read(COMPILER).unwrap_or_default();
     let first = |text: &str| text.lines().next().unwrap_or("none").to_owned();
     (here.trim() != there.trim()).then(|| {
@@ -138,7 +158,8 @@ fn without_profile() -> Option<String> {
 }
 
 fn read(name: &str) -> Outcome<String> {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).map_err(|error| format!("{name}: {error}"))
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name))
+        .map_err(|error| format!("{name}: {error}"))
 }
 
 impl Tool {

@@ -1,9 +1,16 @@
-//! wxgate beside nginx, nginx with Lua, HAProxy, Envoy and bare hyper proxies: time, instructions and system calls.
+//! wxgate beside nginx, nginx with Lua, HAProxy, Envoy and bare hyper proxies: time, instructions
+//! and system calls.
 //!
-//! Installs nothing and measures on this machine only, over loopback. docs/performance.md tells how to read the figures.
-//! It has no opinion on what is fast enough, but for `gate`, which holds wxgate to the limits in `limits.toml`.
+//! Installs nothing and measures on this machine only, over loopback. docs/performance.md tells how
+//! to read the figures. It has no opinion on what is fast enough, but for `gate`, which holds
+//! wxgate to the limits in `limits.toml`.
 
-#![allow(missing_docs, clippy::print_stdout, clippy::print_stderr, reason = "a program for people who measure")]
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for people who measure"
+)]
 
 mod bare;
 mod child;
@@ -51,7 +58,8 @@ struct Cli {
 /// What is measured.
 #[derive(Debug, Args)]
 struct Product {
-    /// The wxgate to measure. Default: the release build of this tree, which is brought up to date first.
+    /// The wxgate to measure. Default: the release build of this tree, which is brought up to date
+    /// first.
     #[arg(long, global = true, value_name = "PATH")]
     wxgate: Option<PathBuf>,
 }
@@ -60,12 +68,14 @@ struct Product {
 enum Command {
     /// Throughput, CPU, latency and memory, in interleaved rounds; ratios to the first system.
     Compare(compare::Options),
-    /// Instructions (valgrind) and system calls (strace) per request: figures that repeat on a busy machine.
+    /// Instructions (valgrind) and system calls (strace) per request: figures that repeat on a busy
+    /// machine.
     Count(count::Options),
-    /// Instructions and system calls of wxgate against benches/side_by_side/limits.toml; exit status 1 when above.
+    /// Instructions and system calls of wxgate against benches/side_by_side/limits.toml; exit
+    /// status 1 when above.
     Gate,
-    /// wxgate with ever more accounts, clients, connections, requests in flight; a token that dies, one that is refreshed;
-    /// several nodes.
+    /// wxgate with ever more accounts, clients, connections, requests in flight; a token that dies,
+    /// one that is refreshed; several nodes.
     Growth(growth::Options),
     #[command(hide = true)]
     Upstream(upstream::Options),

@@ -1,4 +1,5 @@
-//! The pool of the bare proxy: a stack of hyper's connections. It dials whenever the stack is empty, and checks nothing.
+//! The pool of the bare proxy: a stack of hyper's connections. It dials whenever the stack is
+//! empty, and checks nothing.
 
 use std::{
     pin::Pin,
@@ -27,15 +28,24 @@ pub(crate) struct Pool {
 pub(crate) enum Body {
     Empty,
     Plain(Incoming),
-    Pooled { incoming: Incoming, back: Option<(Sender, Arc<Pool>)> },
+    Pooled {
+        incoming: Incoming,
+        back: Option<(Sender, Arc<Pool>)>,
+    },
 }
 
 impl Pool {
     pub(crate) fn new(connector: Connector) -> Self {
-        Self { idle: Mutex::default(), connector }
+        Self {
+            idle: Mutex::default(),
+            connector,
+        }
     }
 
-    pub(crate) async fn send(self: &Arc<Self>, request: Request<Copied>) -> Result<Response<Body>, Failure> {
+    pub(crate) async fn send(
+        self: &Arc<Self>,
+        request: Request<Copied>,
+    ) -> Result<Response<Body>, Failure> {
         let mut sender = self.checkout().await?;
         let answer = sender.send_request(request).await?;
         let back = Some((sender, Arc::clone(self)));
@@ -48,12 +58,16 @@ impl Pool {
 
     async fn checkout(&self) -> Result<Sender, Failure> {
         loop {
-            let Some(mut sender) = self.idle().pop() else { break };
+            let Some(mut sender) = self.idle().pop() else {
+                break;
+            };
             if sender.is_ready() || (!sender.is_closed() && sender.ready().await.is_ok()) {
                 return Ok(sender);
             }
         }
-        let (sender, driving) = http1::Builder::new().handshake(self.connector.dial().await?).await?;
+        let (sender, driving) = http1::Builder::new()
+            .handshake(self.connector.dial().await?)
+            .await?;
         tokio::spawn(driving);
         Ok(sender)
     }
@@ -78,10 +92,15 @@ impl HttpBody for Body {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let polled = match &mut *self {
             Self::Empty => return Poll::Ready(None),
-            Self::Plain(incoming) | Self::Pooled { incoming, .. } => Pin::new(incoming).poll_frame(cx),
+            Self::Plain(incoming) | Self::Pooled { incoming, .. } => {
+                Pin::new(incoming).poll_frame(cx)
+            }
         };
         self.release_at_end();
         polled

@@ -37,10 +37,14 @@ type Figure = fn(&Turn) -> f64;
 
 impl Report {
     pub(crate) fn new(systems: &[Running]) -> Self {
-        let rss = |running: &Running| (running.system.name(), readings::rss_kib(running.child.id()));
+        let rss =
+            |running: &Running| (running.system.name(), readings::rss_kib(running.child.id()));
         Self {
             machine: readings::machine(),
-            systems: systems.iter().map(|running| running.system.name()).collect(),
+            systems: systems
+                .iter()
+                .map(|running| running.system.name())
+                .collect(),
             rss_idle_kib: systems.iter().map(rss).collect(),
             tables: Vec::new(),
             idle_kib_per_connection: BTreeMap::new(),
@@ -55,10 +59,15 @@ impl Report {
 
     /// Prints the memory of idle connections, and keeps it.
     pub(crate) fn add_idle(&mut self, count: u32, each: Vec<(&'static str, Outcome<f64>)>) {
-        println!("## memory: at the start, and growth per idle client connection ({count} of them)\n");
+        println!(
+            "## memory: at the start, and growth per idle client connection ({count} of them)\n"
+        );
         for (name, kib) in each {
             #[allow(clippy::cast_precision_loss, reason = "KiB")]
-            let start = self.rss_idle_kib.get(name).map_or(f64::NAN, |kib| *kib as f64 / 1024.0);
+            let start = self
+                .rss_idle_kib
+                .get(name)
+                .map_or(f64::NAN, |kib| *kib as f64 / 1024.0);
             match &kib {
                 Ok(kib) => println!("{name:<12}{start:>7.1} MiB {kib:>7.2} KiB"),
                 Err(reason) => println!("{name:<12}{start:>7.1} MiB  failed: {reason}"),
@@ -74,25 +83,46 @@ impl Table {
         connections: usize,
         turns: BTreeMap<&'static str, Vec<Option<Turn>>>,
     ) -> Self {
-        Self { workload, connections, turns }
+        Self {
+            workload,
+            connections,
+            turns,
+        }
     }
 
     fn figures(&self, system: &str, figure: Figure) -> Vec<f64> {
-        self.turns.get(system).into_iter().flatten().flatten().map(figure).collect()
+        self.turns
+            .get(system)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(figure)
+            .collect()
     }
 
     /// Round by round, where both went well: median, least and most.
     fn ratios(&self, system: &str, first: &str, figure: Figure) -> [f64; 3] {
-        let (Some(own), Some(theirs)) = (self.turns.get(system), self.turns.get(first)) else { return [f64::NAN; 3] };
-        let ratio =
-            |(own, theirs): (&Option<Turn>, &Option<Turn>)| Some(figure(own.as_ref()?) / figure(theirs.as_ref()?));
+        let (Some(own), Some(theirs)) = (self.turns.get(system), self.turns.get(first)) else {
+            return [f64::NAN; 3];
+        };
+        let ratio = |(own, theirs): (&Option<Turn>, &Option<Turn>)| {
+            Some(figure(own.as_ref()?) / figure(theirs.as_ref()?))
+        };
         let ratios: Vec<f64> = own.iter().zip(theirs).filter_map(ratio).collect();
-        if ratios.is_empty() { [f64::NAN; 3] } else { [median(&ratios), least(&ratios), most(&ratios)] }
+        if ratios.is_empty() {
+            [f64::NAN; 3]
+        } else {
+            [median(&ratios), least(&ratios), most(&ratios)]
+        }
     }
 
     fn print(&self, systems: &[&'static str]) {
         let Some(first) = systems.first() else { return };
-        println!("## {}, {} connections\n", self.workload.name(), self.connections);
+        println!(
+            "## {}, {} connections\n",
+            self.workload.name(),
+            self.connections
+        );
         println!(
             "{:<12}{:>8} {:<18}{:>8} {:>7} {:>5} {:<18}{:>8}{:>8}{:>8} {:<12}{:>7}{:>7}{:>6}",
             "system",
@@ -110,7 +140,10 @@ impl Table {
             "alien",
             "turns"
         );
-        for system in systems.iter().filter(|system| self.turns.contains_key(*system)) {
+        for system in systems
+            .iter()
+            .filter(|system| self.turns.contains_key(*system))
+        {
             self.print_row(system, first);
         }
         println!();
@@ -118,7 +151,8 @@ impl Table {
 
     fn print_row(&self, system: &str, first: &str) {
         let of = |figure: Figure| self.figures(system, figure);
-        let spread = |[median, least, most]: [f64; 3]| format!(" {median:.2} ({least:.2}-{most:.2})");
+        let spread =
+            |[median, least, most]: [f64; 3]| format!(" {median:.2} ({least:.2}-{most:.2})");
         let cpu = of(|turn| turn.cpu);
         let turns = self.turns.get(system).map_or(0, Vec::len);
         if cpu.is_empty() {

@@ -1,7 +1,8 @@
 //! The proxies: how each is told to do the same job, and what has to be installed for it.
 //!
-//! All verify the upstream's certificate, keep their connections to it, allow TLS 1.2 and 1.3, add the same token and run
-//! on one core. Only wxgate also knows callers and their rights, looks at answers, logs and counts.
+//! All verify the upstream's certificate, keep their connections to it, allow TLS 1.2 and 1.3, add
+//! the same token and run on one core. Only wxgate also knows callers and their rights, looks at
+//! answers, logs and counts.
 
 use std::{env, fs, path::PathBuf, process::Command, time::Duration};
 
@@ -80,7 +81,8 @@ impl System {
         }
     }
 
-    /// Whether it is asked that. Those that copy differ from their twins with large bodies only, and are asked for nothing else.
+    /// Whether it is asked that. Those that copy differ from their twins with large bodies only,
+    /// and are asked for nothing else.
     pub(crate) fn takes(self, workload: Workload) -> bool {
         !matches!(self, Self::NginxCopy | Self::BareCopy) || workload == Workload::Up10m
     }
@@ -93,14 +95,25 @@ impl System {
     /// Why it cannot run here, and what would help.
     pub(crate) fn missing(self) -> Option<String> {
         let needs = |program: &str, package: &str| {
-            on_path(program).is_none().then(|| format!("{program} is not on PATH ({package})"))
+            on_path(program)
+                .is_none()
+                .then(|| format!("{program} is not on PATH ({package})"))
         };
         match self {
             Self::Nginx | Self::NginxCopy => needs("nginx", "Debian: apt-get install nginx"),
-            Self::NginxLua => needs("nginx", "Debian: apt-get install nginx libnginx-mod-http-lua").or_else(|| {
+            Self::NginxLua => needs(
+                "nginx",
+                "Debian: apt-get install nginx libnginx-mod-http-lua",
+            )
+            .or_else(|| {
                 let module = nginx_modules().join("ngx_http_lua_module.so");
                 let there = fs::exists(&module).unwrap_or(false);
-                (!there).then(|| format!("no {} (Debian: apt-get install libnginx-mod-http-lua)", module.display()))
+                (!there).then(|| {
+                    format!(
+                        "no {} (Debian: apt-get install libnginx-mod-http-lua)",
+                        module.display()
+                    )
+                })
             }),
             Self::Haproxy => needs("haproxy", "Debian: apt-get install haproxy"),
             Self::Envoy => needs("envoy", "https://www.envoyproxy.io, not in Debian"),
@@ -114,27 +127,48 @@ impl System {
         match self {
             Self::Nginx | Self::NginxCopy | Self::NginxLua => {
                 command = program("nginx");
-                command.args(["-e", "stderr", "-c"]).arg(self.configuration(world, port)?);
+                command
+                    .args(["-e", "stderr", "-c"])
+                    .arg(self.configuration(world, port)?);
             }
             Self::Haproxy => {
                 command = program("haproxy");
-                command.args(["-db", "-f"]).arg(self.configuration(world, port)?);
+                command
+                    .args(["-db", "-f"])
+                    .arg(self.configuration(world, port)?);
             }
             Self::Envoy => {
                 command = program("envoy");
-                command.args(["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c"]);
+                command.args([
+                    "--concurrency",
+                    "1",
+                    "--disable-hot-restart",
+                    "-l",
+                    "error",
+                    "-c",
+                ]);
                 command.arg(self.configuration(world, port)?);
             }
             Self::Bare | Self::BareCopy | Self::Legacy => {
                 command = Command::new(&world.exe);
                 command.args(["bare", self.name(), "--token", TOKEN]);
-                command.args(["--port", &port.to_string(), "--upstream", &world.upstream_port.to_string(), "--ca"]);
+                command.args([
+                    "--port",
+                    &port.to_string(),
+                    "--upstream",
+                    &world.upstream_port.to_string(),
+                    "--ca",
+                ]);
                 command.arg(world.path("ca.pem"));
             }
             Self::Wxgate | Self::WxgateKey => {
                 command = Command::new(&world.wxgate);
-                command.args(["serve", "--config"]).arg(self.configuration(world, port)?);
-                for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WXGATE_")) {
+                command
+                    .args(["serve", "--config"])
+                    .arg(self.configuration(world, port)?);
+                for (name, _) in
+                    env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WXGATE_"))
+                {
                     command.env_remove(name);
                 }
             }
@@ -164,7 +198,10 @@ impl System {
             ("@TOKEN@", TOKEN.to_owned()),
             ("@HOST@", HOST.to_owned()),
             ("@CLIENT@", client),
-            ("@BUFFERED@", if self == Self::NginxCopy { "on" } else { "off" }.to_owned()),
+            (
+                "@BUFFERED@",
+                if self == Self::NginxCopy { "on" } else { "off" }.to_owned(),
+            ),
         ] {
             text = text.replace(place, &value);
         }
@@ -181,8 +218,14 @@ impl System {
         let mut child = Child::spawn(&mut command, &output)?;
         child.listens(port, Duration::from_secs(15))?;
         let mut driver = Driver::connect(port, self.key())?;
-        driver.get(1).map_err(|error| format!("{error}; {}", child.said()))?;
-        Ok(Running { system: self, child, port })
+        driver
+            .get(1)
+            .map_err(|error| format!("{error}; {}", child.said()))?;
+        Ok(Running {
+            system: self,
+            child,
+            port,
+        })
     }
 }
 
@@ -198,7 +241,11 @@ impl Running {
 pub(crate) fn list() {
     println!("Commands: compare, count, gate (--help tells more). Systems and tools:\n");
     for system in System::ALL {
-        println!("  {:<12}{}", system.name(), system.missing().unwrap_or_else(|| "ready".to_owned()));
+        println!(
+            "  {:<12}{}",
+            system.name(),
+            system.missing().unwrap_or_else(|| "ready".to_owned())
+        );
     }
     for (tool, package, what) in [
         ("taskset", "util-linux", "binds processes to cores"),
@@ -206,7 +253,10 @@ pub(crate) fn list() {
         ("strace", "strace", "counts system calls"),
     ] {
         let missing = format!("missing: {what} (Debian: apt-get install {package})");
-        println!("  {tool:<12}{}", on_path(tool).map_or(missing, |path| path.display().to_string()));
+        println!(
+            "  {tool:<12}{}",
+            on_path(tool).map_or(missing, |path| path.display().to_string())
+        );
     }
 }
 
@@ -214,8 +264,11 @@ pub(crate) fn list() {
 pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     // Daemons are where root looks, and others do not.
-    let places = env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from));
-    places.map(|folder| folder.join(program)).find(|file| file.is_file())
+    let places =
+        env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from));
+    places
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
 }
 
 fn program(name: &str) -> Command {
@@ -225,7 +278,11 @@ fn program(name: &str) -> Command {
 /// Where this nginx keeps its modules.
 fn nginx_modules() -> PathBuf {
     let said = on_path("nginx").and_then(|nginx| Command::new(nginx).arg("-V").output().ok());
-    let said = said.map(|output| String::from_utf8_lossy(&output.stderr).into_owned()).unwrap_or_default();
-    let path = said.split_whitespace().find_map(|word| word.strip_prefix("--modules-path="));
+    let said = said
+        .map(|output| String::from_utf8_lossy(&output.stderr).into_owned())
+        .unwrap_or_default();
+    let path = said
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("--modules-path="));
     PathBuf::from(path.unwrap_or("/usr/lib/nginx/modules"))
 }

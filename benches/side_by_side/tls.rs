@@ -1,9 +1,14 @@
-//! Certificates of an hour: a root, and a leaf for WeChat's name. The proxies verify them as they would verify WeChat's.
+//! Certificates of an hour: a root, and a leaf for WeChat's name. The proxies verify them as they
+//! would verify WeChat's.
 
 use std::{fs, io, path::Path, sync::Arc};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs::default_provider, pki_types::CertificateDer};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
+use rustls::{
+    ClientConfig, RootCertStore, crypto::aws_lc_rs::default_provider, pki_types::CertificateDer,
+};
 use wxgate::net::{egress::read_certificates, tls::ServerTls};
 
 /// The name in the certificate.
@@ -21,7 +26,8 @@ pub(crate) fn write_certificates(folder: &Path) -> io::Result<()> {
 fn certificates() -> Result<(String, String, String), rcgen::Error> {
     let mut root = CertificateParams::new(Vec::new())?;
     root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    root.distinguished_name.push(DnType::CommonName, "root of a benchmark");
+    root.distinguished_name
+        .push(DnType::CommonName, "root of a benchmark");
     let root_key = KeyPair::generate()?;
     let ca = root.self_signed(&root_key)?.pem();
     let mut leaf = CertificateParams::new(vec![HOST.to_owned(), "127.0.0.1".to_owned()])?;
@@ -34,14 +40,21 @@ fn certificates() -> Result<(String, String, String), rcgen::Error> {
 
 /// For the upstream.
 pub(crate) fn acceptor(folder: &Path) -> io::Result<tokio_rustls::TlsAcceptor> {
-    ServerTls { cert: folder.join("leaf.pem"), key: folder.join("leaf.key"), client_ca: None }.acceptor()
+    ServerTls {
+        cert: folder.join("leaf.pem"),
+        key: folder.join("leaf.key"),
+        client_ca: None,
+    }
+    .acceptor()
 }
 
 /// For the bare proxies: trusts this root alone.
 pub(crate) fn client(ca: &Path) -> io::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     for certificate in read_certificates(ca)? {
-        roots.add(CertificateDer::from(certificate.to_vec())).map_err(io::Error::other)?;
+        roots
+            .add(CertificateDer::from(certificate.to_vec()))
+            .map_err(io::Error::other)?;
     }
     let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()

@@ -1,6 +1,8 @@
-//! A fake WeChat that is cheap: it answers a few calls with fixed bytes, and 403 to whoever does not show the token.
+//! A fake WeChat that is cheap: it answers a few calls with fixed bytes, and 403 to whoever does
+//! not show the token.
 //!
-//! The sandbox of wxgate is more faithful and far too slow for this. One thread, TLS, HTTP/1.1 with stated lengths only.
+//! The sandbox of wxgate is more faithful and far too slow for this. One thread, TLS, HTTP/1.1 with
+//! stated lengths only.
 
 use std::{io, path::PathBuf, rc::Rc, time::Duration};
 
@@ -51,18 +53,26 @@ const ROOM: usize = 64 << 10;
 
 fn answer(status: &str, kind: &str, body: &[u8]) -> Vec<u8> {
     let date = "Mon, 23 Nov 2026 00:00:00 GMT";
-    let head =
-        format!("HTTP/1.1 {status}\r\nDate: {date}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 {status}\r\nDate: {date}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
     [head.as_bytes(), body].concat()
 }
 
 fn json(body: &str) -> Vec<u8> {
-    answer("200 OK", "application/json; encoding=utf-8", body.as_bytes())
+    answer(
+        "200 OK",
+        "application/json; encoding=utf-8",
+        body.as_bytes(),
+    )
 }
 
 /// Serves until it is killed.
 pub(crate) fn serve(options: &Options) -> io::Result<()> {
-    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let acceptor = tls::acceptor(&options.folder)?;
     let answers = Rc::new(Answers::new(options));
     LocalSet::new().block_on(&runtime, async {
@@ -81,7 +91,9 @@ impl Answers {
         let token = &options.token;
         Self {
             shown: format!("access_token={token}").into_bytes(),
-            token_call: json(&format!(r#"{{"access_token":"{token}","expires_in":7200}}"#)),
+            token_call: json(&format!(
+                r#"{{"access_token":"{token}","expires_in":7200}}"#
+            )),
             user: json(USER),
             done: json(r#"{"errcode":0,"errmsg":"ok"}"#),
             image: answer("200 OK", "image/jpeg", &vec![0x5a; 1 << 20]),
@@ -95,7 +107,9 @@ impl Answers {
         match path {
             "/cgi-bin/token" | "/cgi-bin/stable_token" => self.token_delay,
             workload::SLOW => {
-                let stated = query.split('&').find_map(|pair| pair.strip_prefix("ms=")?.parse().ok());
+                let stated = query
+                    .split('&')
+                    .find_map(|pair| pair.strip_prefix("ms=")?.parse().ok());
                 Duration::from_millis(stated.unwrap_or(0))
             }
             _ => Duration::ZERO,
@@ -106,7 +120,11 @@ impl Answers {
         if matches!(path, "/cgi-bin/token" | "/cgi-bin/stable_token") {
             return &self.token_call;
         }
-        if !query.as_bytes().split(|byte| *byte == b'&').any(|pair| pair == self.shown) {
+        if !query
+            .as_bytes()
+            .split(|byte| *byte == b'&')
+            .any(|pair| pair == self.shown)
+        {
             return &self.refusal;
         }
         match path {
@@ -169,18 +187,38 @@ struct Request<'a> {
 fn parse<'a>(bytes: &[u8], answers: &'a Answers) -> io::Result<Option<Request<'a>>> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut request = httparse::Request::new(&mut headers);
-    let Status::Complete(head) = request.parse(bytes).map_err(io::Error::other)? else { return Ok(None) };
+    let Status::Complete(head) = request.parse(bytes).map_err(io::Error::other)? else {
+        return Ok(None);
+    };
     let target = request.path.unwrap_or_default();
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let stated = request.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
-    let body = stated.and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse().ok()).unwrap_or(0);
+    let stated = request
+        .headers
+        .iter()
+        .find(|header| header.name.eq_ignore_ascii_case("content-length"));
+    let body = stated
+        .and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse().ok())
+        .unwrap_or(0);
     let answer = (path != workload::TLS).then(|| answers.to(path, query));
-    Ok(Some(Request { head, body, answer, pause: answers.pause(path, query) }))
+    Ok(Some(Request {
+        head,
+        body,
+        answer,
+        pause: answers.pause(path, query),
+    }))
 }
 
 fn negotiated(stream: &TlsStream<TcpStream>) -> String {
     let connection = stream.get_ref().1;
-    let version = connection.protocol_version().map(|version| format!("{version:?}"));
-    let suite = connection.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()));
-    format!("{} {}", version.unwrap_or_default(), suite.unwrap_or_default())
+    let version = connection
+        .protocol_version()
+        .map(|version| format!("{version:?}"));
+    let suite = connection
+        .negotiated_cipher_suite()
+        .map(|suite| format!("{:?}", suite.suite()));
+    format!(
+        "{} {}",
+        version.unwrap_or_default(),
+        suite.unwrap_or_default()
+    )
 }

@@ -1,4 +1,5 @@
-//! What is asked of a proxy. Loops, rates and connections are the load generator's and the comparison's business.
+//! What is asked of a proxy. Loops, rates and connections are the load generator's and the
+//! comparison's business.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -11,7 +12,8 @@ pub(crate) enum Workload {
     Get,
     /// A message of 1 KiB.
     Post1k,
-    /// The GET at 4,000/s, whatever the proxy makes of it; latency counts from the moment a request was due.
+    /// The GET at 4,000/s, whatever the proxy makes of it; latency counts from the moment a request
+    /// was due.
     Open4000,
     /// The GET, a new connection each.
     Churn,
@@ -28,7 +30,8 @@ pub(crate) const GET: &str = "/cgi-bin/user/info?openid=oLVPpjqs9BhvzwPj5A-vTYAX
 pub(crate) const POST: &str = "/cgi-bin/message/custom/send?x=1";
 pub(crate) const DOWNLOAD: &str = "/cgi-bin/media/get?media_id=abc";
 pub(crate) const UPLOAD: &str = "/cgi-bin/media/upload?type=image";
-/// What the upstream answers there is the TLS version and cipher of the connection on which it was asked.
+/// What the upstream answers there is the TLS version and cipher of the connection on which it was
+/// asked.
 pub(crate) const TLS: &str = "/cgi-bin/bench/tls";
 /// Answered after as many milliseconds as `ms` in the query says.
 pub(crate) const SLOW: &str = "/cgi-bin/bench/slow";
@@ -52,7 +55,11 @@ impl Workload {
 
     /// How many connections it really uses when so many are wanted.
     pub(crate) fn connections(self, wanted: usize) -> usize {
-        if matches!(self, Self::Dl1m | Self::Up10m) { wanted.min(MANY_LARGE) } else { wanted }
+        if matches!(self, Self::Dl1m | Self::Up10m) {
+            wanted.min(MANY_LARGE)
+        } else {
+            wanted
+        }
     }
 
     /// Whether each request closes its connection.
@@ -73,10 +80,19 @@ impl Workload {
 }
 
 /// Any request. The body is as long as stated, and of no interest.
-pub(crate) fn request(method: &str, target: &str, key: Option<&str>, close: bool, body: Option<usize>) -> Vec<u8> {
-    let key = key.map(|key| format!("X-Wxgate-Key: {key}\r\n")).unwrap_or_default();
+pub(crate) fn request(
+    method: &str,
+    target: &str,
+    key: Option<&str>,
+    close: bool,
+    body: Option<usize>,
+) -> Vec<u8> {
+    let key = key
+        .map(|key| format!("X-Wxgate-Key: {key}\r\n"))
+        .unwrap_or_default();
     let close = if close { "Connection: close\r\n" } else { "" };
-    let kind = body.map(|length| format!("Content-Type: application/json\r\nContent-Length: {length}\r\n"));
+    let kind = body
+        .map(|length| format!("Content-Type: application/json\r\nContent-Length: {length}\r\n"));
     let head = format!(
         "{method} {target} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\nUser-Agent: side-by-side/1\r\n\
          {key}{close}{}\r\n",

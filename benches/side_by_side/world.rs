@@ -1,4 +1,5 @@
-//! What all systems have in common: a folder, certificates, the fake upstream, the cores, the wxgate to measure.
+//! What all systems have in common: a folder, certificates, the fake upstream, the cores, the
+//! wxgate to measure.
 
 use std::{
     env, fs,
@@ -47,11 +48,26 @@ impl World {
         let (proxy_core, load_core) = cores();
         let upstream_port = free_port()?;
         let mut command = Command::new(&exe);
-        command.args(["upstream", "--token", TOKEN, "--port"]).arg(upstream_port.to_string());
+        command
+            .args(["upstream", "--token", TOKEN, "--port"])
+            .arg(upstream_port.to_string());
         command.arg("--folder").arg(folder.path());
-        let mut upstream = Child::spawn(&mut pinned(&command, load_core), &folder.path().join("upstream.out"))?;
-        upstream.listens(upstream_port, Duration::from_secs(10)).map_err(|error| format!("upstream: {error}"))?;
-        Ok(Self { _upstream: upstream, upstream_port, folder, exe, wxgate, proxy_core, load_core })
+        let mut upstream = Child::spawn(
+            &mut pinned(&command, load_core),
+            &folder.path().join("upstream.out"),
+        )?;
+        upstream
+            .listens(upstream_port, Duration::from_secs(10))
+            .map_err(|error| format!("upstream: {error}"))?;
+        Ok(Self {
+            _upstream: upstream,
+            upstream_port,
+            folder,
+            exe,
+            wxgate,
+            proxy_core,
+            load_core,
+        })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -69,23 +85,47 @@ impl World {
 
 fn cores() -> (Option<usize>, Option<usize>) {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if cores < 2 || on_path("taskset").is_none() { (None, None) } else { (Some(cores - 1), Some(0)) }
+    if cores < 2 || on_path("taskset").is_none() {
+        (None, None)
+    } else {
+        (Some(cores - 1), Some(0))
+    }
 }
 
 /// Thousands of connections need as many files.
 fn allow_many_files() {
     let limit = getrlimit(Resource::Nofile);
     // Where it is refused, the load says what it could not open.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
 }
 
-/// Brings the release build up to date. It cannot be taken for granted that it is one: `cargo bench` puts a wxgate of its
-/// own there, built with other switches and with what only tests switch on in dependencies.
+/// Brings the release build up to date. It cannot be taken for granted that it is one: `cargo
+/// bench` puts a wxgate of its own there, built with other switches and with what only tests switch
+/// on in dependencies.
 fn release_build(exe: &Path) -> Outcome<PathBuf> {
-    let target = exe.ancestors().nth(3).ok_or("where is the target directory? Give --wxgate PATH")?;
+    let target = exe
+        .ancestors()
+        .nth(3)
+        .ok_or("where is the target directory? Give --wxgate PATH")?;
     eprintln!("bringing the release build up to date (or give --wxgate PATH)");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--release", "--locked", "--quiet", "--bin", "wxgate", "--target-dir"]).arg(target);
+    cargo
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--quiet",
+            "--bin",
+            "wxgate",
+            "--target-dir",
+        ])
+        .arg(target);
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
     let status = cargo.status().map_err(|error| format!("cargo: {error}"))?;
     let path = target.join("release/wxgate");

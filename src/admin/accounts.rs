@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::answer::Problem;
 use crate::{
     base::AccountName,
-    token::{Accounts, Cause, Condition, Keeper, LastError, Refreshed, Status, Tickets, TokenError},
+    token::{
+        Accounts, Cause, Condition, Keeper, LastError, Refreshed, Status, Tickets, TokenError,
+    },
     wechat::ticket::TicketType,
 };
 
@@ -86,14 +88,20 @@ const MAX_ORDER: usize = 4096;
 
 /// Every account with its status, in the order of the configuration.
 pub(super) fn statuses(accounts: &Accounts) -> Vec<(AccountName, Status)> {
-    accounts.iter().map(|(name, keeper)| (name.clone(), keeper.status())).collect()
+    accounts
+        .iter()
+        .map(|(name, keeper)| (name.clone(), keeper.status()))
+        .collect()
 }
 
 /// Every account as a row, in the order of the configuration.
 pub(super) fn rows(accounts: &Accounts) -> Vec<Row> {
     let row = |(name, keeper): (&AccountName, &Keeper)| {
         let tickets = keeper.tickets().into_iter().flat_map(Tickets::statuses);
-        Row { tickets: tickets.map(TicketRow::from).collect(), ..Row::of(name, keeper.status()) }
+        Row {
+            tickets: tickets.map(TicketRow::from).collect(),
+            ..Row::of(name, keeper.status())
+        }
     };
     accounts.iter().map(row).collect()
 }
@@ -110,14 +118,23 @@ pub(super) fn word(condition: Condition) -> &'static str {
 }
 
 /// `POST /api/accounts/NAME/refresh`. A caller that hangs up stops nothing.
-pub(super) async fn refresh(accounts: &Accounts, name: &str, body: Body) -> Result<Response, Problem> {
-    let keeper = AccountName::new(name).and_then(|name| accounts.get(&name)).ok_or_else(unknown_account)?;
+pub(super) async fn refresh(
+    accounts: &Accounts,
+    name: &str,
+    body: Body,
+) -> Result<Response, Problem> {
+    let keeper = AccountName::new(name)
+        .and_then(|name| accounts.get(&name))
+        .ok_or_else(unknown_account)?;
     let order = read_order(body).await?;
     let result = keeper.refresh_now(order.force).await;
     note(keeper, order.force, &result);
     let done = result.map_err(|error| refused(keeper.name(), &error))?;
-    let report =
-        Report { refreshed: done.refreshed, generation: done.generation.0, expires_in: done.expires_in.as_secs() };
+    let report = Report {
+        refreshed: done.refreshed,
+        generation: done.generation.0,
+        expires_in: done.expires_in.as_secs(),
+    };
     Ok(Json(report).into_response())
 }
 
@@ -132,7 +149,10 @@ impl Row {
             expires_in: status.expires_in,
             age: status.age,
             next_attempt_in: status.next_attempt_in,
-            budgets: Budgets { classic: status.classic_left, forced: status.forced_left },
+            budgets: Budgets {
+                classic: status.classic_left,
+                forced: status.forced_left,
+            },
             conflicts: status.conflicts,
             last_error: status.last_error.map(Trouble::from),
             tickets: Vec::new(),
@@ -156,12 +176,19 @@ impl From<(TicketType, Status)> for TicketRow {
 
 impl From<LastError> for Trouble {
     fn from(error: LastError) -> Self {
-        Self { label: error.label, errcode: error.errcode, sentence: error.sentence, failures: error.failures }
+        Self {
+            label: error.label,
+            errcode: error.errcode,
+            sentence: error.sentence,
+            failures: error.failures,
+        }
     }
 }
 
 async fn read_order(body: Body) -> Result<Order, Problem> {
-    let bytes = body::to_bytes(body, MAX_ORDER).await.map_err(|_| bad_order())?;
+    let bytes = body::to_bytes(body, MAX_ORDER)
+        .await
+        .map_err(|_| bad_order())?;
     match bytes.trim_ascii() {
         [] => Ok(Order::default()),
         // Without this look, serde would take an array for a struct.
@@ -196,7 +223,11 @@ fn refused(name: &AccountName, error: &TokenError) -> Problem {
     Problem {
         errcode: error.errcode(),
         retry_after: wait.map(|wait| Duration::as_secs(&wait)),
-        ..Problem::new(status, slug, format!("account {name} got no new token: {}", error.cause()))
+        ..Problem::new(
+            status,
+            slug,
+            format!("account {name} got no new token: {}", error.cause()),
+        )
     }
 }
 
@@ -207,6 +238,8 @@ fn note(keeper: &Keeper, force: bool, result: &Result<Refreshed, TokenError>) {
         Ok(done) => tracing::info!(
             %account, force, refreshed = done.refreshed, generation = done.generation.0, "refreshed by hand"
         ),
-        Err(error) => tracing::warn!(%account, force, reason = error.label(), "refresh by hand failed"),
+        Err(error) => {
+            tracing::warn!(%account, force, reason = error.label(), "refresh by hand failed")
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! The form of every answer: JSON, errors as `{"error":SLUG,"message":…}`, and the headers that browsers obey.
+//! The form of every answer: JSON, errors as `{"error":SLUG,"message":…}`, and the headers that
+//! browsers obey.
 
 use axum::{
     Json,
@@ -25,8 +26,8 @@ pub(super) struct Problem {
     pub(super) retry_after: Option<u64>,
 }
 
-/// For every answer, so that none can be forgotten. Script and style may only come from this listener, never from the
-/// page itself; nothing is kept in a cache.
+/// For every answer, so that none can be forgotten. Script and style may only come from this
+/// listener, never from the page itself; nothing is kept in a cache.
 const BROWSER_HEADERS: [(HeaderName, &str); 4] = [
     (
         header::CONTENT_SECURITY_POLICY,
@@ -40,7 +41,13 @@ const BROWSER_HEADERS: [(HeaderName, &str); 4] = [
 
 impl Problem {
     pub(super) fn new(status: StatusCode, slug: &'static str, message: impl Into<String>) -> Self {
-        Self { status, slug, message: message.into(), errcode: None, retry_after: None }
+        Self {
+            status,
+            slug,
+            message: message.into(),
+            errcode: None,
+            retry_after: None,
+        }
     }
 
     /// What is not there.
@@ -52,7 +59,11 @@ impl Problem {
     /// What is there, but not to be asked like this.
     pub(super) fn wrong_method() -> Self {
         let message = "the method does not fit: the header Allow names those that do";
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            message,
+        )
     }
 }
 
@@ -61,7 +72,9 @@ impl IntoResponse for Problem {
         let (status, retry_after) = (self.status, self.retry_after);
         let mut response = (status, Json(self)).into_response();
         if let Some(seconds) = retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if status == StatusCode::UNAUTHORIZED {
             let how = HeaderValue::from_static("Bearer realm=\"wxgate\"");
@@ -74,7 +87,9 @@ impl IntoResponse for Problem {
 /// Adds what browsers must know.
 pub(super) fn sealed(mut response: Response) -> Response {
     for (name, value) in BROWSER_HEADERS {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+        response
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
     }
     response
 }

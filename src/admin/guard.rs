@@ -1,7 +1,9 @@
-//! Who may see page and API: whoever names a known host, does not come from another site, and shows the key.
+//! Who may see page and API: whoever names a known host, does not come from another site, and shows
+//! the key.
 //!
-//! A browser is a tunnel into loopback: any web page can send requests there, and with a name of its own that resolves
-//! to 127.0.0.1 it could read the answers too. Pure; probes and metrics do not pass here.
+//! A browser is a tunnel into loopback: any web page can send requests there, and with a name of
+//! its own that resolves to 127.0.0.1 it could read the answers too. Pure; probes and metrics do
+//! not pass here.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -33,16 +35,27 @@ const KEY: HeaderName = HeaderName::from_static("x-wxgate-key");
 
 impl Guard {
     pub(super) fn new(settings: &Settings) -> Self {
-        Self { hosts: settings.hosts.clone(), key: settings.key.clone() }
+        Self {
+            hosts: settings.hosts.clone(),
+            key: settings.key.clone(),
+        }
     }
 
     /// The same key with other hosts.
     pub(super) fn with_hosts(&self, settings: &Settings) -> Self {
-        Self { hosts: settings.hosts.clone(), key: self.key.clone() }
+        Self {
+            hosts: settings.hosts.clone(),
+            key: self.key.clone(),
+        }
     }
 
     /// Lets a request in, or says why not.
-    pub(super) fn admit(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Denied> {
+    pub(super) fn admit(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<(), Denied> {
         let named = authorities(uri, headers).ok_or(Denied::Host)?;
         if named.is_empty() || !named.iter().all(|authority| self.knows(authority)) {
             return Err(Denied::Host);
@@ -57,8 +70,13 @@ impl Guard {
     }
 
     fn knows(&self, authority: &str) -> bool {
-        let Some(host) = host_of(authority) else { return false };
-        if let Some(v6) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        let Some(host) = host_of(authority) else {
+            return false;
+        };
+        if let Some(v6) = host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
             return v6.parse::<Ipv6Addr>().is_ok();
         }
         let host = host.to_ascii_lowercase();
@@ -97,11 +115,19 @@ impl From<Denied> for Problem {
     }
 }
 
-/// Every name under which the request says it reached us; `None` if one is not text. More than one is possible: the
-/// absolute form and each `Host` line.
+/// Every name under which the request says it reached us; `None` if one is not text. More than one
+/// is possible: the absolute form and each `Host` line.
 fn authorities<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Option<Vec<&'r str>> {
     let target = uri.authority().map(|authority| Some(authority.as_str()));
-    target.into_iter().chain(headers.get_all(header::HOST).iter().map(|host| host.to_str().ok())).collect()
+    target
+        .into_iter()
+        .chain(
+            headers
+                .get_all(header::HOST)
+                .iter()
+                .map(|host| host.to_str().ok()),
+        )
+        .collect()
 }
 
 /// The part before the port; brackets stay.
@@ -111,30 +137,54 @@ fn host_of(authority: &str) -> Option<&str> {
         None => Some(authority),
         Some((before, port)) => {
             let is_port = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-            if is_port { authority.get(..end + before.len()) } else { None }
+            if is_port {
+                authority.get(..end + before.len())
+            } else {
+                None
+            }
         }
     }
 }
 
-/// Browsers say where a request comes from: all current ones by `Sec-Fetch-Site`, older ones by `Origin`. What says
-/// neither is no browser.
+/// Browsers say where a request comes from: all current ones by `Sec-Fetch-Site`, older ones by
+/// `Origin`. What says neither is no browser.
 fn is_cross_site(named: &[&str], headers: &HeaderMap) -> bool {
     let foreign_fetch = |value: &[u8]| !matches!(value, b"same-origin" | b"none");
     let foreign_origin = |value: &[u8]| {
-        let origin = std::str::from_utf8(value).ok().and_then(|origin| origin.split_once("://"));
-        !origin.is_some_and(|(_, from)| named.iter().all(|authority| authority.eq_ignore_ascii_case(from)))
+        let origin = std::str::from_utf8(value)
+            .ok()
+            .and_then(|origin| origin.split_once("://"));
+        !origin.is_some_and(|(_, from)| {
+            named
+                .iter()
+                .all(|authority| authority.eq_ignore_ascii_case(from))
+        })
     };
-    headers.get_all(FETCH_SITE).iter().any(|value| foreign_fetch(value.as_bytes()))
-        || headers.get_all(header::ORIGIN).iter().any(|value| foreign_origin(value.as_bytes()))
+    headers
+        .get_all(FETCH_SITE)
+        .iter()
+        .any(|value| foreign_fetch(value.as_bytes()))
+        || headers
+            .get_all(header::ORIGIN)
+            .iter()
+            .any(|value| foreign_origin(value.as_bytes()))
 }
 
 fn shows(key: &Secret, headers: &HeaderMap) -> bool {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| {
-        let (scheme, credential) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| credential.trim())
-    });
+    let bearer = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| {
+            let (scheme, credential) = value.split_once(' ')?;
+            scheme
+                .eq_ignore_ascii_case("bearer")
+                .then(|| credential.trim())
+        });
     let plain = headers.get(KEY).and_then(|value| value.to_str().ok());
-    bearer.into_iter().chain(plain).any(|shown| key.matches(shown))
+    bearer
+        .into_iter()
+        .chain(plain)
+        .any(|shown| key.matches(shown))
 }
 
 #[cfg(test)]
@@ -144,11 +194,17 @@ mod tests {
     use super::*;
 
     fn guard(key: Option<&str>) -> Guard {
-        Guard { hosts: vec!["admin.internal".into()], key: key.map(Secret::new) }
+        Guard {
+            hosts: vec!["admin.internal".into()],
+            key: key.map(Secret::new),
+        }
     }
 
     fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
-        lines.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+        lines
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
+            .collect()
     }
 
     fn ask(guard: &Guard, method: &Method, lines: &[(&'static str, &str)]) -> Result<(), Denied> {
@@ -169,7 +225,11 @@ mod tests {
             "admin.internal",
             "Admin.Internal:443",
         ] {
-            assert_eq!(ask(&guard(None), &Method::GET, &[("host", host)]), Ok(()), "{host}");
+            assert_eq!(
+                ask(&guard(None), &Method::GET, &[("host", host)]),
+                Ok(()),
+                "{host}"
+            );
         }
     }
 
@@ -197,7 +257,11 @@ mod tests {
             "2130706433",
             "127.0.0.1, evil.example",
         ] {
-            assert_eq!(ask(&guard(None), &Method::GET, &[("host", host)]), Err(Denied::Host), "{host}");
+            assert_eq!(
+                ask(&guard(None), &Method::GET, &[("host", host)]),
+                Err(Denied::Host),
+                "{host}"
+            );
         }
     }
 
@@ -206,12 +270,24 @@ mod tests {
         assert_eq!(ask(&guard(None), &Method::GET, &[]), Err(Denied::Host));
         let mut two = headers(&[("host", "localhost")]);
         two.append(header::HOST, "evil.example".parse().unwrap());
-        assert_eq!(guard(None).admit(&Method::GET, &Uri::from_static("/"), &two), Err(Denied::Host));
+        assert_eq!(
+            guard(None).admit(&Method::GET, &Uri::from_static("/"), &two),
+            Err(Denied::Host)
+        );
         let absolute = Uri::from_static("http://evil.example/");
-        assert_eq!(guard(None).admit(&Method::GET, &absolute, &headers(&[("host", "localhost")])), Err(Denied::Host));
+        assert_eq!(
+            guard(None).admit(&Method::GET, &absolute, &headers(&[("host", "localhost")])),
+            Err(Denied::Host)
+        );
         let mut bytes = headers(&[]);
-        bytes.insert(header::HOST, axum::http::HeaderValue::from_bytes(b"local\xffhost").unwrap());
-        assert_eq!(guard(None).admit(&Method::GET, &Uri::from_static("/"), &bytes), Err(Denied::Host));
+        bytes.insert(
+            header::HOST,
+            axum::http::HeaderValue::from_bytes(b"local\xffhost").unwrap(),
+        );
+        assert_eq!(
+            guard(None).admit(&Method::GET, &Uri::from_static("/"), &bytes),
+            Err(Denied::Host)
+        );
     }
 
     #[test]
@@ -226,7 +302,10 @@ mod tests {
             &[("sec-fetch-site", "same-origin")],
             &[("sec-fetch-site", "none")],
             &[("origin", "http://127.0.0.1:8081")],
-            &[("origin", "https://127.0.0.1:8081"), ("sec-fetch-site", "same-origin")],
+            &[
+                ("origin", "https://127.0.0.1:8081"),
+                ("sec-fetch-site", "same-origin"),
+            ],
         ] {
             assert_eq!(post(fine), Ok(()), "{fine:?}");
         }
@@ -239,8 +318,14 @@ mod tests {
             &[("origin", "http://evil.example")],
             &[("origin", "http://127.0.0.1:3000")],
             &[("origin", "http://127.0.0.1:8081.evil.example")],
-            &[("origin", "http://evil.example"), ("sec-fetch-site", "same-origin")],
-            &[("origin", "http://127.0.0.1:8081"), ("sec-fetch-site", "cross-site")],
+            &[
+                ("origin", "http://evil.example"),
+                ("sec-fetch-site", "same-origin"),
+            ],
+            &[
+                ("origin", "http://127.0.0.1:8081"),
+                ("sec-fetch-site", "cross-site"),
+            ],
         ] {
             assert_eq!(post(foreign), Err(Denied::CrossSite), "{foreign:?}");
         }
@@ -248,12 +333,26 @@ mod tests {
 
     #[test]
     fn only_reading_is_free_of_the_question_where_it_comes_from() {
-        let foreign = [("host", "localhost"), ("sec-fetch-site", "cross-site"), ("origin", "http://evil.example")];
+        let foreign = [
+            ("host", "localhost"),
+            ("sec-fetch-site", "cross-site"),
+            ("origin", "http://evil.example"),
+        ];
         for method in [Method::GET, Method::HEAD] {
             assert_eq!(ask(&guard(None), &method, &foreign), Ok(()), "{method}");
         }
-        for method in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS] {
-            assert_eq!(ask(&guard(None), &method, &foreign), Err(Denied::CrossSite), "{method}");
+        for method in [
+            Method::POST,
+            Method::PUT,
+            Method::DELETE,
+            Method::PATCH,
+            Method::OPTIONS,
+        ] {
+            assert_eq!(
+                ask(&guard(None), &method, &foreign),
+                Err(Denied::CrossSite),
+                "{method}"
+            );
         }
     }
 
@@ -288,7 +387,10 @@ mod tests {
     #[test]
     fn a_stranger_learns_nothing_of_the_key() {
         let lines = [("host", "evil.example"), ("authorization", "Bearer k")];
-        assert_eq!(ask(&guard(Some("k")), &Method::GET, &lines), Err(Denied::Host));
+        assert_eq!(
+            ask(&guard(Some("k")), &Method::GET, &lines),
+            Err(Denied::Host)
+        );
     }
 
     proptest! {

@@ -23,12 +23,19 @@ pub struct Control {
 
 impl Control {
     pub(super) fn new(settings: &Settings, accounts: Arc<Accounts>) -> Self {
-        let live = Live { guard: Guard::new(settings), accounts };
-        Self { live: Arc::new(ArcSwap::from_pointee(live)), exposed: !settings.listen.is_local() }
+        let live = Live {
+            guard: Guard::new(settings),
+            accounts,
+        };
+        Self {
+            live: Arc::new(ArcSwap::from_pointee(live)),
+            exposed: !settings.listen.is_local(),
+        }
     }
 
-    /// Puts another key, other hosts and other accounts into force. A listener that other machines can reach keeps its
-    /// key when the new settings have none: those are for another address, which only a restart can take.
+    /// Puts another key, other hosts and other accounts into force. A listener that other machines
+    /// can reach keeps its key when the new settings have none: those are for another address,
+    /// which only a restart can take.
     pub fn switch(&self, settings: &Settings, accounts: Arc<Accounts>) {
         let guard = if self.exposed && settings.key.is_none() {
             self.live.load().guard.with_hosts(settings)
@@ -48,12 +55,24 @@ mod tests {
 
     fn lets_in(control: &Control, host: &str, key: &str) -> bool {
         let lines = [(header::HOST, host), (header::AUTHORIZATION, key)];
-        let headers: HeaderMap = lines.into_iter().map(|(name, value)| (name, value.parse().unwrap())).collect();
-        control.live.load().guard.admit(&Method::GET, &Uri::from_static("/"), &headers).is_ok()
+        let headers: HeaderMap = lines
+            .into_iter()
+            .map(|(name, value)| (name, value.parse().unwrap()))
+            .collect();
+        control
+            .live
+            .load()
+            .guard
+            .admit(&Method::GET, &Uri::from_static("/"), &headers)
+            .is_ok()
     }
 
     fn settings(listen: &str, key: Option<&str>, host: &str) -> Settings {
-        Settings { listen: listen.parse().unwrap(), key: key.map(Secret::new), hosts: vec![host.to_owned()] }
+        Settings {
+            listen: listen.parse().unwrap(),
+            key: key.map(Secret::new),
+            hosts: vec![host.to_owned()],
+        }
     }
 
     #[test]

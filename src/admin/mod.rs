@@ -1,7 +1,9 @@
-//! What operators see: a page, health, metrics, the accounts, and ways to refresh one and to reload by hand.
+//! What operators see: a page, health, metrics, the accounts, and ways to refresh one and to reload
+//! by hand.
 //!
-//! Shows no token and no secret; a token is named by its fingerprint. The page is plain HTML without script until the
-//! console is built. `GET /api/events` does not exist yet and is answered 404.
+//! Shows no token and no secret; a token is named by its fingerprint. The page is plain HTML
+//! without script until the console is built. `GET /api/events` does not exist yet and is answered
+//! 404.
 
 mod accounts;
 mod answer;
@@ -46,13 +48,17 @@ pub struct Admin {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Other machines could reach it, and nothing would hold them off.
-    #[error("{address} can be reached from other machines: set admin.key, or listen on 127.0.0.1 or a Unix socket")]
+    #[error(
+        "{address} can be reached from other machines: set admin.key, or listen on 127.0.0.1 or a Unix socket"
+    )]
     KeyMissing {
         /// As configured.
         address: String,
     },
     /// The system said no.
-    #[error("cannot listen on {address}: {source}; choose another admin.listen or stop what stands there")]
+    #[error(
+        "cannot listen on {address}: {source}; choose another admin.listen or stop what stands there"
+    )]
     Listen {
         /// As configured.
         address: String,
@@ -63,8 +69,17 @@ pub enum BindError {
 
 impl Admin {
     /// Takes the address; connections are answered once it runs. Must be called inside a runtime.
-    pub fn bind(settings: &Settings, accounts: Arc<Accounts>, metrics: Metrics) -> Result<Self, BindError> {
-        Ok(Self::on(Self::listen(settings)?, settings, accounts, metrics))
+    pub fn bind(
+        settings: &Settings,
+        accounts: Arc<Accounts>,
+        metrics: Metrics,
+    ) -> Result<Self, BindError> {
+        Ok(Self::on(
+            Self::listen(settings)?,
+            settings,
+            accounts,
+            metrics,
+        ))
     }
 
     /// Only takes the address, for a start that wants to know first whether it can have it.
@@ -77,8 +92,18 @@ impl Admin {
     }
 
     /// On an address that is taken already.
-    pub fn on(listener: Listener, settings: &Settings, accounts: Arc<Accounts>, metrics: Metrics) -> Self {
-        Self { listener, control: Control::new(settings, accounts), metrics, reload: None }
+    pub fn on(
+        listener: Listener,
+        settings: &Settings,
+        accounts: Arc<Accounts>,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            listener,
+            control: Control::new(settings, accounts),
+            metrics,
+            reload: None,
+        }
     }
 
     /// Lets operators reload. Without this, they are told that it cannot be done.
@@ -101,7 +126,12 @@ impl Admin {
     /// Serves until the drain is aborting. Readiness is gone from the
     /// moment the drain is leaving.
     pub async fn run(self, drain: Drain) {
-        let site = Arc::new(Site::new(self.control, self.metrics, drain.clone(), self.reload));
+        let site = Arc::new(Site::new(
+            self.control,
+            self.metrics,
+            drain.clone(),
+            self.reload,
+        ));
         serve(self.listener, drain, move |request| {
             let site = Arc::clone(&site);
             async move { Ok(site.answer(request.map(Body::new)).await) }
@@ -112,7 +142,9 @@ impl Admin {
 
 impl fmt::Debug for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admin").field("listener", &self.listener).finish_non_exhaustive()
+        f.debug_struct("Admin")
+            .field("listener", &self.listener)
+            .finish_non_exhaustive()
     }
 }
 

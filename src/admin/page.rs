@@ -1,4 +1,5 @@
-//! The page at `/`: one table, no script, no style, nothing to click but links. A stand-in for the console.
+//! The page at `/`: one table, no script, no style, nothing to click but links. A stand-in for the
+//! console.
 //!
 //! Pure; everything that is not a constant of this file is escaped.
 
@@ -30,7 +31,11 @@ const LINKS: &str = "<p><a href=\"/api/accounts\">Accounts as JSON</a> · <a hre
 fn write_page(page: &mut String, rows: &[Row], ready: bool) -> fmt::Result {
     let readiness = if ready { "ready" } else { "not ready" };
     page.push_str(HEAD);
-    writeln!(page, "<h1>wxgate {}</h1>\n<p>This node is {readiness}.</p>", env!("CARGO_PKG_VERSION"))?;
+    writeln!(
+        page,
+        "<h1>wxgate {}</h1>\n<p>This node is {readiness}.</p>",
+        env!("CARGO_PKG_VERSION")
+    )?;
     page.push_str(TABLE);
     rows.iter().try_for_each(|row| write_row(page, row))?;
     page.push_str("</tbody></table>\n");
@@ -39,8 +44,13 @@ fn write_page(page: &mut String, rows: &[Row], ready: bool) -> fmt::Result {
 }
 
 fn write_row(page: &mut String, row: &Row) -> fmt::Result {
-    let budgets = [("classic", row.budgets.classic), ("forced", row.budgets.forced)];
-    let budgets = budgets.iter().filter_map(|(kind, left)| left.map(|left| format!("{left} {kind}")));
+    let budgets = [
+        ("classic", row.budgets.classic),
+        ("forced", row.budgets.forced),
+    ];
+    let budgets = budgets
+        .iter()
+        .filter_map(|(kind, left)| left.map(|left| format!("{left} {kind}")));
     let cells = [
         row.name.clone(),
         row.state.to_owned(),
@@ -60,7 +70,11 @@ fn write_row(page: &mut String, row: &Row) -> fmt::Result {
 }
 
 fn advice(row: &Row) -> String {
-    let mut advice = row.last_error.as_ref().map(|error| error.sentence.clone()).unwrap_or_default();
+    let mut advice = row
+        .last_error
+        .as_ref()
+        .map(|error| error.sentence.clone())
+        .unwrap_or_default();
     if row.conflicts > 0 {
         let gap = if advice.is_empty() { "" } else { " · " };
         let _ = write!(
@@ -74,7 +88,11 @@ fn advice(row: &Row) -> String {
 
 /// Seconds, or minutes where seconds say no more.
 fn span(seconds: u64) -> String {
-    if seconds < 120 { format!("{seconds} s") } else { format!("{} min", seconds / 60) }
+    if seconds < 120 {
+        format!("{seconds} s")
+    } else {
+        format!("{} min", seconds / 60)
+    }
 }
 
 impl fmt::Display for Escaped<'_> {
@@ -109,9 +127,17 @@ mod tests {
             expires_in: Some(7140),
             age: Some(60),
             next_attempt_in: Some(5),
-            budgets: Budgets { classic: Some(1999), forced: None },
+            budgets: Budgets {
+                classic: Some(1999),
+                forced: None,
+            },
             conflicts: 3,
-            last_error: Some(Trouble { label: "other", errcode: Some(1), sentence: sentence.into(), failures: 1 }),
+            last_error: Some(Trouble {
+                label: "other",
+                errcode: Some(1),
+                sentence: sentence.into(),
+                failures: 1,
+            }),
             tickets: Vec::new(),
         }
     }

@@ -37,22 +37,31 @@ pub(super) struct Lack {
     next_attempt_in: Option<u64>,
 }
 
-/// Ready is a node that is not leaving, has one usable account at least, and waits for none: an account that WeChat
-/// refuses for good is settled, so that one frozen account does not take all nodes out. With `all` each one must be
-/// usable.
+/// Ready is a node that is not leaving, has one usable account at least, and waits for none: an
+/// account that WeChat refuses for good is settled, so that one frozen account does not take all
+/// nodes out. With `all` each one must be usable.
 pub(super) fn judge(accounts: &[(AccountName, Status)], all: bool, leaving: bool) -> Readiness {
     let settled = |status: &Status| status.usable || !all && status.condition == Condition::Fatal;
     let some = accounts.iter().any(|(_, status)| status.usable);
     let trouble = if leaving {
-        Some(("draining", "wxgate is stopping: send requests to another node"))
+        Some((
+            "draining",
+            "wxgate is stopping: send requests to another node",
+        ))
     } else if accounts.is_empty() {
         Some(("no_account", "no account is configured: add an [[account]]"))
     } else if !some || !accounts.iter().all(|(_, status)| settled(status)) {
-        Some(("not_ready", "accounts have no usable token: see lacking for each one's reason"))
+        Some((
+            "not_ready",
+            "accounts have no usable token: see lacking for each one's reason",
+        ))
     } else {
         None
     };
-    let lacking = accounts.iter().filter(|(_, status)| !status.usable).map(|(name, status)| Lack::of(name, status));
+    let lacking = accounts
+        .iter()
+        .filter(|(_, status)| !status.usable)
+        .map(|(name, status)| Lack::of(name, status));
     Readiness {
         ready: trouble.is_none(),
         error: trouble.map(|(slug, _)| slug),
@@ -72,7 +81,9 @@ pub(super) fn asks_for_all(query: Option<&str>) -> bool {
 impl Lack {
     fn of(name: &AccountName, status: &Status) -> Self {
         let error = status.last_error.as_ref();
-        let message = error.map_or("a token is being fetched: wait a moment", |error| &error.sentence);
+        let message = error.map_or("a token is being fetched: wait a moment", |error| {
+            &error.sentence
+        });
         Self {
             account: name.to_string(),
             state: word(status.condition),
@@ -85,7 +96,11 @@ impl Lack {
 
 impl IntoResponse for Readiness {
     fn into_response(self) -> Response {
-        let status = if self.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let status = if self.ready {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
         (status, Json(self)).into_response()
     }
 }
@@ -97,11 +112,19 @@ mod tests {
     use super::*;
     use crate::token::LastError;
 
-    const CONDITIONS: [Condition; 5] =
-        [Condition::Ok, Condition::Waiting, Condition::Degraded, Condition::Failing, Condition::Fatal];
+    const CONDITIONS: [Condition; 5] = [
+        Condition::Ok,
+        Condition::Waiting,
+        Condition::Degraded,
+        Condition::Failing,
+        Condition::Fatal,
+    ];
 
     fn status(condition: Condition) -> Status {
-        let refused = matches!(condition, Condition::Fatal | Condition::Failing | Condition::Degraded);
+        let refused = matches!(
+            condition,
+            Condition::Fatal | Condition::Failing | Condition::Degraded
+        );
         Status {
             condition,
             usable: matches!(condition, Condition::Ok | Condition::Degraded),
@@ -124,7 +147,11 @@ mod tests {
 
     fn accounts(conditions: &[Condition]) -> Vec<(AccountName, Status)> {
         let name = |index: usize| AccountName::new(&format!("a{index}")).unwrap();
-        conditions.iter().enumerate().map(|(index, condition)| (name(index), status(*condition))).collect()
+        conditions
+            .iter()
+            .enumerate()
+            .map(|(index, condition)| (name(index), status(*condition)))
+            .collect()
     }
 
     fn ready(conditions: &[Condition], all: bool) -> bool {
@@ -149,7 +176,11 @@ mod tests {
             (&[Ok, Fatal, Waiting], false, false),
             (&[Ok, Degraded], true, true),
         ] {
-            assert_eq!((ready(conditions, false), ready(conditions, true)), (some, all), "{conditions:?}");
+            assert_eq!(
+                (ready(conditions, false), ready(conditions, true)),
+                (some, all),
+                "{conditions:?}"
+            );
         }
     }
 
@@ -161,7 +192,11 @@ mod tests {
 
     #[test]
     fn the_body_names_who_lacks_a_token_and_what_to_do() {
-        let judged = judge(&accounts(&[Condition::Ok, Condition::Fatal, Condition::Waiting]), false, false);
+        let judged = judge(
+            &accounts(&[Condition::Ok, Condition::Fatal, Condition::Waiting]),
+            false,
+            false,
+        );
         assert_eq!(
             serde_json::to_value(&judged).unwrap(),
             serde_json::json!({
@@ -192,7 +227,15 @@ mod tests {
         for yes in ["all", "all=1", "all=true", "all=", "verbose&all"] {
             assert!(asks_for_all(Some(yes)), "{yes}");
         }
-        for no in [None, Some(""), Some("all=0"), Some("all=false"), Some("ALL"), Some("wall"), Some("x=all")] {
+        for no in [
+            None,
+            Some(""),
+            Some("all=0"),
+            Some("all=false"),
+            Some("ALL"),
+            Some("wall"),
+            Some("x=all"),
+        ] {
             assert!(!asks_for_all(no), "{no:?}");
         }
     }

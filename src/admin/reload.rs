@@ -51,8 +51,10 @@ struct Refused {
 /// Has it done and tells the outcome; without one who can do it there is nothing to load again.
 pub(super) async fn answer(reload: Option<&Reload>) -> Response {
     let Some(reload) = reload else {
-        let message = "this wxgate was started without a configuration that could be read again: restart it";
-        return Problem::new(StatusCode::NOT_IMPLEMENTED, "reload_unavailable", message).into_response();
+        let message =
+            "this wxgate was started without a configuration that could be read again: restart it";
+        return Problem::new(StatusCode::NOT_IMPLEMENTED, "reload_unavailable", message)
+            .into_response();
     };
     reload().await.into_response()
 }
@@ -60,14 +62,21 @@ pub(super) async fn answer(reload: Option<&Reload>) -> Response {
 impl IntoResponse for Reloaded {
     fn into_response(self) -> Response {
         match self {
-            Self::Done { accounts, restart_needed } => {
+            Self::Done {
+                accounts,
+                restart_needed,
+            } => {
                 let accounts = accounts.iter().map(ToString::to_string).collect();
-                Json(Done { reloaded: true, accounts, restart_needed }).into_response()
+                Json(Done {
+                    reloaded: true,
+                    accounts,
+                    restart_needed,
+                })
+                .into_response()
             }
             Self::Refused { problems } => {
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
-                let message =
-                    "the configuration cannot be used, the old one stays in force: see problems, then try again";
+                let message = "the configuration cannot be used, the old one stays in force: see problems, then try again";
                 let problem = Problem::new(status, "bad_configuration", message);
                 (status, Json(Refused { problem, problems })).into_response()
             }
@@ -91,20 +100,39 @@ mod tests {
         });
         let response = answer(reload.as_ref()).await;
         let status = response.status().as_u16();
-        (status, serde_json::from_slice(&to_bytes(response.into_body(), 4096).await.unwrap()).unwrap())
+        (
+            status,
+            serde_json::from_slice(&to_bytes(response.into_body(), 4096).await.unwrap()).unwrap(),
+        )
     }
 
     #[tokio::test]
     async fn the_answers_have_the_form_that_scripts_know() {
         let accounts = vec![AccountName::new("shop").unwrap()];
         assert_eq!(
-            told(Some(Reloaded::Done { accounts, restart_needed: vec!["server.listen"] })).await,
-            (200, json!({"reloaded": true, "accounts": ["shop"], "restart_needed": ["server.listen"]}))
+            told(Some(Reloaded::Done {
+                accounts,
+                restart_needed: vec!["server.listen"]
+            }))
+            .await,
+            (
+                200,
+                json!({"reloaded": true, "accounts": ["shop"], "restart_needed": ["server.listen"]})
+            )
         );
-        let (status, refused) = told(Some(Reloaded::Refused { problems: vec!["one".into(), "two".into()] })).await;
-        assert_eq!((status, &refused["error"]), (422, &json!("bad_configuration")));
+        let (status, refused) = told(Some(Reloaded::Refused {
+            problems: vec!["one".into(), "two".into()],
+        }))
+        .await;
+        assert_eq!(
+            (status, &refused["error"]),
+            (422, &json!("bad_configuration"))
+        );
         assert_eq!(refused["problems"], json!(["one", "two"]));
         let (status, nothing) = told(None).await;
-        assert_eq!((status, &nothing["error"]), (501, &json!("reload_unavailable")));
+        assert_eq!(
+            (status, &nothing["error"]),
+            (501, &json!("reload_unavailable"))
+        );
     }
 }

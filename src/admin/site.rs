@@ -43,12 +43,23 @@ struct Sources {
 
 type Shared = State<Arc<Sources>>;
 
-/// Open to anybody under any name, with or without a key: probes and scrapers come by bare addresses and service names.
+/// Open to anybody under any name, with or without a key: probes and scrapers come by bare
+/// addresses and service names.
 const OPEN: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
 impl Site {
-    pub(super) fn new(control: Control, metrics: Metrics, drain: Drain, reload: Option<Reload>) -> Self {
-        let sources = Sources { control: control.clone(), metrics, drain, reload };
+    pub(super) fn new(
+        control: Control,
+        metrics: Metrics,
+        drain: Drain,
+        reload: Option<Reload>,
+    ) -> Self {
+        let sources = Sources {
+            control: control.clone(),
+            metrics,
+            drain,
+            reload,
+        };
         let router = Router::new()
             .route("/", get(console))
             .route("/livez", get(async || "ok\n"))
@@ -56,14 +67,18 @@ impl Site {
             .route("/metrics", get(metrics_page))
             .route("/api/accounts", get(list))
             .route("/api/accounts/{name}/refresh", post(refresh))
-            .route("/api/reload", post(async |State(sources): Shared| reload::answer(sources.reload.as_ref()).await))
+            .route(
+                "/api/reload",
+                post(async |State(sources): Shared| reload::answer(sources.reload.as_ref()).await),
+            )
             .fallback(async || Problem::not_found())
             .method_not_allowed_fallback(async || Problem::wrong_method())
             .with_state(Arc::new(sources));
         Self { control, router }
     }
 
-    /// Answers; what is not expressly open passes the guard first, routes that do not exist included.
+    /// Answers; what is not expressly open passes the guard first, routes that do not exist
+    /// included.
     pub(super) async fn answer(&self, request: Request) -> Response {
         if let Err(denied) = self.admit(&request) {
             tracing::debug!(reason = denied.label(), "admin request refused");
@@ -77,7 +92,11 @@ impl Site {
         if OPEN.contains(&request.uri().path()) {
             return Ok(());
         }
-        self.control.live.load().guard.admit(request.method(), request.uri(), request.headers())
+        self.control
+            .live
+            .load()
+            .guard
+            .admit(request.method(), request.uri(), request.headers())
     }
 }
 
@@ -91,7 +110,10 @@ async fn readyz(State(sources): Shared, RawQuery(query): RawQuery) -> Readiness 
 }
 
 async fn metrics_page(State(sources): Shared) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], sources.metrics.render())
+    (
+        [(header::CONTENT_TYPE, CONTENT_TYPE)],
+        sources.metrics.render(),
+    )
 }
 
 async fn list(State(sources): Shared) -> Json<Vec<Row>> {
@@ -115,6 +137,10 @@ impl Sources {
     }
 
     fn readiness(&self, all: bool) -> Readiness {
-        readiness::judge(&accounts::statuses(&self.accounts()), all, self.drain.is_leaving())
+        readiness::judge(
+            &accounts::statuses(&self.accounts()),
+            all,
+            self.drain.is_leaving(),
+        )
     }
 }

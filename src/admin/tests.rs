@@ -44,16 +44,27 @@ struct Script {
 
 impl Script {
     fn failing(failures: impl IntoIterator<Item = FetchError>) -> Arc<Self> {
-        Arc::new(Self { failures: Mutex::new(failures.into_iter().collect()), made: Mutex::default() })
+        Arc::new(Self {
+            failures: Mutex::new(failures.into_iter().collect()),
+            made: Mutex::default(),
+        })
     }
 
     fn answer(&self) -> Result<Fetched, FetchError> {
-        if let Some(failure) = self.failures.lock().unwrap_or_else(PoisonError::into_inner).pop_front() {
+        if let Some(failure) = self
+            .failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+        {
             return Err(failure);
         }
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         *made += 1;
-        Ok(Fetched { token: Secret::new(format!("{TOKEN}-{made}")), expires_in: Duration::from_secs(7200) })
+        Ok(Fetched {
+            token: Secret::new(format!("{TOKEN}-{made}")),
+            expires_in: Duration::from_secs(7200),
+        })
     }
 }
 
@@ -68,7 +79,11 @@ impl TokenSource for Script {
 }
 
 fn not_whitelisted() -> FetchError {
-    FetchError::Refused { platform: Platform::Wechat, code: 40164, ip: Some("47.94.148.108".parse().unwrap()) }
+    FetchError::Refused {
+        platform: Platform::Wechat,
+        code: 40164,
+        ip: Some("47.94.148.108".parse().unwrap()),
+    }
 }
 
 fn account(name: &str) -> AccountSettings {
@@ -84,7 +99,10 @@ fn account(name: &str) -> AccountSettings {
 }
 
 /// Accounts of these names, after each one's first attempt.
-async fn settled(scripts: impl IntoIterator<Item = (&str, Arc<Script>)>, metrics: &Metrics) -> Arc<Accounts> {
+async fn settled(
+    scripts: impl IntoIterator<Item = (&str, Arc<Script>)>,
+    metrics: &Metrics,
+) -> Arc<Accounts> {
     let counted = metrics.register(token::metrics::Metrics::register);
     let mut keepers = Vec::new();
     for (name, script) in scripts {
@@ -104,26 +122,46 @@ struct Bench {
 }
 
 impl Bench {
-    async fn new(settings: &Settings, scripts: impl IntoIterator<Item = (&str, Arc<Script>)>) -> Self {
+    async fn new(
+        settings: &Settings,
+        scripts: impl IntoIterator<Item = (&str, Arc<Script>)>,
+    ) -> Self {
         let metrics = Metrics::default();
         let accounts = settled(scripts, &metrics).await;
         let (control, drain) = drain::drain();
-        Self { site: Site::new(Control::new(settings, accounts), metrics, drain, None), control }
+        Self {
+            site: Site::new(Control::new(settings, accounts), metrics, drain, None),
+            control,
+        }
     }
 
     /// `shop` has a token, `frozen` is refused.
     async fn usual() -> Self {
         let refused = Script::failing([not_whitelisted(), not_whitelisted()]);
-        Self::new(&Settings::default(), [("shop", Script::failing([])), ("frozen", refused)]).await
+        Self::new(
+            &Settings::default(),
+            [("shop", Script::failing([])), ("frozen", refused)],
+        )
+        .await
     }
 
-    async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &'static str) -> Response {
+    async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &'static str,
+    ) -> Response {
         let mut request = Request::builder().method(method).uri(path);
         if !headers.iter().any(|(name, _)| *name == "host") {
             request = request.header("host", "127.0.0.1:8081");
         }
-        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-        self.site.answer(request.body(Body::from(body)).unwrap()).await
+        let request = headers.iter().fold(request, |request, (name, value)| {
+            request.header(*name, *value)
+        });
+        self.site
+            .answer(request.body(Body::from(body)).unwrap())
+            .await
     }
 
     async fn get(&self, path: &str) -> (StatusCode, Value) {
@@ -131,12 +169,22 @@ impl Bench {
     }
 
     async fn refresh(&self, name: &str, body: &'static str) -> (StatusCode, Value) {
-        read(self.ask("POST", &format!("/api/accounts/{name}/refresh"), &[], body).await).await
+        read(
+            self.ask("POST", &format!("/api/accounts/{name}/refresh"), &[], body)
+                .await,
+        )
+        .await
     }
 }
 
 async fn text(response: Response) -> String {
-    String::from_utf8(to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec()).unwrap()
+    String::from_utf8(
+        to_bytes(response.into_body(), usize::MAX)
+            .await
+            .unwrap()
+            .to_vec(),
+    )
+    .unwrap()
 }
 
 async fn read(response: Response) -> (StatusCode, Value) {
@@ -149,14 +197,38 @@ async fn accounts_are_listed_with_fingerprints_budgets_and_advice() {
     let (status, list) = Bench::usual().await.get("/api/accounts").await;
     assert_eq!(status, StatusCode::OK);
     let (shop, frozen) = (&list[0], &list[1]);
-    assert_eq!((&shop["name"], &shop["state"], &shop["usable"]), (&json!("shop"), &json!("ok"), &json!(true)));
+    assert_eq!(
+        (&shop["name"], &shop["state"], &shop["usable"]),
+        (&json!("shop"), &json!("ok"), &json!(true))
+    );
     let fingerprint = Secret::new(format!("{TOKEN}-1")).fingerprint();
-    assert_eq!((&shop["fingerprint"], &shop["expires_in"]), (&json!(fingerprint), &json!(7200)));
-    assert_eq!((&shop["budgets"]["classic"], &shop["conflicts"]), (&Value::Null, &json!(0)));
-    assert!(shop["budgets"]["forced"].is_u64() && shop["next_attempt_in"].is_u64(), "{shop}");
-    assert_eq!((&frozen["state"], &frozen["generation"]), (&json!("fatal"), &json!(0)));
-    assert_eq!((&frozen["last_error"]["errcode"], &frozen["fingerprint"]), (&json!(40164), &Value::Null));
-    assert!(frozen["last_error"]["sentence"].as_str().unwrap().contains("47.94.148.108"), "{frozen}");
+    assert_eq!(
+        (&shop["fingerprint"], &shop["expires_in"]),
+        (&json!(fingerprint), &json!(7200))
+    );
+    assert_eq!(
+        (&shop["budgets"]["classic"], &shop["conflicts"]),
+        (&Value::Null, &json!(0))
+    );
+    assert!(
+        shop["budgets"]["forced"].is_u64() && shop["next_attempt_in"].is_u64(),
+        "{shop}"
+    );
+    assert_eq!(
+        (&frozen["state"], &frozen["generation"]),
+        (&json!("fatal"), &json!(0))
+    );
+    assert_eq!(
+        (&frozen["last_error"]["errcode"], &frozen["fingerprint"]),
+        (&json!(40164), &Value::Null)
+    );
+    assert!(
+        frozen["last_error"]["sentence"]
+            .as_str()
+            .unwrap()
+            .contains("47.94.148.108"),
+        "{frozen}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,9 +237,18 @@ async fn one_refused_account_leaves_the_node_ready_and_is_named() {
     let (status, some) = bench.get("/readyz").await;
     assert_eq!((status, &some["ready"]), (StatusCode::OK, &json!(true)));
     assert_eq!(some["lacking"][0]["account"], "frozen");
-    assert!(some["lacking"][0]["message"].as_str().unwrap().contains("47.94.148.108"), "{some}");
+    assert!(
+        some["lacking"][0]["message"]
+            .as_str()
+            .unwrap()
+            .contains("47.94.148.108"),
+        "{some}"
+    );
     let (status, all) = bench.get("/readyz?all").await;
-    assert_eq!((status, &all["error"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("not_ready")));
+    assert_eq!(
+        (status, &all["error"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &json!("not_ready"))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,48 +256,102 @@ async fn a_stop_ends_readiness_and_leaves_liveness() {
     let bench = Bench::usual().await;
     bench.control.advance(Phase::Leaving);
     let (status, body) = bench.get("/readyz").await;
-    assert_eq!((status, &body["error"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("draining")));
-    assert_eq!(bench.ask("GET", "/livez", &[], "").await.status(), StatusCode::OK);
+    assert_eq!(
+        (status, &body["error"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &json!("draining"))
+    );
+    assert_eq!(
+        bench.ask("GET", "/livez", &[], "").await.status(),
+        StatusCode::OK
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refresh_by_hand_brings_another_token() {
     let bench = Bench::usual().await;
-    for (body, generation) in [("", 2), ("{}", 3), (" {\"force\":false}\n", 4), ("{\"force\":true}", 5)] {
+    for (body, generation) in [
+        ("", 2),
+        ("{}", 3),
+        (" {\"force\":false}\n", 4),
+        ("{\"force\":true}", 5),
+    ] {
         let expected = json!({"refreshed": true, "generation": generation, "expires_in": 7200});
-        assert_eq!(bench.refresh("shop", body).await, (StatusCode::OK, expected), "{body:?}");
+        assert_eq!(
+            bench.refresh("shop", body).await,
+            (StatusCode::OK, expected),
+            "{body:?}"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refresh_over_the_budget_says_how_long_to_wait() {
     let bench = Bench::usual().await;
-    assert_eq!(bench.refresh("shop", "{\"force\":true}").await.0, StatusCode::OK);
-    let again = bench.ask("POST", "/api/accounts/shop/refresh", &[], "{\"force\":true}").await;
-    let wait: u64 = again.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert_eq!(
+        bench.refresh("shop", "{\"force\":true}").await.0,
+        StatusCode::OK
+    );
+    let again = bench
+        .ask(
+            "POST",
+            "/api/accounts/shop/refresh",
+            &[],
+            "{\"force\":true}",
+        )
+        .await;
+    let wait: u64 = again.headers()["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!((1..=600).contains(&wait), "{wait}");
     let (status, body) = read(again).await;
-    assert_eq!((status, &body["error"]), (StatusCode::TOO_MANY_REQUESTS, &json!("budget_spent")));
+    assert_eq!(
+        (status, &body["error"]),
+        (StatusCode::TOO_MANY_REQUESTS, &json!("budget_spent"))
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_refresh_says_what_wechat_said_and_the_next_one_may_succeed() {
     let bench = Bench::usual().await;
     let (status, body) = bench.refresh("frozen", "").await;
-    assert_eq!((status, &body["error"]), (StatusCode::BAD_GATEWAY, &json!("fetch_failed")));
+    assert_eq!(
+        (status, &body["error"]),
+        (StatusCode::BAD_GATEWAY, &json!("fetch_failed"))
+    );
     assert_eq!(body["errcode"], 40164);
     let message = body["message"].as_str().unwrap();
-    assert!(message.contains("frozen") && message.contains("47.94.148.108"), "{message}");
-    assert_eq!(bench.refresh("frozen", "").await.0, StatusCode::OK, "the operator has added the IP");
+    assert!(
+        message.contains("frozen") && message.contains("47.94.148.108"),
+        "{message}"
+    );
+    assert_eq!(
+        bench.refresh("frozen", "").await.0,
+        StatusCode::OK,
+        "the operator has added the IP"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_order_that_cannot_be_read_refreshes_nothing() {
     let bench = Bench::usual().await;
     let long = " ".repeat(8000);
-    for body in ["{", "true", "{\"force\":1}", "{\"forced\":true}", "[]", "[true]", long.leak()] {
+    for body in [
+        "{",
+        "true",
+        "{\"force\":1}",
+        "{\"forced\":true}",
+        "[]",
+        "[true]",
+        long.leak(),
+    ] {
         let (status, answer) = bench.refresh("shop", body).await;
-        assert_eq!((status, &answer["error"]), (StatusCode::BAD_REQUEST, &json!("bad_request")), "{body:.20}");
+        assert_eq!(
+            (status, &answer["error"]),
+            (StatusCode::BAD_REQUEST, &json!("bad_request")),
+            "{body:.20}"
+        );
     }
     assert_eq!(bench.get("/api/accounts").await.1[0]["generation"], 1);
 }
@@ -226,11 +361,26 @@ async fn unknown_accounts_and_paths_are_not_found() {
     let bench = Bench::usual().await;
     for name in ["nobody", "a%20b", "%ff", "%3Cscript%3E", "Shop"] {
         let (status, body) = bench.refresh(name, "").await;
-        assert_eq!((status, &body["error"]), (StatusCode::NOT_FOUND, &json!("account_unknown")), "{name}");
+        assert_eq!(
+            (status, &body["error"]),
+            (StatusCode::NOT_FOUND, &json!("account_unknown")),
+            "{name}"
+        );
     }
-    for path in ["/api", "/api/events", "/favicon.ico", "/livez/", "//", "/api/accounts/shop"] {
+    for path in [
+        "/api",
+        "/api/events",
+        "/favicon.ico",
+        "/livez/",
+        "//",
+        "/api/accounts/shop",
+    ] {
         let (status, body) = bench.get(path).await;
-        assert_eq!((status, &body["error"]), (StatusCode::NOT_FOUND, &json!("not_found")), "{path}");
+        assert_eq!(
+            (status, &body["error"]),
+            (StatusCode::NOT_FOUND, &json!("not_found")),
+            "{path}"
+        );
     }
 }
 
@@ -246,7 +396,10 @@ async fn a_wrong_method_is_told_the_right_ones() {
         let response = bench.ask(method, path, &[], "").await;
         assert_eq!(response.headers()["allow"], allow, "{method} {path}");
         let (status, body) = read(response).await;
-        assert_eq!((status, &body["error"]), (StatusCode::METHOD_NOT_ALLOWED, &json!("method_not_allowed")));
+        assert_eq!(
+            (status, &body["error"]),
+            (StatusCode::METHOD_NOT_ALLOWED, &json!("method_not_allowed"))
+        );
     }
 }
 
@@ -254,39 +407,87 @@ async fn a_wrong_method_is_told_the_right_ones() {
 async fn page_and_api_need_a_known_host_and_probes_do_not() {
     let bench = Bench::usual().await;
     let strange = [("host", "evil.example")];
-    for path in ["/", "/api/accounts", "/api/nothing", "/nothing", "//livez", "/livez/", "/LIVEZ"] {
+    for path in [
+        "/",
+        "/api/accounts",
+        "/api/nothing",
+        "/nothing",
+        "//livez",
+        "/livez/",
+        "/LIVEZ",
+    ] {
         let (status, body) = read(bench.ask("GET", path, &strange, "").await).await;
-        assert_eq!((status, &body["error"]), (StatusCode::MISDIRECTED_REQUEST, &json!("host_unknown")), "{path}");
+        assert_eq!(
+            (status, &body["error"]),
+            (StatusCode::MISDIRECTED_REQUEST, &json!("host_unknown")),
+            "{path}"
+        );
     }
     for path in ["/livez", "/readyz", "/readyz?x", "/metrics"] {
-        assert_eq!(bench.ask("GET", path, &strange, "").await.status(), StatusCode::OK, "{path}");
+        assert_eq!(
+            bench.ask("GET", path, &strange, "").await.status(),
+            StatusCode::OK,
+            "{path}"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_page_of_another_site_cannot_refresh() {
     let bench = Bench::usual().await;
-    let response = bench.ask("POST", "/api/accounts/shop/refresh", &[("sec-fetch-site", "cross-site")], "").await;
+    let response = bench
+        .ask(
+            "POST",
+            "/api/accounts/shop/refresh",
+            &[("sec-fetch-site", "cross-site")],
+            "",
+        )
+        .await;
     let (status, body) = read(response).await;
-    assert_eq!((status, &body["error"]), (StatusCode::FORBIDDEN, &json!("cross_site")));
+    assert_eq!(
+        (status, &body["error"]),
+        (StatusCode::FORBIDDEN, &json!("cross_site"))
+    );
     assert_eq!(bench.get("/api/accounts").await.1[0]["generation"], 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn with_a_key_only_probes_and_metrics_stay_open() {
-    let settings = Settings { key: Some(Secret::new(ADMIN_KEY)), ..Settings::default() };
+    let settings = Settings {
+        key: Some(Secret::new(ADMIN_KEY)),
+        ..Settings::default()
+    };
     let bench = Bench::new(&settings, [("shop", Script::failing([]))]).await;
     for path in ["/", "/api/accounts", "/nothing"] {
         let response = bench.ask("GET", path, &[], "").await;
-        assert_eq!(response.headers()["www-authenticate"], "Bearer realm=\"wxgate\"", "{path}");
+        assert_eq!(
+            response.headers()["www-authenticate"],
+            "Bearer realm=\"wxgate\"",
+            "{path}"
+        );
         let (status, body) = read(response).await;
-        assert_eq!((status, &body["error"]), (StatusCode::UNAUTHORIZED, &json!("key_required")), "{path}");
+        assert_eq!(
+            (status, &body["error"]),
+            (StatusCode::UNAUTHORIZED, &json!("key_required")),
+            "{path}"
+        );
     }
     let bearer = format!("Bearer {ADMIN_KEY}");
-    let shown = bench.ask("GET", "/api/accounts", &[("authorization", bearer.as_str())], "").await;
+    let shown = bench
+        .ask(
+            "GET",
+            "/api/accounts",
+            &[("authorization", bearer.as_str())],
+            "",
+        )
+        .await;
     assert_eq!(shown.status(), StatusCode::OK);
     for path in ["/livez", "/readyz", "/metrics"] {
-        assert_eq!(bench.ask("GET", path, &[], "").await.status(), StatusCode::OK, "{path}");
+        assert_eq!(
+            bench.ask("GET", path, &[], "").await.status(),
+            StatusCode::OK,
+            "{path}"
+        );
     }
 }
 
@@ -304,19 +505,36 @@ async fn every_answer_carries_the_headers_for_browsers() {
     ] {
         let response = bench.ask(method, path, &[("host", host)], "").await;
         let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
-        assert_eq!(header("x-content-type-options"), "nosniff", "{method} {path}");
+        assert_eq!(
+            header("x-content-type-options"),
+            "nosniff",
+            "{method} {path}"
+        );
         assert_eq!(header("referrer-policy"), "no-referrer");
         assert_eq!(header("cache-control"), "no-store");
-        for part in ["default-src 'none'", "frame-ancestors 'none'", "base-uri 'none'"] {
-            assert!(header("content-security-policy").contains(part), "{method} {path}: {part}");
+        for part in [
+            "default-src 'none'",
+            "frame-ancestors 'none'",
+            "base-uri 'none'",
+        ] {
+            assert!(
+                header("content-security-policy").contains(part),
+                "{method} {path}: {part}"
+            );
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_answer_holds_a_token_or_a_secret() {
-    let settings = Settings { key: Some(Secret::new(ADMIN_KEY)), ..Settings::default() };
-    let scripts = [("shop", Script::failing([])), ("frozen", Script::failing([not_whitelisted()]))];
+    let settings = Settings {
+        key: Some(Secret::new(ADMIN_KEY)),
+        ..Settings::default()
+    };
+    let scripts = [
+        ("shop", Script::failing([])),
+        ("frozen", Script::failing([not_whitelisted()])),
+    ];
     let bench = Bench::new(&settings, scripts).await;
     let mut seen = String::new();
     for key in [ADMIN_KEY, "wrong"] {
@@ -333,17 +551,26 @@ async fn no_answer_holds_a_token_or_a_secret() {
             seen += &text(response).await;
         }
     }
-    assert!(seen.contains(&Secret::new(format!("{TOKEN}-1")).fingerprint()), "the search looks at what is shown");
+    assert!(
+        seen.contains(&Secret::new(format!("{TOKEN}-1")).fingerprint()),
+        "the search looks at what is shown"
+    );
     assert!(!seen.contains("planted"), "{seen}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn metrics_are_open_metrics_text() {
     let response = Bench::usual().await.ask("GET", "/metrics", &[], "").await;
-    assert!(response.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+    assert!(
+        response.headers()["content-type"]
+            .to_str()
+            .unwrap()
+            .starts_with("application/openmetrics-text")
+    );
     let page = text(response).await;
     assert!(
-        page.contains("wxgate_build_info") && page.contains("wxgate_token_generation{account=\"shop\"} 1"),
+        page.contains("wxgate_build_info")
+            && page.contains("wxgate_token_generation{account=\"shop\"} 1"),
         "{page}"
     );
 }
@@ -352,58 +579,110 @@ async fn metrics_are_open_metrics_text() {
 async fn the_page_is_html_and_a_head_request_has_no_body() {
     let bench = Bench::usual().await;
     let response = bench.ask("GET", "/", &[], "").await;
-    assert_eq!(response.headers()["content-type"], "text/html; charset=utf-8");
+    assert_eq!(
+        response.headers()["content-type"],
+        "text/html; charset=utf-8"
+    );
     let page = text(response).await;
-    assert!(page.contains("<td>shop</td><td>ok</td>") && page.contains("47.94.148.108"), "{page}");
+    assert!(
+        page.contains("<td>shop</td><td>ok</td>") && page.contains("47.94.148.108"),
+        "{page}"
+    );
     let head = bench.ask("HEAD", "/", &[], "").await;
-    assert_eq!((head.status(), text(head).await.as_str()), (StatusCode::OK, ""));
+    assert_eq!(
+        (head.status(), text(head).await.as_str()),
+        (StatusCode::OK, "")
+    );
 }
 
 #[tokio::test]
 async fn other_machines_are_let_near_only_with_a_key() {
-    let open = Settings { listen: "0.0.0.0:0".parse().unwrap(), ..Settings::default() };
+    let open = Settings {
+        listen: "0.0.0.0:0".parse().unwrap(),
+        ..Settings::default()
+    };
     let bind = |settings: &Settings| Admin::bind(settings, Arc::default(), Metrics::default());
     let refused = bind(&open).unwrap_err();
     assert!(matches!(refused, BindError::KeyMissing { .. }) && refused.label() == "key_missing");
-    assert!(bind(&Settings { key: Some(Secret::new("k")), ..open }).is_ok());
+    assert!(
+        bind(&Settings {
+            key: Some(Secret::new("k")),
+            ..open
+        })
+        .is_ok()
+    );
 }
 
 #[tokio::test]
 async fn a_taken_address_is_named() {
-    let settings = Settings { listen: "127.0.0.1:0".parse().unwrap(), ..Settings::default() };
+    let settings = Settings {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        ..Settings::default()
+    };
     let first = Admin::bind(&settings, Arc::default(), Metrics::default()).unwrap();
     let taken = first.address().to_string();
-    let settings = Settings { listen: taken.parse().unwrap(), ..settings };
+    let settings = Settings {
+        listen: taken.parse().unwrap(),
+        ..settings
+    };
     let refused = Admin::bind(&settings, Arc::default(), Metrics::default()).unwrap_err();
-    assert!(refused.to_string().contains(&taken) && refused.label() == "listen", "{refused}");
+    assert!(
+        refused.to_string().contains(&taken) && refused.label() == "listen",
+        "{refused}"
+    );
 }
 
 #[tokio::test]
 async fn it_serves_over_a_socket_until_the_drain_aborts() {
     let metrics = Metrics::default();
     let accounts = settled([("shop", Script::failing([]))], &metrics).await;
-    let settings = Settings { listen: "127.0.0.1:0".parse().unwrap(), ..Settings::default() };
+    let settings = Settings {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        ..Settings::default()
+    };
     let admin = Admin::bind(&settings, accounts, metrics).unwrap();
     let address = admin.address().tcp().unwrap();
     let (control, drain) = drain::drain();
     let running = tokio::spawn(admin.run(drain));
     let ask = async |head: &str| {
         let mut socket = TcpStream::connect(address).await.unwrap();
-        socket.write_all(format!("{head}connection: close\r\n\r\n").as_bytes()).await.unwrap();
+        socket
+            .write_all(format!("{head}connection: close\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
         let mut answer = String::new();
         socket.read_to_string(&mut answer).await.unwrap();
         answer.lines().next().unwrap_or_default().to_owned()
     };
-    assert_eq!(ask("GET /readyz HTTP/1.1\r\nhost: node-1\r\n").await, "HTTP/1.1 200 OK");
-    assert_eq!(ask("GET / HTTP/1.1\r\nhost: node-1\r\n").await, "HTTP/1.1 421 Misdirected Request");
-    assert_eq!(ask(&format!("GET / HTTP/1.1\r\nhost: {address}\r\n")).await, "HTTP/1.1 200 OK");
+    assert_eq!(
+        ask("GET /readyz HTTP/1.1\r\nhost: node-1\r\n").await,
+        "HTTP/1.1 200 OK"
+    );
+    assert_eq!(
+        ask("GET / HTTP/1.1\r\nhost: node-1\r\n").await,
+        "HTTP/1.1 421 Misdirected Request"
+    );
+    assert_eq!(
+        ask(&format!("GET / HTTP/1.1\r\nhost: {address}\r\n")).await,
+        "HTTP/1.1 200 OK"
+    );
     let refresh = "POST /api/accounts/shop/refresh HTTP/1.1\r\nhost: localhost\r\n";
     assert_eq!(ask(refresh).await, "HTTP/1.1 200 OK");
     control.advance(Phase::Leaving);
-    assert_eq!(ask("GET /readyz HTTP/1.1\r\nhost: node-1\r\n").await, "HTTP/1.1 503 Service Unavailable");
-    assert_eq!(ask("GET /livez HTTP/1.1\r\nhost: node-1\r\n").await, "HTTP/1.1 200 OK");
+    assert_eq!(
+        ask("GET /readyz HTTP/1.1\r\nhost: node-1\r\n").await,
+        "HTTP/1.1 503 Service Unavailable"
+    );
+    assert_eq!(
+        ask("GET /livez HTTP/1.1\r\nhost: node-1\r\n").await,
+        "HTTP/1.1 200 OK"
+    );
     control.advance(Phase::Closing);
-    assert_eq!(ask("GET /livez HTTP/1.1\r\nhost: node-1\r\n").await, "HTTP/1.1 200 OK", "requests may be in flight");
+    assert_eq!(
+        ask("GET /livez HTTP/1.1\r\nhost: node-1\r\n").await,
+        "HTTP/1.1 200 OK",
+        "requests may be in flight"
+    );
     control.advance(Phase::Aborting);
     running.await.unwrap();
 }

@@ -33,12 +33,22 @@ pub(super) struct Leaving(Vec<(AccountSettings, Keeper)>);
 
 impl Keepers {
     /// None yet.
-    pub(super) fn new(client: TokenClient, store: Arc<dyn TokenStore>, metrics: token::metrics::Metrics) -> Self {
-        Self { client, store, metrics, settings: token::Settings::default(), running: Vec::new() }
+    pub(super) fn new(
+        client: TokenClient,
+        store: Arc<dyn TokenStore>,
+        metrics: token::metrics::Metrics,
+    ) -> Self {
+        Self {
+            client,
+            store,
+            metrics,
+            settings: token::Settings::default(),
+            running: Vec::new(),
+        }
     }
 
-    /// Keeps the keepers of accounts that are unchanged and starts the others. With other token settings all are
-    /// started anew; the store gives them their tokens back.
+    /// Keeps the keepers of accounts that are unchanged and starts the others. With other token
+    /// settings all are started anew; the store gives them their tokens back.
     pub(super) fn follow(&mut self, config: &Config) -> (Changes, Leaving) {
         let same_settings = self.settings == config.token;
         self.settings = config.token;
@@ -50,13 +60,19 @@ impl Keepers {
             let keeper = if let Some(at) = old.filter(reusable) {
                 before.swap_remove(at).1
             } else {
-                let list = if old.is_some() { &mut changes.changed } else { &mut changes.added };
+                let list = if old.is_some() {
+                    &mut changes.changed
+                } else {
+                    &mut changes.added
+                };
                 list.push(account.name.to_string());
                 self.spawn(account)
             };
             self.running.push((account.clone(), keeper));
         }
-        let gone = before.iter().filter(|(old, _)| !config.accounts.iter().any(|new| new.name == old.name));
+        let gone = before
+            .iter()
+            .filter(|(old, _)| !config.accounts.iter().any(|new| new.name == old.name));
         changes.removed = gone.map(|(old, _)| old.name.to_string()).collect();
         (changes, Leaving(before))
     }
@@ -65,7 +81,11 @@ impl Keepers {
     pub(super) fn dismiss(&self, leaving: Leaving) {
         for (account, keeper) in leaving.0 {
             keeper.retire();
-            if !self.running.iter().any(|(running, _)| running.name == account.name) {
+            if !self
+                .running
+                .iter()
+                .any(|(running, _)| running.name == account.name)
+            {
                 self.metrics.forget(&account.name);
             }
         }
@@ -78,16 +98,33 @@ impl Keepers {
 
     /// The same by name.
     pub(super) fn by_name(&self) -> Arc<Accounts> {
-        Arc::new(self.running.iter().map(|(account, keeper)| (account.name.clone(), keeper.clone())).collect())
+        Arc::new(
+            self.running
+                .iter()
+                .map(|(account, keeper)| (account.name.clone(), keeper.clone()))
+                .collect(),
+        )
     }
 
     fn spawn(&self, account: &AccountSettings) -> Keeper {
-        let source = source::for_account(account, self.client.clone().with_timeout(self.settings.fetch_timeout));
+        let source = source::for_account(
+            account,
+            self.client
+                .clone()
+                .with_timeout(self.settings.fetch_timeout),
+        );
         let counters = self.metrics.for_account(&account.name);
         let store = || Arc::clone(&self.store);
         let keeper = Keeper::spawn(account.clone(), self.settings, source, store(), counters);
         let (client, metrics) = (self.client.clone(), self.metrics.clone());
-        let tickets = Tickets::new(account.clone(), self.settings, client, store(), metrics, &keeper);
+        let tickets = Tickets::new(
+            account.clone(),
+            self.settings,
+            client,
+            store(),
+            metrics,
+            &keeper,
+        );
         keeper.with_tickets(tickets)
     }
 }
@@ -99,7 +136,9 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
-    use crate::{config, net::egress::Egress, token::store::MemoryStore, wechat::ticket::TicketType};
+    use crate::{
+        config, net::egress::Egress, token::store::MemoryStore, wechat::ticket::TicketType,
+    };
 
     fn config(accounts: &[(&str, &str)], token: &str) -> Config {
         let account = |(name, more): &(&str, &str)| {
@@ -107,11 +146,24 @@ mod tests {
             format!(
                 "[[account]]\nname = \"{name}\"\nappid = \"{appid}\"\napi = [\"http://127.0.0.1:9\"]\n{more}\n\
                  {}",
-                if more.contains("secret") { "" } else { "secret = { value = \"s\" }\n" }
+                if more.contains("secret") {
+                    ""
+                } else {
+                    "secret = { value = \"s\" }\n"
+                }
             )
         };
-        let text = format!("[token]\n{token}\n{}", accounts.iter().map(account).collect::<String>());
-        config::parse(&text, Path::new("/"), "test.toml", &BTreeMap::<String, String>::new()).unwrap()
+        let text = format!(
+            "[token]\n{token}\n{}",
+            accounts.iter().map(account).collect::<String>()
+        );
+        config::parse(
+            &text,
+            Path::new("/"),
+            "test.toml",
+            &BTreeMap::<String, String>::new(),
+        )
+        .unwrap()
     }
 
     fn keepers() -> Keepers {
@@ -122,25 +174,49 @@ mod tests {
 
     fn changes(added: &[&str], changed: &[&str], removed: &[&str]) -> Changes {
         let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect();
-        Changes { added: owned(added), changed: owned(changed), removed: owned(removed) }
+        Changes {
+            added: owned(added),
+            changed: owned(changed),
+            removed: owned(removed),
+        }
     }
 
     fn handles(keepers: &Keepers) -> Vec<Keeper> {
-        keepers.running().iter().map(|(_, keeper)| keeper.clone()).collect()
+        keepers
+            .running()
+            .iter()
+            .map(|(_, keeper)| keeper.clone())
+            .collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_what_concerns_the_token_costs_an_account_its_keeper() {
         let mut keepers = keepers();
-        assert_eq!(keepers.follow(&config(&[("a", ""), ("b", "")], "")).0, changes(&["a", "b"], &[], &[]));
+        assert_eq!(
+            keepers.follow(&config(&[("a", ""), ("b", "")], "")).0,
+            changes(&["a", "b"], &[], &[])
+        );
         let before = handles(&keepers);
         let hosts = config(&[("b", ""), ("a", "hosts = [\"a.internal\"]")], "");
         assert_eq!(keepers.follow(&hosts).0, changes(&[], &[], &[]));
         let after = handles(&keepers);
-        assert!(after[0].is_same_as(&before[1]) && after[1].is_same_as(&before[0]), "in another order");
-        for changed in ["secret = { value = \"t\" }", "token = \"classic\"", "secret = { value = \"t\" }"] {
-            assert_eq!(keepers.follow(&config(&[("a", changed), ("b", "")], "")).0, changes(&[], &["a"], &[]));
-            assert!(!handles(&keepers)[0].is_same_as(&before[0]) && handles(&keepers)[1].is_same_as(&before[1]));
+        assert!(
+            after[0].is_same_as(&before[1]) && after[1].is_same_as(&before[0]),
+            "in another order"
+        );
+        for changed in [
+            "secret = { value = \"t\" }",
+            "token = \"classic\"",
+            "secret = { value = \"t\" }",
+        ] {
+            assert_eq!(
+                keepers.follow(&config(&[("a", changed), ("b", "")], "")).0,
+                changes(&[], &["a"], &[])
+            );
+            assert!(
+                !handles(&keepers)[0].is_same_as(&before[0])
+                    && handles(&keepers)[1].is_same_as(&before[1])
+            );
         }
     }
 
@@ -148,7 +224,9 @@ mod tests {
     async fn other_token_settings_renew_every_keeper() {
         let mut keepers = keepers();
         let _ = keepers.follow(&config(&[("a", ""), ("b", "")], ""));
-        let renewed = keepers.follow(&config(&[("a", ""), ("b", "")], "wait = \"1s\"")).0;
+        let renewed = keepers
+            .follow(&config(&[("a", ""), ("b", "")], "wait = \"1s\""))
+            .0;
         assert_eq!(renewed, changes(&[], &["a", "b"], &[]));
     }
 
@@ -161,7 +239,13 @@ mod tests {
         let failures = || {
             let tickets = keeper.tickets().unwrap();
             assert!(tickets.get(TicketType::Jsapi).is_some());
-            tickets.statuses().next().unwrap().1.last_error.map_or(0, |error| error.failures)
+            tickets
+                .statuses()
+                .next()
+                .unwrap()
+                .1
+                .last_error
+                .map_or(0, |error| error.failures)
         };
         assert_eq!(failures(), 0);
         pass(600).await;
@@ -186,7 +270,9 @@ mod tests {
             prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
             (changes, text)
         };
-        let shown = |text: &str, account: &str| text.contains(&format!("generation{{account=\"{account}\"}}"));
+        let shown = |text: &str, account: &str| {
+            text.contains(&format!("generation{{account=\"{account}\"}}"))
+        };
         let (_, text) = page(&mut keepers, &[("a", ""), ("b", "")]);
         assert!(shown(&text, "a") && shown(&text, "b"));
         let (seen, text) = page(&mut keepers, &[("a", "secret = { value = \"t\" }")]);

@@ -1,7 +1,9 @@
-//! Whether calls to WeChat would end at wxgate itself, as they do where local DNS points WeChat's name at it.
+//! Whether calls to WeChat would end at wxgate itself, as they do where local DNS points WeChat's
+//! name at it.
 //!
-//! Looks at addresses only, and in bounded time; a name that does not resolve, or not in time, is no reason to refuse.
-//! Loops that come up later, or lead through others, are found request by request (`proxy`).
+//! Looks at addresses only, and in bounded time; a name that does not resolve, or not in time, is
+//! no reason to refuse. Loops that come up later, or lead through others, are found request by
+//! request (`proxy`).
 
 use std::{
     collections::BTreeSet,
@@ -25,7 +27,10 @@ use crate::{
 /// For all names together.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+const LOOPBACK: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::LOCALHOST),
+    IpAddr::V6(Ipv6Addr::LOCALHOST),
+];
 
 /// An account whose calls would come back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,10 +58,14 @@ pub enum Names {
 /// # Errors
 /// The first account that would call wxgate itself.
 pub fn check_written(config: &Config, names: Names) -> Result<(), LeadsBack> {
-    let listeners = config.proxy.listen.iter().filter_map(|listen| match listen {
-        ListenAddr::Tcp(text) => text.parse().ok().or_else(|| local_name(text)),
-        ListenAddr::Unix(_) => None,
-    });
+    let listeners = config
+        .proxy
+        .listen
+        .iter()
+        .filter_map(|listen| match listen {
+            ListenAddr::Tcp(text) => text.parse().ok().or_else(|| local_name(text)),
+            ListenAddr::Unix(_) => None,
+        });
     let own: Vec<SocketAddr> = listeners.filter(|own| own.port() != 0).collect();
     check(&config.accounts, &config.proxy.upstream.egress, &own, names)
 }
@@ -77,11 +86,19 @@ pub(super) fn check(
     }
     // Hosts with a port at which nobody listens here need no DNS.
     let is_candidate = |api: &&BaseUrl| own.iter().any(|own| own.port() == api.port);
-    let wanted = accounts.iter().flat_map(|account| &account.api).filter(is_candidate).cloned();
+    let wanted = accounts
+        .iter()
+        .flat_map(|account| &account.api)
+        .filter(is_candidate)
+        .cloned();
     let found = addresses(wanted.collect(), egress, names);
     let own_at = |api: &BaseUrl| {
-        let at = found.iter().filter(|(host, _)| host.host == api.host && host.port == api.port);
-        at.flat_map(|(_, list)| list).find(|address| own.iter().any(|own| is_same(*own, **address))).copied()
+        let at = found
+            .iter()
+            .filter(|(host, _)| host.host == api.host && host.port == api.port);
+        at.flat_map(|(_, list)| list)
+            .find(|address| own.iter().any(|own| is_same(*own, **address)))
+            .copied()
     };
     for account in accounts {
         for api in &account.api {
@@ -91,7 +108,12 @@ pub(super) fn check(
                 } else {
                     "set upstream.resolve to WeChat's own addresses"
                 };
-                return Err(LeadsBack { account: account.name.clone(), host: api.host.clone(), address, advice });
+                return Err(LeadsBack {
+                    account: account.name.clone(),
+                    host: api.host.clone(),
+                    address,
+                    advice,
+                });
             }
         }
     }
@@ -99,7 +121,11 @@ pub(super) fn check(
 }
 
 /// What the dialler would dial, as far as it is known in time.
-fn addresses(hosts: Vec<BaseUrl>, egress: &Egress, names: Names) -> Vec<(BaseUrl, Vec<SocketAddr>)> {
+fn addresses(
+    hosts: Vec<BaseUrl>,
+    egress: &Egress,
+    names: Names,
+) -> Vec<(BaseUrl, Vec<SocketAddr>)> {
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();
     let (tell, told) = mpsc::channel();
@@ -116,9 +142,13 @@ fn addresses(hosts: Vec<BaseUrl>, egress: &Egress, names: Names) -> Vec<(BaseUrl
             found.push((host.clone(), LOOPBACK.iter().map(with_port).collect()));
         } else if names == Names::Ask {
             let tell = tell.clone();
-            // A thread, since the system's resolver cannot be told to hurry. It ends with its answer, heard or not.
+            // A thread, since the system's resolver cannot be told to hurry. It ends with its
+            // answer, heard or not.
             std::thread::spawn(move || {
-                let list = (host.host.as_str(), host.port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+                let list = (host.host.as_str(), host.port)
+                    .to_socket_addrs()
+                    .map(Iterator::collect)
+                    .unwrap_or_default();
                 let _ = tell.send((host, list));
             });
         }
@@ -136,7 +166,11 @@ fn is_same(own: SocketAddr, target: SocketAddr) -> bool {
     let (own_ip, mut ip) = (own.ip().to_canonical(), target.ip().to_canonical());
     if ip.is_unspecified() {
         // Connecting to "no address" means this machine.
-        ip = if ip.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        ip = if ip.is_ipv4() {
+            Ipv4Addr::LOCALHOST.into()
+        } else {
+            Ipv6Addr::LOCALHOST.into()
+        };
     }
     // A listener on [::] takes IPv4 connections too.
     let serves_family = own.is_ipv6() || ip.is_ipv4();
@@ -144,13 +178,18 @@ fn is_same(own: SocketAddr, target: SocketAddr) -> bool {
         && (own_ip == ip || (own_ip.is_unspecified() && serves_family && is_of_this_machine(ip)))
 }
 
-/// Asks the kernel's routes: towards an address of its own, it would send from that very address. Nothing is sent.
-/// Binding to it would say less, since a kernel may be told to let everybody bind to anything.
+/// Asks the kernel's routes: towards an address of its own, it would send from that very address.
+/// Nothing is sent. Binding to it would say less, since a kernel may be told to let everybody bind
+/// to anything.
 fn is_of_this_machine(ip: IpAddr) -> bool {
     if ip.is_loopback() {
         return true;
     }
-    let unbound = if ip.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    let unbound = if ip.is_ipv4() {
+        IpAddr::from(Ipv4Addr::UNSPECIFIED)
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let route = UdpSocket::bind((unbound, 0)).and_then(|socket| {
         // The port is any but zero.
         socket.connect((ip, 9))?;
@@ -176,10 +215,20 @@ mod tests {
             "[upstream]\n{upstream}\n[[account]]\nname = \"shop\"\nappid = \"wx1\"\nsecret = {{ value = \"s\" }}\n\
              api = [\"https://fine.invalid\", \"{api}\"]\n"
         );
-        let config = config::parse(&text, Path::new("/"), "f", &BTreeMap::<String, String>::new())
-            .unwrap_or_else(|problems| panic!("{problems}"));
+        let config = config::parse(
+            &text,
+            Path::new("/"),
+            "f",
+            &BTreeMap::<String, String>::new(),
+        )
+        .unwrap_or_else(|problems| panic!("{problems}"));
         let own: Vec<SocketAddr> = own.iter().map(|own| own.parse().unwrap()).collect();
-        let checked = check(&config.accounts, &config.proxy.upstream.egress, &own, Names::Leave);
+        let checked = check(
+            &config.accounts,
+            &config.proxy.upstream.egress,
+            &own,
+            Names::Leave,
+        );
         checked.map_err(|error| error.to_string())
     }
 
@@ -211,7 +260,11 @@ mod tests {
             ("0.0.0.0:443", "https://[::1]", ""),
             ("0.0.0.0:443", "https://wx.example", resolve),
             ("0.0.0.0:443", "https://unknown.example", ""),
-            ("127.0.0.1:443", "https://127.0.0.1", "proxy = \"http://egress:3128\""),
+            (
+                "127.0.0.1:443",
+                "https://127.0.0.1",
+                "proxy = \"http://egress:3128\"",
+            ),
         ] {
             assert_eq!(checked(&[own], api, upstream), Ok(()), "{own} {api}");
         }
@@ -222,7 +275,10 @@ mod tests {
     fn the_message_names_account_host_and_the_way_out() {
         let said = |api, upstream| checked(&["127.0.0.1:443"], api, upstream).unwrap_err();
         assert_eq!(
-            said("https://wx.example", "resolve = { \"wx.example\" = [\"127.0.0.1\"] }"),
+            said(
+                "https://wx.example",
+                "resolve = { \"wx.example\" = [\"127.0.0.1\"] }"
+            ),
             "account shop: wx.example leads to 127.0.0.1:443, where wxgate itself listens, so that it would call itself; \
              set upstream.resolve to WeChat's own addresses"
         );

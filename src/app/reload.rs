@@ -1,7 +1,8 @@
 //! Loading the configuration again while wxgate runs.
 //!
-//! All that can fail is done before anything changes: a configuration that cannot be used changes nothing. What it
-//! takes to have one in force stands in `proxy`, `admin` and `keepers`; here is only the order.
+//! All that can fail is done before anything changes: a configuration that cannot be used changes
+//! nothing. What it takes to have one in force stands in `proxy`, `admin` and `keepers`; here is
+//! only the order.
 
 use std::{net::SocketAddr, pin::Pin, sync::Arc};
 
@@ -45,8 +46,9 @@ impl Reloader {
         Self(Arc::new(Inner { load, running }))
     }
 
-    /// Loads the configuration and puts it into force, or says everything that is wrong with it and changes nothing.
-    /// One reload goes on at a time, and goes on to its end when the caller does not wait for it. The outcome is logged.
+    /// Loads the configuration and puts it into force, or says everything that is wrong with it and
+    /// changes nothing. One reload goes on at a time, and goes on to its end when the caller does
+    /// not wait for it. The outcome is logged.
     pub async fn reload(&self) -> Reloaded {
         let inner = Arc::clone(&self.0);
         let reloading = tokio::spawn(async move {
@@ -64,7 +66,8 @@ impl Reloader {
         let reloader = self.clone();
         Arc::new(move || {
             let reloader = reloader.clone();
-            Box::pin(async move { reloader.reload().await }) as Pin<Box<dyn Future<Output = Reloaded> + Send>>
+            Box::pin(async move { reloader.reload().await })
+                as Pin<Box<dyn Future<Output = Reloaded> + Send>>
         })
     }
 }
@@ -74,23 +77,37 @@ impl Running {
         let config = match loaded {
             Ok(config) => config,
             Err(problems) => {
-                return Reloaded::Refused { problems: problems.0.iter().map(ToString::to_string).collect() };
+                return Reloaded::Refused {
+                    problems: problems.0.iter().map(ToString::to_string).collect(),
+                };
             }
         };
         let plan = match self.proxy.plan(&config.proxy, &config.accounts) {
             Ok(plan) => plan,
-            Err(error) => return Reloaded::Refused { problems: vec![error.to_string()] },
+            Err(error) => {
+                return Reloaded::Refused {
+                    problems: vec![error.to_string()],
+                };
+            }
         };
         // By the way out that is in force: a new one needs a restart, which looks again.
         let egress = &self.started.proxy.upstream.egress;
         if let Err(error) = loops::check(&config.accounts, egress, &self.own, Names::Ask) {
-            return Reloaded::Refused { problems: vec![error.to_string()] };
+            return Reloaded::Refused {
+                problems: vec![error.to_string()],
+            };
         }
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
         let (changes, leaving) = self.keepers.follow(&config);
-        self.proxy.switch(plan, self.keepers.running().iter().map(|(_, keeper)| keeper.clone()));
+        self.proxy.switch(
+            plan,
+            self.keepers
+                .running()
+                .iter()
+                .map(|(_, keeper)| keeper.clone()),
+        );
         self.admin.switch(&config.admin, self.keepers.by_name());
         self.keepers.dismiss(leaving);
         tracing::info!(
@@ -100,7 +117,11 @@ impl Running {
             "the configuration was loaded again and is in force"
         );
         Reloaded::Done {
-            accounts: config.accounts.iter().map(|account| account.name.clone()).collect(),
+            accounts: config
+                .accounts
+                .iter()
+                .map(|account| account.name.clone())
+                .collect(),
             restart_needed: restart::needed(&self.started, &config),
         }
     }
@@ -108,14 +129,18 @@ impl Running {
 
 /// After a panic, whose text stands in the log.
 fn broken() -> Reloaded {
-    Reloaded::Refused { problems: vec!["the reload broke off: report this as a bug of wxgate".to_owned()] }
+    Reloaded::Refused {
+        problems: vec!["the reload broke off: report this as a bug of wxgate".to_owned()],
+    }
 }
 
 fn note(outcome: &Reloaded) {
     match outcome {
         Reloaded::Done { restart_needed, .. } => {
             for key in restart_needed {
-                tracing::warn!("{key} was changed and keeps its old value until wxgate is restarted");
+                tracing::warn!(
+                    "{key} was changed and keeps its old value until wxgate is restarted"
+                );
             }
         }
         Reloaded::Refused { problems } => {
@@ -156,12 +181,23 @@ mod tests {
             "[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n[store]\nkind = \"memory\"\n{}",
             names.iter().map(account).collect::<String>()
         );
-        config::parse(&text, Path::new("/"), "test.toml", &BTreeMap::<String, String>::new())
+        config::parse(
+            &text,
+            Path::new("/"),
+            "test.toml",
+            &BTreeMap::<String, String>::new(),
+        )
     }
 
     fn done(names: &[&str]) -> Reloaded {
-        let accounts = names.iter().map(|name| AccountName::new(name).unwrap()).collect();
-        Reloaded::Done { accounts, restart_needed: Vec::new() }
+        let accounts = names
+            .iter()
+            .map(|name| AccountName::new(name).unwrap())
+            .collect();
+        Reloaded::Done {
+            accounts,
+            restart_needed: Vec::new(),
+        }
     }
 
     #[tokio::test]
@@ -176,7 +212,9 @@ mod tests {
             inside.fetch_sub(1, SeqCst);
             config(names)
         });
-        let (_app, reloader) = App::build(&config(&["a"]).unwrap(), None).unwrap().reloading(load);
+        let (_app, reloader) = App::build(&config(&["a"]).unwrap(), None)
+            .unwrap()
+            .reloading(load);
         let impatient = tokio::spawn({
             let reloader = reloader.clone();
             async move { reloader.reload().await }
@@ -204,9 +242,17 @@ mod tests {
             0 => panic!("as the test wants it"),
             _ => config(&["b"]),
         });
-        let (_app, reloader) = App::build(&config(&["a"]).unwrap(), None).unwrap().reloading(load);
+        let (_app, reloader) = App::build(&config(&["a"]).unwrap(), None)
+            .unwrap()
+            .reloading(load);
         assert!(matches!(reloader.reload().await, Reloaded::Refused { .. }));
-        assert_eq!(reloader.0.running.lock().await.keepers.running()[0].0.name.as_str(), "a");
+        assert_eq!(
+            reloader.0.running.lock().await.keepers.running()[0]
+                .0
+                .name
+                .as_str(),
+            "a"
+        );
         assert_eq!(reloader.reload().await, done(&["b"]));
     }
 }

@@ -1,7 +1,7 @@
 //! Which changes of a configuration only a restart can bring into force.
 //!
-//! Compared with what this process was started with, so that a change is named at every reload until it is in force or
-//! taken back.
+//! Compared with what this process was started with, so that a change is named at every reload
+//! until it is in force or taken back.
 
 use crate::{
     admin,
@@ -11,15 +11,30 @@ use crate::{
     token::store,
 };
 
-/// The keys, as the file spells them. Settings are taken apart here, so that a new one has to be put on one side.
+/// The keys, as the file spells them. Settings are taken apart here, so that a new one has to be
+/// put on one side.
 pub(super) fn needed(started: &Config, next: &Config) -> Vec<&'static str> {
-    let Config { proxy, admin, token: _, store, accounts: _, warnings: _ } = next;
+    let Config {
+        proxy,
+        admin,
+        token: _,
+        store,
+        accounts: _,
+        warnings: _,
+    } = next;
     let mut keys = server(&started.proxy, proxy);
-    let admin::settings::Settings { listen, key: _, hosts: _ } = admin;
+    let admin::settings::Settings {
+        listen,
+        key: _,
+        hosts: _,
+    } = admin;
     keys.push(("admin.listen", *listen == started.admin.listen));
     keys.extend(upstream(&started.proxy.upstream, &proxy.upstream));
     keys.extend(stored(&started.store, store));
-    keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
+    keys.into_iter()
+        .filter(|(_, same)| !same)
+        .map(|(key, _)| key)
+        .collect()
 }
 
 type Compared = Vec<(&'static str, bool)>;
@@ -44,18 +59,38 @@ fn server(old: &Settings, new: &Settings) -> Compared {
         ("server.workers", *workers == old.workers),
         // Other files are read at once; with or without TLS is decided at the start.
         ("server.tls", tls.is_some() == old.tls.is_some()),
-        ("server.max_connections", *max_connections == old.max_connections),
+        (
+            "server.max_connections",
+            *max_connections == old.max_connections,
+        ),
     ]
 }
 
 fn upstream(old: &Upstream, new: &Upstream) -> Compared {
-    let Upstream { egress, pool_idle, response_timeout: _, max_in_flight: _ } = new;
-    let Egress { ca_file, connect_timeout, proxy, local_address, resolve } = egress;
+    let Upstream {
+        egress,
+        pool_idle,
+        response_timeout: _,
+        max_in_flight: _,
+    } = new;
+    let Egress {
+        ca_file,
+        connect_timeout,
+        proxy,
+        local_address,
+        resolve,
+    } = egress;
     vec![
         ("upstream.ca_file", *ca_file == old.egress.ca_file),
-        ("upstream.connect_timeout", *connect_timeout == old.egress.connect_timeout),
+        (
+            "upstream.connect_timeout",
+            *connect_timeout == old.egress.connect_timeout,
+        ),
         ("upstream.proxy", *proxy == old.egress.proxy),
-        ("upstream.local_address", *local_address == old.egress.local_address),
+        (
+            "upstream.local_address",
+            *local_address == old.egress.local_address,
+        ),
         ("upstream.pool_idle", *pool_idle == old.pool_idle),
         ("upstream.resolve", *resolve == old.egress.resolve),
     ]
@@ -64,16 +99,37 @@ fn upstream(old: &Upstream, new: &Upstream) -> Compared {
 fn stored(old: &store::Settings, new: &store::Settings) -> Compared {
     match (old, new) {
         (store::Settings::Memory, store::Settings::Memory) => Vec::new(),
-        (store::Settings::File { path, keys }, store::Settings::File { path: new_path, keys: new_keys }) => {
-            vec![("store.path", path == new_path), ("store.encryption_key", keys == new_keys)]
+        (
+            store::Settings::File { path, keys },
+            store::Settings::File {
+                path: new_path,
+                keys: new_keys,
+            },
+        ) => {
+            vec![
+                ("store.path", path == new_path),
+                ("store.encryption_key", keys == new_keys),
+            ]
         }
-        (store::Settings::Redis { server, keys }, store::Settings::Redis { server: new, keys: new_keys }) => vec![
+        (
+            store::Settings::Redis { server, keys },
+            store::Settings::Redis {
+                server: new,
+                keys: new_keys,
+            },
+        ) => vec![
             ("store.url", server.has_same_url(new)),
             ("store.prefix", server.prefix() == new.prefix()),
             ("store.encryption_key", keys == new_keys),
         ],
         #[cfg(feature = "sql")]
-        (store::Settings::Sql { server, keys }, store::Settings::Sql { server: new, keys: new_keys }) => vec![
+        (
+            store::Settings::Sql { server, keys },
+            store::Settings::Sql {
+                server: new,
+                keys: new_keys,
+            },
+        ) => vec![
             ("store.url", server.has_same_url(new)),
             ("store.prefix", server.prefix() == new.prefix()),
             ("store.encryption_key", keys == new_keys),
@@ -93,19 +149,34 @@ mod tests {
         let text = format!(
             "{lines}\n[[account]]\nname = \"shop\"\nappid = \"wx0123456789abcdef\"\nsecret = {{ value = \"s\" }}\n"
         );
-        config::parse(&text, Path::new("/"), "test.toml", &BTreeMap::<String, String>::new())
-            .unwrap_or_else(|problems| panic!("{problems}"))
+        config::parse(
+            &text,
+            Path::new("/"),
+            "test.toml",
+            &BTreeMap::<String, String>::new(),
+        )
+        .unwrap_or_else(|problems| panic!("{problems}"))
     }
 
     #[test]
     fn what_only_a_restart_can_change_is_named_key_by_key() {
         for (lines, keys) in [
-            ("[server]\nlisten = [\"127.0.0.1:1\"]", &["server.listen"][..]),
-            ("[server]\nworkers = 3\nmax_connections = 7", &["server.workers", "server.max_connections"]),
+            (
+                "[server]\nlisten = [\"127.0.0.1:1\"]",
+                &["server.listen"][..],
+            ),
+            (
+                "[server]\nworkers = 3\nmax_connections = 7",
+                &["server.workers", "server.max_connections"],
+            ),
             ("[admin]\nlisten = \"127.0.0.1:2\"", &["admin.listen"]),
             (
                 "[upstream]\nconnect_timeout = \"1s\"\nproxy = \"http://egress:3128\"\npool_idle = \"1s\"",
-                &["upstream.connect_timeout", "upstream.proxy", "upstream.pool_idle"],
+                &[
+                    "upstream.connect_timeout",
+                    "upstream.proxy",
+                    "upstream.pool_idle",
+                ],
             ),
             (
                 "[upstream]\nlocal_address = \"10.0.0.5\"\nresolve = { \"api.weixin.qq.com\" = [\"203.0.113.7\"] }",
@@ -117,7 +188,10 @@ mod tests {
                 "[store]\nencryption_key = { value = \"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\" }",
                 &["store.encryption_key"],
             ),
-            ("[store]\nkind = \"redis\"\nurl = { value = \"redis://localhost\" }", &["store.kind"]),
+            (
+                "[store]\nkind = \"redis\"\nurl = { value = \"redis://localhost\" }",
+                &["store.kind"],
+            ),
         ] {
             assert_eq!(needed(&config(""), &config(lines)), keys, "{lines}");
             assert_eq!(needed(&config(lines), &config(lines)), [""; 0], "{lines}");
@@ -127,10 +201,15 @@ mod tests {
     #[test]
     fn another_server_or_prefix_of_a_shared_store_needs_a_restart() {
         let of = |host: &str, prefix: &str| {
-            config(&format!("[store]\nkind = \"redis\"\nurl = {{ value = \"redis://{host}\" }}\nprefix = \"{prefix}\""))
+            config(&format!(
+                "[store]\nkind = \"redis\"\nurl = {{ value = \"redis://{host}\" }}\nprefix = \"{prefix}\""
+            ))
         };
         assert_eq!(needed(&of("a", "p:"), &of("a", "p:")), [""; 0]);
-        assert_eq!(needed(&of("a", "p:"), &of("b", "q:")), ["store.url", "store.prefix"]);
+        assert_eq!(
+            needed(&of("a", "p:"), &of("b", "q:")),
+            ["store.url", "store.prefix"]
+        );
     }
 
     #[test]

@@ -8,11 +8,14 @@ pub struct AccountName(Arc<str>);
 
 impl AccountName {
     /// # Errors
-    /// `None` when the text is empty, longer than 64 bytes, or holds anything outside `[A-Za-z0-9_-]`.
+    /// `None` when the text is empty, longer than 64 bytes, or holds anything outside
+    /// `[A-Za-z0-9_-]`.
     pub fn new(text: &str) -> Option<Self> {
         let fits = !text.is_empty()
             && text.len() <= 64
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
         fits.then(|| Self(text.into()))
     }
 
@@ -41,7 +44,10 @@ mod tests {
     #[test]
     fn names_follow_the_grammar() {
         for good in ["shop", "a", "A-b_9", &"x".repeat(64)] {
-            assert_eq!(AccountName::new(good).map(|n| n.to_string()).as_deref(), Some(good));
+            assert_eq!(
+                AccountName::new(good).map(|n| n.to_string()).as_deref(),
+                Some(good)
+            );
         }
         for bad in ["", "a b", "a/b", "店", "a.b", &"x".repeat(65)] {
             assert!(AccountName::new(bad).is_none(), "{bad:?} was taken");

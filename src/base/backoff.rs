@@ -16,13 +16,19 @@ pub struct Backoff {
 impl Backoff {
     /// The delay after `failures` failures in a row, counted from one, without jitter.
     pub fn plain(&self, failures: u32) -> Duration {
-        let doubled = self.min.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
+        let doubled = self.min.saturating_mul(
+            1_u32
+                .checked_shl(failures.saturating_sub(1))
+                .unwrap_or(u32::MAX),
+        );
         doubled.clamp(self.min, self.max)
     }
 
-    /// The same, moved to somewhere between half and all of itself; `jitter` is taken from `0.0..=1.0`.
+    /// The same, moved to somewhere between half and all of itself; `jitter` is taken from
+    /// `0.0..=1.0`.
     pub fn jittered(&self, failures: u32, jitter: f64) -> Duration {
-        self.plain(failures).mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
+        self.plain(failures)
+            .mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
     }
 }
 
@@ -32,7 +38,10 @@ mod tests {
 
     use super::*;
 
-    const B: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
+    const B: Backoff = Backoff {
+        min: Duration::from_secs(1),
+        max: Duration::from_secs(60),
+    };
 
     #[test]
     fn doubles_up_to_the_bound() {

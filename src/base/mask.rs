@@ -1,14 +1,16 @@
 //! What may be shown of a query string: its names, never its values.
 //!
-//! Tokens, secrets and login codes travel in the query of WeChat's API, so masking is not an option that can be off.
+//! Tokens, secrets and login codes travel in the query of WeChat's API, so masking is not an option
+//! that can be off.
 
 use std::fmt;
 
 use memchr::memchr;
 
-/// Formats a raw query with every value replaced: `openid=…&access_token=…`. Bytes outside printable ASCII, quotes and
-/// backslashes in a name are shown as `?`, so that the result can stand in one line of text or in a JSON string as it is.
-/// What looks like a value in the place of a name is hidden too: it is long, or goes on behind an encoded character.
+/// Formats a raw query with every value replaced: `openid=…&access_token=…`. Bytes outside
+/// printable ASCII, quotes and backslashes in a name are shown as `?`, so that the result can stand
+/// in one line of text or in a JSON string as it is. What looks like a value in the place of a name
+/// is hidden too: it is long, or goes on behind an encoded character.
 #[derive(Debug, Clone, Copy)]
 pub struct MaskedQuery<'q>(pub &'q str);
 
@@ -18,7 +20,8 @@ const LONGEST_NAME: usize = 32;
 const LONGEST_FLAG: usize = 16;
 
 impl MaskedQuery<'_> {
-    /// Appends the text, as UTF-8. Every request that is logged pays for it, so it goes around the formatting machinery.
+    /// Appends the text, as UTF-8. Every request that is logged pays for it, so it goes around the
+    /// formatting machinery.
     pub fn append_to(self, out: &mut Vec<u8>) {
         let mut rest = Some(self.0.as_bytes());
         while let Some(query) = rest {
@@ -35,8 +38,13 @@ impl MaskedQuery<'_> {
 fn append_pair(out: &mut Vec<u8>, pair: &[u8]) {
     let end = memchr(b'=', pair);
     let name = &pair[..end.unwrap_or(pair.len())];
-    // Without `=` the whole pair could be a value that somebody forgot to name; an AppSecret has 32 characters.
-    let longest = if end.is_some() { LONGEST_NAME } else { LONGEST_FLAG };
+    // Without `=` the whole pair could be a value that somebody forgot to name; an AppSecret has 32
+    // characters.
+    let longest = if end.is_some() {
+        LONGEST_NAME
+    } else {
+        LONGEST_FLAG
+    };
     let shown = if name.len() > longest { &[] } else { name };
     let before = out.len();
     // To the end in any case, so that many bytes are looked at in one instruction.
@@ -76,16 +84,28 @@ mod tests {
 
     #[test]
     fn names_stay_and_values_go() {
-        assert_eq!(MaskedQuery("openid=o6_b&access_token=SECRET&flag").to_string(), "openid=…&access_token=…&flag");
+        assert_eq!(
+            MaskedQuery("openid=o6_b&access_token=SECRET&flag").to_string(),
+            "openid=…&access_token=…&flag"
+        );
         assert_eq!(MaskedQuery("").to_string(), "");
         assert_eq!(MaskedQuery("a\"b\u{1b}=1").to_string(), "a?b?=…");
     }
 
     #[test]
     fn a_value_in_the_place_of_a_name_goes_too() {
-        assert_eq!(MaskedQuery("0123456789abcdef0123456789abcdef").to_string(), "…");
-        assert_eq!(MaskedQuery("flag%3DSECRET&secret%3dSECRET=1").to_string(), "flag…&secret…=…");
-        assert_eq!(MaskedQuery(&format!("{}=1&debug", "S".repeat(136))).to_string(), "…=…&debug");
+        assert_eq!(
+            MaskedQuery("0123456789abcdef0123456789abcdef").to_string(),
+            "…"
+        );
+        assert_eq!(
+            MaskedQuery("flag%3DSECRET&secret%3dSECRET=1").to_string(),
+            "flag…&secret…=…"
+        );
+        assert_eq!(
+            MaskedQuery(&format!("{}=1&debug", "S".repeat(136))).to_string(),
+            "…=…&debug"
+        );
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! Small things everything else stands on: secrets, names, units, back-off, masking.
 //!
-//! Pure values without I/O, clocks or knowledge of WeChat. Nothing here imports another module of the crate.
+//! Pure values without I/O, clocks or knowledge of WeChat. Nothing here imports another module of
+//! the crate.
 
 pub mod account_name;
 pub mod backoff;

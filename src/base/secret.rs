@@ -1,8 +1,9 @@
 //! A value that nobody can print by accident.
 //!
-//! `Secret` has no `Display`, no `Serialize` and an opaque `Debug`; its content is reached only by [`Secret::expose`],
-//! so that every place that reveals one can be searched for. It is wiped when dropped. It does not promise that no copy
-//! ever existed: parsers, URL strings and socket buffers keep theirs.
+//! `Secret` has no `Display`, no `Serialize` and an opaque `Debug`; its content is reached only by
+//! [`Secret::expose`], so that every place that reveals one can be searched for. It is wiped when
+//! dropped. It does not promise that no copy ever existed: parsers, URL strings and socket buffers
+//! keep theirs.
 
 use std::fmt;
 
@@ -23,20 +24,30 @@ impl Secret {
         &self.0
     }
 
-    /// The first eight hex digits of the SHA-256: enough to tell two values apart in a log, useless to guess from.
+    /// The first eight hex digits of the SHA-256: enough to tell two values apart in a log, useless
+    /// to guess from.
     pub fn fingerprint(&self) -> String {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.0.as_bytes());
-        digest.as_ref().iter().take(4).fold(String::with_capacity(8), |mut hex, byte| {
-            use fmt::Write as _;
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        digest
+            .as_ref()
+            .iter()
+            .take(4)
+            .fold(String::with_capacity(8), |mut hex, byte| {
+                use fmt::Write as _;
+                let _ = write!(hex, "{byte:02x}");
+                hex
+            })
     }
 
     /// Compares in time that does not depend on where the values differ.
     pub fn matches(&self, candidate: &str) -> bool {
-        let digest = |text: &str| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
-        aws_lc_rs::constant_time::verify_slices_are_equal(digest(&self.0).as_ref(), digest(candidate).as_ref()).is_ok()
+        let digest =
+            |text: &str| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+        aws_lc_rs::constant_time::verify_slices_are_equal(
+            digest(&self.0).as_ref(),
+            digest(candidate).as_ref(),
+        )
+        .is_ok()
     }
 }
 
@@ -60,7 +71,11 @@ mod tests {
 
     #[test]
     fn debug_shows_nothing_of_the_value() {
-        let shown = format!("{:?} {:#?}", Secret::new("hunter2"), Some(Secret::new("hunter2")));
+        let shown = format!(
+            "{:?} {:#?}",
+            Secret::new("hunter2"),
+            Some(Secret::new("hunter2"))
+        );
         assert!(!shown.contains("hunter2"), "{shown}");
     }
 

@@ -37,12 +37,20 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
         "m" => 60_000,
         "h" => 3_600_000,
         "d" => 86_400_000,
-        _ => return Err(UnitError::UnknownUnit { units: "ms, s, m, h, d" }),
+        _ => {
+            return Err(UnitError::UnknownUnit {
+                units: "ms, s, m, h, d",
+            });
+        }
     };
-    number.checked_mul(millis).map(Duration::from_millis).ok_or(UnitError::TooLarge)
+    number
+        .checked_mul(millis)
+        .map(Duration::from_millis)
+        .ok_or(UnitError::TooLarge)
 }
 
-/// Reads `0`, `512B`, `64KiB`, `1MiB` or `2GiB`; decimal `KB`, `MB`, `GB` as well. Zero needs no unit.
+/// Reads `0`, `512B`, `64KiB`, `1MiB` or `2GiB`; decimal `KB`, `MB`, `GB` as well. Zero needs no
+/// unit.
 pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     if text.trim() == "0" {
         return Ok(0);
@@ -56,7 +64,11 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
         "KB" => 1_000,
         "MB" => 1_000_000,
         "GB" => 1_000_000_000,
-        _ => return Err(UnitError::UnknownUnit { units: "B, KiB, MiB, GiB, KB, MB, GB" }),
+        _ => {
+            return Err(UnitError::UnknownUnit {
+                units: "B, KiB, MiB, GiB, KB, MB, GB",
+            });
+        }
     };
     number.checked_mul(factor).ok_or(UnitError::TooLarge)
 }
@@ -64,7 +76,12 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
 /// The shortest exact text that [`parse_duration`] reads back.
 pub fn format_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
-    for (factor, unit) in [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")] {
+    for (factor, unit) in [
+        (86_400_000, "d"),
+        (3_600_000, "h"),
+        (60_000, "m"),
+        (1_000, "s"),
+    ] {
         if millis >= factor && millis.is_multiple_of(factor) {
             return format!("{}{unit}", millis / factor);
         }
@@ -74,7 +91,10 @@ pub fn format_duration(duration: Duration) -> String {
 
 fn split<'t>(text: &'t str, example: &'static str) -> Result<(u64, &'t str), UnitError> {
     let text = text.trim();
-    let end = text.bytes().position(|b| !b.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .bytes()
+        .position(|b| !b.is_ascii_digit())
+        .unwrap_or(text.len());
     if end == 0 {
         return Err(UnitError::NotANumber { example });
     }
@@ -96,10 +116,22 @@ mod tests {
     fn durations_need_a_unit() {
         assert_eq!(parse_duration("15s"), Ok(Duration::from_secs(15)));
         assert_eq!(parse_duration("5 m"), Ok(Duration::from_secs(300)));
-        assert_eq!(parse_duration("15"), Err(UnitError::MissingUnit { example: "\"15s\"" }));
-        assert_eq!(parse_duration("+1s"), Err(UnitError::NotANumber { example: "\"15s\"" }));
-        assert!(matches!(parse_duration("1y"), Err(UnitError::UnknownUnit { .. })));
-        assert_eq!(parse_duration("99999999999999999999s"), Err(UnitError::TooLarge));
+        assert_eq!(
+            parse_duration("15"),
+            Err(UnitError::MissingUnit { example: "\"15s\"" })
+        );
+        assert_eq!(
+            parse_duration("+1s"),
+            Err(UnitError::NotANumber { example: "\"15s\"" })
+        );
+        assert!(matches!(
+            parse_duration("1y"),
+            Err(UnitError::UnknownUnit { .. })
+        ));
+        assert_eq!(
+            parse_duration("99999999999999999999s"),
+            Err(UnitError::TooLarge)
+        );
     }
 
     #[test]
@@ -107,8 +139,16 @@ mod tests {
         assert_eq!(parse_size("0"), Ok(0));
         assert_eq!(parse_size("1MiB"), Ok(1 << 20));
         assert_eq!(parse_size("10MB"), Ok(10_000_000));
-        assert_eq!(parse_size("7"), Err(UnitError::MissingUnit { example: "\"1MiB\"" }));
-        assert!(matches!(parse_size("1mib"), Err(UnitError::UnknownUnit { .. })));
+        assert_eq!(
+            parse_size("7"),
+            Err(UnitError::MissingUnit {
+                example: "\"1MiB\""
+            })
+        );
+        assert!(matches!(
+            parse_size("1mib"),
+            Err(UnitError::UnknownUnit { .. })
+        ));
     }
 
     proptest! {

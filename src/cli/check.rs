@@ -30,13 +30,17 @@ pub(super) fn run(config: &Config, live: bool) -> Result<(), Failure> {
                 Ok(fetched) => {
                     let (who, note) = match account.kind() {
                         Kind::Stable => ("WeChat gave", ""),
-                        Kind::Classic => {
-                            ("WeChat gave", "; a running wxgate now holds the previous one and will replace it")
-                        }
+                        Kind::Classic => (
+                            "WeChat gave",
+                            "; a running wxgate now holds the previous one and will replace it",
+                        ),
                         Kind::Wecom => ("WeCom gave", ""),
                         Kind::Elsewhere => ("the other server keeps", ""),
                     };
-                    format!("{who} a token that is good for {} s{note}", fetched.expires_in.as_secs())
+                    format!(
+                        "{who} a token that is good for {} s{note}",
+                        fetched.expires_in.as_secs()
+                    )
                 }
                 Err(error) => {
                     refused += 1;

@@ -1,7 +1,8 @@
-//! `wxgate demo`: fake WeChat and proxy in one process on loopback, and a few calls that show what happens.
+//! `wxgate demo`: fake WeChat and proxy in one process on loopback, and a few calls that show what
+//! happens.
 //!
-//! Goes through the real configuration parser, real TLS and real sockets; only WeChat is fake. Nothing leaves the
-//! machine and nothing is left behind.
+//! Goes through the real configuration parser, real TLS and real sockets; only WeChat is fake.
+//! Nothing leaves the machine and nothing is left behind.
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
@@ -25,13 +26,18 @@ pub(super) fn run(once: bool) -> Result<(), Failure> {
         let app = start(&sandbox, folder.path())?;
         let addresses = Addresses::of(&app, &sandbox)?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let running =
-            tokio::spawn(app.with_grace(Grace { leaving: Duration::ZERO, closing: Duration::from_secs(1) }).run(
+        let running = tokio::spawn(
+            app.with_grace(Grace {
+                leaving: Duration::ZERO,
+                closing: Duration::from_secs(1),
+            })
+            .run(
                 async {
                     let _ = stopped.await;
                 },
                 std::future::pending(),
-            ));
+            ),
+        );
         print(addresses.introduction().as_bytes())?;
         let went_well = Calls::new(&addresses, &sandbox)?.make().await;
         if went_well.is_ok() && !once {
@@ -56,7 +62,12 @@ fn start(sandbox: &Sandbox, folder: &std::path::Path) -> Result<App, Failure> {
     build("127.0.0.1:8080", "127.0.0.1:8081").or_else(|_| build("127.0.0.1:0", "127.0.0.1:0"))
 }
 
-fn configuration(sandbox: &Sandbox, folder: &std::path::Path, listen: &str, admin: &str) -> Result<Config, Failure> {
+fn configuration(
+    sandbox: &Sandbox,
+    folder: &std::path::Path,
+    listen: &str,
+    admin: &str,
+) -> Result<Config, Failure> {
     let api = sandbox.https_url().unwrap_or_default();
     let text = format!(
         "[server]\nlisten = [\"{listen}\"]\n[admin]\nlisten = \"{admin}\"\n\
@@ -75,9 +86,15 @@ struct Addresses {
 
 impl Addresses {
     fn of(app: &App, sandbox: &Sandbox) -> Result<Self, Failure> {
-        let missing = || Failure::Running("the demo's listeners are not where they should be".to_owned());
+        let missing =
+            || Failure::Running("the demo's listeners are not where they should be".to_owned());
         Ok(Self {
-            proxy: app.addresses().first().and_then(BoundAddr::tcp).ok_or_else(missing)?.to_string(),
+            proxy: app
+                .addresses()
+                .first()
+                .and_then(BoundAddr::tcp)
+                .ok_or_else(missing)?
+                .to_string(),
             admin: app.admin_address().to_string(),
             sandbox: sandbox.http_url().ok_or_else(missing)?,
         })
@@ -95,7 +112,11 @@ impl Addresses {
     }
 
     fn what_next(&self) -> String {
-        let Self { proxy, admin, sandbox } = self;
+        let Self {
+            proxy,
+            admin,
+            sandbox,
+        } = self;
         format!(
             "Still running. Try it yourself:\n\n\
              \x20 curl 'http://{proxy}/cgi-bin/user/info?openid=you'         a call without a token\n\
@@ -120,34 +141,64 @@ struct Calls<'d> {
 
 impl<'d> Calls<'d> {
     fn new(addresses: &Addresses, sandbox: &'d Sandbox) -> Result<Self, Failure> {
-        let tls = crate::net::egress::Egress { ca_file: None, ..Default::default() };
-        let mut builder = Client::builder().no_proxy().timeout(Duration::from_secs(30));
+        let tls = crate::net::egress::Egress {
+            ca_file: None,
+            ..Default::default()
+        };
+        let mut builder = Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(30));
         // Only plain HTTP is spoken here; the client wants to know its roots all the same.
         if let Ok(tls) = tls.tls() {
             builder = builder.tls_backend_preconfigured((*tls).clone());
         }
-        let client = builder.build().map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
-        Ok(Self { client, base: format!("http://{}", addresses.proxy), sandbox })
+        let client = builder
+            .build()
+            .map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
+        Ok(Self {
+            client,
+            base: format!("http://{}", addresses.proxy),
+            sandbox,
+        })
     }
 
     async fn make(&self) -> Result<(), Failure> {
         let user = format!("{}/cgi-bin/user/info?openid=demo-user", self.base);
-        self.call("GET  /cgi-bin/user/info", 1, self.client.get(&user)).await?;
+        self.call("GET  /cgi-bin/user/info", 1, self.client.get(&user))
+            .await?;
         let message = serde_json::json!({"touser": "demo-user", "msgtype": "text", "text": {"content": "hello"}});
         let send = format!("{}/cgi-bin/message/custom/send", self.base);
-        self.call("POST /cgi-bin/message/custom/send", 1, self.client.post(&send).json(&message)).await?;
+        self.call(
+            "POST /cgi-bin/message/custom/send",
+            1,
+            self.client.post(&send).json(&message),
+        )
+        .await?;
         self.sandbox.control().revoke(Which::default());
         print(
             "     ... the fake WeChat now kills the token, as happens when somebody else fetches one ...\n".as_bytes(),
         )?;
-        self.call("POST /cgi-bin/message/custom/send", 2, self.client.post(&send).json(&message)).await?;
-        self.call("GET  /cgi-bin/user/info", 1, self.client.get(&user)).await?;
+        self.call(
+            "POST /cgi-bin/message/custom/send",
+            2,
+            self.client.post(&send).json(&message),
+        )
+        .await?;
+        self.call("GET  /cgi-bin/user/info", 1, self.client.get(&user))
+            .await?;
         self.summary()
     }
 
-    async fn call(&self, name: &str, attempts: u32, request: RequestBuilder) -> Result<(), Failure> {
-        let answer =
-            request.send().await.map_err(|error| Failure::Running(format!("{name}: {}", error.without_url())))?;
+    async fn call(
+        &self,
+        name: &str,
+        attempts: u32,
+        request: RequestBuilder,
+    ) -> Result<(), Failure> {
+        let answer = request
+            .send()
+            .await
+            .map_err(|error| Failure::Running(format!("{name}: {}", error.without_url())))?;
         let made = header(&answer, "x-wxgate-attempts");
         let body = answer.text().await.unwrap_or_default();
         let note = match made.as_str() {
@@ -158,8 +209,12 @@ impl<'d> Calls<'d> {
         let mut line = String::new();
         let _ = writeln!(line, "  {name:<36} attempts={made}  {shown}{note}");
         print(line.as_bytes())?;
-        if made != attempts.to_string() || crate::wechat::verdict::errcode(body.as_bytes()).unwrap_or(0) != 0 {
-            return Err(Failure::Running(format!("{name}: expected {attempts} attempt(s) and a good answer")));
+        if made != attempts.to_string()
+            || crate::wechat::verdict::errcode(body.as_bytes()).unwrap_or(0) != 0
+        {
+            return Err(Failure::Running(format!(
+                "{name}: expected {attempts} attempt(s) and a good answer"
+            )));
         }
         Ok(())
     }
@@ -176,11 +231,18 @@ impl<'d> Calls<'d> {
         if (fetches, delivered) == (2, 2) {
             Ok(())
         } else {
-            Err(Failure::Running("expected two token fetches and two messages".to_owned()))
+            Err(Failure::Running(
+                "expected two token fetches and two messages".to_owned(),
+            ))
         }
     }
 }
 
 fn header(answer: &Response, name: &str) -> String {
-    answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("-").to_owned()
+    answer
+        .headers()
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("-")
+        .to_owned()
 }

@@ -1,7 +1,7 @@
 //! The command line.
 //!
-//! Parses arguments, sets the log up, and hands over. Exit status: 0 fine, 1 failed while running, 2 bad usage,
-//! 78 bad configuration.
+//! Parses arguments, sets the log up, and hands over. Exit status: 0 fine, 1 failed while running,
+//! 2 bad usage, 78 bad configuration.
 
 mod check;
 mod demo;
@@ -34,8 +34,8 @@ const EXIT_CONFIG: u8 = 78;
 
 /// A reverse proxy that gives WeChat's server API its access_token.
 ///
-/// Internal services call it without credentials; it adds the cached token, notices when WeChat refuses it, fetches a
-/// new one once for everybody, and sends the request once more.
+/// Internal services call it without credentials; it adds the cached token, notices when WeChat
+/// refuses it, fetches a new one once for everybody, and sends the request once more.
 #[derive(Debug, Parser)]
 #[command(name = "wxgate", version, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -50,8 +50,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Run the proxy
     ///
-    /// Without --config, config/wxgate.toml is read if it exists; with no file at all, WXGATE_APPID and WXGATE_SECRET
-    /// name one account and everything else has its default.
+    /// Without --config, config/wxgate.toml is read if it exists; with no file at all, WXGATE_APPID
+    /// and WXGATE_SECRET name one account and everything else has its default.
     Serve(ConfigFile),
     /// Read the configuration and print every problem with its place
     Check {
@@ -61,7 +61,8 @@ enum Command {
         #[arg(long)]
         live: bool,
     },
-    /// Try wxgate on this machine: a fake WeChat, the proxy and a few calls, no account and no internet needed
+    /// Try wxgate on this machine: a fake WeChat, the proxy and a few calls, no account and no
+    /// internet needed
     Demo {
         /// End after the sample calls; exit status 0 only if all went well
         #[arg(long)]
@@ -131,11 +132,21 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    let format = if cli.log_format == "json" { Format::Json } else { Format::Text };
+    let format = if cli.log_format == "json" {
+        Format::Json
+    } else {
+        Format::Text
+    };
     let log = |default: &str| {
-        // What WXGATE_LOG says of one part must not silence the others; a level of its own overrides the default.
-        let wanted = std::env::var("WXGATE_LOG").ok().filter(|text| !text.is_empty());
-        let directives = wanted.map_or_else(|| default.to_owned(), |wanted| format!("{default},{wanted}"));
+        // What WXGATE_LOG says of one part must not silence the others; a level of its own
+        // overrides the default.
+        let wanted = std::env::var("WXGATE_LOG")
+            .ok()
+            .filter(|text| !text.is_empty());
+        let directives = wanted.map_or_else(
+            || default.to_owned(),
+            |wanted| format!("{default},{wanted}"),
+        );
         logging::init(format, Some(&directives), Output::Stderr).map_err(Failure::Usage)
     };
     match cli.command {
@@ -155,10 +166,16 @@ fn run(cli: Cli) -> Result<(), Failure> {
             log("info")?;
             sandbox::run(arguments)
         }
-        Command::Token { account, refresh, file } => {
+        Command::Token {
+            account,
+            refresh,
+            file,
+        } => {
             log("warn")?;
             let Some(account) = AccountName::new(&account) else {
-                return Err(Failure::Usage(format!("{account:?} is not the name of an account")));
+                return Err(Failure::Usage(format!(
+                    "{account:?} is not the name of an account"
+                )));
             };
             token::run(&file.load()?, &account, refresh)
         }
@@ -181,12 +198,19 @@ impl ConfigFile {
         self.loader()?().map_err(|problems| Failure::Config(problems.to_string()))
     }
 
-    /// Loads from the same place again and again. A default file that is there now must be there later too.
+    /// Loads from the same place again and again. A default file that is there now must be there
+    /// later too.
     fn loader(&self) -> Result<Loader, Failure> {
         let here = std::env::current_dir()?;
-        let default = || here.join(config::DEFAULT_FILE).exists().then(|| PathBuf::from(config::DEFAULT_FILE));
+        let default = || {
+            here.join(config::DEFAULT_FILE)
+                .exists()
+                .then(|| PathBuf::from(config::DEFAULT_FILE))
+        };
         let file = self.config.clone().or_else(default);
-        Ok(Box::new(move || config::load(file.as_deref(), &here, &ProcessEnvironment)))
+        Ok(Box::new(move || {
+            config::load(file.as_deref(), &here, &ProcessEnvironment)
+        }))
     }
 }
 
@@ -200,7 +224,11 @@ pub(crate) fn print(text: &[u8]) -> Result<(), Failure> {
 
 /// The runtime for everything that is not a request.
 pub(crate) fn background_runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("wxgate-bg").enable_all().build()
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("wxgate-bg")
+        .enable_all()
+        .build()
 }
 
 /// SIGTERM and SIGINT, heard from the moment this is made.
@@ -215,7 +243,10 @@ impl StopSignals {
     /// # Errors
     /// When the system refuses.
     pub(crate) fn listen() -> io::Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
     }
 
     /// The next one that was not reported yet.

@@ -8,10 +8,11 @@ use crate::{
     sandbox::{self, CertificateFiles, DEFAULT_APPID, DEFAULT_SECRET, SandboxAccount, Settings},
 };
 
-/// The fake WeChat, for testing your own services: the token endpoints, a dozen API calls, and faults on demand.
+/// The fake WeChat, for testing your own services: the token endpoints, a dozen API calls, and
+/// faults on demand.
 ///
-/// Tokens die when you say so (POST /sandbox/revoke), answers can be slowed down, cut short or replaced; docs/sandbox.md
-/// lists everything. Nothing it hands out opens anything at WeChat.
+/// Tokens die when you say so (POST /sandbox/revoke), answers can be slowed down, cut short or
+/// replaced; docs/sandbox.md lists everything. Nothing it hands out opens anything at WeChat.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Plain HTTP listener
@@ -21,7 +22,12 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "ADDR", value_parser = listen_address)]
     tls_listen: Option<ListenAddr>,
     /// Certificate and key of your own (PEM); without them one is made at each start
-    #[arg(long, value_name = "FILE", requires = "tls_key", requires = "tls_listen")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_key",
+        requires = "tls_listen"
+    )]
     tls_cert: Option<PathBuf>,
     /// The key that belongs to --tls-cert
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
@@ -36,33 +42,51 @@ pub(super) struct Arguments {
 
 fn account(text: &str) -> Result<SandboxAccount, String> {
     match text.split_once(':') {
-        Some((appid, secret)) if !appid.is_empty() && !secret.is_empty() => Ok(SandboxAccount::new(appid, secret)),
+        Some((appid, secret)) if !appid.is_empty() && !secret.is_empty() => {
+            Ok(SandboxAccount::new(appid, secret))
+        }
         _ => Err("expected APPID:SECRET".to_owned()),
     }
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
-    let certificate = arguments.tls_cert.zip(arguments.tls_key).map(|(cert, key)| CertificateFiles { cert, key });
-    let mut settings =
-        Settings { http: Some(arguments.listen), https: arguments.tls_listen, certificate, ..Settings::default() };
+    let certificate = arguments
+        .tls_cert
+        .zip(arguments.tls_key)
+        .map(|(cert, key)| CertificateFiles { cert, key });
+    let mut settings = Settings {
+        http: Some(arguments.listen),
+        https: arguments.tls_listen,
+        certificate,
+        ..Settings::default()
+    };
     let default_account = arguments.accounts.is_empty();
     if !default_account {
         settings.accounts = arguments.accounts;
     }
     background_runtime()?.block_on(async {
-        let sandbox = sandbox::start(settings)
-            .await
-            .map_err(|error| Failure::Running(format!("the sandbox cannot start: {error}; is the address taken?")))?;
+        let sandbox = sandbox::start(settings).await.map_err(|error| {
+            Failure::Running(format!(
+                "the sandbox cannot start: {error}; is the address taken?"
+            ))
+        })?;
         if let Some(path) = arguments.ca_out {
-            std::fs::write(&path, sandbox.ca_pem())
-                .map_err(|error| Failure::Running(format!("cannot write {}: {error}", path.display())))?;
+            std::fs::write(&path, sandbox.ca_pem()).map_err(|error| {
+                Failure::Running(format!("cannot write {}: {error}", path.display()))
+            })?;
         }
         let mut text = String::from("The fake WeChat is up.\n");
-        for url in [sandbox.http_url(), sandbox.https_url()].into_iter().flatten() {
+        for url in [sandbox.http_url(), sandbox.https_url()]
+            .into_iter()
+            .flatten()
+        {
             let _ = writeln!(text, "  listening on  {url}");
         }
         if default_account {
-            let _ = writeln!(text, "  account       {DEFAULT_APPID}, secret {DEFAULT_SECRET}");
+            let _ = writeln!(
+                text,
+                "  account       {DEFAULT_APPID}, secret {DEFAULT_SECRET}"
+            );
         }
         if let Some(url) = sandbox.http_url() {
             let _ = writeln!(text, "  state         curl {url}/sandbox/state");

@@ -1,6 +1,7 @@
 //! `wxgate serve`: the main job, from configuration to drained.
 //!
-//! Hardens the process, starts the application and translates signals; what is served is the application's business.
+//! Hardens the process, starts the application and translates signals; what is served is the
+//! application's business.
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -44,7 +45,8 @@ pub(super) fn run(file: &ConfigFile, format: Format) -> Result<(), Failure> {
     })
 }
 
-/// A signal that comes during a reload leads to one more: the file may have changed after it was read.
+/// A signal that comes during a reload leads to one more: the file may have changed after it was
+/// read.
 async fn reload_at(mut hangup: Signal, reloader: Reloader) {
     while hangup.recv().await.is_some() {
         tracing::info!("SIGHUP: loading the configuration again");
@@ -52,17 +54,26 @@ async fn reload_at(mut hangup: Signal, reloader: Reloader) {
     }
 }
 
-/// The access log goes where the log goes, unless the filter leaves it out (`WXGATE_LOG=access=off`).
+/// The access log goes where the log goes, unless the filter leaves it out
+/// (`WXGATE_LOG=access=off`).
 fn access_log(format: Format) -> Option<AccessLogSettings> {
-    tracing::enabled!(target: "access", tracing::Level::INFO)
-        .then_some(AccessLogSettings { format, output: Output::Stderr })
+    tracing::enabled!(target: "access", tracing::Level::INFO).then_some(AccessLogSettings {
+        format,
+        output: Output::Stderr,
+    })
 }
 
-/// The process holds the AppSecrets of a whole business: no core dumps, and no debugger of the same user.
+/// The process holds the AppSecrets of a whole business: no core dumps, and no debugger of the same
+/// user.
 fn keep_memory_private() {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    if setrlimit(Resource::Core, none).is_err() || set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err() {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    if setrlimit(Resource::Core, none).is_err()
+        || set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err()
+    {
         tracing::warn!("core dumps could not be switched off; a crash may write secrets to disk");
     }
 }

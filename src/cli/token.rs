@@ -13,15 +13,26 @@ pub(super) fn run(config: &Config, account: &AccountName, refresh: bool) -> Resu
         let admin = AdminClient::new(config)?;
         if refresh {
             let path = format!("/api/accounts/{account}/refresh");
-            let answer = admin
-                .call(|client, base| client.post(format!("{base}{path}")).json(&serde_json::json!({"force": false})));
+            let answer = admin.call(|client, base| {
+                client
+                    .post(format!("{base}{path}"))
+                    .json(&serde_json::json!({"force": false}))
+            });
             return show(&answer.await?);
         }
-        let accounts = admin.call(|client, base| client.get(format!("{base}/api/accounts"))).await?;
-        let found = accounts.as_array().into_iter().flatten().find(|entry| entry["name"] == account.as_str());
+        let accounts = admin
+            .call(|client, base| client.get(format!("{base}/api/accounts")))
+            .await?;
+        let found = accounts
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|entry| entry["name"] == account.as_str());
         match found {
             Some(entry) => show(entry),
-            None => Err(Failure::Running(format!("the running wxgate has no account named {account}"))),
+            None => Err(Failure::Running(format!(
+                "the running wxgate has no account named {account}"
+            ))),
         }
     })
 }
@@ -35,9 +46,13 @@ struct AdminClient<'c> {
 impl<'c> AdminClient<'c> {
     fn new(config: &'c Config) -> Result<Self, Failure> {
         let egress = &config.proxy.upstream.egress;
-        let tls = egress.tls().map_err(|error| Failure::Config(error.to_string()))?;
-        let mut builder =
-            Client::builder().tls_backend_preconfigured((*tls).clone()).no_proxy().timeout(Duration::from_secs(30));
+        let tls = egress
+            .tls()
+            .map_err(|error| Failure::Config(error.to_string()))?;
+        let mut builder = Client::builder()
+            .tls_backend_preconfigured((*tls).clone())
+            .no_proxy()
+            .timeout(Duration::from_secs(30));
         let base = match &config.admin.listen {
             ListenAddr::Tcp(address) => format!("http://{}", reachable(address)),
             ListenAddr::Unix(path) => {
@@ -45,11 +60,20 @@ impl<'c> AdminClient<'c> {
                 "http://localhost".to_owned()
             }
         };
-        let client = builder.build().map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
-        Ok(Self { client, base, config })
+        let client = builder
+            .build()
+            .map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
+        Ok(Self {
+            client,
+            base,
+            config,
+        })
     }
 
-    async fn call(&self, request: impl FnOnce(&Client, &str) -> RequestBuilder) -> Result<Value, Failure> {
+    async fn call(
+        &self,
+        request: impl FnOnce(&Client, &str) -> RequestBuilder,
+    ) -> Result<Value, Failure> {
         let mut request = request(&self.client, &self.base);
         if let Some(key) = &self.config.admin.key {
             request = request.bearer_auth(key.expose());
@@ -65,7 +89,12 @@ impl<'c> AdminClient<'c> {
         let body: Value = answer.json().await.map_err(unreachable)?;
         match status {
             StatusCode::OK => Ok(body),
-            _ => Err(Failure::Running(body["message"].as_str().unwrap_or("the running wxgate refused").to_owned())),
+            _ => Err(Failure::Running(
+                body["message"]
+                    .as_str()
+                    .unwrap_or("the running wxgate refused")
+                    .to_owned(),
+            )),
         }
     }
 }

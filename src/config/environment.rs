@@ -1,7 +1,9 @@
-//! Environment variables: where secrets are looked up, and an override for every key outside the arrays of tables.
+//! Environment variables: where secrets are looked up, and an override for every key outside the
+//! arrays of tables.
 //!
-//! `WXGATE_SERVER__LISTEN` sets `server.listen`: two underscores stand for the dot. Variables without them are left
-//! alone, save `WXGATE_DEFAULT_ACCOUNT`. What a value means is decided where its key is read.
+//! `WXGATE_SERVER__LISTEN` sets `server.listen`: two underscores stand for the dot. Variables
+//! without them are left alone, save `WXGATE_DEFAULT_ACCOUNT`. What a value means is decided where
+//! its key is read.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -33,27 +35,45 @@ pub(super) fn overlay(root: &mut Node, environment: &dyn Environment, report: &m
     let mut names = environment.names();
     names.sort();
     for name in names {
-        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        let Some(rest) = name.strip_prefix(PREFIX) else {
+            continue;
+        };
         if !rest.contains("__") && rest != "DEFAULT_ACCOUNT" {
             continue;
         }
-        let Some(text) = environment.get(&name) else { continue };
+        let Some(text) = environment.get(&name) else {
+            continue;
+        };
         let origin = Origin::Variable(Arc::from(name.as_str()));
         let path = rest.to_ascii_lowercase();
         let mut place = report.whole().from(&origin);
         place.path = path.replace("__", ".");
         if path.starts_with("account__") || path.starts_with("client__") {
-            report.problem(&place, "accounts and clients cannot be set from the environment: write them into the file");
+            report.problem(
+                &place,
+                "accounts and clients cannot be set from the environment: write them into the file",
+            );
         } else if !insert(root, path.split("__"), text, &origin) {
-            report.problem(&place, "set either the table as a whole or its keys, not both");
+            report.problem(
+                &place,
+                "set either the table as a whole or its keys, not both",
+            );
         }
     }
 }
 
 // False when a whole table stands in another variable already.
-fn insert<'p>(node: &mut Node, mut path: impl Iterator<Item = &'p str>, text: String, origin: &Origin) -> bool {
+fn insert<'p>(
+    node: &mut Node,
+    mut path: impl Iterator<Item = &'p str>,
+    text: String,
+    origin: &Origin,
+) -> bool {
     let Some(key) = path.next() else {
-        *node = Node { value: Value::Text(text), origin: origin.clone() };
+        *node = Node {
+            value: Value::Text(text),
+            origin: origin.clone(),
+        };
         return true;
     };
     if matches!(node.value, Value::Text(_)) {
@@ -62,11 +82,23 @@ fn insert<'p>(node: &mut Node, mut path: impl Iterator<Item = &'p str>, text: St
     if !matches!(node.value, Value::Table(_)) {
         node.value = Value::Table(Vec::new());
     }
-    let Value::Table(entries) = &mut node.value else { return false };
-    let index = entries.iter().position(|entry| entry.key == key).unwrap_or(entries.len());
+    let Value::Table(entries) = &mut node.value else {
+        return false;
+    };
+    let index = entries
+        .iter()
+        .position(|entry| entry.key == key)
+        .unwrap_or(entries.len());
     if index == entries.len() {
-        let empty = Node { value: Value::Table(Vec::new()), origin: origin.clone() };
-        entries.push(Entry { key: key.to_owned(), origin: origin.clone(), node: empty });
+        let empty = Node {
+            value: Value::Table(Vec::new()),
+            origin: origin.clone(),
+        };
+        entries.push(Entry {
+            key: key.to_owned(),
+            origin: origin.clone(),
+            node: empty,
+        });
     }
     let entry = &mut entries[index];
     let done = insert(&mut entry.node, path, text, origin);
@@ -82,7 +114,9 @@ impl Environment for ProcessEnvironment {
     }
 
     fn names(&self) -> Vec<String> {
-        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect()
+        std::env::vars_os()
+            .filter_map(|(name, _)| name.into_string().ok())
+            .collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The values that keys may have: what each looks like in the file, in the schema and in Rust.
 //!
-//! Grammar and ranges live here, in the types; what depends on more than one key lives in `resolve`.
+//! Grammar and ranges live here, in the types; what depends on more than one key lives in
+//! `resolve`.
 
 use std::{borrow::Cow, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -62,11 +63,14 @@ pub(super) const MINUTE: u64 = 60 * SECOND;
 pub(super) const HOUR: u64 = 60 * MINUTE;
 
 impl HostName {
-    /// Letters, digits, `-` and `_` in labels of at most 63, at most 253 in all; IPv4 addresses fit that too.
+    /// Letters, digits, `-` and `_` in labels of at most 63, at most 253 in all; IPv4 addresses fit
+    /// that too.
     pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
         let label = |label: &str| {
             (1..=63).contains(&label.len())
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         };
@@ -79,21 +83,32 @@ impl HostName {
 
 impl CertName {
     fn parse(text: &str) -> Result<Self, &'static str> {
-        const FORM: &str =
-            "expected a name of the caller's certificate, such as \"crm.internal\" or \"spiffe://internal/crm\"";
+        const FORM: &str = "expected a name of the caller's certificate, such as \"crm.internal\" or \"spiffe://internal/crm\"";
         if text.contains('*') {
-            return Err("there are no wildcards here: write the name as it stands in the caller's certificate");
+            return Err(
+                "there are no wildcards here: write the name as it stands in the caller's certificate",
+            );
         }
         if text.parse::<IpAddr>().is_ok() {
-            return Err("callers are known by DNS or URI names of their certificates; for an address use from");
+            return Err(
+                "callers are known by DNS or URI names of their certificates; for an address use from",
+            );
         }
         if let Some((scheme, rest)) = text.split_once(':') {
             let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-                && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
+                && scheme
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
             let fits = is_scheme && !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic());
-            return if fits { Ok(Self(text.to_ascii_lowercase())) } else { Err(FORM) };
+            return if fits {
+                Ok(Self(text.to_ascii_lowercase()))
+            } else {
+                Err(FORM)
+            };
         }
-        HostName::parse(text).map(|name| Self(name.0)).map_err(|_| FORM)
+        HostName::parse(text)
+            .map(|name| Self(name.0))
+            .map_err(|_| FORM)
     }
 }
 
@@ -158,7 +173,10 @@ impl Read for String {
 
 impl Read for IpAddr {
     fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
-        reader.text(node, place, |text| text.parse().map_err(|_| "expected an IP address such as \"10.0.0.5\""))
+        reader.text(node, place, |text| {
+            text.parse()
+                .map_err(|_| "expected an IP address such as \"10.0.0.5\"")
+        })
     }
 }
 
@@ -177,7 +195,8 @@ impl Read for ListenAddr {
     fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
         let base = reader.base_dir;
         reader.text(node, place, |text| {
-            if !text.starts_with("unix:") && text.contains(|c: char| c.is_whitespace() || c == '/') {
+            if !text.starts_with("unix:") && text.contains(|c: char| c.is_whitespace() || c == '/')
+            {
                 return Err("expected \"host:port\" or \"unix:/path\", without scheme or path");
             }
             Ok(match text.parse()? {
@@ -205,14 +224,24 @@ impl JsonSchema for ListenAddr {
 impl<const MIN: u64, const MAX: u64> Read for Time<MIN, MAX> {
     fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
         if matches!(node.value, Value::Integer(_)) {
-            reader.report.problem(place, "the unit is missing: write text with a unit, such as \"15s\"");
+            reader.report.problem(
+                place,
+                "the unit is missing: write text with a unit, such as \"15s\"",
+            );
             return None;
         }
         let (min, max) = (Duration::from_millis(MIN), Duration::from_millis(MAX));
         reader.text(node, place, |text| match units::parse_duration(text) {
             Ok(time) if time < min || time > max => {
-                let min = if MIN == 0 { "0s".to_owned() } else { units::format_duration(min) };
-                Err(format!("must be between {min} and {}", units::format_duration(max)))
+                let min = if MIN == 0 {
+                    "0s".to_owned()
+                } else {
+                    units::format_duration(min)
+                };
+                Err(format!(
+                    "must be between {min} and {}",
+                    units::format_duration(max)
+                ))
             }
             Ok(time) => Ok(Self(time)),
             Err(error) => Err(error.to_string()),
@@ -242,9 +271,14 @@ impl<const MIN: u64> Read for Size<MIN> {
             Err(error) => Err(error.to_string()),
         };
         match &node.value {
-            Value::Integer(Some(0)) => parse("0").map_err(|message| reader.report.problem(place, message)).ok(),
+            Value::Integer(Some(0)) => parse("0")
+                .map_err(|message| reader.report.problem(place, message))
+                .ok(),
             Value::Integer(_) => {
-                reader.report.problem(place, "the unit is missing: write text with a unit, such as \"1MiB\"");
+                reader.report.problem(
+                    place,
+                    "the unit is missing: write text with a unit, such as \"1MiB\"",
+                );
                 None
             }
             _ => reader.text(node, place, parse),
@@ -262,8 +296,13 @@ impl<const MIN: u64> JsonSchema for Size<MIN> {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let text = json_schema!({ "type": "string", "pattern": "^(0|[0-9]+ *(B|KiB|MiB|GiB|KB|MB|GB))$" });
-        if MIN > 0 { text } else { json_schema!({ "anyOf": [text, { "const": 0 }] }) }
+        let text =
+            json_schema!({ "type": "string", "pattern": "^(0|[0-9]+ *(B|KiB|MiB|GiB|KB|MB|GB))$" });
+        if MIN > 0 {
+            text
+        } else {
+            json_schema!({ "anyOf": [text, { "const": 0 }] })
+        }
     }
 }
 
@@ -285,10 +324,16 @@ impl<const MIN: u64, const MAX: u64> Read for Count<MIN, MAX> {
             reader.report.problem(place, "the number is too large");
             return None;
         };
-        let inside = u64::try_from(number).ok().filter(|number| (MIN..=MAX).contains(number));
+        let inside = u64::try_from(number)
+            .ok()
+            .filter(|number| (MIN..=MAX).contains(number));
         let inside = inside.and_then(|number| usize::try_from(number).ok());
         if inside.is_none() {
-            let bounds = if MAX == ANY { format!("at least {MIN}") } else { format!("between {MIN} and {MAX}") };
+            let bounds = if MAX == ANY {
+                format!("at least {MIN}")
+            } else {
+                format!("between {MIN} and {MAX}")
+            };
             reader.report.problem(place, format!("must be {bounds}"));
         }
         inside.map(Self)
@@ -322,25 +367,45 @@ fn egress_proxy(text: &str) -> Result<EgressProxy, &'static str> {
     const FORM: &str = "expected \"http://host:port\" or \"http://user:password@host:port\" (plain HTTP to the proxy)";
     let rest = text.strip_prefix("http://").ok_or(FORM)?;
     let rest = rest.strip_suffix('/').unwrap_or(rest);
-    let (credentials, authority) =
-        rest.rsplit_once('@').map_or((None, rest), |(credentials, authority)| (Some(credentials), authority));
+    let (credentials, authority) = rest
+        .rsplit_once('@')
+        .map_or((None, rest), |(credentials, authority)| {
+            (Some(credentials), authority)
+        });
     let (host, port) = authority.rsplit_once(':').ok_or(FORM)?;
-    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(ip) => ip.parse::<std::net::Ipv6Addr>().map_err(|_| FORM)?.to_string(),
+    let host = match host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+    {
+        Some(ip) => ip
+            .parse::<std::net::Ipv6Addr>()
+            .map_err(|_| FORM)?
+            .to_string(),
         None => HostName::parse(host).map_err(|_| FORM)?.0,
     };
     let port = port.parse().ok().filter(|port| *port != 0).ok_or(FORM)?;
-    // Percent-encoded as in any URL; the first colon parts user and password, so none in the user may be encoded.
-    let credentials = match credentials.map(|text| text.split_once(':').ok_or(FORM)).transpose()? {
+    // Percent-encoded as in any URL; the first colon parts user and password, so none in the user
+    // may be encoded.
+    let credentials = match credentials
+        .map(|text| text.split_once(':').ok_or(FORM))
+        .transpose()?
+    {
         None => None,
         Some((user, password)) => {
             let decoded = |text| percent_decode_str(text).decode_utf8().map_err(|_| FORM);
             let (user, password) = (decoded(user)?, decoded(password)?);
-            if user.contains(':') || user.contains(char::is_control) || password.contains(char::is_control) {
+            if user.contains(':')
+                || user.contains(char::is_control)
+                || password.contains(char::is_control)
+            {
                 return Err(FORM);
             }
             Some(Secret::new(format!("{user}:{password}")))
         }
     };
-    Ok(EgressProxy { host, port, credentials })
+    Ok(EgressProxy {
+        host,
+        port,
+        credentials,
+    })
 }

@@ -1,8 +1,9 @@
 //! From the configuration file and the environment to the settings of every part.
 //!
-//! `tree` holds values with their origins, `raw` the shape of the file (and its schema), `resolve` proves it and builds
-//! the settings. All problems are reported together, each with its key and line. Nothing below this module knows what
-//! the file looks like, and nothing here changes the file or binds, dials or stores anything.
+//! `tree` holds values with their origins, `raw` the shape of the file (and its schema), `resolve`
+//! proves it and builds the settings. All problems are reported together, each with its key and
+//! line. Nothing below this module knows what the file looks like, and nothing here changes the
+//! file or binds, dials or stores anything.
 
 mod environment;
 mod leaf;
@@ -55,12 +56,16 @@ pub struct Config {
     pub warnings: Vec<Problem>,
 }
 
-/// Reads the configuration from `path`; without one from [`DEFAULT_FILE`] below `current_dir` if that exists, and else
-/// from the environment alone.
+/// Reads the configuration from `path`; without one from [`DEFAULT_FILE`] below `current_dir` if
+/// that exists, and else from the environment alone.
 ///
 /// # Errors
 /// Everything that is wrong, at once.
-pub fn load(path: Option<&Path>, current_dir: &Path, environment: &dyn Environment) -> Result<Config, Problems> {
+pub fn load(
+    path: Option<&Path>,
+    current_dir: &Path,
+    environment: &dyn Environment,
+) -> Result<Config, Problems> {
     let file = path.unwrap_or(Path::new(DEFAULT_FILE));
     let place = current_dir.join(file);
     match read_file(&place) {
@@ -75,30 +80,57 @@ pub fn load(path: Option<&Path>, current_dir: &Path, environment: &dyn Environme
     }
 }
 
-/// Reads a configuration from text, as if it stood in a file in `base_dir` that the operator knows as `file_name`.
+/// Reads a configuration from text, as if it stood in a file in `base_dir` that the operator knows
+/// as `file_name`.
 ///
 /// # Errors
 /// Everything that is wrong, at once.
-pub fn parse(text: &str, base_dir: &Path, file_name: &str, environment: &dyn Environment) -> Result<Config, Problems> {
+pub fn parse(
+    text: &str,
+    base_dir: &Path,
+    file_name: &str,
+    environment: &dyn Environment,
+) -> Result<Config, Problems> {
     let name = Arc::from(file_name);
-    let mut report = Report::new(Origin::File { name: Arc::clone(&name), line: None });
+    let mut report = Report::new(Origin::File {
+        name: Arc::clone(&name),
+        line: None,
+    });
     let Some(root) = Node::from_file(text, &name, &mut report) else {
         return Err(Problems::from(report));
     };
     build(root, base_dir, environment, report)
 }
 
-/// What `wxgate check` says of a configuration that can be used: one line per warning, then what was understood. No
-/// newline at the end.
+/// What `wxgate check` says of a configuration that can be used: one line per warning, then what
+/// was understood. No newline at the end.
 pub fn check_text(config: &Config) -> String {
-    let accounts: Vec<&str> = config.accounts.iter().map(|account| account.name.as_str()).collect();
-    let listen: Vec<String> = config.proxy.listen.iter().map(ToString::to_string).collect();
-    let clients: Vec<&str> = config.proxy.clients.iter().map(|client| client.name.as_str()).collect();
+    let accounts: Vec<&str> = config
+        .accounts
+        .iter()
+        .map(|account| account.name.as_str())
+        .collect();
+    let listen: Vec<String> = config
+        .proxy
+        .listen
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let clients: Vec<&str> = config
+        .proxy
+        .clients
+        .iter()
+        .map(|client| client.name.as_str())
+        .collect();
     let clients = match clients.len() {
         0 => String::new(),
         count => format!("; {count} client(s): {}", clients.join(", ")),
     };
-    let mut lines: Vec<String> = config.warnings.iter().map(|warning| format!("warning: {warning}")).collect();
+    let mut lines: Vec<String> = config
+        .warnings
+        .iter()
+        .map(|warning| format!("warning: {warning}"))
+        .collect();
     lines.extend(plain_text(&config.store).map(str::to_owned));
     lines.push(format!(
         "the configuration is fine: {} account(s): {}{clients}; listening on {}; admin on {}",
@@ -110,10 +142,14 @@ pub fn check_text(config: &Config) -> String {
     lines.join("\n")
 }
 
-/// Said by `check` only: it is what everybody starts with, and no reason to complain at every start.
+/// Said by `check` only: it is what everybody starts with, and no reason to complain at every
+/// start.
 fn plain_text(store: &token::store::Settings) -> Option<&'static str> {
     use token::store::Settings;
-    let open = matches!(store, Settings::File { keys: None, .. } | Settings::Redis { keys: None, .. });
+    let open = matches!(
+        store,
+        Settings::File { keys: None, .. } | Settings::Redis { keys: None, .. }
+    );
     open.then_some(
         "warning: store.encryption_key: not set, so that tokens stand in the store in plain text, for whoever can read \
          it; `openssl rand -base64 32` makes a key",
@@ -128,22 +164,48 @@ fn build(
 ) -> Result<Config, Problems> {
     environment::overlay(&mut root, environment, &mut report);
     let whole = report.whole();
-    let raw = raw::File::read(&root, &whole, &mut Reader { report: &mut report, base_dir });
+    let raw = raw::File::read(
+        &root,
+        &whole,
+        &mut Reader {
+            report: &mut report,
+            base_dir,
+        },
+    );
     let raw = raw.unwrap_or_default();
-    let settings = resolve::resolve(raw, &mut secret::Context { report: &mut report, environment, base_dir });
+    let settings = resolve::resolve(
+        raw,
+        &mut secret::Context {
+            report: &mut report,
+            environment,
+            base_dir,
+        },
+    );
     let warnings = report.finish()?;
-    Ok(Config { warnings, ..settings })
+    Ok(Config {
+        warnings,
+        ..settings
+    })
 }
 
 // The one account of a start without a file, from two variables that have no key of their own.
 fn without_file(current_dir: &Path, environment: &dyn Environment) -> Result<Config, Problems> {
     const VARIABLES: [&str; 2] = ["WXGATE_APPID", "WXGATE_SECRET"];
-    let mut report = Report::new(Origin::File { name: Arc::from("environment"), line: None });
-    let missing: Vec<&str> =
-        VARIABLES.into_iter().filter(|name| environment.get(name).is_none_or(|value| value.is_empty())).collect();
+    let mut report = Report::new(Origin::File {
+        name: Arc::from("environment"),
+        line: None,
+    });
+    let missing: Vec<&str> = VARIABLES
+        .into_iter()
+        .filter(|name| environment.get(name).is_none_or(|value| value.is_empty()))
+        .collect();
     let mut entries = Vec::new();
     if missing.is_empty() {
-        entries.push(entry("account", Value::Array(vec![only_account(VARIABLES, environment)]), VARIABLES[0]));
+        entries.push(entry(
+            "account",
+            Value::Array(vec![only_account(VARIABLES, environment)]),
+            VARIABLES[0],
+        ));
     } else {
         let verb = if missing.len() == 1 { "is" } else { "are" };
         let message = format!(
@@ -154,28 +216,55 @@ fn without_file(current_dir: &Path, environment: &dyn Environment) -> Result<Con
         report.problem(&report.whole().child("account"), message);
     }
     let origin = report.whole().origin;
-    build(Node { value: Value::Table(entries), origin }, current_dir, environment, report)
+    build(
+        Node {
+            value: Value::Table(entries),
+            origin,
+        },
+        current_dir,
+        environment,
+        report,
+    )
 }
 
 fn only_account([appid, secret]: [&str; 2], environment: &dyn Environment) -> Node {
     let table = vec![
         entry("name", Value::String("default".to_owned()), appid),
-        entry("appid", Value::Text(environment.get(appid).unwrap_or_default()), appid),
-        entry("secret", Value::Table(vec![entry("env", Value::String(secret.to_owned()), secret)]), secret),
+        entry(
+            "appid",
+            Value::Text(environment.get(appid).unwrap_or_default()),
+            appid,
+        ),
+        entry(
+            "secret",
+            Value::Table(vec![entry("env", Value::String(secret.to_owned()), secret)]),
+            secret,
+        ),
     ];
-    Node { value: Value::Table(table), origin: Origin::Variable(Arc::from(appid)) }
+    Node {
+        value: Value::Table(table),
+        origin: Origin::Variable(Arc::from(appid)),
+    }
 }
 
 fn entry(key: &str, value: Value, variable: &str) -> Entry {
     let origin = Origin::Variable(Arc::from(variable));
-    Entry { key: key.to_owned(), origin: origin.clone(), node: Node { value, origin } }
+    Entry {
+        key: key.to_owned(),
+        origin: origin.clone(),
+        node: Node { value, origin },
+    }
 }
 
 fn read_file(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    std::fs::File::open(path)?.take(LONGEST_FILE + 1).read_to_string(&mut text)?;
+    std::fs::File::open(path)?
+        .take(LONGEST_FILE + 1)
+        .read_to_string(&mut text)?;
     if text.len() as u64 > LONGEST_FILE {
-        return Err(io::Error::other("it is longer than 1MiB, which no configuration is"));
+        return Err(io::Error::other(
+            "it is longer than 1MiB, which no configuration is",
+        ));
     }
     Ok(text)
 }

@@ -1,17 +1,20 @@
 //! What is wrong with a configuration, where, and what to write instead.
 //!
-//! All problems of a file come together. No text here ever holds a value of the file: a secret may stand in any place.
+//! All problems of a file come together. No text here ever holds a value of the file: a secret may
+//! stand in any place.
 
 use std::{fmt, path::Path, sync::Arc};
 
-/// Everything that keeps a configuration from being used, in the order of the file. Prints one problem per line.
+/// Everything that keeps a configuration from being used, in the order of the file. Prints one
+/// problem per line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Problems(pub Vec<Problem>);
 
 /// One mistake, or one warning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The key as in `account[0].secret` (counted from zero); empty when it is about the whole file.
+    /// The key as in `account[0].secret` (counted from zero); empty when it is about the whole
+    /// file.
     pub key_path: String,
     /// Where the value came from.
     pub origin: Origin,
@@ -58,7 +61,10 @@ impl Problem {
     }
 
     fn rank(&self) -> (bool, usize) {
-        (matches!(self.origin, Origin::Variable(_)), self.line().unwrap_or(usize::MAX))
+        (
+            matches!(self.origin, Origin::Variable(_)),
+            self.line().unwrap_or(usize::MAX),
+        )
     }
 }
 
@@ -69,8 +75,15 @@ impl Problems {
     }
 
     pub(super) fn one(file: &Path, message: String) -> Self {
-        let origin = Origin::File { name: file.display().to_string().into(), line: None };
-        Self(vec![Problem { key_path: String::new(), origin, message }])
+        let origin = Origin::File {
+            name: file.display().to_string().into(),
+            line: None,
+        };
+        Self(vec![Problem {
+            key_path: String::new(),
+            origin,
+            message,
+        }])
     }
 }
 
@@ -99,7 +112,10 @@ impl fmt::Display for Problem {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File { name, line: Some(line) } => write!(f, "{name}:{line}"),
+            Self::File {
+                name,
+                line: Some(line),
+            } => write!(f, "{name}:{line}"),
             Self::File { name, line: None } => f.write_str(name),
             Self::Variable(name) => write!(f, "environment variable {name}"),
         }
@@ -109,12 +125,22 @@ impl fmt::Display for Origin {
 impl Place {
     pub(super) fn child(&self, key: &str) -> Self {
         let key = quoted(key);
-        let path = if self.path.is_empty() { key } else { format!("{}.{key}", self.path) };
-        Self { path, origin: self.origin.clone() }
+        let path = if self.path.is_empty() {
+            key
+        } else {
+            format!("{}.{key}", self.path)
+        };
+        Self {
+            path,
+            origin: self.origin.clone(),
+        }
     }
 
     pub(super) fn element(&self, index: usize) -> Self {
-        Self { path: format!("{}[{index}]", self.path), origin: self.origin.clone() }
+        Self {
+            path: format!("{}[{index}]", self.path),
+            origin: self.origin.clone(),
+        }
     }
 
     pub(super) fn from(mut self, origin: &Origin) -> Self {
@@ -125,12 +151,19 @@ impl Place {
 
 impl Report {
     pub(super) fn new(whole: Origin) -> Self {
-        Self { problems: Vec::new(), warnings: Vec::new(), whole }
+        Self {
+            problems: Vec::new(),
+            warnings: Vec::new(),
+            whole,
+        }
     }
 
     /// The configuration as a whole, for what stands nowhere.
     pub(super) fn whole(&self) -> Place {
-        Place { path: String::new(), origin: self.whole.clone() }
+        Place {
+            path: String::new(),
+            origin: self.whole.clone(),
+        }
     }
 
     pub(super) fn problem(&mut self, place: &Place, message: impl Into<String>) {
@@ -141,27 +174,46 @@ impl Report {
         self.warnings.push(note(place, message));
     }
 
-    /// The warnings of a good configuration, or the problems of a bad one, in the order of the file.
+    /// The warnings of a good configuration, or the problems of a bad one, in the order of the
+    /// file.
     pub(super) fn finish(mut self) -> Result<Vec<Problem>, Problems> {
         self.problems.sort_by_key(Problem::rank);
         self.warnings.sort_by_key(Problem::rank);
-        if self.problems.is_empty() { Ok(self.warnings) } else { Err(Problems(self.problems)) }
+        if self.problems.is_empty() {
+            Ok(self.warnings)
+        } else {
+            Err(Problems(self.problems))
+        }
     }
 }
 
 fn note(place: &Place, message: impl Into<String>) -> Problem {
-    Problem { key_path: place.path.clone(), origin: place.origin.clone(), message: message.into() }
+    Problem {
+        key_path: place.path.clone(),
+        origin: place.origin.clone(),
+        message: message.into(),
+    }
 }
 
 // A key is written by the operator but may be anything: it must not break the line or flood it.
 fn quoted(key: &str) -> String {
     const LONGEST: usize = 64;
-    let bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    let bare = !key.is_empty()
+        && key
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if bare && key.len() <= LONGEST {
         return key.to_owned();
     }
-    let cut = if key.chars().count() > LONGEST { "…" } else { "" };
-    format!("\"{}{cut}\"", key.chars().take(LONGEST).collect::<String>().escape_debug())
+    let cut = if key.chars().count() > LONGEST {
+        "…"
+    } else {
+        ""
+    };
+    format!(
+        "\"{}{cut}\"",
+        key.chars().take(LONGEST).collect::<String>().escape_debug()
+    )
 }
 
 impl From<Report> for Problems {

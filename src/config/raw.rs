@@ -1,14 +1,17 @@
 //! The configuration file, key by key: its shape, its documentation and its JSON Schema.
 //!
-//! A mirror of the file and nothing more. Keys that are not built yet are here in full; `resolve` refuses them.
-//! The defaults in the documentation are those of the settings structs; a test compares them.
+//! A mirror of the file and nothing more. Keys that are not built yet are here in full; `resolve`
+//! refuses them. The defaults in the documentation are those of the settings structs; a test
+//! compares them.
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use schemars::JsonSchema;
 
 use super::{
-    leaf::{ANY, AppId, CertName, Count, HOUR, HostName, MINUTE, Network, Plain, SECOND, Size, Time},
+    leaf::{
+        ANY, AppId, CertName, Count, HOUR, HostName, MINUTE, Network, Plain, SECOND, Size, Time,
+    },
     problem::Place,
     read::{At, Read, Reader, tables, words},
     tree::{Node, Value},
@@ -23,10 +26,11 @@ use crate::{
 };
 
 tables! {
-    /// The configuration of wxgate. Every key can be set from the environment too, as in WXGATE_SERVER__LISTEN, except
-    /// those of accounts and clients.
+    /// The configuration of wxgate. Every key can be set from the environment too, as in
+    /// WXGATE_SERVER__LISTEN, except those of accounts and clients.
     File("a table") {
-        /// The account that is used when nothing else selects one. The sole account needs no mention.
+        /// The account that is used when nothing else selects one. The sole account needs no
+        /// mention.
         default_account: AccountName,
         /// The listener for services that call WeChat.
         server: Server,
@@ -43,7 +47,8 @@ tables! {
         /// The accounts at WeChat, at least one.
         #[schemars(required, length(min = 1))]
         account: Vec<At<Account>>,
-        /// Callers and their rights. Without any, everybody inside server.allow may use every account.
+        /// Callers and their rights. Without any, everybody inside server.allow may use every
+        /// account.
         client: Vec<At<Client>>,
     }
 
@@ -55,8 +60,8 @@ tables! {
         /// Threads that serve requests; 0 = one per core.
         #[schemars(extend("default" = 0))]
         workers: Count<0, 1024>,
-        /// While there is no [[client]]: callers from these networks may call. CIDRs, addresses, "loopback" (Unix sockets
-        /// too) and "private".
+        /// While there is no [[client]]: callers from these networks may call. CIDRs, addresses,
+        /// "loopback" (Unix sockets too) and "private".
         #[schemars(extend("default" = ["loopback"]))]
         allow: Vec<At<Network>>,
         /// The networks of proxies whose X-Forwarded-For is believed.
@@ -101,7 +106,8 @@ tables! {
 
     /// The way to WeChat.
     Upstream("a table [upstream]") {
-        /// A PEM file with roots in addition to the platform's. Verification cannot be switched off.
+        /// A PEM file with roots in addition to the platform's. Verification cannot be switched
+        /// off.
         ca_file: PathBuf,
         /// The longest time for TCP and TLS together, 1ms to 5m.
         #[schemars(extend("default" = "3s"))]
@@ -116,7 +122,8 @@ tables! {
         /// How long an unused connection is kept, 0s to 1h. WeChat closes idle ones at about 20 s.
         #[schemars(extend("default" = "15s"))]
         pool_idle: Time<0, HOUR>,
-        /// Fixed addresses by host name instead of DNS; needed where local DNS points the name at wxgate.
+        /// Fixed addresses by host name instead of DNS; needed where local DNS points the name at
+        /// wxgate.
         resolve: BTreeMap<String, At<Vec<At<IpAddr>>>>,
         /// The most requests under way at a time.
         #[schemars(extend("default" = 1024))]
@@ -125,7 +132,8 @@ tables! {
 
     /// When tokens are fetched.
     Token("a table [token]") {
-        /// Ask for a new token this long before expiry, 1s to 1h; at most half of what expires_in said.
+        /// Ask for a new token this long before expiry, 1s to 1h; at most half of what expires_in
+        /// said.
         #[schemars(extend("default" = "5m"))]
         refresh_before: Time<SECOND, HOUR>,
         /// The longest time for one call of the token endpoint, 1ms to 5m.
@@ -157,16 +165,16 @@ tables! {
         /// For kind = "file": a folder, made with mode 0700, files 0600.
         #[schemars(extend("default" = "wxgate-state"))]
         path: PathBuf,
-        /// For kind = "redis" and "sql", where it is compulsory: redis://, rediss:// (TLS), redis+sentinel:// or unix:;
-        /// sqlite://, postgres:// or mysql://.
+        /// For kind = "redis" and "sql", where it is compulsory: redis://, rediss:// (TLS),
+        /// redis+sentinel:// or unix:; sqlite://, postgres:// or mysql://.
         url: SecretForm,
-        /// For kind = "redis": what keys there begin with; at most 64 visible ASCII characters without braces. For
-        /// kind = "sql": what names of tables begin with, made of its letters and digits, all else as "_"; at most 40
-        /// bytes, a letter first.
+        /// For kind = "redis": what keys there begin with; at most 64 visible ASCII characters
+        /// without braces. For kind = "sql": what names of tables begin with, made of its letters
+        /// and digits, all else as "_"; at most 40 bytes, a letter first.
         #[schemars(extend("default" = "wxgate:"))]
         prefix: String,
-        /// 32 bytes in base64 or hex: tokens are sealed at rest. Several with commas between them: the first one seals,
-        /// all of them open.
+        /// 32 bytes in base64 or hex: tokens are sealed at rest. Several with commas between them:
+        /// the first one seals, all of them open.
         encryption_key: SecretForm,
     }
 
@@ -181,27 +189,29 @@ tables! {
         /// The appid; for wecom the corpid.
         #[schemars(required)]
         appid: AppId,
-        /// The AppSecret; for wecom the agent's secret. Compulsory, unless token = { from = … }; then it is needed only
-        /// for what is answered in the name of the AppSecret.
+        /// The AppSecret; for wecom the agent's secret. Compulsory, unless token = { from = … };
+        /// then it is needed only for what is answered in the name of the AppSecret.
         secret: SecretForm,
-        /// Which token endpoint of WeChat (not for wecom, which has one only); or where another central server keeps the
-        /// token.
+        /// Which token endpoint of WeChat (not for wecom, which has one only); or where another
+        /// central server keeps the token.
         #[schemars(extend("default" = "stable"))]
         token: TokenForm,
-        /// Base URLs of WeChat's API; all but the first are for fail-over. http:// only to loopback. The default is that
-        /// of the platform.
+        /// Base URLs of WeChat's API; all but the first are for fail-over. http:// only to
+        /// loopback. The default is that of the platform.
         #[schemars(length(min = 1), extend("default" = ["https://api.weixin.qq.com"]))]
         api: Vec<At<BaseUrl>>,
         /// Values of the Host header that select this account, unique over all accounts.
         hosts: Vec<At<HostName>>,
     }
 
-    /// Where another central server keeps the token, which wxgate reads there and does not fetch from WeChat.
+    /// Where another central server keeps the token, which wxgate reads there and does not fetch
+    /// from WeChat.
     Elsewhere("a table { from = … }") {
         /// The kind of server.
         #[schemars(required)]
         from: ElsewhereKind,
-        /// For redis: redis://, rediss:// (TLS) or unix:. For http: https://; http:// only to loopback.
+        /// For redis: redis://, rediss:// (TLS) or unix:. For http: https://; http:// only to
+        /// loopback.
         #[schemars(required)]
         url: SecretForm,
         /// For redis, where it is compulsory: the key. GET, or HGETALL for a hash.
@@ -209,25 +219,30 @@ tables! {
         key: String,
         /// For http: headers of the request.
         header: BTreeMap<String, At<SecretForm>>,
-        /// The member that holds the token, with dots between nested ones; for a hash it begins with the field. The usual
-        /// names are found without it.
+        /// The member that holds the token, with dots between nested ones; for a hash it begins
+        /// with the field. The usual names are found without it.
         #[schemars(length(min = 1))]
         field: String,
     }
 
-    /// A caller and its rights. All that is set of key, from and cert must fit; at least one must be set.
+    /// A caller and its rights. All that is set of key, from and cert must fit; at least one must
+    /// be set.
     Client("a table [[client]]") {
-        /// 1 to 64 of A-Z, a-z, 0-9, _ and -; unique; not "network" and not "-". Without one, client-1, client-2, …
+        /// 1 to 64 of A-Z, a-z, 0-9, _ and -; unique; not "network" and not "-". Without one,
+        /// client-1, client-2, …
         name: AccountName,
-        /// What the caller shows in X-Wxgate-Key or Authorization: Bearer; visible ASCII, no two clients have the same.
+        /// What the caller shows in X-Wxgate-Key or Authorization: Bearer; visible ASCII, no two
+        /// clients have the same.
         key: KeyForm,
-        /// The networks it calls from. CIDRs, addresses, "loopback" (Unix sockets too) and "private".
+        /// The networks it calls from. CIDRs, addresses, "loopback" (Unix sockets too) and
+        /// "private".
         from: Vec<At<Network>>,
         /// A DNS or URI name of its certificate, compared without case; needs server.tls.client_ca.
         cert: CertName,
         /// The accounts it may use, by name; all of them by default.
         accounts: Vec<At<AccountName>>,
-        /// The paths it may call, such as "/cgi-bin/menu/get", "/cgi-bin/*/get" or "/cgi-bin/message/**"; all by default.
+        /// The paths it may call, such as "/cgi-bin/menu/get", "/cgi-bin/*/get" or
+        /// "/cgi-bin/message/**"; all by default.
         allow: Vec<At<PathPattern>>,
         /// The paths it may not call, whatever allow says.
         #[schemars(extend("default" = []))]
@@ -354,10 +369,16 @@ pub(super) enum TokenForm {
 impl Read for TokenForm {
     fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
         match node.value {
-            Value::Table(_) => Elsewhere::read(node, place, reader).map(|table| Self::Elsewhere(Box::new(table))),
+            Value::Table(_) => {
+                Elsewhere::read(node, place, reader).map(|table| Self::Elsewhere(Box::new(table)))
+            }
             Value::String(_) => TokenKind::read(node, place, reader).map(Self::Kind),
             _ => {
-                reader.mismatch(node, place, "\"stable\", \"classic\" or a table { from = … }");
+                reader.mismatch(
+                    node,
+                    place,
+                    "\"stable\", \"classic\" or a table { from = … }",
+                );
                 None
             }
         }

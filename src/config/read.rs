@@ -1,7 +1,8 @@
 //! Reading the tree: every value is read by its type, every mistake is noted and reading goes on.
 //!
-//! `tables!` makes a struct, its JSON Schema and its reader from one list of keys, so that they cannot drift apart.
-//! `words!` does the same for a choice between words. What a value may be is said by the types in `leaf`.
+//! `tables!` makes a struct, its JSON Schema and its reader from one list of keys, so that they
+//! cannot drift apart. `words!` does the same for a choice between words. What a value may be is
+//! said by the types in `leaf`.
 
 use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
@@ -44,7 +45,8 @@ pub(super) struct Keys<'n> {
 impl Reader<'_> {
     /// Notes what was expected, and what stands there instead.
     pub(super) fn mismatch(&mut self, node: &Node, place: &Place, expected: &str) {
-        self.report.problem(place, format!("expected {expected}, found {}", node.kind()));
+        self.report
+            .problem(place, format!("expected {expected}, found {}", node.kind()));
     }
 
     /// Text that `parse` takes; `parse` says what would have been right.
@@ -58,7 +60,9 @@ impl Reader<'_> {
             self.mismatch(node, place, "text in quotes");
             return None;
         };
-        parse(text).map_err(|message| self.report.problem(place, message)).ok()
+        parse(text)
+            .map_err(|message| self.report.problem(place, message))
+            .ok()
     }
 
     /// A table, of which `fill` takes the keys; all others are reported.
@@ -80,8 +84,14 @@ impl Reader<'_> {
             self.mismatch(node, place, form);
             return None;
         };
-        for entry in entries.iter().filter(|entry| !known.contains(&entry.key.as_str())) {
-            self.report.problem(&place.child(&entry.key).from(&entry.origin), unknown("key", &entry.key, known));
+        for entry in entries
+            .iter()
+            .filter(|entry| !known.contains(&entry.key.as_str()))
+        {
+            self.report.problem(
+                &place.child(&entry.key).from(&entry.origin),
+                unknown("key", &entry.key, known),
+            );
         }
         Some(fill(&Keys { entries, place }, self))
     }
@@ -91,7 +101,11 @@ impl Keys<'_> {
     /// `None` when the key is absent or its value wrong.
     pub(super) fn take<T: Read>(&self, key: &str, reader: &mut Reader<'_>) -> Option<At<T>> {
         let entry = self.entries.iter().find(|entry| entry.key == key)?;
-        At::read(&entry.node, &self.place.child(key).from(&entry.origin), reader)
+        At::read(
+            &entry.node,
+            &self.place.child(key).from(&entry.origin),
+            reader,
+        )
     }
 }
 
@@ -99,17 +113,27 @@ impl Keys<'_> {
 pub(super) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
     let close = known
         .iter()
-        .map(|candidate| (strsim::jaro_winkler(&word.to_ascii_lowercase(), candidate), candidate))
+        .map(|candidate| {
+            (
+                strsim::jaro_winkler(&word.to_ascii_lowercase(), candidate),
+                candidate,
+            )
+        })
         .max_by(|(a, _), (b, _)| a.total_cmp(b));
     match close {
-        Some((likeness, candidate)) if likeness > 0.85 => format!("unknown {what}; did you mean \"{candidate}\"?"),
+        Some((likeness, candidate)) if likeness > 0.85 => {
+            format!("unknown {what}; did you mean \"{candidate}\"?")
+        }
         _ => format!("unknown {what}; known here: {}", known.join(", ")),
     }
 }
 
 impl<T: Read> At<T> {
     fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
-        T::read(node, place, reader).map(|value| Self { value, place: place.clone() })
+        T::read(node, place, reader).map(|value| Self {
+            value,
+            place: place.clone(),
+        })
     }
 }
 
@@ -141,7 +165,10 @@ impl<T: Read> Read for Vec<At<T>> {
                 &split
             }
             Value::Table(_) if T::TABLE => {
-                let message = format!("there may be several of these: write [[{}]] in double brackets", place.path);
+                let message = format!(
+                    "there may be several of these: write [[{}]] in double brackets",
+                    place.path
+                );
                 reader.report.problem(place, message);
                 return None;
             }
@@ -150,21 +177,40 @@ impl<T: Read> Read for Vec<At<T>> {
                 return None;
             }
         };
-        let read = |(index, item): (usize, &Node)| At::read(item, &place.element(index).from(&item.origin), reader);
+        let read = |(index, item): (usize, &Node)| {
+            At::read(item, &place.element(index).from(&item.origin), reader)
+        };
         // Nothing of a list with a mistake in it: "the list is empty" would then be false.
-        items.iter().enumerate().map(read).collect::<Vec<_>>().into_iter().collect()
+        items
+            .iter()
+            .enumerate()
+            .map(read)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .collect()
     }
 }
 
 // A list in a variable: TOML syntax, or plain words with commas between them.
 fn list(text: &str, node: &Node) -> Vec<Node> {
     if text.trim_start().starts_with('[')
-        && let Some(Node { value: Value::Array(items), .. }) = Node::from_variable(text, &node.origin)
+        && let Some(Node {
+            value: Value::Array(items),
+            ..
+        }) = Node::from_variable(text, &node.origin)
     {
         return items;
     }
-    let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
-    words.map(|word| Node { value: Value::Text(word.to_owned()), origin: node.origin.clone() }).collect()
+    let words = text
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty());
+    words
+        .map(|word| Node {
+            value: Value::Text(word.to_owned()),
+            origin: node.origin.clone(),
+        })
+        .collect()
 }
 
 impl<T: Read> Read for BTreeMap<String, At<T>> {
@@ -172,19 +218,25 @@ impl<T: Read> Read for BTreeMap<String, At<T>> {
         let names: Vec<String> = match &node.value {
             Value::Table(entries) => entries.iter().map(|entry| entry.key.clone()).collect(),
             Value::Text(text) => match Node::from_variable(text, &node.origin) {
-                Some(parsed) if matches!(parsed.value, Value::Table(_)) => return Self::read(&parsed, place, reader),
+                Some(parsed) if matches!(parsed.value, Value::Table(_)) => {
+                    return Self::read(&parsed, place, reader);
+                }
                 _ => Vec::new(),
             },
             _ => Vec::new(),
         };
         let known: Vec<&str> = names.iter().map(String::as_str).collect();
         reader.table(node, place, "a table", &known, |keys, reader| {
-            names.iter().filter_map(|name| Some((name.clone(), keys.take(name, reader)?))).collect()
+            names
+                .iter()
+                .filter_map(|name| Some((name.clone(), keys.take(name, reader)?)))
+                .collect()
         })
     }
 }
 
-/// Tables of the file: every key is optional here, since a missing one is found later, with the others.
+/// Tables of the file: every key is optional here, since a missing one is found later, with the
+/// others.
 macro_rules! tables {
     ($($(#[$attribute:meta])* $name:ident ($form:literal) {
         $($(#[$key_attribute:meta])* $key:ident: $type:ty,)*

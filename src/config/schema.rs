@@ -5,9 +5,12 @@ use serde_json::Value;
 
 use super::raw::File;
 
-/// The schema as pretty-printed JSON with a newline at its end, in draft 7, which editors for TOML understand.
+/// The schema as pretty-printed JSON with a newline at its end, in draft 7, which editors for TOML
+/// understand.
 pub fn schema() -> String {
-    let generator = SchemaSettings::draft07().with_transform(RecursiveTransform(drop_null)).into_generator();
+    let generator = SchemaSettings::draft07()
+        .with_transform(RecursiveTransform(drop_null))
+        .into_generator();
     let mut schema = generator.into_root_schema_for::<File>();
     schema.insert("title".to_owned(), "wxgate.toml".into());
     format!("{:#}\n", schema.to_value())
@@ -27,7 +30,8 @@ fn drop_null(schema: &mut Schema) {
         if let [Value::Object(only)] = choices.as_slice() {
             let only = only.clone();
             schema.remove("anyOf");
-            if only.contains_key("$ref") && schema.as_object().is_some_and(|rest| !rest.is_empty()) {
+            if only.contains_key("$ref") && schema.as_object().is_some_and(|rest| !rest.is_empty())
+            {
                 // Draft 7 ignores everything beside a $ref.
                 schema.insert("allOf".to_owned(), Value::Array(vec![Value::Object(only)]));
             } else {
@@ -55,8 +59,15 @@ mod tests {
 
     fn properties(table: &str) -> serde_json::Map<String, Value> {
         let schema = parsed();
-        let table = if table == "File" { &schema } else { &schema["definitions"][table] };
-        assert_eq!(table["additionalProperties"], false, "unknown keys must be errors");
+        let table = if table == "File" {
+            &schema
+        } else {
+            &schema["definitions"][table]
+        };
+        assert_eq!(
+            table["additionalProperties"], false,
+            "unknown keys must be errors"
+        );
         table["properties"].as_object().unwrap().clone()
     }
 
@@ -66,7 +77,11 @@ mod tests {
             let known: Vec<String> = properties(table).into_iter().map(|(key, _)| key).collect();
             assert_eq!(&known, keys, "{table}");
         }
-        assert_eq!(parsed()["definitions"].as_object().unwrap().len(), raw::KEYS.len() - 1, "a table is missing");
+        assert_eq!(
+            parsed()["definitions"].as_object().unwrap().len(),
+            raw::KEYS.len() - 1,
+            "a table is missing"
+        );
     }
 
     #[test]
@@ -95,14 +110,15 @@ mod tests {
         ] {
             spelt_out += header;
             spelt_out.push('\n');
-            let defaults =
-                properties(table).into_iter().filter_map(|(key, schema)| Some((key, schema.get("default")?.clone())));
+            let defaults = properties(table)
+                .into_iter()
+                .filter_map(|(key, schema)| Some((key, schema.get("default")?.clone())));
             // Numbers, text and lists of text look the same in JSON and TOML.
             spelt_out.extend(defaults.map(|(key, value)| format!("{key} = {value}\n")));
         }
         let shown = |text: &str| {
-            let mut config =
-                parse(text, Path::new("/etc"), "f", &BTreeMap::new()).unwrap_or_else(|p| panic!("{p}\n{text}"));
+            let mut config = parse(text, Path::new("/etc"), "f", &BTreeMap::new())
+                .unwrap_or_else(|p| panic!("{p}\n{text}"));
             config.warnings.clear();
             format!("{config:#?}")
         };

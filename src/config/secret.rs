@@ -1,7 +1,8 @@
-//! Secrets: `{ env = "NAME" }`, `{ file = "path" }` or `{ value = "…" }`, looked up when the configuration is read.
+//! Secrets: `{ env = "NAME" }`, `{ file = "path" }` or `{ value = "…" }`, looked up when the
+//! configuration is read.
 //!
-//! One that cannot be found is a problem. Its value never gets into a message, not even where an operator wrote it in
-//! the place of a name or path.
+//! One that cannot be found is a problem. Its value never gets into a message, not even where an
+//! operator wrote it in the place of a name or path.
 
 use std::{io::Read as _, path::Path};
 
@@ -29,7 +30,10 @@ impl Context<'_> {
     /// Looks a secret up; `None` after a problem was reported.
     pub(super) fn secret(&mut self, form: &At<SecretForm>) -> Option<Secret> {
         let SecretForm { env, file, value } = &form.value;
-        let (kind, text) = self.only_one(&form.place, [("env", env), ("file", file), ("value", value)])?;
+        let (kind, text) = self.only_one(
+            &form.place,
+            [("env", env), ("file", file), ("value", value)],
+        )?;
         self.look_up(kind, text)
     }
 
@@ -39,7 +43,10 @@ impl Context<'_> {
         place: &Place,
         forms: [(&'static str, &'f Option<At<Plain>>); N],
     ) -> Option<(&'static str, &'f At<Plain>)> {
-        let mut given: Vec<_> = forms.iter().filter_map(|(kind, text)| Some((*kind, text.as_ref()?))).collect();
+        let mut given: Vec<_> = forms
+            .iter()
+            .filter_map(|(kind, text)| Some((*kind, text.as_ref()?)))
+            .collect();
         // WXGATE_ADMIN__KEY__FILE replaces whatever form the file has.
         if given.iter().any(|(_, text)| text.is_variable()) {
             given.retain(|(_, text)| text.is_variable());
@@ -50,7 +57,10 @@ impl Context<'_> {
         if !self.report.concerns(place) {
             let kinds = forms.map(|(kind, _)| kind);
             let (last, others) = kinds.split_last()?;
-            self.report.problem(place, format!("give exactly one of {} and {last}", others.join(", ")));
+            self.report.problem(
+                place,
+                format!("give exactly one of {} and {last}", others.join(", ")),
+            );
         }
         None
     }
@@ -75,13 +85,17 @@ impl Context<'_> {
             }
             fine => Ok(Secret::new(fine)),
         });
-        checked.map_err(|message| self.report.problem(&text.place, message)).ok()
+        checked
+            .map_err(|message| self.report.problem(&text.place, message))
+            .ok()
     }
 
     fn variable(&self, name: &str) -> Result<String, String> {
         let fits = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         if !fits || looks_like_a_secret(name) {
-            return Err("expected the name of an environment variable, not the secret itself".to_owned());
+            return Err(
+                "expected the name of an environment variable, not the secret itself".to_owned(),
+            );
         }
         let value = self.environment.get(name).filter(|value| !value.is_empty());
         value.ok_or_else(|| format!("environment variable {name} is not set"))
@@ -93,10 +107,13 @@ impl Context<'_> {
         }
         let path = self.base_dir.join(path);
         let mut text = String::new();
-        let read = std::fs::File::open(&path).and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
+        let read = std::fs::File::open(&path)
+            .and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
         match read {
             Err(error) => Err(format!("cannot read {}: {error}", path.display())),
-            Ok(length) if length as u64 > LONGEST => Err(format!("{} is too long for a secret", path.display())),
+            Ok(length) if length as u64 > LONGEST => {
+                Err(format!("{} is too long for a secret", path.display()))
+            }
             Ok(_) => Ok(text.trim_end_matches(['\n', '\r']).to_owned()),
         }
     }
@@ -109,7 +126,8 @@ impl<T> At<T> {
 }
 
 impl Report {
-    /// Whether something at this key or below it has been reported already, so that it is not merely missing.
+    /// Whether something at this key or below it has been reported already, so that it is not
+    /// merely missing.
     pub(super) fn concerns(&self, place: &Place) -> bool {
         self.problems.iter().any(|problem| {
             let rest = problem.key_path.strip_prefix(&place.path);

@@ -1,4 +1,5 @@
-//! The configuration as one tree of values that know where they came from: lines of the file, environment variables.
+//! The configuration as one tree of values that know where they came from: lines of the file,
+//! environment variables.
 //!
 //! Knows TOML, but no key and no meaning.
 
@@ -30,7 +31,8 @@ pub(super) enum Value {
     Table(Vec<Entry>),
 }
 
-/// One key of a table. Its origin is where the key stands; that of the node, where the value begins.
+/// One key of a table. Its origin is where the key stands; that of the node, where the value
+/// begins.
 pub(super) struct Entry {
     pub(super) key: String,
     pub(super) origin: Origin,
@@ -40,7 +42,10 @@ pub(super) struct Entry {
 impl Node {
     /// Reads a whole file. Every syntax error is reported; then there is no tree.
     pub(super) fn from_file(text: &str, name: &Arc<str>, report: &mut Report) -> Option<Self> {
-        let origin = |span: Range<usize>| Origin::File { name: Arc::clone(name), line: Some(line(text, span.start)) };
+        let origin = |span: Range<usize>| Origin::File {
+            name: Arc::clone(name),
+            line: Some(line(text, span.start)),
+        };
         let (root, errors) = DeTable::parse_recoverable(text);
         for error in &errors {
             let mut place = report.whole();
@@ -48,12 +53,17 @@ impl Node {
                 place.origin = origin(span);
             }
             // Of all kinds of strings the parser names just one here.
-            let message = error.message().trim_end_matches(", expected literal string");
+            let message = error
+                .message()
+                .trim_end_matches(", expected literal string");
             report.problem(&place, format!("this is not TOML: {message}"));
         }
         errors.is_empty().then(|| {
             let whole = report.whole().origin;
-            Self { value: table(root.into_inner(), &origin), origin: whole }
+            Self {
+                value: table(root.into_inner(), &origin),
+                origin: whole,
+            }
         })
     }
 
@@ -81,14 +91,21 @@ fn node(value: Spanned<DeValue<'_>>, origin: &dyn Fn(Range<usize>) -> Origin) ->
     let span = value.span();
     let value = match value.into_inner() {
         DeValue::String(text) => Value::String(text.into_owned()),
-        DeValue::Integer(number) => Value::Integer(i64::from_str_radix(number.as_str(), number.radix()).ok()),
+        DeValue::Integer(number) => {
+            Value::Integer(i64::from_str_radix(number.as_str(), number.radix()).ok())
+        }
         DeValue::Float(_) => Value::Float,
         DeValue::Boolean(_) => Value::Boolean,
         DeValue::Datetime(_) => Value::Datetime,
-        DeValue::Array(items) => Value::Array(items.into_iter().map(|item| node(item, origin)).collect()),
+        DeValue::Array(items) => {
+            Value::Array(items.into_iter().map(|item| node(item, origin)).collect())
+        }
         DeValue::Table(entries) => table(entries, origin),
     };
-    Node { value, origin: origin(span) }
+    Node {
+        value,
+        origin: origin(span),
+    }
 }
 
 fn table(entries: DeTable<'_>, origin: &dyn Fn(Range<usize>) -> Origin) -> Value {
@@ -101,7 +118,11 @@ fn table(entries: DeTable<'_>, origin: &dyn Fn(Range<usize>) -> Origin) -> Value
 }
 
 fn line(text: &str, offset: usize) -> usize {
-    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+    1 + text
+        .bytes()
+        .take(offset)
+        .filter(|byte| *byte == b'\n')
+        .count()
 }
 
 #[cfg(test)]
@@ -110,11 +131,19 @@ mod tests {
 
     fn first_line_of_b(text: &str) -> Option<usize> {
         let name = Arc::from("f");
-        let mut report = Report::new(Origin::File { name: Arc::clone(&name), line: None });
+        let mut report = Report::new(Origin::File {
+            name: Arc::clone(&name),
+            line: None,
+        });
         let Value::Table(entries) = Node::from_file(text, &name, &mut report).unwrap().value else {
             panic!("no table")
         };
-        match &entries.iter().find(|entry| entry.key == "b").unwrap().origin {
+        match &entries
+            .iter()
+            .find(|entry| entry.key == "b")
+            .unwrap()
+            .origin
+        {
             Origin::File { line, .. } => *line,
             Origin::Variable(_) => None,
         }
@@ -125,6 +154,9 @@ mod tests {
         assert_eq!(first_line_of_b("b = 1"), Some(1));
         assert_eq!(first_line_of_b("a = 1\n\nb = 1\n"), Some(3));
         assert_eq!(first_line_of_b("a = 1\r\n\r\nb = 1\r\n"), Some(3));
-        assert_eq!(first_line_of_b("\u{feff}a = \"\"\"\n店\n\"\"\"\n[b]\n"), Some(4));
+        assert_eq!(
+            first_line_of_b("\u{feff}a = \"\"\"\n店\n\"\"\"\n[b]\n"),
+            Some(4)
+        );
     }
 }

@@ -21,7 +21,9 @@ impl ListenAddr {
         match self {
             Self::Unix(_) => true,
             Self::Tcp(address) => {
-                let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+                let host = address
+                    .rsplit_once(':')
+                    .map_or(address.as_str(), |(host, _)| host);
                 let host = host.trim_start_matches('[').trim_end_matches(']');
                 host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
             }
@@ -78,8 +80,8 @@ impl fmt::Display for Peer {
     }
 }
 
-/// A set of networks: CIDRs, single addresses, `"loopback"` (Unix sockets too) and `"private"` (RFC 1918, RFC 6598,
-/// RFC 4193 and link-local addresses).
+/// A set of networks: CIDRs, single addresses, `"loopback"` (Unix sockets too) and `"private"` (RFC
+/// 1918, RFC 6598, RFC 4193 and link-local addresses).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSet {
     nets: Vec<IpNet>,
@@ -87,8 +89,15 @@ pub struct NetworkSet {
 }
 
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
-const PRIVATE: [&str; 7] =
-    ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "fc00::/7", "fe80::/10"];
+const PRIVATE: [&str; 7] = [
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "100.64.0.0/10",
+    "169.254.0.0/16",
+    "fc00::/7",
+    "fe80::/10",
+];
 
 impl NetworkSet {
     /// Adds one entry of the configuration.
@@ -99,11 +108,16 @@ impl NetworkSet {
         match entry {
             "loopback" => {
                 self.unix = true;
-                self.nets.extend(LOOPBACK.iter().filter_map(|n| n.parse::<IpNet>().ok()));
+                self.nets
+                    .extend(LOOPBACK.iter().filter_map(|n| n.parse::<IpNet>().ok()));
             }
-            "private" => self.nets.extend(PRIVATE.iter().filter_map(|n| n.parse::<IpNet>().ok())),
+            "private" => self
+                .nets
+                .extend(PRIVATE.iter().filter_map(|n| n.parse::<IpNet>().ok())),
             _ => {
-                let net = entry.parse::<IpNet>().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from));
+                let net = entry
+                    .parse::<IpNet>()
+                    .or_else(|_| entry.parse::<IpAddr>().map(IpNet::from));
                 self.nets.push(
                     net.map_err(|_| "expected a CIDR such as \"10.0.0.0/8\", an address, \"loopback\" or \"private\"")?,
                 );
@@ -119,7 +133,8 @@ impl NetworkSet {
         set
     }
 
-    /// Whether the peer is inside. IPv4-mapped IPv6 addresses count as the IPv4 address that they carry.
+    /// Whether the peer is inside. IPv4-mapped IPv6 addresses count as the IPv4 address that they
+    /// carry.
     pub fn contains(&self, peer: &Peer) -> bool {
         match peer {
             Peer::Unix => self.unix,
@@ -137,18 +152,29 @@ impl NetworkSet {
 
     /// Whether somebody outside this machine is inside.
     pub fn reaches_beyond_loopback(&self) -> bool {
-        self.nets.iter().any(|net| !LOOPBACK.iter().filter_map(|n| n.parse::<IpNet>().ok()).any(|l| l.contains(net)))
+        self.nets.iter().any(|net| {
+            !LOOPBACK
+                .iter()
+                .filter_map(|n| n.parse::<IpNet>().ok())
+                .any(|l| l.contains(net))
+        })
     }
 
     /// Whether everybody in `other` is inside too.
     pub fn includes(&self, other: &Self) -> bool {
         let nets = IpNet::aggregate(&self.nets);
-        (self.unix || !other.unix) && other.nets.iter().all(|inner| nets.iter().any(|net| net.contains(inner)))
+        (self.unix || !other.unix)
+            && other
+                .nets
+                .iter()
+                .all(|inner| nets.iter().any(|net| net.contains(inner)))
     }
 
     /// Whether every IPv4 address or every IPv6 address is inside.
     pub fn holds_everybody(&self) -> bool {
-        IpNet::aggregate(&self.nets).iter().any(|net| net.prefix_len() == 0)
+        IpNet::aggregate(&self.nets)
+            .iter()
+            .any(|net| net.prefix_len() == 0)
     }
 
     /// Whether nobody is inside.
@@ -171,8 +197,16 @@ pub struct BaseUrl {
 impl BaseUrl {
     /// What stands in the `Host` header: the port only where it is not the scheme's own.
     pub fn authority(&self) -> String {
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        if self.port == if self.tls { 443 } else { 80 } { host } else { format!("{host}:{}", self.port) }
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.clone()
+        };
+        if self.port == if self.tls { 443 } else { 80 } {
+            host
+        } else {
+            format!("{host}:{}", self.port)
+        }
     }
 }
 
@@ -188,10 +222,17 @@ impl FromStr for BaseUrl {
             _ => return Err(FORM),
         };
         let authority = uri.authority().ok_or(FORM)?;
-        if authority.as_str().contains('@') || uri.query().is_some() || !matches!(uri.path(), "" | "/") {
+        if authority.as_str().contains('@')
+            || uri.query().is_some()
+            || !matches!(uri.path(), "" | "/")
+        {
             return Err("no path, query or user belongs here: write scheme, host and port only");
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_ascii_lowercase();
         if host.is_empty() {
             return Err(FORM);
         }
@@ -208,7 +249,12 @@ impl FromStr for BaseUrl {
 
 impl fmt::Display for BaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", if self.tls { "https" } else { "http" }, self.authority())
+        write!(
+            f,
+            "{}://{}",
+            if self.tls { "https" } else { "http" },
+            self.authority()
+        )
     }
 }
 
@@ -219,12 +265,29 @@ mod tests {
     #[test]
     fn base_urls_carry_scheme_host_and_port_only() {
         let url: BaseUrl = "https://API.weixin.qq.com".parse().unwrap();
-        assert_eq!((url.authority().as_str(), url.port), ("api.weixin.qq.com", 443));
-        assert_eq!("http://127.0.0.1:81/".parse::<BaseUrl>().unwrap().authority(), "127.0.0.1:81");
-        assert_eq!("https://[::1]:8443".parse::<BaseUrl>().unwrap().to_string(), "https://[::1]:8443");
-        for bad in
-            ["api.weixin.qq.com", "ftp://x", "https://h/p", "https://h?q", "https://u@h", "http://api.weixin.qq.com"]
-        {
+        assert_eq!(
+            (url.authority().as_str(), url.port),
+            ("api.weixin.qq.com", 443)
+        );
+        assert_eq!(
+            "http://127.0.0.1:81/"
+                .parse::<BaseUrl>()
+                .unwrap()
+                .authority(),
+            "127.0.0.1:81"
+        );
+        assert_eq!(
+            "https://[::1]:8443".parse::<BaseUrl>().unwrap().to_string(),
+            "https://[::1]:8443"
+        );
+        for bad in [
+            "api.weixin.qq.com",
+            "ftp://x",
+            "https://h/p",
+            "https://h?q",
+            "https://u@h",
+            "http://api.weixin.qq.com",
+        ] {
             assert!(bad.parse::<BaseUrl>().is_err(), "{bad} was taken");
         }
     }
@@ -233,7 +296,13 @@ mod tests {
     fn networks_take_mapped_addresses_for_what_they_carry() {
         let mut set = NetworkSet::loopback();
         set.add("10.1.0.0/16").unwrap();
-        for inside in ["127.0.0.1", "::1", "::ffff:127.0.0.9", "10.1.2.3", "::ffff:10.1.0.1"] {
+        for inside in [
+            "127.0.0.1",
+            "::1",
+            "::ffff:127.0.0.9",
+            "10.1.2.3",
+            "::ffff:10.1.0.1",
+        ] {
             assert!(set.contains(&Peer::Ip(inside.parse().unwrap())), "{inside}");
         }
         assert!(!set.contains(&Peer::Ip("10.2.0.1".parse().unwrap())));
@@ -259,7 +328,11 @@ mod tests {
             (&["loopback"], &["127.0.0.1"], true),
             (&["10.0.0.0/8"], &["::1"], false),
         ] {
-            assert_eq!(set(outer).includes(&set(inner)), expected, "{outer:?} {inner:?}");
+            assert_eq!(
+                set(outer).includes(&set(inner)),
+                expected,
+                "{outer:?} {inner:?}"
+            );
         }
         for (entries, expected) in [
             (&["0.0.0.0/0"][..], true),

@@ -41,7 +41,13 @@ pub struct Drain {
 pub fn drain() -> (DrainControl, Drain) {
     let (tx, rx) = watch::channel(Phase::Serving);
     let leaving = Arc::new(AtomicBool::new(false));
-    (DrainControl { phase: tx, leaving: Arc::clone(&leaving) }, Drain { phase: rx, leaving })
+    (
+        DrainControl {
+            phase: tx,
+            leaving: Arc::clone(&leaving),
+        },
+        Drain { phase: rx, leaving },
+    )
 }
 
 impl DrainControl {

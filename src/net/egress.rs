@@ -1,7 +1,7 @@
 //! How wxgate reaches the outside: trusted roots, source address, egress proxy, fixed addresses.
 //!
-//! One settings value for everything that dials WeChat (the data path and the token sources), so that both always leave
-//! by the same way. The dialling itself is theirs.
+//! One settings value for everything that dials WeChat (the data path and the token sources), so
+//! that both always leave by the same way. The dialling itself is theirs.
 
 use std::{
     collections::HashMap,
@@ -63,7 +63,9 @@ impl EgressProxy {
     /// The value of `Proxy-Authorization`, marked as sensitive.
     pub fn basic_authorization(&self) -> Option<HeaderValue> {
         let credentials = self.credentials.as_ref()?;
-        let mut value = HeaderValue::from_str(&format!("Basic {}", BASE64.encode(credentials.expose()))).ok()?;
+        let mut value =
+            HeaderValue::from_str(&format!("Basic {}", BASE64.encode(credentials.expose())))
+                .ok()?;
         value.set_sensitive(true);
         Some(value)
     }
@@ -81,7 +83,9 @@ pub enum RootsError {
         reason: String,
     },
     /// Neither the platform nor `upstream.ca_file` gave any root.
-    #[error("no trusted root certificate found: install the package ca-certificates, or set upstream.ca_file")]
+    #[error(
+        "no trusted root certificate found: install the package ca-certificates, or set upstream.ca_file"
+    )]
     None,
 }
 
@@ -95,12 +99,15 @@ impl Egress {
         // A broken entry in the platform's store is not ours to complain about; an empty store is.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if let Some(path) = &self.ca_file {
-            let certificates = read_certificates(path)
-                .map_err(|reason| RootsError::File { path: path.clone(), reason: reason.to_string() })?;
+            let certificates = read_certificates(path).map_err(|reason| RootsError::File {
+                path: path.clone(),
+                reason: reason.to_string(),
+            })?;
             for certificate in certificates {
-                roots
-                    .add(certificate)
-                    .map_err(|error| RootsError::File { path: path.clone(), reason: error.to_string() })?;
+                roots.add(certificate).map_err(|error| RootsError::File {
+                    path: path.clone(),
+                    reason: error.to_string(),
+                })?;
             }
         }
         if roots.is_empty() {
@@ -109,7 +116,10 @@ impl Egress {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| RootsError::File { path: PathBuf::new(), reason: error.to_string() })?
+            .map_err(|error| RootsError::File {
+                path: PathBuf::new(),
+                reason: error.to_string(),
+            })?
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -127,7 +137,10 @@ pub fn read_certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>
         .collect::<Result<_, _>>()
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
     if certificates.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "no certificate in it (expected PEM)"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "no certificate in it (expected PEM)",
+        ));
     }
     Ok(certificates)
 }

@@ -1,8 +1,9 @@
 //! Watches the bytes of a connection for requests that say twice how long they are.
 //!
-//! hyper drops a `Content-Length` beside `Transfer-Encoding` and merges equal ones before anybody can see them; a proxy
-//! in front of us may have believed the other one. This file follows heads and bodies by their line ends only, so that
-//! such a request can be refused. It parses nothing else: what is no HTTP is left to hyper.
+//! hyper drops a `Content-Length` beside `Transfer-Encoding` and merges equal ones before anybody
+//! can see them; a proxy in front of us may have believed the other one. This file follows heads
+//! and bodies by their line ends only, so that such a request can be refused. It parses nothing
+//! else: what is no HTTP is left to hyper.
 
 use memchr::memchr;
 
@@ -46,7 +47,8 @@ struct Fields {
 }
 
 impl FramingWatch {
-    /// Takes the next bytes. Returns the number of the first request (from 1) that must be refused, once there is one.
+    /// Takes the next bytes. Returns the number of the first request (from 1) that must be refused,
+    /// once there is one.
     pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Option<u64> {
         while !bytes.is_empty() && self.odd.is_none() {
             bytes = match self.place {
@@ -72,7 +74,13 @@ impl FramingWatch {
         self.is_between_requests() && self.fields.is_last
     }
 
-    fn skip<'b>(&mut self, left: u64, bytes: &'b [u8], still: fn(u64) -> Place, then: Place) -> &'b [u8] {
+    fn skip<'b>(
+        &mut self,
+        left: u64,
+        bytes: &'b [u8],
+        still: fn(u64) -> Place,
+        then: Place,
+    ) -> &'b [u8] {
         let here = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
         let left = left - here as u64;
         self.place = if left == 0 { then } else { still(left) };
@@ -102,7 +110,10 @@ impl FramingWatch {
         self.place = match (self.place, bare) {
             (Place::RequestLine, _) if text.is_empty() => Place::RequestLine,
             (Place::RequestLine, _) => {
-                self.fields = Fields { is_plain: true, ..Fields::default() };
+                self.fields = Fields {
+                    is_plain: true,
+                    ..Fields::default()
+                };
                 Place::Fields
             }
             (Place::Fields, _) if text.is_empty() => self.end_of_head(),
@@ -110,10 +121,12 @@ impl FramingWatch {
                 self.fields.add(text);
                 Place::Fields
             }
-            (Place::ChunkSize, Some(text)) => chunk_size(text).map_or(Place::Lost, |size| match size {
-                0 => Place::Trailers,
-                size => Place::Chunk(size),
-            }),
+            (Place::ChunkSize, Some(text)) => {
+                chunk_size(text).map_or(Place::Lost, |size| match size {
+                    0 => Place::Trailers,
+                    size => Place::Chunk(size),
+                })
+            }
             (Place::ChunkEnd, Some([])) => Place::ChunkSize,
             (Place::Trailers, Some([])) => Place::RequestLine,
             (Place::Trailers, Some(_)) => Place::Trailers,
@@ -146,11 +159,16 @@ impl Fields {
         if !line.first().is_some_and(|first| is_telling(*first)) {
             return;
         }
-        let Some(colon) = memchr(b':', line) else { return };
+        let Some(colon) = memchr(b':', line) else {
+            return;
+        };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"content-length") {
             self.lengths += 1;
-            match std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok()) {
+            match std::str::from_utf8(value)
+                .ok()
+                .and_then(|digits| digits.parse().ok())
+            {
                 Some(length) => self.length = length,
                 None => self.is_plain = false,
             }
@@ -166,7 +184,11 @@ impl Fields {
 /// Passes over whole lines of fields that say nothing about the body, which are most of a head.
 fn skip_other_fields(mut bytes: &[u8]) -> &[u8] {
     while let Some(first) = bytes.first() {
-        let end = if is_telling(*first) || first.is_ascii_whitespace() { None } else { memchr(b'\n', bytes) };
+        let end = if is_telling(*first) || first.is_ascii_whitespace() {
+            None
+        } else {
+            memchr(b'\n', bytes)
+        };
         let Some(end) = end else { break };
         bytes = &bytes[end + 1..];
     }
@@ -193,7 +215,10 @@ mod tests {
     fn odd(text: &str) -> Option<u64> {
         let whole = FramingWatch::default().feed(text.as_bytes());
         let mut watch = FramingWatch::default();
-        let pieces = text.as_bytes().chunks(1).fold(None, |_, byte| watch.feed(byte));
+        let pieces = text
+            .as_bytes()
+            .chunks(1)
+            .fold(None, |_, byte| watch.feed(byte));
         assert_eq!(whole, pieces, "{text:?}");
         whole
     }
@@ -202,12 +227,13 @@ mod tests {
     fn plain_requests_are_followed_from_head_to_head() {
         let get = "GET /a HTTP/1.1\r\nHost: h\r\nCookie: c\r\nTE: trailers\r\n\r\n";
         let post = "\r\nPOST /a HTTP/1.1\r\nContent-Length: 39\r\n\r\nContent-Length: 1\r\n\r\nContent-Length: 2";
-        let chunked =
-            "POST /a HTTP/1.1\nTransfer-Encoding: Chunked\n\n12;x=y\r\nContent-Length: 1\n\r\n0\r\nT: 1\r\n\r\n";
+        let chunked = "POST /a HTTP/1.1\nTransfer-Encoding: Chunked\n\n12;x=y\r\nContent-Length: 1\n\r\n0\r\nT: 1\r\n\r\n";
         let all = format!("{get}{post}{chunked}{post}{get}");
         assert_eq!(odd(&all), None);
         assert_eq!(
-            odd(&format!("{all}GET / HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n{get}")),
+            odd(&format!(
+                "{all}GET / HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n{get}"
+            )),
             Some(6)
         );
     }
@@ -225,14 +251,26 @@ mod tests {
             "Transfer-Encoding: xchunked",
             "Transfer-Encoding:",
         ] {
-            assert_eq!(odd(&format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n")), Some(1), "{fields}");
+            assert_eq!(
+                odd(&format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n")),
+                Some(1),
+                "{fields}"
+            );
         }
     }
 
     #[test]
     fn nothing_behind_a_broken_body_is_served() {
         let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
-        for body in ["z\r\n", "\r\n", "1\n", "1\r\nab\r\n", "1\r\na\n", "0\r\nX: a\n\r\n", "11111111111111111\r\n"] {
+        for body in [
+            "z\r\n",
+            "\r\n",
+            "1\n",
+            "1\r\nab\r\n",
+            "1\r\na\n",
+            "0\r\nX: a\n\r\n",
+            "11111111111111111\r\n",
+        ] {
             assert_eq!(odd(&format!("{head}{body}")), Some(2), "{body:?}");
         }
     }
@@ -248,7 +286,10 @@ mod tests {
         assert!(is_over("GET / HTTP/1.1\r\nconnection: close\r\n\r\n"));
         assert!(is_over(&format!("{post}ab")) && !is_over(&format!("{post}a")) && !is_over(post));
         assert!(!is_over("GET / HTTP/1.1\r\nConnection: keep-alive\r\n\r\n"));
-        assert!(!is_over(&format!("{post}abGET / HTTP/1.1\r\n\r\n")), "it goes on all the same");
+        assert!(
+            !is_over(&format!("{post}abGET / HTTP/1.1\r\n\r\n")),
+            "it goes on all the same"
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Bound listeners that hand out plain sockets.
 //!
-//! An address is taken first and answered later, on whatever runtime will do so. A socket that was accepted there can move
-//! to the runtime of another thread. An accept error (out of file descriptors, say) is logged, waited out and never ends
-//! the listener.
+//! An address is taken first and answered later, on whatever runtime will do so. A socket that was
+//! accepted there can move to the runtime of another thread. An accept error (out of file
+//! descriptors, say) is logged, waited out and never ends the listener.
 
 use std::{
     fmt, io,
@@ -114,7 +114,10 @@ impl Accepted {
             Stream::Tcp(stream) => Socket::Tcp(stream.into_std()?),
             Stream::Unix(stream) => Socket::Unix(stream.into_std()?),
         };
-        Ok(Unwatched { socket, peer: self.peer })
+        Ok(Unwatched {
+            socket,
+            peer: self.peer,
+        })
     }
 }
 
@@ -128,7 +131,10 @@ impl Unwatched {
             Socket::Tcp(socket) => Stream::Tcp(TcpStream::from_std(socket)?),
             Socket::Unix(socket) => Stream::Unix(UnixStream::from_std(socket)?),
         };
-        Ok(Accepted { stream, peer: self.peer })
+        Ok(Accepted {
+            stream,
+            peer: self.peer,
+        })
     }
 }
 
@@ -136,7 +142,8 @@ impl Listener {
     /// Takes the address.
     ///
     /// # Errors
-    /// When the name cannot be resolved, the address is taken, or the socket file belongs to a living process.
+    /// When the name cannot be resolved, the address is taken, or the socket file belongs to a
+    /// living process.
     pub fn bind(address: &ListenAddr) -> io::Result<Self> {
         match address {
             ListenAddr::Tcp(address) => Self::bind_tcp(address),
@@ -145,7 +152,10 @@ impl Listener {
     }
 
     fn bind_tcp(address: &str) -> io::Result<Self> {
-        let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the host name has no address");
+        let mut last = io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            "the host name has no address",
+        );
         for address in address.to_socket_addrs()? {
             let socket = socket2::Socket::new(
                 socket2::Domain::for_address(address),
@@ -155,11 +165,17 @@ impl Listener {
             socket.set_reuse_address(true)?;
             // Handed down to every connection that is accepted.
             socket.set_tcp_nodelay(true)?;
-            match socket.bind(&address.into()).and_then(|()| socket.listen(BACKLOG)) {
+            match socket
+                .bind(&address.into())
+                .and_then(|()| socket.listen(BACKLOG))
+            {
                 Ok(()) => {
                     let listener = StdTcpListener::from(socket);
                     let address = BoundAddr::Tcp(listener.local_addr()?);
-                    return Ok(Self { socket: Bound::Tcp(listener), address });
+                    return Ok(Self {
+                        socket: Bound::Tcp(listener),
+                        address,
+                    });
                 }
                 Err(error) => last = error,
             }
@@ -177,7 +193,10 @@ impl Listener {
         };
         let file = SocketFile(path.to_owned());
         listener.set_nonblocking(true)?;
-        Ok(Self { socket: Bound::Unix(listener, file), address: BoundAddr::Unix(path.to_owned()) })
+        Ok(Self {
+            socket: Bound::Unix(listener, file),
+            address: BoundAddr::Unix(path.to_owned()),
+        })
     }
 
     /// Where it stands.
@@ -194,7 +213,10 @@ impl Listener {
             Bound::Tcp(socket) => Bound::Tcp(TcpListener::from_std(socket)?),
             Bound::Unix(socket, file) => Bound::Unix(UnixListener::from_std(socket)?, file),
         };
-        Ok(Acceptor { socket, address: self.address })
+        Ok(Acceptor {
+            socket,
+            address: self.address,
+        })
     }
 }
 
@@ -221,11 +243,17 @@ impl Acceptor {
         match &self.socket {
             Bound::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                Ok(Accepted { stream: Stream::Tcp(stream), peer: Peer::Ip(peer.ip()) })
+                Ok(Accepted {
+                    stream: Stream::Tcp(stream),
+                    peer: Peer::Ip(peer.ip()),
+                })
             }
             Bound::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                Ok(Accepted { stream: Stream::Unix(stream), peer: Peer::Unix })
+                Ok(Accepted {
+                    stream: Stream::Unix(stream),
+                    peer: Peer::Unix,
+                })
             }
         }
     }
@@ -255,13 +283,21 @@ macro_rules! either {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         either!(self, s => Pin::new(s).poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         either!(self, s => Pin::new(s).poll_write(cx, buf))
     }
 

@@ -1,4 +1,5 @@
-//! Plumbing shared by proxy, admin listener and sandbox: listeners, TLS, HTTP/1 connections, bodies, draining.
+//! Plumbing shared by proxy, admin listener and sandbox: listeners, TLS, HTTP/1 connections,
+//! bodies, draining.
 //!
 //! Knows HTTP/1.1 and sockets, nothing of WeChat, tokens or what is served over them.
 

@@ -12,7 +12,8 @@ use super::{
     listen::Listener,
 };
 
-/// Serves until the drain reaches [`Phase::Aborting`]: probes want an answer for as long as requests are in flight.
+/// Serves until the drain reaches [`Phase::Aborting`]: probes want an answer for as long as
+/// requests are in flight.
 pub async fn serve<S, F, B>(listener: Listener, drain: Drain, service: S)
 where
     S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
@@ -31,13 +32,20 @@ where
     let accepting = async {
         loop {
             let accepted = acceptor.accept().await;
-            let (service, connections, drain) = (Arc::clone(&service), connections.clone(), drain.clone());
+            let (service, connections, drain) =
+                (Arc::clone(&service), connections.clone(), drain.clone());
             tokio::spawn(async move {
                 let handler = |head: Box<Parts>, body| {
                     let answer = service(Request::from_parts(*head, body));
                     async { answer.await.unwrap_or_else(|never| match never {}) }
                 };
-                connection::serve(accepted.stream, &connections, || drain.is_leaving(), handler).await;
+                connection::serve(
+                    accepted.stream,
+                    &connections,
+                    || drain.is_leaving(),
+                    handler,
+                )
+                .await;
             });
         }
     };

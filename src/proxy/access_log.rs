@@ -1,7 +1,8 @@
 //! One line per request, collected per worker and written in batches.
 //!
-//! Formatted by hand because it is the one log line that every request pays for. Whatever comes from a caller is cut to
-//! printable ASCII, so one request is always one line and, in JSON, always valid. Query values are never written.
+//! Formatted by hand because it is the one log line that every request pays for. Whatever comes
+//! from a caller is cut to printable ASCII, so one request is always one line and, in JSON, always
+//! valid. Query values are never written.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -59,7 +60,11 @@ struct Second {
 
 impl AccessLog {
     pub(crate) fn new(format: Format, output: Output) -> Self {
-        Self { format, output, batch: Mutex::default() }
+        Self {
+            format,
+            output,
+            batch: Mutex::default(),
+        }
     }
 
     pub(crate) fn write(&self, record: &Record<'_>) {
@@ -122,7 +127,11 @@ fn text(out: &mut Vec<u8>, second: &mut Second, record: &Record<'_>) {
 fn json(out: &mut Vec<u8>, second: &mut Second, record: &Record<'_>) {
     out.extend_from_slice(b"{\"timestamp\":\"");
     second.timestamp(out);
-    word(out, b"\",\"level\":\"INFO\",\"target\":\"access\",\"method\":\"", record.method);
+    word(
+        out,
+        b"\",\"level\":\"INFO\",\"target\":\"access\",\"method\":\"",
+        record.method,
+    );
     word(out, b"\",\"path\":\"", record.path);
     if let Some(query) = record.query {
         out.extend_from_slice(b"\",\"query\":\"");
@@ -147,17 +156,21 @@ fn json(out: &mut Vec<u8>, second: &mut Second, record: &Record<'_>) {
     out.extend_from_slice(b"\"}\n");
 }
 
-// What follows goes around the formatting machinery, which would cost more than the rest of the line.
+// What follows goes around the formatting machinery, which would cost more than the rest of the
+// line.
 
 impl Second {
     /// Now, in UTC, to the microsecond.
     fn timestamp(&mut self, out: &mut Vec<u8>) {
         let now = SystemTime::now();
-        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         if since.as_secs() != self.number || self.text.is_empty() {
             self.number = since.as_secs();
             // Formatting a time before 1970 would panic.
-            let text = humantime::format_rfc3339_seconds(now.max(SystemTime::UNIX_EPOCH)).to_string();
+            let text =
+                humantime::format_rfc3339_seconds(now.max(SystemTime::UNIX_EPOCH)).to_string();
             text.trim_end_matches('Z').clone_into(&mut self.text);
         }
         out.extend_from_slice(self.text.as_bytes());
@@ -208,7 +221,12 @@ fn printable(out: &mut Vec<u8>, text: &str) {
     if text.len() <= 256 && text.bytes().fold(true, |all, b| all & is_plain(b)) {
         out.extend_from_slice(text.as_bytes());
     } else {
-        out.extend(text.chars().take(256).map(|c| u8::try_from(c).ok().filter(|b| is_plain(*b)).unwrap_or(b'?')));
+        out.extend(text.chars().take(256).map(|c| {
+            u8::try_from(c)
+                .ok()
+                .filter(|b| is_plain(*b))
+                .unwrap_or(b'?')
+        }));
     }
 }
 

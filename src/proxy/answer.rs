@@ -1,6 +1,8 @@
-//! The token endpoints, as SDKs call them: what was asked, and answers in the shape that WeChat gives.
+//! The token endpoints, as SDKs call them: what was asked, and answers in the shape that WeChat
+//! gives.
 //!
-//! Pure: who the caller is and which account is meant is decided elsewhere. Nothing here reaches WeChat.
+//! Pure: who the caller is and which account is meant is decided elsewhere. Nothing here reaches
+//! WeChat.
 //!
 //! Source of the shapes: the pages of getAccessToken, getStableAccessToken and WeCom's gettoken.
 
@@ -74,8 +76,14 @@ impl Flavour {
 }
 
 impl Asked {
-    /// Reads the call. Parameters stand in the query, or in a body of JSON or of a form, whatever its type claims.
-    pub(crate) fn read(path: &str, method: &Method, query: Option<&str>, body: &[u8]) -> Result<Self, Refusal> {
+    /// Reads the call. Parameters stand in the query, or in a body of JSON or of a form, whatever
+    /// its type claims.
+    pub(crate) fn read(
+        path: &str,
+        method: &Method,
+        query: Option<&str>,
+        body: &[u8],
+    ) -> Result<Self, Refusal> {
         let flavour = Flavour::of(path);
         if flavour == Flavour::Stable && *method != Method::POST {
             return Err(Refusal::Method);
@@ -93,10 +101,16 @@ impl Asked {
             Flavour::Wecom => ("corpid", "corpsecret"),
             Flavour::Classic | Flavour::Stable => ("appid", "secret"),
         };
-        if flavour != Flavour::Wecom && parameter("grant_type").as_deref() != Some("client_credential") {
+        if flavour != Flavour::Wecom
+            && parameter("grant_type").as_deref() != Some("client_credential")
+        {
             return Err(Refusal::Grant);
         }
-        Ok(Self { flavour, appid: parameter(appid).ok_or(Refusal::NoAppid)?, secret: parameter(secret) })
+        Ok(Self {
+            flavour,
+            appid: parameter(appid).ok_or(Refusal::NoAppid)?,
+            secret: parameter(secret),
+        })
     }
 }
 
@@ -106,7 +120,9 @@ pub(crate) fn granted(flavour: Flavour, token: &str) -> Response<Bytes> {
         Flavour::Wecom => {
             json!({"errcode": 0, "errmsg": "ok", "access_token": token, "expires_in": phantom::EXPIRES_IN})
         }
-        Flavour::Classic | Flavour::Stable => json!({"access_token": token, "expires_in": phantom::EXPIRES_IN}),
+        Flavour::Classic | Flavour::Stable => {
+            json!({"access_token": token, "expires_in": phantom::EXPIRES_IN})
+        }
     };
     response(&body)
 }
@@ -120,7 +136,11 @@ pub(crate) fn refused(flavour: Flavour, refusal: &Refusal) -> Response<Bytes> {
 impl Refusal {
     fn words(&self, flavour: Flavour) -> (u32, Cow<'static, str>) {
         let wecom = flavour == Flavour::Wecom;
-        let (appid, secret) = if wecom { ("corpid", "corpsecret") } else { ("appid", "appsecret") };
+        let (appid, secret) = if wecom {
+            ("corpid", "corpsecret")
+        } else {
+            ("appid", "appsecret")
+        };
         let (errcode, text): (_, Cow<'static, str>) = match self {
             Self::Method => (43002, "require POST method".into()),
             Self::Grant => (40002, "invalid grant_type".into()),
@@ -155,14 +175,20 @@ impl Refusal {
 
 fn response(body: &Value) -> Response<Bytes> {
     let mut response = Response::new(Bytes::from(body.to_string()));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/json; charset=utf-8"),
+    );
     response
 }
 
 /// The first value of this name in `name=value&…`.
 fn form(text: &[u8], name: &str) -> Option<String> {
     let decoded = |raw: &[u8]| {
-        let raw: Vec<u8> = raw.iter().map(|b| if *b == b'+' { b' ' } else { *b }).collect();
+        let raw: Vec<u8> = raw
+            .iter()
+            .map(|b| if *b == b'+' { b' ' } else { *b })
+            .collect();
         String::from_utf8(percent_decode(&raw).collect()).ok()
     };
     text.split(|b| *b == b'&').find_map(|pair| {
@@ -177,7 +203,11 @@ mod tests {
     use super::*;
 
     fn asked(flavour: Flavour, appid: &str, secret: Option<&str>) -> Asked {
-        Asked { flavour, appid: appid.to_owned(), secret: secret.map(str::to_owned) }
+        Asked {
+            flavour,
+            appid: appid.to_owned(),
+            secret: secret.map(str::to_owned),
+        }
     }
 
     #[test]
@@ -185,11 +215,41 @@ mod tests {
         let classic = "grant_type=client_credential&appid=wx1&secret=a%2Bb";
         let json = br#" {"grant_type":"client_credential","appid":"wx1","secret":"k","force_refresh":true} "#;
         for (path, method, query, body, expected) in [
-            ("/cgi-bin/token", Method::GET, Some(classic), &b""[..], asked(Flavour::Classic, "wx1", Some("a+b"))),
-            ("/cgi-bin/Token", Method::POST, None, classic.as_bytes(), asked(Flavour::Classic, "wx1", Some("a+b"))),
-            ("/cgi-bin/token", Method::POST, None, json, asked(Flavour::Classic, "wx1", Some("k"))),
-            ("/cgi-bin/stable_token", Method::POST, Some(""), json, asked(Flavour::Stable, "wx1", Some("k"))),
-            ("/cgi-bin/stable_token", Method::POST, Some("appid=wx2"), json, asked(Flavour::Stable, "wx2", Some("k"))),
+            (
+                "/cgi-bin/token",
+                Method::GET,
+                Some(classic),
+                &b""[..],
+                asked(Flavour::Classic, "wx1", Some("a+b")),
+            ),
+            (
+                "/cgi-bin/Token",
+                Method::POST,
+                None,
+                classic.as_bytes(),
+                asked(Flavour::Classic, "wx1", Some("a+b")),
+            ),
+            (
+                "/cgi-bin/token",
+                Method::POST,
+                None,
+                json,
+                asked(Flavour::Classic, "wx1", Some("k")),
+            ),
+            (
+                "/cgi-bin/stable_token",
+                Method::POST,
+                Some(""),
+                json,
+                asked(Flavour::Stable, "wx1", Some("k")),
+            ),
+            (
+                "/cgi-bin/stable_token",
+                Method::POST,
+                Some("appid=wx2"),
+                json,
+                asked(Flavour::Stable, "wx2", Some("k")),
+            ),
             (
                 "/cgi-bin/gettoken",
                 Method::GET,
@@ -197,19 +257,55 @@ mod tests {
                 b"",
                 asked(Flavour::Wecom, "c", Some("s")),
             ),
-            ("/cgi-bin/gettoken", Method::GET, Some("corpid=c&corpsecret="), b"", asked(Flavour::Wecom, "c", None)),
+            (
+                "/cgi-bin/gettoken",
+                Method::GET,
+                Some("corpid=c&corpsecret="),
+                b"",
+                asked(Flavour::Wecom, "c", None),
+            ),
         ] {
-            assert_eq!(Asked::read(path, &method, query, body), Ok(expected), "{method} {path}");
+            assert_eq!(
+                Asked::read(path, &method, query, body),
+                Ok(expected),
+                "{method} {path}"
+            );
         }
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        let read = |path, method, query, body: &[u8]| Asked::read(path, &method, query, body).unwrap_err();
-        assert_eq!(read("/cgi-bin/stable_token", Method::GET, None, b""), Refusal::Method);
-        assert_eq!(read("/cgi-bin/token", Method::GET, Some("appid=a&secret=s"), b""), Refusal::Grant);
-        assert_eq!(read("/cgi-bin/token", Method::GET, Some("grant_type=client_credential"), b""), Refusal::NoAppid);
-        assert_eq!(read("/cgi-bin/gettoken", Method::GET, None, b"\xff\xfe=1&"), Refusal::NoAppid);
-        assert_eq!(read("/cgi-bin/stable_token", Method::POST, None, b"{\"grant_type\":7"), Refusal::Grant);
+        let read =
+            |path, method, query, body: &[u8]| Asked::read(path, &method, query, body).unwrap_err();
+        assert_eq!(
+            read("/cgi-bin/stable_token", Method::GET, None, b""),
+            Refusal::Method
+        );
+        assert_eq!(
+            read("/cgi-bin/token", Method::GET, Some("appid=a&secret=s"), b""),
+            Refusal::Grant
+        );
+        assert_eq!(
+            read(
+                "/cgi-bin/token",
+                Method::GET,
+                Some("grant_type=client_credential"),
+                b""
+            ),
+            Refusal::NoAppid
+        );
+        assert_eq!(
+            read("/cgi-bin/gettoken", Method::GET, None, b"\xff\xfe=1&"),
+            Refusal::NoAppid
+        );
+        assert_eq!(
+            read(
+                "/cgi-bin/stable_token",
+                Method::POST,
+                None,
+                b"{\"grant_type\":7"
+            ),
+            Refusal::Grant
+        );
     }
 }

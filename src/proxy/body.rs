@@ -1,9 +1,10 @@
 //! The request body, kept so that it can be sent a second time.
 //!
-//! A body of known length above [`SMALL`] streams on while a copy is kept; all others are read first, which also gives
-//! chunked ones the length that WeChat insists on (a chunked body is answered 412 there). The copy stays in memory up
-//! to `replay.memory`, then goes to a temporary file that has no name. When there is no room for it, the body still
-//! streams and only the replay is lost.
+//! A body of known length above [`SMALL`] streams on while a copy is kept; all others are read
+//! first, which also gives chunked ones the length that WeChat insists on (a chunked body is
+//! answered 412 there). The copy stays in memory up to `replay.memory`, then goes to a temporary
+//! file that has no name. When there is no room for it, the body still streams and only the replay
+//! is lost.
 
 use std::{
     io,
@@ -25,8 +26,8 @@ use super::{
     spool::{Copy, FileBody, Held, NoCopy},
 };
 
-/// Bodies up to here are read before anything is sent: they fit in a few packets, and a slow caller then holds no
-/// upstream connection.
+/// Bodies up to here are read before anything is sent: they fit in a few packets, and a slow caller
+/// then holds no upstream connection.
 const SMALL: u64 = 64 * 1024;
 /// A caller that sends nothing for so long has gone.
 const IDLE: Duration = Duration::from_secs(30);
@@ -82,7 +83,8 @@ impl Payload {
     /// Takes the caller's body over. Reads it whole unless it is long and says how long.
     ///
     /// # Errors
-    /// When it is larger than `max_body`, cannot be kept although it has to be, or the caller breaks off.
+    /// When it is larger than `max_body`, cannot be kept although it has to be, or the caller
+    /// breaks off.
     pub(crate) async fn accept(
         incoming: Incoming,
         max_body: u64,
@@ -94,15 +96,27 @@ impl Payload {
         }
         let declared = incoming.size_hint().exact();
         if declared.is_some_and(|length| length > max_body) {
-            return Err(ProxyError::BodyTooLarge { limit: max_body, hint: "" });
+            return Err(ProxyError::BodyTooLarge {
+                limit: max_body,
+                hint: "",
+            });
         }
         let copy = Copy::new(replay, declared, Arc::clone(budget));
         match declared {
             Some(total) if total > SMALL => {
-                let source = Source { incoming, copy, total, read: 0, failed: false, starved: false };
+                let source = Source {
+                    incoming,
+                    copy,
+                    total,
+                    read: 0,
+                    failed: false,
+                    starved: false,
+                };
                 Ok(Self::Streaming(Arc::new(Mutex::new(source))))
             }
-            _ => read_whole(incoming, copy, declared, max_body).await.map(Self::Held),
+            _ => read_whole(incoming, copy, declared, max_body)
+                .await
+                .map(Self::Held),
         }
     }
 
@@ -120,7 +134,9 @@ impl Payload {
         match self {
             Self::Empty => Some(OutBody::Empty),
             Self::Held(held) => Some(OutBody::held(held)),
-            Self::Streaming(source) => (lock(source).read == 0).then(|| OutBody::Tee(Arc::clone(source))),
+            Self::Streaming(source) => {
+                (lock(source).read == 0).then(|| OutBody::Tee(Arc::clone(source)))
+            }
         }
     }
 
@@ -137,8 +153,9 @@ impl Payload {
         }
     }
 
-    /// Makes sure that the whole body can be sent once more. What the caller has not sent yet is read now, so the
-    /// earlier attempt must be over: two readers would share the bytes between them.
+    /// Makes sure that the whole body can be sent once more. What the caller has not sent yet is
+    /// read now, so the earlier attempt must be over: two readers would share the bytes between
+    /// them.
     ///
     /// # Errors
     /// When there is no whole copy.
@@ -165,7 +182,11 @@ impl Payload {
     /// Watches whether a streaming body keeps coming.
     pub(crate) fn pace(&self) -> Option<Pace> {
         match self {
-            Self::Streaming(source) => Some(Pace { source: Arc::clone(source), read: 0, over: false }),
+            Self::Streaming(source) => Some(Pace {
+                source: Arc::clone(source),
+                read: 0,
+                over: false,
+            }),
             Self::Empty | Self::Held(_) => None,
         }
     }
@@ -183,7 +204,9 @@ pub(crate) async fn small(incoming: Incoming) -> Result<Bytes, ProxyError> {
     match collected {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ProxyError::OrderTooLarge),
-        _ => Err(ProxyError::BadRequest("the request body broke off or came too slowly")),
+        _ => Err(ProxyError::BadRequest(
+            "the request body broke off or came too slowly",
+        )),
     }
 }
 
@@ -207,7 +230,11 @@ impl Pace {
         let moved = source.read - self.read;
         self.read = source.read;
         let was_over = std::mem::replace(&mut self.over, source.is_complete());
-        if self.over { !was_over } else { !source.failed && moved >= MIN_RATE.saturating_mul(window.as_secs()).max(1) }
+        if self.over {
+            !was_over
+        } else {
+            !source.failed && moved >= MIN_RATE.saturating_mul(window.as_secs()).max(1)
+        }
     }
 }
 
@@ -222,8 +249,11 @@ impl Source {
             self.starved = polled.is_pending();
             match ready!(polled) {
                 Some(Ok(frame)) => {
-                    // Request trailers mean nothing to WeChat and cannot follow a body of stated length.
-                    let Ok(data) = frame.into_data() else { continue };
+                    // Request trailers mean nothing to WeChat and cannot follow a body of stated
+                    // length.
+                    let Ok(data) = frame.into_data() else {
+                        continue;
+                    };
                     self.read += data.len() as u64;
                     self.copy.push(&data);
                     return Poll::Ready(Some(Ok(data)));
@@ -289,39 +319,60 @@ async fn read_whole(
     declared: Option<u64>,
     max_body: u64,
 ) -> Result<Held, ProxyError> {
-    const BROKEN: ProxyError = ProxyError::BadRequest("the request body broke off or is framed wrongly");
+    const BROKEN: ProxyError =
+        ProxyError::BadRequest("the request body broke off or is framed wrongly");
     let started = Instant::now();
     let mut read = 0_u64;
     loop {
-        let frame = timeout(IDLE, std::future::poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)));
+        let frame = timeout(
+            IDLE,
+            std::future::poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)),
+        );
         let frame = match frame.await {
             Ok(Some(Ok(frame))) => frame,
             Ok(None) if declared.is_none_or(|length| length == read) => break,
             Ok(None | Some(Err(_))) => return Err(BROKEN),
-            Err(_) => return Err(ProxyError::BadRequest("the request body stopped coming for 30 s")),
+            Err(_) => {
+                return Err(ProxyError::BadRequest(
+                    "the request body stopped coming for 30 s",
+                ));
+            }
         };
-        let Ok(data) = frame.into_data() else { continue };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
         read += data.len() as u64;
         if read > max_body {
-            return Err(ProxyError::BodyTooLarge { limit: max_body, hint: "" });
+            return Err(ProxyError::BodyTooLarge {
+                limit: max_body,
+                hint: "",
+            });
         }
         copy.push(&data);
         match copy.lost() {
             None => {}
             Some(NoCopy::NoRoom) => {
                 let hint = ", replay.disk or replay.memory_total, or send a Content-Length";
-                return Err(ProxyError::BodyTooLarge { limit: copy.limit(), hint });
+                return Err(ProxyError::BodyTooLarge {
+                    limit: copy.limit(),
+                    hint,
+                });
             }
             Some(NoCopy::Disk) => {
-                return Err(ProxyError::Overloaded("the free space of the folder for temporary files"));
+                return Err(ProxyError::Overloaded(
+                    "the free space of the folder for temporary files",
+                ));
             }
         }
         let elapsed = started.elapsed();
         if elapsed > Duration::from_secs(10) && read < MIN_RATE * elapsed.as_secs() {
-            return Err(ProxyError::BadRequest("the request body comes slower than 1 KiB per second"));
+            return Err(ProxyError::BadRequest(
+                "the request body comes slower than 1 KiB per second",
+            ));
         }
     }
-    copy.take().map_err(|_| ProxyError::Overloaded("the free space of the folder for temporary files"))
+    copy.take()
+        .map_err(|_| ProxyError::Overloaded("the free space of the folder for temporary files"))
 }
 
 /// What is sent upstream.
@@ -358,15 +409,23 @@ impl Body for OutBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Memory(bytes) => {
                 let data = bytes.copy_to_bytes(bytes.len());
                 Poll::Ready((!data.is_empty()).then(|| Ok(Frame::data(data))))
             }
-            Self::File(file) => Poll::Ready(file.next().map(|read| read.map(Frame::data).map_err(BodyError::Disk))),
-            Self::Tee(source) => lock(source).poll_data(cx).map(|data| data.map(|data| data.map(Frame::data))),
+            Self::File(file) => Poll::Ready(
+                file.next()
+                    .map(|read| read.map(Frame::data).map_err(BodyError::Disk)),
+            ),
+            Self::Tee(source) => lock(source)
+                .poll_data(cx)
+                .map(|data| data.map(|data| data.map(Frame::data))),
         }
     }
 
@@ -406,14 +465,18 @@ mod tests {
 
     use super::*;
 
-    /// Sends a body in pieces, each after a pause, then nothing more. Returns what became of it, and after how long.
+    /// Sends a body in pieces, each after a pause, then nothing more. Returns what became of it,
+    /// and after how long.
     async fn arriving(head: &str, piece: &str, pieces: u32, pause: Duration) -> (String, u64) {
         let (mut caller, ours) = tokio::io::duplex(64 * 1024);
         let settings = Replay::default();
         let budget = Budget::new(settings.memory_total);
         let accept = service_fn(async |request: Request<Incoming>| {
             let taken = Payload::accept(request.into_body(), 1 << 20, &settings, &budget).await;
-            let text = taken.map_or_else(|error| error.to_string(), |payload| format!("took {}", payload.len()));
+            let text = taken.map_or_else(
+                |error| error.to_string(),
+                |payload| format!("took {}", payload.len()),
+            );
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
         });
         let started = Instant::now();
@@ -439,26 +502,39 @@ mod tests {
         };
         let serving = async {
             // It ends by itself behind an answer to half a body.
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(ours), accept).await;
+            let _ = http1::Builder::new()
+                .serve_connection(TokioIo::new(ours), accept)
+                .await;
             std::future::pending::<()>().await;
         };
         let answer = tokio::select! { answer = calling => answer, () = serving => String::new() };
-        (answer.rsplit("\r\n").next().unwrap().to_owned(), started.elapsed().as_secs())
+        (
+            answer.rsplit("\r\n").next().unwrap().to_owned(),
+            started.elapsed().as_secs(),
+        )
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_stops_coming_is_given_up_after_half_a_minute() {
         for head in ["Content-Length: 100", "Transfer-Encoding: chunked"] {
             let (text, seconds) = arriving(head, "5\r\nabcde\r\n", 1, Duration::from_secs(1)).await;
-            assert_eq!((&*text, seconds), ("the request body stopped coming for 30 s", 31), "{head}");
+            assert_eq!(
+                (&*text, seconds),
+                ("the request body stopped coming for 30 s", 31),
+                "{head}"
+            );
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_drips_is_given_up_soon_after_ten_seconds() {
         for head in ["Content-Length: 60000", "Transfer-Encoding: chunked"] {
-            let (text, seconds) = arriving(head, "5\r\nabcde\r\n", 1000, Duration::from_secs(1)).await;
-            assert_eq!(text, "the request body comes slower than 1 KiB per second", "{head}");
+            let (text, seconds) =
+                arriving(head, "5\r\nabcde\r\n", 1000, Duration::from_secs(1)).await;
+            assert_eq!(
+                text, "the request body comes slower than 1 KiB per second",
+                "{head}"
+            );
             assert!((10..=12).contains(&seconds), "{head}: {seconds} s");
         }
     }
@@ -466,7 +542,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_that_comes_steadily_may_take_its_time() {
         let piece = "a".repeat(1500);
-        let (text, seconds) = arriving("Content-Length: 60000", &piece, 40, Duration::from_secs(1)).await;
+        let (text, seconds) =
+            arriving("Content-Length: 60000", &piece, 40, Duration::from_secs(1)).await;
         assert_eq!((&*text, seconds), ("took 60000", 40));
     }
 }

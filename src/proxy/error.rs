@@ -1,7 +1,8 @@
 //! What can go wrong on the way of a request, and the one place that turns it into an answer.
 //!
-//! The answers follow the contract: a slug in `x-wxgate-error`, a real status, and a body in WeChat's shape with a code
-//! outside WeChat's range. No text here ever holds a token, a secret or an upstream URL.
+//! The answers follow the contract: a slug in `x-wxgate-error`, a real status, and a body in
+//! WeChat's shape with a code outside WeChat's range. No text here ever holds a token, a secret or
+//! an upstream URL.
 
 use std::time::Duration;
 
@@ -38,20 +39,34 @@ pub(crate) enum ProxyError {
     AccountConflict,
     #[error("{0}")]
     ClientUnknown(&'static str),
-    #[error("client {client} may not use account {account}; add it to accounts in its [[client]] section")]
-    AccountDenied { client: AccountName, account: AccountName },
-    #[error("client {client} may not call this path; compare allow and deny in its [[client]] section")]
+    #[error(
+        "client {client} may not use account {account}; add it to accounts in its [[client]] section"
+    )]
+    AccountDenied {
+        client: AccountName,
+        account: AccountName,
+    },
+    #[error(
+        "client {client} may not call this path; compare allow and deny in its [[client]] section"
+    )]
     PathDenied { client: AccountName },
     #[error("client {client} lacks the scope {scope}; give it by may = [\"{scope}\"] in its [[client]] section", scope = scope.as_str())]
     ScopeDenied { client: AccountName, scope: Scope },
-    #[error("client {client} calls faster than its rate allows; slow down, or raise rate in its [[client]] section")]
-    RateLimited { client: AccountName, retry_after: Duration },
+    #[error(
+        "client {client} calls faster than its rate allows; slow down, or raise rate in its [[client]] section"
+    )]
+    RateLimited {
+        client: AccountName,
+        retry_after: Duration,
+    },
     #[error(
         "this token is no longer good or never was: fetch another one from cgi-bin/token, cgi-bin/stable_token or \
              cgi-bin/gettoken of wxgate"
     )]
     PhantomRefused,
-    #[error("wxgate keeps the token itself, so this endpoint is not forwarded; call the API without a token instead")]
+    #[error(
+        "wxgate keeps the token itself, so this endpoint is not forwarded; call the API without a token instead"
+    )]
     TokenEndpoint,
     #[error(
         "this endpoint resets what all callers share, so it is forwarded for a client only whose allow names it exactly"
@@ -77,8 +92,12 @@ impl ProxyError {
     /// Status, code and slug of the contract's table.
     fn row(&self) -> (StatusCode, u32, &'static str) {
         match self {
-            Self::BadRequest(_) | Self::Path(_) | Self::Query(_) => (StatusCode::BAD_REQUEST, 990_400, "bad_request"),
-            Self::AccountUnknown(_) | Self::AccountMissing => (StatusCode::BAD_REQUEST, 990_400, "account_unknown"),
+            Self::BadRequest(_) | Self::Path(_) | Self::Query(_) => {
+                (StatusCode::BAD_REQUEST, 990_400, "bad_request")
+            }
+            Self::AccountUnknown(_) | Self::AccountMissing => {
+                (StatusCode::BAD_REQUEST, 990_400, "account_unknown")
+            }
             Self::AccountConflict => (StatusCode::BAD_REQUEST, 990_400, "account_conflict"),
             // WeChat's own words, so that an SDK asks for another token.
             Self::PhantomRefused => (StatusCode::OK, 40001, "phantom_refused"),
@@ -87,13 +106,19 @@ impl ProxyError {
             Self::PathDenied { .. } => (StatusCode::FORBIDDEN, 990_403, "path_denied"),
             Self::ScopeDenied { .. } => (StatusCode::FORBIDDEN, 990_403, "scope_denied"),
             Self::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, 990_429, "rate_limited"),
-            Self::TokenEndpoint | Self::GuardedEndpoint => (StatusCode::FORBIDDEN, 990_403, "endpoint_blocked"),
+            Self::TokenEndpoint | Self::GuardedEndpoint => {
+                (StatusCode::FORBIDDEN, 990_403, "endpoint_blocked")
+            }
             Self::NotFound => (StatusCode::NOT_FOUND, 990_404, "not_found"),
             Self::BodyTooLarge { .. } | Self::OrderTooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, 990_413, "body_too_large")
             }
             Self::UpstreamFailed { .. } => (StatusCode::BAD_GATEWAY, 990_502, "upstream_failed"),
-            Self::TokenUnavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, 990_503, "token_unavailable"),
+            Self::TokenUnavailable(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                990_503,
+                "token_unavailable",
+            ),
             Self::Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, 990_503, "overloaded"),
             Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, 990_504, "upstream_timeout"),
         }
@@ -108,15 +133,19 @@ impl ProxyError {
         match self {
             Self::TokenUnavailable(error) => Some(error.retry_after()),
             Self::Overloaded(_) => Some(Duration::from_secs(1)),
-            Self::RateLimited { retry_after, .. } => Some(*retry_after + Duration::from_millis(999)),
+            Self::RateLimited { retry_after, .. } => {
+                Some(*retry_after + Duration::from_millis(999))
+            }
             _ => None,
         }
     }
 
     /// Whether somebody was kept from something, which belongs into the audit log.
     pub(crate) fn is_denial(&self) -> bool {
-        matches!(self.row().0, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS)
-            || matches!(self, Self::PhantomRefused)
+        matches!(
+            self.row().0,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
+        ) || matches!(self, Self::PhantomRefused)
     }
 
     /// The answer, still without the headers that every answer gets.
@@ -127,13 +156,18 @@ impl ProxyError {
             _ => "",
         };
         let message = serde_json::Value::from(format!("{prefix}wxgate: {self}"));
-        let mut response = Response::new(Bytes::from(format!("{{\"errcode\":{errcode},\"errmsg\":{message}}}")));
+        let mut response = Response::new(Bytes::from(format!(
+            "{{\"errcode\":{errcode},\"errmsg\":{message}}}"
+        )));
         *response.status_mut() = match style {
             ErrorStyle::Http => status,
             ErrorStyle::Wechat => StatusCode::OK,
         };
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/json; charset=utf-8"),
+        );
         if !matches!(self, Self::PhantomRefused) {
             headers.insert(X_WXGATE_ERROR, HeaderValue::from_static(slug));
         }

@@ -1,7 +1,7 @@
 //! Which headers pass, in each direction.
 //!
-//! Pure functions on header maps. Framing (`Content-Length`, `Transfer-Encoding`) is never copied: it is stated anew from
-//! the body that is really sent.
+//! Pure functions on header maps. Framing (`Content-Length`, `Transfer-Encoding`) is never copied:
+//! it is stated anew from the body that is really sent.
 
 use hyper::{
     HeaderMap,
@@ -11,8 +11,8 @@ use memchr::memmem;
 use percent_encoding::{percent_decode, percent_decode_str};
 use smallvec::SmallVec;
 
-/// Which of the headers that wxgate itself reads a request has. Found in one walk, because looking for a header that is
-/// not there costs as much as finding it.
+/// Which of the headers that wxgate itself reads a request has. Found in one walk, because looking
+/// for a header that is not there costs as much as finding it.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Present(u8);
 
@@ -30,8 +30,8 @@ pub enum Read {
     Credential = 8,
     /// `X-Wxgate-Account`.
     Account = 16,
-    /// A name that others take for one of ours, or for framing, since CGI turns hyphens into underscores. A key under
-    /// such a name would not be recognised here and travel on to WeChat.
+    /// A name that others take for one of ours, or for framing, since CGI turns hyphens into
+    /// underscores. A key under such a name would not be recognised here and travel on to WeChat.
     LookAlike = 32,
     /// `Accept-Encoding`.
     AcceptEncoding = 64,
@@ -73,26 +73,33 @@ fn is_look_alike(name: &str) -> bool {
         || matches!(&*meant, "content-length" | "transfer-encoding")
 }
 
-/// Prepares the caller's headers for WeChat: hop-by-hop headers, what `Connection` names, forwarding headers and the
-/// caller's credentials go; `Accept-Encoding` is set. `Host` stays for the upstream to put its own in its place.
+/// Prepares the caller's headers for WeChat: hop-by-hop headers, what `Connection` names,
+/// forwarding headers and the caller's credentials go; `Accept-Encoding` is set. `Host` stays for
+/// the upstream to put its own in its place.
 ///
-/// Gzip is asked for only when the caller takes it, and nothing else ever: an encoding that cannot be looked into
-/// would hide a stale answer.
+/// Gzip is asked for only when the caller takes it, and nothing else ever: an encoding that cannot
+/// be looked into would hide a stale answer.
 pub fn to_upstream(headers: &mut HeaderMap, present: Present) {
     let gzip = present.has(Read::AcceptEncoding) && accepts_gzip(headers);
     remove(headers, |name| {
-        is_hop_by_hop(name) || is_framing(name) || is_private_to_caller(name) || *name == header::ACCEPT_ENCODING
+        is_hop_by_hop(name)
+            || is_framing(name)
+            || is_private_to_caller(name)
+            || *name == header::ACCEPT_ENCODING
     });
     if gzip {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
     }
 }
 
-/// Prepares WeChat's headers for the caller: hop-by-hop headers and ours go. `Content-Length` stays, because it still
-/// describes the body.
+/// Prepares WeChat's headers for the caller: hop-by-hop headers and ours go. `Content-Length`
+/// stays, because it still describes the body.
 pub fn to_client(headers: &mut HeaderMap) {
-    remove(headers, |name| is_hop_by_hop(name) || *name == header::TRANSFER_ENCODING || is_ours(name));
-    // A walk over the few headers of an answer costs less than a look for one that is hardly ever there.
+    remove(headers, |name| {
+        is_hop_by_hop(name) || *name == header::TRANSFER_ENCODING || is_ours(name)
+    });
+    // A walk over the few headers of an answer costs less than a look for one that is hardly ever
+    // there.
     let location = headers.iter().find(|(name, _)| **name == header::LOCATION);
     if let Some((_, location)) = location
         && let Some(clean) = without_token(location)
@@ -101,14 +108,21 @@ pub fn to_client(headers: &mut HeaderMap) {
     }
 }
 
-/// Takes out the headers that would show the caller the token, in any percent-encoding: servers echo what they were
-/// asked. `token` is the value as it stood in the query.
+/// Takes out the headers that would show the caller the token, in any percent-encoding: servers
+/// echo what they were asked. `token` is the value as it stood in the query.
 pub fn hide_token(headers: &mut HeaderMap, token: &str) {
-    const ECHOES: [HeaderName; 5] =
-        [header::LOCATION, header::CONTENT_LOCATION, header::LINK, header::REFRESH, header::SET_COOKIE];
+    const ECHOES: [HeaderName; 5] = [
+        header::LOCATION,
+        header::CONTENT_LOCATION,
+        header::LINK,
+        header::REFRESH,
+        header::SET_COOKIE,
+    ];
     let showing = |headers: &HeaderMap| {
         let mut lines = headers.iter().filter(|(name, _)| ECHOES.contains(name));
-        lines.find(|(_, value)| shows(value.as_bytes(), token)).map(|(name, _)| name.clone())
+        lines
+            .find(|(_, value)| shows(value.as_bytes(), token))
+            .map(|(name, _)| name.clone())
     };
     while let Some(name) = showing(headers) {
         headers.remove(name);
@@ -130,15 +144,20 @@ fn shows(value: &[u8], token: &str) -> bool {
 
 /// Whether gzip may be answered: named with a weight above zero.
 fn accepts_gzip(headers: &HeaderMap) -> bool {
-    headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-        value.split(',').any(|coding| {
-            let (name, parameters) = coding.split_once(';').unwrap_or((coding, ""));
-            let refused = parameters.split_once('=').is_some_and(|(q, weight)| {
-                q.trim().eq_ignore_ascii_case("q") && weight.trim().bytes().all(|b| matches!(b, b'0' | b'.'))
-            });
-            name.trim().eq_ignore_ascii_case("gzip") && !refused
+    headers
+        .get_all(header::ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| {
+            value.split(',').any(|coding| {
+                let (name, parameters) = coding.split_once(';').unwrap_or((coding, ""));
+                let refused = parameters.split_once('=').is_some_and(|(q, weight)| {
+                    q.trim().eq_ignore_ascii_case("q")
+                        && weight.trim().bytes().all(|b| matches!(b, b'0' | b'.'))
+                });
+                name.trim().eq_ignore_ascii_case("gzip") && !refused
+            })
         })
-    })
 }
 
 fn remove(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
@@ -159,7 +178,10 @@ fn remove(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
 
 /// What `Connection` names is hop-by-hop as well, save what frames or routes the message.
 fn named_by_connection(value: &HeaderValue) -> impl Iterator<Item = HeaderName> {
-    let tokens = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+    let tokens = value
+        .as_bytes()
+        .split(|b| *b == b',')
+        .map(<[u8]>::trim_ascii);
     let named = tokens.filter_map(|token| HeaderName::from_bytes(token).ok());
     named.filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
 }
@@ -186,12 +208,17 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 }
 
 fn is_framing(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "content-length" | "transfer-encoding" | "expect")
+    matches!(
+        name.as_str(),
+        "content-length" | "transfer-encoding" | "expect"
+    )
 }
 
 fn is_private_to_caller(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "authorization" | "forwarded" | "via" | "x-real-ip")
-        || is_ours(name)
+    matches!(
+        name.as_str(),
+        "authorization" | "forwarded" | "via" | "x-real-ip"
+    ) || is_ours(name)
         || name.as_str().starts_with("x-forwarded-")
 }
 
@@ -203,8 +230,13 @@ fn is_ours(name: &HeaderName) -> bool {
 fn without_token(location: &HeaderValue) -> Option<HeaderValue> {
     let text = location.to_str().ok()?;
     let (base, query) = text.split_once('?')?;
-    let (query, fragment) = query.split_once('#').map_or((query, None), |(q, f)| (q, Some(f)));
-    let kept: Vec<&str> = query.split('&').filter(|pair| !pair.to_ascii_lowercase().contains("access_token")).collect();
+    let (query, fragment) = query
+        .split_once('#')
+        .map_or((query, None), |(q, f)| (q, Some(f)));
+    let kept: Vec<&str> = query
+        .split('&')
+        .filter(|pair| !pair.to_ascii_lowercase().contains("access_token"))
+        .collect();
     let mut clean = base.to_owned();
     if !kept.is_empty() {
         clean.push('?');
@@ -222,14 +254,20 @@ mod tests {
     use super::*;
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+        pairs
+            .iter()
+            .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)))
+            .collect()
     }
 
     fn sent(pairs: &[(&'static str, &'static str)]) -> Vec<String> {
         let mut headers = map(pairs);
         let present = Present::in_request(&headers);
         to_upstream(&mut headers, present);
-        let mut lines: Vec<_> = headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+        let mut lines: Vec<_> = headers
+            .iter()
+            .map(|(n, v)| format!("{n}: {}", v.to_str().unwrap()))
+            .collect();
         lines.sort();
         lines
     }
@@ -259,7 +297,15 @@ mod tests {
             ("wechatmp-signature", "s"),
         ]);
         let host = "host: wxgate.internal";
-        assert_eq!(lines, ["content-type: application/json", host, "wechatmp-signature: s"], "its value is replaced");
+        assert_eq!(
+            lines,
+            [
+                "content-type: application/json",
+                host,
+                "wechatmp-signature: s"
+            ],
+            "its value is replaced"
+        );
     }
 
     #[test]
@@ -274,7 +320,11 @@ mod tests {
             let mut headers = map(&[("accept-encoding", theirs)]);
             let present = Present::in_request(&headers);
             to_upstream(&mut headers, present);
-            assert_eq!(headers.get("accept-encoding").map(|v| v.to_str().unwrap()), ours, "{theirs}");
+            assert_eq!(
+                headers.get("accept-encoding").map(|v| v.to_str().unwrap()),
+                ours,
+                "{theirs}"
+            );
         }
     }
 
@@ -288,7 +338,11 @@ mod tests {
         ] {
             let mut headers = map(&[("location", value), ("set-cookie", value), ("x-other", "1")]);
             hide_token(&mut headers, "8_a%2Fb-c");
-            assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-other"], "{value}");
+            assert_eq!(
+                headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(),
+                ["x-other"],
+                "{value}"
+            );
         }
         let mut headers = map(&[("location", "/8_a%2Fb-d"), ("set-cookie", "a=b")]);
         hide_token(&mut headers, "8_a%2Fb-c");
@@ -307,8 +361,18 @@ mod tests {
             ("logicret", "40164"),
         ]);
         to_client(&mut headers);
-        let mut lines: Vec<_> = headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+        let mut lines: Vec<_> = headers
+            .iter()
+            .map(|(n, v)| format!("{n}: {}", v.to_str().unwrap()))
+            .collect();
         lines.sort();
-        assert_eq!(lines, ["content-length: 2", "location: https://h/p?a=1#f", "logicret: 40164"]);
+        assert_eq!(
+            lines,
+            [
+                "content-length: 2",
+                "location: https://h/p?a=1#f",
+                "logicret: 40164"
+            ]
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! The token goes into the query, whatever the caller put there under that name comes out.
 //!
-//! Works on raw bytes: all other pairs keep theirs and their order. What another parser might take for the token's name
-//! is refused, since nobody knows how WeChat's end reads odd queries. Knows nothing of headers or bodies.
+//! Works on raw bytes: all other pairs keep theirs and their order. What another parser might take
+//! for the token's name is refused, since nobody knows how WeChat's end reads odd queries. Knows
+//! nothing of headers or bodies.
 
 use std::{borrow::Cow, sync::LazyLock};
 
@@ -20,7 +21,9 @@ const NAME: &str = "access_token";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
     /// `ACCESS_TOKEN`, `access_token[]`, `x=1;access_token=…` and the like.
-    #[error("the query holds a parameter that looks like access_token but is not spelt so; leave it out")]
+    #[error(
+        "the query holds a parameter that looks like access_token but is not spelt so; leave it out"
+    )]
     LookAlike,
     /// Two phantom tokens that are not the same.
     #[error("the query holds several different tokens of wxgate; send one")]
@@ -57,15 +60,22 @@ pub struct Login<'q> {
     pub secret: Option<Cow<'q, str>>,
 }
 
-/// The phantom token that the caller shows, if any. It is never encoded: it holds nothing that would have to be.
+/// The phantom token that the caller shows, if any. It is never encoded: it holds nothing that
+/// would have to be.
 ///
 /// # Errors
 /// [`QueryError::SeveralPhantoms`].
 pub fn phantom(query: Option<&str>) -> Result<Option<&str>, QueryError> {
-    let Some(query) = query.filter(|query| may_hold_phantom(query)) else { return Ok(None) };
+    let Some(query) = query.filter(|query| may_hold_phantom(query)) else {
+        return Ok(None);
+    };
     let mut shown = pairs(Some(query)).filter_map(phantom_in);
     let first = shown.next();
-    if shown.all(|other| Some(other) == first) { Ok(first) } else { Err(QueryError::SeveralPhantoms) }
+    if shown.all(|other| Some(other) == first) {
+        Ok(first)
+    } else {
+        Err(QueryError::SeveralPhantoms)
+    }
 }
 
 /// Looks for the account's credential in the query of a login code exchange.
@@ -74,7 +84,10 @@ pub fn phantom(query: Option<&str>) -> Result<Option<&str>, QueryError> {
 /// [`QueryError::SeveralSecrets`], [`QueryError::SeveralAppids`].
 pub fn login(query: Option<&str>) -> Result<Login<'_>, QueryError> {
     let mut login = Login::default();
-    for (name, value) in pairs(query).map(decoded).filter(|(_, value)| !value.is_empty()) {
+    for (name, value) in pairs(query)
+        .map(decoded)
+        .filter(|(_, value)| !value.is_empty())
+    {
         let (place, several) = match &*name {
             "secret" => (&mut login.secret, QueryError::SeveralSecrets),
             "appid" => (&mut login.appid, QueryError::SeveralAppids),
@@ -93,8 +106,8 @@ pub fn holds(query: Option<&str>, is_such: impl Fn(&str) -> bool) -> bool {
     pairs(query).map(decoded).any(|(_, value)| is_such(&value))
 }
 
-/// Builds the target of a login code exchange with the account's own credential: `secret` takes the place of whatever
-/// stood there, `appid` is added when it is given.
+/// Builds the target of a login code exchange with the account's own credential: `secret` takes the
+/// place of whatever stood there, `appid` is added when it is given.
 ///
 /// # Errors
 /// [`QueryError::NotAQuery`].
@@ -104,7 +117,10 @@ pub fn fill_login(
     appid: Option<&str>,
     secret: &str,
 ) -> Result<PathAndQuery, QueryError> {
-    let mut target = format!("{path}?secret={}", utf8_percent_encode(secret, NON_ALPHANUMERIC));
+    let mut target = format!(
+        "{path}?secret={}",
+        utf8_percent_encode(secret, NON_ALPHANUMERIC)
+    );
     if let Some(appid) = appid {
         target.extend(["&appid=", appid]);
     }
@@ -133,17 +149,27 @@ pub fn examine(query: Option<&str>) -> Result<Query, QueryError> {
             Name::Other => {}
         }
     }
-    Ok(if own_credential { Query::OwnCredential } else { Query::TakesToken { own } })
+    Ok(if own_credential {
+        Query::OwnCredential
+    } else {
+        Query::TakesToken { own }
+    })
 }
 
 /// Builds the request target with the token as the first pair. `own` is what [`examine`] counted.
 ///
 /// # Errors
 /// [`QueryError::NotAQuery`] when the caller's bytes cannot stand in a request line.
-pub fn inject(path: &ApiPath<'_>, query: Option<&str>, own: usize, token: &str) -> Result<PathAndQuery, QueryError> {
+pub fn inject(
+    path: &ApiPath<'_>,
+    query: Option<&str>,
+    own: usize,
+    token: &str,
+) -> Result<PathAndQuery, QueryError> {
     let path = path.as_str();
     let rest = query.unwrap_or_default();
-    let mut target = BytesMut::with_capacity(path.len() + NAME.len() + token.len() + rest.len() + 3);
+    let mut target =
+        BytesMut::with_capacity(path.len() + NAME.len() + token.len() + rest.len() + 3);
     target.extend_from_slice(path.as_bytes());
     target.extend_from_slice(b"?access_token=");
     target.extend_from_slice(token.as_bytes());
@@ -161,7 +187,8 @@ pub fn inject(path: &ApiPath<'_>, query: Option<&str>, own: usize, token: &str) 
     PathAndQuery::from_maybe_shared(target.freeze()).map_err(|_| QueryError::NotAQuery)
 }
 
-/// Builds the request target as the caller wrote it, for calls that take no token; only phantom tokens go.
+/// Builds the request target as the caller wrote it, for calls that take no token; only phantom
+/// tokens go.
 ///
 /// # Errors
 /// [`QueryError::NotAQuery`].
@@ -173,7 +200,9 @@ pub fn untouched(path: &ApiPath<'_>, query: Option<&str>) -> Result<PathAndQuery
             format!("{path}?{query}")
         }
         Some(_) => {
-            let kept: Vec<&str> = pairs(query).filter(|pair| phantom_in(pair).is_none()).collect();
+            let kept: Vec<&str> = pairs(query)
+                .filter(|pair| phantom_in(pair).is_none())
+                .collect();
             format!("{path}?{}", kept.join("&"))
         }
     };
@@ -200,16 +229,26 @@ fn pairs(query: Option<&str>) -> impl Iterator<Item = &str> {
     })
 }
 
-/// What a short name says in which nothing is encoded, as nearly all are: too short to be a spelling of the token's.
+/// What a short name says in which nothing is encoded, as nearly all are: too short to be a
+/// spelling of the token's.
 fn plain_name_of(pair: &str) -> Option<Name> {
     let end = pair.bytes().take(NAME.len()).position(|byte| byte == b'=');
     let end = end.or_else(|| (pair.len() < NAME.len()).then_some(pair.len()))?;
-    Some(if api::replaces_token(&pair[..end]) { Name::Credential } else { Name::Other })
+    Some(if api::replaces_token(&pair[..end]) {
+        Name::Credential
+    } else {
+        Name::Other
+    })
 }
 
 fn name_of(pair: &str) -> Name {
     // A parser that also splits at `;` would find further names behind one.
-    if pair.contains(';') && pair.split(';').skip(1).any(|part| folds_to_token(&decode(raw_name(part)))) {
+    if pair.contains(';')
+        && pair
+            .split(';')
+            .skip(1)
+            .any(|part| folds_to_token(&decode(raw_name(part))))
+    {
         return Name::LookAlike;
     }
     let name = decode(raw_name(pair));
@@ -224,9 +263,11 @@ fn name_of(pair: &str) -> Name {
     }
 }
 
-/// Whether the text of a phantom is in it at all. Every request is asked, so the search is prepared once.
+/// Whether the text of a phantom is in it at all. Every request is asked, so the search is prepared
+/// once.
 fn may_hold_phantom(query: &str) -> bool {
-    static PREFIX: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new(phantom::PREFIX));
+    static PREFIX: LazyLock<memmem::Finder> =
+        LazyLock::new(|| memmem::Finder::new(phantom::PREFIX));
     PREFIX.find(query.as_bytes()).is_some()
 }
 
@@ -253,8 +294,8 @@ fn decode(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether some parser could read the name as the token's: without case, with blanks or brackets around it, in
-/// full-width letters, or with the separators that PHP turns into underscores.
+/// Whether some parser could read the name as the token's: without case, with blanks or brackets
+/// around it, in full-width letters, or with the separators that PHP turns into underscores.
 fn folds_to_token(name: &str) -> bool {
     // Every spelling has at least the letters, so most names are out at once.
     if name.len() < NAME.len() {
@@ -269,9 +310,16 @@ fn folds_to_token(name: &str) -> bool {
         .map(|c| c.to_ascii_lowercase())
         .collect();
     let core = folded.trim_matches(|c: char| c.is_whitespace() || c.is_control() || c == '+');
-    let core = core.split(['[', ';', '\0']).next().unwrap_or_default().trim_end_matches(['+', ' ']);
+    let core = core
+        .split(['[', ';', '\0'])
+        .next()
+        .unwrap_or_default()
+        .trim_end_matches(['+', ' ']);
     core.len() == NAME.len()
-        && core.chars().zip(NAME.chars()).all(|(c, n)| c == n || n == '_' && matches!(c, ' ' | '.' | '+'))
+        && core
+            .chars()
+            .zip(NAME.chars())
+            .all(|(c, n)| c == n || n == '_' && matches!(c, ' ' | '.' | '+'))
 }
 
 #[cfg(test)]
@@ -295,11 +343,23 @@ mod tests {
             (Some(""), "/p?access_token=T"),
             (Some("a=1&b=%2F+'"), "/p?access_token=T&a=1&b=%2F+'"),
             (Some("access_token=x&a=1"), "/p?access_token=T&a=1"),
-            (Some("a=1&access_token&access_token=&b"), "/p?access_token=T&a=1&b"),
-            (Some("access%5Ftoken=x&%61ccess_token=y&z=1"), "/p?access_token=T&z=1"),
+            (
+                Some("a=1&access_token&access_token=&b"),
+                "/p?access_token=T&a=1&b",
+            ),
+            (
+                Some("access%5Ftoken=x&%61ccess_token=y&z=1"),
+                "/p?access_token=T&z=1",
+            ),
             (Some("a=1&&b=2&"), "/p?access_token=T&a=1&&b=2&"),
-            (Some("my_access_token=1&access_tokens=2"), "/p?access_token=T&my_access_token=1&access_tokens=2"),
-            (Some("url=http://x/?access_token=1"), "/p?access_token=T&url=http://x/?access_token=1"),
+            (
+                Some("my_access_token=1&access_tokens=2"),
+                "/p?access_token=T&my_access_token=1&access_tokens=2",
+            ),
+            (
+                Some("url=http://x/?access_token=1"),
+                "/p?access_token=T&url=http://x/?access_token=1",
+            ),
         ] {
             assert_eq!(rewritten(query).as_deref(), Ok(target), "{query:?}");
         }
@@ -322,25 +382,48 @@ mod tests {
             "x;ACCESS_TOKEN=A",
             "%ef%bd%81ccess_token=1",
         ] {
-            assert_eq!(rewritten(Some(query)), Err(QueryError::LookAlike), "{query}");
+            assert_eq!(
+                rewritten(Some(query)),
+                Err(QueryError::LookAlike),
+                "{query}"
+            );
         }
     }
 
     #[test]
     fn credentials_of_another_kind_keep_the_token_out() {
-        for query in
-            ["secret=s&appid=a", "appsecret=s", "component_access_token=c", "cloudbase_access_token=c", "%73ecret=1"]
-        {
+        for query in [
+            "secret=s&appid=a",
+            "appsecret=s",
+            "component_access_token=c",
+            "cloudbase_access_token=c",
+            "%73ecret=1",
+        ] {
             assert_eq!(rewritten(Some(query)).unwrap(), format!("/p?{query}"));
         }
     }
 
     #[test]
     fn a_phantom_is_found_where_the_token_stands_and_nowhere_else() {
-        assert_eq!(phantom(Some("a=1&access_token=wxg1_x&b=2")), Ok(Some("wxg1_x")));
-        assert_eq!(phantom(Some("access%5Ftoken=wxg1_x&access_token=wxg1_x")), Ok(Some("wxg1_x")));
-        assert_eq!(phantom(Some("access_token=wxg1_x&access_token=wxg1_y")), Err(QueryError::SeveralPhantoms));
-        for other in ["access_token=x", "token=wxg1_x", "access_token=xwxg1_", "a=access_token=wxg1_x", "wxg1_"] {
+        assert_eq!(
+            phantom(Some("a=1&access_token=wxg1_x&b=2")),
+            Ok(Some("wxg1_x"))
+        );
+        assert_eq!(
+            phantom(Some("access%5Ftoken=wxg1_x&access_token=wxg1_x")),
+            Ok(Some("wxg1_x"))
+        );
+        assert_eq!(
+            phantom(Some("access_token=wxg1_x&access_token=wxg1_y")),
+            Err(QueryError::SeveralPhantoms)
+        );
+        for other in [
+            "access_token=x",
+            "token=wxg1_x",
+            "access_token=xwxg1_",
+            "a=access_token=wxg1_x",
+            "wxg1_",
+        ] {
             assert_eq!(phantom(Some(other)), Ok(None), "{other}");
         }
     }
@@ -349,8 +432,14 @@ mod tests {
     fn a_phantom_does_not_pass_where_no_token_is_injected_and_a_users_own_token_does() {
         let path = SplitPath::new("/sns/userinfo").check().unwrap();
         let target = |query| untouched(&path, Some(query)).unwrap().to_string();
-        assert_eq!(target("access_token=wxg1_x&openid=o"), "/sns/userinfo?openid=o");
-        assert_eq!(target("access_token=user&openid=o"), "/sns/userinfo?access_token=user&openid=o");
+        assert_eq!(
+            target("access_token=wxg1_x&openid=o"),
+            "/sns/userinfo?openid=o"
+        );
+        assert_eq!(
+            target("access_token=user&openid=o"),
+            "/sns/userinfo?access_token=user&openid=o"
+        );
     }
 
     #[test]
@@ -365,12 +454,24 @@ mod tests {
             filled(Some("js_code=c&appid="), Some("wx1")),
             "/sns/jscode2session?secret=s%2Be&appid=wx1&js_code=c"
         );
-        assert_eq!(filled(Some("%73ecret=&access_token=wxg1_x"), None), "/sns/jscode2session?secret=s%2Be");
+        assert_eq!(
+            filled(Some("%73ecret=&access_token=wxg1_x"), None),
+            "/sns/jscode2session?secret=s%2Be"
+        );
         assert_eq!(filled(None, None), "/sns/jscode2session?secret=s%2Be");
         let login = login(Some("appid=w%78&secret=&secret=k%31&js_code=c")).unwrap();
-        assert_eq!((login.appid.as_deref(), login.secret.as_deref()), (Some("wx"), Some("k1")));
-        assert_eq!(super::login(Some("secret=a&secret=b")), Err(QueryError::SeveralSecrets));
-        assert_eq!(super::login(Some("appid=a&x&%61ppid=b")), Err(QueryError::SeveralAppids));
+        assert_eq!(
+            (login.appid.as_deref(), login.secret.as_deref()),
+            (Some("wx"), Some("k1"))
+        );
+        assert_eq!(
+            super::login(Some("secret=a&secret=b")),
+            Err(QueryError::SeveralSecrets)
+        );
+        assert_eq!(
+            super::login(Some("appid=a&x&%61ppid=b")),
+            Err(QueryError::SeveralAppids)
+        );
         assert!(super::login(Some("appid=a&appid=&appid=%61")).is_ok());
     }
 

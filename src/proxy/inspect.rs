@@ -1,7 +1,8 @@
 //! A look at the beginning of an answer, and out of the way again.
 //!
-//! Only a small body that can be a JSON object is held back and read; anything else streams on at once. Nothing is
-//! changed: the bytes that were looked at are the bytes that are delivered. What a code means is decided elsewhere.
+//! Only a small body that can be a JSON object is held back and read; anything else streams on at
+//! once. Nothing is changed: the bytes that were looked at are the bytes that are delivered. What a
+//! code means is decided elsewhere.
 
 use std::{
     io::Read as _,
@@ -29,13 +30,13 @@ pub(crate) enum Answer {
     Whole(Bytes),
     /// Begun, the rest is still to come.
     Begun(Bytes, AnswerBody),
-    /// Broken off after this much. The caller must see the error too: hyper reports it once, and what a broken body
-    /// says when asked again looks like a clean end.
+    /// Broken off after this much. The caller must see the error too: hyper reports it once, and
+    /// what a broken body says when asked again looks like a clean end.
     Broken(Bytes, AnswerBody, Option<hyper::Error>),
 }
 
-/// Looks at the body of an answer. One that trickles is held back no longer than `patience`; one that has come whole gets
-/// a length.
+/// Looks at the body of an answer. One that trickles is held back no longer than `patience`; one
+/// that has come whole gets a length.
 pub(crate) async fn look(
     method: &Method,
     head: &mut Parts,
@@ -43,17 +44,28 @@ pub(crate) async fn look(
     patience: Duration,
 ) -> (Answer, Option<i64>) {
     let coding = Coding::of(&head.headers);
-    if !head.status.is_success() || *method == Method::HEAD || body.is_end_stream() || !worth_a_look(coding, &body) {
+    if !head.status.is_success()
+        || *method == Method::HEAD
+        || body.is_end_stream()
+        || !worth_a_look(coding, &body)
+    {
         return (Answer::Begun(Bytes::new(), body), None);
     }
     let mut deadline = None;
     let mut seen = Bytes::new();
     loop {
-        match body.frame_before(|| *deadline.get_or_insert_with(|| Instant::now() + patience)).await {
+        match body
+            .frame_before(|| *deadline.get_or_insert_with(|| Instant::now() + patience))
+            .await
+        {
             Some(Some(Ok(frame))) => {
-                let Ok(data) = frame.into_data() else { continue };
+                let Ok(data) = frame.into_data() else {
+                    continue;
+                };
                 seen = append(seen, data);
-                if seen.len() > WINDOW || (coding == Coding::Plain && verdict::may_be_object(&seen) == Some(false)) {
+                if seen.len() > WINDOW
+                    || (coding == Coding::Plain && verdict::may_be_object(&seen) == Some(false))
+                {
                     break;
                 }
             }
@@ -61,7 +73,8 @@ pub(crate) async fn look(
                 let errcode = read(coding, &seen);
                 // The whole is here, so a chunked answer gets a length.
                 head.headers.remove(header::TRANSFER_ENCODING);
-                head.headers.insert(header::CONTENT_LENGTH, seen.len().into());
+                head.headers
+                    .insert(header::CONTENT_LENGTH, seen.len().into());
                 return (Answer::Whole(seen), errcode);
             }
             Some(Some(Err(error))) => return (Answer::Broken(seen, body, Some(error)), None),
@@ -97,7 +110,10 @@ impl Coding {
 }
 
 fn worth_a_look(coding: Coding, body: &AnswerBody) -> bool {
-    let fits = body.size_hint().exact().is_none_or(|length| length <= WINDOW as u64);
+    let fits = body
+        .size_hint()
+        .exact()
+        .is_none_or(|length| length <= WINDOW as u64);
     coding != Coding::Opaque && fits
 }
 
@@ -120,10 +136,16 @@ fn read(coding: Coding, body: &[u8]) -> Option<i64> {
 }
 
 /// At most [`WINDOW`] bytes of content: `None` when there is more, `Some(None)` when it is no gzip.
-#[allow(clippy::option_option, reason = "two different ways to have nothing decoded")]
+#[allow(
+    clippy::option_option,
+    reason = "two different ways to have nothing decoded"
+)]
 fn gunzip(body: &[u8]) -> Option<Option<Vec<u8>>> {
     let mut decoded = Vec::new();
-    match GzDecoder::new(body).take(WINDOW as u64 + 1).read_to_end(&mut decoded) {
+    match GzDecoder::new(body)
+        .take(WINDOW as u64 + 1)
+        .read_to_end(&mut decoded)
+    {
         Ok(_) if decoded.len() > WINDOW => None,
         Ok(_) => Some(Some(decoded)),
         Err(_) => Some(None),
@@ -134,10 +156,15 @@ impl Body for Answer {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes.copy_to_bytes(bytes.len()))))),
+            Self::Whole(bytes) => {
+                Poll::Ready(Some(Ok(Frame::data(bytes.copy_to_bytes(bytes.len())))))
+            }
             Self::Begun(seen, _) | Self::Broken(seen, ..) if !seen.is_empty() => {
                 Poll::Ready(Some(Ok(Frame::data(seen.copy_to_bytes(seen.len())))))
             }
@@ -187,13 +214,21 @@ mod tests {
     fn gzip_is_read_within_the_window_only() {
         let error = br#"{"errcode":42001,"errmsg":"access_token expired"}"#;
         assert_eq!(read(Coding::Gzip, &gzip(error)), Some(42001));
-        assert_eq!(read(Coding::Gzip, error), Some(42001), "labelled gzip and is not");
+        assert_eq!(
+            read(Coding::Gzip, error),
+            Some(42001),
+            "labelled gzip and is not"
+        );
         let mut padded = error.to_vec();
         padded.resize(WINDOW, b' ');
         assert_eq!(read(Coding::Gzip, &gzip(&padded)), Some(42001));
         padded.resize(WINDOW + 1, b' ');
         assert_eq!(read(Coding::Gzip, &gzip(&padded)), None);
-        assert_eq!(read(Coding::Gzip, &gzip(&vec![b' '; 4 << 20])), None, "a bomb stops at the window");
+        assert_eq!(
+            read(Coding::Gzip, &gzip(&vec![b' '; 4 << 20])),
+            None,
+            "a bomb stops at the window"
+        );
         assert_eq!(read(Coding::Gzip, &gzip(error)[..20]), None, "cut short");
     }
 }

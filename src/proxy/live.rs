@@ -1,7 +1,8 @@
-//! What a reload replaces: everything of the configuration that a request reads, behind one pointer.
+//! What a reload replaces: everything of the configuration that a request reads, behind one
+//! pointer.
 //!
-//! A request takes the pointer once and keeps what it got to its end, so nothing changes under its feet. What only a
-//! restart can change (addresses, workers, the way out) is not here.
+//! A request takes the pointer once and keeps what it got to its end, so nothing changes under its
+//! feet. What only a restart can change (addresses, workers, the way out) is not here.
 
 use std::{
     ops::Deref,
@@ -56,7 +57,8 @@ pub(super) struct Load {
     gauge: Gauge<i64, AtomicI64>,
 }
 
-/// A request under way and the configuration it began with, until its answer has been delivered or dropped.
+/// A request under way and the configuration it began with, until its answer has been delivered or
+/// dropped.
 pub(super) struct InFlight(Arc<Live>);
 
 /// See [`Live::step_aside`].
@@ -77,12 +79,17 @@ impl Control {
         Self(Arc::clone(proxy))
     }
 
-    /// Reads certificates again and looks at the API hosts; changes nothing that is in force. Settings that only a
-    /// restart can change are passed over; so is the step from or to `server.tls`.
+    /// Reads certificates again and looks at the API hosts; changes nothing that is in force.
+    /// Settings that only a restart can change are passed over; so is the step from or to
+    /// `server.tls`.
     ///
     /// # Errors
     /// When certificates or an account's `api` cannot be used.
-    pub fn plan(&self, settings: &Settings, accounts: &[AccountSettings]) -> Result<Plan, BuildError> {
+    pub fn plan(
+        &self,
+        settings: &Settings,
+        accounts: &[AccountSettings],
+    ) -> Result<Plan, BuildError> {
         let running = self.0.live.load().tls.clone();
         let tls = match (running, &settings.tls) {
             (Some(_), Some(tls)) => Some(tls.acceptor().map_err(BuildError::Tls)?),
@@ -91,12 +98,19 @@ impl Control {
         Plan::new(settings, accounts, &self.0.origins, tls)
     }
 
-    /// Puts the plan into force: requests that come from now on see it, those under way end as they began. `keepers`
-    /// are those of the plan's accounts, in its order. An account that still has the same keeper goes on unchanged.
+    /// Puts the plan into force: requests that come from now on see it, those under way end as they
+    /// began. `keepers` are those of the plan's accounts, in its order. An account that still has
+    /// the same keeper goes on unchanged.
     pub fn switch(&self, plan: Plan, keepers: impl IntoIterator<Item = Keeper>) {
         self.0.spool.resize(plan.settings.replay.memory_total);
         let live = self.0.live.load_full();
-        let next = Live::new(plan, keepers, &self.0.metrics, Some(&live), Arc::clone(&live.load));
+        let next = Live::new(
+            plan,
+            keepers,
+            &self.0.metrics,
+            Some(&live),
+            Arc::clone(&live.load),
+        );
         self.0.live.store(Arc::new(next));
         live.superseded.send_replace(true);
     }
@@ -110,9 +124,16 @@ impl Plan {
         tls: Option<TlsAcceptor>,
     ) -> Result<Self, BuildError> {
         let place = |account: &AccountSettings| Ok((account.clone(), origins.of(&account.api)?));
-        let accounts = accounts.iter().map(place).collect::<Result<_, DialSetupError>>();
+        let accounts = accounts
+            .iter()
+            .map(place)
+            .collect::<Result<_, DialSetupError>>();
         let accounts = accounts.map_err(|error| BuildError::Upstream(error.to_string()))?;
-        Ok(Self { settings: settings.clone(), accounts, tls })
+        Ok(Self {
+            settings: settings.clone(),
+            accounts,
+            tls,
+        })
     }
 }
 
@@ -125,14 +146,27 @@ impl Live {
         before: Option<&Self>,
         load: Arc<Load>,
     ) -> Self {
-        let Plan { settings, accounts, tls } = plan;
-        let routed = accounts.into_iter().zip(keepers).map(|((account, origins), keeper)| {
-            let route = match before.and_then(|before| before.accounts.kept(&account.name, &keeper)) {
-                Some(unchanged) => Arc::clone(unchanged),
-                None => Arc::new(Account::new(&account, keeper, metrics.for_account(&account.name), origins)),
-            };
-            (account, route)
-        });
+        let Plan {
+            settings,
+            accounts,
+            tls,
+        } = plan;
+        let routed = accounts
+            .into_iter()
+            .zip(keepers)
+            .map(|((account, origins), keeper)| {
+                let route =
+                    match before.and_then(|before| before.accounts.kept(&account.name, &keeper)) {
+                        Some(unchanged) => Arc::clone(unchanged),
+                        None => Arc::new(Account::new(
+                            &account,
+                            keeper,
+                            metrics.for_account(&account.name),
+                            origins,
+                        )),
+                    };
+                (account, route)
+            });
         Self {
             accounts: Accounts::new(routed.collect(), settings.default_account.as_ref()),
             access: Access::new(
@@ -158,9 +192,19 @@ impl Live {
         let (account_name, client_name) = (account.name.as_str(), client.name().as_str());
         let key = || {
             let client_key = client.key().map(KeyDigest::as_bytes);
-            Arc::new(PhantomKey::new(account_name, account.secret.as_ref(), client_name, client_key))
+            Arc::new(PhantomKey::new(
+                account_name,
+                account.secret.as_ref(),
+                client_name,
+                client_key,
+            ))
         };
-        Arc::clone(&self.phantoms.entry((Tag::of(account_name), Tag::of(client_name))).or_insert_with(key))
+        Arc::clone(
+            &self
+                .phantoms
+                .entry((Tag::of(account_name), Tag::of(client_name)))
+                .or_insert_with(key),
+        )
     }
 
     /// Whose phantom this is: the account and the client that it names, if it is good.
@@ -168,9 +212,13 @@ impl Live {
         let phantom = Phantom::parse(text)?;
         let account = self.accounts.tagged(phantom.account())?;
         let client = self.access.named(phantom.client())?;
-        let known = self.phantoms.get(&(phantom.account(), phantom.client())).map(|key| Arc::clone(&key));
+        let known = self
+            .phantoms
+            .get(&(phantom.account(), phantom.client()))
+            .map(|key| Arc::clone(&key));
         let key = known.unwrap_or_else(|| self.phantom_key(account, client));
-        key.accepts(&phantom, self.now()).then_some((account, client))
+        key.accepts(&phantom, self.now())
+            .then_some((account, client))
     }
 
     /// Time since 1970, by the wall clock: the windows of phantoms are the same on every node.
@@ -185,18 +233,26 @@ impl Live {
         self.load.gauge.inc();
         let limit = self.max_in_flight;
         let guard = InFlight(self);
-        if before >= limit { Err(ProxyError::Overloaded("upstream.max_in_flight")) } else { Ok(guard) }
+        if before >= limit {
+            Err(ProxyError::Overloaded("upstream.max_in_flight"))
+        } else {
+            Ok(guard)
+        }
     }
 
-    /// Resolves when another configuration is in force: who waits for something should ask again, since it may no longer
-    /// be his to have.
+    /// Resolves when another configuration is in force: who waits for something should ask again,
+    /// since it may no longer be his to have.
     pub(super) async fn superseded(&self) {
         // The sender is here, so it cannot go away meanwhile.
-        let _ = self.superseded.subscribe().wait_for(|superseded| *superseded).await;
+        let _ = self
+            .superseded
+            .subscribe()
+            .wait_for(|superseded| *superseded)
+            .await;
     }
 
-    /// For a request that asks nothing of WeChat but may take long: until the guard is dropped it takes no place among
-    /// those in flight. It is still counted as one.
+    /// For a request that asks nothing of WeChat but may take long: until the guard is dropped it
+    /// takes no place among those in flight. It is still counted as one.
     pub(super) fn step_aside(&self) -> Aside<'_> {
         self.load.in_flight.fetch_sub(1, Relaxed);
         Aside(&self.load)
@@ -211,7 +267,10 @@ impl Drop for Aside<'_> {
 
 impl Load {
     pub(super) fn new(metrics: &Metrics) -> Arc<Self> {
-        Arc::new(Self { in_flight: AtomicUsize::new(0), gauge: metrics.in_flight.clone() })
+        Arc::new(Self {
+            in_flight: AtomicUsize::new(0),
+            gauge: metrics.in_flight.clone(),
+        })
     }
 }
 

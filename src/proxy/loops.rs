@@ -1,8 +1,8 @@
-//! Requests that come back: `CDN-Loop` (RFC 8586) on everything that goes out, and looked for in everything that comes
-//! in.
+//! Requests that come back: `CDN-Loop` (RFC 8586) on everything that goes out, and looked for in
+//! everything that comes in.
 //!
-//! Says only that there is a loop. That one is not even started into is `app`'s business; which requests are looked at,
-//! the pipeline's.
+//! Says only that there is a loop. That one is not even started into is `app`'s business; which
+//! requests are looked at, the pipeline's.
 
 use hyper::{
     HeaderMap,
@@ -12,7 +12,8 @@ use memchr::memmem;
 
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 
-/// More proxies in a row than anybody has on purpose. Catches loops in which somebody changes what we write.
+/// More proxies in a row than anybody has on purpose. Catches loops in which somebody changes what
+/// we write.
 const MOST_HOPS: usize = 8;
 
 /// Bytes of all `CDN-Loop` lines together; eight honest hops need a third of it.
@@ -32,10 +33,14 @@ impl LoopMark {
         let _ = getrandom::fill(&mut random);
         let id = format!("{:032x}", u128::from_ne_bytes(random));
         let value = HeaderValue::try_from(format!("wxgate; id={id}"));
-        Self { value: value.unwrap_or_else(|_| HeaderValue::from_static("wxgate")), id }
+        Self {
+            value: value.unwrap_or_else(|_| HeaderValue::from_static("wxgate")),
+            id,
+        }
     }
 
-    /// What to tell the operator about a request that has been here before, or through too many others.
+    /// What to tell the operator about a request that has been here before, or through too many
+    /// others.
     pub(super) fn trouble(&self, headers: &HeaderMap) -> Option<&'static str> {
         let (mut hops, mut length) = (0, 0);
         for line in headers.get_all(CDN_LOOP) {
@@ -66,7 +71,10 @@ mod tests {
     use super::*;
 
     fn headers(lines: &[&str]) -> HeaderMap {
-        lines.iter().map(|line| (CDN_LOOP, HeaderValue::from_str(line).unwrap())).collect()
+        lines
+            .iter()
+            .map(|line| (CDN_LOOP, HeaderValue::from_str(line).unwrap()))
+            .collect()
     }
 
     #[test]
@@ -74,13 +82,26 @@ mod tests {
         let (one, other) = (LoopMark::random(), LoopMark::random());
         let mut sent = headers(&["cdn.example; v=1"]);
         one.put(&mut sent);
-        let lines: Vec<_> = sent.get_all(CDN_LOOP).iter().map(|line| line.to_str().unwrap()).collect();
-        assert_eq!(lines, ["cdn.example; v=1".to_owned(), format!("wxgate; id={}", one.id)]);
+        let lines: Vec<_> = sent
+            .get_all(CDN_LOOP)
+            .iter()
+            .map(|line| line.to_str().unwrap())
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "cdn.example; v=1".to_owned(),
+                format!("wxgate; id={}", one.id)
+            ]
+        );
         assert_eq!(one.id.len(), 32);
         assert!(one.trouble(&sent).unwrap().contains("upstream.resolve"));
         assert_eq!(other.trouble(&sent), None);
         let joined = headers(&[&lines.join(", ").replace("; id", " ; ID")]);
-        assert!(one.trouble(&joined).is_some(), "as another proxy may write it");
+        assert!(
+            one.trouble(&joined).is_some(),
+            "as another proxy may write it"
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What the data path counts.
 //!
-//! Labels are bounded: accounts come from the configuration, outcomes and results from closed sets, error codes from a
-//! table. Counters that a request touches are looked up once per account and kept.
+//! Labels are bounded: accounts come from the configuration, outcomes and results from closed sets,
+//! error codes from a table. Counters that a request touches are looked up once per account and
+//! kept.
 
 use std::sync::{Arc, atomic::AtomicI64};
 
@@ -69,7 +70,11 @@ impl Metrics {
             replays: Family::default(),
             in_flight: Gauge::default(),
         };
-        registry.register("wxgate_requests", "Requests by outcome", metrics.requests.clone());
+        registry.register(
+            "wxgate_requests",
+            "Requests by outcome",
+            metrics.requests.clone(),
+        );
         registry.register(
             "wxgate_denied",
             "Calls that a client was denied, or would have been if it were not on trial",
@@ -80,10 +85,26 @@ impl Metrics {
             "Time from the request's head to the answer's head",
             metrics.duration.clone(),
         );
-        registry.register("wxgate_upstream_errcode", "Answers of WeChat by errcode", metrics.errcodes.clone());
-        registry.register("wxgate_stale", "Answers that refused the token", metrics.stale.clone());
-        registry.register("wxgate_replay", "What became of requests whose token was refused", metrics.replays.clone());
-        registry.register("wxgate_inflight_requests", "Requests under way", metrics.in_flight.clone());
+        registry.register(
+            "wxgate_upstream_errcode",
+            "Answers of WeChat by errcode",
+            metrics.errcodes.clone(),
+        );
+        registry.register(
+            "wxgate_stale",
+            "Answers that refused the token",
+            metrics.stale.clone(),
+        );
+        registry.register(
+            "wxgate_replay",
+            "What became of requests whose token was refused",
+            metrics.replays.clone(),
+        );
+        registry.register(
+            "wxgate_inflight_requests",
+            "Requests under way",
+            metrics.in_flight.clone(),
+        );
         metrics
     }
 
@@ -99,11 +120,22 @@ impl Metrics {
 
     /// A call was denied, or would have been.
     pub(crate) fn denied(&self, client: &str, reason: &'static str, mode: &'static str) {
-        self.denials.get_or_create(&DenialLabels { client: client.to_owned(), reason, mode }).inc();
+        self.denials
+            .get_or_create(&DenialLabels {
+                client: client.to_owned(),
+                reason,
+                mode,
+            })
+            .inc();
     }
 
     fn labelled(&self, account: &str) -> AccountMetrics {
-        AccountMetrics { ok: Arc::default(), errcodes: Arc::default(), account: account.into(), families: self.clone() }
+        AccountMetrics {
+            ok: Arc::default(),
+            errcodes: Arc::default(),
+            account: account.into(),
+            families: self.clone(),
+        }
     }
 }
 
@@ -127,7 +159,11 @@ impl AccountMetrics {
             counter.inc();
             return;
         }
-        let labels = RequestLabels { account: self.account.to_string(), client: client.to_owned(), outcome };
+        let labels = RequestLabels {
+            account: self.account.to_string(),
+            client: client.to_owned(),
+            outcome,
+        };
         let counter = self.families.requests.get_or_create_owned(&labels);
         counter.inc();
         if is_ok {
@@ -142,23 +178,36 @@ impl AccountMetrics {
             counter.inc();
             return;
         }
-        let counter = self.families.errcodes.get_or_create_owned(&self.errcode_labels(errcode));
+        let counter = self
+            .families
+            .errcodes
+            .get_or_create_owned(&self.errcode_labels(errcode));
         counter.inc();
         self.errcodes.insert(label, counter);
     }
 
     /// The token was refused with this code.
     pub(crate) fn stale(&self, errcode: i64) {
-        self.families.stale.get_or_create(&self.errcode_labels(errcode)).inc();
+        self.families
+            .stale
+            .get_or_create(&self.errcode_labels(errcode))
+            .inc();
     }
 
     fn errcode_labels(&self, errcode: i64) -> ErrcodeLabels {
-        ErrcodeLabels { account: self.account.to_string(), errcode: codes::label(errcode) }
+        ErrcodeLabels {
+            account: self.account.to_string(),
+            errcode: codes::label(errcode),
+        }
     }
 
-    /// What became of a request whose token was refused: `cured`, `stale_again`, `failed`, or why it was not sent again.
+    /// What became of a request whose token was refused: `cured`, `stale_again`, `failed`, or why
+    /// it was not sent again.
     pub(crate) fn replay(&self, result: &'static str) {
-        let labels = ReplayLabels { account: self.account.to_string(), result };
+        let labels = ReplayLabels {
+            account: self.account.to_string(),
+            result,
+        };
         self.families.replays.get_or_create(&labels).inc();
     }
 }

@@ -1,9 +1,10 @@
 //! The data path: a caller's request to WeChat's API and back, with the account's token in it.
 //!
-//! A request goes through these files in this order, called by `pipeline` alone: `access` and `route` (who, for which
-//! account), `path` (what may be called), `body` (kept for a replay), `inject` and `headers` (the token in, everything
-//! private out), `upstream` (there and back), `inspect` and `retry` (what the answer says about the token). Of tokens it
-//! knows what [`Keeper`] offers: the current one, and one past a rejected one.
+//! A request goes through these files in this order, called by `pipeline` alone: `access` and
+//! `route` (who, for which account), `path` (what may be called), `body` (kept for a replay),
+//! `inject` and `headers` (the token in, everything private out), `upstream` (there and back),
+//! `inspect` and `retry` (what the answer says about the token). Of tokens it knows what [`Keeper`]
+//! offers: the current one, and one past a rejected one.
 
 mod access;
 mod access_log;
@@ -137,17 +138,31 @@ impl Listeners {
     /// # Errors
     /// When one is taken already, or `server.tls` cannot be used.
     pub fn bind(settings: &Settings) -> Result<Self, BuildError> {
-        let tls = settings.tls.as_ref().map(|tls| tls.acceptor().map_err(BuildError::Tls)).transpose()?;
+        let tls = settings
+            .tls
+            .as_ref()
+            .map(|tls| tls.acceptor().map_err(BuildError::Tls))
+            .transpose()?;
         let listen = |address| {
-            Listener::bind(address).map_err(|error| BuildError::Listen { address: address.to_string(), error })
+            Listener::bind(address).map_err(|error| BuildError::Listen {
+                address: address.to_string(),
+                error,
+            })
         };
-        let list = settings.listen.iter().map(listen).collect::<Result<_, _>>()?;
+        let list = settings
+            .listen
+            .iter()
+            .map(listen)
+            .collect::<Result<_, _>>()?;
         Ok(Self { list, tls })
     }
 
     /// Where those on TCP really stand.
     pub fn tcp(&self) -> Vec<SocketAddr> {
-        self.list.iter().filter_map(|listener| listener.address().tcp()).collect()
+        self.list
+            .iter()
+            .filter_map(|listener| listener.address().tcp())
+            .collect()
     }
 }
 
@@ -164,7 +179,10 @@ impl Proxy {
         registry: &registry::Metrics,
     ) -> Result<Bound, BuildError> {
         let metrics = registry.register(Metrics::register);
-        let Listeners { list: listeners, tls } = listeners;
+        let Listeners {
+            list: listeners,
+            tls,
+        } = listeners;
         let (accounts, keepers): (Vec<_>, Vec<_>) = accounts.into_iter().unzip();
         let origins = Origins::default();
         let plan = Plan::new(settings, &accounts, &origins, tls)?;
@@ -174,26 +192,41 @@ impl Proxy {
             nobody: metrics.for_none(),
             metrics,
             origins,
-            dialer: Dialer::new(&settings.upstream.egress).map_err(|error| BuildError::Upstream(error.to_string()))?,
+            dialer: Dialer::new(&settings.upstream.egress)
+                .map_err(|error| BuildError::Upstream(error.to_string()))?,
             pool_idle: settings.upstream.pool_idle,
             spool: spool::Budget::new(settings.replay.memory_total),
             log,
             loop_mark: LoopMark::random(),
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let workers = if settings.workers == 0 { cores } else { settings.workers };
-        Ok(Bound { proxy: Arc::new(proxy), listeners, workers, max_connections: settings.max_connections })
+        let workers = if settings.workers == 0 {
+            cores
+        } else {
+            settings.workers
+        };
+        Ok(Bound {
+            proxy: Arc::new(proxy),
+            listeners,
+            workers,
+            max_connections: settings.max_connections,
+        })
     }
 
     fn access_log(&self) -> Option<AccessLog> {
-        self.log.as_ref().map(|log| AccessLog::new(log.format, log.output.clone()))
+        self.log
+            .as_ref()
+            .map(|log| AccessLog::new(log.format, log.output.clone()))
     }
 }
 
 impl Bound {
     /// Where the listeners really stand.
     pub fn addresses(&self) -> Vec<BoundAddr> {
-        self.listeners.iter().map(|listener| listener.address().clone()).collect()
+        self.listeners
+            .iter()
+            .map(|listener| listener.address().clone())
+            .collect()
     }
 
     /// Changes the configuration from now on, also while it runs.
@@ -210,7 +243,11 @@ impl Bound {
             .map(|index| worker::spawn(index, Arc::clone(&self.proxy), drain.clone()))
             .collect::<io::Result<Vec<_>>>()?;
         let (workers, ended): (Vec<_>, Vec<_>) = workers.into_iter().unzip();
-        worker::start(self.listeners, &workers.into(), &Arc::new(Semaphore::new(self.max_connections)));
+        worker::start(
+            self.listeners,
+            &workers.into(),
+            &Arc::new(Semaphore::new(self.max_connections)),
+        );
         drain.reached(Phase::Closing).await;
         for ended in ended {
             let _ = ended.await;
@@ -219,29 +256,61 @@ impl Bound {
     }
 }
 
-/// Answers one request. Never fails: errors become answers here, and everything is counted and logged here.
-async fn handle(worker: &Worker, origin: &Origin, head: Box<Parts>, body: Incoming) -> Response<Delivery> {
+/// Answers one request. Never fails: errors become answers here, and everything is counted and
+/// logged here.
+async fn handle(
+    worker: &Worker,
+    origin: &Origin,
+    head: Box<Parts>,
+    body: Incoming,
+) -> Response<Delivery> {
     let present = Present::in_request(&head.headers);
-    let adopted = if present.has(Read::RequestId) { RequestId::adopted(&head.headers) } else { None };
+    let adopted = if present.has(Read::RequestId) {
+        RequestId::adopted(&head.headers)
+    } else {
+        None
+    };
     let id = adopted.unwrap_or_else(|| worker.request_id());
-    let mut journey =
-        Journey { worker, origin, head, id, trail: Trail::default(), started: Instant::now(), over: false };
+    let mut journey = Journey {
+        worker,
+        origin,
+        head,
+        id,
+        trail: Trail::default(),
+        started: Instant::now(),
+        over: false,
+    };
     let Journey { head, trail, .. } = &mut journey;
     trail.body_unread = !body.is_end_stream();
     let live = worker.proxy.live.load_full();
     let error_style = live.error_style;
     let ran = match live.enter() {
-        Ok(guard) => {
-            pipeline::run(worker, &guard, origin, head, present, body, trail).await.map(|answer| (answer, guard))
-        }
+        Ok(guard) => pipeline::run(worker, &guard, origin, head, present, body, trail)
+            .await
+            .map(|answer| (answer, guard)),
         Err(error) => Err(error),
     };
     let refused = trail.refused;
-    let denied = ran.as_ref().err().filter(|error| error.is_denial()).map(ProxyError::slug).or(refused);
+    let denied = ran
+        .as_ref()
+        .err()
+        .filter(|error| error.is_denial())
+        .map(ProxyError::slug)
+        .or(refused);
     let (mut response, outcome) = match ran {
-        Ok((Outcome::Upstream(answer), guard)) => (answer.map(|body| Delivery::Upstream(body, guard)), "ok"),
-        Ok((Outcome::Own(answer), _)) => (answer.map(|body| Delivery::Own(Some(body))), refused.unwrap_or("ok")),
-        Err(error) => (error.response(error_style).map(|body| Delivery::Own(Some(body))), error.slug()),
+        Ok((Outcome::Upstream(answer), guard)) => {
+            (answer.map(|body| Delivery::Upstream(body, guard)), "ok")
+        }
+        Ok((Outcome::Own(answer), _)) => (
+            answer.map(|body| Delivery::Own(Some(body))),
+            refused.unwrap_or("ok"),
+        ),
+        Err(error) => (
+            error
+                .response(error_style)
+                .map(|body| Delivery::Own(Some(body))),
+            error.slug(),
+        ),
     };
     journey.audit(denied);
     journey.end(response.status().as_u16(), outcome);
@@ -269,18 +338,38 @@ const NOBODY_LEFT: u16 = 499;
 impl Journey<'_> {
     fn end(&mut self, status: u16, outcome: &'static str) {
         self.over = true;
-        let Self { worker, origin, head, id, trail, started, .. } = self;
+        let Self {
+            worker,
+            origin,
+            head,
+            id,
+            trail,
+            started,
+            ..
+        } = self;
         let took = started.elapsed();
-        let metrics = trail.account.as_ref().map_or(&worker.proxy.nobody, |account| &account.metrics);
-        let client = trail.client.as_ref().map_or(NO_CLIENT, |client| client.name().as_str());
+        let metrics = trail
+            .account
+            .as_ref()
+            .map_or(&worker.proxy.nobody, |account| &account.metrics);
+        let client = trail
+            .client
+            .as_ref()
+            .map_or(NO_CLIENT, |client| client.name().as_str());
         metrics.finished(client, outcome, took.as_secs_f64());
         if let Some(log) = &worker.access_log {
-            let forwarded = trail.caller.filter(|caller| *caller != origin.peer).map(|caller| caller.to_string());
+            let forwarded = trail
+                .caller
+                .filter(|caller| *caller != origin.peer)
+                .map(|caller| caller.to_string());
             log.write(&Record {
                 id: id.as_str(),
                 caller: forwarded.as_deref().unwrap_or(&origin.shown),
                 client,
-                account: trail.account.as_ref().map_or("-", |account| account.name.as_str()),
+                account: trail
+                    .account
+                    .as_ref()
+                    .map_or("-", |account| account.name.as_str()),
                 method: head.method.as_str(),
                 path: head.uri.path(),
                 query: head.uri.query(),
@@ -298,13 +387,23 @@ impl Journey<'_> {
 impl Journey<'_> {
     /// One line for a call that was denied, or would have been, and one more in the count.
     fn audit(&self, denied: Option<&'static str>) {
-        let Self { worker, origin, head, id, trail, .. } = self;
+        let Self {
+            worker,
+            origin,
+            head,
+            id,
+            trail,
+            ..
+        } = self;
         let (reason, mode) = match (denied, trail.overlooked) {
             (Some(reason), _) => (reason, "enforce"),
             (None, Some(reason)) => (reason, "report"),
             (None, None) => return,
         };
-        let client = trail.client.as_ref().map_or(NO_CLIENT, |client| client.name().as_str());
+        let client = trail
+            .client
+            .as_ref()
+            .map_or(NO_CLIENT, |client| client.name().as_str());
         worker.proxy.metrics.denied(client, reason, mode);
         tracing::warn!(
             target: "audit",
@@ -323,7 +422,8 @@ impl Journey<'_> {
 }
 
 impl Drop for Journey<'_> {
-    /// The caller hung up, or a stop cut the request: WeChat may have executed it all the same, so it must be seen.
+    /// The caller hung up, or a stop cut the request: WeChat may have executed it all the same, so
+    /// it must be seen.
     fn drop(&mut self) {
         if !self.over {
             self.end(NOBODY_LEFT, "abandoned");
@@ -335,14 +435,18 @@ impl Drop for Journey<'_> {
 fn mark(headers: &mut HeaderMap, id: HeaderValue, trail: &Trail) {
     headers.insert(X_REQUEST_ID, id);
     if trail.body_unread {
-        // The connection ends with this answer; a caller that is not told would send its next request into it.
+        // The connection ends with this answer; a caller that is not told would send its next
+        // request into it.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let Some(account) = &trail.account {
         headers.insert(X_WXGATE_ACCOUNT, account.label.clone());
     }
     if trail.attempts > 0 {
-        headers.insert(X_WXGATE_ATTEMPTS, HeaderValue::from_static(if trail.attempts == 1 { "1" } else { "2" }));
+        headers.insert(
+            X_WXGATE_ATTEMPTS,
+            HeaderValue::from_static(if trail.attempts == 1 { "1" } else { "2" }),
+        );
     }
     if let Some(reason) = trail.replay_skipped
         && let Ok(value) = HeaderValue::try_from(format!("skipped; reason={reason}"))
@@ -353,7 +457,10 @@ fn mark(headers: &mut HeaderMap, id: HeaderValue, trail: &Trail) {
 
 /// What goes to the caller: WeChat's answer or our own.
 enum Delivery {
-    Upstream(Answer, #[allow(dead_code, reason = "ends the request when the body is dropped")] InFlight),
+    Upstream(
+        Answer,
+        #[allow(dead_code, reason = "ends the request when the body is dropped")] InFlight,
+    ),
     Own(Option<Bytes>),
 }
 
@@ -361,7 +468,10 @@ impl Body for Delivery {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Upstream(answer, _) => Pin::new(answer).poll_frame(cx),
             Self::Own(body) => Poll::Ready(body.take().map(|bytes| Ok(Frame::data(bytes)))),
@@ -378,7 +488,9 @@ impl Body for Delivery {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Upstream(answer, _) => answer.size_hint(),
-            Self::Own(body) => SizeHint::with_exact(body.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Own(body) => {
+                SizeHint::with_exact(body.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
         }
     }
 }

@@ -1,15 +1,16 @@
 //! Which paths exist for wxgate: a strict grammar instead of a normaliser.
 //!
-//! WeChat's paths are plain ASCII words, so anything that could mean two things to two parsers is refused rather than
-//! repaired. The checked bytes are the ones that rights are checked on and the ones that are sent: [`ApiPath`] can only
-//! be made here.
+//! WeChat's paths are plain ASCII words, so anything that could mean two things to two parsers is
+//! refused rather than repaired. The checked bytes are the ones that rights are checked on and the
+//! ones that are sent: [`ApiPath`] can only be made here.
 
 use std::{borrow::Cow, fmt};
 
 /// The most bytes of a path.
 const MAX_LEN: usize = 512;
 
-/// A path that fits the grammar: `/`-separated segments of `[A-Za-z0-9_.~-]+`, no `.` or `..`, no trailing slash.
+/// A path that fits the grammar: `/`-separated segments of `[A-Za-z0-9_.~-]+`, no `.` or `..`, no
+/// trailing slash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiPath<'r>(Cow<'r, str>);
 
@@ -46,16 +47,25 @@ impl<'r> SplitPath<'r> {
     /// Folds repeated slashes and takes the account prefix off.
     pub fn new(raw: &'r str) -> Self {
         let folded = fold(raw);
-        let Some(behind) = folded.strip_prefix("/@") else { return Self { prefix: None, rest: folded } };
+        let Some(behind) = folded.strip_prefix("/@") else {
+            return Self {
+                prefix: None,
+                rest: folded,
+            };
+        };
         let end = behind.find('/').unwrap_or(behind.len());
         let cut = |range: std::ops::Range<usize>| match &folded {
             Cow::Borrowed(text) => Cow::Borrowed(&text[range]),
             Cow::Owned(text) => Cow::Owned(text[range].to_owned()),
         };
-        Self { prefix: Some(cut(2..2 + end)), rest: cut(2 + end..folded.len()) }
+        Self {
+            prefix: Some(cut(2..2 + end)),
+            rest: cut(2 + end..folded.len()),
+        }
     }
 
-    /// The path behind the prefix, folded and unchecked, if the call is for wxgate's own service API.
+    /// The path behind the prefix, folded and unchecked, if the call is for wxgate's own service
+    /// API.
     pub fn service_path(&self) -> Option<&str> {
         let path = &*self.rest;
         (path == "/-" || path.starts_with("/-/")).then_some(path)
@@ -70,7 +80,9 @@ impl<'r> SplitPath<'r> {
         if bytes.len() > MAX_LEN {
             return Err(PathError::TooLong);
         }
-        let Some((b'/', segments)) = bytes.split_first() else { return Err(PathError::NotRooted) };
+        let Some((b'/', segments)) = bytes.split_first() else {
+            return Err(PathError::NotRooted);
+        };
         if segments.is_empty() || segments.ends_with(b"/") {
             return Err(PathError::TrailingSlash);
         }
@@ -79,7 +91,10 @@ impl<'r> SplitPath<'r> {
                 return Err(PathError::DotSegment);
             }
             // Folding left no empty segment behind.
-            if !segment.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'~' | b'-')) {
+            if !segment
+                .iter()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'~' | b'-'))
+            {
                 return Err(PathError::OddByte);
             }
         }
@@ -100,7 +115,8 @@ impl fmt::Display for ApiPath<'_> {
     }
 }
 
-/// `//` becomes `/`; some SDKs join a base URL that ends in a slash with a path that begins with one.
+/// `//` becomes `/`; some SDKs join a base URL that ends in a slash with a path that begins with
+/// one.
 fn fold(raw: &str) -> Cow<'_, str> {
     if !raw.as_bytes().windows(2).any(|pair| pair == b"//") {
         return Cow::Borrowed(raw);
@@ -167,8 +183,14 @@ mod tests {
         ] {
             assert!(check(raw).is_err(), "{raw:?} passed");
         }
-        assert_eq!(check(&format!("/{}", "a".repeat(511))).map(|p| p.len()), Ok(512));
-        assert_eq!(check(&format!("/{}", "a".repeat(512))), Err(PathError::TooLong));
+        assert_eq!(
+            check(&format!("/{}", "a".repeat(511))).map(|p| p.len()),
+            Ok(512)
+        );
+        assert_eq!(
+            check(&format!("/{}", "a".repeat(512))),
+            Err(PathError::TooLong)
+        );
     }
 
     #[test]
@@ -179,9 +201,21 @@ mod tests {
         assert_eq!(SplitPath::new("/@shop").check(), Err(PathError::NotRooted));
         assert_eq!(SplitPath::new("/@/cgi-bin").prefix.as_deref(), Some(""));
         assert!(SplitPath::new("/@shop/@other/a").check().is_err());
-        assert_eq!(SplitPath::new("//-//accounts").service_path(), Some("/-/accounts"));
-        assert_eq!(SplitPath::new("/@shop/-/accounts").service_path(), Some("/-/accounts"));
-        assert_eq!((SplitPath::new("/-").service_path(), SplitPath::new("/-x").service_path()), (Some("/-"), None));
+        assert_eq!(
+            SplitPath::new("//-//accounts").service_path(),
+            Some("/-/accounts")
+        );
+        assert_eq!(
+            SplitPath::new("/@shop/-/accounts").service_path(),
+            Some("/-/accounts")
+        );
+        assert_eq!(
+            (
+                SplitPath::new("/-").service_path(),
+                SplitPath::new("/-x").service_path()
+            ),
+            (Some("/-"), None)
+        );
     }
 
     proptest! {
@@ -191,7 +225,8 @@ mod tests {
                 prop_assert!(path.starts_with('/') && !path.ends_with('/') && !path.contains("//"));
                 prop_assert!(path.split('/').skip(1).all(|s| !s.is_empty() && s != "." && s != ".."));
                 prop_assert!(path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_.~-".contains(&b)));
-                // Checking again changes nothing: the bytes on the wire are the bytes that were checked.
+                // Checking again changes nothing: the bytes on the wire are the bytes that were
+                // checked.
                 prop_assert_eq!(check(&path).unwrap(), path);
             }
         }

@@ -21,15 +21,20 @@ impl RequestId {
     pub(super) fn adopted(headers: &HeaderMap) -> Option<Self> {
         let id = headers.get(X_REQUEST_ID)?;
         let is_plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        (!id.is_empty() && id.len() <= LONGEST && id.as_bytes().iter().all(is_plain)).then(|| Self(id.clone()))
+        (!id.is_empty() && id.len() <= LONGEST && id.as_bytes().iter().all(is_plain))
+            .then(|| Self(id.clone()))
     }
 
-    /// A number as sixteen digits. By hand, since nearly every request gets one: formatting costs ten times as much.
+    /// A number as sixteen digits. By hand, since nearly every request gets one: formatting costs
+    /// ten times as much.
     pub(super) fn numbered(number: u64) -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = [0; 16];
         for (pair, byte) in text.chunks_exact_mut(2).zip(number.to_be_bytes()) {
-            pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+            pair.copy_from_slice(&[
+                DIGITS[usize::from(byte >> 4)],
+                DIGITS[usize::from(byte & 15)],
+            ]);
         }
         Self(HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-")))
     }
@@ -52,7 +57,10 @@ mod tests {
     fn ids_of_callers_are_taken_over_when_they_are_plain() {
         let adopted = |id: &str| {
             let mut headers = HeaderMap::new();
-            headers.insert(X_REQUEST_ID, HeaderValue::from_bytes(id.as_bytes()).unwrap());
+            headers.insert(
+                X_REQUEST_ID,
+                HeaderValue::from_bytes(id.as_bytes()).unwrap(),
+            );
             RequestId::adopted(&headers).map(|id| id.as_str().to_owned())
         };
         let longest = "a".repeat(LONGEST);

@@ -20,8 +20,14 @@ pub(crate) enum Next {
     },
 }
 
-/// `injected` is whether the account's token was in the request: a refusal of somebody else's token is not ours to cure.
-pub(crate) fn after(platform: Platform, injected: bool, status: StatusCode, errcode: Option<i64>) -> Next {
+/// `injected` is whether the account's token was in the request: a refusal of somebody else's token
+/// is not ours to cure.
+pub(crate) fn after(
+    platform: Platform,
+    injected: bool,
+    status: StatusCode,
+    errcode: Option<i64>,
+) -> Next {
     match errcode {
         _ if !injected => Next::Deliver,
         Some(errcode) if codes::is_stale(platform, errcode) => Next::Refresh { errcode },
@@ -40,13 +46,37 @@ mod tests {
     fn only_a_refusal_of_our_own_token_is_cured() {
         let ok = StatusCode::OK;
         for (platform, injected, status, errcode, next) in [
-            (Platform::Wechat, true, ok, Some(40001), Next::Refresh { errcode: 40001 }),
+            (
+                Platform::Wechat,
+                true,
+                ok,
+                Some(40001),
+                Next::Refresh { errcode: 40001 },
+            ),
             (Platform::Wechat, false, ok, Some(40001), Next::Deliver),
-            (Platform::Wecom, true, ok, Some(40001), Next::DeliverAccepted),
-            (Platform::Wechat, true, ok, Some(48001), Next::DeliverAccepted),
+            (
+                Platform::Wecom,
+                true,
+                ok,
+                Some(40001),
+                Next::DeliverAccepted,
+            ),
+            (
+                Platform::Wechat,
+                true,
+                ok,
+                Some(48001),
+                Next::DeliverAccepted,
+            ),
             (Platform::Wechat, true, ok, None, Next::DeliverAccepted),
             (Platform::Wechat, true, ok, Some(41001), Next::Deliver),
-            (Platform::Wechat, true, StatusCode::BAD_GATEWAY, None, Next::Deliver),
+            (
+                Platform::Wechat,
+                true,
+                StatusCode::BAD_GATEWAY,
+                None,
+                Next::Deliver,
+            ),
         ] {
             assert_eq!(
                 after(platform, injected, status, errcode),

@@ -1,7 +1,8 @@
 //! Which account a request is for.
 //!
-//! Selectors (path prefix, header, Host) must not disagree; behind them stand the fall-backs. The tables are made once
-//! per configuration, so that a hundred accounts cost a request no more than one.
+//! Selectors (path prefix, header, Host) must not disagree; behind them stand the fall-backs. The
+//! tables are made once per configuration, so that a hundred accounts cost a request no more than
+//! one.
 
 use std::sync::{
     Arc,
@@ -45,7 +46,8 @@ pub(crate) struct Account {
     moved_at: AtomicU64,
 }
 
-/// All accounts. The quick hash is no danger: callers only look, what is in here comes from the configuration.
+/// All accounts. The quick hash is no danger: callers only look, what is in here comes from the
+/// configuration.
 pub(crate) struct Accounts {
     by_name: FxHashMap<String, Arc<Account>>,
     by_appid: FxHashMap<String, Vec<Arc<Account>>>,
@@ -64,7 +66,8 @@ impl Account {
         Self {
             name: settings.name.clone(),
             // The grammar of names is narrower than that of header values.
-            label: HeaderValue::from_str(settings.name.as_str()).unwrap_or_else(|_| HeaderValue::from_static("?")),
+            label: HeaderValue::from_str(settings.name.as_str())
+                .unwrap_or_else(|_| HeaderValue::from_static("?")),
             platform: settings.platform,
             appid: settings.appid.clone(),
             secret: settings.secret.clone(),
@@ -78,8 +81,13 @@ impl Account {
     }
 
     /// The API hosts in the order to try them; `now` tells the seconds of any steady clock.
-    pub(crate) fn origins(&self, now: impl Fn() -> u64) -> impl Iterator<Item = (usize, &Arc<Origin>)> {
-        if self.current.load(Relaxed) != 0 && now().saturating_sub(self.moved_at.load(Relaxed)) >= RETURN_AFTER {
+    pub(crate) fn origins(
+        &self,
+        now: impl Fn() -> u64,
+    ) -> impl Iterator<Item = (usize, &Arc<Origin>)> {
+        if self.current.load(Relaxed) != 0
+            && now().saturating_sub(self.moved_at.load(Relaxed)) >= RETURN_AFTER
+        {
             self.current.store(0, Relaxed);
         }
         let first = self.current.load(Relaxed);
@@ -100,14 +108,19 @@ impl Account {
     pub(crate) fn serves(&self, host: &str, port: Option<u16>) -> bool {
         self.api.iter().any(|api| {
             let port_fits = port.is_none_or(|port| port == api.port || port == 80 || port == 443);
-            api.host.eq_ignore_ascii_case(host.trim_start_matches('[').trim_end_matches(']')) && port_fits
+            api.host
+                .eq_ignore_ascii_case(host.trim_start_matches('[').trim_end_matches(']'))
+                && port_fits
         })
     }
 }
 
 impl Accounts {
     /// `default` is `default_account`.
-    pub(crate) fn new(accounts: Vec<(AccountSettings, Arc<Account>)>, default: Option<&AccountName>) -> Self {
+    pub(crate) fn new(
+        accounts: Vec<(AccountSettings, Arc<Account>)>,
+        default: Option<&AccountName>,
+    ) -> Self {
         let mut by_name = FxHashMap::default();
         let mut by_host = FxHashMap::default();
         let fallback = match default {
@@ -119,15 +132,30 @@ impl Accounts {
         let mut by_appid: FxHashMap<String, Vec<Arc<Account>>> = FxHashMap::default();
         let mut by_tag = FxHashMap::default();
         for (settings, account) in accounts {
-            by_host.extend(settings.hosts.iter().map(|host| (host.clone(), Arc::clone(&account))));
+            by_host.extend(
+                settings
+                    .hosts
+                    .iter()
+                    .map(|host| (host.clone(), Arc::clone(&account))),
+            );
             by_tag.insert(Tag::of(settings.name.as_str()), Arc::clone(&account));
-            by_appid.entry(settings.appid).or_default().push(Arc::clone(&account));
+            by_appid
+                .entry(settings.appid)
+                .or_default()
+                .push(Arc::clone(&account));
             by_name.insert(settings.name.to_string(), account);
         }
-        Self { by_name, by_appid, by_tag, by_host, fallback }
+        Self {
+            by_name,
+            by_appid,
+            by_tag,
+            by_host,
+            fallback,
+        }
     }
 
-    /// The account that the request selects, by headers if there are any that could. All that does so must agree.
+    /// The account that the request selects, by headers if there are any that could. All that does
+    /// so must agree.
     pub(crate) fn selected<'a>(
         &'a self,
         phantom: Option<&'a Arc<Account>>,
@@ -137,13 +165,23 @@ impl Accounts {
     ) -> Result<Option<&'a Arc<Account>>, ProxyError> {
         let by_prefix = prefix.map(|name| self.named(name)).transpose()?;
         let by_host = match host {
-            Some(host) if !self.by_host.is_empty() => self.by_host.get(&without_port(host).to_ascii_lowercase()),
+            Some(host) if !self.by_host.is_empty() => {
+                self.by_host.get(&without_port(host).to_ascii_lowercase())
+            }
             _ => None,
         };
-        let named = headers.into_iter().flat_map(|headers| headers.get_all(X_WXGATE_ACCOUNT));
+        let named = headers
+            .into_iter()
+            .flat_map(|headers| headers.get_all(X_WXGATE_ACCOUNT));
         let by_header = named.map(|name| self.named(&String::from_utf8_lossy(name.as_bytes())));
         let mut selected: Option<&Arc<Account>> = None;
-        for candidate in phantom.into_iter().chain(by_prefix).chain(by_host).map(Ok).chain(by_header) {
+        for candidate in phantom
+            .into_iter()
+            .chain(by_prefix)
+            .chain(by_host)
+            .map(Ok)
+            .chain(by_header)
+        {
             let candidate = candidate?;
             if selected.is_some_and(|account| !Arc::ptr_eq(account, candidate)) {
                 return Err(ProxyError::AccountConflict);
@@ -153,8 +191,8 @@ impl Accounts {
         Ok(selected)
     }
 
-    /// The account of a request that selects none: the one whose appid stands in the call, the client's only one, the
-    /// default one, the only one.
+    /// The account of a request that selects none: the one whose appid stands in the call, the
+    /// client's only one, the default one, the only one.
     pub(crate) fn fallback(
         &self,
         appid: Option<&str>,
@@ -162,7 +200,10 @@ impl Accounts {
     ) -> Result<&Arc<Account>, ProxyError> {
         let by_appid = appid.and_then(|appid| self.sole(appid));
         let only = || only.and_then(|name| self.by_name.get(name.as_str()));
-        by_appid.or_else(only).or(self.fallback.as_ref()).ok_or(ProxyError::AccountMissing)
+        by_appid
+            .or_else(only)
+            .or(self.fallback.as_ref())
+            .ok_or(ProxyError::AccountMissing)
     }
 
     /// The accounts that share an appid or corpid, in the order of the configuration.
@@ -177,7 +218,9 @@ impl Accounts {
 
     /// The account of this name that has this very keeper.
     pub(crate) fn kept(&self, name: &AccountName, keeper: &Keeper) -> Option<&Arc<Account>> {
-        self.by_name.get(name.as_str()).filter(|account| account.keeper.is_same_as(keeper))
+        self.by_name
+            .get(name.as_str())
+            .filter(|account| account.keeper.is_same_as(keeper))
     }
 
     /// By name or appid; a name wins over an appid that happens to be spelt the same.
@@ -202,16 +245,31 @@ impl Selection {
     pub fn new(accounts: Vec<(AccountSettings, Keeper)>, default: Option<&AccountName>) -> Self {
         let metrics = Metrics::register(&mut Registry::default());
         let account = |(settings, keeper): (AccountSettings, Keeper)| {
-            let account = Account::new(&settings, keeper, metrics.for_account(&settings.name), Vec::new());
+            let account = Account::new(
+                &settings,
+                keeper,
+                metrics.for_account(&settings.name),
+                Vec::new(),
+            );
             (settings, Arc::new(account))
         };
-        Self(Accounts::new(accounts.into_iter().map(account).collect(), default))
+        Self(Accounts::new(
+            accounts.into_iter().map(account).collect(),
+            default,
+        ))
     }
 
     /// The name of the account that a request is for, if there is one.
-    pub fn find(&self, prefix: Option<&str>, headers: &HeaderMap, host: Option<&str>) -> Option<&AccountName> {
+    pub fn find(
+        &self,
+        prefix: Option<&str>,
+        headers: &HeaderMap,
+        host: Option<&str>,
+    ) -> Option<&AccountName> {
         let selected = self.0.selected(None, prefix, Some(headers), host).ok()?;
-        selected.or_else(|| self.0.fallback(None, None).ok()).map(|account| &account.name)
+        selected
+            .or_else(|| self.0.fallback(None, None).ok())
+            .map(|account| &account.name)
     }
 }
 
@@ -219,7 +277,8 @@ impl Selection {
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port))
-            if port.bytes().all(|b| b.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) =>
+            if port.bytes().all(|b| b.is_ascii_digit())
+                && (!name.contains(':') || name.ends_with(']')) =>
         {
             name
         }

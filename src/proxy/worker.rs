@@ -1,8 +1,8 @@
 //! A thread that serves connections, and the hand that deals them out.
 //!
-//! Each worker runs a runtime of its own with its own upstream connections, so that requests share nothing but the
-//! published tokens. The first one also accepts, and fills the workers in order: at low load everything stays on one
-//! thread and one warm pool, at high load they share evenly.
+//! Each worker runs a runtime of its own with its own upstream connections, so that requests share
+//! nothing but the published tokens. The first one also accepts, and fills the workers in order: at
+//! low load everything stays on one thread and one warm pool, at high load they share evenly.
 
 use std::{
     io,
@@ -19,7 +19,8 @@ use tokio::{
 };
 
 use super::{
-    Proxy, access::LastKey, access_log::AccessLog, pipeline::Origin, request_id::RequestId, upstream::Upstream,
+    Proxy, access::LastKey, access_log::AccessLog, pipeline::Origin, request_id::RequestId,
+    upstream::Upstream,
 };
 use crate::net::{
     address::Peer,
@@ -92,25 +93,34 @@ impl Drop for Slot {
 
 /// Starts the thread.
 pub(super) fn spawn(index: usize, proxy: Arc<Proxy>, drain: Drain) -> io::Result<(Handle, Ended)> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let (orders, incoming) = mpsc::unbounded_channel();
     let open = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&open);
     let (alive, ended) = oneshot::channel::<()>();
-    std::thread::Builder::new().name(format!("wxgate-{index}")).spawn(move || {
-        runtime.block_on(serve(proxy, drain, incoming, &counted));
-        // Dialling tasks and the like have nobody left to serve.
-        runtime.shutdown_background();
-        drop(alive);
-    })?;
+    std::thread::Builder::new()
+        .name(format!("wxgate-{index}"))
+        .spawn(move || {
+            runtime.block_on(serve(proxy, drain, incoming, &counted));
+            // Dialling tasks and the like have nobody left to serve.
+            runtime.shutdown_background();
+            drop(alive);
+        })?;
     Ok((Handle { orders, open }, ended))
 }
 
-/// Has the first of the workers take connections for all of them, until the drain reaches [`Phase::Closing`].
+/// Has the first of the workers take connections for all of them, until the drain reaches
+/// [`Phase::Closing`].
 pub(super) fn start(listeners: Vec<Listener>, workers: &Arc<[Handle]>, limit: &Arc<Semaphore>) {
     let Some(first) = workers.first() else { return };
     for listener in listeners {
-        let _ = first.orders.send(Order::Accept(listener, Arc::clone(workers), Arc::clone(limit)));
+        let _ = first.orders.send(Order::Accept(
+            listener,
+            Arc::clone(workers),
+            Arc::clone(limit),
+        ));
     }
 }
 
@@ -128,7 +138,12 @@ impl Service {
 }
 
 /// Runs on the first worker.
-async fn accept(listener: Listener, workers: Arc<[Handle]>, limit: Arc<Semaphore>, service: Service) {
+async fn accept(
+    listener: Listener,
+    workers: Arc<[Handle]>,
+    limit: Arc<Semaphore>,
+    service: Service,
+) {
     let acceptor = match listener.start() {
         Ok(acceptor) => acceptor,
         Err(error) => return tracing::error!(%error, "a listener cannot be watched"),
@@ -137,12 +152,19 @@ async fn accept(listener: Listener, workers: Arc<[Handle]>, limit: Arc<Semaphore
     let accepting = async {
         loop {
             // Beyond max_connections the kernel's backlog holds them until one ends.
-            let Ok(permit) = Arc::clone(&limit).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&limit).acquire_owned().await else {
+                return;
+            };
             let accepted = acceptor.accept().await;
             let fullness = |(_, worker): &(usize, &Handle)| worker.open.load(Relaxed) / FILL;
-            let Some((index, worker)) = workers.iter().enumerate().min_by_key(fullness) else { return };
+            let Some((index, worker)) = workers.iter().enumerate().min_by_key(fullness) else {
+                return;
+            };
             worker.open.fetch_add(1, Relaxed);
-            let slot = Slot { open: Arc::clone(&worker.open), _permit: permit };
+            let slot = Slot {
+                open: Arc::clone(&worker.open),
+                _permit: permit,
+            };
             if index == 0 {
                 service.begin(accepted, slot);
             } else if let Err(error) = worker.take(accepted, slot) {
@@ -159,11 +181,18 @@ async fn accept(listener: Listener, workers: Arc<[Handle]>, limit: Arc<Semaphore
 impl Handle {
     fn take(&self, accepted: Accepted, slot: Slot) -> io::Result<()> {
         let unwatched = accepted.unwatch()?;
-        self.orders.send(Order::Serve(unwatched, slot)).map_err(|_| io::Error::other("a worker thread has ended"))
+        self.orders
+            .send(Order::Serve(unwatched, slot))
+            .map_err(|_| io::Error::other("a worker thread has ended"))
     }
 }
 
-async fn serve(proxy: Arc<Proxy>, mut drain: Drain, mut incoming: mpsc::UnboundedReceiver<Order>, open: &AtomicUsize) {
+async fn serve(
+    proxy: Arc<Proxy>,
+    mut drain: Drain,
+    mut incoming: mpsc::UnboundedReceiver<Order>,
+    open: &AtomicUsize,
+) {
     let mut random = [0; 4];
     let _ = getrandom::fill(&mut random);
     let worker = Arc::new(Worker {
@@ -176,7 +205,10 @@ async fn serve(proxy: Arc<Proxy>, mut drain: Drain, mut incoming: mpsc::Unbounde
         next_id: AtomicU32::new(0),
     });
     let connections = Connections::default();
-    let service = Service { worker: Arc::clone(&worker), connections: connections.clone() };
+    let service = Service {
+        worker: Arc::clone(&worker),
+        connections: connections.clone(),
+    };
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     let mut closing = drain.clone();
     let mut told = false;
@@ -227,10 +259,18 @@ impl Worker {
 }
 
 async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
-    let Service { worker, connections } = &service;
+    let Service {
+        worker,
+        connections,
+    } = &service;
     let Accepted { stream, peer } = accepted;
     let leaving = || worker.drain.is_leaving();
-    let origin = |names| Origin { peer, shown: peer.to_string(), names, last_key: LastKey::default() };
+    let origin = |names| Origin {
+        peer,
+        shown: peer.to_string(),
+        names,
+        last_key: LastKey::default(),
+    };
     let tls = worker.proxy.live.load().tls.clone();
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
         None => {
@@ -251,7 +291,9 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
                     let handler = |head, body| super::handle(worker, &origin, head, body);
                     Box::pin(connection::serve(stream, connections, leaving, handler)).await;
                 }
-                Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake with a client failed"),
+                Ok(Err(error)) => {
+                    tracing::debug!(%peer, %error, "TLS handshake with a client failed")
+                }
                 Err(_) => tracing::debug!(%peer, "TLS handshake with a client took too long"),
             }
         }

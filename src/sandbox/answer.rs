@@ -1,7 +1,8 @@
 //! What an endpoint answers, before any fault changes it: status, content type, body.
 //!
-//! Errors are HTTP 200 with a JSON body; wording, request ids and content types are those that were seen of the real
-//! API, and the content type varies with the path, because clients must not depend on it.
+//! Errors are HTTP 200 with a JSON body; wording, request ids and content types are those that were
+//! seen of the real API, and the content type varies with the path, because clients must not depend
+//! on it.
 
 use std::borrow::Cow;
 
@@ -42,7 +43,11 @@ const JSON: &str = "application/json";
 const BLOB_BLOCK: u64 = 64 << 10;
 
 impl Answer {
-    pub(super) fn new(status: u16, content_type: impl Into<Cow<'static, str>>, body: impl Into<Bytes>) -> Self {
+    pub(super) fn new(
+        status: u16,
+        content_type: impl Into<Cow<'static, str>>,
+        body: impl Into<Bytes>,
+    ) -> Self {
         Self {
             status,
             content_type: content_type.into(),
@@ -55,7 +60,11 @@ impl Answer {
 
     /// A call that did its work.
     pub(super) fn done(path: &str, body: impl Into<Bytes>) -> Self {
-        Self { executed: true, errcode: Some(0), ..Self::new(200, content_type(path), body) }
+        Self {
+            executed: true,
+            errcode: Some(0),
+            ..Self::new(200, content_type(path), body)
+        }
     }
 
     /// The same, from a value.
@@ -65,14 +74,25 @@ impl Answer {
 
     /// A picture, a voice, a file.
     pub(super) fn binary(content_type: impl Into<Cow<'static, str>>, body: Body) -> Self {
-        Self { body, executed: true, ..Self::new(200, content_type, Bytes::new()) }
+        Self {
+            body,
+            executed: true,
+            ..Self::new(200, content_type, Bytes::new())
+        }
     }
 
     /// An error in WeChat's shape.
-    pub(super) fn error(code: i64, message: &str, content_type: impl Into<Cow<'static, str>>) -> Self {
+    pub(super) fn error(
+        code: i64,
+        message: &str,
+        content_type: impl Into<Cow<'static, str>>,
+    ) -> Self {
         let message = Value::from(message);
         let body = format!("{{\"errcode\":{code},\"errmsg\":{message}}}");
-        Self { errcode: Some(code), ..Self::new(200, content_type, body) }
+        Self {
+            errcode: Some(code),
+            ..Self::new(200, content_type, body)
+        }
     }
 
     /// Nothing but a status, as WeChat's front answers what it does not take.
@@ -85,7 +105,11 @@ impl Answer {
         self
     }
 
-    pub(super) fn with_header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
+    pub(super) fn with_header(
+        mut self,
+        name: impl Into<Cow<'static, str>>,
+        value: impl Into<String>,
+    ) -> Self {
         self.headers.push((name.into(), value.into()));
         self
     }
@@ -104,7 +128,9 @@ impl Body {
         let left = self.len().saturating_sub(offset).min(max);
         match self {
             Self::Bytes(bytes) => {
-                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                let start = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
                 let end = start + usize::try_from(left).unwrap_or(0);
                 bytes.slice(start..end)
             }
@@ -114,7 +140,8 @@ impl Body {
     }
 }
 
-/// Bytes of the endless pseudo-random sequence that `blob-N` media consist of: not past the end of a 64 KiB block.
+/// Bytes of the endless pseudo-random sequence that `blob-N` media consist of: not past the end of
+/// a 64 KiB block.
 pub(super) fn blob_piece(offset: u64, max: u64) -> Bytes {
     let block = offset / BLOB_BLOCK;
     let end = ((block + 1) * BLOB_BLOCK).min(offset + max);
@@ -133,13 +160,14 @@ pub(super) fn content_type(path: &str) -> &'static str {
     if path.starts_with("/sns/") {
         return TEXT;
     }
-    let hash = path
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     [JSON_ENCODING, JSON, TEXT][usize::try_from((hash >> 7) % 3).unwrap_or(0)]
 }
 
-/// The wording of an error without its request id. The IP is the one that WeChat claims to have seen.
+/// The wording of an error without its request id. The IP is the one that WeChat claims to have
+/// seen.
 pub(super) fn wording(code: i64, ip: &str) -> Cow<'static, str> {
     Cow::Borrowed(match code {
         -1 => "system error",
@@ -182,7 +210,8 @@ pub(super) fn wording(code: i64, ip: &str) -> Cow<'static, str> {
     })
 }
 
-/// The wording as the platform spells it out: WeChat adds a request id (where it was seen to), WeCom a hint.
+/// The wording as the platform spells it out: WeChat adds a request id (where it was seen to),
+/// WeCom a hint.
 pub(super) fn message(platform: Platform, code: i64, ip: &str, rid: &str) -> String {
     let text = wording(code, ip);
     match (platform, code) {
@@ -222,7 +251,14 @@ mod tests {
 
     #[test]
     fn content_types_vary_over_paths_but_not_over_time() {
-        let paths = ["/cgi-bin/user/info", "/cgi-bin/menu/get", "/wxa/a", "/wxa/b", "/wxa/c", "/wxa/d"];
+        let paths = [
+            "/cgi-bin/user/info",
+            "/cgi-bin/menu/get",
+            "/wxa/a",
+            "/wxa/b",
+            "/wxa/c",
+            "/wxa/d",
+        ];
         let kinds: std::collections::HashSet<_> = paths.map(content_type).into_iter().collect();
         assert!(kinds.len() > 1);
         assert_eq!(content_type("/wxa/a"), content_type("/wxa/a"));

@@ -1,4 +1,5 @@
-//! Reads a request body off the connection: hashed as it goes by, its beginning kept, a file in it looked for.
+//! Reads a request body off the connection: hashed as it goes by, its beginning kept, a file in it
+//! looked for.
 
 use std::io;
 
@@ -40,7 +41,13 @@ pub(super) struct Received {
 impl Sink {
     /// Keeps the first `keep` bytes; hashes if told so.
     pub(super) fn new(keep: usize, hash: bool) -> Self {
-        Self { length: 0, digest: hash.then(Digest::default), kept: Vec::new(), keep, scanner: None }
+        Self {
+            length: 0,
+            digest: hash.then(Digest::default),
+            kept: Vec::new(),
+            keep,
+            scanner: None,
+        }
     }
 
     /// Looks for a file as well.
@@ -72,7 +79,8 @@ impl Sink {
     }
 }
 
-/// Reads the body that `head` announces. `buffer` holds what was read too far before and will be again.
+/// Reads the body that `head` announces. `buffer` holds what was read too far before and will be
+/// again.
 ///
 /// # Errors
 /// When the connection ends before the body, or a chunk cannot be read.
@@ -99,7 +107,9 @@ async fn read_exactly<R: AsyncRead + Unpin>(
         if buffer.is_empty() {
             more(wire, buffer).await?;
         }
-        let step = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let step = usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         sink.take(&buffer[..step]);
         buffer.advance(step);
         left -= step as u64;
@@ -107,12 +117,22 @@ async fn read_exactly<R: AsyncRead + Unpin>(
     Ok(())
 }
 
-async fn read_chunks<R: AsyncRead + Unpin>(wire: &mut R, buffer: &mut BytesMut, sink: &mut Sink) -> io::Result<()> {
+async fn read_chunks<R: AsyncRead + Unpin>(
+    wire: &mut R,
+    buffer: &mut BytesMut,
+    sink: &mut Sink,
+) -> io::Result<()> {
     loop {
         let line = read_line(wire, buffer).await?;
-        let digits = line.split(|b| matches!(b, b';' | b' ')).next().unwrap_or(&[]);
-        let length = std::str::from_utf8(digits).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no chunk length"))?;
+        let digits = line
+            .split(|b| matches!(b, b';' | b' '))
+            .next()
+            .unwrap_or(&[]);
+        let length = std::str::from_utf8(digits)
+            .ok()
+            .and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let length =
+            length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no chunk length"))?;
         if length == 0 {
             while !read_line(wire, buffer).await?.is_empty() {}
             return Ok(());
@@ -130,7 +150,10 @@ async fn read_line<R: AsyncRead + Unpin>(wire: &mut R, buffer: &mut BytesMut) ->
             return Ok(line);
         }
         if buffer.len() > MAX_CHUNK_LINE {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the line of a chunk does not end"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the line of a chunk does not end",
+            ));
         }
         more(wire, buffer).await?;
     }

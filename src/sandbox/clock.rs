@@ -1,7 +1,8 @@
 //! The sandbox's own time and chance.
 //!
-//! Time runs with tokio's clock and can be pushed ahead, so that a token ages two hours without anybody waiting. Chance
-//! comes from a seed, so that a run can be repeated. Neither is fit for anything but a fake.
+//! Time runs with tokio's clock and can be pushed ahead, so that a token ages two hours without
+//! anybody waiting. Chance comes from a seed, so that a run can be repeated. Neither is fit for
+//! anything but a fake.
 
 use std::{
     fmt::Write as _,
@@ -31,8 +32,14 @@ const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 impl Clock {
     /// Starts at zero. The wall clock is read once, for what WeChat shows as Unix time.
     pub(super) fn start() -> Self {
-        let unix_origin = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        Self { origin: Instant::now(), unix_origin, ahead: AtomicU64::new(0) }
+        let unix_origin = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        Self {
+            origin: Instant::now(),
+            unix_origin,
+            ahead: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn now(&self) -> Millis {
@@ -82,7 +89,13 @@ impl Noise {
     pub(super) fn rid(&self, unix: u64) -> String {
         let bits = self.next();
         let mut rid = String::with_capacity(26);
-        let _ = write!(rid, "{:08x}-{:08x}-{:08x}", unix & 0xffff_ffff, bits >> 32, bits & 0xffff_ffff);
+        let _ = write!(
+            rid,
+            "{:08x}-{:08x}-{:08x}",
+            unix & 0xffff_ffff,
+            bits >> 32,
+            bits & 0xffff_ffff
+        );
         rid
     }
 }
@@ -112,7 +125,11 @@ mod tests {
         let rid = Noise::new(Some(1)).rid(0x6aac_005a);
         let groups: Vec<_> = rid.split('-').collect();
         assert_eq!((groups.len(), groups[0]), (3, "6aac005a"));
-        assert!(groups.iter().all(|g| g.len() == 8 && g.bytes().all(|b| b.is_ascii_hexdigit())));
+        assert!(
+            groups
+                .iter()
+                .all(|g| g.len() == 8 && g.bytes().all(|b| b.is_ascii_hexdigit()))
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One connection: reads requests, has them answered, and ends the way a fault wants it to.
 //!
-//! Written by hand rather than with an HTTP library, because most of what it must be able to do no library allows.
+//! Written by hand rather than with an HTTP library, because most of what it must be able to do no
+//! library allows.
 
 use std::{
     io,
@@ -62,7 +63,13 @@ impl Wire for TlsStream<Stream> {
 /// Serves until one side ends it.
 pub(super) async fn serve<W: Wire>(wire: W, shared: &Arc<Shared>, id: u64, tls: bool) {
     let _open = shared.recorder.open_connection();
-    let mut connection = Connection { wire, buffer: BytesMut::with_capacity(READ), shared, id, tls };
+    let mut connection = Connection {
+        wire,
+        buffer: BytesMut::with_capacity(READ),
+        shared,
+        id,
+        tls,
+    };
     let next = loop {
         match connection.turn().await {
             Ok(Next::Again) => {}
@@ -110,12 +117,25 @@ impl<W: Wire> Connection<'_, W> {
             Some(Ok(head)) => head,
             Some(Err(Malformed)) => {
                 self.shared.recorder.count(Count::Malformed);
-                let manner = Manner { keep_alive: false, head_only: false };
-                deliver(&mut self.wire, &Answer::empty(400), &Plan::default(), manner).await?;
+                let manner = Manner {
+                    keep_alive: false,
+                    head_only: false,
+                };
+                deliver(
+                    &mut self.wire,
+                    &Answer::empty(400),
+                    &Plan::default(),
+                    manner,
+                )
+                .await?;
                 return Ok(Next::Close);
             }
         };
-        if remote::owns(head.path()) { self.remote(&head).await } else { self.api(head).await }
+        if remote::owns(head.path()) {
+            self.remote(&head).await
+        } else {
+            self.api(head).await
+        }
     }
 
     /// The next head; `None` when the client, or its patience with us, has come to an end.
@@ -151,7 +171,9 @@ impl<W: Wire> Connection<'_, W> {
 
     async fn remote(&mut self, head: &Head) -> io::Result<Next> {
         if head.expects_continue() {
-            self.wire.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+            self.wire
+                .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+                .await?;
         }
         let mut sink = Sink::new(MAX_REMOTE, false);
         body::read(&mut self.wire, &mut self.buffer, head, &mut sink).await?;
@@ -160,22 +182,40 @@ impl<W: Wire> Connection<'_, W> {
     }
 
     async fn api(&mut self, head: Head) -> io::Result<Next> {
-        let early = self.shared.script.take(Target { head: &head, account: None, token: None, early: true });
+        let early = self.shared.script.take(Target {
+            head: &head,
+            account: None,
+            token: None,
+            early: true,
+        });
         if let Some(next) = self.before_body(&head, early.as_ref()).await? {
             return Ok(next);
         }
         let body = self.body(&head).await?;
         let caller = Caller::of(self.shared, &head, &body);
         token::count(&self.shared.recorder, head.path(), &body);
-        let target =
-            Target { head: &head, account: caller.account.as_deref(), token: caller.token.as_deref(), early: false };
+        let target = Target {
+            head: &head,
+            account: caller.account.as_deref(),
+            token: caller.token.as_deref(),
+            early: false,
+        };
         let hit = self.shared.script.take(target);
-        let call = Call { shared: self.shared, head: &head, body: &body, judged: &caller.judged, value: None };
+        let call = Call {
+            shared: self.shared,
+            head: &head,
+            body: &body,
+            judged: &caller.judged,
+            value: None,
+        };
         let effect = match &hit {
             Some(hit) => effect::apply(&hit.rule.fault, call),
             None => Effect::of(endpoints::answer(call), Plan::default()),
         };
-        let fault = hit.as_ref().or(early.as_ref()).map(|hit| hit.rule.fault.label());
+        let fault = hit
+            .as_ref()
+            .or(early.as_ref())
+            .map(|hit| hit.rule.fault.label());
         self.record(&head, body, Some(caller), &effect, fault);
         if let Some(hit) = &hit {
             hit.wait().await;
@@ -203,18 +243,28 @@ impl<W: Wire> Connection<'_, W> {
             Some(_) => return Ok(None),
             None => {
                 if head.expects_continue() {
-                    self.wire.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+                    self.wire
+                        .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+                        .await?;
                     self.wire.flush().await?;
                 }
                 return Ok(None);
             }
         };
         let effect = Effect::of(effect::early(status), Plan::default());
-        self.record(head, Received::default(), None, &effect, hit.map(|hit| hit.rule.fault.label()));
+        self.record(
+            head,
+            Received::default(),
+            None,
+            &effect,
+            hit.map(|hit| hit.rule.fault.label()),
+        );
         if let Some(hit) = hit {
             hit.wait().await;
         }
-        let next = self.deliver(head, &effect::early(status), &Plan::default()).await?;
+        let next = self
+            .deliver(head, &effect::early(status), &Plan::default())
+            .await?;
         Ok(Some(match then {
             AfterEarly::Close => Next::Linger,
             AfterEarly::Reset => Next::Reset,
@@ -231,7 +281,8 @@ impl<W: Wire> Connection<'_, W> {
         let on = self.shared.recorder.on;
         let keep = endpoints::keep(head.path()).max(if on { BODY_KEPT } else { 0 });
         let scanner = if media::takes_file(head.path()) {
-            head.field("content-type").and_then(|kind| Scanner::new(kind, self.shared.media_keep))
+            head.field("content-type")
+                .and_then(|kind| Scanner::new(kind, self.shared.media_keep))
         } else {
             None
         };
@@ -241,8 +292,12 @@ impl<W: Wire> Connection<'_, W> {
             Err(error) => {
                 let body = sink.finish(false);
                 let caller = Caller::of(self.shared, head, &body);
-                let nothing =
-                    Effect { outcome: Outcome::Hang(bytes::Bytes::new()), status: 0, errcode: None, executed: false };
+                let nothing = Effect {
+                    outcome: Outcome::Hang(bytes::Bytes::new()),
+                    status: 0,
+                    errcode: None,
+                    executed: false,
+                };
                 self.record(head, body, Some(caller), &nothing, None);
                 Err(error)
             }
@@ -258,7 +313,11 @@ impl<W: Wire> Connection<'_, W> {
         fault: Option<&'static str>,
     ) {
         let caller = caller.unwrap_or_else(|| Caller::of(self.shared, head, &body));
-        let verdict = Verdict { token: caller.judged.state, errcode: effect.errcode, executed: effect.executed };
+        let verdict = Verdict {
+            token: caller.judged.state,
+            errcode: effect.errcode,
+            executed: effect.executed,
+        };
         self.shared.recorder.add(verdict, || Entry {
             head: head.clone(),
             at: self.shared.state.clock.now(),
@@ -277,7 +336,10 @@ impl<W: Wire> Connection<'_, W> {
     }
 
     async fn deliver(&mut self, head: &Head, answer: &Answer, plan: &Plan) -> io::Result<Next> {
-        let manner = Manner { keep_alive: head.keeps_alive(), head_only: head.method() == "HEAD" };
+        let manner = Manner {
+            keep_alive: head.keeps_alive(),
+            head_only: head.method() == "HEAD",
+        };
         let end = deliver(&mut self.wire, answer, plan, manner).await?;
         let next = Next::from(end);
         let closes = next == Next::Again && self.shared.close_each.load(Ordering::Relaxed);
@@ -313,17 +375,28 @@ impl<W: Wire> Connection<'_, W> {
 
 impl Caller {
     fn of(shared: &Shared, head: &Head, body: &Received) -> Self {
-        let mut tokens = head.params("access_token").map(std::borrow::Cow::into_owned);
+        let mut tokens = head
+            .params("access_token")
+            .map(std::borrow::Cow::into_owned);
         let first = tokens.next();
         let token_params = usize::from(first.is_some()) + tokens.count();
         let token = first.filter(|token| !token.is_empty());
         let judged = shared.state.judge(token.as_deref());
         let named = || {
-            let in_body = (head.path() == token::STABLE).then(|| token::appid_in(body)).flatten();
-            in_body.or_else(|| head.param("appid")).or_else(|| head.param("corpid"))
+            let in_body = (head.path() == token::STABLE)
+                .then(|| token::appid_in(body))
+                .flatten();
+            in_body
+                .or_else(|| head.param("appid"))
+                .or_else(|| head.param("corpid"))
         };
         let account = judged.account.as_deref().map(str::to_owned).or_else(named);
-        Self { token, token_params, judged, account }
+        Self {
+            token,
+            token_params,
+            judged,
+            account,
+        }
     }
 }
 

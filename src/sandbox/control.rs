@@ -1,5 +1,5 @@
-//! The remote control of a running sandbox, for tests in the same process. The same operations exist over HTTP below
-//! `/sandbox/` ([`super::remote`]).
+//! The remote control of a running sandbox, for tests in the same process. The same operations
+//! exist over HTTP below `/sandbox/` ([`super::remote`]).
 
 use std::{
     collections::HashMap,
@@ -36,12 +36,14 @@ pub struct Which {
     pub kind: Option<TokenKind>,
 }
 
-/// How a token is killed. The default: at once, with the code of an overwritten token, and a new one for the asking.
+/// How a token is killed. The default: at once, with the code of an overwritten token, and a new
+/// one for the asking.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Revocation {
     /// What business calls answer; default 40001, at WeCom 40014. Not used with `overlap`.
     pub code: Option<i64>,
-    /// The token endpoint goes on handing out the dead token, until it is forced or the token's time is over.
+    /// The token endpoint goes on handing out the dead token, until it is forced or the token's
+    /// time is over.
     pub sticky: bool,
     /// It works for so long yet.
     pub overlap: Option<Duration>,
@@ -79,7 +81,8 @@ pub struct TokenView {
 const KINDS: [TokenKind; 3] = [TokenKind::Classic, TokenKind::Stable, TokenKind::Wecom];
 
 impl Control {
-    /// Adds an account; one with the same appid gets the new secret (WeCom: another agent is added).
+    /// Adds an account; one with the same appid gets the new secret (WeCom: another agent is
+    /// added).
     pub fn add_account(&self, account: &SandboxAccount) {
         self.0.state.ledger().put_account(account);
     }
@@ -97,10 +100,19 @@ impl Control {
                 let mut ledger = self.0.state.ledger();
                 let token = ledger.current(account, kind).map(Arc::clone);
                 let issued = token.and_then(|token| ledger.issued_mut(&token));
-                return issued.map(|issued| issued.dies = Some(now + millis(overlap))).is_some();
+                return issued
+                    .map(|issued| issued.dies = Some(now + millis(overlap)))
+                    .is_some();
             }
             let code = how.code.unwrap_or_else(|| overwritten_code(platform));
-            self.0.state.revoke(account, kind, Revoked { code, sticky: how.sticky })
+            self.0.state.revoke(
+                account,
+                kind,
+                Revoked {
+                    code,
+                    sticky: how.sticky,
+                },
+            )
         })
     }
 
@@ -111,11 +123,13 @@ impl Control {
 
     /// Leaves the current tokens this long to live. Returns how many.
     pub fn set_remaining(&self, which: impl Into<Which>, left: Duration) -> usize {
-        self.each(&which.into(), |account, kind, _| self.0.state.set_remaining(account, kind, millis(left)))
+        self.each(&which.into(), |account, kind, _| {
+            self.0.state.set_remaining(account, kind, millis(left))
+        })
     }
 
-    /// Replaces tokens as a stranger's fetch would: nobody is told. The old ones work on for `overlap` (default:
-    /// WeChat's five minutes). Returns how many.
+    /// Replaces tokens as a stranger's fetch would: nobody is told. The old ones work on for
+    /// `overlap` (default: WeChat's five minutes). Returns how many.
     pub fn rotate(&self, which: impl Into<Which>, overlap: Option<Duration>) -> usize {
         let overlap = overlap.map_or(self.0.state.limits.overlap, millis);
         self.each(&which.into(), |account, kind, _| {
@@ -136,7 +150,9 @@ impl Control {
     pub fn current_token(&self, appid: &str, kind: TokenKind) -> Option<String> {
         let ledger = self.0.state.ledger();
         let account = ledger.accounts.iter().position(|a| *a.appid == *appid)?;
-        ledger.current(account, kind).map(|token| (**token).to_owned())
+        ledger
+            .current(account, kind)
+            .map(|token| (**token).to_owned())
     }
 
     /// What a call with this token would be told.
@@ -152,19 +168,28 @@ impl Control {
             let token = ledger.current(index, kind)?;
             let left = ledger.issued(token)?.expires.saturating_sub(now);
             let state = ledger.judge(Some(token), now).state;
-            Some(TokenView { kind, access_token: (**token).to_owned(), expires_in: left / 1000, state })
+            Some(TokenView {
+                kind,
+                access_token: (**token).to_owned(),
+                expires_in: left / 1000,
+                state,
+            })
         };
         let view = |(index, account): (usize, &super::state::Account)| AccountView {
             appid: (*account.appid).to_owned(),
             platform: account.platform,
-            tokens: KINDS.into_iter().filter_map(|kind| token(index, kind)).collect(),
+            tokens: KINDS
+                .into_iter()
+                .filter_map(|kind| token(index, kind))
+                .collect(),
             classic_today: account.usage.classic_today,
             forced_today: account.usage.forced_today,
         };
         ledger.accounts.iter().enumerate().map(view).collect()
     }
 
-    /// Adds a fault; the number is for [`Control::release`], [`Control::remove_fault`] and [`Control::hits`].
+    /// Adds a fault; the number is for [`Control::release`], [`Control::remove_fault`] and
+    /// [`Control::hits`].
     pub fn fault(&self, rule: Rule) -> u64 {
         self.0.script.add(rule)
     }
@@ -194,9 +219,13 @@ impl Control {
         self.0.script.list()
     }
 
-    /// Idle connections are closed after so long; `None`: never. Connections that wait already keep their old time.
+    /// Idle connections are closed after so long; `None`: never. Connections that wait already keep
+    /// their old time.
     pub fn set_idle_close(&self, after: Option<Duration>) {
-        self.0.idle_close.store(after.map_or(0, |after| millis(after).max(1)), Ordering::Relaxed);
+        self.0.idle_close.store(
+            after.map_or(0, |after| millis(after).max(1)),
+            Ordering::Relaxed,
+        );
     }
 
     /// Every answer promises keep-alive, and every connection is closed after one.
@@ -257,7 +286,10 @@ impl Control {
 
     /// How many of them went to this user.
     pub fn delivered_to(&self, openid: &str) -> usize {
-        self.deliveries().iter().filter(|delivery| delivery.openid == openid).count()
+        self.deliveries()
+            .iter()
+            .filter(|delivery| delivery.openid == openid)
+            .count()
     }
 
     /// Files that were uploaded.
@@ -270,8 +302,8 @@ impl Control {
         self.0.recorder.clear();
     }
 
-    /// Returns as soon as `reached` holds; asked again whenever a request was recorded or a connection came or went.
-    /// Wrap it in a time-out: it may never hold.
+    /// Returns as soon as `reached` holds; asked again whenever a request was recorded or a
+    /// connection came or went. Wrap it in a time-out: it may never hold.
     pub async fn until(&self, mut reached: impl FnMut(&Self) -> bool) {
         loop {
             let mut change = std::pin::pin!(self.0.recorder.changes().notified());
@@ -288,33 +320,56 @@ impl Control {
         &self.0.ca_pem
     }
 
-    fn each(&self, which: &Which, mut act: impl FnMut(usize, TokenKind, Platform) -> bool) -> usize {
+    fn each(
+        &self,
+        which: &Which,
+        mut act: impl FnMut(usize, TokenKind, Platform) -> bool,
+    ) -> usize {
         let accounts: Vec<_> = {
             let ledger = self.0.state.ledger();
             let wanted = |appid: &str| which.account.as_deref().is_none_or(|want| want == appid);
             let all = ledger.accounts.iter().enumerate();
-            all.filter(|(_, a)| wanted(&a.appid)).map(|(index, a)| (index, a.platform)).collect()
+            all.filter(|(_, a)| wanted(&a.appid))
+                .map(|(index, a)| (index, a.platform))
+                .collect()
         };
-        let kinds = || KINDS.into_iter().filter(|kind| which.kind.is_none_or(|want| want == *kind));
-        let pairs = accounts.into_iter().flat_map(|(index, platform)| kinds().map(move |kind| (index, kind, platform)));
-        pairs.filter(|(index, kind, platform)| act(*index, *kind, *platform)).count()
+        let kinds = || {
+            KINDS
+                .into_iter()
+                .filter(|kind| which.kind.is_none_or(|want| want == *kind))
+        };
+        let pairs = accounts
+            .into_iter()
+            .flat_map(|(index, platform)| kinds().map(move |kind| (index, kind, platform)));
+        pairs
+            .filter(|(index, kind, platform)| act(*index, *kind, *platform))
+            .count()
     }
 }
 
 impl From<&str> for Which {
     fn from(appid: &str) -> Self {
-        Self { account: Some(appid.to_owned()), kind: None }
+        Self {
+            account: Some(appid.to_owned()),
+            kind: None,
+        }
     }
 }
 
 impl From<TokenKind> for Which {
     fn from(kind: TokenKind) -> Self {
-        Self { account: None, kind: Some(kind) }
+        Self {
+            account: None,
+            kind: Some(kind),
+        }
     }
 }
 
 impl From<(&str, TokenKind)> for Which {
     fn from((appid, kind): (&str, TokenKind)) -> Self {
-        Self { account: Some(appid.to_owned()), kind: Some(kind) }
+        Self {
+            account: Some(appid.to_owned()),
+            kind: Some(kind),
+        }
     }
 }

@@ -89,13 +89,26 @@ pub(super) async fn deliver<W: AsyncWrite + Unpin>(
     wire.write_all(&out).await?;
     wire.flush().await?;
     let must_close = !manner.keep_alive || !whole || plan.framing == Outline::Close;
-    Ok(if plan.end == End::Stay && must_close { End::Close } else { plan.end })
+    Ok(if plan.end == End::Stay && must_close {
+        End::Close
+    } else {
+        plan.end
+    })
 }
 
 fn head(out: &mut Vec<u8>, answer: &Answer, plan: &Plan, manner: Manner) {
     let mut head = String::with_capacity(256 + plan.extra_lines.len());
-    let connection = if manner.keep_alive { "keep-alive" } else { "close" };
-    let _ = write!(head, "HTTP/1.1 {} {}\r\nConnection: {connection}\r\n", answer.status, reason(answer.status));
+    let connection = if manner.keep_alive {
+        "keep-alive"
+    } else {
+        "close"
+    };
+    let _ = write!(
+        head,
+        "HTTP/1.1 {} {}\r\nConnection: {connection}\r\n",
+        answer.status,
+        reason(answer.status)
+    );
     if !answer.content_type.is_empty() {
         let _ = write!(head, "Content-Type: {}\r\n", answer.content_type);
     }
@@ -108,8 +121,15 @@ fn head(out: &mut Vec<u8>, answer: &Answer, plan: &Plan, manner: Manner) {
         Outline::Length => write!(head, "Content-Length: {length}\r\n"),
         Outline::Chunked(_) => write!(head, "Transfer-Encoding: chunked\r\n"),
         Outline::Close => Ok(()),
-        Outline::TwoLengths => write!(head, "Content-Length: {length}\r\nContent-Length: {}\r\n", length + 7),
-        Outline::LengthAndChunked => write!(head, "Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n"),
+        Outline::TwoLengths => write!(
+            head,
+            "Content-Length: {length}\r\nContent-Length: {}\r\n",
+            length + 7
+        ),
+        Outline::LengthAndChunked => write!(
+            head,
+            "Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n"
+        ),
     };
     head.push_str("\r\n");
     out.extend_from_slice(head.as_bytes());
@@ -127,7 +147,9 @@ async fn body<W: AsyncWrite + Unpin>(
         Outline::LengthAndChunked => Some(STEP),
         _ => None,
     };
-    let step = chunk.unwrap_or(STEP).min(plan.pace.map_or(u64::MAX, |(bytes, _)| bytes.max(1)));
+    let step = chunk
+        .unwrap_or(STEP)
+        .min(plan.pace.map_or(u64::MAX, |(bytes, _)| bytes.max(1)));
     let mut sent = 0;
     while sent < limit {
         let piece = body.piece(sent, step.min(limit - sent));
@@ -160,5 +182,8 @@ async fn body<W: AsyncWrite + Unpin>(
 
 /// The words behind the status, for those that the sandbox uses.
 pub(super) fn reason(status: u16) -> &'static str {
-    hyper::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Unknown")
+    hyper::StatusCode::from_u16(status)
+        .ok()
+        .and_then(|status| status.canonical_reason())
+        .unwrap_or("Unknown")
 }

@@ -15,7 +15,8 @@ use super::{
 
 /// Bytes that no HTTP client can take for an answer.
 const GARBAGE: &[u8] = b"\x00\x01\xff\xfe this is no HTTP \r\n\r\n\x00";
-const SWITCH: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: sandbox\r\n\r\n";
+const SWITCH: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: sandbox\r\n\r\n";
 
 /// What is to happen on the wire.
 // Made and taken apart within one call; a box would cost every answer an allocation.
@@ -44,19 +45,32 @@ pub(super) fn apply(fault: &Fault, call: Call<'_>) -> Effect {
     match fault {
         Fault::Errcode(shape) => Effect::of(refusal(shape, call), chunks(shape.chunked)),
         Fault::Respond(response) => respond(response, call),
-        Fault::Redirect { status, location } => {
-            Effect::of(Answer::empty(*status).with_header("Location", location.as_str()), Plan::default())
+        Fault::Redirect { status, location } => Effect::of(
+            Answer::empty(*status).with_header("Location", location.as_str()),
+            Plan::default(),
+        ),
+        Fault::Reset { executed } => {
+            Effect::silent(call, *executed, Outcome::Raw(Bytes::new(), End::Reset))
         }
-        Fault::Reset { executed } => Effect::silent(call, *executed, Outcome::Raw(Bytes::new(), End::Reset)),
-        Fault::Close { executed } => Effect::silent(call, *executed, Outcome::Raw(Bytes::new(), End::Close)),
+        Fault::Close { executed } => {
+            Effect::silent(call, *executed, Outcome::Raw(Bytes::new(), End::Close))
+        }
         Fault::Hang { executed } => Effect::silent(call, *executed, Outcome::Hang(Bytes::new())),
         Fault::Switch => Effect::silent(call, false, Outcome::Hang(Bytes::from_static(SWITCH))),
         Fault::Raw { text, end } => {
-            let bytes = text.clone().map_or(Bytes::from_static(GARBAGE), Bytes::from);
+            let bytes = text
+                .clone()
+                .map_or(Bytes::from_static(GARBAGE), Bytes::from);
             Effect::silent(call, false, Outcome::Raw(bytes, (*end).into()))
         }
-        Fault::Token { expires_in, access_token } => {
-            let call = Call { value: access_token.as_deref(), ..call };
+        Fault::Token {
+            expires_in,
+            access_token,
+        } => {
+            let call = Call {
+                value: access_token.as_deref(),
+                ..call
+            };
             let answer = endpoints::answer(call);
             Effect::of(with_life(answer, expires_in.as_deref()), Plan::default())
         }
@@ -68,34 +82,78 @@ pub(super) fn apply(fault: &Fault, call: Call<'_>) -> Effect {
 fn damage(fault: &Fault) -> Plan {
     let plan = Plan::default();
     match fault {
-        Fault::Cut { after, chunked, end } => {
-            Plan { stop_after: Some(*after), end: (*end).into(), ..chunks(chunked.then_some(1024)) }
-        }
-        Fault::Drip { bytes, every, chunked } => {
-            Plan { pace: Some((*bytes, *every)), ..chunks(chunked.then_some(*bytes)) }
-        }
-        Fault::Interim { status, times } => Plan { before: interim(*status, *times), ..plan },
-        Fault::TwoLengths => Plan { framing: Outline::TwoLengths, ..plan },
-        Fault::LengthAndChunked => Plan { framing: Outline::LengthAndChunked, ..plan },
-        Fault::BigHeader { bytes, fields } => Plan { extra_lines: big_header(*bytes, *fields), ..plan },
-        Fault::Trailing { text } => Plan { after: Bytes::from(text.clone()), ..plan },
-        Fault::UntilClose => Plan { framing: Outline::Close, ..plan },
-        Fault::CloseAfter => Plan { end: End::Close, ..plan },
+        Fault::Cut {
+            after,
+            chunked,
+            end,
+        } => Plan {
+            stop_after: Some(*after),
+            end: (*end).into(),
+            ..chunks(chunked.then_some(1024))
+        },
+        Fault::Drip {
+            bytes,
+            every,
+            chunked,
+        } => Plan {
+            pace: Some((*bytes, *every)),
+            ..chunks(chunked.then_some(*bytes))
+        },
+        Fault::Interim { status, times } => Plan {
+            before: interim(*status, *times),
+            ..plan
+        },
+        Fault::TwoLengths => Plan {
+            framing: Outline::TwoLengths,
+            ..plan
+        },
+        Fault::LengthAndChunked => Plan {
+            framing: Outline::LengthAndChunked,
+            ..plan
+        },
+        Fault::BigHeader { bytes, fields } => Plan {
+            extra_lines: big_header(*bytes, *fields),
+            ..plan
+        },
+        Fault::Trailing { text } => Plan {
+            after: Bytes::from(text.clone()),
+            ..plan
+        },
+        Fault::UntilClose => Plan {
+            framing: Outline::Close,
+            ..plan
+        },
+        Fault::CloseAfter => Plan {
+            end: End::Close,
+            ..plan
+        },
         _ => plan,
     }
 }
 
 fn refusal(shape: &ErrorShape, call: Call<'_>) -> Answer {
     let path = call.head.path();
-    let platform = if path == token::WECOM { Platform::Wecom } else { call.judged.platform };
+    let platform = if path == token::WECOM {
+        Platform::Wecom
+    } else {
+        call.judged.platform
+    };
     let rid = call.shared.state.rid();
     if !token::is_token_endpoint(path) {
         return shape.answer(platform, &rid);
     }
     let code = shape.code(platform);
-    let own = (code == 45009 && platform == Platform::Wechat).then(|| format!("{} rid: {rid}", token::QUOTA));
+    let own = (code == 45009 && platform == Platform::Wechat)
+        .then(|| format!("{} rid: {rid}", token::QUOTA));
     let message = shape.message.clone().or(own);
-    token::with_log(ErrorShape { message, ..shape.clone() }.answer(platform, &rid), code)
+    token::with_log(
+        ErrorShape {
+            message,
+            ..shape.clone()
+        }
+        .answer(platform, &rid),
+        code,
+    )
 }
 
 fn respond(response: &Response, call: Call<'_>) -> Effect {
@@ -109,7 +167,10 @@ fn respond(response: &Response, call: Call<'_>) -> Effect {
         compressed(answer, &body, response.pad_to)
     } else {
         body.resize(body.len().max(response.pad_to), b' ');
-        Answer { body: Body::Bytes(body.into()), ..answer }
+        Answer {
+            body: Body::Bytes(body.into()),
+            ..answer
+        }
     };
     Effect::of(Answer { executed, ..answer }, chunks(response.chunked))
 }
@@ -117,24 +178,37 @@ fn respond(response: &Response, call: Call<'_>) -> Effect {
 /// Puts other JSON text in the place of the seconds.
 fn with_life(answer: Answer, expires_in: Option<&str>) -> Answer {
     const FIELD: &str = ",\"expires_in\":";
-    let Some(expires_in) = expires_in else { return answer };
+    let Some(expires_in) = expires_in else {
+        return answer;
+    };
     let text = String::from_utf8_lossy(&answer.body.piece(0, u64::MAX)).into_owned();
-    let Some((before, _)) = text.rsplit_once(FIELD) else { return answer };
+    let Some((before, _)) = text.rsplit_once(FIELD) else {
+        return answer;
+    };
     let body = match expires_in {
         "" => format!("{before}}}"),
         _ => format!("{before}{FIELD}{expires_in}}}"),
     };
-    Answer { body: Body::Bytes(body.into()), ..answer }
+    Answer {
+        body: Body::Bytes(body.into()),
+        ..answer
+    }
 }
 
 fn chunks(size: Option<u64>) -> Plan {
-    Plan { framing: size.map_or(Outline::Length, Outline::Chunked), ..Plan::default() }
+    Plan {
+        framing: size.map_or(Outline::Length, Outline::Chunked),
+        ..Plan::default()
+    }
 }
 
 fn interim(status: u16, times: u64) -> Bytes {
     let one = match status {
         100 => "HTTP/1.1 100 Continue\r\n\r\n".to_owned(),
-        _ => format!("HTTP/1.1 {status} {}\r\nLink: </style.css>; rel=preload\r\n\r\n", reason(status)),
+        _ => format!(
+            "HTTP/1.1 {status} {}\r\nLink: </style.css>; rel=preload\r\n\r\n",
+            reason(status)
+        ),
     };
     Bytes::from(one.repeat(usize::try_from(times).unwrap_or(0)))
 }
@@ -161,12 +235,22 @@ impl Effect {
     /// The answer as it is.
     pub(super) fn of(answer: Answer, plan: Plan) -> Self {
         let (status, errcode, executed) = (answer.status, answer.errcode, answer.executed);
-        Self { outcome: Outcome::Answer(answer, plan), status, errcode, executed }
+        Self {
+            outcome: Outcome::Answer(answer, plan),
+            status,
+            errcode,
+            executed,
+        }
     }
 
     fn silent(call: Call<'_>, execute: bool, outcome: Outcome) -> Self {
         let executed = execute && endpoints::answer(call).executed;
-        Self { outcome, status: 0, errcode: None, executed }
+        Self {
+            outcome,
+            status: 0,
+            errcode: None,
+            executed,
+        }
     }
 }
 
@@ -179,5 +263,6 @@ impl From<Ending> for End {
     }
 }
 
-/// How long the rest of an upload is listened to after an early answer, so that the answer is not lost to a reset.
+/// How long the rest of an upload is listened to after an early answer, so that the answer is not
+/// lost to a reset.
 pub(super) const LINGER: Duration = Duration::from_secs(1);

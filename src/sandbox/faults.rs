@@ -1,7 +1,8 @@
 //! Scripted misbehaviour: which calls are hit (a [`Rule`]) and what happens to them (a [`Fault`]).
 //!
-//! Nothing is left to chance: rules are tried in the order in which they were added, and the first that matches and is
-//! not used up is taken. The JSON form of both is part of the sandbox's public face (docs/sandbox.md).
+//! Nothing is left to chance: rules are tried in the order in which they were added, and the first
+//! that matches and is not used up is taken. The JSON form of both is part of the sandbox's public
+//! face (docs/sandbox.md).
 
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use super::shape::ErrorShape;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// A path; `*` stands for anything within a segment, `**` for any number of segments. Default: every path.
+    /// A path; `*` stands for anything within a segment, `**` for any number of segments. Default:
+    /// every path.
     #[serde(default = "everywhere")]
     pub path: String,
     /// Only this method.
@@ -35,7 +37,11 @@ pub struct Rule {
     #[serde(default)]
     pub hold: bool,
     /// The answer, once decided, waits so long.
-    #[serde(default, with = "super::spell::optional", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        with = "super::spell::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub delay: Option<Duration>,
     /// What happens.
     #[serde(default)]
@@ -55,7 +61,8 @@ pub enum Fault {
     Respond(Response),
     /// A token endpoint issues a token and says odd things about it.
     Token {
-        /// JSON text in place of the seconds: `7200`, `"7200"`, `null`, `1e400`. `""` leaves the field out.
+        /// JSON text in place of the seconds: `7200`, `"7200"`, `null`, `1e400`. `""` leaves the
+        /// field out.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expires_in: Option<String>,
         /// The value that is issued, and valid; it may be as odd as wished.
@@ -133,7 +140,8 @@ pub enum Fault {
     },
     /// `Expect: 100-continue` is not answered as it should be.
     Expect {
-        /// Whether 417 is the answer (not executed); otherwise nothing is said and the body awaited.
+        /// Whether 417 is the answer (not executed); otherwise nothing is said and the body
+        /// awaited.
         #[serde(default)]
         refuse: bool,
     },
@@ -244,13 +252,19 @@ impl Rule {
     /// Hits so many calls.
     #[must_use]
     pub fn times(self, times: u64) -> Self {
-        Self { times: Some(times), ..self }
+        Self {
+            times: Some(times),
+            ..self
+        }
     }
 
     /// Hits every call.
     #[must_use]
     pub fn always(self) -> Self {
-        Self { times: None, ..self }
+        Self {
+            times: None,
+            ..self
+        }
     }
 
     /// Lets so many calls go by first.
@@ -262,19 +276,28 @@ impl Rule {
     /// Hits only calls of this account.
     #[must_use]
     pub fn account(self, appid: impl Into<String>) -> Self {
-        Self { account: Some(appid.into()), ..self }
+        Self {
+            account: Some(appid.into()),
+            ..self
+        }
     }
 
     /// Hits only calls with this method.
     #[must_use]
     pub fn method(self, method: impl Into<String>) -> Self {
-        Self { method: Some(method.into()), ..self }
+        Self {
+            method: Some(method.into()),
+            ..self
+        }
     }
 
     /// Hits only calls that carry this token.
     #[must_use]
     pub fn token(self, token: impl Into<String>) -> Self {
-        Self { token: Some(token.into()), ..self }
+        Self {
+            token: Some(token.into()),
+            ..self
+        }
     }
 
     /// Holds the answer until the rule is released.
@@ -286,7 +309,10 @@ impl Rule {
     /// Holds the answer for so long.
     #[must_use]
     pub fn delay(self, delay: Duration) -> Self {
-        Self { delay: Some(delay), ..self }
+        Self {
+            delay: Some(delay),
+            ..self
+        }
     }
 }
 
@@ -303,7 +329,12 @@ impl Fault {
 
     /// Any answer.
     pub fn respond(status: u16, content_type: impl Into<String>, body: impl Into<String>) -> Self {
-        Self::Respond(Response { status, content_type: content_type.into(), body: body.into(), ..Response::default() })
+        Self::Respond(Response {
+            status,
+            content_type: content_type.into(),
+            body: body.into(),
+            ..Response::default()
+        })
     }
 
     /// The word that stands for it in JSON and in the record.
@@ -403,9 +434,15 @@ mod tests {
     #[test]
     fn a_rule_needs_nothing_but_its_fault() {
         let rule: Rule = serde_json::from_str(r#"{"fault":{"kind":"errcode"}}"#).unwrap();
-        assert_eq!((rule.path.as_str(), rule.times, rule.skip), ("/**", Some(1), 0));
+        assert_eq!(
+            (rule.path.as_str(), rule.times, rule.skip),
+            ("/**", Some(1), 0)
+        );
         let rule: Rule = serde_json::from_str(r#"{"times":null,"delay":"250ms"}"#).unwrap();
-        assert_eq!((rule.times, rule.delay), (None, Some(Duration::from_millis(250))));
+        assert_eq!(
+            (rule.times, rule.delay),
+            (None, Some(Duration::from_millis(250)))
+        );
     }
 
     #[test]
@@ -417,7 +454,10 @@ mod tests {
             r#"{"fault":{"kind":"cut","afetr":1}}"#,
             r#"{"fault":{"kind":"errcode","cod":1}}"#,
         ] {
-            assert!(serde_json::from_str::<Rule>(bad).is_err(), "{bad} was taken");
+            assert!(
+                serde_json::from_str::<Rule>(bad).is_err(),
+                "{bad} was taken"
+            );
         }
     }
 
@@ -427,14 +467,27 @@ mod tests {
             Fault::Pass,
             Fault::stale(),
             Fault::respond(502, "text/html", "<html>"),
-            Fault::Token { expires_in: Some("1e400".into()), access_token: None },
-            Fault::Drip { bytes: 1, every: ten_millis(), chunked: true },
+            Fault::Token {
+                expires_in: Some("1e400".into()),
+                access_token: None,
+            },
+            Fault::Drip {
+                bytes: 1,
+                every: ten_millis(),
+                chunked: true,
+            },
             Fault::Switch,
-            Fault::Early { status: 200, then: AfterEarly::Read },
+            Fault::Early {
+                status: 200,
+                then: AfterEarly::Read,
+            },
         ];
         for fault in faults {
             let json = serde_json::to_string(&fault).unwrap();
-            assert!(json.contains(&format!("\"kind\":\"{}\"", fault.label())), "{json}");
+            assert!(
+                json.contains(&format!("\"kind\":\"{}\"", fault.label())),
+                "{json}"
+            );
             let again: Fault = serde_json::from_str(&json).unwrap();
             assert_eq!(serde_json::to_string(&again).unwrap(), json);
         }

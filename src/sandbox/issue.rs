@@ -29,7 +29,8 @@ pub(super) enum Grant {
 }
 
 impl State {
-    /// `cgi-bin/token`: each call mints, the previous one goes on for the overlap, and the day has an end.
+    /// `cgi-bin/token`: each call mints, the previous one goes on for the overlap, and the day has
+    /// an end.
     pub(super) fn grant_classic(&self, account: usize, value: Option<&str>) -> Grant {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -38,10 +39,18 @@ impl State {
             return Grant::DailyQuota;
         }
         usage.classic_today += 1;
-        self.mint(&mut ledger, account, TokenKind::Classic, value, now, self.limits.overlap)
+        self.mint(
+            &mut ledger,
+            account,
+            TokenKind::Classic,
+            value,
+            now,
+            self.limits.overlap,
+        )
     }
 
-    /// `cgi-bin/stable_token` in normal mode: the same token, until less than the overlap is left of it.
+    /// `cgi-bin/stable_token` in normal mode: the same token, until less than the overlap is left
+    /// of it.
     pub(super) fn grant_stable(&self, account: usize, value: Option<&str>) -> Grant {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -49,12 +58,22 @@ impl State {
             return Grant::TooFast;
         }
         match reuse(&ledger, account, TokenKind::Stable, now) {
-            Some((token, left)) if left >= self.limits.overlap && value.is_none() => same(token, left),
-            _ => self.mint(&mut ledger, account, TokenKind::Stable, value, now, self.limits.overlap),
+            Some((token, left)) if left >= self.limits.overlap && value.is_none() => {
+                same(token, left)
+            }
+            _ => self.mint(
+                &mut ledger,
+                account,
+                TokenKind::Stable,
+                value,
+                now,
+                self.limits.overlap,
+            ),
         }
     }
 
-    /// `cgi-bin/stable_token` with `force_refresh`: a new token at once, but neither too soon nor too often.
+    /// `cgi-bin/stable_token` with `force_refresh`: a new token at once, but neither too soon nor
+    /// too often.
     pub(super) fn grant_forced(&self, account: usize, value: Option<&str>) -> Grant {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -62,7 +81,9 @@ impl State {
             return Grant::TooFast;
         }
         let spacing = self.limits.forced_spacing;
-        let too_soon = usage(&mut ledger, account, now).last_forced.is_some_and(|last| now < last + spacing);
+        let too_soon = usage(&mut ledger, account, now)
+            .last_forced
+            .is_some_and(|last| now < last + spacing);
         if too_soon && let Some((token, left)) = reuse(&ledger, account, TokenKind::Stable, now) {
             return same(token, left);
         }
@@ -72,7 +93,14 @@ impl State {
         }
         usage.forced_today += 1;
         usage.last_forced = Some(now);
-        self.mint(&mut ledger, account, TokenKind::Stable, value, now, self.limits.forced_overlap)
+        self.mint(
+            &mut ledger,
+            account,
+            TokenKind::Stable,
+            value,
+            now,
+            self.limits.forced_overlap,
+        )
     }
 
     /// WeCom's `cgi-bin/gettoken`: the same token for as long as it is valid.
@@ -81,7 +109,14 @@ impl State {
         let mut ledger = self.ledger();
         match reuse(&ledger, account, TokenKind::Wecom, now) {
             Some((token, left)) if value.is_none() => same(token, left),
-            _ => self.mint(&mut ledger, account, TokenKind::Wecom, value, now, self.limits.overlap),
+            _ => self.mint(
+                &mut ledger,
+                account,
+                TokenKind::Wecom,
+                value,
+                now,
+                self.limits.overlap,
+            ),
         }
     }
 
@@ -107,16 +142,26 @@ impl State {
     /// Kills the current token without a successor.
     pub(super) fn revoke(&self, account: usize, kind: TokenKind, how: Revoked) -> bool {
         let mut ledger = self.ledger();
-        let Some(token) = ledger.current(account, kind).map(Arc::clone) else { return false };
-        ledger.issued_mut(&token).map(|issued| issued.revoked = Some(how)).is_some()
+        let Some(token) = ledger.current(account, kind).map(Arc::clone) else {
+            return false;
+        };
+        ledger
+            .issued_mut(&token)
+            .map(|issued| issued.revoked = Some(how))
+            .is_some()
     }
 
     /// Leaves the current token this long to live.
     pub(super) fn set_remaining(&self, account: usize, kind: TokenKind, left: Millis) -> bool {
         let now = self.clock.now();
         let mut ledger = self.ledger();
-        let Some(token) = ledger.current(account, kind).map(Arc::clone) else { return false };
-        ledger.issued_mut(&token).map(|issued| issued.expires = now + left).is_some()
+        let Some(token) = ledger.current(account, kind).map(Arc::clone) else {
+            return false;
+        };
+        ledger
+            .issued_mut(&token)
+            .map(|issued| issued.expires = now + left)
+            .is_some()
     }
 
     /// `clear_quota`: the counters of the day start again; ten times a month.
@@ -151,20 +196,43 @@ impl State {
     ) -> Grant {
         let token: Arc<str> = match value {
             Some(value) => Arc::from(value),
-            None => Arc::from(format!("{}_{}", 60 + self.noise.next() % 40, self.noise.text(137))),
+            None => Arc::from(format!(
+                "{}_{}",
+                60 + self.noise.next() % 40,
+                self.noise.text(137)
+            )),
         };
         let life = self.limits.token_life;
-        let issued = Issued { account, kind, expires: now + life, dies: None, revoked: None };
+        let issued = Issued {
+            account,
+            kind,
+            expires: now + life,
+            dies: None,
+            revoked: None,
+        };
         ledger.install(&token, issued, now, overlap);
-        Grant::Token { token, expires_in: life / 1000, minted: true }
+        Grant::Token {
+            token,
+            expires_in: life / 1000,
+            minted: true,
+        }
     }
 }
 
 fn same(token: Arc<str>, left: Millis) -> Grant {
-    Grant::Token { token, expires_in: left.div_ceil(1000), minted: false }
+    Grant::Token {
+        token,
+        expires_in: left.div_ceil(1000),
+        minted: false,
+    }
 }
 
-fn reuse(ledger: &Ledger, account: usize, kind: TokenKind, now: Millis) -> Option<(Arc<str>, Millis)> {
+fn reuse(
+    ledger: &Ledger,
+    account: usize,
+    kind: TokenKind,
+    now: Millis,
+) -> Option<(Arc<str>, Millis)> {
     let token = ledger.current(account, kind)?;
     let left = ledger.issued(token)?.reusable(now)?;
     Some((Arc::clone(token), left))
@@ -190,12 +258,21 @@ mod tests {
     use crate::sandbox::{Settings, settings::Platform, state::TokenState};
 
     fn state() -> State {
-        State::new(&Settings { forced_per_day: 2, classic_per_day: 3, seed: Some(1), ..Settings::default() })
+        State::new(&Settings {
+            forced_per_day: 2,
+            classic_per_day: 3,
+            seed: Some(1),
+            ..Settings::default()
+        })
     }
 
     fn token(grant: Grant) -> (Arc<str>, u64, bool) {
         match grant {
-            Grant::Token { token, expires_in, minted } => (token, expires_in, minted),
+            Grant::Token {
+                token,
+                expires_in,
+                minted,
+            } => (token, expires_in, minted),
             other => panic!("no token: {other:?}"),
         }
     }
@@ -214,9 +291,15 @@ mod tests {
         let (old, life, _) = token(state.grant_classic(0, None));
         let (new, ..) = token(state.grant_classic(0, None));
         assert_eq!(life, 7200);
-        assert_eq!((judge(&state, &old), judge(&state, &new)), (TokenState::Overlapping, TokenState::Current));
+        assert_eq!(
+            (judge(&state, &old), judge(&state, &new)),
+            (TokenState::Overlapping, TokenState::Current)
+        );
         advance(&state, 300);
-        assert_eq!((judge(&state, &old), judge(&state, &new)), (TokenState::Stale(40001), TokenState::Current));
+        assert_eq!(
+            (judge(&state, &old), judge(&state, &new)),
+            (TokenState::Stale(40001), TokenState::Current)
+        );
         advance(&state, 6900);
         assert_eq!(judge(&state, &new), TokenState::Stale(42001));
     }
@@ -243,7 +326,10 @@ mod tests {
         let state = state();
         let (first, ..) = token(state.grant_stable(0, None));
         advance(&state, 6900);
-        assert_eq!(token(state.grant_stable(0, None)), (Arc::clone(&first), 300, false));
+        assert_eq!(
+            token(state.grant_stable(0, None)),
+            (Arc::clone(&first), 300, false)
+        );
         advance(&state, 1);
         let (second, life, minted) = token(state.grant_stable(0, None));
         assert!(second != first && minted && life == 7200);
@@ -255,9 +341,15 @@ mod tests {
         let state = state();
         let (first, ..) = token(state.grant_stable(0, None));
         let (second, ..) = token(state.grant_forced(0, None));
-        assert_eq!((judge(&state, &first), judge(&state, &second)), (TokenState::Stale(40001), TokenState::Current));
+        assert_eq!(
+            (judge(&state, &first), judge(&state, &second)),
+            (TokenState::Stale(40001), TokenState::Current)
+        );
         advance(&state, 29);
-        assert_eq!(token(state.grant_forced(0, None)), (Arc::clone(&second), 7171, false));
+        assert_eq!(
+            token(state.grant_forced(0, None)),
+            (Arc::clone(&second), 7171, false)
+        );
         advance(&state, 1);
         assert_ne!(token(state.grant_forced(0, None)).0, second);
         advance(&state, 30);
@@ -278,9 +370,23 @@ mod tests {
     async fn a_revoked_token_is_not_issued_again_unless_the_platform_insists() {
         let state = state();
         let (first, ..) = token(state.grant_stable(0, None));
-        assert!(state.revoke(0, TokenKind::Stable, Revoked { code: 40001, sticky: true }));
+        assert!(state.revoke(
+            0,
+            TokenKind::Stable,
+            Revoked {
+                code: 40001,
+                sticky: true
+            }
+        ));
         assert_eq!(token(state.grant_stable(0, None)).0, first);
-        assert!(state.revoke(0, TokenKind::Stable, Revoked { code: 40014, sticky: false }));
+        assert!(state.revoke(
+            0,
+            TokenKind::Stable,
+            Revoked {
+                code: 40014,
+                sticky: false
+            }
+        ));
         assert_eq!(judge(&state, &first), TokenState::Stale(40014));
         assert_ne!(token(state.grant_stable(0, None)).0, first);
     }
@@ -289,7 +395,10 @@ mod tests {
     async fn a_secret_is_wrong_or_foreign_or_good() {
         use crate::sandbox::{SandboxAccount, state::Credential};
         let state = State::new(&Settings {
-            accounts: vec![SandboxAccount::new("wx1", "s1"), SandboxAccount::new("wx2", "s2")],
+            accounts: vec![
+                SandboxAccount::new("wx1", "s1"),
+                SandboxAccount::new("wx2", "s2"),
+            ],
             ..Settings::default()
         });
         let ledger = state.ledger();

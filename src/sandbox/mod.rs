@@ -1,8 +1,10 @@
-//! A fake api.weixin.qq.com (and qyapi.weixin.qq.com) that behaves like the real one, and misbehaves on demand.
+//! A fake api.weixin.qq.com (and qyapi.weixin.qq.com) that behaves like the real one, and
+//! misbehaves on demand.
 //!
-//! For our own tests, in process on free ports; for `wxgate demo`; and alone, for people who test their own services
-//! (docs/sandbox.md). It is the second, independent statement of the protocol, so it shares no constant with the rest of
-//! the crate. It checks no IP whitelist and no signature, and its tokens open nothing anywhere.
+//! For our own tests, in process on free ports; for `wxgate demo`; and alone, for people who test
+//! their own services (docs/sandbox.md). It is the second, independent statement of the protocol,
+//! so it shares no constant with the rest of the crate. It checks no IP whitelist and no signature,
+//! and its tokens open nothing anywhere.
 
 use std::{
     io,
@@ -51,7 +53,9 @@ pub use faults::{AfterEarly, Ending, Fault, Response, Rule};
 pub use recorder::{Counters, Delivery, PathCount, Record};
 pub use request::Framing;
 pub use script::RuleView;
-pub use settings::{CertificateFiles, DEFAULT_APPID, DEFAULT_SECRET, Platform, SandboxAccount, Settings};
+pub use settings::{
+    CertificateFiles, DEFAULT_APPID, DEFAULT_SECRET, Platform, SandboxAccount, Settings,
+};
 pub use shape::{ErrorShape, Shape};
 pub use state::{TokenKind, TokenState};
 
@@ -94,8 +98,9 @@ struct Door {
 pub async fn start(settings: Settings) -> io::Result<Sandbox> {
     let files = settings.certificate.clone();
     // Reads files or makes keys, neither of which a runtime thread should wait for.
-    let identity =
-        tokio::task::spawn_blocking(move || tls::identity(files.as_ref())).await.map_err(io::Error::other)??;
+    let identity = tokio::task::spawn_blocking(move || tls::identity(files.as_ref()))
+        .await
+        .map_err(io::Error::other)??;
     let shared = Arc::new(Shared {
         state: state::State::new(&settings),
         script: script::Script::default(),
@@ -108,9 +113,19 @@ pub async fn start(settings: Settings) -> io::Result<Sandbox> {
     });
     let control = shared.control();
     control.set_idle_close(settings.idle_close);
-    let http = settings.http.map(|address| Door::open(&address, None, &shared)).transpose()?;
-    let https = settings.https.map(|address| Door::open(&address, Some(identity.acceptor), &shared)).transpose()?;
-    Ok(Sandbox { control, http, https })
+    let http = settings
+        .http
+        .map(|address| Door::open(&address, None, &shared))
+        .transpose()?;
+    let https = settings
+        .https
+        .map(|address| Door::open(&address, Some(identity.acceptor), &shared))
+        .transpose()?;
+    Ok(Sandbox {
+        control,
+        http,
+        https,
+    })
 }
 
 impl Sandbox {
@@ -121,7 +136,8 @@ impl Sandbox {
 
     /// `https://localhost:port`, if there is such a listener; good with [`Sandbox::ca_pem`].
     pub fn https_url(&self) -> Option<String> {
-        self.https_addr().map(|address| format!("https://localhost:{}", address.port()))
+        self.https_addr()
+            .map(|address| format!("https://localhost:{}", address.port()))
     }
 
     /// Where plain HTTP is spoken; `None` too when that is a Unix socket.
@@ -134,8 +150,8 @@ impl Sandbox {
         self.https.as_ref().and_then(|door| door.address.tcp())
     }
 
-    /// The root that signed the sandbox's certificate for api.weixin.qq.com, qyapi.weixin.qq.com, localhost, 127.0.0.1
-    /// and ::1; or the certificate itself, if it came from a file.
+    /// The root that signed the sandbox's certificate for api.weixin.qq.com, qyapi.weixin.qq.com,
+    /// localhost, 127.0.0.1 and ::1; or the certificate itself, if it came from a file.
     pub fn ca_pem(&self) -> &str {
         self.control.ca_pem()
     }
@@ -161,7 +177,11 @@ impl Shared {
 }
 
 impl Door {
-    fn open(address: &ListenAddr, tls: Option<TlsAcceptor>, shared: &Arc<Shared>) -> io::Result<Self> {
+    fn open(
+        address: &ListenAddr,
+        tls: Option<TlsAcceptor>,
+        shared: &Arc<Shared>,
+    ) -> io::Result<Self> {
         let listener = Listener::bind(address)?;
         let address = listener.address().clone();
         let task = tokio::spawn(accept(listener, tls, Arc::clone(shared)));
@@ -181,7 +201,9 @@ impl Drop for Door {
 
 /// Takes connections for ever. Being dropped ends those that it took.
 async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
-    let Ok(acceptor) = listener.start() else { return };
+    let Ok(acceptor) = listener.start() else {
+        return;
+    };
     let mut connections = JoinSet::new();
     loop {
         let accepted = acceptor.accept().await;
@@ -193,7 +215,9 @@ async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<Shared
 
 async fn serve(accepted: Accepted, tls: Option<TlsAcceptor>, shared: Arc<Shared>, id: u64) {
     let stream = accepted.stream;
-    let Some(tls) = tls else { return connection::serve(stream, &shared, id, false).await };
+    let Some(tls) = tls else {
+        return connection::serve(stream, &shared, id, false).await;
+    };
     if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
         connection::serve(stream, &shared, id, true).await;
     } else {

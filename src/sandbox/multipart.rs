@@ -1,6 +1,7 @@
 //! Finds the file in a `multipart/form-data` upload while it streams by, without keeping the whole.
 //!
-//! Knows one thing: the first part whose name is `media`. What is malformed has no such part, which WeChat answers with
+//! Knows one thing: the first part whose name is `media`. What is malformed has no such part, which
+//! WeChat answers with
 //! 41005. The body goes through a window no longer than a part's head, so memory stays flat.
 
 use bytes::Bytes;
@@ -53,7 +54,10 @@ impl Scanner {
         if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
             return None;
         }
-        let boundary = parameters.split(';').find_map(|p| p.trim().strip_prefix("boundary="))?.trim_matches('"');
+        let boundary = parameters
+            .split(';')
+            .find_map(|p| p.trim().strip_prefix("boundary="))?
+            .trim_matches('"');
         // The first delimiter has no line end before it; one is pretended.
         Some(Self {
             delimiter: format!("\r\n--{boundary}").into_bytes(),
@@ -103,7 +107,11 @@ impl Scanner {
         self.take(at);
         self.window.drain(..self.delimiter.len());
         self.done = self.place == Place::Media;
-        self.place = if self.done { Place::End } else { Place::PartHead };
+        self.place = if self.done {
+            Place::End
+        } else {
+            Place::PartHead
+        };
         true
     }
 
@@ -113,7 +121,9 @@ impl Scanner {
             self.length += bytes.len() as u64;
             self.digest.update(bytes);
             match &mut self.kept {
-                Some(kept) if kept.len() + bytes.len() <= self.keep => kept.extend_from_slice(bytes),
+                Some(kept) if kept.len() + bytes.len() <= self.keep => {
+                    kept.extend_from_slice(bytes)
+                }
                 kept => *kept = None,
             }
         }
@@ -140,11 +150,17 @@ impl Scanner {
             })
         };
         let disposition = field("content-disposition").unwrap_or("");
-        let named = disposition.split(';').any(|p| matches!(p.trim(), "name=\"media\"" | "name=media"));
+        let named = disposition
+            .split(';')
+            .any(|p| matches!(p.trim(), "name=\"media\"" | "name=media"));
         if named {
             self.content_type = field("content-type").map(str::to_owned);
         }
-        self.place = if named { Place::Media } else { Place::OtherPart };
+        self.place = if named {
+            Place::Media
+        } else {
+            Place::OtherPart
+        };
         true
     }
 }
@@ -190,14 +206,24 @@ mod tests {
     #[test]
     fn a_long_file_is_hashed_but_not_kept() {
         let file = scan(&body(&[7; 5000]), 64, 100).unwrap();
-        assert_eq!((file.length, file.content, file.sha256), (5000, None, sha256_hex(&[7; 5000])));
+        assert_eq!(
+            (file.length, file.content, file.sha256),
+            (5000, None, sha256_hex(&[7; 5000]))
+        );
     }
 
     #[test]
     fn an_upload_that_ends_early_or_has_no_media_has_no_file() {
         let whole = body(b"abc");
         assert!(scan(&whole[..whole.len() - 10], 7, 100).is_none());
-        assert!(scan(b"--XX\r\nContent-Disposition: form-data; name=\"x\"\r\n\r\nabc\r\n--XX--\r\n", 7, 100).is_none());
+        assert!(
+            scan(
+                b"--XX\r\nContent-Disposition: form-data; name=\"x\"\r\n\r\nabc\r\n--XX--\r\n",
+                7,
+                100
+            )
+            .is_none()
+        );
         assert!(Scanner::new("application/json", 1).is_none());
     }
 }

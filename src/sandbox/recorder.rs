@@ -1,7 +1,7 @@
 //! What came in and what was made of it: requests, deliveries, totals.
 //!
-//! Requests and deliveries are kept in bounded rings and only if that was asked for; totals are always counted. A
-//! request is in the record before its answer is on the wire.
+//! Requests and deliveries are kept in bounded rings and only if that was asked for; totals are
+//! always counted. A request is in the record before its answer is on the wire.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -272,7 +272,12 @@ impl Recorder {
 
     pub(super) fn records(&self, wanted: impl Fn(&str) -> bool) -> Vec<Record> {
         let books = self.books();
-        books.entries.iter().filter(|(_, e)| wanted(e.head.path())).map(|(id, e)| e.record(*id)).collect()
+        books
+            .entries
+            .iter()
+            .filter(|(_, e)| wanted(e.head.path()))
+            .map(|(id, e)| e.record(*id))
+            .collect()
     }
 
     pub(super) fn deliveries(&self) -> Vec<Delivery> {
@@ -290,7 +295,10 @@ impl Recorder {
     /// Forgets everything but the connections that are open.
     pub(super) fn clear(&self) {
         let last_id = self.books().last_id;
-        *self.books() = Books { last_id, ..Books::default() };
+        *self.books() = Books {
+            last_id,
+            ..Books::default()
+        };
         for (index, total) in self.totals.iter().enumerate() {
             if index != Count::Open as usize && index != Count::Connections as usize {
                 total.store(0, Ordering::Relaxed);
@@ -329,7 +337,9 @@ impl Books {
         self.body_bytes += entry.body.len();
         self.entries.push_back((self.last_id, entry));
         while self.entries.len() > capacity || self.body_bytes > BODIES_KEPT {
-            let Some((_, oldest)) = self.entries.pop_front() else { break };
+            let Some((_, oldest)) = self.entries.pop_front() else {
+                break;
+            };
             self.body_bytes -= oldest.body.len();
         }
     }
@@ -356,7 +366,12 @@ impl Entry {
             method: self.head.method().to_owned(),
             path: self.head.path().to_owned(),
             query: self.head.query().map(str::to_owned),
-            headers: self.head.fields.iter().map(|(name, value)| (text(name), text(value))).collect(),
+            headers: self
+                .head
+                .fields
+                .iter()
+                .map(|(name, value)| (text(name), text(value)))
+                .collect(),
             framing: self.head.framing,
             body_length: self.body_length,
             body_sha256: self.body_sha256.clone(),
@@ -376,7 +391,10 @@ impl Entry {
 impl Record {
     /// The first header field of this name, in any spelling.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 }
 

@@ -1,4 +1,5 @@
-//! The remote control over HTTP: JSON below `/sandbox/`, described in docs/sandbox.md. Paths and fields are stable.
+//! The remote control over HTTP: JSON below `/sandbox/`, described in docs/sandbox.md. Paths and
+//! fields are stable.
 
 use std::time::Duration;
 
@@ -133,14 +134,22 @@ fn show(control: &Control, head: &Head, path: &str) -> Result<Value, Refusal> {
         "faults" => json!({"faults": control.faults()}),
         "uploads" => json!({"uploads": control.uploads()}),
         "requests" => {
-            let mut requests = control.requests(&head.param("path").unwrap_or_else(|| "/**".to_owned()));
-            let limit = head.param("limit").and_then(|limit| limit.parse().ok()).unwrap_or(SHOWN);
+            let mut requests =
+                control.requests(&head.param("path").unwrap_or_else(|| "/**".to_owned()));
+            let limit = head
+                .param("limit")
+                .and_then(|limit| limit.parse().ok())
+                .unwrap_or(SHOWN);
             json!({"requests": requests.split_off(requests.len().saturating_sub(limit))})
         }
         "deliveries" => {
             let openid = head.param("openid");
             let mut deliveries = control.deliveries();
-            deliveries.retain(|delivery| openid.as_ref().is_none_or(|openid| *openid == delivery.openid));
+            deliveries.retain(|delivery| {
+                openid
+                    .as_ref()
+                    .is_none_or(|openid| *openid == delivery.openid)
+            });
             json!({"deliveries": deliveries})
         }
         _ => return Err(Refusal::NotFound),
@@ -148,7 +157,10 @@ fn show(control: &Control, head: &Head, path: &str) -> Result<Value, Refusal> {
 }
 
 fn order(control: &Control, path: &str, body: &[u8]) -> Result<Value, Refusal> {
-    if let Some(id) = path.strip_prefix("faults/").and_then(|rest| rest.strip_suffix("/release")) {
+    if let Some(id) = path
+        .strip_prefix("faults/")
+        .and_then(|rest| rest.strip_suffix("/release"))
+    {
         return found(control.release(number(id)?));
     }
     match path {
@@ -174,15 +186,33 @@ fn order(control: &Control, path: &str, body: &[u8]) -> Result<Value, Refusal> {
 }
 
 fn tokens(control: &Control, path: &str, body: &[u8]) -> Result<Value, Refusal> {
-    let Tokens { account, kind, code, sticky, overlap, remaining } =
-        if body.is_empty() { Tokens::default() } else { parse(body)? };
+    let Tokens {
+        account,
+        kind,
+        code,
+        sticky,
+        overlap,
+        remaining,
+    } = if body.is_empty() {
+        Tokens::default()
+    } else {
+        parse(body)?
+    };
     let which = Which { account, kind };
     let count = match path {
-        "revoke" => control.revoke_with(which, Revocation { code, sticky, overlap }),
+        "revoke" => control.revoke_with(
+            which,
+            Revocation {
+                code,
+                sticky,
+                overlap,
+            },
+        ),
         "expire" => control.expire(which),
         "rotate" => control.rotate(which, overlap),
         _ => {
-            let left = remaining.ok_or_else(|| Refusal::Body("say how long: {\"remaining\":\"10s\"}".to_owned()))?;
+            let left = remaining
+                .ok_or_else(|| Refusal::Body("say how long: {\"remaining\":\"10s\"}".to_owned()))?;
             control.set_remaining(which, left)
         }
     };
@@ -194,9 +224,9 @@ fn add_faults(control: &Control, body: &[u8]) -> Result<Value, Refusal> {
         Rules::Many(values) => values,
         Rules::One(value) => vec![value],
     };
-    let rules = values
-        .into_iter()
-        .map(|value| serde_json::from_value::<Rule>(value).map_err(|error| Refusal::Body(error.to_string())));
+    let rules = values.into_iter().map(|value| {
+        serde_json::from_value::<Rule>(value).map_err(|error| Refusal::Body(error.to_string()))
+    });
     // All are read before the first takes effect.
     let rules = rules.collect::<Result<Vec<_>, _>>()?;
     let ids: Vec<_> = rules.into_iter().map(|rule| control.fault(rule)).collect();
@@ -216,7 +246,11 @@ fn delete(control: &Control, path: &str) -> Result<Value, Refusal> {
 }
 
 fn found(found: bool) -> Result<Value, Refusal> {
-    if found { Ok(json!({"ok": true})) } else { Err(Refusal::NotFound) }
+    if found {
+        Ok(json!({"ok": true}))
+    } else {
+        Err(Refusal::NotFound)
+    }
 }
 
 fn number(text: &str) -> Result<u64, Refusal> {
@@ -234,6 +268,10 @@ impl Refusal {
             Self::NotFound => (404, "nothing here; GET /sandbox/ lists what there is"),
             Self::Method => (405, "only GET, POST and DELETE"),
         };
-        Answer::new(status, JSON, json!({"ok": false, "error": text}).to_string())
+        Answer::new(
+            status,
+            JSON,
+            json!({"ok": false, "error": text}).to_string(),
+        )
     }
 }

@@ -42,19 +42,29 @@ impl Head {
     pub(super) fn parse(buffer: &[u8]) -> Result<Option<(Self, usize)>, Malformed> {
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut fields);
-        let httparse::Status::Complete(end) = request.parse(buffer).map_err(|_| Malformed)? else { return Ok(None) };
-        let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
+        let httparse::Status::Complete(end) = request.parse(buffer).map_err(|_| Malformed)? else {
+            return Ok(None);
+        };
+        let (Some(method), Some(target), Some(version)) =
+            (request.method, request.path, request.version)
+        else {
             return Err(Malformed);
         };
         let target = origin_form(target);
-        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        let (path, query) = target
+            .split_once('?')
+            .map_or((target, None), |(path, query)| (path, Some(query)));
         // One copy per head, so that the record does not keep whole read buffers alive.
         let own = Bytes::copy_from_slice(&buffer[..end]);
         let at = |part: &[u8]| {
             let start = part.as_ptr().addr() - buffer.as_ptr().addr();
             own.slice(start..start + part.len())
         };
-        let fields: Vec<_> = request.headers.iter().map(|f| (at(f.name.as_bytes()), at(f.value))).collect();
+        let fields: Vec<_> = request
+            .headers
+            .iter()
+            .map(|f| (at(f.name.as_bytes()), at(f.value)))
+            .collect();
         let framing = framing(&fields)?;
         let head = Self {
             method: at(method.as_bytes()),
@@ -82,7 +92,11 @@ impl Head {
 
     /// Every query parameter of this decoded name, decoded.
     pub(super) fn params<'h>(&'h self, name: &'h str) -> impl Iterator<Item = Cow<'h, str>> {
-        let pairs = self.query().unwrap_or("").split('&').filter(|pair| !pair.is_empty());
+        let pairs = self
+            .query()
+            .unwrap_or("")
+            .split('&')
+            .filter(|pair| !pair.is_empty());
         pairs.filter_map(move |pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             (decode(key) == name).then(|| decode(value))
@@ -91,30 +105,45 @@ impl Head {
 
     /// The first query parameter of this name that is not empty.
     pub(super) fn param(&self, name: &str) -> Option<String> {
-        self.params(name).map(Cow::into_owned).find(|value| !value.is_empty())
+        self.params(name)
+            .map(Cow::into_owned)
+            .find(|value| !value.is_empty())
     }
 
     /// The first header field of this name.
     pub(super) fn field(&self, name: &str) -> Option<&str> {
-        self.fields.iter().find(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| text(value))
+        self.fields
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes()))
+            .map(|(_, value)| text(value))
     }
 
     /// Whether the client waits for `100 Continue` before it sends the body.
     pub(super) fn expects_continue(&self) -> bool {
-        self.field("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
+        self.field("expect")
+            .is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
     }
 
     /// Whether the client wants another turn on this connection.
     pub(super) fn keeps_alive(&self) -> bool {
         let connection = self.field("connection").unwrap_or("").to_ascii_lowercase();
         let says = |word: &str| connection.split(',').any(|part| part.trim() == word);
-        if self.http_1_0 { says("keep-alive") } else { !says("close") }
+        if self.http_1_0 {
+            says("keep-alive")
+        } else {
+            !says("close")
+        }
     }
 }
 
 /// `GET http://api.weixin.qq.com/x` becomes `/x`.
 fn origin_form(target: &str) -> &str {
-    let Some((_, rest)) = target.split_once("://").filter(|_| !target.starts_with('/')) else { return target };
+    let Some((_, rest)) = target
+        .split_once("://")
+        .filter(|_| !target.starts_with('/'))
+    else {
+        return target;
+    };
     rest.find('/').map_or("/", |slash| &rest[slash..])
 }
 
@@ -141,7 +170,11 @@ fn text(bytes: &[u8]) -> &str {
 
 fn decode(text: &str) -> Cow<'_, str> {
     if text.contains('+') {
-        Cow::Owned(percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned())
+        Cow::Owned(
+            percent_decode_str(&text.replace('+', " "))
+                .decode_utf8_lossy()
+                .into_owned(),
+        )
     } else {
         percent_decode_str(text).decode_utf8_lossy()
     }
@@ -157,18 +190,34 @@ mod tests {
 
     #[test]
     fn names_and_values_of_the_query_are_compared_decoded() {
-        let head = parse("GET /a?%61ccess_token=x%2Fy&b=1+2&access_token=&access_token=z HTTP/1.1\r\n\r\n");
-        assert_eq!(head.params("access_token").collect::<Vec<_>>(), ["x/y", "", "z"]);
+        let head = parse(
+            "GET /a?%61ccess_token=x%2Fy&b=1+2&access_token=&access_token=z HTTP/1.1\r\n\r\n",
+        );
+        assert_eq!(
+            head.params("access_token").collect::<Vec<_>>(),
+            ["x/y", "", "z"]
+        );
         assert_eq!(head.param("b").as_deref(), Some("1 2"));
-        assert_eq!(head.query(), Some("%61ccess_token=x%2Fy&b=1+2&access_token=&access_token=z"));
+        assert_eq!(
+            head.query(),
+            Some("%61ccess_token=x%2Fy&b=1+2&access_token=&access_token=z")
+        );
     }
 
     #[test]
     fn a_head_keeps_its_spelling_and_says_where_the_body_ends() {
-        let head = parse("POST http://h/p HTTP/1.1\r\nX-Two: 2\r\ncontent-LENGTH: 7\r\nExpect: 100-Continue\r\n\r\n");
-        assert_eq!((head.path(), head.framing, head.expects_continue()), ("/p", Framing::Length(7), true));
+        let head = parse(
+            "POST http://h/p HTTP/1.1\r\nX-Two: 2\r\ncontent-LENGTH: 7\r\nExpect: 100-Continue\r\n\r\n",
+        );
+        assert_eq!(
+            (head.path(), head.framing, head.expects_continue()),
+            ("/p", Framing::Length(7), true)
+        );
         assert_eq!(head.fields[0], (Bytes::from("X-Two"), Bytes::from("2")));
-        assert_eq!(parse("GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n").framing, Framing::Chunked);
+        assert_eq!(
+            parse("GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n").framing,
+            Framing::Chunked
+        );
     }
 
     #[test]

@@ -70,7 +70,13 @@ impl Script {
         rules.last_id += 1;
         let id = rules.last_id;
         let gate = Arc::new(Semaphore::new(0));
-        rules.list.push(Active { id, rule: Arc::new(rule), seen: 0, hits: 0, gate });
+        rules.list.push(Active {
+            id,
+            rule: Arc::new(rule),
+            seen: 0,
+            hits: 0,
+            gate,
+        });
         self.any.store(true, Ordering::Release);
         id
     }
@@ -90,18 +96,28 @@ impl Script {
     pub(super) fn remove(&self, id: Option<u64>) -> bool {
         let found = self.release(id);
         let mut rules = self.rules();
-        rules.list.retain(|active| id.is_some_and(|id| id != active.id));
+        rules
+            .list
+            .retain(|active| id.is_some_and(|id| id != active.id));
         self.any.store(!rules.list.is_empty(), Ordering::Release);
         found
     }
 
     pub(super) fn list(&self) -> Vec<RuleView> {
-        let view = |a: &Active| RuleView { id: a.id, hits: a.hits, rule: Rule::clone(&a.rule) };
+        let view = |a: &Active| RuleView {
+            id: a.id,
+            hits: a.hits,
+            rule: Rule::clone(&a.rule),
+        };
         self.rules().list.iter().map(view).collect()
     }
 
     pub(super) fn hits(&self, id: u64) -> u64 {
-        self.rules().list.iter().find(|a| a.id == id).map_or(0, |a| a.hits)
+        self.rules()
+            .list
+            .iter()
+            .find(|a| a.id == id)
+            .map_or(0, |a| a.hits)
     }
 
     /// The first rule that hits the call.
@@ -111,13 +127,19 @@ impl Script {
         }
         for active in &mut self.rules().list {
             let spent = active.rule.times.is_some_and(|times| active.hits >= times);
-            if spent || active.rule.fault.is_early() != target.early || !matches(&active.rule, target) {
+            if spent
+                || active.rule.fault.is_early() != target.early
+                || !matches(&active.rule, target)
+            {
                 continue;
             }
             active.seen += 1;
             if active.seen > active.rule.skip {
                 active.hits += 1;
-                return Some(Hit { rule: Arc::clone(&active.rule), gate: Arc::clone(&active.gate) });
+                return Some(Hit {
+                    rule: Arc::clone(&active.rule),
+                    gate: Arc::clone(&active.gate),
+                });
             }
         }
         None
@@ -142,10 +164,15 @@ impl Hit {
 }
 
 fn matches(rule: &Rule, target: Target<'_>) -> bool {
-    let wanted = |want: &Option<String>, have: Option<&str>| want.as_deref().is_none_or(|want| have == Some(want));
+    let wanted = |want: &Option<String>, have: Option<&str>| {
+        want.as_deref().is_none_or(|want| have == Some(want))
+    };
     let waits = target.head.expects_continue();
     (waits || !matches!(rule.fault, Fault::Expect { .. }))
-        && rule.method.as_deref().is_none_or(|method| method.eq_ignore_ascii_case(target.head.method()))
+        && rule
+            .method
+            .as_deref()
+            .is_none_or(|method| method.eq_ignore_ascii_case(target.head.method()))
         && wanted(&rule.account, target.account)
         && wanted(&rule.token, target.token)
         && path_matches(&rule.path, target.head.path())
@@ -161,8 +188,12 @@ pub(super) fn path_matches(pattern: &str, path: &str) -> bool {
 fn segments_match(pattern: &[&str], path: &[&str]) -> bool {
     match (pattern.split_first(), path.split_first()) {
         (None, None) => true,
-        (Some((&"**", rest)), _) => (0..=path.len()).any(|skip| segments_match(rest, &path[skip..])),
-        (Some((want, pattern)), Some((have, path))) => segment_matches(want, have) && segments_match(pattern, path),
+        (Some((&"**", rest)), _) => {
+            (0..=path.len()).any(|skip| segments_match(rest, &path[skip..]))
+        }
+        (Some((want, pattern)), Some((have, path))) => {
+            segment_matches(want, have) && segments_match(pattern, path)
+        }
         _ => false,
     }
 }
@@ -171,8 +202,13 @@ fn segment_matches(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
         Some((head, tail)) => {
-            let Some(rest) = text.strip_prefix(head) else { return false };
-            rest.char_indices().map(|(at, _)| at).chain([rest.len()]).any(|at| segment_matches(tail, &rest[at..]))
+            let Some(rest) = text.strip_prefix(head) else {
+                return false;
+            };
+            rest.char_indices()
+                .map(|(at, _)| at)
+                .chain([rest.len()])
+                .any(|at| segment_matches(tail, &rest[at..]))
         }
     }
 }
@@ -182,12 +218,20 @@ mod tests {
     use super::*;
 
     fn head(path: &str) -> Head {
-        Head::parse(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes()).unwrap().unwrap().0
+        Head::parse(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes())
+            .unwrap()
+            .unwrap()
+            .0
     }
 
     fn hit(script: &Script, path: &str) -> Option<&'static str> {
         let head = head(path);
-        let target = Target { head: &head, account: Some("wx1"), token: None, early: false };
+        let target = Target {
+            head: &head,
+            account: Some("wx1"),
+            token: None,
+            early: false,
+        };
         script.take(target).map(|hit| hit.rule.fault.label())
     }
 
@@ -234,7 +278,14 @@ mod tests {
         let script = Arc::new(Script::default());
         let id = script.add(Rule::new("/a", Fault::Pass).hold());
         let head = head("/a");
-        let hit = script.take(Target { head: &head, account: None, token: None, early: false }).unwrap();
+        let hit = script
+            .take(Target {
+                head: &head,
+                account: None,
+                token: None,
+                early: false,
+            })
+            .unwrap();
         let waiting = tokio::spawn(async move { hit.wait().await });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());

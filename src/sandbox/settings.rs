@@ -1,4 +1,5 @@
-//! What a sandbox is started with. Every limit is the one that WeChat documents, unless a test says otherwise.
+//! What a sandbox is started with. Every limit is the one that WeChat documents, unless a test says
+//! otherwise.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,7 +14,8 @@ pub struct Settings {
     pub http: Option<ListenAddr>,
     /// TLS; `None` for no such listener.
     pub https: Option<ListenAddr>,
-    /// A certificate of the user's own; without it, one is made at the start together with its root.
+    /// A certificate of the user's own; without it, one is made at the start together with its
+    /// root.
     pub certificate: Option<CertificateFiles>,
     /// Who has an account. More can be added later through the control.
     pub accounts: Vec<SandboxAccount>,
@@ -39,7 +41,8 @@ pub struct Settings {
     pub record: bool,
     /// How many requests and how many deliveries are kept.
     pub record_capacity: usize,
-    /// Uploads up to this many bytes can be downloaded again; of larger ones only length and SHA-256 are kept.
+    /// Uploads up to this many bytes can be downloaded again; of larger ones only length and
+    /// SHA-256 are kept.
     pub media_keep: usize,
     /// Makes tokens and identifiers repeatable; random when absent.
     pub seed: Option<u64>,
@@ -84,12 +87,20 @@ pub const DEFAULT_SECRET: &str = "sandbox0sandbox0sandbox0sandbox0";
 impl SandboxAccount {
     /// An account at api.weixin.qq.com.
     pub fn new(appid: impl Into<String>, secret: impl Into<String>) -> Self {
-        Self { appid: appid.into(), secret: Secret::new(secret), platform: Platform::Wechat }
+        Self {
+            appid: appid.into(),
+            secret: Secret::new(secret),
+            platform: Platform::Wechat,
+        }
     }
 
     /// A WeCom agent. Several may share one corpid; the secret tells them apart.
     pub fn wecom(corpid: impl Into<String>, secret: impl Into<String>) -> Self {
-        Self { appid: corpid.into(), secret: Secret::new(secret), platform: Platform::Wecom }
+        Self {
+            appid: corpid.into(),
+            secret: Secret::new(secret),
+            platform: Platform::Wecom,
+        }
     }
 }
 

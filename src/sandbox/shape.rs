@@ -1,4 +1,5 @@
-//! One error, many shapes: every form in which WeChat's errors were met, and some in which they may come yet.
+//! One error, many shapes: every form in which WeChat's errors were met, and some in which they may
+//! come yet.
 
 use std::io::Write as _;
 
@@ -86,7 +87,10 @@ pub(super) const SEEN_IP: &str = "203.0.113.9";
 impl ErrorShape {
     /// This code in the usual shape.
     pub fn new(code: i64) -> Self {
-        Self { code: Some(code), ..Self::default() }
+        Self {
+            code: Some(code),
+            ..Self::default()
+        }
     }
 
     pub(super) fn code(&self, platform: Platform) -> i64 {
@@ -96,17 +100,33 @@ impl ErrorShape {
     pub(super) fn answer(&self, platform: Platform, rid: &str) -> Answer {
         let code = self.code(platform);
         let ip = self.ip.as_deref().unwrap_or(SEEN_IP);
-        let text = self.message.clone().unwrap_or_else(|| message(platform, code, ip, rid));
+        let text = self
+            .message
+            .clone()
+            .unwrap_or_else(|| message(platform, code, ip, rid));
         let mut json = self.shape.write(code, &text);
         self.pad(&mut json);
-        let usual = if platform == Platform::Wecom { JSON_CHARSET } else { JSON_ENCODING };
-        let content_type = self.content_type.clone().unwrap_or_else(|| usual.to_owned());
+        let usual = if platform == Platform::Wecom {
+            JSON_CHARSET
+        } else {
+            JSON_ENCODING
+        };
+        let content_type = self
+            .content_type
+            .clone()
+            .unwrap_or_else(|| usual.to_owned());
         let body = format!("{}{json}", self.prefix).into_bytes();
-        let answer = Answer { errcode: Some(code), ..Answer::new(200, content_type, Bytes::new()) };
+        let answer = Answer {
+            errcode: Some(code),
+            ..Answer::new(200, content_type, Bytes::new())
+        };
         if self.gzip {
             return compressed(answer, &body, body.len());
         }
-        Answer { body: Body::Bytes(body.into()), ..answer }
+        Answer {
+            body: Body::Bytes(body.into()),
+            ..answer
+        }
     }
 
     fn pad(&self, json: &mut String) {
@@ -134,10 +154,16 @@ impl Shape {
             Self::BaseResp => format!(r#"{{"base_resp":{{"errcode":{code},"errmsg":{quoted}}}}}"#),
             Self::AfterData => format!(r#"{{"ip_list":[],"errcode":{code},"errmsg":{quoted}}}"#),
             Self::EscapedKey => format!(r#"{{"\u0065rrcode":{code},"errmsg":{quoted}}}"#),
-            Self::Spaced => format!("{{\r\n\t\"errcode\" : {code} ,\n  \"errmsg\" :\t{quoted}\n }}"),
-            Self::ControlCharacters => format!("{{\"errmsg\":\"a\u{1}\tb\n{text}\",\"errcode\":{code}}}"),
+            Self::Spaced => {
+                format!("{{\r\n\t\"errcode\" : {code} ,\n  \"errmsg\" :\t{quoted}\n }}")
+            }
+            Self::ControlCharacters => {
+                format!("{{\"errmsg\":\"a\u{1}\tb\n{text}\",\"errcode\":{code}}}")
+            }
             Self::Nested => {
-                format!(r#"{{"errcode":0,"errmsg":"ok","data":{{"errcode":{code},"errmsg":{quoted}}}}}"#)
+                format!(
+                    r#"{{"errcode":0,"errmsg":"ok","data":{{"errcode":{code},"errmsg":{quoted}}}}}"#
+                )
             }
             Self::Quoted => {
                 let inner = Value::from(Self::Plain.write(code, text));
@@ -171,13 +197,20 @@ mod tests {
     use super::*;
 
     fn body(shape: &ErrorShape) -> Vec<u8> {
-        shape.answer(Platform::Wechat, "RID").body.piece(0, u64::MAX).to_vec()
+        shape
+            .answer(Platform::Wechat, "RID")
+            .body
+            .piece(0, u64::MAX)
+            .to_vec()
     }
 
     #[test]
     fn shapes_are_json_with_the_code_where_they_say() {
         let shaped = |shape| {
-            let text = body(&ErrorShape { shape, ..ErrorShape::new(42001) });
+            let text = body(&ErrorShape {
+                shape,
+                ..ErrorShape::new(42001)
+            });
             serde_json::from_slice::<Value>(&text).unwrap()
         };
         assert_eq!(shaped(Shape::Plain)["errcode"], 42001);
@@ -187,24 +220,42 @@ mod tests {
         assert_eq!(shaped(Shape::Twice)["errcode"], 42001);
         assert_eq!(shaped(Shape::Nested)["errcode"], 0);
         assert_eq!(shaped(Shape::Quoted)["errcode"], 0);
-        assert!(body(&ErrorShape { shape: Shape::CodeLast, ..ErrorShape::new(1) }).ends_with(b"\"errcode\":1}"));
+        assert!(
+            body(&ErrorShape {
+                shape: Shape::CodeLast,
+                ..ErrorShape::new(1)
+            })
+            .ends_with(b"\"errcode\":1}")
+        );
     }
 
     #[test]
     fn padding_reaches_the_size_before_or_behind_the_code() {
         for pad_first in [false, true] {
-            let text = body(&ErrorShape { pad_to: 5000, pad_first, ..ErrorShape::new(40001) });
+            let text = body(&ErrorShape {
+                pad_to: 5000,
+                pad_first,
+                ..ErrorShape::new(40001)
+            });
             assert_eq!(text.len(), 5000);
             assert_eq!(text.starts_with(b"{\"padding\""), pad_first);
-            assert_eq!(serde_json::from_slice::<Value>(&text).unwrap()["errcode"], 40001);
+            assert_eq!(
+                serde_json::from_slice::<Value>(&text).unwrap()["errcode"],
+                40001
+            );
         }
     }
 
     #[test]
     fn a_compressed_error_unpacks_to_itself() {
-        let packed = body(&ErrorShape { gzip: true, ..ErrorShape::new(40014) });
+        let packed = body(&ErrorShape {
+            gzip: true,
+            ..ErrorShape::new(40014)
+        });
         let mut text = String::new();
-        flate2::read::GzDecoder::new(&packed[..]).read_to_string(&mut text).unwrap();
+        flate2::read::GzDecoder::new(&packed[..])
+            .read_to_string(&mut text)
+            .unwrap();
         assert_eq!(text, r#"{"errcode":40014,"errmsg":"invalid access_token"}"#);
     }
 }

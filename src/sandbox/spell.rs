@@ -6,18 +6,25 @@ use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
 use crate::base::units::{format_duration, parse_duration};
 
-pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn serialize<S: Serializer>(
+    duration: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&format_duration(*duration))
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_duration(&text).map_err(D::Error::custom)
 }
 
 /// The same where there may be none.
 pub(super) mod optional {
-    use super::{Deserialize, Deserializer, Duration, Error, Serializer, format_duration, parse_duration};
+    use super::{
+        Deserialize, Deserializer, Duration, Error, Serializer, format_duration, parse_duration,
+    };
 
     // serde passes a reference to the field.
     #[allow(clippy::ref_option)]
@@ -35,6 +42,7 @@ pub(super) mod optional {
         deserializer: D,
     ) -> Result<Option<Duration>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?;
-        text.map(|text| parse_duration(&text).map_err(D::Error::custom)).transpose()
+        text.map(|text| parse_duration(&text).map_err(D::Error::custom))
+            .transpose()
     }
 }

@@ -1,6 +1,8 @@
-//! What the fake WeChat knows about accounts and tokens: who exists, what was issued, what is still good.
+//! What the fake WeChat knows about accounts and tokens: who exists, what was issued, what is still
+//! good.
 //!
-//! Knows nothing of HTTP. The rules of issuing are in [`super::issue`]; here are the values and their life and death.
+//! Knows nothing of HTTP. The rules of issuing are in [`super::issue`]; here are the values and
+//! their life and death.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -16,7 +18,8 @@ use super::{
 };
 use crate::base::Secret;
 
-/// So many tokens are remembered; older ones become unknown, which WeChat answers like overwritten ones.
+/// So many tokens are remembered; older ones become unknown, which WeChat answers like overwritten
+/// ones.
 const TOKENS_KEPT: usize = 20_000;
 
 /// Which endpoint a token comes from. The kinds do not influence each other.
@@ -169,7 +172,8 @@ impl State {
 }
 
 impl Ledger {
-    /// Adds the account. One with the same appid gets the new secret instead, except at WeCom, where agents share.
+    /// Adds the account. One with the same appid gets the new secret instead, except at WeCom,
+    /// where agents share.
     pub(super) fn put_account(&mut self, account: &SandboxAccount) {
         let same = |a: &&mut Account| a.platform == Platform::Wechat && *a.appid == *account.appid;
         if account.platform == Platform::Wechat
@@ -183,7 +187,10 @@ impl Ledger {
             secret: account.secret.clone(),
             platform: account.platform,
             current: HashMap::new(),
-            usage: Usage { clears_left: 10, ..Usage::default() },
+            usage: Usage {
+                clears_left: 10,
+                ..Usage::default()
+            },
             tickets: HashMap::new(),
         });
     }
@@ -200,7 +207,11 @@ impl Ledger {
         }
         if !known {
             Credential::UnknownAppid
-        } else if self.accounts.iter().any(|a| a.platform == platform && a.secret.matches(secret)) {
+        } else if self
+            .accounts
+            .iter()
+            .any(|a| a.platform == platform && a.secret.matches(secret))
+        {
             Credential::ForeignSecret
         } else {
             Credential::WrongSecret
@@ -208,7 +219,9 @@ impl Ledger {
     }
 
     pub(super) fn knows(&self, platform: Platform, appid: &str) -> bool {
-        self.accounts.iter().any(|a| a.platform == platform && *a.appid == *appid)
+        self.accounts
+            .iter()
+            .any(|a| a.platform == platform && *a.appid == *appid)
     }
 
     /// Whether nobody here speaks WeChat's own protocol, so that an unknown token must be WeCom's.
@@ -228,9 +241,18 @@ impl Ledger {
         self.tokens.get_mut(token)
     }
 
-    /// Makes `token` the current one; its predecessor lives on until `overlap` is over, or its own end.
-    pub(super) fn install(&mut self, token: &Arc<str>, issued: Issued, now: Millis, overlap: Millis) {
-        let Some(account) = self.accounts.get_mut(issued.account) else { return };
+    /// Makes `token` the current one; its predecessor lives on until `overlap` is over, or its own
+    /// end.
+    pub(super) fn install(
+        &mut self,
+        token: &Arc<str>,
+        issued: Issued,
+        now: Millis,
+        overlap: Millis,
+    ) {
+        let Some(account) = self.accounts.get_mut(issued.account) else {
+            return;
+        };
         if let Some(previous) = account.current.insert(issued.kind, Arc::clone(token))
             && let Some(previous) = self.tokens.get_mut(&previous)
         {
@@ -247,28 +269,48 @@ impl Ledger {
     }
 
     pub(super) fn judge(&self, token: Option<&str>, now: Millis) -> Judged {
-        let default = if self.only_wecom() { Platform::Wecom } else { Platform::Wechat };
-        let nobody = |state| Judged { state, account: None, platform: default };
-        let Some(token) = token else { return nobody(TokenState::None) };
-        let Some((value, issued)) = self.tokens.get_key_value(token) else { return nobody(TokenState::Unknown) };
-        let Some(account) = self.accounts.get(issued.account) else { return nobody(TokenState::Unknown) };
+        let default = if self.only_wecom() {
+            Platform::Wecom
+        } else {
+            Platform::Wechat
+        };
+        let nobody = |state| Judged {
+            state,
+            account: None,
+            platform: default,
+        };
+        let Some(token) = token else {
+            return nobody(TokenState::None);
+        };
+        let Some((value, issued)) = self.tokens.get_key_value(token) else {
+            return nobody(TokenState::Unknown);
+        };
+        let Some(account) = self.accounts.get(issued.account) else {
+            return nobody(TokenState::Unknown);
+        };
         let state = match issued.refused(now, account.platform) {
             Some(code) => TokenState::Stale(code),
             None if account.current.get(&issued.kind) == Some(value) => TokenState::Current,
             None => TokenState::Overlapping,
         };
-        Judged { state, account: Some(Arc::clone(&account.appid)), platform: account.platform }
+        Judged {
+            state,
+            account: Some(Arc::clone(&account.appid)),
+            platform: account.platform,
+        }
     }
 }
 
 impl Issued {
-    /// The code that a business call gets, if it gets one: 42001 for a token that lived out its time, 40001 for one that
-    /// was overwritten (WeCom: 40014).
+    /// The code that a business call gets, if it gets one: 42001 for a token that lived out its
+    /// time, 40001 for one that was overwritten (WeCom: 40014).
     pub(super) fn refused(&self, now: Millis, platform: Platform) -> Option<i64> {
         if let Some(revoked) = self.revoked {
             return Some(revoked.code);
         }
-        let overwritten = self.dies.is_some_and(|dies| now >= dies && dies < self.expires);
+        let overwritten = self
+            .dies
+            .is_some_and(|dies| now >= dies && dies < self.expires);
         if overwritten {
             return Some(overwritten_code(platform));
         }
@@ -278,7 +320,9 @@ impl Issued {
     /// Whether the token endpoint may hand it out again, and for how long it is good.
     pub(super) fn reusable(&self, now: Millis) -> Option<Millis> {
         let dead = self.dies.is_some() || self.revoked.is_some_and(|revoked| !revoked.sticky);
-        self.expires.checked_sub(now).filter(|left| *left > 0 && !dead)
+        self.expires
+            .checked_sub(now)
+            .filter(|left| *left > 0 && !dead)
     }
 }
 

@@ -3,7 +3,8 @@
 use std::{io, sync::Arc};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use rustls::{
     ServerConfig,
@@ -15,7 +16,13 @@ use super::settings::CertificateFiles;
 use crate::net::tls::ServerTls;
 
 /// The names that a certificate of the sandbox is good for.
-const NAMES: [&str; 5] = ["api.weixin.qq.com", "qyapi.weixin.qq.com", "localhost", "127.0.0.1", "::1"];
+const NAMES: [&str; 5] = [
+    "api.weixin.qq.com",
+    "qyapi.weixin.qq.com",
+    "localhost",
+    "127.0.0.1",
+    "::1",
+];
 
 /// What the TLS listener shows, and what a client must trust to believe it.
 pub(super) struct Identity {
@@ -27,8 +34,15 @@ pub(super) struct Identity {
 pub(super) fn identity(files: Option<&CertificateFiles>) -> io::Result<Identity> {
     match files {
         Some(files) => {
-            let tls = ServerTls { cert: files.cert.clone(), key: files.key.clone(), client_ca: None };
-            Ok(Identity { acceptor: tls.acceptor()?, ca_pem: std::fs::read_to_string(&files.cert)? })
+            let tls = ServerTls {
+                cert: files.cert.clone(),
+                key: files.key.clone(),
+                client_ca: None,
+            };
+            Ok(Identity {
+                acceptor: tls.acceptor()?,
+                ca_pem: std::fs::read_to_string(&files.cert)?,
+            })
         }
         None => make().map_err(io::Error::other)?,
     }
@@ -37,14 +51,18 @@ pub(super) fn identity(files: Option<&CertificateFiles>) -> io::Result<Identity>
 fn make() -> Result<io::Result<Identity>, rcgen::Error> {
     let mut root = CertificateParams::new(Vec::new())?;
     root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    root.distinguished_name.push(DnType::CommonName, "wxgate sandbox root (trust it in tests only)");
+    root.distinguished_name.push(
+        DnType::CommonName,
+        "wxgate sandbox root (trust it in tests only)",
+    );
     root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let root_key = KeyPair::generate()?;
     let ca_pem = root.self_signed(&root_key)?.pem();
     let issuer = Issuer::new(root, root_key);
 
     let mut leaf = CertificateParams::new(NAMES.map(str::to_owned))?;
-    leaf.distinguished_name.push(DnType::CommonName, "wxgate sandbox");
+    leaf.distinguished_name
+        .push(DnType::CommonName, "wxgate sandbox");
     leaf.use_authority_key_identifier_extension = true;
     leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -55,9 +73,16 @@ fn make() -> Result<io::Result<Identity>, rcgen::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(vec![leaf.der().clone()], key));
+        .and_then(|builder| {
+            builder
+                .with_no_client_auth()
+                .with_single_cert(vec![leaf.der().clone()], key)
+        });
     Ok(config.map_err(io::Error::other).map(|mut config| {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Identity { acceptor: TlsAcceptor::from(Arc::new(config)), ca_pem }
+        Identity {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            ca_pem,
+        }
     }))
 }

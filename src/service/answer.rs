@@ -1,7 +1,7 @@
 //! What the calls of the service API answer.
 //!
-//! The real token is in one answer only, that of `GET …/token`. Nothing here asks WeChat: keepers do, if their own
-//! limits let them.
+//! The real token is in one answer only, that of `GET …/token`. Nothing here asks WeChat: keepers
+//! do, if their own limits let them.
 
 use std::time::Duration;
 
@@ -29,7 +29,8 @@ pub struct Account<'r> {
     pub keeper: &'r Keeper,
 }
 
-/// An answer without the headers that every answer gets. Never to be cached, since the body expires.
+/// An answer without the headers that every answer gets. Never to be cached, since the body
+/// expires.
 pub struct Reply {
     /// 200 or 304.
     pub status: u16,
@@ -51,8 +52,8 @@ const BAD_ORDER: Refusal = Refusal::BadRequest(
 );
 
 impl Call {
-    /// Answers. `if_none_match` is the header of that name. A call that waits is cut short when `hurry` resolves, and
-    /// answers as at the end of its wait.
+    /// Answers. `if_none_match` is the header of that name. A call that waits is cut short when
+    /// `hurry` resolves, and answers as at the end of its wait.
     ///
     /// # Errors
     /// When the platform has no such ticket, the body is wrong, or there is nothing to answer with.
@@ -65,12 +66,16 @@ impl Call {
     ) -> Result<Reply, Refusal> {
         let known = if_none_match.unwrap_or_default();
         match &self.order {
-            Order::Token { wait } => show(account.keeper, "access_token", known, *wait, hurry).await,
+            Order::Token { wait } => {
+                show(account.keeper, "access_token", known, *wait, hurry).await
+            }
             Order::Refresh => refresh(account.keeper, read(body)?).await,
             Order::Ticket { name, wait } => {
                 let kind = TicketType::named(account.platform, name).ok_or(Refusal::NotFound)?;
                 let keeper = account.ticket(kind)?;
-                show(keeper, "ticket", known, *wait, hurry).await.map_err(|error| account.deeper(error))
+                show(keeper, "ticket", known, *wait, hurry)
+                    .await
+                    .map_err(|error| account.deeper(error))
             }
             Order::Signature { url, agent } => sign(account, url, *agent).await,
         }
@@ -79,13 +84,18 @@ impl Call {
 
 impl Account<'_> {
     fn ticket(&self, kind: TicketType) -> Result<&Keeper, Refusal> {
-        self.keeper.tickets().and_then(|tickets| tickets.get(kind)).ok_or(Refusal::NotFound)
+        self.keeper
+            .tickets()
+            .and_then(|tickets| tickets.get(kind))
+            .ok_or(Refusal::NotFound)
     }
 
     /// Where a ticket is missing because the token is, the token's own error says what to do.
     fn deeper(&self, error: Refusal) -> Refusal {
         match error {
-            Refusal::Unavailable(_) if self.keeper.token().is_none() => Refusal::Unavailable(self.keeper.trouble()),
+            Refusal::Unavailable(_) if self.keeper.token().is_none() => {
+                Refusal::Unavailable(self.keeper.trouble())
+            }
             other => other,
         }
     }
@@ -108,11 +118,21 @@ async fn show(
         };
         match newer {
             Some(newer) => token = newer,
-            None => return Ok(Reply { status: 304, etag: Some(etag(&token)), body: Vec::new() }),
+            None => {
+                return Ok(Reply {
+                    status: 304,
+                    etag: Some(etag(&token)),
+                    body: Vec::new(),
+                });
+            }
         }
     }
     let body = json!({field: token.secret().expose(), "expires_in": token.expires_in().as_secs()});
-    Ok(Reply { status: 200, etag: Some(etag(&token)), body: body.to_string().into_bytes() })
+    Ok(Reply {
+        status: 200,
+        etag: Some(etag(&token)),
+        body: body.to_string().into_bytes(),
+    })
 }
 
 fn etag(token: &Token) -> String {
@@ -122,7 +142,10 @@ fn etag(token: &Token) -> String {
 /// Whether `If-None-Match` names this token.
 fn has(known: &str, token: &Token) -> bool {
     let etag = etag(token);
-    known.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
+    known
+        .split(',')
+        .map(str::trim)
+        .any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
 }
 
 fn read(body: &[u8]) -> Result<Option<String>, Refusal> {
@@ -140,7 +163,8 @@ fn read(body: &[u8]) -> Result<Option<String>, Refusal> {
     }
 }
 
-/// The passive refresh. A token that is not the current one was replaced already, which costs nothing to say.
+/// The passive refresh. A token that is not the current one was replaced already, which costs
+/// nothing to say.
 async fn refresh(keeper: &Keeper, rejected: Option<String>) -> Result<Reply, Refusal> {
     let current = keeper.current().await.map_err(Refusal::Unavailable)?;
     if rejected.is_some_and(|rejected| !current.matches(&rejected)) {
@@ -164,15 +188,29 @@ fn report(refreshed: bool, token: &Token, reason: Option<&str>) -> Reply {
     if let Some(reason) = reason {
         body["reason"] = reason.into();
     }
-    Reply { status: 200, etag: None, body: body.to_string().into_bytes() }
+    Reply {
+        status: 200,
+        etag: None,
+        body: body.to_string().into_bytes(),
+    }
 }
 
 async fn sign(account: &Account<'_>, page: &PageUrl, agent: bool) -> Result<Reply, Refusal> {
-    let kind = if agent { TicketType::AgentConfig } else { TicketType::Jsapi };
+    let kind = if agent {
+        TicketType::AgentConfig
+    } else {
+        TicketType::Jsapi
+    };
     if kind.endpoint(account.platform).is_none() {
-        return Err(Refusal::BadRequest("type=agent_config is for WeCom accounts; leave type out"));
+        return Err(Refusal::BadRequest(
+            "type=agent_config is for WeCom accounts; leave type out",
+        ));
     }
-    let ticket = account.ticket(kind)?.current().await.map_err(|error| account.deeper(Refusal::Unavailable(error)))?;
+    let ticket = account
+        .ticket(kind)?
+        .current()
+        .await
+        .map_err(|error| account.deeper(Refusal::Unavailable(error)))?;
     let (nonce, timestamp) = (jssdk::nonce(), Clock::system().now_ms() / 1000);
     let body = json!({
         "appId": account.appid,
@@ -180,5 +218,9 @@ async fn sign(account: &Account<'_>, page: &PageUrl, agent: bool) -> Result<Repl
         "nonceStr": nonce,
         "signature": jssdk::signature(&ticket, &nonce, timestamp, page),
     });
-    Ok(Reply { status: 200, etag: None, body: body.to_string().into_bytes() })
+    Ok(Reply {
+        status: 200,
+        etag: None,
+        body: body.to_string().into_bytes(),
+    })
 }

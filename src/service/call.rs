@@ -1,7 +1,7 @@
 //! Which call of the service API a request is: path, method and query, read once and strictly.
 //!
-//! Pure. It neither looks the account up nor asks whether the caller may; [`Call::account`] and [`Call::scope`] say what
-//! there is to ask.
+//! Pure. It neither looks the account up nor asks whether the caller may; [`Call::account`] and
+//! [`Call::scope`] say what there is to ask.
 
 use std::time::Duration;
 
@@ -81,12 +81,20 @@ impl Call {
         }
         let query = Query::read(query)?;
         let order = match segments.get(1..) {
-            Some(["token"]) => Order::Token { wait: query.only(&["wait"])?.wait()? },
+            Some(["token"]) => Order::Token {
+                wait: query.only(&["wait"])?.wait()?,
+            },
             Some(["token", "refresh"]) => query.only(&[]).map(|_| Order::Refresh)?,
-            Some(["tickets", name]) => Order::Ticket { name: (*name).to_owned(), wait: query.only(&["wait"])?.wait()? },
+            Some(["tickets", name]) => Order::Ticket {
+                name: (*name).to_owned(),
+                wait: query.only(&["wait"])?.wait()?,
+            },
             _ => query.only(&["url", "type"])?.signature()?,
         };
-        Ok(Self { account: account.to_owned(), order })
+        Ok(Self {
+            account: account.to_owned(),
+            order,
+        })
     }
 
     /// The name or appid of the account, as written.
@@ -117,21 +125,27 @@ impl Query {
     fn read(query: Option<&str>) -> Result<Self, Refusal> {
         let decode = |text: &str| {
             let decoded = percent_decode_str(text).decode_utf8().map(Into::into);
-            decoded.map_err(|_| Refusal::BadRequest("the query is not UTF-8; percent-encode its values as UTF-8"))
+            decoded.map_err(|_| {
+                Refusal::BadRequest("the query is not UTF-8; percent-encode its values as UTF-8")
+            })
         };
         let pair = |part: &str| {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
             Ok((decode(name)?, decode(value)?))
         };
-        let parts = query.unwrap_or_default().split('&').filter(|part| !part.is_empty());
+        let parts = query
+            .unwrap_or_default()
+            .split('&')
+            .filter(|part| !part.is_empty());
         parts.map(pair).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Refuses what this call does not know, and what is said twice. The usual reason is an address that was not
-    /// encoded, which would sign another page than the one that is meant.
+    /// Refuses what this call does not know, and what is said twice. The usual reason is an address
+    /// that was not encoded, which would sign another page than the one that is meant.
     fn only(self, known: &[&str]) -> Result<Self, Refusal> {
         let fine = |(at, (name, _)): (usize, &(String, String))| {
-            known.contains(&name.as_str()) && self.0.iter().take(at).all(|(earlier, _)| earlier != name)
+            known.contains(&name.as_str())
+                && self.0.iter().take(at).all(|(earlier, _)| earlier != name)
         };
         if self.0.iter().enumerate().all(fine) {
             Ok(self)
@@ -143,20 +157,30 @@ impl Query {
         } else if known.is_empty() {
             Err(Refusal::BadRequest("this call takes no query parameters"))
         } else {
-            Err(Refusal::BadRequest("this call takes the query parameter wait only, and once"))
+            Err(Refusal::BadRequest(
+                "this call takes the query parameter wait only, and once",
+            ))
         }
     }
 
     fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 
     fn wait(&self) -> Result<Duration, Refusal> {
-        let Some(text) = self.get("wait") else { return Ok(Duration::ZERO) };
-        let seconds = text.parse().ok().filter(|seconds| (1..=MOST_WAIT).contains(seconds));
-        seconds
-            .map(Duration::from_secs)
-            .ok_or(Refusal::BadRequest("wait must be a whole number of seconds from 1 to 60"))
+        let Some(text) = self.get("wait") else {
+            return Ok(Duration::ZERO);
+        };
+        let seconds = text
+            .parse()
+            .ok()
+            .filter(|seconds| (1..=MOST_WAIT).contains(seconds));
+        seconds.map(Duration::from_secs).ok_or(Refusal::BadRequest(
+            "wait must be a whole number of seconds from 1 to 60",
+        ))
     }
 
     fn signature(&self) -> Result<Order, Refusal> {
@@ -168,7 +192,10 @@ impl Query {
         let url = self.get("url").ok_or(Refusal::BadRequest(
             "the parameter url is missing: it is the address of the page that will call wx.config, percent-encoded",
         ))?;
-        Ok(Order::Signature { url: PageUrl::new(url).map_err(Refusal::BadRequest)?, agent })
+        Ok(Order::Signature {
+            url: PageUrl::new(url).map_err(Refusal::BadRequest)?,
+            agent,
+        })
     }
 }
 
@@ -177,7 +204,9 @@ mod tests {
     use super::*;
 
     fn get(target: &str) -> Result<Call, Refusal> {
-        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        let (path, query) = target
+            .split_once('?')
+            .map_or((target, None), |(path, query)| (path, Some(query)));
         Call::parse("GET", path, query)
     }
 
@@ -191,13 +220,23 @@ mod tests {
             ("/-/accounts/shop/token", Scope::Token),
             ("/-/accounts/shop/token?wait=60", Scope::Token),
             ("/-/accounts/shop/tickets/jsapi", Scope::Ticket),
-            ("/-/accounts/shop/jssdk?url=https%3A%2F%2Fa.b%2F", Scope::Ticket),
+            (
+                "/-/accounts/shop/jssdk?url=https%3A%2F%2Fa.b%2F",
+                Scope::Ticket,
+            ),
         ] {
             let call = get(target).unwrap();
-            assert_eq!((call.account(), call.scope(), call.wants_body()), ("shop", scope, false), "{target}");
+            assert_eq!(
+                (call.account(), call.scope(), call.wants_body()),
+                ("shop", scope, false),
+                "{target}"
+            );
         }
         let call = Call::parse("POST", "/-/accounts/wx01/token/refresh", None).unwrap();
-        assert_eq!((call.account(), call.scope(), call.wants_body()), ("wx01", Scope::Refresh, true));
+        assert_eq!(
+            (call.account(), call.scope(), call.wants_body()),
+            ("wx01", Scope::Refresh, true)
+        );
     }
 
     #[test]
@@ -224,8 +263,20 @@ mod tests {
 
     #[test]
     fn a_wait_is_from_one_to_sixty_seconds() {
-        for wait in ["0", "61", "-1", "1.5", "", "1s", "99999999999999999999", "+"] {
-            assert!(refusal(get(&format!("/-/accounts/shop/token?wait={wait}"))).contains("1 to 60"), "{wait}");
+        for wait in [
+            "0",
+            "61",
+            "-1",
+            "1.5",
+            "",
+            "1s",
+            "99999999999999999999",
+            "+",
+        ] {
+            assert!(
+                refusal(get(&format!("/-/accounts/shop/token?wait={wait}"))).contains("1 to 60"),
+                "{wait}"
+            );
         }
         assert!(refusal(get("/-/accounts/shop/token?wait=1&wait=2")).contains("once"));
         assert!(refusal(get("/-/accounts/shop/token?x=1")).contains("wait only"));
@@ -233,19 +284,42 @@ mod tests {
 
     #[test]
     fn an_address_that_was_not_encoded_is_refused_and_an_encoded_one_is_decoded_once() {
-        assert!(refusal(get("/-/accounts/shop/jssdk?url=https://a.b/?x=1&y=2")).contains("encodeURIComponent"));
-        assert!(refusal(get("/-/accounts/shop/jssdk?url=https://a.b/&url=https://a.b/")).contains("once"));
+        assert!(
+            refusal(get("/-/accounts/shop/jssdk?url=https://a.b/?x=1&y=2"))
+                .contains("encodeURIComponent")
+        );
+        assert!(
+            refusal(get(
+                "/-/accounts/shop/jssdk?url=https://a.b/&url=https://a.b/"
+            ))
+            .contains("once")
+        );
         assert!(refusal(get("/-/accounts/shop/jssdk")).contains("missing"));
         assert!(refusal(get("/-/accounts/shop/jssdk?url=https://a.b/%ff")).contains("UTF-8"));
-        assert!(refusal(get("/-/accounts/shop/jssdk?url=https://a.b/&type=wx_card")).contains("agent_config"));
+        assert!(
+            refusal(get("/-/accounts/shop/jssdk?url=https://a.b/&type=wx_card"))
+                .contains("agent_config")
+        );
         for (written, page) in [
-            ("https%3A%2F%2Fa.b%2F%3Fx%3D1%26y%3D2", "https://a.b/?x=1&y=2"),
+            (
+                "https%3A%2F%2Fa.b%2F%3Fx%3D1%26y%3D2",
+                "https://a.b/?x=1&y=2",
+            ),
             ("https%3A%2F%2Fa.b%2Fa%2520b", "https://a.b/a%20b"),
             ("https://a.b/a+b", "https://a.b/a+b"),
             ("https%3A%2F%2Fa.b%2F%23%2Froute", "https://a.b/"),
         ] {
-            let order = get(&format!("/-/accounts/shop/jssdk?url={written}")).unwrap().order;
-            assert_eq!(order, Order::Signature { url: PageUrl::new(page).unwrap(), agent: false }, "{written}");
+            let order = get(&format!("/-/accounts/shop/jssdk?url={written}"))
+                .unwrap()
+                .order;
+            assert_eq!(
+                order,
+                Order::Signature {
+                    url: PageUrl::new(page).unwrap(),
+                    agent: false
+                },
+                "{written}"
+            );
         }
     }
 }

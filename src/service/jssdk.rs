@@ -1,7 +1,9 @@
-//! Signatures for `wx.config` and `wx.agentConfig`: which page, and the hash over ticket, nonce, time and page.
+//! Signatures for `wx.config` and `wx.agentConfig`: which page, and the hash over ticket, nonce,
+//! time and page.
 //!
-//! Source: WeCom's page 96909, which WeChat's appendix on JS-SDK permission signatures agrees with. Values go into the
-//! hash raw; the page without its fragment. Where the ticket comes from is the caller's business.
+//! Source: WeCom's page 96909, which WeChat's appendix on JS-SDK permission signatures agrees with.
+//! Values go into the hash raw; the page without its fragment. Where the ticket comes from is the
+//! caller's business.
 
 use aws_lc_rs::digest;
 
@@ -12,10 +14,13 @@ use crate::token::Token;
 pub(super) struct PageUrl(String);
 
 impl PageUrl {
-    /// Cuts the fragment off and refuses what can be no page. The text of the error says how it should be.
+    /// Cuts the fragment off and refuses what can be no page. The text of the error says how it
+    /// should be.
     pub(super) fn new(url: &str) -> Result<Self, &'static str> {
         let page = url.split('#').next().unwrap_or_default();
-        let host = page.strip_prefix("https://").or_else(|| page.strip_prefix("http://"));
+        let host = page
+            .strip_prefix("https://")
+            .or_else(|| page.strip_prefix("http://"));
         match host {
             None => Err("url must begin with http:// or https://; take location.href of the page"),
             Some(host) if host.is_empty() || host.starts_with(['/', '?']) => {
@@ -29,12 +34,14 @@ impl PageUrl {
     }
 }
 
-/// The SHA-1 in lower-case hex. `nonce` and `page` are the caller's, `timestamp` is in seconds since 1970.
+/// The SHA-1 in lower-case hex. `nonce` and `page` are the caller's, `timestamp` is in seconds
+/// since 1970.
 pub(super) fn signature(ticket: &Token, nonce: &str, timestamp: u64, page: &PageUrl) -> String {
     hash(ticket.secret().expose(), nonce, timestamp, &page.0)
 }
 
-/// Sixteen letters and digits that nobody can foresee; sixteen zeros should the system have no randomness to give.
+/// Sixteen letters and digits that nobody can foresee; sixteen zeros should the system have no
+/// randomness to give.
 pub(super) fn nonce() -> String {
     let mut random = [0_u8; 8];
     let _ = getrandom::fill(&mut random);
@@ -42,48 +49,82 @@ pub(super) fn nonce() -> String {
 }
 
 fn hash(ticket: &str, nonce: &str, timestamp: u64, page: &str) -> String {
-    let text =
-        zeroize::Zeroizing::new(format!("jsapi_ticket={ticket}&noncestr={nonce}&timestamp={timestamp}&url={page}"));
+    let text = zeroize::Zeroizing::new(format!(
+        "jsapi_ticket={ticket}&noncestr={nonce}&timestamp={timestamp}&url={page}"
+    ));
     hex(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()).as_ref())
 }
 
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const TICKET: &str = "sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl-HhTdfl2fzFy1AOcHKP7qg";
+    const TICKET: &str =
+        "sM4AOVdWfPE4DxkXGEs8VMCPGGVi4C3VM0P37wVUCFvkVAy_90u5h9nbSlYy3-Sl-HhTdfl2fzFy1AOcHKP7qg";
 
     #[test]
     fn the_published_examples_come_out() {
         for (url, sha1) in [
-            ("http://mp.weixin.qq.com?params=value", "0f9de62fce790f9a083d5c99e95740ceb90c27ed"),
-            ("http://mp.weixin.qq.com?params=value#wechat_redirect", "0f9de62fce790f9a083d5c99e95740ceb90c27ed"),
-            ("http://mp.weixin.qq.com", "f4d90daf4b3bca3078ab155816175ba34c443a7b"),
+            (
+                "http://mp.weixin.qq.com?params=value",
+                "0f9de62fce790f9a083d5c99e95740ceb90c27ed",
+            ),
+            (
+                "http://mp.weixin.qq.com?params=value#wechat_redirect",
+                "0f9de62fce790f9a083d5c99e95740ceb90c27ed",
+            ),
+            (
+                "http://mp.weixin.qq.com",
+                "f4d90daf4b3bca3078ab155816175ba34c443a7b",
+            ),
         ] {
             let page = PageUrl::new(url).unwrap();
-            assert_eq!(hash(TICKET, "Wm3WZYTPz0wzccnW", 1_414_587_457, &page.0), sha1, "{url}");
+            assert_eq!(
+                hash(TICKET, "Wm3WZYTPz0wzccnW", 1_414_587_457, &page.0),
+                sha1,
+                "{url}"
+            );
         }
     }
 
     #[test]
     fn only_addresses_of_pages_are_signed_and_nothing_in_them_is_changed() {
-        for url in
-            ["", "#a", "a.b/c", "//a.b/c", "ftp://a.b/", "javascript:alert(1)", "https://", "https:///a", "http://#a"]
-        {
+        for url in [
+            "",
+            "#a",
+            "a.b/c",
+            "//a.b/c",
+            "ftp://a.b/",
+            "javascript:alert(1)",
+            "https://",
+            "https:///a",
+            "http://#a",
+        ] {
             assert!(PageUrl::new(url).is_err(), "{url}");
         }
-        for url in ["https://a.b/\nx", "https://a.b/ x", "https://a.b/\u{0}", "https://a.b/\u{a0}"] {
+        for url in [
+            "https://a.b/\nx",
+            "https://a.b/ x",
+            "https://a.b/\u{0}",
+            "https://a.b/\u{a0}",
+        ] {
             assert!(PageUrl::new(url).unwrap_err().contains("blanks"), "{url:?}");
         }
-        for url in ["https://a.b/%E4%B8%AD?x=%20", "http://中.b/中?中=中", "https://a.b:8443/?a=1&b=2"] {
+        for url in [
+            "https://a.b/%E4%B8%AD?x=%20",
+            "http://中.b/中?中=中",
+            "https://a.b:8443/?a=1&b=2",
+        ] {
             assert_eq!(PageUrl::new(url).unwrap().0, url);
         }
     }

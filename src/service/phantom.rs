@@ -1,11 +1,13 @@
-//! Phantom tokens: what callers get in place of the account's real token, made and checked without any state.
+//! Phantom tokens: what callers get in place of the account's real token, made and checked without
+//! any state.
 //!
-//! A phantom names its account, its client and a window of 24 hours, and ends in a MAC whose key comes from the
-//! account's AppSecret and the digest of the client's key; so every node can check it, and changing either of the two
-//! revokes it. Which accounts and clients there are, and what a client may do, is known elsewhere.
+//! A phantom names its account, its client and a window of 24 hours, and ends in a MAC whose key
+//! comes from the account's AppSecret and the digest of the client's key; so every node can check
+//! it, and changing either of the two revokes it. Which accounts and clients there are, and what a
+//! client may do, is known elsewhere.
 //!
-//! SDKs limit what a token may look like: more than 50 characters, since shorter ones are taken for account names, only
-//! `[A-Za-z0-9_-]`, and not above 128, since some keep it in narrow columns.
+//! SDKs limit what a token may look like: more than 50 characters, since shorter ones are taken for
+//! account names, only `[A-Za-z0-9_-]`, and not above 128, since some keep it in narrow columns.
 
 use std::time::Duration;
 
@@ -23,7 +25,8 @@ pub const PREFIX: &str = "wxg1_";
 /// What `expires_in` says: some SDKs subtract up to 1500 s and refuse what is left of less.
 pub const EXPIRES_IN: u64 = 7200;
 
-/// Seconds. The same phantom is handed out all through a window, and is good until the end of the next one.
+/// Seconds. The same phantom is handed out all through a window, and is good until the end of the
+/// next one.
 const WINDOW: u64 = 24 * 60 * 60;
 /// How far the clock of another node may be ahead, in seconds.
 const SKEW: u64 = 300;
@@ -62,29 +65,53 @@ impl Tag {
 }
 
 impl PhantomKey {
-    /// `secret` is the account's AppSecret, if it has one; `client_key` the digest of the client's key, if it has one.
-    /// With neither a phantom still names account and client, but only the caller's network vouches for it.
-    pub fn new(account: &str, secret: Option<&Secret>, client: &str, client_key: Option<&[u8]>) -> Self {
-        let root = hmac::Key::new(HMAC_SHA256, secret.map_or(&[], |secret| secret.expose().as_bytes()));
+    /// `secret` is the account's AppSecret, if it has one; `client_key` the digest of the client's
+    /// key, if it has one. With neither a phantom still names account and client, but only the
+    /// caller's network vouches for it.
+    pub fn new(
+        account: &str,
+        secret: Option<&Secret>,
+        client: &str,
+        client_key: Option<&[u8]>,
+    ) -> Self {
+        let root = hmac::Key::new(
+            HMAC_SHA256,
+            secret.map_or(&[], |secret| secret.expose().as_bytes()),
+        );
         let mut context = hmac::Context::with_key(&root);
         context.update(b"wxgate phantom 1");
         // Each part with its length, so that no two lists of parts read alike.
-        for part in [account.as_bytes(), client.as_bytes(), client_key.unwrap_or_default()] {
+        for part in [
+            account.as_bytes(),
+            client.as_bytes(),
+            client_key.unwrap_or_default(),
+        ] {
             context.update(&(part.len() as u64).to_be_bytes());
             context.update(part);
         }
         let mac = hmac::Key::new(HMAC_SHA256, context.sign().as_ref());
-        Self { account: Tag::of(account), client: Tag::of(client), mac }
+        Self {
+            account: Tag::of(account),
+            client: Tag::of(client),
+            mac,
+        }
     }
 
     /// The phantom of this moment, `now` after 1970.
     pub fn mint(&self, now: Duration) -> String {
         let window = u32::try_from(now.as_secs() / WINDOW).unwrap_or(u32::MAX);
         let head = Phantom::head(self.account, self.client, window);
-        Phantom { account: self.account, client: self.client, window, mac: self.sign(&head) }.text()
+        Phantom {
+            account: self.account,
+            client: self.client,
+            window,
+            mac: self.sign(&head),
+        }
+        .text()
     }
 
-    /// Whether the phantom was made with this key and is still good: in its own window and in the one after it.
+    /// Whether the phantom was made with this key and is still good: in its own window and in the
+    /// one after it.
     pub fn accepts(&self, phantom: &Phantom, now: Duration) -> bool {
         let first = u64::from(phantom.window) * WINDOW;
         let timely = (first.saturating_sub(SKEW)..first + 2 * WINDOW).contains(&now.as_secs());
@@ -157,14 +184,26 @@ mod tests {
     }
 
     fn key(account: &str, secret: &str, client: &str, client_key: &str) -> PhantomKey {
-        PhantomKey::new(account, Some(&Secret::new(secret)), client, Some(client_key.as_bytes()))
+        PhantomKey::new(
+            account,
+            Some(&Secret::new(secret)),
+            client,
+            Some(client_key.as_bytes()),
+        )
     }
 
     #[test]
     fn a_phantom_has_the_form_that_every_sdk_takes() {
         let text = key("shop", "s", "crm", "k").mint(at(20_000 * DAY));
-        assert!(text.starts_with("wxg1_") && (64..=128).contains(&text.len()), "{text}");
-        assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')), "{text}");
+        assert!(
+            text.starts_with("wxg1_") && (64..=128).contains(&text.len()),
+            "{text}"
+        );
+        assert!(
+            text.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')),
+            "{text}"
+        );
         assert_eq!(text.len(), 69);
     }
 
@@ -182,7 +221,10 @@ mod tests {
             assert!(!key.accepts(&phantom, at(bad)), "{bad}");
         }
         let late = Phantom::parse(&key.mint(at(101 * DAY - 1))).unwrap();
-        assert!(key.accepts(&late, at(101 * DAY - 1 + EXPIRES_IN)), "good for as long as the answer said");
+        assert!(
+            key.accepts(&late, at(101 * DAY - 1 + EXPIRES_IN)),
+            "good for as long as the answer said"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The call that gives the real token, which few callers may make, against a keeper with a source of its own.
+//! The call that gives the real token, which few callers may make, against a keeper with a source
+//! of its own.
 
 use std::{
     future::{pending, ready},
@@ -33,7 +34,10 @@ struct Mint(AtomicU64);
 impl TokenSource for Mint {
     fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         let token = Secret::new(format!("T{}", self.0.fetch_add(1, Ordering::Relaxed) + 1));
-        Box::pin(ready(Ok(Fetched { token, expires_in: Duration::from_secs(7200) })))
+        Box::pin(ready(Ok(Fetched {
+            token,
+            expires_in: Duration::from_secs(7200),
+        })))
     }
 
     fn probe<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Probe> {
@@ -52,22 +56,42 @@ fn keeper() -> (Keeper, Arc<Mint>) {
         api: Vec::new(),
         hosts: Vec::new(),
     };
-    let metrics = token::metrics::Metrics::register(&mut Registry::default()).for_account(&account.name);
+    let metrics =
+        token::metrics::Metrics::register(&mut Registry::default()).for_account(&account.name);
     let source = Arc::clone(&mint) as Arc<dyn TokenSource>;
-    (Keeper::spawn(account, token::Settings::default(), source, Arc::new(MemoryStore::default()), metrics), mint)
+    (
+        Keeper::spawn(
+            account,
+            token::Settings::default(),
+            source,
+            Arc::new(MemoryStore::default()),
+            metrics,
+        ),
+        mint,
+    )
 }
 
 fn about(keeper: &Keeper) -> Account<'_> {
-    Account { platform: Platform::Wechat, appid: "wx0123456789abcdef", keeper }
+    Account {
+        platform: Platform::Wechat,
+        appid: "wx0123456789abcdef",
+        keeper,
+    }
 }
 
 async fn get(keeper: &Keeper, query: Option<&str>, known: Option<&str>) -> Reply {
-    Call::parse("GET", TOKEN, query).unwrap().answer(&about(keeper), known, b"", pending()).await.unwrap()
+    Call::parse("GET", TOKEN, query)
+        .unwrap()
+        .answer(&about(keeper), known, b"", pending())
+        .await
+        .unwrap()
 }
 
 async fn refresh(keeper: &Keeper, body: &str) -> Result<Value, Refusal> {
     let call = Call::parse("POST", "/-/accounts/shop/token/refresh", None)?;
-    let reply = call.answer(&about(keeper), None, body.as_bytes(), pending()).await?;
+    let reply = call
+        .answer(&about(keeper), None, body.as_bytes(), pending())
+        .await?;
     Ok(serde_json::from_slice(&reply.body).unwrap())
 }
 
@@ -85,7 +109,10 @@ async fn the_real_token_comes_with_what_is_left_of_it() {
     sleep(Duration::from_secs(200)).await;
     let reply = get(&keeper, None, None).await;
     assert_eq!((reply.status, reply.etag.as_deref()), (200, Some("\"1\"")));
-    assert_eq!(String::from_utf8(reply.body).unwrap(), r#"{"access_token":"T1","expires_in":7000}"#);
+    assert_eq!(
+        String::from_utf8(reply.body).unwrap(),
+        r#"{"access_token":"T1","expires_in":7000}"#
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -93,10 +120,18 @@ async fn who_has_it_already_waits_for_the_next_one_and_not_longer_than_wished() 
     let (keeper, mint) = keeper();
     let start = Instant::now();
     assert_eq!(get(&keeper, None, Some("\"1\"")).await.status, 304);
-    assert!(start.elapsed() < Duration::from_secs(1), "without a wait there is none");
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "without a wait there is none"
+    );
     let reply = get(&keeper, Some("wait=30"), Some("\"1\"")).await;
-    assert_eq!((reply.status, reply.etag.as_deref(), reply.body.len()), (304, Some("\"1\""), 0));
-    assert!(start.elapsed() >= Duration::from_secs(30) && start.elapsed() < Duration::from_secs(31));
+    assert_eq!(
+        (reply.status, reply.etag.as_deref(), reply.body.len()),
+        (304, Some("\"1\""), 0)
+    );
+    assert!(
+        start.elapsed() >= Duration::from_secs(30) && start.elapsed() < Duration::from_secs(31)
+    );
     let start = Instant::now();
     let waiting = tokio::spawn({
         let keeper = keeper.clone();
@@ -106,18 +141,39 @@ async fn who_has_it_already_waits_for_the_next_one_and_not_longer_than_wished() 
     let reply = waiting.await.unwrap();
     assert_eq!((reply.status, reply.etag.as_deref()), (200, Some("\"2\"")));
     assert!(String::from_utf8(reply.body).unwrap().contains("\"T2\""));
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    assert_eq!(get(&keeper, Some("wait=60"), Some("\"1\"")).await.status, 200, "it has an old one");
-    assert_eq!(mint.0.load(Ordering::Relaxed), 2, "waiting asks for nothing");
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(
+        get(&keeper, Some("wait=60"), Some("\"1\"")).await.status,
+        200,
+        "it has an old one"
+    );
+    assert_eq!(
+        mint.0.load(Ordering::Relaxed),
+        2,
+        "waiting asks for nothing"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hurry_ends_the_wait() {
     let (keeper, _) = keeper();
     keeper.current().await.unwrap();
-    let (start, call) = (Instant::now(), Call::parse("GET", TOKEN, Some("wait=60")).unwrap());
+    let (start, call) = (
+        Instant::now(),
+        Call::parse("GET", TOKEN, Some("wait=60")).unwrap(),
+    );
     let hurry = sleep(Duration::from_secs(3));
-    assert_eq!(call.answer(&about(&keeper), Some("\"1\""), b"", hurry).await.unwrap().status, 304);
+    assert_eq!(
+        call.answer(&about(&keeper), Some("\"1\""), b"", hurry)
+            .await
+            .unwrap()
+            .status,
+        304
+    );
     assert_eq!(start.elapsed().as_secs(), 3);
 }
 
@@ -126,17 +182,38 @@ async fn a_refresh_replaces_the_current_token_only_and_names_none() {
     let (keeper, mint) = keeper();
     keeper.accepted(keeper.current().await.unwrap().generation());
     let report = refresh(&keeper, r#"{"rejected":"T1"}"#).await.unwrap();
-    assert_eq!(report, serde_json::json!({"refreshed": true, "generation": 2, "expires_in": 7200}));
-    for stale in [r#"{"rejected":"T1"}"#, r#" {"rejected":""} "#, r#"{"rejected":"T2 "}"#] {
+    assert_eq!(
+        report,
+        serde_json::json!({"refreshed": true, "generation": 2, "expires_in": 7200})
+    );
+    for stale in [
+        r#"{"rejected":"T1"}"#,
+        r#" {"rejected":""} "#,
+        r#"{"rejected":"T2 "}"#,
+    ] {
         let report = refresh(&keeper, stale).await.unwrap();
-        assert_eq!((&report["refreshed"], &report["generation"]), (&false.into(), &2.into()), "{stale}");
+        assert_eq!(
+            (&report["refreshed"], &report["generation"]),
+            (&false.into(), &2.into()),
+            "{stale}"
+        );
         assert_eq!(report.get("reason"), None, "nothing was asked: {stale}");
     }
     assert_eq!(mint.0.load(Ordering::Relaxed), 2);
     // Nobody has used it with success yet, so the first complaint is not believed at once.
     assert_eq!(refresh(&keeper, "").await.unwrap()["reason"], "backoff");
-    for body in ["[]", "null", "{\"rejected\":null}", "{\"rejected\":\"a\",\"force\":true}", "rejected=T2", "{"] {
-        assert!(matches!(refresh(&keeper, body).await, Err(Refusal::BadRequest(_))), "{body}");
+    for body in [
+        "[]",
+        "null",
+        "{\"rejected\":null}",
+        "{\"rejected\":\"a\",\"force\":true}",
+        "rejected=T2",
+        "{",
+    ] {
+        assert!(
+            matches!(refresh(&keeper, body).await, Err(Refusal::BadRequest(_))),
+            "{body}"
+        );
     }
 }
 

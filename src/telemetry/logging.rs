@@ -1,7 +1,7 @@
 //! The log: text or JSON lines, filtered like `RUST_LOG`, with the chatty libraries held down.
 //!
-//! The HTTP and TLS libraries print whole URLs and buffers below `info`, and WeChat's tokens travel in URLs. So their
-//! level is capped in code, whatever the filter says.
+//! The HTTP and TLS libraries print whole URLs and buffers below `info`, and WeChat's tokens travel
+//! in URLs. So their level is capped in code, whatever the filter says.
 
 use std::str::FromStr;
 
@@ -17,7 +17,17 @@ use tracing_subscriber::{
 use super::output::Output;
 
 /// Libraries that would print tokens at `debug` or `trace`.
-const CAPPED: [&str; 9] = ["reqwest", "hyper", "hyper_util", "h2", "rustls", "tokio_rustls", "tower", "axum", "mio"];
+const CAPPED: [&str; 9] = [
+    "reqwest",
+    "hyper",
+    "hyper_util",
+    "h2",
+    "rustls",
+    "tokio_rustls",
+    "tower",
+    "axum",
+    "mio",
+];
 
 /// How a line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,19 +51,26 @@ impl FromStr for Format {
     }
 }
 
-/// Sets the log up for the whole process. `directives` has the syntax of `RUST_LOG`; the default is `info`.
+/// Sets the log up for the whole process. `directives` has the syntax of `RUST_LOG`; the default is
+/// `info`.
 ///
 /// # Errors
 /// When the directives cannot be read, or a log is already set up.
 pub fn init(format: Format, directives: Option<&str>, output: Output) -> Result<(), String> {
-    subscriber(format, directives, output)?.try_init().map_err(|error| error.to_string())
+    subscriber(format, directives, output)?
+        .try_init()
+        .map_err(|error| error.to_string())
 }
 
 /// The same for the current thread until the guard is dropped, for tests.
 ///
 /// # Errors
 /// When the directives cannot be read.
-pub fn init_here(format: Format, directives: Option<&str>, output: Output) -> Result<DefaultGuard, String> {
+pub fn init_here(
+    format: Format,
+    directives: Option<&str>,
+    output: Output,
+) -> Result<DefaultGuard, String> {
     Ok(subscriber(format, directives, output)?.set_default())
 }
 
@@ -62,7 +79,9 @@ fn subscriber(
     directives: Option<&str>,
     output: Output,
 ) -> Result<impl Subscriber + Send + Sync, String> {
-    let directives = directives.filter(|text| !text.trim().is_empty()).unwrap_or("info");
+    let directives = directives
+        .filter(|text| !text.trim().is_empty())
+        .unwrap_or("info");
     let wanted = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .parse(directives)
@@ -71,7 +90,12 @@ fn subscriber(
     let layer = fmt::layer().with_writer(output).with_ansi(false);
     let layer = match format {
         Format::Text => layer.boxed(),
-        Format::Json => layer.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+        Format::Json => layer
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .boxed(),
     };
     Ok(Registry::default().with(layer.with_filter(filter)))
 }
@@ -94,7 +118,11 @@ mod tests {
         tracing::trace!("ours");
         drop(guard);
         assert!(output.contents().contains("ours"));
-        assert!(!output.contents().contains("PLANTED"), "{}", output.contents());
+        assert!(
+            !output.contents().contains("PLANTED"),
+            "{}",
+            output.contents()
+        );
     }
 
     #[test]

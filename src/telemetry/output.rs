@@ -30,7 +30,8 @@ impl Output {
         match self {
             Self::Stderr => String::new(),
             Self::Memory(kept) => {
-                String::from_utf8_lossy(&kept.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+                String::from_utf8_lossy(&kept.lock().unwrap_or_else(PoisonError::into_inner))
+                    .into_owned()
             }
         }
     }
@@ -45,7 +46,10 @@ impl Write for Output {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self {
             Self::Stderr => io::stderr().lock().write_all(buf)?,
-            Self::Memory(kept) => kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(buf),
+            Self::Memory(kept) => kept
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend_from_slice(buf),
         }
         Ok(buf.len())
     }

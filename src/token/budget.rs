@@ -1,4 +1,5 @@
-//! How often WeChat may still be asked: daily budgets that survive a restart, and a bucket that does not have to.
+//! How often WeChat may still be asked: daily budgets that survive a restart, and a bucket that
+//! does not have to.
 //!
 //! Only counts. Days are Beijing days (UTC+8), since WeChat's quotas start anew at midnight there.
 
@@ -7,16 +8,19 @@ use std::{cmp::Ordering, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-/// Fetches of a classic token per day that WeChat allows an ordinary account (API_Call_Limits page).
+/// Fetches of a classic token per day that WeChat allows an ordinary account (API_Call_Limits
+/// page).
 pub const CLASSIC_PER_DAY: u32 = 2000;
 /// Forced refreshes per day that wxgate does on its own.
 pub const FORCED_PER_DAY: u32 = 6;
-/// Forced refreshes per day that WeChat allows (getStableAccessToken page); the bound for operators.
+/// Forced refreshes per day that WeChat allows (getStableAccessToken page); the bound for
+/// operators.
 pub const FORCED_PER_DAY_OPERATOR: u32 = 20;
-/// The same of one node that cannot tell the others, and may be one of many: with six that all know of, fourteen such
-/// nodes stay within WeChat's twenty.
+/// The same of one node that cannot tell the others, and may be one of many: with six that all know
+/// of, fourteen such nodes stay within WeChat's twenty.
 pub const FORCED_PER_DAY_ALONE: u32 = 1;
-/// Between two forced refreshes that wxgate does on its own. WeChat ignores a second one within 30 s.
+/// Between two forced refreshes that wxgate does on its own. WeChat ignores a second one within 30
+/// s.
 pub const FORCED_APART: Duration = Duration::from_secs(60);
 /// Between two forced refreshes when an operator asks.
 pub const FORCED_APART_OPERATOR: Duration = Duration::from_secs(30);
@@ -94,8 +98,8 @@ impl Budget {
         FORCED_PER_DAY.saturating_sub(today.forced)
     }
 
-    /// What is certainly spent when two nodes counted at the same time: the larger count of the same day, else the later
-    /// day's.
+    /// What is certainly spent when two nodes counted at the same time: the larger count of the
+    /// same day, else the later day's.
     #[must_use]
     pub fn or_more_spent(self, other: Self) -> Self {
         match self.day.cmp(&other.day) {
@@ -110,8 +114,8 @@ impl Budget {
         }
     }
 
-    /// Starts a new day when it is one. A day far ahead was written while the clock was wrong: its counts are kept for
-    /// today, so that a jump of the clock costs at most one budget.
+    /// Starts a new day when it is one. A day far ahead was written while the clock was wrong: its
+    /// counts are kept for today, so that a jump of the clock costs at most one budget.
     fn roll(&mut self, now_ms: u64) {
         let today = now_ms.saturating_add(BEIJING_MS) / DAY_MS;
         if today > self.day {
@@ -177,7 +181,10 @@ mod tests {
         for _ in 0..CLASSIC_PER_DAY {
             budget.spend_classic(NOON).unwrap();
         }
-        assert_eq!(budget.spend_classic(NOON), Err(Exhausted(Duration::from_secs(12 * 3600))));
+        assert_eq!(
+            budget.spend_classic(NOON),
+            Err(Exhausted(Duration::from_secs(12 * 3600)))
+        );
         assert_eq!(budget.classic_left(NOON + 12 * 3_600_000 - 1), 0);
         assert_eq!(budget.classic_left(NOON + 12 * 3_600_000), CLASSIC_PER_DAY);
     }
@@ -186,26 +193,53 @@ mod tests {
     fn forced_refreshes_are_few_and_apart() {
         let mut budget = Budget::default();
         budget.spend_forced(NOON, Forcer::Keeper).unwrap();
-        assert_eq!(budget.spend_forced(NOON + 10_000, Forcer::Keeper), Err(Exhausted(Duration::from_secs(50))));
-        assert_eq!(budget.spend_forced(NOON + 10_000, Forcer::Operator), Err(Exhausted(Duration::from_secs(20))));
+        assert_eq!(
+            budget.spend_forced(NOON + 10_000, Forcer::Keeper),
+            Err(Exhausted(Duration::from_secs(50)))
+        );
+        assert_eq!(
+            budget.spend_forced(NOON + 10_000, Forcer::Operator),
+            Err(Exhausted(Duration::from_secs(20)))
+        );
         for n in 1..6 {
-            budget.spend_forced(NOON + n * 60_000, Forcer::Keeper).unwrap();
+            budget
+                .spend_forced(NOON + n * 60_000, Forcer::Keeper)
+                .unwrap();
         }
-        assert!(budget.spend_forced(NOON + 3_600_000, Forcer::Keeper).is_err());
+        assert!(
+            budget
+                .spend_forced(NOON + 3_600_000, Forcer::Keeper)
+                .is_err()
+        );
         for n in 0..14 {
-            budget.spend_forced(NOON + 4_000_000 + n * 60_000, Forcer::Operator).unwrap();
+            budget
+                .spend_forced(NOON + 4_000_000 + n * 60_000, Forcer::Operator)
+                .unwrap();
         }
-        assert!(budget.spend_forced(NOON + 10_000_000, Forcer::Operator).is_err(), "more than WeChat's own twenty");
+        assert!(
+            budget
+                .spend_forced(NOON + 10_000_000, Forcer::Operator)
+                .is_err(),
+            "more than WeChat's own twenty"
+        );
     }
 
     #[test]
     fn a_clock_that_jumps_ahead_and_back_gives_one_budget_more_and_locks_nobody_out() {
         let mut budget = Budget::default();
         budget.spend_forced(NOON, Forcer::Keeper).unwrap();
-        budget.spend_forced(NOON + 3650 * DAY_MS, Forcer::Keeper).unwrap();
+        budget
+            .spend_forced(NOON + 3650 * DAY_MS, Forcer::Keeper)
+            .unwrap();
         assert_eq!(budget.forced_left(NOON + 60_000), FORCED_PER_DAY - 1);
-        assert_eq!(budget.forced_left(NOON + DAY_MS), FORCED_PER_DAY - 1, "kept for the day of the first look");
-        budget.spend_forced(NOON + 120_000, Forcer::Keeper).unwrap_err();
+        assert_eq!(
+            budget.forced_left(NOON + DAY_MS),
+            FORCED_PER_DAY - 1,
+            "kept for the day of the first look"
+        );
+        budget
+            .spend_forced(NOON + 120_000, Forcer::Keeper)
+            .unwrap_err();
         budget.spend_forced(NOON + 180_000, Forcer::Keeper).unwrap();
         assert_eq!(budget.forced_left(NOON + DAY_MS), FORCED_PER_DAY);
     }

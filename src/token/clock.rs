@@ -1,4 +1,5 @@
-//! The border between the wall clock, which stores and people use, and the monotonic one, which everything else uses.
+//! The border between the wall clock, which stores and people use, and the monotonic one, which
+//! everything else uses.
 //!
 //! Wall time may jump in either direction at any moment; nothing here fails when it does.
 
@@ -28,7 +29,8 @@ impl Clock {
         }
     }
 
-    /// A wall clock that stands at `unix_ms` now and runs with the monotonic clock, paused time included.
+    /// A wall clock that stands at `unix_ms` now and runs with the monotonic clock, paused time
+    /// included.
     pub fn starting_at(unix_ms: u64) -> Self {
         Self {
             anchor: Some((Instant::now(), unix_ms)),
@@ -41,17 +43,26 @@ impl Clock {
     #[cfg(test)]
     pub(crate) fn movable(unix_ms: u64) -> (Self, &'static AtomicI64) {
         let hand: &AtomicI64 = Box::leak(Box::default());
-        (Self { moved: Some(hand), ..Self::starting_at(unix_ms) }, hand)
+        (
+            Self {
+                moved: Some(hand),
+                ..Self::starting_at(unix_ms)
+            },
+            hand,
+        )
     }
 
     /// Milliseconds since 1970; 0 for a clock that stands before that.
     pub fn now_ms(&self) -> u64 {
         let told = match self.anchor {
             Some((instant, unix_ms)) => unix_ms.saturating_add(millis(instant.elapsed())),
-            None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
+            None => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, millis),
         };
         #[cfg(test)]
-        let told = told.saturating_add_signed(self.moved.map_or(0, |hand| hand.load(Ordering::Relaxed)));
+        let told =
+            told.saturating_add_signed(self.moved.map_or(0, |hand| hand.load(Ordering::Relaxed)));
         told
     }
 
@@ -79,6 +90,9 @@ mod tests {
         let later = Instant::now() + Duration::from_secs(7);
         assert_eq!(clock.to_unix_ms(later), 1_007_000);
         tokio::time::advance(Duration::from_secs(10)).await;
-        assert_eq!((clock.now_ms(), clock.to_unix_ms(later)), (1_010_000, 1_007_000));
+        assert_eq!(
+            (clock.now_ms(), clock.to_unix_ms(later)),
+            (1_010_000, 1_007_000)
+        );
     }
 }

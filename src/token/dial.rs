@@ -1,6 +1,8 @@
-//! A connection to a Redis or Valkey, over TCP, TLS or a Unix socket, made with the TLS of the rest of the house.
+//! A connection to a Redis or Valkey, over TCP, TLS or a Unix socket, made with the TLS of the rest
+//! of the house.
 //!
-//! Carries bytes only. The client library is told to make none of its own: it would bring its own roots along.
+//! Carries bytes only. The client library is told to make none of its own: it would bring its own
+//! roots along.
 
 use std::{io, sync::Arc};
 
@@ -18,13 +20,20 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// Connects. Takes as long as the system lets it; the caller bounds it.
-pub(crate) async fn open(address: &ConnectionAddr, tls: Arc<ClientConfig>) -> io::Result<Box<dyn Stream>> {
+pub(crate) async fn open(
+    address: &ConnectionAddr,
+    tls: Arc<ClientConfig>,
+) -> io::Result<Box<dyn Stream>> {
     match address {
         ConnectionAddr::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
         ConnectionAddr::Tcp(host, port) => Ok(Box::new(tcp(host, *port).await?)),
         ConnectionAddr::TcpTls { host, port, .. } => {
             let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
-            Ok(Box::new(TlsConnector::from(tls).connect(name, tcp(host, *port).await?).await?))
+            Ok(Box::new(
+                TlsConnector::from(tls)
+                    .connect(name, tcp(host, *port).await?)
+                    .await?,
+            ))
         }
         _ => Err(io::ErrorKind::Unsupported.into()),
     }

@@ -5,7 +5,8 @@ use std::{fmt, time::Duration};
 use super::{Kind, kept::Kept, source::FetchError};
 use crate::base::AccountName;
 
-/// No usable token or ticket. `Display` is one sentence that says what to do; it holds no token, secret or URL.
+/// No usable token or ticket. `Display` is one sentence that says what to do; it holds no token,
+/// secret or URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenError {
     account: AccountName,
@@ -32,7 +33,12 @@ pub enum Cause {
 impl TokenError {
     /// An error that clears up in `retry_after` at the earliest.
     pub fn new(account: AccountName, cause: Cause, retry_after: Duration) -> Self {
-        Self { account, kept: Kept::Token, cause, retry_after }
+        Self {
+            account,
+            kept: Kept::Token,
+            cause,
+            retry_after,
+        }
     }
 
     /// The same about something else than the token.
@@ -78,7 +84,9 @@ impl Cause {
     /// WeChat's own code, if it gave one.
     pub fn errcode(&self) -> Option<i64> {
         match self {
-            Self::Fetch(FetchError::Refused { code, .. } | FetchError::NoTicket { code, .. }) => Some(*code),
+            Self::Fetch(FetchError::Refused { code, .. } | FetchError::NoTicket { code, .. }) => {
+                Some(*code)
+            }
             _ => None,
         }
     }
@@ -113,7 +121,11 @@ impl fmt::Display for Cause {
 
 impl fmt::Display for TokenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no {} for account {}: {}", self.kept, self.account, self.cause)
+        write!(
+            f,
+            "no {} for account {}: {}",
+            self.kept, self.account, self.cause
+        )
     }
 }
 
@@ -125,18 +137,33 @@ mod tests {
     use crate::wechat::api::Platform;
 
     fn error(cause: Cause) -> TokenError {
-        TokenError::new(AccountName::new("shop").unwrap(), cause, Duration::from_millis(4200))
+        TokenError::new(
+            AccountName::new("shop").unwrap(),
+            cause,
+            Duration::from_millis(4200),
+        )
     }
 
     #[test]
     fn a_refused_address_is_named_with_the_code_and_the_place_to_go() {
         let ip = Some("47.94.148.108".parse().unwrap());
-        let error = error(Cause::Fetch(FetchError::Refused { platform: Platform::Wechat, code: 40164, ip }));
+        let error = error(Cause::Fetch(FetchError::Refused {
+            platform: Platform::Wechat,
+            code: 40164,
+            ip,
+        }));
         let text = error.to_string();
         for part in ["shop", "47.94.148.108", "40164", "whitelist"] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
-        assert_eq!((error.label(), error.errcode(), error.retry_after().as_secs()), ("40164", Some(40164), 5));
+        assert_eq!(
+            (
+                error.label(),
+                error.errcode(),
+                error.retry_after().as_secs()
+            ),
+            ("40164", Some(40164), 5)
+        );
     }
 
     #[test]
@@ -145,7 +172,11 @@ mod tests {
             Cause::Fetch(FetchError::Connect),
             Cause::Fetch(FetchError::Timeout),
             Cause::Fetch(FetchError::Malformed("no JSON")),
-            Cause::Fetch(FetchError::Refused { platform: Platform::Wechat, code: 40125, ip: None }),
+            Cause::Fetch(FetchError::Refused {
+                platform: Platform::Wechat,
+                code: 40125,
+                ip: None,
+            }),
             Cause::Fetch(FetchError::Phantom),
             Cause::CannotForce(Kind::Wecom),
             Cause::CannotForce(Kind::Elsewhere),
@@ -155,8 +186,19 @@ mod tests {
         ] {
             assert!(error(cause).to_string().contains(": "), "{cause}");
         }
-        let long = TokenError::new(AccountName::new("a").unwrap(), Cause::Waiting, Duration::from_secs(86_400));
+        let long = TokenError::new(
+            AccountName::new("a").unwrap(),
+            Cause::Waiting,
+            Duration::from_secs(86_400),
+        );
         assert_eq!(long.retry_after(), Duration::from_secs(600));
-        assert_eq!(TokenError { retry_after: Duration::ZERO, ..long }.retry_after(), Duration::from_secs(1));
+        assert_eq!(
+            TokenError {
+                retry_after: Duration::ZERO,
+                ..long
+            }
+            .retry_after(),
+            Duration::from_secs(1)
+        );
     }
 }

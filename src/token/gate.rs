@@ -9,8 +9,9 @@ use tokio::time::Instant;
 use super::budget::{Bucket, Exhausted};
 use crate::base::backoff::Backoff;
 
-/// A token that was accepted at least once is replaced at once; one that never was waits out a back-off of 30 s,
-/// doubling to 5 min, since its refusal has another cause than age. Over both stands a bucket of ten and one a minute.
+/// A token that was accepted at least once is replaced at once; one that never was waits out a
+/// back-off of 30 s, doubling to 5 min, since its refusal has another cause than age. Over both
+/// stands a bucket of ten and one a minute.
 #[derive(Debug)]
 pub(crate) struct Gate {
     accepted: bool,
@@ -32,20 +33,33 @@ pub(crate) enum Denied {
     Bucket,
 }
 
-const BACKOFF: Backoff = Backoff { min: Duration::from_secs(30), max: Duration::from_secs(300) };
+const BACKOFF: Backoff = Backoff {
+    min: Duration::from_secs(30),
+    max: Duration::from_secs(300),
+};
 /// Between two looks at another server that has nothing new.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
 impl Gate {
     /// For tokens that wxgate fetches itself.
     pub(crate) fn new(now: Instant) -> Self {
-        Self { accepted: false, futile: 0, since: now, bucket: Bucket::full(now), elsewhere: false, in_vain: false }
+        Self {
+            accepted: false,
+            futile: 0,
+            since: now,
+            bucket: Bucket::full(now),
+            elsewhere: false,
+            in_vain: false,
+        }
     }
 
-    /// For a token that another server keeps: no budget, and a look at most every three seconds while it has nothing
-    /// new, so that a server that has died costs no look per call.
+    /// For a token that another server keeps: no budget, and a look at most every three seconds
+    /// while it has nothing new, so that a server that has died costs no look per call.
     pub(crate) fn elsewhere(now: Instant) -> Self {
-        Self { elsewhere: true, ..Self::new(now) }
+        Self {
+            elsewhere: true,
+            ..Self::new(now)
+        }
     }
 
     /// WeChat took the current token for good.
@@ -61,7 +75,11 @@ impl Gate {
 
     /// Another token took its place at `now`, after a rejection or in its time.
     pub(crate) fn renewed(&mut self, now: Instant, after_rejection: bool) {
-        self.futile = if after_rejection && !self.accepted { self.futile.saturating_add(1) } else { 1 };
+        self.futile = if after_rejection && !self.accepted {
+            self.futile.saturating_add(1)
+        } else {
+            1
+        };
         self.accepted = false;
         self.in_vain = false;
         self.since = now;
@@ -88,10 +106,17 @@ impl Gate {
     pub(crate) fn ask(&mut self, now: Instant, suspect: bool) -> Result<(), Denied> {
         if self.elsewhere {
             let too_soon = self.in_vain && now < self.since + LOOK_AGAIN;
-            return if too_soon { Err(Denied::Backoff) } else { Ok(()) };
+            return if too_soon {
+                Err(Denied::Backoff)
+            } else {
+                Ok(())
+            };
         }
-        let pause =
-            if self.accepted || suspect || self.futile == 0 { Duration::ZERO } else { BACKOFF.plain(self.futile) };
+        let pause = if self.accepted || suspect || self.futile == 0 {
+            Duration::ZERO
+        } else {
+            BACKOFF.plain(self.futile)
+        };
         if now < self.since + pause {
             return Err(Denied::Backoff);
         }
@@ -135,7 +160,8 @@ mod tests {
     }
 
     #[test]
-    fn another_server_is_looked_at_whenever_it_may_have_news_and_every_three_seconds_when_it_has_none() {
+    fn another_server_is_looked_at_whenever_it_may_have_news_and_every_three_seconds_when_it_has_none()
+     {
         let now = Instant::now();
         let mut gate = Gate::elsewhere(now);
         for _ in 0..100 {

@@ -39,7 +39,10 @@ impl Kept {
 impl Key {
     /// The key of an account's token.
     pub fn token(account: &AccountName) -> Self {
-        Self { account: account.clone(), kept: Kept::Token }
+        Self {
+            account: account.clone(),
+            kept: Kept::Token,
+        }
     }
 }
 
@@ -66,8 +69,17 @@ mod tests {
     #[test]
     fn every_key_has_a_name_of_its_own_and_tokens_keep_their_old_one() {
         let account = AccountName::new("shop").unwrap();
-        let name = |kept| Key { account: account.clone(), kept }.to_string();
-        assert_eq!((name(Kept::Token), Key::token(&account).to_string()), ("shop".to_owned(), "shop".to_owned()));
+        let name = |kept| {
+            Key {
+                account: account.clone(),
+                kept,
+            }
+            .to_string()
+        };
+        assert_eq!(
+            (name(Kept::Token), Key::token(&account).to_string()),
+            ("shop".to_owned(), "shop".to_owned())
+        );
         assert_eq!(
             TicketType::ALL.map(|kind| name(Kept::Ticket(kind))),
             ["shop.jsapi", "shop.wx_card", "shop.agent_config"]

@@ -82,7 +82,11 @@ impl Metrics {
             "Unix time at which the current token ends",
             all.expiry.clone(),
         );
-        registry.register("wxgate_token_generation", "Number of the current token", all.generation.clone());
+        registry.register(
+            "wxgate_token_generation",
+            "Number of the current token",
+            all.generation.clone(),
+        );
         registry.register(
             "wxgate_token_budget_remaining",
             "Calls left today: classic fetches, and forced refreshes that wxgate does on its own",
@@ -113,7 +117,9 @@ impl Metrics {
 
     /// The handles of one account.
     pub fn for_account(&self, name: &AccountName) -> AccountMetrics {
-        let labels = AccountLabels { account: name.as_str().to_owned() };
+        let labels = AccountLabels {
+            account: name.as_str().to_owned(),
+        };
         AccountMetrics {
             account: name.as_str().to_owned(),
             ticket: None,
@@ -126,7 +132,10 @@ impl Metrics {
 
     /// The handles of one of an account's tickets.
     pub fn for_ticket(&self, name: &AccountName, kind: TicketType) -> AccountMetrics {
-        let labels = TicketLabels { account: name.as_str().to_owned(), r#type: kind.as_str() };
+        let labels = TicketLabels {
+            account: name.as_str().to_owned(),
+            r#type: kind.as_str(),
+        };
         AccountMetrics {
             account: name.as_str().to_owned(),
             ticket: Some(kind),
@@ -138,17 +147,25 @@ impl Metrics {
         }
     }
 
-    /// Takes the gauges of an account that is gone off the page, where they would look like a token that is running
-    /// out. Its counters stay, as counters do.
+    /// Takes the gauges of an account that is gone off the page, where they would look like a token
+    /// that is running out. Its counters stay, as counters do.
     pub fn forget(&self, name: &AccountName) {
-        let labels = AccountLabels { account: name.as_str().to_owned() };
+        let labels = AccountLabels {
+            account: name.as_str().to_owned(),
+        };
         self.expiry.remove(&labels);
         self.generation.remove(&labels);
         for kind in ["classic", "forced"] {
-            self.budget.remove(&BudgetLabels { account: name.as_str().to_owned(), kind });
+            self.budget.remove(&BudgetLabels {
+                account: name.as_str().to_owned(),
+                kind,
+            });
         }
         for kind in TicketType::ALL {
-            self.ticket_expiry.remove(&TicketLabels { account: name.as_str().to_owned(), r#type: kind.as_str() });
+            self.ticket_expiry.remove(&TicketLabels {
+                account: name.as_str().to_owned(),
+                r#type: kind.as_str(),
+            });
         }
     }
 }
@@ -157,20 +174,42 @@ impl AccountMetrics {
     pub(crate) fn fetched(&self, trigger: &'static str, result: &'static str) {
         let account = self.account.clone();
         match self.ticket {
-            None => self.all.fetch.get_or_create(&FetchLabels { account, trigger, result }).inc(),
-            Some(kind) => {
-                self.all.ticket_fetch.get_or_create(&TicketFetchLabels { account, r#type: kind.as_str(), result }).inc()
-            }
+            None => self
+                .all
+                .fetch
+                .get_or_create(&FetchLabels {
+                    account,
+                    trigger,
+                    result,
+                })
+                .inc(),
+            Some(kind) => self
+                .all
+                .ticket_fetch
+                .get_or_create(&TicketFetchLabels {
+                    account,
+                    r#type: kind.as_str(),
+                    result,
+                })
+                .inc(),
         };
     }
 
     pub(crate) fn installed(&self, generation: u64, expires_unix_ms: u64) {
-        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
-        self.expiry.set(i64::try_from(expires_unix_ms / 1000).unwrap_or(i64::MAX));
+        self.generation
+            .set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.expiry
+            .set(i64::try_from(expires_unix_ms / 1000).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn budget(&self, kind: &'static str, left: u32) {
-        self.all.budget.get_or_create(&BudgetLabels { account: self.account.clone(), kind }).set(i64::from(left));
+        self.all
+            .budget
+            .get_or_create(&BudgetLabels {
+                account: self.account.clone(),
+                kind,
+            })
+            .set(i64::from(left));
     }
 
     pub(crate) fn conflict(&self) {
@@ -178,7 +217,10 @@ impl AccountMetrics {
     }
 
     pub(crate) fn store_error(&self, operation: &'static str) {
-        self.all.store_errors.get_or_create(&StoreLabels { operation }).inc();
+        self.all
+            .store_errors
+            .get_or_create(&StoreLabels { operation })
+            .inc();
     }
 }
 
@@ -189,7 +231,10 @@ mod tests {
     #[test]
     fn names_and_labels_are_those_of_the_contract() {
         let mut registry = Registry::default();
-        let (all, shop) = (Metrics::register(&mut registry), AccountName::new("shop").unwrap());
+        let (all, shop) = (
+            Metrics::register(&mut registry),
+            AccountName::new("shop").unwrap(),
+        );
         let metrics = all.for_account(&shop);
         metrics.fetched("start", "new");
         metrics.installed(7, 1_700_000_000_999);

@@ -1,7 +1,7 @@
 //! The life of a token: one task per account fetches, keeps and replaces it; requests only read.
 //!
-//! Knows nothing of the requests that are proxied. To them it offers [`Keeper::current`], [`Keeper::refresh_past`] and
-//! two ways to tell what WeChat thought of a token.
+//! Knows nothing of the requests that are proxied. To them it offers [`Keeper::current`],
+//! [`Keeper::refresh_past`] and two ways to tell what WeChat thought of a token.
 
 use std::time::Duration;
 
@@ -55,7 +55,8 @@ impl Default for Settings {
     }
 }
 
-/// How tokens behave, which is decided by where they come from. Tokens of two kinds are never mixed.
+/// How tokens behave, which is decided by where they come from. Tokens of two kinds are never
+/// mixed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// `POST /cgi-bin/stable_token`.
@@ -100,8 +101,9 @@ impl Kind {
         self != Self::Elsewhere
     }
 
-    /// Whether a token can be replaced that the endpoint would give again: by its forced mode, or because every fetch
-    /// makes another one. WeCom has no such mode (page 91039), and another server's token is not ours to end.
+    /// Whether a token can be replaced that the endpoint would give again: by its forced mode, or
+    /// because every fetch makes another one. WeCom has no such mode (page 91039), and another
+    /// server's token is not ours to end.
     pub fn can_force(self) -> bool {
         matches!(self, Self::Stable | Self::Classic)
     }
@@ -128,7 +130,8 @@ pub struct AccountSettings {
     pub platform: Platform,
     /// `wx…`; on WeCom the corpid, which several accounts may share.
     pub appid: String,
-    /// The AppSecret, or the secret of a WeCom agent. There is always one unless another server keeps the token.
+    /// The AppSecret, or the secret of a WeCom agent. There is always one unless another server
+    /// keeps the token.
     pub secret: Option<Secret>,
     /// Where the token comes from.
     pub origin: Origin,
@@ -146,9 +149,17 @@ impl AccountSettings {
 
     /// Whether a keeper that was started with these settings also serves `next`.
     pub fn share_keeper(&self, next: &Self) -> bool {
-        // Spelt out, so that a new setting cannot be forgotten here. Who selects the account is none of the keeper's
-        // business.
-        let Self { name, platform, appid, secret, origin, api, hosts: _ } = self;
+        // Spelt out, so that a new setting cannot be forgotten here. Who selects the account is
+        // none of the keeper's business.
+        let Self {
+            name,
+            platform,
+            appid,
+            secret,
+            origin,
+            api,
+            hosts: _,
+        } = self;
         *name == next.name
             && *platform == next.platform
             && *appid == next.appid

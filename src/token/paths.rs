@@ -1,4 +1,5 @@
-//! Paths that lie: they answer "stale" whatever token they get, while the same token is welcome elsewhere.
+//! Paths that lie: they answer "stale" whatever token they get, while the same token is welcome
+//! elsewhere.
 //!
 //! A bounded memory of one account. It only remembers verdicts; its owner forms them.
 
@@ -16,7 +17,8 @@ pub(crate) struct Paths {
 
 #[derive(Debug)]
 struct Entry {
-    /// The generation whose acceptance elsewhere would prove the path wrong; `None` once that is settled.
+    /// The generation whose acceptance elsewhere would prove the path wrong; `None` once that is
+    /// settled.
     waits_for: Option<Generation>,
     until: Instant,
     strikes: u32,
@@ -27,30 +29,47 @@ impl Paths {
     pub(crate) const MOST: usize = 1024;
     /// How long a verdict stands.
     pub(crate) const HOLD: Duration = Duration::from_secs(600);
-    /// How long the first verdict stands that rests on a probe alone: tokens spread through WeChat with a lag.
+    /// How long the first verdict stands that rests on a probe alone: tokens spread through WeChat
+    /// with a lag.
     pub(crate) const FIRST_HOLD: Duration = Duration::from_secs(60);
 
-    /// A replay on `path` with a fresh `generation` was stale again. That convicts once the generation is accepted.
+    /// A replay on `path` with a fresh `generation` was stale again. That convicts once the
+    /// generation is accepted.
     pub(crate) fn suspect(&mut self, path: &str, generation: Generation, now: Instant) {
         self.insert(path, Some(generation), now, Self::HOLD);
     }
 
-    /// The token that `path` rejected is good: it is the current one at WeChat, and was accepted elsewhere or by a probe.
+    /// The token that `path` rejected is good: it is the current one at WeChat, and was accepted
+    /// elsewhere or by a probe.
     pub(crate) fn convict(&mut self, path: &str, now: Instant) {
-        let again = self.entries.get(path).is_some_and(|entry| entry.strikes > 0);
-        self.insert(path, None, now, if again { Self::HOLD } else { Self::FIRST_HOLD });
+        let again = self
+            .entries
+            .get(path)
+            .is_some_and(|entry| entry.strikes > 0);
+        self.insert(
+            path,
+            None,
+            now,
+            if again { Self::HOLD } else { Self::FIRST_HOLD },
+        );
     }
 
     /// `generation` was accepted somewhere.
     pub(crate) fn accepted(&mut self, generation: Generation) {
-        for entry in self.entries.values_mut().filter(|entry| entry.waits_for == Some(generation)) {
+        for entry in self
+            .entries
+            .values_mut()
+            .filter(|entry| entry.waits_for == Some(generation))
+        {
             entry.waits_for = None;
         }
     }
 
     /// Whether a rejection on this path says nothing about the token.
     pub(crate) fn lies(&self, path: &str, now: Instant) -> bool {
-        self.entries.get(path).is_some_and(|entry| entry.waits_for.is_none() && now < entry.until)
+        self.entries
+            .get(path)
+            .is_some_and(|entry| entry.waits_for.is_none() && now < entry.until)
     }
 
     fn insert(&mut self, path: &str, waits_for: Option<Generation>, now: Instant, hold: Duration) {
@@ -59,13 +78,25 @@ impl Paths {
         }
         if self.entries.len() >= Self::MOST && !self.entries.contains_key(path) {
             self.entries.retain(|_, entry| now < entry.until);
-            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.until).map(|(path, _)| path.clone());
+            let oldest = self
+                .entries
+                .iter()
+                .min_by_key(|(_, entry)| entry.until)
+                .map(|(path, _)| path.clone());
             if let Some(oldest) = oldest.filter(|_| self.entries.len() >= Self::MOST) {
                 self.entries.remove(&oldest);
             }
         }
-        let entry = self.entries.entry(path.into()).or_insert(Entry { waits_for, until: now, strikes: 0 });
-        *entry = Entry { waits_for, until: now + hold, strikes: entry.strikes.saturating_add(1) };
+        let entry = self.entries.entry(path.into()).or_insert(Entry {
+            waits_for,
+            until: now,
+            strikes: 0,
+        });
+        *entry = Entry {
+            waits_for,
+            until: now + hold,
+            strikes: entry.strikes.saturating_add(1),
+        };
     }
 }
 

@@ -1,7 +1,7 @@
 //! The keepers of all accounts by name, in the order of the configuration.
 //!
-//! Built once per configuration and never changed; a reload builds another one, in which unchanged accounts keep their
-//! keepers.
+//! Built once per configuration and never changed; a reload builds another one, in which unchanged
+//! accounts keep their keepers.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,10 @@ pub struct Accounts {
 impl Accounts {
     /// The keeper of an account, if there is such an account.
     pub fn get(&self, name: &AccountName) -> Option<&Keeper> {
-        self.places.get(name).and_then(|at| self.order.get(*at)).map(|(_, keeper)| keeper)
+        self.places
+            .get(name)
+            .and_then(|at| self.order.get(*at))
+            .map(|(_, keeper)| keeper)
     }
 
     /// All of them, in the order of the configuration.
@@ -38,7 +41,8 @@ impl Accounts {
 }
 
 impl FromIterator<(AccountName, Keeper)> for Accounts {
-    /// Of two accounts with one name, the first counts; the configuration makes sure that there are none.
+    /// Of two accounts with one name, the first counts; the configuration makes sure that there are
+    /// none.
     fn from_iter<I: IntoIterator<Item = (AccountName, Keeper)>>(accounts: I) -> Self {
         let mut all = Self::default();
         for (name, keeper) in accounts {

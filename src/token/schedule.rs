@@ -16,54 +16,91 @@ pub const ROTATION: Duration = Duration::from_secs(300);
 /// How often a token is read again that another server keeps and may replace at any time.
 pub const POLL: Duration = Duration::from_secs(60);
 
-const TRANSIENT: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
-const ADDRESS: Backoff = Backoff { min: Duration::from_secs(5), max: Duration::from_secs(300) };
-const LASTING: Backoff = Backoff { min: Duration::from_secs(5), max: Duration::from_secs(600) };
+const TRANSIENT: Backoff = Backoff {
+    min: Duration::from_secs(1),
+    max: Duration::from_secs(60),
+};
+const ADDRESS: Backoff = Backoff {
+    min: Duration::from_secs(5),
+    max: Duration::from_secs(300),
+};
+const LASTING: Backoff = Backoff {
+    min: Duration::from_secs(5),
+    max: Duration::from_secs(600),
+};
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// When to replace a token that ends at `expires` and was given for `lifetime`: `before` that, but never before half
-/// of the lifetime has passed. Chance moves it towards the end by up to a fifth of the margin, so that many accounts
-/// that started together do not stay together.
-pub fn refresh_at(now: Instant, expires: Instant, lifetime: Duration, before: Duration, chance: f64) -> Instant {
-    let margin = before.min(lifetime / 2).mul_f64(1.0 - 0.2 * chance.clamp(0.0, 1.0));
-    expires.checked_sub(margin).unwrap_or(now).max(now + LEAST_PAUSE)
+/// When to replace a token that ends at `expires` and was given for `lifetime`: `before` that, but
+/// never before half of the lifetime has passed. Chance moves it towards the end by up to a fifth
+/// of the margin, so that many accounts that started together do not stay together.
+pub fn refresh_at(
+    now: Instant,
+    expires: Instant,
+    lifetime: Duration,
+    before: Duration,
+    chance: f64,
+) -> Instant {
+    let margin = before
+        .min(lifetime / 2)
+        .mul_f64(1.0 - 0.2 * chance.clamp(0.0, 1.0));
+    expires
+        .checked_sub(margin)
+        .unwrap_or(now)
+        .max(now + LEAST_PAUSE)
 }
 
-/// When to ask again after the platform gave the same token again. In its last five minutes that is in 20 to 40 s, or each
-/// second around its end; before, there is nothing to ask for until the ordinary time.
+/// When to ask again after the platform gave the same token again. In its last five minutes that is
+/// in 20 to 40 s, or each second around its end; before, there is nothing to ask for until the
+/// ordinary time.
 pub fn ask_again_at(now: Instant, expires: Instant, before: Duration, chance: f64) -> Instant {
     let left = expires.saturating_duration_since(now);
     let soon = now + Duration::from_secs(20).mul_f64(1.0 + chance.clamp(0.0, 1.0));
-    // Calls wait for a moment, not for half a minute: around its end, which the platform's clock decides, the question
-    // comes every second.
+    // Calls wait for a moment, not for half a minute: around its end, which the platform's clock
+    // decides, the question comes every second.
     let ends_now = now < expires + LEAST_PAUSE;
-    let over = if ends_now { now.max(expires) + Duration::from_secs(1) } else { now + LEAST_PAUSE };
-    if left <= ROTATION { soon.min(over) } else { refresh_at(now, expires, left, before, chance).max(soon) }
+    let over = if ends_now {
+        now.max(expires) + Duration::from_secs(1)
+    } else {
+        now + LEAST_PAUSE
+    };
+    if left <= ROTATION {
+        soon.min(over)
+    } else {
+        refresh_at(now, expires, left, before, chance).max(soon)
+    }
 }
 
-/// When to ask again for a ticket after WeChat gave the same one again. Its quota is small, so only a few times more, and
-/// once it is over.
+/// When to ask again for a ticket after WeChat gave the same one again. Its quota is small, so only
+/// a few times more, and once it is over.
 pub fn ask_for_ticket_again_at(now: Instant, expires: Instant) -> Instant {
     let left = expires.saturating_duration_since(now);
-    let pause = if left > MINUTE { left / 2 } else { left + Duration::from_secs(1) };
+    let pause = if left > MINUTE {
+        left / 2
+    } else {
+        left + Duration::from_secs(1)
+    };
     now + pause.max(LEAST_PAUSE)
 }
 
-/// When to look again at a token that another server keeps and that ends at `expires`: within a minute, and well before
-/// its end. Chance makes it up to a fifth sooner.
+/// When to look again at a token that another server keeps and that ends at `expires`: within a
+/// minute, and well before its end. Chance makes it up to a fifth sooner.
 pub fn poll_at(now: Instant, expires: Instant, chance: f64) -> Instant {
     let pause = POLL.mul_f64(1.0 - 0.2 * chance.clamp(0.0, 1.0));
-    now + pause.min(expires.saturating_duration_since(now) / 2).max(LEAST_PAUSE)
+    now + pause
+        .min(expires.saturating_duration_since(now) / 2)
+        .max(LEAST_PAUSE)
 }
 
-/// How long a failure is remembered, by its class (`None`: a transient one, of the network for instance) and how many
-/// of that class there were in a row.
+/// How long a failure is remembered, by its class (`None`: a transient one, of the network for
+/// instance) and how many of that class there were in a row.
 pub fn pause_after(class: Option<Class>, failures: u32, chance: f64) -> Duration {
     match class {
         None | Some(Class::Busy) => TRANSIENT.jittered(failures, chance),
         Some(Class::Minute) => MINUTE.mul_f64(1.0 + 0.1 * chance.clamp(0.0, 1.0)),
         Some(Class::Address | Class::Approval | Class::Other) => ADDRESS.jittered(failures, chance),
-        Some(Class::Credential | Class::Frozen | Class::Quota) => LASTING.jittered(failures, chance),
+        Some(Class::Credential | Class::Frozen | Class::Quota) => {
+            LASTING.jittered(failures, chance)
+        }
     }
 }
 

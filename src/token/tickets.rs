@@ -41,39 +41,70 @@ impl Tickets {
         token: &Keeper,
     ) -> Self {
         let (runtime, token) = (Handle::current(), token.without_tickets());
-        Self { account, settings, client, store, metrics, runtime, token, keepers: Default::default() }
+        Self {
+            account,
+            settings,
+            client,
+            store,
+            metrics,
+            runtime,
+            token,
+            keepers: Default::default(),
+        }
     }
 
-    /// The keeper of a ticket; `None` where the platform has no such ticket. From now on it is kept fresh, until nobody
-    /// has asked for four hours.
+    /// The keeper of a ticket; `None` where the platform has no such ticket. From now on it is kept
+    /// fresh, until nobody has asked for four hours.
     pub fn get(&self, kind: TicketType) -> Option<&Keeper> {
         kind.endpoint(self.account.platform)?;
-        let keeper = self.keepers.get(kind as usize)?.get_or_init(|| self.start(kind));
+        let keeper = self
+            .keepers
+            .get(kind as usize)?
+            .get_or_init(|| self.start(kind));
         keeper.want();
         Some(keeper)
     }
 
     /// Those that somebody has asked for, and how they stand.
     pub fn statuses(&self) -> impl Iterator<Item = (TicketType, Status)> {
-        TicketType::ALL.into_iter().zip(&self.keepers).filter_map(|(kind, slot)| Some((kind, slot.get()?.status())))
+        TicketType::ALL
+            .into_iter()
+            .zip(&self.keepers)
+            .filter_map(|(kind, slot)| Some((kind, slot.get()?.status())))
     }
 
     /// See [`Keeper::retire`].
     pub(super) fn retire(&self) {
-        self.keepers.iter().filter_map(OnceLock::get).for_each(Keeper::retire);
+        self.keepers
+            .iter()
+            .filter_map(OnceLock::get)
+            .for_each(Keeper::retire);
     }
 
     fn start(&self, kind: TicketType) -> Keeper {
         let _inside = self.runtime.enter();
         let made_with = Arc::new(AtomicU64::new(0));
-        let client = self.client.clone().with_timeout(self.settings.fetch_timeout);
-        let source = TicketSource::new(kind, &self.account, client, self.token.clone(), Arc::clone(&made_with));
-        // Two calls for the ticket, and between them two waits for the token, one of which may fetch it.
+        let client = self
+            .client
+            .clone()
+            .with_timeout(self.settings.fetch_timeout);
+        let source = TicketSource::new(
+            kind,
+            &self.account,
+            client,
+            self.token.clone(),
+            Arc::clone(&made_with),
+        );
+        // Two calls for the ticket, and between them two waits for the token, one of which may
+        // fetch it.
         let limit = self.settings.fetch_timeout * 3 + self.settings.wait * 2;
         Keeper::spawn_ticket(
             kind,
             self.account.clone(),
-            Settings { fetch_timeout: limit, ..self.settings },
+            Settings {
+                fetch_timeout: limit,
+                ..self.settings
+            },
             Arc::new(source),
             Arc::clone(&self.store),
             self.metrics.for_ticket(&self.account.name, kind),
@@ -85,6 +116,8 @@ impl Tickets {
 
 impl fmt::Debug for Tickets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tickets").field("account", &self.account.name).finish_non_exhaustive()
+        f.debug_struct("Tickets")
+            .field("account", &self.account.name)
+            .finish_non_exhaustive()
     }
 }

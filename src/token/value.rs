@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use crate::base::Secret;
 
-/// Counts the tokens of one account: grows by one with each different token, never back, over restarts too as long as
-/// the store keeps its record.
+/// Counts the tokens of one account: grows by one with each different token, never back, over
+/// restarts too as long as the store keeps its record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 
@@ -26,19 +26,35 @@ pub struct Token {
 }
 
 /// What stays as it is in a query value (RFC 3986, unreserved).
-const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
 
 impl Token {
     /// A token that was asked for at `sent` and is good until `expires`.
     pub fn new(generation: Generation, secret: Secret, sent: Instant, expires: Instant) -> Self {
         let query = Secret::new(utf8_percent_encode(secret.expose(), QUERY_VALUE).to_string());
         let fingerprint = secret.fingerprint();
-        Self { generation, secret, query, fingerprint, sent, expires }
+        Self {
+            generation,
+            secret,
+            query,
+            fingerprint,
+            sent,
+            expires,
+        }
     }
 
     /// The same token with another end, as WeChat's latest answer gave it.
     pub(crate) fn extended(&self, sent: Instant, expires: Instant) -> Self {
-        Self::new(self.generation, self.secret.clone(), sent.min(self.sent), expires)
+        Self::new(
+            self.generation,
+            self.secret.clone(),
+            sent.min(self.sent),
+            expires,
+        )
     }
 
     /// The same token under another number.
@@ -51,7 +67,8 @@ impl Token {
         self.generation
     }
 
-    /// The token percent-encoded, ready to stand behind `access_token=`. One of the few places that reveal a secret.
+    /// The token percent-encoded, ready to stand behind `access_token=`. One of the few places that
+    /// reveal a secret.
     pub fn query_value(&self) -> &str {
         self.query.expose()
     }
@@ -105,7 +122,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn odd_bytes_are_encoded_for_the_query_and_nothing_is_printed() {
         let now = Instant::now();
-        let token = Token::new(Generation(3), Secret::new("7_a b&c%d=é"), now, now + Duration::from_secs(10));
+        let token = Token::new(
+            Generation(3),
+            Secret::new("7_a b&c%d=é"),
+            now,
+            now + Duration::from_secs(10),
+        );
         assert_eq!(token.query_value(), "7_a%20b%26c%25d%3D%C3%A9");
         assert!(!format!("{token:?}").contains("7_a"));
         tokio::time::advance(Duration::from_secs(4)).await;

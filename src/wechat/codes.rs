@@ -1,8 +1,10 @@
-//! Error codes of the token endpoints and what follows from each, and the codes that metrics may name.
+//! Error codes of the token endpoints and what follows from each, and the codes that metrics may
+//! name.
 //!
-//! The meanings are those of WeChat's own tables (pages of getAccessToken, getStableAccessToken and "common error codes",
-//! the WeCom page 90455, and the enumeration in WxJava); the classes are ours. Which codes make a business answer stale
-//! is here too; how an answer is searched for them is not.
+//! The meanings are those of WeChat's own tables (pages of getAccessToken, getStableAccessToken and
+//! "common error codes", the WeCom page 90455, and the enumeration in WxJava); the classes are
+//! ours. Which codes make a business answer stale is here too; how an answer is searched for them
+//! is not.
 
 use super::api::Platform;
 
@@ -15,7 +17,8 @@ pub enum Class {
     Minute,
     /// The day's quota is used up; only an operator or midnight helps.
     Quota,
-    /// The calling address is not welcome. True for this node only: another one may have another address.
+    /// The calling address is not welcome. True for this node only: another one may have another
+    /// address.
     Address,
     /// An administrator of the account has to agree, or has refused.
     Approval,
@@ -34,21 +37,38 @@ pub struct TokenCode {
     pub code: i64,
     /// What follows from it.
     pub class: Class,
-    /// What it means and what an operator has to do: one sentence in two parts, without a full stop.
+    /// What it means and what an operator has to do: one sentence in two parts, without a full
+    /// stop.
     pub advice: &'static str,
 }
 
 /// The table for the token endpoints of the WeChat platform. Codes outside it get [`Class::Other`].
 pub const TOKEN_CODES: &[TokenCode] = &[
-    line(-1, Class::Busy, "WeChat is busy: nothing to do, the next attempt follows by itself"),
+    line(
+        -1,
+        Class::Busy,
+        "WeChat is busy: nothing to do, the next attempt follows by itself",
+    ),
     line(
         40001,
         Class::Credential,
         "the AppSecret is wrong or belongs to another account: correct the account's secret",
     ),
-    line(40002, Class::Other, "WeChat refused the grant type: report this as a bug of wxgate"),
-    line(40013, Class::Credential, "the appid is invalid: correct the account's appid"),
-    line(40125, Class::Credential, "the AppSecret is invalid: correct the account's secret, or reset it at WeChat"),
+    line(
+        40002,
+        Class::Other,
+        "WeChat refused the grant type: report this as a bug of wxgate",
+    ),
+    line(
+        40013,
+        Class::Credential,
+        "the appid is invalid: correct the account's appid",
+    ),
+    line(
+        40125,
+        Class::Credential,
+        "the AppSecret is invalid: correct the account's secret, or reset it at WeChat",
+    ),
     line(
         40164,
         Class::Address,
@@ -64,8 +84,16 @@ pub const TOKEN_CODES: &[TokenCode] = &[
         Class::Frozen,
         "the AppSecret is frozen: unfreeze it at mp.weixin.qq.com (takes effect after about 10 minutes)",
     ),
-    line(41002, Class::Credential, "the appid is missing: set the account's appid"),
-    line(41004, Class::Credential, "the AppSecret is missing: set the account's secret"),
+    line(
+        41002,
+        Class::Credential,
+        "the appid is missing: set the account's appid",
+    ),
+    line(
+        41004,
+        Class::Credential,
+        "the AppSecret is missing: set the account's secret",
+    ),
     line(
         43002,
         Class::Other,
@@ -76,7 +104,11 @@ pub const TOKEN_CODES: &[TokenCode] = &[
         Class::Quota,
         "the day's quota of the token endpoint is used up: clear the quota at WeChat, or use token = \"stable\"",
     ),
-    line(45011, Class::Minute, "too many calls in this minute: nothing to do, the next attempt follows by itself"),
+    line(
+        45011,
+        Class::Minute,
+        "too many calls in this minute: nothing to do, the next attempt follows by itself",
+    ),
     line(
         45035,
         Class::Address,
@@ -87,8 +119,16 @@ pub const TOKEN_CODES: &[TokenCode] = &[
         Class::Credential,
         "the account may not use this endpoint: check appid, account type and the account's token kind",
     ),
-    line(50004, Class::Frozen, "the account may not use access tokens (punishment): see the notices in its backend"),
-    line(50007, Class::Frozen, "the account is frozen: see the notices in its backend"),
+    line(
+        50004,
+        Class::Frozen,
+        "the account may not use access tokens (punishment): see the notices in its backend",
+    ),
+    line(
+        50007,
+        Class::Frozen,
+        "the account is frozen: see the notices in its backend",
+    ),
     line(
         61004,
         Class::Address,
@@ -109,40 +149,83 @@ pub const TOKEN_CODES: &[TokenCode] = &[
         Class::Approval,
         "the call awaits confirmation: ask the account's administrator to confirm the message in WeChat",
     ),
-    line(89506, Class::Approval, "the administrator rejected the calling IP twice: it is banned for 24 hours"),
-    line(89507, Class::Approval, "the administrator rejected the calling IP: it is banned for one hour"),
+    line(
+        89506,
+        Class::Approval,
+        "the administrator rejected the calling IP twice: it is banned for 24 hours",
+    ),
+    line(
+        89507,
+        Class::Approval,
+        "the administrator rejected the calling IP: it is banned for one hour",
+    ),
 ];
 
-/// The same for WeCom's `cgi-bin/gettoken`, where some numbers have another meaning (WeCom pages 90454, 90455, 91039).
+/// The same for WeCom's `cgi-bin/gettoken`, where some numbers have another meaning (WeCom pages
+/// 90454, 90455, 91039).
 pub const WECOM_TOKEN_CODES: &[TokenCode] = &[
-    line(-1, Class::Busy, "WeCom is busy: nothing to do, the next attempt follows by itself"),
+    line(
+        -1,
+        Class::Busy,
+        "WeCom is busy: nothing to do, the next attempt follows by itself",
+    ),
     line(
         40001,
         Class::Credential,
         "the agent's secret is wrong: correct the account's secret soon, since repeated errors can have the IP banned",
     ),
-    line(40013, Class::Credential, "the corpid is invalid: correct the account's appid"),
-    line(41002, Class::Credential, "the corpid is missing: set the account's appid"),
-    line(41004, Class::Credential, "the agent's secret is missing: set the account's secret"),
+    line(
+        40013,
+        Class::Credential,
+        "the corpid is invalid: correct the account's appid",
+    ),
+    line(
+        41002,
+        Class::Credential,
+        "the corpid is missing: set the account's appid",
+    ),
+    line(
+        41004,
+        Class::Credential,
+        "the agent's secret is missing: set the account's secret",
+    ),
     line(
         45009,
         Class::Quota,
         "too many calls of WeCom in this minute or hour: find out who else calls from this IP, or wait",
     ),
-    line(45033, Class::Minute, "too many calls of WeCom at once: nothing to do, the next attempt follows by itself"),
-    line(48002, Class::Approval, "the agent has no right to call the API: grant it in the console of WeCom"),
-    line(50003, Class::Frozen, "the agent is disabled: enable it in the console of WeCom"),
+    line(
+        45033,
+        Class::Minute,
+        "too many calls of WeCom at once: nothing to do, the next attempt follows by itself",
+    ),
+    line(
+        48002,
+        Class::Approval,
+        "the agent has no right to call the API: grant it in the console of WeCom",
+    ),
+    line(
+        50003,
+        Class::Frozen,
+        "the agent is disabled: enable it in the console of WeCom",
+    ),
     line(
         60020,
         Class::Address,
         "the calling IP is not trusted by the WeCom app: add it to the app's trusted IPs (企业可信IP)",
     ),
-    line(301_002, Class::Approval, "the agent has no privilege for this: check its rights in the console of WeCom"),
+    line(
+        301_002,
+        Class::Approval,
+        "the agent has no privilege for this: check its rights in the console of WeCom",
+    ),
 ];
 
-const UNKNOWN: &str = "wxgate does not know this code: look it up in WeChat's table of return codes";
+const UNKNOWN: &str =
+    "wxgate does not know this code: look it up in WeChat's table of return codes";
 
-/// Everything a metric may name; anything else is `other`. The token codes and what business calls meet daily.
+/// Everything a metric may name; anything else is `other`. The token codes and what business calls
+/// meet daily.
 const LABELS: &[(i64, &str)] = &[
     (-1, "-1"),
     (0, "0"),
@@ -212,21 +295,34 @@ const LABELS: &[(i64, &str)] = &[
 ];
 
 const fn line(code: i64, class: Class, advice: &'static str) -> TokenCode {
-    TokenCode { code, class, advice }
+    TokenCode {
+        code,
+        class,
+        advice,
+    }
 }
 
-/// What a refusal by the platform's token endpoint means. Never fails: an unknown code gets [`Class::Other`].
+/// What a refusal by the platform's token endpoint means. Never fails: an unknown code gets
+/// [`Class::Other`].
 pub fn token_code(platform: Platform, code: i64) -> TokenCode {
     let table = match platform {
         Platform::Wechat => TOKEN_CODES,
         Platform::Wecom => WECOM_TOKEN_CODES,
     };
-    let unknown = TokenCode { code, class: Class::Other, advice: UNKNOWN };
-    table.iter().find(|line| line.code == code).copied().unwrap_or(unknown)
+    let unknown = TokenCode {
+        code,
+        class: Class::Other,
+        advice: UNKNOWN,
+    };
+    table
+        .iter()
+        .find(|line| line.code == code)
+        .copied()
+        .unwrap_or(unknown)
 }
 
-/// Whether a business answer with this code says that the access token is dead: 40001, 40014 and 42001; on WeCom, where
-/// 40001 means a bad secret, only 40014 and 42001 (WeCom page 90455).
+/// Whether a business answer with this code says that the access token is dead: 40001, 40014 and
+/// 42001; on WeCom, where 40001 means a bad secret, only 40014 and 42001 (WeCom page 90455).
 pub const fn is_stale(platform: Platform, code: i64) -> bool {
     match platform {
         Platform::Wechat => matches!(code, 40001 | 40014 | 42001),
@@ -234,10 +330,14 @@ pub const fn is_stale(platform: Platform, code: i64) -> bool {
     }
 }
 
-/// The code as a metric label, if it is one of those that may become one. The set is bounded, since answers may hold
-/// any number that a caller managed to have echoed.
+/// The code as a metric label, if it is one of those that may become one. The set is bounded, since
+/// answers may hold any number that a caller managed to have echoed.
 pub fn known(code: i64) -> Option<&'static str> {
-    LABELS.binary_search_by_key(&code, |(code, _)| *code).ok().and_then(|at| LABELS.get(at)).map(|(_, label)| *label)
+    LABELS
+        .binary_search_by_key(&code, |(code, _)| *code)
+        .ok()
+        .and_then(|at| LABELS.get(at))
+        .map(|(_, label)| *label)
 }
 
 /// [`known`], or `other`.
@@ -263,9 +363,17 @@ mod tests {
     fn every_token_code_stands_once_has_a_label_and_says_what_to_do() {
         for table in [TOKEN_CODES, WECOM_TOKEN_CODES] {
             for (at, line) in table.iter().enumerate() {
-                assert!(table[..at].iter().all(|other| other.code != line.code), "{} twice", line.code);
+                assert!(
+                    table[..at].iter().all(|other| other.code != line.code),
+                    "{} twice",
+                    line.code
+                );
                 assert!(known(line.code).is_some(), "{} has no label", line.code);
-                assert!(line.advice.contains(": ") && !line.advice.ends_with('.'), "{}", line.advice);
+                assert!(
+                    line.advice.contains(": ") && !line.advice.ends_with('.'),
+                    "{}",
+                    line.advice
+                );
             }
         }
     }
@@ -277,7 +385,10 @@ mod tests {
             assert!(is_stale(Platform::Wechat, code) && is_stale(Platform::Wecom, code));
         }
         for code in [0, -1, 41001, 42002, 42007, 48001] {
-            assert!(!is_stale(Platform::Wechat, code) && !is_stale(Platform::Wecom, code), "{code}");
+            assert!(
+                !is_stale(Platform::Wechat, code) && !is_stale(Platform::Wecom, code),
+                "{code}"
+            );
         }
     }
 

@@ -1,6 +1,8 @@
-//! Tickets: what web pages and cards sign with. Which there are, where they come from, and what a refusal means.
+//! Tickets: what web pages and cards sign with. Which there are, where they come from, and what a
+//! refusal means.
 //!
-//! Only tables. Pages of WeChat: api_getticket (jsapi, wx_card); of WeCom: 96909 (jsapi) and 90506 (agent_config).
+//! Only tables. Pages of WeChat: api_getticket (jsapi, wx_card); of WeCom: 96909 (jsapi) and 90506
+//! (agent_config).
 
 use super::{
     api::Platform,
@@ -42,13 +44,17 @@ impl TicketType {
 
     /// The type of this name, if the platform has it.
     pub fn named(platform: Platform, name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == name && kind.endpoint(platform).is_some())
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.as_str() == name && kind.endpoint(platform).is_some())
     }
 
     /// Where the platform gives it; `None` where it does not.
     pub fn endpoint(self, platform: Platform) -> Option<Endpoint> {
         let (path, kind) = match (platform, self) {
-            (Platform::Wechat, Self::Jsapi | Self::WxCard) => ("/cgi-bin/ticket/getticket", Some(self.as_str())),
+            (Platform::Wechat, Self::Jsapi | Self::WxCard) => {
+                ("/cgi-bin/ticket/getticket", Some(self.as_str()))
+            }
             (Platform::Wecom, Self::Jsapi) => ("/cgi-bin/get_jsapi_ticket", None),
             (Platform::Wecom, Self::AgentConfig) => ("/cgi-bin/ticket/get", Some(self.as_str())),
             (Platform::Wechat, Self::AgentConfig) | (Platform::Wecom, Self::WxCard) => return None,
@@ -57,21 +63,23 @@ impl TicketType {
     }
 }
 
-/// What a refusal to give a ticket means, and what to do about it. The codes are those of a business call; where they
-/// mean the same as at the token endpoint, that table speaks.
+/// What a refusal to give a ticket means, and what to do about it. The codes are those of a
+/// business call; where they mean the same as at the token endpoint, that table speaks.
 pub fn refusal(platform: Platform, code: i64) -> (Class, &'static str) {
     match code {
-        40001 | 40014 | 42001 => {
-            (Class::Other, "WeChat rejects the access token, also after a refresh: see the account's own errors")
-        }
+        40001 | 40014 | 42001 => (
+            Class::Other,
+            "WeChat rejects the access token, also after a refresh: see the account's own errors",
+        ),
         45009 => (
             Class::Quota,
             "the day's quota of tickets is used up: find out who else fetches tickets for this account, or clear the \
              quota at WeChat",
         ),
-        48001 | 48002 => {
-            (Class::Other, "the account may not use tickets: see the interface permissions in its backend at WeChat")
-        }
+        48001 | 48002 => (
+            Class::Other,
+            "the account may not use tickets: see the interface permissions in its backend at WeChat",
+        ),
         _ => {
             let known = codes::token_code(platform, code);
             (known.class, known.advice)
@@ -85,16 +93,34 @@ mod tests {
 
     #[test]
     fn each_platform_has_its_own_types_and_endpoints() {
-        let of = |platform, name| TicketType::named(platform, name).and_then(|kind| kind.endpoint(platform));
-        let getticket = |kind| Some(Endpoint { path: "/cgi-bin/ticket/getticket", kind: Some(kind) });
+        let of = |platform, name| {
+            TicketType::named(platform, name).and_then(|kind| kind.endpoint(platform))
+        };
+        let getticket = |kind| {
+            Some(Endpoint {
+                path: "/cgi-bin/ticket/getticket",
+                kind: Some(kind),
+            })
+        };
         assert_eq!(of(Platform::Wechat, "jsapi"), getticket("jsapi"));
         assert_eq!(of(Platform::Wechat, "wx_card"), getticket("wx_card"));
-        assert_eq!(of(Platform::Wecom, "jsapi"), Some(Endpoint { path: "/cgi-bin/get_jsapi_ticket", kind: None }));
-        let agent = Endpoint { path: "/cgi-bin/ticket/get", kind: Some("agent_config") };
+        assert_eq!(
+            of(Platform::Wecom, "jsapi"),
+            Some(Endpoint {
+                path: "/cgi-bin/get_jsapi_ticket",
+                kind: None
+            })
+        );
+        let agent = Endpoint {
+            path: "/cgi-bin/ticket/get",
+            kind: Some("agent_config"),
+        };
         assert_eq!(of(Platform::Wecom, "agent_config"), Some(agent));
-        for (platform, name) in
-            [(Platform::Wechat, "agent_config"), (Platform::Wecom, "wx_card"), (Platform::Wechat, "JSAPI")]
-        {
+        for (platform, name) in [
+            (Platform::Wechat, "agent_config"),
+            (Platform::Wecom, "wx_card"),
+            (Platform::Wechat, "JSAPI"),
+        ] {
             assert_eq!(of(platform, name), None, "{name}");
         }
     }
@@ -105,7 +131,10 @@ mod tests {
         assert_eq!(refusal(Platform::Wechat, 45009).0, Class::Quota);
         assert_eq!(
             refusal(Platform::Wechat, 40164),
-            (Class::Address, codes::token_code(Platform::Wechat, 40164).advice)
+            (
+                Class::Address,
+                codes::token_code(Platform::Wechat, 40164).advice
+            )
         );
     }
 }

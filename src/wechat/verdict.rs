@@ -1,31 +1,37 @@
 //! What an answer of WeChat says about the token: bytes in, error code out.
 //!
-//! Errors arrive as HTTP 200 with any content type, so only the bytes count. The scanner looks at the top level of a JSON
-//! object and at `base_resp` inside it, nowhere deeper: business data may well contain the text `errcode`. It takes what
-//! WeChat's own clients have met (raw control characters, string codes, any key order) and never recurses, allocates for
-//! ordinary input, or fails.
+//! Errors arrive as HTTP 200 with any content type, so only the bytes count. The scanner looks at
+//! the top level of a JSON object and at `base_resp` inside it, nowhere deeper: business data may
+//! well contain the text `errcode`. It takes what WeChat's own clients have met (raw control
+//! characters, string codes, any key order) and never recurses, allocates for ordinary input, or
+//! fails.
 
 use std::{borrow::Cow, sync::LazyLock};
 
 use memchr::memmem;
 
-/// The largest decoded body that is looked at, in bytes. WeChat's error bodies are a few hundred bytes long.
+/// The largest decoded body that is looked at, in bytes. WeChat's error bodies are a few hundred
+/// bytes long.
 pub const WINDOW: usize = 4096;
 
 /// Whether a body with these first bytes can be a JSON object; `None` while only blanks have come.
 pub fn may_be_object(head: &[u8]) -> Option<bool> {
     let rest = skip_bom(head);
-    rest.iter().find(|byte| !byte.is_ascii_whitespace()).map(|byte| *byte == b'{')
+    rest.iter()
+        .find(|byte| !byte.is_ascii_whitespace())
+        .map(|byte| *byte == b'{')
 }
 
-/// The `errcode` at the top level or in `base_resp`, as a number or a string; the last one where there are several, as
-/// JSON parsers have it. `None` when the bytes are no object or name no code.
+/// The `errcode` at the top level or in `base_resp`, as a number or a string; the last one where
+/// there are several, as JSON parsers have it. `None` when the bytes are no object or name no code.
 pub fn errcode(body: &[u8]) -> Option<i64> {
     // An escaped key ("\u0065rrcode") is legal JSON, so a backslash keeps the door open.
     if KEY.find(body).is_none() && memchr::memchr(b'\\', body).is_none() {
         return None;
     }
-    let mut scanner = Scanner { rest: skip_bom(body) };
+    let mut scanner = Scanner {
+        rest: skip_bom(body),
+    };
     let (top, nested) = scanner.object(true)?;
     top.or(nested)
 }
@@ -42,8 +48,8 @@ struct Scanner<'b> {
 }
 
 impl<'b> Scanner<'b> {
-    /// Reads an object; returns the code of this level and the one of `base_resp`. `None` if it does not begin as one;
-    /// what was found before the text breaks off still counts.
+    /// Reads an object; returns the code of this level and the one of `base_resp`. `None` if it
+    /// does not begin as one; what was found before the text breaks off still counts.
     fn object(&mut self, descend: bool) -> Option<(Option<i64>, Option<i64>)> {
         if !self.eat(b'{') {
             return None;
@@ -81,7 +87,10 @@ impl<'b> Scanner<'b> {
             let raw = self.string()?;
             return number(unescape(raw).trim_ascii());
         }
-        let end = self.rest.iter().position(|b| !matches!(b, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'));
+        let end = self
+            .rest
+            .iter()
+            .position(|b| !matches!(b, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'));
         let (digits, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
         let code = number(digits)?;
         self.rest = rest;
@@ -173,7 +182,9 @@ fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
             out.push(byte);
             continue;
         }
-        let Some((&kind, after)) = rest.split_first() else { break };
+        let Some((&kind, after)) = rest.split_first() else {
+            break;
+        };
         rest = after;
         let code = (kind == b'u')
             .then(|| rest.get(..4))
@@ -200,11 +211,20 @@ mod tests {
     #[test]
     fn every_shape_that_was_met_is_read() {
         let cases: [(&str, Option<i64>); 27] = [
-            (r#"{"errcode":40001,"errmsg":"invalid credential, rid: 6aac0063-7ed08fb9-1250f724"}"#, Some(40001)),
-            (r#"{"ip_list":[],"errcode":40014,"errmsg":"invalid access_token"}"#, Some(40014)),
+            (
+                r#"{"errcode":40001,"errmsg":"invalid credential, rid: 6aac0063-7ed08fb9-1250f724"}"#,
+                Some(40001),
+            ),
+            (
+                r#"{"ip_list":[],"errcode":40014,"errmsg":"invalid access_token"}"#,
+                Some(40014),
+            ),
             (r#"{"errcode":"42001"}"#, Some(42001)),
             (r#"{ "errmsg" : "a\"b,}" , "errcode" : -1 }"#, Some(-1)),
-            (r#"{"base_resp":{"errcode":40001,"errmsg":"x"}}"#, Some(40001)),
+            (
+                r#"{"base_resp":{"errcode":40001,"errmsg":"x"}}"#,
+                Some(40001),
+            ),
             (r#"{"base_resp":{"errcode":40001},"errcode":0}"#, Some(0)),
             (r#"{"a":{"b":[{"errcode":40001}]},"errcode":0}"#, Some(0)),
             (r#"{"errcode":1,"errcode":2}"#, Some(2)),
@@ -237,7 +257,11 @@ mod tests {
     fn deep_nesting_costs_no_stack() {
         let body = format!("{}{}", "{\"a\":".repeat(100_000), "\"errcode\"");
         assert_eq!(errcode(body.as_bytes()), None);
-        let body = format!("{{\"a\":{}{},\"errcode\":40001}}", "[".repeat(100_000), "]".repeat(100_000));
+        let body = format!(
+            "{{\"a\":{}{},\"errcode\":40001}}",
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
         assert_eq!(errcode(body.as_bytes()), Some(40001));
     }
 
@@ -256,7 +280,11 @@ mod tests {
             "[a-z\"\\\\{}\\[\\],:é]{0,12}".prop_map(serde_json::Value::from),
             Just(serde_json::Value::Null),
         ];
-        let key = prop_oneof![Just("errcode".to_owned()), Just("base_resp".to_owned()), "[a-z\"\\\\]{0,6}"];
+        let key = prop_oneof![
+            Just("errcode".to_owned()),
+            Just("base_resp".to_owned()),
+            "[a-z\"\\\\]{0,6}"
+        ];
         leaf.prop_recursive(4, 32, 5, move |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::from),
@@ -274,7 +302,12 @@ mod tests {
             _ => None,
         };
         let object = value.as_object()?;
-        code(value).or_else(|| object.get("base_resp").filter(|b| b.is_object()).and_then(code))
+        code(value).or_else(|| {
+            object
+                .get("base_resp")
+                .filter(|b| b.is_object())
+                .and_then(code)
+        })
     }
 
     proptest! {

@@ -1,4 +1,5 @@
-//! Who may do what: every way of showing who one is, on every account and path, against a table of its own.
+//! Who may do what: every way of showing who one is, on every account and path, against a table of
+//! its own.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -94,37 +95,55 @@ fn may(client: &str, account: &str, path: &str) -> &'static str {
         ("ops", TICKET | "/cgi-bin/clear_quota") => "",
         (_, TICKET) => "scope_denied",
         ("crm", "/cgi-bin/message/custom/send" | "/cgi-bin/user/info") => "",
-        ("crm", _) | ("erp", "/cgi-bin/menu/get" | "/cgi-bin/MENU/get") | ("ops", "/wxa/getwxacode") => "path_denied",
+        ("crm", _)
+        | ("erp", "/cgi-bin/menu/get" | "/cgi-bin/MENU/get")
+        | ("ops", "/wxa/getwxacode") => "path_denied",
         (_, "/cgi-bin/clear_quota") => "endpoint_blocked",
         _ => "",
     }
 }
 
 fn house() -> Setup {
-    setup().sandbox(|s| s.accounts.push(SandboxAccount::new(NEWS, "s-news"))).more(CLIENTS)
+    setup()
+        .sandbox(|s| s.accounts.push(SandboxAccount::new(NEWS, "s-news")))
+        .more(CLIENTS)
 }
 
 fn from(last: u8) -> Client {
     let address = IpAddr::V4(Ipv4Addr::new(127, 0, 0, last));
     let tls = Egress::default().tls().expect("the platform has roots");
-    let builder = Client::builder().tls_backend_preconfigured((*tls).clone()).no_proxy();
+    let builder = Client::builder()
+        .tls_backend_preconfigured((*tls).clone())
+        .no_proxy();
     builder.local_address(address).build().expect("a client")
 }
 
 /// What the token endpoint answers to this secret.
 async fn ask_token(gate: &Gate, client: &Client, appid: &str, secret: &str) -> Response {
     let query = format!("grant_type=client_credential&appid={appid}&secret={secret}");
-    client.get(gate.url(&format!("/cgi-bin/token?{query}"))).send().await.expect("an answer")
+    client
+        .get(gate.url(&format!("/cgi-bin/token?{query}")))
+        .send()
+        .await
+        .expect("an answer")
 }
 
 /// The phantom of this client on this account.
 async fn phantom(gate: &Gate, client: &Client, appid: &str, secret: &str) -> String {
     let answer = body(ask_token(gate, client, appid, secret).await).await;
-    answer["access_token"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+    answer["access_token"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{answer}"))
+        .to_owned()
 }
 
 /// What came of a call: the slug, and whether WeChat saw it.
-async fn outcome(gate: &Gate, account: &str, path: &str, request: reqwest::RequestBuilder) -> (String, bool) {
+async fn outcome(
+    gate: &Gate,
+    account: &str,
+    path: &str,
+    request: reqwest::RequestBuilder,
+) -> (String, bool) {
     let before = gate.control().counters().requests;
     let answer = request.send().await.expect("an answer");
     let slug = header(&answer, "x-wxgate-error");
@@ -157,18 +176,32 @@ async fn every_way_of_identifying_gives_exactly_the_rights_of_the_client() {
                 let get = || client.get(&target);
                 let mut ways = vec![("key", get().header("x-wxgate-key", key))];
                 if !key.is_empty() {
-                    ways.push(("bearer", get().header("authorization", format!("Bearer {key}"))));
+                    ways.push((
+                        "bearer",
+                        get().header("authorization", format!("Bearer {key}")),
+                    ));
                 }
                 // A phantom is had only where the account may be used.
-                if name != "nobody" && may(name, account, "/") != "account_denied" && path != TICKET {
+                if name != "nobody" && may(name, account, "/") != "account_denied" && path != TICKET
+                {
                     let token = phantom(&gate, &client, appid, key).await;
-                    ways.push(("phantom", client.get(gate.url(path)).query(&[("access_token", &token)])));
-                    let both = get().header("x-wxgate-key", key).query(&[("access_token", &token)]);
+                    ways.push((
+                        "phantom",
+                        client
+                            .get(gate.url(path))
+                            .query(&[("access_token", &token)]),
+                    ));
+                    let both = get()
+                        .header("x-wxgate-key", key)
+                        .query(&[("access_token", &token)]);
                     ways.push(("phantom and key", both));
                 }
                 for (way, request) in ways {
                     let (slug, asked) = outcome(&gate, account, path, request).await;
-                    assert_eq!(slug, expected, "{name} from {last} on {account} at {path} by {way}");
+                    assert_eq!(
+                        slug, expected,
+                        "{name} from {last} on {account} at {path} by {way}"
+                    );
                     if expected.is_empty() {
                         admitted += 1;
                         assert!(asked, "{name} {account} {path} {way}");
@@ -183,11 +216,18 @@ async fn every_way_of_identifying_gives_exactly_the_rights_of_the_client() {
     for (account, _) in ACCOUNTS {
         for path in PATHS.iter().filter(|path| **path != TICKET) {
             let request = from(2).get(gate.url(&format!("/@{account}{path}")));
-            assert_eq!(outcome(&gate, account, path, request).await.0, may("floor", account, path), "{account} {path}");
+            assert_eq!(
+                outcome(&gate, account, path, request).await.0,
+                may("floor", account, path),
+                "{account} {path}"
+            );
         }
     }
     println!("{admitted} calls admitted, {denied} denied, none wrongly");
-    assert!(admitted >= 60 && denied >= 100, "{admitted} admitted, {denied} denied");
+    assert!(
+        admitted >= 60 && denied >= 100,
+        "{admitted} admitted, {denied} denied"
+    );
     let tokens = gate.control().requests("/**");
     assert!(tokens.iter().all(|request| request.token_params <= 1));
 }
@@ -195,22 +235,43 @@ async fn every_way_of_identifying_gives_exactly_the_rights_of_the_client() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_is_its_client_and_only_on_its_networks() {
     let certificate = |name: &str, more: &str| {
-        format!("[[client]]\nname = \"{name}\"\ncert = \"crm.internal\"\naccounts = [\"shop\"]\n{more}\n")
+        format!(
+            "[[client]]\nname = \"{name}\"\ncert = \"crm.internal\"\naccounts = [\"shop\"]\n{more}\n"
+        )
     };
     for (clients, status, slug) in [
         (certificate("crm", ""), 200, ""),
         (certificate("crm", "from = [\"127.0.0.1/32\"]"), 200, ""),
-        (certificate("crm", "from = [\"10.0.0.0/8\"]"), 401, "client_unknown"),
-        (certificate("crm", "key = { value = \"crm-key-0123456789\" }"), 401, "client_unknown"),
-        (certificate("crm", "deny = [\"/cgi-bin/user/**\"]"), 403, "path_denied"),
-        (certificate("crm", "").replace("crm.internal", "erp.internal"), 401, "client_unknown"),
+        (
+            certificate("crm", "from = [\"10.0.0.0/8\"]"),
+            401,
+            "client_unknown",
+        ),
+        (
+            certificate("crm", "key = { value = \"crm-key-0123456789\" }"),
+            401,
+            "client_unknown",
+        ),
+        (
+            certificate("crm", "deny = [\"/cgi-bin/user/**\"]"),
+            403,
+            "path_denied",
+        ),
+        (
+            certificate("crm", "").replace("crm.internal", "erp.internal"),
+            401,
+            "client_unknown",
+        ),
     ] {
-        let tls = "tls = { cert = \"server.pem\", key = \"server.key\", client_ca = \"clients.pem\" }";
+        let tls =
+            "tls = { cert = \"server.pem\", key = \"server.key\", client_ca = \"clients.pem\" }";
         let gate = start_in(setup().set("server", tls).more(&clients), certificates()).await;
         for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
             // The second time the session could be resumed, if the listener let it.
             for _ in 0..2 {
-                let stream = dial(&gate, Some("client"), version).await.expect("a handshake");
+                let stream = dial(&gate, Some("client"), version)
+                    .await
+                    .expect("a handshake");
                 let request = "GET /cgi-bin/user/info?openid=o HTTP/1.1\r\nHost: gate\r\n\r\n";
                 let reply = Wire::over(stream).ask(request).await.expect("an answer");
                 assert_eq!((reply.status, reply.slug()), (status, slug), "{clients}");
@@ -226,14 +287,53 @@ async fn several_keys_in_one_request_must_be_of_one_client() {
     let (crm, erp) = ("crm-key-0123456789", "erp-key-0123456789");
     let token = phantom(&gate, &gate.client, ACCOUNTS[0].1, crm).await;
     for (request, slug) in [
-        (gate.client.get(&info).header("x-wxgate-key", crm).header("x-wxgate-key", crm), ""),
-        (gate.client.get(&info).header("x-wxgate-key", crm).header("x-wxgate-key", erp), "client_unknown"),
-        (gate.client.get(&info).header("x-wxgate-key", crm).bearer_auth(erp), "client_unknown"),
-        (gate.client.get(&info).header("x-wxgate-key", erp).query(&[("access_token", &token)]), "client_unknown"),
-        (gate.client.get(&info).header("x-wxgate-key", crm).query(&[("access_token", &token)]), ""),
-        (gate.client.get(&info).header("x-wxgate-key", "no").query(&[("access_token", &token)]), "client_unknown"),
+        (
+            gate.client
+                .get(&info)
+                .header("x-wxgate-key", crm)
+                .header("x-wxgate-key", crm),
+            "",
+        ),
+        (
+            gate.client
+                .get(&info)
+                .header("x-wxgate-key", crm)
+                .header("x-wxgate-key", erp),
+            "client_unknown",
+        ),
+        (
+            gate.client
+                .get(&info)
+                .header("x-wxgate-key", crm)
+                .bearer_auth(erp),
+            "client_unknown",
+        ),
+        (
+            gate.client
+                .get(&info)
+                .header("x-wxgate-key", erp)
+                .query(&[("access_token", &token)]),
+            "client_unknown",
+        ),
+        (
+            gate.client
+                .get(&info)
+                .header("x-wxgate-key", crm)
+                .query(&[("access_token", &token)]),
+            "",
+        ),
+        (
+            gate.client
+                .get(&info)
+                .header("x-wxgate-key", "no")
+                .query(&[("access_token", &token)]),
+            "client_unknown",
+        ),
     ] {
-        assert_eq!(header(&request.send().await.expect("an answer"), "x-wxgate-error"), slug);
+        assert_eq!(
+            header(&request.send().await.expect("an answer"), "x-wxgate-error"),
+            slug
+        );
     }
 }
 
@@ -241,11 +341,21 @@ async fn several_keys_in_one_request_must_be_of_one_client() {
 async fn the_only_account_of_a_client_needs_no_mention_and_beats_the_default() {
     let gate = house().default_account("news").start().await;
     let account = async |key: &str| {
-        let request = gate.client.get(gate.url("/cgi-bin/user/info")).header("x-wxgate-key", key);
-        header(&request.send().await.expect("an answer"), "x-wxgate-account")
+        let request = gate
+            .client
+            .get(gate.url("/cgi-bin/user/info"))
+            .header("x-wxgate-key", key);
+        header(
+            &request.send().await.expect("an answer"),
+            "x-wxgate-account",
+        )
     };
     assert_eq!(account("crm-key-0123456789").await, "shop");
-    assert_eq!(account("erp-key-0123456789").await, "news", "two accounts, so the default");
+    assert_eq!(
+        account("erp-key-0123456789").await,
+        "news",
+        "two accounts, so the default"
+    );
     assert_eq!(account("ops-key-0123456789").await, "news");
 }
 
@@ -254,7 +364,11 @@ async fn a_client_that_calls_too_fast_is_told_when_to_come_back_and_others_are_n
     let limited = "[[client]]\nname = \"fast\"\nkey = { value = \"fast-key-0123456789\" }\naccounts = [\"shop\"]\n\
                    rate = { per_second = 1, burst = 5 }\n[[client]]\nname = \"free\"\nfrom = [\"loopback\"]\naccounts = [\"shop\"]\n";
     let gate = setup().more(limited).start().await;
-    let call = || gate.client.get(gate.url("/cgi-bin/user/info")).header("x-wxgate-key", "fast-key-0123456789");
+    let call = || {
+        gate.client
+            .get(gate.url("/cgi-bin/user/info"))
+            .header("x-wxgate-key", "fast-key-0123456789")
+    };
     let mut refused = Vec::new();
     for n in 0..30 {
         let answer = call().send().await.expect("an answer");
@@ -266,11 +380,20 @@ async fn a_client_that_calls_too_fast_is_told_when_to_come_back_and_others_are_n
             refused.push(n);
         }
     }
-    assert!(refused.first().is_some_and(|first| *first >= 5), "{refused:?}");
+    assert!(
+        refused.first().is_some_and(|first| *first >= 5),
+        "{refused:?}"
+    );
     assert!(refused.len() >= 15, "{refused:?}");
     assert_eq!(gate.get("/cgi-bin/user/info").await.status(), 200);
     // A reload that does not concern the client does not fill its bucket.
-    let refilled = gate.reload(&gate.file().replace("[upstream]\n", "[upstream]\nresponse_timeout = \"29s\"\n")).await;
+    let refilled = gate
+        .reload(
+            &gate
+                .file()
+                .replace("[upstream]\n", "[upstream]\nresponse_timeout = \"29s\"\n"),
+        )
+        .await;
     assert_eq!(refilled.status(), 200);
     let after = call().send().await.expect("an answer").status().as_u16();
     let again = call().send().await.expect("an answer").status().as_u16();
@@ -280,19 +403,43 @@ async fn a_client_that_calls_too_fast_is_told_when_to_come_back_and_others_are_n
 #[tokio::test(flavor = "multi_thread")]
 async fn on_trial_nothing_is_denied_but_everything_is_told() {
     let on_trial = CLIENTS.replacen("allow = [", "mode = \"report\"\nallow = [", 1);
-    let gate = setup().sandbox(|s| s.accounts.push(SandboxAccount::new(NEWS, "s-news"))).more(&on_trial).start().await;
+    let gate = setup()
+        .sandbox(|s| s.accounts.push(SandboxAccount::new(NEWS, "s-news")))
+        .more(&on_trial)
+        .start()
+        .await;
     gate.control().until(|control| control.fetches() == 2).await;
     let call = async |target: &str| {
-        let request = gate.client.get(gate.url(target)).header("x-wxgate-key", "crm-key-0123456789");
+        let request = gate
+            .client
+            .get(gate.url(target))
+            .header("x-wxgate-key", "crm-key-0123456789");
         header(&request.send().await.expect("an answer"), "x-wxgate-error")
     };
-    assert_eq!(call("/@shop/cgi-bin/menu/get").await, "", "path_denied otherwise");
-    assert_eq!(call("/@news/cgi-bin/user/info").await, "", "account_denied otherwise");
-    assert_eq!(call("/-/accounts/shop/tickets/jsapi").await, "", "scope_denied otherwise");
+    assert_eq!(
+        call("/@shop/cgi-bin/menu/get").await,
+        "",
+        "path_denied otherwise"
+    );
+    assert_eq!(
+        call("/@news/cgi-bin/user/info").await,
+        "",
+        "account_denied otherwise"
+    );
+    assert_eq!(
+        call("/-/accounts/shop/tickets/jsapi").await,
+        "",
+        "scope_denied otherwise"
+    );
     assert_eq!(call("/@shop/cgi-bin/user/info").await, "");
     // Some things cannot be taken back.
     assert_eq!(call("/-/accounts/shop/token").await, "scope_denied");
-    let metrics = gate.client.get(gate.admin_url("/metrics")).send().await.expect("an answer");
+    let metrics = gate
+        .client
+        .get(gate.admin_url("/metrics"))
+        .send()
+        .await
+        .expect("an answer");
     let metrics = metrics.text().await.expect("a page");
     for (reason, mode) in [
         ("path_denied", "report"),
@@ -300,7 +447,8 @@ async fn on_trial_nothing_is_denied_but_everything_is_told() {
         ("scope_denied", "report"),
         ("scope_denied", "enforce"),
     ] {
-        let line = format!("wxgate_denied_total{{client=\"crm\",reason=\"{reason}\",mode=\"{mode}\"}} 1");
+        let line =
+            format!("wxgate_denied_total{{client=\"crm\",reason=\"{reason}\",mode=\"{mode}\"}} 1");
         assert!(metrics.contains(&line), "{line} is not in\n{metrics}");
     }
 }
@@ -309,8 +457,17 @@ async fn on_trial_nothing_is_denied_but_everything_is_told() {
 async fn the_real_token_is_handed_out_for_the_scope_token_only() {
     let gate = house().start().await;
     gate.control().until(|control| control.fetches() == 2).await;
-    let real = |appid: &str| gate.control().current_token(appid, TokenKind::Stable).expect("a token");
-    let secrets = [real(ACCOUNTS[0].1), real(NEWS), "sandbox0sandbox0".to_owned(), "s-news".to_owned()];
+    let real = |appid: &str| {
+        gate.control()
+            .current_token(appid, TokenKind::Stable)
+            .expect("a token")
+    };
+    let secrets = [
+        real(ACCOUNTS[0].1),
+        real(NEWS),
+        "sandbox0sandbox0".to_owned(),
+        "s-news".to_owned(),
+    ];
     let mut shown: Vec<(String, &str)> = Vec::new();
     for (_, key, last) in CALLERS {
         let client = from(last);
@@ -331,25 +488,45 @@ async fn the_real_token_is_handed_out_for_the_scope_token_only() {
             }
         }
     }
-    assert_eq!(shown, [("/-/accounts/news/token".to_owned(), "ops-key-0123456789")]);
+    assert_eq!(
+        shown,
+        [("/-/accounts/news/token".to_owned(), "ops-key-0123456789")]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quota_is_cleared_for_the_client_whose_allow_names_the_call() {
     let gate = house().start().await;
     let order = json!({"appid": NEWS});
-    let post = |key: &str| gate.post("/@news/cgi-bin/clear_quota").header("x-wxgate-key", key.to_owned()).json(&order);
+    let post = |key: &str| {
+        gate.post("/@news/cgi-bin/clear_quota")
+            .header("x-wxgate-key", key.to_owned())
+            .json(&order)
+    };
     let answer = post("ops-key-0123456789").send().await.expect("an answer");
     assert_eq!(body(answer).await["errcode"], 0);
     let answer = post("erp-key-0123456789").send().await.expect("an answer");
-    assert_eq!((answer.status().as_u16(), header(&answer, "x-wxgate-error").as_str()), (403, "endpoint_blocked"));
+    assert_eq!(
+        (
+            answer.status().as_u16(),
+            header(&answer, "x-wxgate-error").as_str()
+        ),
+        (403, "endpoint_blocked")
+    );
     let errmsg: Value = body(answer).await;
-    assert!(errmsg["errmsg"].as_str().is_some_and(|text| text.contains("allow")), "{errmsg}");
+    assert!(
+        errmsg["errmsg"]
+            .as_str()
+            .is_some_and(|text| text.contains("allow")),
+        "{errmsg}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_denied_call_leaves_one_line_that_says_who_what_and_why_but_no_key() {
-    let sandbox = sandbox::start(sandbox::Settings::default()).await.expect("the sandbox starts");
+    let sandbox = sandbox::start(sandbox::Settings::default())
+        .await
+        .expect("the sandbox starts");
     let clients = "[[client]]\nname = \"crm\"\nkey = { value = \"crm-key-0123456789\" }\naccounts = [\"shop\"]\n\
                    allow = [\"/cgi-bin/user/**\"]\n[[client]]\nname = \"trial\"\nkey = { value = \"trial-key-0123456789\" }\n\
                    accounts = []\nmode = \"report\"\n";
@@ -361,16 +538,31 @@ async fn every_denied_call_leaves_one_line_that_says_who_what_and_why_but_no_key
     let client = client();
     for (target, key) in [
         ("/cgi-bin/user/get", "crm-key-0123456789"),
-        ("/cgi-bin/menu/get?secret=s3cret&x=%0a\u{1b}", "crm-key-0123456789"),
+        (
+            "/cgi-bin/menu/get?secret=s3cret&x=%0a\u{1b}",
+            "crm-key-0123456789",
+        ),
         ("/cgi-bin/user/get", "wrong-key-0123456789"),
         ("/@shop/cgi-bin/user/get", "trial-key-0123456789"),
         ("/-/accounts/shop/token", "crm-key-0123456789"),
-        ("/cgi-bin/token?grant_type=client_credential&appid=wx0123456789abcdef&secret=wrong-key-0123456789", ""),
-        ("/cgi-bin/token?grant_type=client_credential&appid=wx0123456789abcdef&secret=crm-key-0123456789", ""),
+        (
+            "/cgi-bin/token?grant_type=client_credential&appid=wx0123456789abcdef&secret=wrong-key-0123456789",
+            "",
+        ),
+        (
+            "/cgi-bin/token?grant_type=client_credential&appid=wx0123456789abcdef&secret=crm-key-0123456789",
+            "",
+        ),
         ("/cgi-bin/user/get?access_token=wxg1_forged", ""),
     ] {
-        let request = client.get(format!("http://{proxy}{target}")).header("x-request-id", "mine");
-        let request = if key.is_empty() { request } else { request.header("x-wxgate-key", key) };
+        let request = client
+            .get(format!("http://{proxy}{target}"))
+            .header("x-request-id", "mine");
+        let request = if key.is_empty() {
+            request
+        } else {
+            request.header("x-wxgate-key", key)
+        };
         request.send().await.expect("an answer");
     }
     program.logged("phantom_refused");
@@ -379,11 +571,20 @@ async fn every_denied_call_leaves_one_line_that_says_who_what_and_why_but_no_key
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|line| line["target"] == "audit")
-        .map(|line| if line["fields"].is_object() { line["fields"].clone() } else { line })
+        .map(|line| {
+            if line["fields"].is_object() {
+                line["fields"].clone()
+            } else {
+                line
+            }
+        })
         .collect();
     let said: Vec<[&str; 4]> = lines
         .iter()
-        .map(|line| ["client", "reason", "mode", "account"].map(|name| line[name].as_str().unwrap_or_default()))
+        .map(|line| {
+            ["client", "reason", "mode", "account"]
+                .map(|name| line[name].as_str().unwrap_or_default())
+        })
         .collect();
     assert_eq!(
         said,
@@ -397,7 +598,12 @@ async fn every_denied_call_leaves_one_line_that_says_who_what_and_why_but_no_key
         ],
         "{stderr}"
     );
-    assert!(lines.iter().all(|line| line["caller"] == "127.0.0.1" && line["id"] == "mine"), "{stderr}");
+    assert!(
+        lines
+            .iter()
+            .all(|line| line["caller"] == "127.0.0.1" && line["id"] == "mine"),
+        "{stderr}"
+    );
     for secret in ["key-0123456789", "s3cret", "wxg1_forged"] {
         assert!(!stderr.contains(secret), "{secret} in {stderr}");
     }

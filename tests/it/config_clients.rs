@@ -1,4 +1,5 @@
-//! What `[[client]]` sections mean. Their mistakes stand in `tests/data/config`, each with its message.
+//! What `[[client]]` sections mean. Their mistakes stand in `tests/data/config`, each with its
+//! message.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -9,13 +10,20 @@ use wxgate::{
     service::Scope,
 };
 
-const ACCOUNT: &str = "[[account]]\nname = \"shop\"\nappid = \"wx1\"\nsecret = { env = \"SHOP_SECRET\" }\n";
+const ACCOUNT: &str =
+    "[[account]]\nname = \"shop\"\nappid = \"wx1\"\nsecret = { env = \"SHOP_SECRET\" }\n";
 
 type Variables = BTreeMap<String, String>;
 
 fn parse(text: &str, more: &[(&str, &str)]) -> Result<Config, Problems> {
-    let mut environment: Variables = more.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-    environment.insert("SHOP_SECRET".to_owned(), "the secret of the shop".to_owned());
+    let mut environment: Variables = more
+        .iter()
+        .map(|(name, value)| ((*name).into(), (*value).into()))
+        .collect();
+    environment.insert(
+        "SHOP_SECRET".to_owned(),
+        "the secret of the shop".to_owned(),
+    );
     config::parse(text, Path::new("."), "wxgate.toml", &environment)
 }
 
@@ -26,8 +34,13 @@ fn clients_get_what_they_say() {
            accounts = [\"shop\"]\nallow = [\"/cgi-bin/message/**\"]\ndeny = [\"/cgi-bin/message/mass/*\"]\n\
            may = [\"refresh\", \"ticket\"]\nrate = { per_second = 50, burst = 100 }\n\
            [[client]]\nname = \"erp\"\nfrom = [\"10.2.0.1\"]\naccounts = []\nmode = \"report\"\nrate = { per_second = 7 }\n";
-    let clients = parse(&file, &[("CRM_KEY", "a-key-of-the-crm")]).unwrap().proxy.clients;
-    let [crm, erp] = clients.as_slice() else { panic!("{clients:?}") };
+    let clients = parse(&file, &[("CRM_KEY", "a-key-of-the-crm")])
+        .unwrap()
+        .proxy
+        .clients;
+    let [crm, erp] = clients.as_slice() else {
+        panic!("{clients:?}")
+    };
     assert_eq!((crm.name.as_str(), crm.mode), ("crm", Mode::Enforce));
     assert!(crm.key.unwrap().matches(&KeyDigest::of("a-key-of-the-crm")));
     let from = crm.from.as_ref().unwrap();
@@ -36,29 +49,65 @@ fn clients_get_what_they_say() {
     assert_eq!(crm.accounts.as_ref().unwrap()[0].as_str(), "shop");
     assert!(crm.allow.as_ref().unwrap()[0].allows("/cgi-bin/message/custom/send"));
     assert!(crm.deny[0].denies("/cgi-bin/message/mass/send"));
-    assert!(crm.may.contains(Scope::Refresh) && crm.may.contains(Scope::Ticket) && !crm.may.contains(Scope::Token));
-    assert_eq!(crm.rate.map(|rate| (rate.per_second.get(), rate.burst.get())), Some((50, 100)));
-    assert_eq!((erp.key, erp.mode, erp.accounts.as_deref()), (None, Mode::Report, Some(&[][..])));
-    assert_eq!(erp.rate.map(|rate| (rate.per_second.get(), rate.burst.get())), Some((7, 7)));
-    assert_eq!((&erp.allow, erp.deny.len(), erp.may), (&None, 0, Scopes::default()));
+    assert!(
+        crm.may.contains(Scope::Refresh)
+            && crm.may.contains(Scope::Ticket)
+            && !crm.may.contains(Scope::Token)
+    );
+    assert_eq!(
+        crm.rate
+            .map(|rate| (rate.per_second.get(), rate.burst.get())),
+        Some((50, 100))
+    );
+    assert_eq!(
+        (erp.key, erp.mode, erp.accounts.as_deref()),
+        (None, Mode::Report, Some(&[][..]))
+    );
+    assert_eq!(
+        erp.rate
+            .map(|rate| (rate.per_second.get(), rate.burst.get())),
+        Some((7, 7))
+    );
+    assert_eq!(
+        (&erp.allow, erp.deny.len(), erp.may),
+        (&None, 0, Scopes::default())
+    );
 }
 
 #[test]
 fn a_key_is_the_same_whether_it_stands_there_or_its_digest_does() {
     let digest = "2C26B46B68FFC68FF99B453C1D30413413422D706483BFA0F98A5E886266E7AE";
-    let file = format!("{}[[client]]\nname = \"crm\"\nkey = {{ sha256 = \"{digest}\" }}\n", ACCOUNT);
+    let file = format!(
+        "{}[[client]]\nname = \"crm\"\nkey = {{ sha256 = \"{digest}\" }}\n",
+        ACCOUNT
+    );
     let config = parse(&file, &[]).unwrap();
-    assert!(config.proxy.clients[0].key.unwrap().matches(&KeyDigest::of("foo")));
+    assert!(
+        config.proxy.clients[0]
+            .key
+            .unwrap()
+            .matches(&KeyDigest::of("foo"))
+    );
     assert!(!format!("{config:?}").contains("2c26"));
 }
 
 #[test]
 fn with_a_client_the_listeners_may_be_open_to_others() {
     let file = |client: &str| format!("[server]\nlisten = [\"0.0.0.0:80\"]\n{}{client}", ACCOUNT);
-    assert!(parse(&file(""), &[]).unwrap_err().to_string().contains("server.allow: must be set"));
+    assert!(
+        parse(&file(""), &[])
+            .unwrap_err()
+            .to_string()
+            .contains("server.allow: must be set")
+    );
     let client = "[[client]]\nname = \"crm\"\nfrom = [\"10.1.0.0/16\"]\naccounts = [\"shop\"]\n";
     assert_eq!(parse(&file(client), &[]).unwrap().warnings, []);
-    assert_eq!(parse(&file(""), &[("WXGATE_SERVER__ALLOW", "private")]).unwrap().warnings, []);
+    assert_eq!(
+        parse(&file(""), &[("WXGATE_SERVER__ALLOW", "private")])
+            .unwrap()
+            .warnings,
+        []
+    );
 }
 
 #[test]
@@ -66,22 +115,54 @@ fn clients_with_certificates_are_told_apart_by_the_first_that_fits() {
     let folder = tempfile::tempdir().unwrap();
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     fs::write(folder.path().join("cert.pem"), made.cert.pem()).unwrap();
-    fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
-    let client = |name: &str, more: &str| format!("[[client]]\nname = \"{name}\"\naccounts = [\"shop\"]\n{more}\n");
-    let environment = Variables::from([("SHOP_SECRET".to_owned(), "the secret of the shop".to_owned())]);
-    let load = |clients: &[String]| {
-        let tls = "[server.tls]\ncert = \"cert.pem\"\nkey = \"key.pem\"\nclient_ca = \"cert.pem\"\n";
-        let file = format!("{}{tls}{}", ACCOUNT, clients.concat());
-        let config = config::parse(&file, folder.path(), "wxgate.toml", &environment).unwrap_or_else(|p| panic!("{p}"));
-        let names: Vec<_> = config.proxy.clients.into_iter().filter_map(|client| client.cert).collect();
-        (names, config.warnings.into_iter().map(|w| w.key_path).collect::<Vec<_>>())
+    fs::write(
+        folder.path().join("key.pem"),
+        made.signing_key.serialize_pem(),
+    )
+    .unwrap();
+    let client = |name: &str, more: &str| {
+        format!("[[client]]\nname = \"{name}\"\naccounts = [\"shop\"]\n{more}\n")
     };
-    let narrow = client("narrow", "cert = \"CRM.internal\"\nfrom = [\"10.1.0.0/16\"]");
+    let environment = Variables::from([(
+        "SHOP_SECRET".to_owned(),
+        "the secret of the shop".to_owned(),
+    )]);
+    let load = |clients: &[String]| {
+        let tls =
+            "[server.tls]\ncert = \"cert.pem\"\nkey = \"key.pem\"\nclient_ca = \"cert.pem\"\n";
+        let file = format!("{}{tls}{}", ACCOUNT, clients.concat());
+        let config = config::parse(&file, folder.path(), "wxgate.toml", &environment)
+            .unwrap_or_else(|p| panic!("{p}"));
+        let names: Vec<_> = config
+            .proxy
+            .clients
+            .into_iter()
+            .filter_map(|client| client.cert)
+            .collect();
+        (
+            names,
+            config
+                .warnings
+                .into_iter()
+                .map(|w| w.key_path)
+                .collect::<Vec<_>>(),
+        )
+    };
+    let narrow = client(
+        "narrow",
+        "cert = \"CRM.internal\"\nfrom = [\"10.1.0.0/16\"]",
+    );
     let wide = client("wide", "cert = \"crm.internal\"");
     let other = client("other", "cert = \"spiffe://Internal/crm\"");
     let network = client("network-only", "from = [\"10.0.0.0/8\"]");
     let (names, warnings) = load(&[network, narrow.clone(), wide.clone(), other]);
-    assert_eq!(names, ["crm.internal", "crm.internal", "spiffe://internal/crm"]);
-    assert_eq!(warnings, [""; 0], "a certificate goes before networks, and the narrower one stands first");
+    assert_eq!(
+        names,
+        ["crm.internal", "crm.internal", "spiffe://internal/crm"]
+    );
+    assert_eq!(
+        warnings, [""; 0],
+        "a certificate goes before networks, and the narrower one stands first"
+    );
     assert_eq!(load(&[wide, narrow]).1, ["client[1].cert"]);
 }

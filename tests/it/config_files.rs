@@ -1,10 +1,15 @@
-//! Configuration files: the shipped ones load, each broken one gets its exact message, variables override, secrets stay
-//! unseen.
+//! Configuration files: the shipped ones load, each broken one gets its exact message, variables
+//! override, secrets stay unseen.
 //!
-//! `tests/data/config/NAME.toml` is one mistake, `NAME.txt` what must be said of it. To write the texts anew after a
-//! change of wording, run with `WXGATE_UPDATE_EXPECTED=1` and read the difference.
+//! `tests/data/config/NAME.toml` is one mistake, `NAME.txt` what must be said of it. To write the
+//! texts anew after a change of wording, run with `WXGATE_UPDATE_EXPECTED=1` and read the
+//! difference.
 
-#![allow(clippy::panic, clippy::unwrap_used, reason = "here a panic is the report, in helpers too")]
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "here a panic is the report, in helpers too"
+)]
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +26,10 @@ const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 type Variables = BTreeMap<String, String>;
 
 fn variables<const N: usize>(pairs: [(&str, &str); N]) -> Variables {
-    pairs.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    pairs
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
 }
 
 fn shop() -> Variables {
@@ -33,7 +41,9 @@ fn parse(text: &str, environment: &Variables) -> Result<Config, Problems> {
 }
 
 fn account(more: &str) -> String {
-    format!("[[account]]\nname = \"shop\"\nappid = \"wx1\"\nsecret = {{ env = \"SHOP_SECRET\" }}\n{more}\n")
+    format!(
+        "[[account]]\nname = \"shop\"\nappid = \"wx1\"\nsecret = {{ env = \"SHOP_SECRET\" }}\n{more}\n"
+    )
 }
 
 #[track_caller]
@@ -49,15 +59,25 @@ fn said(result: Result<Config, Problems>) -> String {
     match result {
         Err(problems) => format!("{problems}\n"),
         Ok(config) => {
-            let warnings: Vec<String> = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+            let warnings: Vec<String> = config
+                .warnings
+                .iter()
+                .map(|warning| format!("warning: {warning}\n"))
+                .collect();
             warnings.concat()
         }
     }
 }
 
 fn broken_files() -> Vec<PathBuf> {
-    let mut files: Vec<_> = fs::read_dir(DATA).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    let mut files: Vec<_> = fs::read_dir(DATA)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "toml")
+    });
     files.sort();
     files
 }
@@ -78,7 +98,8 @@ fn every_broken_file_gets_its_exact_message() {
         if update {
             fs::write(&expected, &said).unwrap();
         }
-        let expected = fs::read_to_string(&expected).unwrap_or_else(|_| panic!("{} is missing", expected.display()));
+        let expected = fs::read_to_string(&expected)
+            .unwrap_or_else(|_| panic!("{} is missing", expected.display()));
         assert_eq!(said, expected, "{name}");
         assert!(!said.is_empty(), "nothing was found in {name}");
     }
@@ -87,7 +108,10 @@ fn every_broken_file_gets_its_exact_message() {
 #[cfg(not(feature = "sql"))]
 #[test]
 fn a_build_without_databases_says_how_to_get_one_with_them() {
-    let problems = refused(parse(&format!("[store]\nkind = \"sql\"\n{}", account("")), &shop()));
+    let problems = refused(parse(
+        &format!("[store]\nkind = \"sql\"\n{}", account("")),
+        &shop(),
+    ));
     assert_eq!(
         problems,
         "wxgate.toml:2: store.kind: this wxgate was built without databases: build it with cargo build --release \
@@ -100,7 +124,11 @@ fn every_message_belongs_to_a_broken_file() {
     for entry in fs::read_dir(DATA).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "txt") {
-            assert!(path.with_extension("toml").exists(), "{} has no file", path.display());
+            assert!(
+                path.with_extension("toml").exists(),
+                "{} has no file",
+                path.display()
+            );
         }
     }
 }
@@ -108,10 +136,14 @@ fn every_message_belongs_to_a_broken_file() {
 #[test]
 fn the_shipped_files_load_without_a_warning() {
     for file in ["config/wxgate.toml", "config/minimal.toml"] {
-        let config = config::load(Some(Path::new(file)), Path::new("."), &shop()).unwrap_or_else(|p| panic!("{p}"));
+        let config = config::load(Some(Path::new(file)), Path::new("."), &shop())
+            .unwrap_or_else(|p| panic!("{p}"));
         assert_eq!(config.warnings, [], "{file}");
         assert_eq!(config.accounts[0].name.as_str(), "shop");
-        assert_eq!(config.accounts[0].secret.as_ref().unwrap().expose(), PLANTED);
+        assert_eq!(
+            config.accounts[0].secret.as_ref().unwrap().expose(),
+            PLANTED
+        );
     }
 }
 
@@ -144,7 +176,12 @@ fn the_long_file_shows_every_key() {
     let file: toml::Table = everything().parse().unwrap();
     let schema: serde_json::Value = serde_json::from_str(&config::schema()).unwrap();
     let keys = |schema: &serde_json::Value| -> Vec<String> {
-        schema["properties"].as_object().unwrap().keys().cloned().collect()
+        schema["properties"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect()
     };
     for table in keys(&schema) {
         let shown = match &file[&table] {
@@ -158,7 +195,10 @@ fn the_long_file_shows_every_key() {
         }
     }
     let problems = refused(parse(&everything(), &shop()));
-    assert!(!problems.contains("unknown") && !problems.contains("expected"), "{problems}");
+    assert!(
+        !problems.contains("unknown") && !problems.contains("expected"),
+        "{problems}"
+    );
 }
 
 #[test]
@@ -167,12 +207,19 @@ fn the_shipped_schema_is_the_one_that_the_program_prints() {
     if std::env::var_os("WXGATE_UPDATE_EXPECTED").is_some() {
         fs::write(file, config::schema()).unwrap();
     }
-    assert_eq!(fs::read_to_string(file).unwrap(), config::schema(), "run with WXGATE_UPDATE_EXPECTED=1");
+    assert_eq!(
+        fs::read_to_string(file).unwrap(),
+        config::schema(),
+        "run with WXGATE_UPDATE_EXPECTED=1"
+    );
 }
 
 #[test]
 fn a_variable_wins_over_the_file() {
-    let file = format!("{}[server]\nlisten = [\"127.0.0.1:1\"]\nworkers = \"wrong\"\n", account(""));
+    let file = format!(
+        "{}[server]\nlisten = [\"127.0.0.1:1\"]\nworkers = \"wrong\"\n",
+        account("")
+    );
     let mut environment = shop();
     environment.extend(variables([
         ("WXGATE_DEFAULT_ACCOUNT", "shop"),
@@ -182,18 +229,54 @@ fn a_variable_wins_over_the_file() {
         ("WXGATE_SERVER__ERROR_STYLE", "wechat"),
         ("WXGATE_REPLAY__DISK", "0"),
         ("WXGATE_UPSTREAM__PROXY", "http://user:word@egress:3128"),
-        ("WXGATE_UPSTREAM__RESOLVE", "{ \"API.weixin.qq.com\" = [\"203.0.113.7\"] }"),
+        (
+            "WXGATE_UPSTREAM__RESOLVE",
+            "{ \"API.weixin.qq.com\" = [\"203.0.113.7\"] }",
+        ),
         ("WXGATE_STORE__KIND", "memory"),
     ]));
     let config = parse(&file, &environment).unwrap();
-    let listen: Vec<String> = config.proxy.listen.iter().map(ToString::to_string).collect();
+    let listen: Vec<String> = config
+        .proxy
+        .listen
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(listen, ["0.0.0.0:80", "unix:/run/wxgate.sock"]);
     assert_eq!((config.proxy.workers, config.proxy.replay.disk), (3, 0));
     assert!(config.proxy.allow.reaches_beyond_loopback());
-    assert_eq!(config.proxy.error_style, wxgate::proxy::settings::ErrorStyle::Wechat);
-    assert_eq!(config.proxy.default_account.as_ref().map(wxgate::base::AccountName::as_str), Some("shop"));
-    assert_eq!(config.proxy.upstream.egress.proxy.unwrap().credentials.unwrap().expose(), "user:word");
-    assert!(config.proxy.upstream.egress.resolve.contains_key("api.weixin.qq.com"));
+    assert_eq!(
+        config.proxy.error_style,
+        wxgate::proxy::settings::ErrorStyle::Wechat
+    );
+    assert_eq!(
+        config
+            .proxy
+            .default_account
+            .as_ref()
+            .map(wxgate::base::AccountName::as_str),
+        Some("shop")
+    );
+    assert_eq!(
+        config
+            .proxy
+            .upstream
+            .egress
+            .proxy
+            .unwrap()
+            .credentials
+            .unwrap()
+            .expose(),
+        "user:word"
+    );
+    assert!(
+        config
+            .proxy
+            .upstream
+            .egress
+            .resolve
+            .contains_key("api.weixin.qq.com")
+    );
     assert_eq!(config.store, wxgate::token::store::Settings::Memory);
     assert_eq!(config.warnings, []);
 }
@@ -228,7 +311,16 @@ environment variable WXGATE_TOKEN__WAIT: token.wait: unknown unit; use one of ms
 #[test]
 fn variables_of_other_use_are_left_alone() {
     let mut environment = shop();
-    for name in ["LOG", "APPID", "SECRET", "ADMIN_KEY", "STORE_KEY", "CONFIG", "ANYTHING_ELSE", ""] {
+    for name in [
+        "LOG",
+        "APPID",
+        "SECRET",
+        "ADMIN_KEY",
+        "STORE_KEY",
+        "CONFIG",
+        "ANYTHING_ELSE",
+        "",
+    ] {
         environment.insert(format!("WXGATE_{name}"), "x".to_owned());
     }
     environment.insert("OTHER__NAME".to_owned(), "x".to_owned());
@@ -237,16 +329,24 @@ fn variables_of_other_use_are_left_alone() {
 
 #[test]
 fn a_secret_from_the_environment_replaces_whatever_form_the_file_has() {
-    let file = format!("{}[admin]\nlisten = \"0.0.0.0:1\"\nkey = {{ file = \"missing.secret\" }}\n", account(""));
+    let file = format!(
+        "{}[admin]\nlisten = \"0.0.0.0:1\"\nkey = {{ file = \"missing.secret\" }}\n",
+        account("")
+    );
     for (name, value, key) in [
         ("WXGATE_ADMIN__KEY__ENV", "SHOP_SECRET", PLANTED),
-        ("WXGATE_ADMIN__KEY__FILE", "shop.secret", "PLANTED-from-file"),
+        (
+            "WXGATE_ADMIN__KEY__FILE",
+            "shop.secret",
+            "PLANTED-from-file",
+        ),
         ("WXGATE_ADMIN__KEY__VALUE", "{odd", "{odd"),
         ("WXGATE_ADMIN__KEY", "{ env = \"SHOP_SECRET\" }", PLANTED),
     ] {
         let mut environment = shop();
         environment.insert(name.to_owned(), value.to_owned());
-        let config = parse(&file, &environment).unwrap_or_else(|problems| panic!("{name}: {problems}"));
+        let config =
+            parse(&file, &environment).unwrap_or_else(|problems| panic!("{name}: {problems}"));
         assert_eq!(config.admin.key.unwrap().expose(), key, "{name}");
         assert_eq!(config.warnings, [], "{name}");
     }
@@ -255,17 +355,28 @@ fn a_secret_from_the_environment_replaces_whatever_form_the_file_has() {
 #[test]
 fn without_a_file_two_variables_make_an_account() {
     let folder = tempfile::tempdir().unwrap();
-    let environment = variables([("WXGATE_APPID", "wx1"), ("WXGATE_SECRET", PLANTED), ("WXGATE_SERVER__WORKERS", "2")]);
+    let environment = variables([
+        ("WXGATE_APPID", "wx1"),
+        ("WXGATE_SECRET", PLANTED),
+        ("WXGATE_SERVER__WORKERS", "2"),
+    ]);
     let config = config::load(None, folder.path(), &environment).unwrap();
     let account = &config.accounts[0];
     assert_eq!(
-        (account.name.as_str(), account.appid.as_str(), account.secret.as_ref().unwrap().expose()),
+        (
+            account.name.as_str(),
+            account.appid.as_str(),
+            account.secret.as_ref().unwrap().expose()
+        ),
         ("default", "wx1", PLANTED)
     );
     assert_eq!((config.accounts.len(), config.proxy.workers), (1, 2));
     assert_eq!(
         config.store,
-        wxgate::token::store::Settings::File { path: folder.path().join("wxgate-state"), keys: None }
+        wxgate::token::store::Settings::File {
+            path: folder.path().join("wxgate-state"),
+            keys: None
+        }
     );
     assert_eq!(config.warnings, []);
 }
@@ -280,13 +391,23 @@ fn without_a_file_and_the_two_variables_the_ways_out_are_named() {
          and WXGATE_SECRET give the one account. Set both, or write config/wxgate.toml, or have a look around with \
          `wxgate demo`"
     );
-    let half = variables([("WXGATE_APPID", "wx1"), ("WXGATE_SECRET", ""), ("WXGATE_SERVER__WORKERS", "-1")]);
+    let half = variables([
+        ("WXGATE_APPID", "wx1"),
+        ("WXGATE_SECRET", ""),
+        ("WXGATE_SERVER__WORKERS", "-1"),
+    ]);
     let half = refused(config::load(None, folder.path(), &half));
-    assert!(half.starts_with("environment: account: WXGATE_SECRET is not set;"), "{half}");
+    assert!(
+        half.starts_with("environment: account: WXGATE_SECRET is not set;"),
+        "{half}"
+    );
     assert!(half.contains("WXGATE_SERVER__WORKERS"), "{half}");
     let odd = variables([("WXGATE_APPID", "wx 1"), ("WXGATE_SECRET", "s")]);
     let odd = refused(config::load(None, folder.path(), &odd));
-    assert!(odd.starts_with("environment variable WXGATE_APPID: account[0].appid: expected"), "{odd}");
+    assert!(
+        odd.starts_with("environment variable WXGATE_APPID: account[0].appid: expected"),
+        "{odd}"
+    );
 }
 
 #[test]
@@ -299,9 +420,21 @@ fn the_default_file_is_found_and_its_paths_start_from_its_folder() {
                 appid = \"wx1\"\nsecret = { file = \"shop.secret\" }\n";
     fs::write(config_dir.join("wxgate.toml"), file).unwrap();
     let config = config::load(None, folder.path(), &Variables::new()).unwrap();
-    assert_eq!(config.accounts[0].secret.as_ref().unwrap().expose(), "from-file");
-    assert_eq!(config.store, wxgate::token::store::Settings::File { path: config_dir.join("state"), keys: None });
-    assert_eq!(config.proxy.listen[0].to_string(), format!("unix:{}", config_dir.join("gate.sock").display()));
+    assert_eq!(
+        config.accounts[0].secret.as_ref().unwrap().expose(),
+        "from-file"
+    );
+    assert_eq!(
+        config.store,
+        wxgate::token::store::Settings::File {
+            path: config_dir.join("state"),
+            keys: None
+        }
+    );
+    assert_eq!(
+        config.proxy.listen[0].to_string(),
+        format!("unix:{}", config_dir.join("gate.sock").display())
+    );
 }
 
 #[test]
@@ -310,8 +443,14 @@ fn a_file_that_cannot_be_read_is_named() {
     fs::write(folder.path().join("long.toml"), "#".repeat((1 << 20) + 1)).unwrap();
     fs::write(folder.path().join("latin1.toml"), b"# \xe9\n").unwrap();
     let said = |name: &str| refused(config::load(Some(Path::new(name)), folder.path(), &shop()));
-    assert_eq!(said("none.toml"), "none.toml: cannot be read: No such file or directory (os error 2)");
-    assert_eq!(said("long.toml"), "long.toml: cannot be read: it is longer than 1MiB, which no configuration is");
+    assert_eq!(
+        said("none.toml"),
+        "none.toml: cannot be read: No such file or directory (os error 2)"
+    );
+    assert_eq!(
+        said("long.toml"),
+        "long.toml: cannot be read: it is longer than 1MiB, which no configuration is"
+    );
     assert!(said("latin1.toml").starts_with("latin1.toml: cannot be read: "));
 }
 
@@ -320,17 +459,30 @@ fn tls_files_are_tried_when_the_file_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     fs::write(folder.path().join("cert.pem"), made.cert.pem()).unwrap();
-    fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    fs::write(
+        folder.path().join("key.pem"),
+        made.signing_key.serialize_pem(),
+    )
+    .unwrap();
     let file = format!(
         "{}[server.tls]\ncert = \"cert.pem\"\nkey = \"key.pem\"\nclient_ca = \"cert.pem\"\n[upstream]\nca_file = \"cert.pem\"\n",
         account("")
     );
     let config = config::parse(&file, folder.path(), "wxgate.toml", &shop()).unwrap();
-    assert_eq!(config.proxy.tls.unwrap().client_ca, Some(folder.path().join("cert.pem")));
-    assert_eq!(config.proxy.upstream.egress.ca_file, Some(folder.path().join("cert.pem")));
+    assert_eq!(
+        config.proxy.tls.unwrap().client_ca,
+        Some(folder.path().join("cert.pem"))
+    );
+    assert_eq!(
+        config.proxy.upstream.egress.ca_file,
+        Some(folder.path().join("cert.pem"))
+    );
     fs::write(folder.path().join("key.pem"), "nothing").unwrap();
     let problems = refused(config::parse(&file, folder.path(), "wxgate.toml", &shop()));
-    assert!(problems.starts_with("wxgate.toml:6: server.tls: cannot be used: "), "{problems}");
+    assert!(
+        problems.starts_with("wxgate.toml:6: server.tls: cannot be used: "),
+        "{problems}"
+    );
 }
 
 #[test]
@@ -345,29 +497,46 @@ fn accounts_get_what_they_say() {
     let api: Vec<String> = account.api.iter().map(ToString::to_string).collect();
     assert_eq!(api, ["https://api2.weixin.qq.com", "http://127.0.0.1:9"]);
     let default = parse(&self::account(""), &shop()).unwrap();
-    assert_eq!(default.accounts[0].api[0].to_string(), "https://api.weixin.qq.com");
+    assert_eq!(
+        default.accounts[0].api[0].to_string(),
+        "https://api.weixin.qq.com"
+    );
     assert_eq!(default.accounts[0].kind(), wxgate::token::Kind::Stable);
 }
 
 #[test]
 fn a_good_configuration_is_summed_up() {
-    let config = parse(&account("").replace("{ env = \"SHOP_SECRET\" }", "{ value = \"s\" }"), &shop()).unwrap();
+    let config = parse(
+        &account("").replace("{ env = \"SHOP_SECRET\" }", "{ value = \"s\" }"),
+        &shop(),
+    )
+    .unwrap();
     let text = config::check_text(&config);
     assert!(
-        text.starts_with("warning: wxgate.toml:4: account[0].secret.value: the secret stands in the file"),
+        text.starts_with(
+            "warning: wxgate.toml:4: account[0].secret.value: the secret stands in the file"
+        ),
         "{text}"
     );
-    assert!(text.ends_with("1 account(s): shop; listening on 127.0.0.1:8080; admin on 127.0.0.1:8081"), "{text}");
+    assert!(
+        text.ends_with("1 account(s): shop; listening on 127.0.0.1:8080; admin on 127.0.0.1:8081"),
+        "{text}"
+    );
 }
 
 #[test]
 fn tokens_that_would_lie_open_are_named_by_check_in_one_line() {
     let said = |store: &str| {
-        let config =
-            parse(&format!("{store}{}", account("")), &variables([("SHOP_SECRET", PLANTED), ("KEY", KEY)])).unwrap();
+        let config = parse(
+            &format!("{store}{}", account("")),
+            &variables([("SHOP_SECRET", PLANTED), ("KEY", KEY)]),
+        )
+        .unwrap();
         assert_eq!(config.warnings, [], "no start complains about it");
         let text = config::check_text(&config);
-        text.lines().filter(|line| line.starts_with("warning: store.encryption_key: not set")).count()
+        text.lines()
+            .filter(|line| line.starts_with("warning: store.encryption_key: not set"))
+            .count()
     };
     assert_eq!(said(""), 1);
     assert_eq!(said("[store]\nencryption_key = { env = \"KEY\" }\n"), 0);
@@ -377,16 +546,34 @@ fn tokens_that_would_lie_open_are_named_by_check_in_one_line() {
 #[test]
 fn the_keys_of_the_store_are_taken_in_the_order_of_the_list() {
     let keys = |value: &str| {
-        let text = format!("[store]\nencryption_key = {{ env = \"KEY\" }}\n{}", account(""));
-        match parse(&text, &variables([("SHOP_SECRET", PLANTED), ("KEY", value)])).unwrap().store {
-            wxgate::token::store::Settings::File { keys: Some(keys), .. } => keys,
+        let text = format!(
+            "[store]\nencryption_key = {{ env = \"KEY\" }}\n{}",
+            account("")
+        );
+        match parse(
+            &text,
+            &variables([("SHOP_SECRET", PLANTED), ("KEY", value)]),
+        )
+        .unwrap()
+        .store
+        {
+            wxgate::token::store::Settings::File {
+                keys: Some(keys), ..
+            } => keys,
             other => panic!("{other:?}"),
         }
     };
     let other = "ab".repeat(32);
     assert_eq!(keys(KEY), keys(KEY.trim_end_matches('=')));
-    assert_ne!(keys(&format!("{KEY},{other}")), keys(&format!("{other},{KEY}")));
-    assert_eq!(format!("{:?}", keys(KEY)).matches("KeyId").count(), 1, "nothing but the id is shown");
+    assert_ne!(
+        keys(&format!("{KEY},{other}")),
+        keys(&format!("{other},{KEY}"))
+    );
+    assert_eq!(
+        format!("{:?}", keys(KEY)).matches("KeyId").count(),
+        1,
+        "nothing but the id is shown"
+    );
     assert!(!format!("{:?}", keys(&other)).contains("abab"));
 }
 
@@ -396,9 +583,20 @@ fn no_value_of_the_file_is_ever_said() {
     let lines: Vec<&str> = everything.lines().collect();
     let mut planted = 0;
     for (index, line) in lines.iter().enumerate() {
-        let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| is_key(key)) else { continue };
-        for form in ["\"X\"", "[\"X\"]", "{ env = \"X\" }", "{ value = \"X\" }", "{ from = \"X\" }", "X", "\"X"] {
-            // Paths and the names of accounts are no secrets, and an operator must see which is meant.
+        let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| is_key(key)) else {
+            continue;
+        };
+        for form in [
+            "\"X\"",
+            "[\"X\"]",
+            "{ env = \"X\" }",
+            "{ value = \"X\" }",
+            "{ from = \"X\" }",
+            "X",
+            "\"X",
+        ] {
+            // Paths and the names of accounts are no secrets, and an operator must see which is
+            // meant.
             if matches!(key, "ca_file" | "name") {
                 continue;
             }

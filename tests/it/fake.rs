@@ -1,7 +1,7 @@
 //! An upstream that does as it is told, over TCP or over TLS with any certificate.
 //!
-//! The sandbox is the better upstream wherever it can do what a test needs; this one closes, resets, swallows and counts
-//! at exact moments.
+//! The sandbox is the better upstream wherever it can do what a test needs; this one closes,
+//! resets, swallows and counts at exact moments.
 
 use std::{
     net::SocketAddr,
@@ -46,8 +46,14 @@ impl Call {
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        let mut fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
-        fields.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+        let mut fields = self
+            .head
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(':'));
+        fields
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim())
     }
 }
 
@@ -92,11 +98,22 @@ pub struct Seen {
 impl Seen {
     /// Requests other than those for a token.
     pub fn calls(&self) -> Vec<Call> {
-        self.calls.lock().unwrap().iter().filter(|call| !call.is_token()).cloned().collect()
+        self.calls
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|call| !call.is_token())
+            .cloned()
+            .collect()
     }
 
     pub fn token_calls(&self) -> usize {
-        self.calls.lock().unwrap().iter().filter(|call| call.is_token()).count()
+        self.calls
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|call| call.is_token())
+            .count()
     }
 
     pub fn connections(&self) -> usize {
@@ -132,7 +149,9 @@ impl Seen {
                 change.await;
             }
         };
-        timeout(DEADLINE, wait).await.expect("the upstream sees it in time");
+        timeout(DEADLINE, wait)
+            .await
+            .expect("the upstream sees it in time");
     }
 }
 
@@ -176,8 +195,18 @@ impl Fake {
         let address = listener.local_addr().expect("bound");
         let seen = Arc::new(Seen::default());
         let greeting = Arc::new(Mutex::new(greeting));
-        let task = tokio::spawn(accept(listener, Arc::clone(&greeting), Arc::clone(&seen), Arc::new(decide)));
-        Self { address, seen, greeting, task }
+        let task = tokio::spawn(accept(
+            listener,
+            Arc::clone(&greeting),
+            Arc::clone(&seen),
+            Arc::new(decide),
+        ));
+        Self {
+            address,
+            seen,
+            greeting,
+            task,
+        }
     }
 
     /// How connections are greeted from now on.
@@ -197,11 +226,22 @@ impl Fake {
     }
 }
 
-async fn accept(listener: TcpListener, greeting: Arc<Mutex<Greeting>>, seen: Arc<Seen>, decide: Decide) {
+async fn accept(
+    listener: TcpListener,
+    greeting: Arc<Mutex<Greeting>>,
+    seen: Arc<Seen>,
+    decide: Decide,
+) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let Ok((stream, peer)) = listener.accept().await else { return };
-        let (greeting, seen, decide) = (greeting.lock().unwrap().clone(), Arc::clone(&seen), Arc::clone(&decide));
+        let Ok((stream, peer)) = listener.accept().await else {
+            return;
+        };
+        let (greeting, seen, decide) = (
+            greeting.lock().unwrap().clone(),
+            Arc::clone(&seen),
+            Arc::clone(&decide),
+        );
         seen.peers.lock().unwrap().push(peer);
         let connection = seen.connections.fetch_add(1, SeqCst) + 1;
         seen.open.fetch_add(1, SeqCst);
@@ -228,7 +268,9 @@ trait Wire: AsyncRead + AsyncWrite + Unpin {
 
 impl Wire for TcpStream {
     fn arm_reset(&self) {
-        socket2::SockRef::from(self).set_linger(Some(Duration::ZERO)).expect("a TCP socket");
+        socket2::SockRef::from(self)
+            .set_linger(Some(Duration::ZERO))
+            .expect("a TCP socket");
     }
 }
 
@@ -241,7 +283,9 @@ impl Wire for tokio_rustls::server::TlsStream<TcpStream> {
 async fn serve(mut stream: impl Wire, connection: usize, seen: &Seen, decide: &Decide) {
     let mut buffer = Vec::new();
     for nth in 1.. {
-        let Some(call) = read_call(&mut stream, &mut buffer, connection, nth, seen).await else { return };
+        let Some(call) = read_call(&mut stream, &mut buffer, connection, nth, seen).await else {
+            return;
+        };
         let act = if call.is_token() {
             Act::Close(token_answer())
         } else if call.complete {
@@ -263,7 +307,10 @@ async fn serve(mut stream: impl Wire, connection: usize, seen: &Seen, decide: &D
             return;
         }
         if let Act::Linger(_, idle) = act
-            && !matches!(timeout(idle, read_more(&mut stream, &mut buffer, seen)).await, Ok(true))
+            && !matches!(
+                timeout(idle, read_more(&mut stream, &mut buffer, seen)).await,
+                Ok(true)
+            )
         {
             let _ = stream.shutdown().await;
             return;
@@ -280,7 +327,11 @@ async fn serve(mut stream: impl Wire, connection: usize, seen: &Seen, decide: &D
 
 fn token_answer() -> Vec<u8> {
     let body = format!("{{\"access_token\":\"{FAKE_TOKEN}\",\"expires_in\":7200}}");
-    format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into()
+    format!(
+        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into()
 }
 
 async fn read_call(
@@ -300,8 +351,16 @@ async fn read_call(
     };
     let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
     buffer.drain(..end);
-    let mut call = Call { connection, nth, head, body: Vec::new(), complete: true };
-    let length = call.header("content-length").map_or(0, |length| length.parse().expect("a number"));
+    let mut call = Call {
+        connection,
+        nth,
+        head,
+        body: Vec::new(),
+        complete: true,
+    };
+    let length = call
+        .header("content-length")
+        .map_or(0, |length| length.parse().expect("a number"));
     while buffer.len() < length {
         if !read_more(stream, buffer, seen).await {
             call.complete = false;

@@ -21,12 +21,18 @@ async fn a_thousand_calls_in_flight_on_a_dead_token_cost_one_fetch_and_none_fail
     gate.control().revoke(wxgate::sandbox::Which::default());
     let calls = (0..1000).map(|user| {
         let message = gate.send_message(&format!("user-{user}"));
-        tokio::spawn(async move { json(message.send().await.expect("an answer")).await["errcode"].as_i64() })
+        tokio::spawn(async move {
+            json(message.send().await.expect("an answer")).await["errcode"].as_i64()
+        })
     });
     for call in calls.collect::<Vec<_>>() {
         assert_eq!(call.await.expect("no panic"), Some(0));
     }
-    assert_eq!(gate.control().fetches(), 2, "one at the start, one for all thousand");
+    assert_eq!(
+        gate.control().fetches(),
+        2,
+        "one at the start, one for all thousand"
+    );
     assert_eq!(gate.control().deliveries().len(), 1000);
     for user in 0..1000 {
         assert_eq!(gate.control().delivered_to(&format!("user-{user}")), 1);

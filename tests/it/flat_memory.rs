@@ -21,32 +21,49 @@ const UPLOAD: &str = "/cgi-bin/media/upload";
 const ALLOWED: u64 = 24 << 20;
 
 fn hex(digest: Context) -> String {
-    digest.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest
+        .finish()
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Length and hash of the body, which is never held as a whole here either.
 async fn download(address: std::net::SocketAddr, target: &str, slowly: bool) -> (usize, String) {
     let mut stream = TcpStream::connect(address).await.expect("it listens");
     stream
-        .write_all(format!("GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes())
+        .write_all(
+            format!("GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes(),
+        )
         .await
         .unwrap();
     let (mut head, mut block) = (Vec::new(), vec![0; 64 * 1024]);
     let (mut length, mut digest) = (0, Context::new(&SHA256));
     if slowly {
-        // A caller that does not read at all: what WeChat sends meanwhile must not pile up in the proxy.
+        // A caller that does not read at all: what WeChat sends meanwhile must not pile up in the
+        // proxy.
         tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     }
     loop {
-        let count = timeout(DEADLINE, stream.read(&mut block)).await.expect("it goes on").expect("no reset");
+        let count = timeout(DEADLINE, stream.read(&mut block))
+            .await
+            .expect("it goes on")
+            .expect("no reset");
         if count == 0 {
             return (length, hex(digest));
         }
         let mut data = &block[..count];
         if length == 0 {
             head.extend_from_slice(data);
-            let Some(end) = head.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
-            assert!(head.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&head));
+            let Some(end) = head.windows(4).position(|w| w == b"\r\n\r\n") else {
+                continue;
+            };
+            assert!(
+                head.starts_with(b"HTTP/1.1 200 "),
+                "{}",
+                String::from_utf8_lossy(&head)
+            );
             data = &head[end + 4..];
         }
         length += data.len();
@@ -58,18 +75,29 @@ async fn download(address: std::net::SocketAddr, target: &str, slowly: bool) -> 
 async fn upload(address: std::net::SocketAddr, megabytes: usize, chunked: bool) -> String {
     let stream = TcpStream::connect(address).await.expect("it listens");
     let (mut reader, mut writer) = stream.into_split();
-    let framing =
-        if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {}", megabytes * MIB) };
-    let head = format!("POST {UPLOAD}?type=file HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{framing}\r\n\r\n");
+    let framing = if chunked {
+        "Transfer-Encoding: chunked".to_owned()
+    } else {
+        format!("Content-Length: {}", megabytes * MIB)
+    };
+    let head = format!(
+        "POST {UPLOAD}?type=file HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{framing}\r\n\r\n"
+    );
     writer.write_all(head.as_bytes()).await.unwrap();
     let mut digest = Context::new(&SHA256);
     for number in 0..megabytes {
         let piece = vec![u8::try_from(number % 251).unwrap(); MIB];
         digest.update(&piece);
         if chunked {
-            writer.write_all(format!("{MIB:x}\r\n").as_bytes()).await.unwrap();
+            writer
+                .write_all(format!("{MIB:x}\r\n").as_bytes())
+                .await
+                .unwrap();
         }
-        timeout(DEADLINE, writer.write_all(&piece)).await.expect("it goes on").expect("the proxy reads");
+        timeout(DEADLINE, writer.write_all(&piece))
+            .await
+            .expect("it goes on")
+            .expect("the proxy reads");
         if chunked {
             writer.write_all(b"\r\n").await.unwrap();
         }
@@ -78,15 +106,22 @@ async fn upload(address: std::net::SocketAddr, megabytes: usize, chunked: bool) 
         writer.write_all(b"0\r\n\r\n").await.unwrap();
     }
     let mut answer = String::new();
-    timeout(DEADLINE, reader.read_to_string(&mut answer)).await.expect("an answer").expect("text");
+    timeout(DEADLINE, reader.read_to_string(&mut answer))
+        .await
+        .expect("an answer")
+        .expect("text");
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     hex(digest)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_bodies_pass_whole_in_both_directions_at_flat_memory() {
-    let sandbox = sandbox::start(sandbox::Settings::default()).await.expect("the sandbox starts");
-    let settings = setup().set("server", "max_body = \"80MiB\"").set("replay", "disk = \"80MiB\"");
+    let sandbox = sandbox::start(sandbox::Settings::default())
+        .await
+        .expect("the sandbox starts");
+    let settings = setup()
+        .set("server", "max_body = \"80MiB\"")
+        .set("replay", "disk = \"80MiB\"");
     let folder = folder(&settings, &sandbox);
     let program = Program::start(serve(folder.path()).env("TMPDIR", folder.path()));
     let proxy = program.proxy();
@@ -97,21 +132,32 @@ async fn large_bodies_pass_whole_in_both_directions_at_flat_memory() {
     let idle = program.peak();
     let flat = |what: &str| {
         let grown = program.peak() - idle;
-        assert!(grown < ALLOWED, "{what}: {} KiB more than idle", grown / 1024);
+        assert!(
+            grown < ALLOWED,
+            "{what}: {} KiB more than idle",
+            grown / 1024
+        );
     };
 
     let blob = "/cgi-bin/media/get?media_id=blob-52428800";
     let token = control.accounts()[0].tokens[0].access_token.clone();
-    let direct = download(sandbox.http_addr().unwrap(), &format!("{blob}&access_token={token}"), false).await;
+    let direct = download(
+        sandbox.http_addr().unwrap(),
+        &format!("{blob}&access_token={token}"),
+        false,
+    )
+    .await;
     assert_eq!(direct.0, 50 * MIB);
     assert_eq!(download(proxy, blob, false).await, direct);
     flat("50 MiB down");
     assert_eq!(download(proxy, blob, true).await, direct);
     flat("50 MiB down to a caller that does not read at first");
 
-    for (what, chunked, stale) in
-        [("60 MiB up", false, false), ("60 MiB up in chunks", true, false), ("60 MiB up twice", false, true)]
-    {
+    for (what, chunked, stale) in [
+        ("60 MiB up", false, false),
+        ("60 MiB up in chunks", true, false),
+        ("60 MiB up twice", false, true),
+    ] {
         control.clear_record();
         if stale {
             control.revoke(Which::default());
@@ -120,7 +166,11 @@ async fn large_bodies_pass_whole_in_both_directions_at_flat_memory() {
         let requests = control.requests(UPLOAD);
         assert_eq!(requests.len(), if stale { 2 } else { 1 }, "{what}");
         for request in &requests {
-            assert_eq!((request.body_length, request.complete), (60 * MIB as u64, true), "{what}");
+            assert_eq!(
+                (request.body_length, request.complete),
+                (60 * MIB as u64, true),
+                "{what}"
+            );
             assert_eq!(request.body_sha256, sent, "{what}");
             assert_eq!(request.header("content-length"), Some("62914560"), "{what}");
         }

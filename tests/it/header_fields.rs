@@ -7,7 +7,8 @@ use crate::{
     support::{setup, start},
 };
 
-/// Goes no further than wxgate: it speaks of this connection, of the caller, or is the caller's secret.
+/// Goes no further than wxgate: it speaks of this connection, of the caller, or is the caller's
+/// secret.
 const GONE: [&str; 24] = [
     "Connection: keep-alive, X-Internal, , x-second",
     "X-Internal: 1",
@@ -49,7 +50,10 @@ const KEPT: [(&str, &str); 9] = [
 ];
 
 fn request(method: &str, fields: &[String], body: &str) -> String {
-    format!("{method} /cgi-bin/menu/get HTTP/1.1\r\nHost: gate.internal\r\n{}\r\n\r\n{body}", fields.join("\r\n"))
+    format!(
+        "{method} /cgi-bin/menu/get HTTP/1.1\r\nHost: gate.internal\r\n{}\r\n\r\n{body}",
+        fields.join("\r\n")
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,18 +65,27 @@ async fn what_is_hop_by_hop_or_the_callers_own_ends_here() {
     fields.extend(KEPT.map(|(name, value)| format!("{name}: {value}")));
     fields.push("Content-Length: 2".to_owned());
     let mut wire = Wire::connect(gate.proxy).await;
-    let reply = wire.ask(request("POST", &fields, "{}")).await.expect("an answer");
+    let reply = wire
+        .ask(request("POST", &fields, "{}"))
+        .await
+        .expect("an answer");
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(reply.header("x-request-id"), "caller-7");
     let record = gate.control().requests("**").pop().expect("it arrived");
     let mut arrived: Vec<(String, String)> = record.headers.clone();
-    arrived.iter_mut().for_each(|(name, _)| name.make_ascii_lowercase());
+    arrived
+        .iter_mut()
+        .for_each(|(name, _)| name.make_ascii_lowercase());
     // What wxgate adds, so that it knows its own requests should they come back.
-    let marks = arrived.extract_if(.., |(name, _)| name == "cdn-loop").count();
+    let marks = arrived
+        .extract_if(.., |(name, _)| name == "cdn-loop")
+        .count();
     assert_eq!(marks, 1);
     arrived.sort();
     let port = gate.sandbox.https_addr().expect("TLS").port();
-    let mut wanted: Vec<(String, String)> = KEPT.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let mut wanted: Vec<(String, String)> = KEPT
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
     wanted.push(("host".to_owned(), format!("localhost:{port}")));
     wanted.push(("content-length".to_owned(), "2".to_owned()));
     wanted.sort();
@@ -93,9 +106,24 @@ async fn every_body_is_sent_with_its_length_and_no_body_with_none() {
         ("DELETE", "A: b", "", Framing::Length(0)),
         ("POST", "Content-Length: 2", "{}", Framing::Length(2)),
         ("GET", "Content-Length: 2", "{}", Framing::Length(2)),
-        ("PUT", "Transfer-Encoding: chunked", "1\r\n{\r\n1\r\n}\r\n0\r\n\r\n", Framing::Length(2)),
-        ("GET", "Transfer-Encoding: chunked", "2\r\n{}\r\n0\r\n\r\n", Framing::Length(2)),
-        ("POST", "Transfer-Encoding: chunked", "0\r\n\r\n", Framing::Length(0)),
+        (
+            "PUT",
+            "Transfer-Encoding: chunked",
+            "1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
+            Framing::Length(2),
+        ),
+        (
+            "GET",
+            "Transfer-Encoding: chunked",
+            "2\r\n{}\r\n0\r\n\r\n",
+            Framing::Length(2),
+        ),
+        (
+            "POST",
+            "Transfer-Encoding: chunked",
+            "0\r\n\r\n",
+            Framing::Length(0),
+        ),
     ] {
         gate.control().clear_record();
         let mut wire = Wire::connect(gate.proxy).await;
@@ -103,8 +131,16 @@ async fn every_body_is_sent_with_its_length_and_no_body_with_none() {
         let reply = wire.reply_to(method).await.expect("an answer");
         assert_eq!(reply.status, 200, "{method} {fields}");
         let record = gate.control().requests("**").pop().expect("it arrived");
-        assert_eq!((&*record.method, record.framing), (method, framing), "{method} {fields} {body:?}");
-        let length = if let Framing::Length(length) = framing { length } else { 0 };
+        assert_eq!(
+            (&*record.method, record.framing),
+            (method, framing),
+            "{method} {fields} {body:?}"
+        );
+        let length = if let Framing::Length(length) = framing {
+            length
+        } else {
+            0
+        };
         assert_eq!(record.body_length, length, "{method} {fields}");
     }
 }
@@ -125,7 +161,13 @@ async fn gzip_is_asked_for_when_the_caller_takes_it_and_nothing_else_ever() {
     ] {
         gate.control().clear_record();
         let mut wire = Wire::connect(gate.proxy).await;
-        assert_eq!(wire.ask(request("GET", &[theirs.to_owned()], "")).await.expect("an answer").status, 200);
+        assert_eq!(
+            wire.ask(request("GET", &[theirs.to_owned()], ""))
+                .await
+                .expect("an answer")
+                .status,
+            200
+        );
         let record = gate.control().requests("**").pop().expect("it arrived");
         assert_eq!(record.header("accept-encoding"), ours, "{theirs}");
     }
@@ -152,27 +194,60 @@ async fn wechats_answer_loses_what_belongs_to_its_connection_and_keeps_the_rest(
         ("Alt-Svc", "h3=\":443\""),
         ("ETag", "\"x\""),
     ];
-    let mut headers: Vec<(String, String)> = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let mut headers: Vec<(String, String)> = pairs
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
     headers.push(("Connection".to_owned(), "X-Hop".to_owned()));
     for chunked in [None, Some(3)] {
-        let answer =
-            Response { headers: headers.clone(), body: "{\"errcode\":0}".to_owned(), chunked, ..Response::default() };
-        gate.control().fault(Rule::new("/cgi-bin/menu/get", Fault::Respond(answer)));
+        let answer = Response {
+            headers: headers.clone(),
+            body: "{\"errcode\":0}".to_owned(),
+            chunked,
+            ..Response::default()
+        };
+        gate.control()
+            .fault(Rule::new("/cgi-bin/menu/get", Fault::Respond(answer)));
         let mut wire = Wire::connect(gate.proxy).await;
-        let reply = wire.ask(request("GET", &["A: b".to_owned()], "")).await.expect("an answer");
-        assert_eq!((reply.status, reply.text().as_str()), (200, "{\"errcode\":0}"));
-        for gone in
-            ["x-hop", "keep-alive", "proxy-authenticate", "trailer", "upgrade", "x-wxgate-error", "x-wxgate-replay"]
-        {
+        let reply = wire
+            .ask(request("GET", &["A: b".to_owned()], ""))
+            .await
+            .expect("an answer");
+        assert_eq!(
+            (reply.status, reply.text().as_str()),
+            (200, "{\"errcode\":0}")
+        );
+        for gone in [
+            "x-hop",
+            "keep-alive",
+            "proxy-authenticate",
+            "trailer",
+            "upgrade",
+            "x-wxgate-error",
+            "x-wxgate-replay",
+        ] {
             assert_eq!(reply.header(gone), "", "{gone}");
         }
-        assert_eq!((reply.header("x-wxgate-account"), reply.header("x-wxgate-attempts")), ("shop", "1"));
-        for (name, value) in [("logicret", "40164"), ("via", "1.1 edge"), ("alt-svc", "h3=\":443\""), ("etag", "\"x\"")]
-        {
+        assert_eq!(
+            (
+                reply.header("x-wxgate-account"),
+                reply.header("x-wxgate-attempts")
+            ),
+            ("shop", "1")
+        );
+        for (name, value) in [
+            ("logicret", "40164"),
+            ("via", "1.1 edge"),
+            ("alt-svc", "h3=\":443\""),
+            ("etag", "\"x\""),
+        ] {
             assert_eq!(reply.header(name), value);
         }
-        let cookies: Vec<&str> =
-            reply.headers.iter().filter(|(n, _)| n == "set-cookie").map(|(_, v)| v.as_str()).collect();
+        let cookies: Vec<&str> = reply
+            .headers
+            .iter()
+            .filter(|(n, _)| n == "set-cookie")
+            .map(|(_, v)| v.as_str())
+            .collect();
         assert_eq!(cookies, ["a=b", "c=d"]);
     }
 }

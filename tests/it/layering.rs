@@ -1,9 +1,14 @@
-//! Holds the floors of the house: who may import whom, which stages of the proxy know each other, and which files may
-//! reveal a secret. The tables below are the rules; ARCHITECTURE.md gives the reasons.
+//! Holds the floors of the house: who may import whom, which stages of the proxy know each other,
+//! and which files may reveal a secret. The tables below are the rules; ARCHITECTURE.md gives the
+//! reasons.
 //!
 //! The source is read as text, so the test sees what is written, not what macros make of it.
 
-#![allow(clippy::panic, clippy::unwrap_used, reason = "here a panic is the report, in helpers too")]
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "here a panic is the report, in helpers too"
+)]
 
 use std::{
     collections::BTreeSet,
@@ -23,23 +28,80 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("wechat", &["base"]),
     ("net", &["base"]),
     ("token", &["base", "telemetry", "wechat", "net"]),
-    // The second, independent statement of WeChat's protocol: it must not share a constant with the first.
+    // The second, independent statement of WeChat's protocol: it must not share a constant with the
+    // first.
     ("sandbox", &["base", "net"]),
     ("service", &["base", "telemetry", "wechat", "net", "token"]),
-    ("proxy", &["base", "telemetry", "wechat", "net", "token", "service"]),
-    ("admin", &["base", "telemetry", "wechat", "net", "token", "service"]),
-    ("config", &["base", "telemetry", "wechat", "net", "token", "service", "proxy", "admin"]),
-    ("app", &["base", "telemetry", "wechat", "net", "token", "service", "proxy", "admin", "config"]),
-    ("cli", &["base", "telemetry", "wechat", "net", "token", "sandbox", "service", "proxy", "admin", "config", "app"]),
+    (
+        "proxy",
+        &["base", "telemetry", "wechat", "net", "token", "service"],
+    ),
+    (
+        "admin",
+        &["base", "telemetry", "wechat", "net", "token", "service"],
+    ),
+    (
+        "config",
+        &[
+            "base",
+            "telemetry",
+            "wechat",
+            "net",
+            "token",
+            "service",
+            "proxy",
+            "admin",
+        ],
+    ),
+    (
+        "app",
+        &[
+            "base",
+            "telemetry",
+            "wechat",
+            "net",
+            "token",
+            "service",
+            "proxy",
+            "admin",
+            "config",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "base",
+            "telemetry",
+            "wechat",
+            "net",
+            "token",
+            "sandbox",
+            "service",
+            "proxy",
+            "admin",
+            "config",
+            "app",
+        ],
+    ),
     ("main", &["base", "config", "app", "cli"]),
 ];
 
 /// The stages of a request, as files of `proxy`.
-const STAGES: &[&str] =
-    &["route", "answer", "access", "body", "inject", "headers", "inspect", "retry", "upstream", "access_log"];
+const STAGES: &[&str] = &[
+    "route",
+    "answer",
+    "access",
+    "body",
+    "inject",
+    "headers",
+    "inspect",
+    "retry",
+    "upstream",
+    "access_log",
+];
 
-/// The files of `proxy` that know the order of the stages, or make of a configuration what several of them read; each of
-/// the others may know one stage besides itself.
+/// The files of `proxy` that know the order of the stages, or make of a configuration what several
+/// of them read; each of the others may know one stage besides itself.
 const CONDUCTORS: &[&str] = &["live", "mod", "pipeline", "worker"];
 
 /// The files that may give a secret as text, outside their tests.
@@ -94,12 +156,20 @@ struct File {
 
 impl File {
     fn new(name: &str, source: &str) -> Self {
-        let mut module: Vec<String> = name.trim_end_matches(".rs").split('/').map(str::to_owned).collect();
+        let mut module: Vec<String> = name
+            .trim_end_matches(".rs")
+            .split('/')
+            .map(str::to_owned)
+            .collect();
         if matches!(module.last().map(String::as_str), Some("mod" | "lib")) {
             module.pop();
         }
         let scan = scan(source, &module, name == "main.rs");
-        Self { name: name.to_owned(), module, scan }
+        Self {
+            name: name.to_owned(),
+            module,
+            scan,
+        }
     }
 
     fn floor(&self) -> &str {
@@ -111,27 +181,56 @@ impl File {
     }
 
     fn written(import: &Import) -> String {
-        import.path.iter().fold(String::from("crate"), |mut text, segment| {
-            let _ = write!(text, "::{segment}");
-            text
-        })
+        import
+            .path
+            .iter()
+            .fold(String::from("crate"), |mut text, segment| {
+                let _ = write!(text, "::{segment}");
+                text
+            })
     }
 }
 
 fn forbidden_edges(file: &File) -> Vec<String> {
-    let allowed = FLOORS.iter().find(|(name, _)| *name == file.floor()).map(|(_, allowed)| *allowed);
+    let allowed = FLOORS
+        .iter()
+        .find(|(name, _)| *name == file.floor())
+        .map(|(_, allowed)| *allowed);
     let Some(allowed) = allowed else {
-        let listed = if file.floor() == "lib" { Vec::new() } else { vec![file.says(1, "has no floor in FLOORS")] };
+        let listed = if file.floor() == "lib" {
+            Vec::new()
+        } else {
+            vec![file.says(1, "has no floor in FLOORS")]
+        };
         return listed;
     };
     let is_fine = |import: &&Import| {
-        import.path.first().is_some_and(|target| target == file.floor() || allowed.contains(&target.as_str()))
+        import
+            .path
+            .first()
+            .is_some_and(|target| target == file.floor() || allowed.contains(&target.as_str()))
     };
     let problem = |import: &Import| {
-        let may = if allowed.is_empty() { "nothing".to_owned() } else { allowed.join(", ") };
-        file.says(import.line, &format!("`{}`: {} may import {may}", File::written(import), file.floor()))
+        let may = if allowed.is_empty() {
+            "nothing".to_owned()
+        } else {
+            allowed.join(", ")
+        };
+        file.says(
+            import.line,
+            &format!(
+                "`{}`: {} may import {may}",
+                File::written(import),
+                file.floor()
+            ),
+        )
     };
-    file.scan.imports.iter().filter(|import| !is_fine(import)).map(problem).collect()
+    file.scan
+        .imports
+        .iter()
+        .filter(|import| !is_fine(import))
+        .map(problem)
+        .collect()
 }
 
 fn stages_that_know_too_much(file: &File) -> Option<String> {
@@ -140,20 +239,39 @@ fn stages_that_know_too_much(file: &File) -> Option<String> {
         return None;
     }
     let target = |import: &Import| match import.path.as_slice() {
-        [floor, stage, ..] if floor == "proxy" && stage != own && STAGES.contains(&stage.as_str()) => {
+        [floor, stage, ..]
+            if floor == "proxy" && stage != own && STAGES.contains(&stage.as_str()) =>
+        {
             Some(stage.clone())
         }
         _ => None,
     };
     let known: BTreeSet<String> = file.scan.imports.iter().filter_map(target).collect();
-    let names = || known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-    (known.len() > 1).then(|| file.says(1, &format!("imports {}: only the pipeline knows several stages", names())))
+    let names = || {
+        known
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    (known.len() > 1).then(|| {
+        file.says(
+            1,
+            &format!(
+                "imports {}: only the pipeline knows several stages",
+                names()
+            ),
+        )
+    })
 }
 
 fn unlisted_reveals(file: &File, listed: &[&str]) -> Vec<String> {
     let rule = "reveals a secret: ARCHITECTURE.md lists the places that may reveal a secret";
     let stale = "is listed as revealing a secret and does not: take it off the list";
-    match (listed.contains(&file.name.as_str()), file.scan.reveals.as_slice()) {
+    match (
+        listed.contains(&file.name.as_str()),
+        file.scan.reveals.as_slice(),
+    ) {
         (true, []) => vec![file.says(1, stale)],
         (true, _) => Vec::new(),
         (false, lines) => lines.iter().map(|line| file.says(*line, rule)).collect(),
@@ -165,7 +283,9 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
         let path = entry.unwrap().path();
         if path.is_dir() {
             sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") && !is_for_tests(&path) {
+        } else if path.extension().is_some_and(|extension| extension == "rs")
+            && !is_for_tests(&path)
+        {
             found.push(path);
         }
     }
@@ -174,7 +294,11 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 // What stands in a file of its own instead of a `#[cfg(test)] mod tests { … }`.
 fn is_for_tests(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == "tests.rs")
-        || path.ancestors().skip(1).take(2).any(|folder| folder.ends_with("tests"))
+        || path
+            .ancestors()
+            .skip(1)
+            .take(2)
+            .any(|folder| folder.ends_with("tests"))
 }
 
 fn crate_files() -> Vec<File> {
@@ -183,7 +307,12 @@ fn crate_files() -> Vec<File> {
     sources(&root, &mut paths);
     paths.sort();
     let read = |path: &PathBuf| {
-        let name = path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
+        let name = path
+            .strip_prefix(&root)
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .replace('\\', "/");
         File::new(&name, &fs::read_to_string(path).unwrap())
     };
     paths.iter().map(read).collect()
@@ -200,22 +329,42 @@ fn imports_go_downwards_only() {
     assert_none(&files.iter().flat_map(forbidden_edges).collect::<Vec<_>>());
     let seen = files.iter().any(|file| {
         file.floor() == "config"
-            && file.scan.imports.iter().any(|import| import.path.first().is_some_and(|t| t == "token"))
+            && file
+                .scan
+                .imports
+                .iter()
+                .any(|import| import.path.first().is_some_and(|t| t == "token"))
     });
-    assert!(seen, "the scanner does not even see that config imports token");
+    assert!(
+        seen,
+        "the scanner does not even see that config imports token"
+    );
 }
 
 #[test]
 fn only_the_pipeline_knows_several_stages() {
-    assert_none(&crate_files().iter().filter_map(stages_that_know_too_much).collect::<Vec<_>>());
+    assert_none(
+        &crate_files()
+            .iter()
+            .filter_map(stages_that_know_too_much)
+            .collect::<Vec<_>>(),
+    );
 }
 
 #[test]
 fn secrets_are_revealed_in_listed_files_only() {
     let files = crate_files();
-    assert_none(&files.iter().flat_map(|file| unlisted_reveals(file, REVEALERS)).collect::<Vec<_>>());
+    assert_none(
+        &files
+            .iter()
+            .flat_map(|file| unlisted_reveals(file, REVEALERS))
+            .collect::<Vec<_>>(),
+    );
     for listed in REVEALERS {
-        assert!(files.iter().any(|file| file.name == *listed), "{listed} is listed and does not exist");
+        assert!(
+            files.iter().any(|file| file.name == *listed),
+            "{listed} is listed and does not exist"
+        );
     }
 }
 
@@ -253,7 +402,9 @@ fn a_forbidden_edge_is_found_in_every_spelling() {
         "const A: &str = \"\\\"\"; use crate::proxy; // \"",
     ] {
         let problems = forbidden_edges(&File::new("net/address.rs", spelling));
-        let [problem] = problems.as_slice() else { panic!("{spelling}: {problems:?}") };
+        let [problem] = problems.as_slice() else {
+            panic!("{spelling}: {problems:?}")
+        };
         assert!(problem.contains("`crate::proxy"), "{problem}");
         assert!(problem.ends_with("net may import base"), "{problem}");
     }
@@ -261,8 +412,17 @@ fn a_forbidden_edge_is_found_in_every_spelling() {
 
 #[test]
 fn a_spelling_that_would_hide_an_edge_is_refused() {
-    for spelling in ["use crate as other;", "use crate::*;", "use crate::{self as other};", "use super::super::*;"] {
-        assert_eq!(forbidden_edges(&File::new("net/address.rs", spelling)).len(), 1, "{spelling}");
+    for spelling in [
+        "use crate as other;",
+        "use crate::*;",
+        "use crate::{self as other};",
+        "use super::super::*;",
+    ] {
+        assert_eq!(
+            forbidden_edges(&File::new("net/address.rs", spelling)).len(),
+            1,
+            "{spelling}"
+        );
     }
 }
 
@@ -302,37 +462,81 @@ fn an_edge_is_named_with_file_line_and_import() {
 
 #[test]
 fn the_sandbox_may_not_look_at_what_is_known_about_wechat() {
-    assert_eq!(forbidden_edges(&File::new("sandbox/mod.rs", "use crate::wechat::codes::STALE;")).len(), 1);
-    assert_none(&forbidden_edges(&File::new("sandbox/mod.rs", "use crate::{base::Secret, net::drain};")));
+    assert_eq!(
+        forbidden_edges(&File::new(
+            "sandbox/mod.rs",
+            "use crate::wechat::codes::STALE;"
+        ))
+        .len(),
+        1
+    );
+    assert_none(&forbidden_edges(&File::new(
+        "sandbox/mod.rs",
+        "use crate::{base::Secret, net::drain};",
+    )));
 }
 
 #[test]
 fn the_binary_is_held_too_and_a_module_without_a_floor_is_refused() {
-    assert_eq!(forbidden_edges(&File::new("main.rs", "fn main() { wxgate::proxy::run() }")).len(), 1);
-    assert_none(&forbidden_edges(&File::new("main.rs", "fn main() { wxgate::cli::run() }")));
+    assert_eq!(
+        forbidden_edges(&File::new("main.rs", "fn main() { wxgate::proxy::run() }")).len(),
+        1
+    );
+    assert_none(&forbidden_edges(&File::new(
+        "main.rs",
+        "fn main() { wxgate::cli::run() }",
+    )));
     assert_eq!(forbidden_edges(&File::new("util.rs", "")).len(), 1);
-    assert_eq!(forbidden_edges(&File::new("base/mod.rs", "use crate::util::f;")).len(), 1);
+    assert_eq!(
+        forbidden_edges(&File::new("base/mod.rs", "use crate::util::f;")).len(),
+        1
+    );
 }
 
 #[test]
 fn a_stage_may_know_one_other_stage() {
     let known = |name, source| stages_that_know_too_much(&File::new(name, source)).is_some();
-    assert!(!known("proxy/inject.rs", "use super::access::{Admitted, Right}; use super::error::Error;"));
-    assert!(known("proxy/inject.rs", "use super::{access::Admitted, route::Route};"));
-    assert!(known("proxy/retry.rs", "use super::inspect::Verdict; fn f() { crate::proxy::body::copy() }"));
-    assert!(known("proxy/body/spool.rs", "use super::super::{inject, retry};"));
-    assert!(!known("proxy/pipeline.rs", "use super::{access, body, inject};"));
+    assert!(!known(
+        "proxy/inject.rs",
+        "use super::access::{Admitted, Right}; use super::error::Error;"
+    ));
+    assert!(known(
+        "proxy/inject.rs",
+        "use super::{access::Admitted, route::Route};"
+    ));
+    assert!(known(
+        "proxy/retry.rs",
+        "use super::inspect::Verdict; fn f() { crate::proxy::body::copy() }"
+    ));
+    assert!(known(
+        "proxy/body/spool.rs",
+        "use super::super::{inject, retry};"
+    ));
+    assert!(!known(
+        "proxy/pipeline.rs",
+        "use super::{access, body, inject};"
+    ));
 }
 
 #[test]
 fn every_way_to_reveal_a_secret_is_found() {
     let found = |source| unlisted_reveals(&File::new("admin/api.rs", source), &[]).len();
     assert_eq!(found("fn f(s: &Secret) -> &str { s.expose() }"), 1);
-    assert_eq!(found("fn f(s: &Secret) -> &str {\n    s\n        .expose()\n}"), 1);
-    assert_eq!(found("fn f(s: Option<&Secret>) { s.map(Secret::expose) }"), 1);
+    assert_eq!(
+        found("fn f(s: &Secret) -> &str {\n    s\n        .expose()\n}"),
+        1
+    );
+    assert_eq!(
+        found("fn f(s: Option<&Secret>) { s.map(Secret::expose) }"),
+        1
+    );
     assert_eq!(found("fn f(t: &Token) -> &str { t.query_value() }"), 1);
-    assert_eq!(found("// s.expose()\nfn expose() {}\n#[cfg(test)]\nmod tests { fn f() { s.expose() } }"), 0);
-    let listed = |source| unlisted_reveals(&File::new("admin/api.rs", source), &["admin/api.rs"]).len();
+    assert_eq!(
+        found("// s.expose()\nfn expose() {}\n#[cfg(test)]\nmod tests { fn f() { s.expose() } }"),
+        0
+    );
+    let listed =
+        |source| unlisted_reveals(&File::new("admin/api.rs", source), &["admin/api.rs"]).len();
     assert_eq!(listed("fn f(s: &Secret) -> &str { s.expose() }"), 0);
     assert_eq!(listed(""), 1);
 }

@@ -45,7 +45,6 @@ mod raw;
 mod redis;
 mod redis_store;
 mod refresh_limits;
-mod release_profile;
 mod reload;
 mod replayed_bodies;
 mod response_headers;

@@ -1,7 +1,8 @@
 //! Requests that two parsers could read differently, byte by byte over raw sockets.
 //!
-//! Whatever the verdict, the same must hold behind it: no more requests upstream than the client made, no framing but our
-//! own, and the next ordinary request gets its own answer, on the same connection if that stayed open.
+//! Whatever the verdict, the same must hold behind it: no more requests upstream than the client
+//! made, no framing but our own, and the next ordinary request gets its own answer, on the same
+//! connection if that stayed open.
 
 use wxgate::sandbox::{Framing, Record};
 
@@ -16,7 +17,8 @@ enum Verdict {
     Refused(u16),
     /// The same, and the connection is of no further use.
     Ended(u16),
-    /// The same, but the answer may be lost: the client was still sending when the connection was closed.
+    /// The same, but the answer may be lost: the client was still sending when the connection was
+    /// closed.
     Cut(u16),
     /// No answer at all.
     Closed,
@@ -34,7 +36,12 @@ fn post(fields: &str, body: &str) -> Vec<u8> {
 }
 
 fn get(fields: &[u8]) -> Vec<u8> {
-    [b"GET /cgi-bin/menu/get HTTP/1.1\r\nHost: gate\r\n", fields, b"\r\n\r\n"].concat()
+    [
+        b"GET /cgi-bin/menu/get HTTP/1.1\r\nHost: gate\r\n",
+        fields,
+        b"\r\n\r\n",
+    ]
+    .concat()
 }
 
 /// A whole head for this request line.
@@ -46,54 +53,139 @@ fn lengths() -> Vec<(&'static str, Vec<u8>, Verdict)> {
     // What a proxy that believed the other length would take for the next request.
     let hidden = "0\r\n\r\nGET /cgi-bin/user/get HTTP/1.1\r\nHost: gate\r\n\r\n";
     vec![
-        ("TE before CL", post("Transfer-Encoding: chunked\r\nContent-Length: 5", hidden), Ended(400)),
-        ("CL before TE", post("Content-Length: 5\r\nTransfer-Encoding: chunked", hidden), Ended(400)),
         (
-            "CL around TE",
-            post("Content-Length: 5\r\nTransfer-Encoding: chunked\r\nContent-Length: 5", hidden),
+            "TE before CL",
+            post("Transfer-Encoding: chunked\r\nContent-Length: 5", hidden),
             Ended(400),
         ),
-        ("TE and CL 0", post("Transfer-Encoding: chunked\r\nContent-Length: 0", hidden), Ended(400)),
-        ("TE and CL of GET", get(b"Transfer-Encoding: chunked\r\nContent-Length: 0"), Ended(400)),
-        ("equal CLs", post("Content-Length: 2\r\nContent-Length: 2", "{}"), Ended(400)),
+        (
+            "CL before TE",
+            post("Content-Length: 5\r\nTransfer-Encoding: chunked", hidden),
+            Ended(400),
+        ),
+        (
+            "CL around TE",
+            post(
+                "Content-Length: 5\r\nTransfer-Encoding: chunked\r\nContent-Length: 5",
+                hidden,
+            ),
+            Ended(400),
+        ),
+        (
+            "TE and CL 0",
+            post("Transfer-Encoding: chunked\r\nContent-Length: 0", hidden),
+            Ended(400),
+        ),
+        (
+            "TE and CL of GET",
+            get(b"Transfer-Encoding: chunked\r\nContent-Length: 0"),
+            Ended(400),
+        ),
+        (
+            "equal CLs",
+            post("Content-Length: 2\r\nContent-Length: 2", "{}"),
+            Ended(400),
+        ),
         ("CL list", post("Content-Length: 2, 2", "{}"), Ended(400)),
-        ("different CLs", post("Content-Length: 2\r\nContent-Length: 3", "{} "), Ended(400)),
+        (
+            "different CLs",
+            post("Content-Length: 2\r\nContent-Length: 3", "{} "),
+            Ended(400),
+        ),
         ("CL with plus", post("Content-Length: +2", "{}"), Ended(400)),
         ("CL in hex", post("Content-Length: 0x2", "{}"), Ended(400)),
-        ("CL below zero", post("Content-Length: -1", "{}"), Ended(400)),
-        ("CL beyond 64 bits", post("Content-Length: 18446744073709551618", "{}"), Ended(400)),
-        ("CL with blank before the colon", post("Content-Length : 2", "{}"), Ended(400)),
+        (
+            "CL below zero",
+            post("Content-Length: -1", "{}"),
+            Ended(400),
+        ),
+        (
+            "CL beyond 64 bits",
+            post("Content-Length: 18446744073709551618", "{}"),
+            Ended(400),
+        ),
+        (
+            "CL with blank before the colon",
+            post("Content-Length : 2", "{}"),
+            Ended(400),
+        ),
         ("CL empty", post("Content-Length:", "{}"), Ended(400)),
-        ("CL with blank inside", post("Content-Length: 1 2", "{}"), Ended(400)),
-        ("CL with underscore", post("Content_Length: 99", ""), Refused(400)),
-        ("TE with underscore", post("Transfer_Encoding: chunked\r\nContent-Length: 2", "{}"), Ended(400)),
+        (
+            "CL with blank inside",
+            post("Content-Length: 1 2", "{}"),
+            Ended(400),
+        ),
+        (
+            "CL with underscore",
+            post("Content_Length: 99", ""),
+            Refused(400),
+        ),
+        (
+            "TE with underscore",
+            post("Transfer_Encoding: chunked\r\nContent-Length: 2", "{}"),
+            Ended(400),
+        ),
         ("CL with zeros", post("Content-Length: 002", "{}"), Passes),
     ]
 }
 
 fn codings() -> Vec<(&'static str, Vec<u8>, Verdict)> {
-    let te = |value: &str| post(&format!("Transfer-Encoding: {value}"), "2\r\n{}\r\n0\r\n\r\n");
+    let te = |value: &str| {
+        post(
+            &format!("Transfer-Encoding: {value}"),
+            "2\r\n{}\r\n0\r\n\r\n",
+        )
+    };
     vec![
         ("gzip before chunked", te("gzip, chunked"), Ended(400)),
         ("unknown before chunked", te("cow, chunked"), Ended(400)),
-        ("chunked twice in a line", te("chunked, chunked"), Ended(400)),
-        ("chunked in two lines", te("chunked\r\nTransfer-Encoding: chunked"), Ended(400)),
-        ("unknown line, then chunked", te("cow\r\nTransfer-Encoding: chunked"), Ended(400)),
-        ("chunked, then unknown line", te("chunked\r\nTransfer-Encoding: cow"), Ended(400)),
+        (
+            "chunked twice in a line",
+            te("chunked, chunked"),
+            Ended(400),
+        ),
+        (
+            "chunked in two lines",
+            te("chunked\r\nTransfer-Encoding: chunked"),
+            Ended(400),
+        ),
+        (
+            "unknown line, then chunked",
+            te("cow\r\nTransfer-Encoding: chunked"),
+            Ended(400),
+        ),
+        (
+            "chunked, then unknown line",
+            te("chunked\r\nTransfer-Encoding: cow"),
+            Ended(400),
+        ),
         ("xchunked", te("xchunked"), Ended(400)),
-        ("chunked before identity", te("chunked, identity"), Ended(400)),
+        (
+            "chunked before identity",
+            te("chunked, identity"),
+            Ended(400),
+        ),
         ("identity", te("identity"), Ended(400)),
-        ("identity and CL", te("identity\r\nContent-Length: 2"), Ended(400)),
+        (
+            "identity and CL",
+            te("identity\r\nContent-Length: 2"),
+            Ended(400),
+        ),
         ("vertical tab", te("\u{b}chunked"), Ended(400)),
         ("empty", te(""), Ended(400)),
         ("quoted", te("\"chunked\""), Ended(400)),
         ("parameter", te("chunked;a=b"), Ended(400)),
         ("comma behind", te("chunked,"), Ended(400)),
         ("folded", te("\r\n chunked"), Ended(400)),
-        ("blank before the colon", post("Transfer-Encoding : chunked", "0\r\n\r\n"), Ended(400)),
+        (
+            "blank before the colon",
+            post("Transfer-Encoding : chunked", "0\r\n\r\n"),
+            Ended(400),
+        ),
         (
             "in HTTP/1.0",
-            b"POST /cgi-bin/menu/get HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(),
+            b"POST /cgi-bin/menu/get HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+                .into(),
             Ended(400),
         ),
         ("upper case", te("CHUNKED"), Passes),
@@ -103,18 +195,50 @@ fn codings() -> Vec<(&'static str, Vec<u8>, Verdict)> {
 fn chunks() -> Vec<(&'static str, Vec<u8>, Verdict)> {
     let chunked = |body: &str| post("Transfer-Encoding: chunked", body);
     vec![
-        ("extension", chunked("2;a=b;c=\"d\"\r\n{}\r\n0;e\r\n\r\n"), Passes),
-        ("trailers", chunked("2\r\n{}\r\n0\r\nX-T: 1\r\n\r\n"), Passes),
-        ("framing in trailers", chunked("2\r\n{}\r\n0\r\nContent-Length: 9\r\nTransfer-Encoding: cow\r\n\r\n"), Passes),
+        (
+            "extension",
+            chunked("2;a=b;c=\"d\"\r\n{}\r\n0;e\r\n\r\n"),
+            Passes,
+        ),
+        (
+            "trailers",
+            chunked("2\r\n{}\r\n0\r\nX-T: 1\r\n\r\n"),
+            Passes,
+        ),
+        (
+            "framing in trailers",
+            chunked("2\r\n{}\r\n0\r\nContent-Length: 9\r\nTransfer-Encoding: cow\r\n\r\n"),
+            Passes,
+        ),
         ("no digits", chunked("zz\r\n{}\r\n0\r\n\r\n"), Ended(400)),
         ("0x", chunked("0x2\r\n{}\r\n0\r\n\r\n"), Ended(400)),
         ("minus", chunked("-2\r\n{}\r\n0\r\n\r\n"), Ended(400)),
         ("empty size", chunked("\r\n{}\r\n0\r\n\r\n"), Ended(400)),
-        ("beyond 64 bits", chunked("10000000000000002\r\n{}\r\n0\r\n\r\n"), Ended(400)),
-        ("longer than said", chunked("2\r\n{}xx\r\n0\r\n\r\n"), Ended(400)),
-        ("lone LF behind the size", chunked("2\n{}\r\n0\r\n\r\n"), Ended(400)),
-        ("lone LF behind the data", chunked("2\r\n{}\n0\r\n\r\n"), Ended(400)),
-        ("lone CR behind the size", chunked("2\r{}\r\n0\r\n\r\n"), Ended(400)),
+        (
+            "beyond 64 bits",
+            chunked("10000000000000002\r\n{}\r\n0\r\n\r\n"),
+            Ended(400),
+        ),
+        (
+            "longer than said",
+            chunked("2\r\n{}xx\r\n0\r\n\r\n"),
+            Ended(400),
+        ),
+        (
+            "lone LF behind the size",
+            chunked("2\n{}\r\n0\r\n\r\n"),
+            Ended(400),
+        ),
+        (
+            "lone LF behind the data",
+            chunked("2\r\n{}\n0\r\n\r\n"),
+            Ended(400),
+        ),
+        (
+            "lone CR behind the size",
+            chunked("2\r{}\r\n0\r\n\r\n"),
+            Ended(400),
+        ),
     ]
 }
 
@@ -179,55 +303,183 @@ fn request_lines() -> Vec<(&'static str, Vec<u8>, Verdict)> {
     let long = "a".repeat(70 << 10);
     vec![
         ("HTTP/0.9", b"GET /cgi-bin/menu/get\r\n".into(), Ended(400)),
-        ("HTTP/1.2", line("GET /cgi-bin/menu/get HTTP/1.2"), Ended(400)),
-        ("HTTP/2.0", line("GET /cgi-bin/menu/get HTTP/2.0"), Ended(400)),
-        ("http/1.1", line("GET /cgi-bin/menu/get http/1.1"), Ended(400)),
-        ("HTTP/1.10", line("GET /cgi-bin/menu/get HTTP/1.10"), Ended(400)),
-        ("preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), Closed),
-        ("TLS to a plain listener", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".into(), Ended(400)),
-        ("blank in front", line(" GET /cgi-bin/menu/get HTTP/1.1"), Ended(400)),
-        ("two blanks", line("GET  /cgi-bin/menu/get HTTP/1.1"), Ended(400)),
+        (
+            "HTTP/1.2",
+            line("GET /cgi-bin/menu/get HTTP/1.2"),
+            Ended(400),
+        ),
+        (
+            "HTTP/2.0",
+            line("GET /cgi-bin/menu/get HTTP/2.0"),
+            Ended(400),
+        ),
+        (
+            "http/1.1",
+            line("GET /cgi-bin/menu/get http/1.1"),
+            Ended(400),
+        ),
+        (
+            "HTTP/1.10",
+            line("GET /cgi-bin/menu/get HTTP/1.10"),
+            Ended(400),
+        ),
+        (
+            "preface of HTTP/2",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(),
+            Closed,
+        ),
+        (
+            "TLS to a plain listener",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".into(),
+            Ended(400),
+        ),
+        (
+            "blank in front",
+            line(" GET /cgi-bin/menu/get HTTP/1.1"),
+            Ended(400),
+        ),
+        (
+            "two blanks",
+            line("GET  /cgi-bin/menu/get HTTP/1.1"),
+            Ended(400),
+        ),
         ("tabs", line("GET\t/cgi-bin/menu/get\tHTTP/1.1"), Ended(400)),
-        ("blank in the target", line("GET /cgi-bin/menu/get ?a HTTP/1.1"), Ended(400)),
-        ("quote in the query", line("GET /cgi-bin/menu/get?a=\" HTTP/1.1"), Ended(400)),
-        ("lower-case method", line("get /cgi-bin/menu/get HTTP/1.1"), Refused(400)),
-        ("unknown method", line("FOO /cgi-bin/menu/get HTTP/1.1"), Refused(400)),
-        ("long method", line(&format!("{} /cgi-bin/menu/get HTTP/1.1", "A".repeat(1000))), Refused(400)),
-        ("method with a colon", line("GET: /cgi-bin/menu/get HTTP/1.1"), Ended(400)),
-        ("TRACE", line("TRACE /cgi-bin/menu/get HTTP/1.1"), Refused(400)),
-        ("CONNECT", line("CONNECT api.weixin.qq.com:443 HTTP/1.1"), Refused(400)),
-        ("CONNECT to our host", line("CONNECT localhost:443 HTTP/1.1"), Refused(400)),
+        (
+            "blank in the target",
+            line("GET /cgi-bin/menu/get ?a HTTP/1.1"),
+            Ended(400),
+        ),
+        (
+            "quote in the query",
+            line("GET /cgi-bin/menu/get?a=\" HTTP/1.1"),
+            Ended(400),
+        ),
+        (
+            "lower-case method",
+            line("get /cgi-bin/menu/get HTTP/1.1"),
+            Refused(400),
+        ),
+        (
+            "unknown method",
+            line("FOO /cgi-bin/menu/get HTTP/1.1"),
+            Refused(400),
+        ),
+        (
+            "long method",
+            line(&format!("{} /cgi-bin/menu/get HTTP/1.1", "A".repeat(1000))),
+            Refused(400),
+        ),
+        (
+            "method with a colon",
+            line("GET: /cgi-bin/menu/get HTTP/1.1"),
+            Ended(400),
+        ),
+        (
+            "TRACE",
+            line("TRACE /cgi-bin/menu/get HTTP/1.1"),
+            Refused(400),
+        ),
+        (
+            "CONNECT",
+            line("CONNECT api.weixin.qq.com:443 HTTP/1.1"),
+            Refused(400),
+        ),
+        (
+            "CONNECT to our host",
+            line("CONNECT localhost:443 HTTP/1.1"),
+            Refused(400),
+        ),
         ("OPTIONS *", line("OPTIONS * HTTP/1.1"), Refused(400)),
         ("GET *", line("GET * HTTP/1.1"), Refused(400)),
         ("authority", line("GET localhost:80 HTTP/1.1"), Refused(400)),
         ("no slash", line("GET admin HTTP/1.1"), Refused(400)),
         ("nothing but a query", line("GET ?a=b HTTP/1.1"), Ended(400)),
-        ("foreign absolute form", line("GET http://169.254.169.254/cgi-bin/menu/get HTTP/1.1"), Refused(400)),
+        (
+            "foreign absolute form",
+            line("GET http://169.254.169.254/cgi-bin/menu/get HTTP/1.1"),
+            Refused(400),
+        ),
         (
             "absolute form with a user",
             line("GET http://localhost@evil.example/cgi-bin/menu/get HTTP/1.1"),
             Refused(400),
         ),
-        ("absolute form of another scheme", line("GET ftp://evil.example/cgi-bin/menu/get HTTP/1.1"), Refused(400)),
-        ("17 KiB of target", line(&format!("GET /cgi-bin/menu/get?{} HTTP/1.1", &long[..17 << 10])), Refused(400)),
-        ("70 KiB of target", line(&format!("GET /cgi-bin/menu/get?{long} HTTP/1.1")), Ended(431)),
-        ("line ends in front", [&b"\r\n\r\n"[..], &line("GET /cgi-bin/menu/get HTTP/1.1")].concat(), Passes),
-        ("HTTP/1.0", b"GET /cgi-bin/menu/get HTTP/1.0\r\n\r\n".into(), PassesOnce),
-        ("HTTP/1.0 kept alive", b"GET /cgi-bin/menu/get HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".into(), Passes),
+        (
+            "absolute form of another scheme",
+            line("GET ftp://evil.example/cgi-bin/menu/get HTTP/1.1"),
+            Refused(400),
+        ),
+        (
+            "17 KiB of target",
+            line(&format!(
+                "GET /cgi-bin/menu/get?{} HTTP/1.1",
+                &long[..17 << 10]
+            )),
+            Refused(400),
+        ),
+        (
+            "70 KiB of target",
+            line(&format!("GET /cgi-bin/menu/get?{long} HTTP/1.1")),
+            Ended(431),
+        ),
+        (
+            "line ends in front",
+            [&b"\r\n\r\n"[..], &line("GET /cgi-bin/menu/get HTTP/1.1")].concat(),
+            Passes,
+        ),
+        (
+            "HTTP/1.0",
+            b"GET /cgi-bin/menu/get HTTP/1.0\r\n\r\n".into(),
+            PassesOnce,
+        ),
+        (
+            "HTTP/1.0 kept alive",
+            b"GET /cgi-bin/menu/get HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".into(),
+            Passes,
+        ),
         ("close", get(b"Connection: close"), PassesOnce),
     ]
 }
 
 fn check_sent(name: &str, record: &Record) {
-    let named = |name: &str| record.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name)).count();
-    assert!(record.framing != Framing::Chunked && named("content-length") <= 1, "{name}: {:?}", record.headers);
-    for gone in ["transfer-encoding", "connection", "upgrade", "http2-settings", "expect", "te", "trailer", "x-t"] {
+    let named = |name: &str| {
+        record
+            .headers
+            .iter()
+            .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+            .count()
+    };
+    assert!(
+        record.framing != Framing::Chunked && named("content-length") <= 1,
+        "{name}: {:?}",
+        record.headers
+    );
+    for gone in [
+        "transfer-encoding",
+        "connection",
+        "upgrade",
+        "http2-settings",
+        "expect",
+        "te",
+        "trailer",
+        "x-t",
+    ] {
         assert_eq!(named(gone), 0, "{name}: {gone} was sent on");
     }
-    assert!(record.header("host").is_some_and(|host| host.starts_with("localhost:")), "{name}: {:?}", record.headers);
+    assert!(
+        record
+            .header("host")
+            .is_some_and(|host| host.starts_with("localhost:")),
+        "{name}: {:?}",
+        record.headers
+    );
     assert_eq!((record.token_params, record.complete), (1, true), "{name}");
     if record.method == "POST" {
-        assert_eq!((&*record.body, record.framing), (&b"{}"[..], Framing::Length(2)), "{name}");
+        assert_eq!(
+            (&*record.body, record.framing),
+            (&b"{}"[..], Framing::Length(2)),
+            "{name}"
+        );
     }
 }
 
@@ -249,12 +501,26 @@ async fn judge(gate: &Gate, name: &str, bytes: &[u8], verdict: Verdict) {
     assert_eq!(records.len(), usize::from(passes), "{name}: {records:?}");
     records.iter().for_each(|record| check_sent(name, record));
     if matches!(verdict, Passes | Refused(_)) {
-        let next = wire.ask("GET /cgi-bin/user/info?openid=next HTTP/1.1\r\nHost: gate\r\n\r\n").await;
-        assert_eq!(next.unwrap_or_else(|| panic!("{name}: no next answer")).json()["openid"], "next", "{name}");
+        let next = wire
+            .ask("GET /cgi-bin/user/info?openid=next HTTP/1.1\r\nHost: gate\r\n\r\n")
+            .await;
+        assert_eq!(
+            next.unwrap_or_else(|| panic!("{name}: no next answer"))
+                .json()["openid"],
+            "next",
+            "{name}"
+        );
     } else {
-        assert!(wire.is_closed().await, "{name}: the connection is still open");
+        assert!(
+            wire.is_closed().await,
+            "{name}: the connection is still open"
+        );
     }
-    let alive = json(gate.get(&format!("/cgi-bin/user/info?openid=alive-{}", bytes.len())).await).await;
+    let alive = json(
+        gate.get(&format!("/cgi-bin/user/info?openid=alive-{}", bytes.len()))
+            .await,
+    )
+    .await;
     assert_eq!(alive["openid"], format!("alive-{}", bytes.len()), "{name}");
 }
 

@@ -1,4 +1,5 @@
-//! Paths, end to end over raw sockets: no spelling of a blocked endpoint passes, and what passes is sent as it came.
+//! Paths, end to end over raw sockets: no spelling of a blocked endpoint passes, and what passes is
+//! sent as it came.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +23,8 @@ const BLOCKED: [&str; 9] = [
     "/cgi-bin/component/api_start_push_ticket",
 ];
 
-/// Put in front of and behind every slash: each means a slash, a dot, nothing or an end to some parser.
+/// Put in front of and behind every slash: each means a slash, a dot, nothing or an end to some
+/// parser.
 const ODDITIES: [&str; 52] = [
     "/",
     "./",
@@ -121,17 +123,33 @@ const BEHIND: [&str; 16] = [
 fn spellings(path: &str) -> BTreeSet<Vec<u8>> {
     let mut all = BTreeSet::new();
     let upper = path.to_ascii_uppercase();
-    let mixed: String = path.char_indices().map(|(i, c)| if i % 2 == 0 { c.to_ascii_uppercase() } else { c }).collect();
+    let mixed: String = path
+        .char_indices()
+        .map(|(i, c)| {
+            if i % 2 == 0 {
+                c.to_ascii_uppercase()
+            } else {
+                c
+            }
+        })
+        .collect();
     for path in [path, &upper, &mixed] {
         for before in BEFORE {
-            all.extend(BEHIND.iter().map(|behind| format!("{before}{path}{behind}").into_bytes()));
+            all.extend(
+                BEHIND
+                    .iter()
+                    .map(|behind| format!("{before}{path}{behind}").into_bytes()),
+            );
         }
     }
     for (index, byte) in path.bytes().enumerate() {
         let (head, tail) = (&path[..index], &path[index + 1..]);
-        for encoded in
-            [format!("%{byte:02x}"), format!("%{byte:02X}"), format!("%25{byte:02x}"), format!("%u00{byte:02x}")]
-        {
+        for encoded in [
+            format!("%{byte:02x}"),
+            format!("%{byte:02X}"),
+            format!("%25{byte:02x}"),
+            format!("%u00{byte:02x}"),
+        ] {
             all.insert(format!("{head}{encoded}{tail}").into_bytes());
         }
         // A high bit that a careless parser drops.
@@ -150,11 +168,18 @@ fn spellings(path: &str) -> BTreeSet<Vec<u8>> {
     all
 }
 
-/// Whether a spelling is a plain path of its own, as `/..cgi-bin/token` is: the grammar, stated once more.
+/// Whether a spelling is a plain path of its own, as `/..cgi-bin/token` is: the grammar, stated
+/// once more.
 fn is_another_path(spelling: &[u8], blocked: &[u8]) -> bool {
-    let segments: Vec<&[u8]> = spelling.split(|byte| *byte == b'/').filter(|segment| !segment.is_empty()).collect();
+    let segments: Vec<&[u8]> = spelling
+        .split(|byte| *byte == b'/')
+        .filter(|segment| !segment.is_empty())
+        .collect();
     let plain = |segment: &&[u8]| {
-        !matches!(*segment, b"." | b"..") && segment.iter().all(|b| b.is_ascii_alphanumeric() || b"_.~-".contains(b))
+        !matches!(*segment, b"." | b"..")
+            && segment
+                .iter()
+                .all(|b| b.is_ascii_alphanumeric() || b"_.~-".contains(b))
     };
     spelling.starts_with(b"/")
         && !spelling.ends_with(b"/")
@@ -165,10 +190,17 @@ fn is_another_path(spelling: &[u8], blocked: &[u8]) -> bool {
 /// `http_proxy=` style, for hosts of ours and of others.
 fn absolute(gate: &Gate, path: &str) -> Vec<Vec<u8>> {
     let port = gate.sandbox.https_addr().expect("TLS").port();
-    let hosts = ["localhost".to_owned(), format!("LOCALHOST:{port}"), "api.weixin.qq.com".to_owned()];
+    let hosts = [
+        "localhost".to_owned(),
+        format!("LOCALHOST:{port}"),
+        "api.weixin.qq.com".to_owned(),
+    ];
     let schemes = ["http", "https", "HTTP"];
-    let all =
-        schemes.iter().flat_map(|scheme| hosts.iter().map(move |host| format!("{scheme}://{host}{path}").into_bytes()));
+    let all = schemes.iter().flat_map(|scheme| {
+        hosts
+            .iter()
+            .map(move |host| format!("{scheme}://{host}{path}").into_bytes())
+    });
     all.collect()
 }
 
@@ -181,16 +213,27 @@ async fn no_spelling_of_a_blocked_endpoint_reaches_wechat() {
     for path in BLOCKED {
         let mut targets = spellings(path);
         targets.extend(absolute(&gate, path));
-        assert!(targets.len() >= 300, "only {} spellings of {path}", targets.len());
+        assert!(
+            targets.len() >= 300,
+            "only {} spellings of {path}",
+            targets.len()
+        );
         let mut wire = Wire::connect(gate.proxy).await;
         for (index, target) in targets.into_iter().enumerate() {
             // The method must not matter.
-            let (method, rest) = if index % 2 == 0 { ("GET", "\r\n") } else { ("POST", "Content-Length: 2\r\n\r\n{}") };
+            let (method, rest) = if index % 2 == 0 {
+                ("GET", "\r\n")
+            } else {
+                ("POST", "Content-Length: 2\r\n\r\n{}")
+            };
             let mut request = format!("{method} ").into_bytes();
             request.extend_from_slice(&target);
             request.extend_from_slice(format!(" HTTP/1.1\r\nHost: gate\r\n{rest}").as_bytes());
             let shown = target.escape_ascii().to_string();
-            let reply = wire.ask(&request).await.unwrap_or_else(|| panic!("no answer to {method} {shown}"));
+            let reply = wire
+                .ask(&request)
+                .await
+                .unwrap_or_else(|| panic!("no answer to {method} {shown}"));
             match (reply.status, reply.slug()) {
                 (403, "endpoint_blocked") => blocked += 1,
                 // A token endpoint: answered here, in WeChat's shape.
@@ -204,8 +247,16 @@ async fn no_spelling_of_a_blocked_endpoint_reaches_wechat() {
             sent += 1;
         }
     }
-    assert!(sent >= 3000 && blocked >= 300 && refused >= 2000, "{sent} sent: {blocked} blocked, {refused} refused");
-    assert_eq!(gate.control().counters().requests, before, "{:?}", gate.control().paths());
+    assert!(
+        sent >= 3000 && blocked >= 300 && refused >= 2000,
+        "{sent} sent: {blocked} blocked, {refused} refused"
+    );
+    assert_eq!(
+        gate.control().counters().requests,
+        before,
+        "{:?}",
+        gate.control().paths()
+    );
     assert_eq!(gate.control().fetches(), 1);
 }
 
@@ -223,8 +274,15 @@ async fn harmless_spellings_of_a_blocked_endpoint_are_named_as_blocked() {
         "/cgi-bin/component/api_start_push_ticket#fragment",
     ] {
         let mut wire = Wire::connect(gate.proxy).await;
-        let reply = wire.ask(format!("GET {target} HTTP/1.1\r\nHost: gate\r\n\r\n")).await.expect("an answer");
-        assert_eq!((reply.status, reply.slug()), (403, "endpoint_blocked"), "{target}");
+        let reply = wire
+            .ask(format!("GET {target} HTTP/1.1\r\nHost: gate\r\n\r\n"))
+            .await
+            .expect("an answer");
+        assert_eq!(
+            (reply.status, reply.slug()),
+            (403, "endpoint_blocked"),
+            "{target}"
+        );
         assert_eq!(reply.json()["errcode"], 990_403, "{target}");
     }
     assert_eq!(gate.control().counters().requests, 0);
@@ -236,23 +294,43 @@ async fn what_passes_is_sent_byte_for_byte() {
     gate.warm().await;
     gate.control().clear_record();
     let mut wire = Wire::connect(gate.proxy).await;
-    let letters: Vec<char> = ('a'..='z').chain('A'..='Z').chain('0'..='9').chain("_.~-".chars()).collect();
-    let mut wanted: Vec<String> =
-        ["/cgi-bin/...", "/cgi-bin/.a", "/cgi-bin/a..b", "/cgi-bin/~", "/cgi-bin/-", "/cgi-bin/_"]
-            .map(str::to_owned)
-            .into();
+    let letters: Vec<char> = ('a'..='z')
+        .chain('A'..='Z')
+        .chain('0'..='9')
+        .chain("_.~-".chars())
+        .collect();
+    let mut wanted: Vec<String> = [
+        "/cgi-bin/...",
+        "/cgi-bin/.a",
+        "/cgi-bin/a..b",
+        "/cgi-bin/~",
+        "/cgi-bin/-",
+        "/cgi-bin/_",
+    ]
+    .map(str::to_owned)
+    .into();
     wanted.push(format!("/cgi-bin/{}", "a".repeat(512 - "/cgi-bin/".len())));
     for n in 0..300_usize {
         let word = |salt: usize| {
-            (0..1 + (n * salt) % 9).map(|i| letters[(n * 31 + i * salt) % letters.len()]).collect::<String>()
+            (0..1 + (n * salt) % 9)
+                .map(|i| letters[(n * 31 + i * salt) % letters.len()])
+                .collect::<String>()
         };
         wanted.push(format!("/wxa/{}x/{}x", word(7), word(13)));
     }
     for path in &wanted {
-        let reply = wire.ask(format!("GET {path}?n=1 HTTP/1.1\r\nHost: gate\r\n\r\n")).await.expect("an answer");
+        let reply = wire
+            .ask(format!("GET {path}?n=1 HTTP/1.1\r\nHost: gate\r\n\r\n"))
+            .await
+            .expect("an answer");
         assert_eq!((reply.status, reply.slug()), (200, ""), "{path}");
     }
-    let seen: Vec<String> = gate.control().requests("**").into_iter().map(|record| record.path).collect();
+    let seen: Vec<String> = gate
+        .control()
+        .requests("**")
+        .into_iter()
+        .map(|record| record.path)
+        .collect();
     assert_eq!(seen, wanted);
 }
 
@@ -264,16 +342,27 @@ async fn slashes_are_folded_and_the_account_prefix_is_removed() {
         ("//cgi-bin//user///info", "/cgi-bin/user/info"),
         ("/@shop/cgi-bin/user/info", "/cgi-bin/user/info"),
         ("///@shop///cgi-bin/user/info", "/cgi-bin/user/info"),
-        ("/@wx0123456789abcdef/cgi-bin/user/info", "/cgi-bin/user/info"),
+        (
+            "/@wx0123456789abcdef/cgi-bin/user/info",
+            "/cgi-bin/user/info",
+        ),
         ("http://localhost//cgi-bin//user/info", "/cgi-bin/user/info"),
         // The fragment is no part of a request; nothing behind the mark is used.
         ("/cgi-bin/user/info#/cgi-bin/token", "/cgi-bin/user/info"),
     ] {
         gate.control().clear_record();
         let mut wire = Wire::connect(gate.proxy).await;
-        let reply = wire.ask(format!("GET {target} HTTP/1.1\r\nHost: gate\r\n\r\n")).await.expect("an answer");
+        let reply = wire
+            .ask(format!("GET {target} HTTP/1.1\r\nHost: gate\r\n\r\n"))
+            .await
+            .expect("an answer");
         assert_eq!(reply.status, 200, "{target}: {}", reply.text());
-        let seen: Vec<String> = gate.control().requests("**").into_iter().map(|record| record.path).collect();
+        let seen: Vec<String> = gate
+            .control()
+            .requests("**")
+            .into_iter()
+            .map(|record| record.path)
+            .collect();
         assert_eq!(seen, [path], "{target}");
     }
 }
@@ -296,9 +385,22 @@ async fn what_is_no_path_is_told_so() {
         "http://localhost",
     ] {
         let mut wire = Wire::connect(gate.proxy).await;
-        let reply = wire.ask(format!("GET {target} HTTP/1.1\r\nHost: gate\r\n\r\n")).await.expect("an answer");
-        assert_eq!((reply.status, reply.slug()), (400, "bad_request"), "{target}");
-        assert!(reply.json()["errmsg"].as_str().expect("text").starts_with("wxgate: the path "), "{target}");
+        let reply = wire
+            .ask(format!("GET {target} HTTP/1.1\r\nHost: gate\r\n\r\n"))
+            .await
+            .expect("an answer");
+        assert_eq!(
+            (reply.status, reply.slug()),
+            (400, "bad_request"),
+            "{target}"
+        );
+        assert!(
+            reply.json()["errmsg"]
+                .as_str()
+                .expect("text")
+                .starts_with("wxgate: the path "),
+            "{target}"
+        );
     }
     assert_eq!(gate.control().counters().requests, 0);
 }

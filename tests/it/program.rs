@@ -26,7 +26,14 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 pub fn wxgate(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wxgate"));
     command.args(arguments).env_clear().stdin(Stdio::null());
-    for kept in ["PATH", "HOME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "LLVM_PROFILE_FILE"] {
+    for kept in [
+        "PATH",
+        "HOME",
+        "TMPDIR",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "LLVM_PROFILE_FILE",
+    ] {
         if let Some(value) = std::env::var_os(kept) {
             command.env(kept, value);
         }
@@ -69,7 +76,8 @@ pub fn finish(mut command: Command) -> Ended {
 pub fn folder(setup: &Setup, sandbox: &Sandbox) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     std::fs::write(folder.path().join("root.pem"), sandbox.ca_pem()).expect("the root is written");
-    std::fs::write(folder.path().join("wxgate.toml"), setup.file(sandbox)).expect("the configuration is written");
+    std::fs::write(folder.path().join("wxgate.toml"), setup.file(sandbox))
+        .expect("the configuration is written");
     folder
 }
 
@@ -83,7 +91,11 @@ pub fn serve(folder: &Path) -> Command {
 impl Program {
     #[track_caller]
     pub fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
         let pid = Pid::from_child(&child);
         let stdout = Written::of(child.stdout.take().expect("a pipe"));
         let stderr = Written::of(child.stderr.take().expect("a pipe"));
@@ -92,7 +104,13 @@ impl Program {
             let status = child.wait().expect("the program can be waited for");
             let _ = tell.send(status.code());
         });
-        Self { pid, stdout, stderr, ended, status: None }
+        Self {
+            pid,
+            stdout,
+            stderr,
+            ended,
+            status: None,
+        }
     }
 
     /// Waits for a line on standard error that contains `part`, and returns it.
@@ -129,9 +147,18 @@ impl Program {
 
     /// The most memory that it ever had resident, in bytes.
     pub fn peak(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_nonzero())).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("Linux tells");
-        line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("in kB") * 1024
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_nonzero()))
+            .expect("it runs");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmHWM:"))
+            .expect("Linux tells");
+        line.split_whitespace()
+            .nth(1)
+            .expect("a number")
+            .parse::<u64>()
+            .expect("in kB")
+            * 1024
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -148,9 +175,16 @@ impl Program {
     /// Waits for the end.
     #[track_caller]
     pub fn end(mut self) -> Ended {
-        let status = self.ended.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("still running:\n{}", self.stderr()));
+        let status = self
+            .ended
+            .recv_timeout(LIMIT)
+            .unwrap_or_else(|_| panic!("still running:\n{}", self.stderr()));
         self.status = Some(status);
-        Ended { status, stdout: self.stdout.rest(), stderr: self.stderr.rest() }
+        Ended {
+            status,
+            stdout: self.stdout.rest(),
+            stderr: self.stderr.rest(),
+        }
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -197,7 +231,10 @@ impl Written {
     #[track_caller]
     fn rest(&self) -> String {
         let state = self.state.lock().unwrap();
-        let (state, late) = self.more.wait_timeout_while(state, LIMIT, |state| !state.1).unwrap();
+        let (state, late) = self
+            .more
+            .wait_timeout_while(state, LIMIT, |state| !state.1)
+            .unwrap();
         assert!(!late.timed_out(), "somebody still holds the pipe");
         String::from_utf8_lossy(&state.0).into_owned()
     }
@@ -213,8 +250,15 @@ impl Written {
             if let Some(line) = whole.lines().find(|line| line.contains(part)) {
                 return line.to_owned();
             }
-            assert!(!state.1 && Instant::now() < deadline, "{part:?} was not written:\n{text}");
-            state = self.more.wait_timeout(state, Duration::from_secs(1)).unwrap().0;
+            assert!(
+                !state.1 && Instant::now() < deadline,
+                "{part:?} was not written:\n{text}"
+            );
+            state = self
+                .more
+                .wait_timeout(state, Duration::from_secs(1))
+                .unwrap()
+                .0;
         }
     }
 }
@@ -222,8 +266,12 @@ impl Written {
 /// The loopback address in a line.
 #[track_caller]
 pub fn address(line: &str) -> SocketAddr {
-    let start = line.find("127.0.0.1:").unwrap_or_else(|| panic!("no address in {line:?}"));
+    let start = line
+        .find("127.0.0.1:")
+        .unwrap_or_else(|| panic!("no address in {line:?}"));
     let rest = &line[start..];
     let is_part = |c: char| c.is_ascii_digit() || c == '.' || c == ':';
-    rest[..rest.find(|c| !is_part(c)).unwrap_or(rest.len())].parse().expect("an address")
+    rest[..rest.find(|c| !is_part(c)).unwrap_or(rest.len())]
+        .parse()
+        .expect("an address")
 }

@@ -1,4 +1,5 @@
-//! Queries, as the other end sees them: one token under every reading, all else as it came, and none where none belongs.
+//! Queries, as the other end sees them: one token under every reading, all else as it came, and
+//! none where none belongs.
 
 use std::collections::BTreeSet;
 
@@ -39,7 +40,9 @@ const FOREIGN: [&str; 12] = [
 ];
 
 async fn get(gate: &Gate, wire: &mut Wire, target: &str) -> Reply {
-    let reply = wire.ask(format!("GET {target} HTTP/1.1\r\nHost: gate\r\n\r\n")).await;
+    let reply = wire
+        .ask(format!("GET {target} HTTP/1.1\r\nHost: gate\r\n\r\n"))
+        .await;
     let reply = reply.unwrap_or_else(|| panic!("no answer to {target}"));
     if reply.closes() {
         *wire = Wire::connect(gate.proxy).await;
@@ -48,24 +51,38 @@ async fn get(gate: &Gate, wire: &mut Wire, target: &str) -> Reply {
 }
 
 fn decode(name: &str) -> String {
-    percent_decode_str(&name.replace('+', " ")).decode_utf8_lossy().into_owned()
+    percent_decode_str(&name.replace('+', " "))
+        .decode_utf8_lossy()
+        .into_owned()
 }
 
 fn names<'q>(query: &'q str, separators: &'q [char]) -> impl Iterator<Item = String> + 'q {
-    query.split(separators).map(|pair| decode(pair.split('=').next().expect("a part")))
+    query
+        .split(separators)
+        .map(|pair| decode(pair.split('=').next().expect("a part")))
 }
 
 /// As PHP and its likes: no case, brackets cut off, blanks and dots are underscores.
 fn lenient(name: &str) -> String {
     let name = name.trim().to_lowercase();
-    name.split('[').next().expect("a part").trim().replace([' ', '.'], "_")
+    name.split('[')
+        .next()
+        .expect("a part")
+        .trim()
+        .replace([' ', '.'], "_")
 }
 
 fn tokens_by_reading(query: &str) -> [usize; 3] {
     [
-        names(query, &['&']).filter(|name| name == "access_token").count(),
-        names(query, &['&', ';']).filter(|name| name == "access_token").count(),
-        names(query, &['&', ';']).filter(|name| lenient(name) == "access_token").count(),
+        names(query, &['&'])
+            .filter(|name| name == "access_token")
+            .count(),
+        names(query, &['&', ';'])
+            .filter(|name| name == "access_token")
+            .count(),
+        names(query, &['&', ';'])
+            .filter(|name| lenient(name) == "access_token")
+            .count(),
     ]
 }
 
@@ -90,14 +107,22 @@ fn shapes() -> BTreeSet<(String, String)> {
 async fn every_reading_of_every_query_finds_one_token_and_all_else_as_it_came() {
     let gate = setup().plain().start().await;
     gate.warm().await;
-    let token = gate.control().current_token(DEFAULT_APPID, TokenKind::Stable).expect("a token");
+    let token = gate
+        .control()
+        .current_token(DEFAULT_APPID, TokenKind::Stable)
+        .expect("a token");
     let mut wire = Wire::connect(gate.proxy).await;
     let shapes = shapes();
     assert!(shapes.len() >= 500, "only {} shapes", shapes.len());
     gate.control().clear_record();
     for (sent, _) in &shapes {
         let reply = get(&gate, &mut wire, &format!("/cgi-bin/menu/get?{sent}")).await;
-        assert_eq!((reply.status, reply.slug()), (200, ""), "{sent}: {}", reply.text());
+        assert_eq!(
+            (reply.status, reply.slug()),
+            (200, ""),
+            "{sent}: {}",
+            reply.text()
+        );
     }
     let seen = gate.control().requests("/cgi-bin/menu/get");
     assert_eq!(seen.len(), shapes.len());
@@ -105,12 +130,16 @@ async fn every_reading_of_every_query_finds_one_token_and_all_else_as_it_came() 
         let query = record.query.as_deref().expect("a query");
         assert_eq!(query, format!("access_token={token}&{kept}"), "{sent}");
         assert_eq!(tokens_by_reading(query), [1, 1, 1], "{sent}");
-        assert_eq!((record.token, record.token_params), (TokenState::Current, 1), "{sent}");
+        assert_eq!(
+            (record.token, record.token_params),
+            (TokenState::Current, 1),
+            "{sent}"
+        );
     }
 }
 
-/// A caller's phantom where its token belongs: it says who calls and for which account, and goes no further, wherever in
-/// the query it stands and whatever else does.
+/// A caller's phantom where its token belongs: it says who calls and for which account, and goes no
+/// further, wherever in the query it stands and whatever else does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_phantom_in_any_query_is_replaced_by_the_one_real_token() {
     let clients = "[[client]]\nname = \"crm\"\nkey = { value = \"crm-key-0123456789\" }\naccounts = [\"shop\"]\n\
@@ -120,24 +149,42 @@ async fn a_phantom_in_any_query_is_replaced_by_the_one_real_token() {
     let mut phantoms = Vec::new();
     for client in ["crm", "erp"] {
         let secret = format!("{client}-key-0123456789");
-        let target = format!("/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret={secret}");
+        let target = format!(
+            "/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret={secret}"
+        );
         let answer = get(&gate, &mut wire, &target).await.json();
-        phantoms.push(answer["access_token"].as_str().expect("a phantom").to_owned());
+        phantoms.push(
+            answer["access_token"]
+                .as_str()
+                .expect("a phantom")
+                .to_owned(),
+        );
     }
     gate.control().until(|control| control.fetches() == 1).await;
-    let token = gate.control().current_token(DEFAULT_APPID, TokenKind::Stable).expect("a token");
+    let token = gate
+        .control()
+        .current_token(DEFAULT_APPID, TokenKind::Stable)
+        .expect("a token");
     // Beside a phantom, `STALE` is any other value: it says nothing and goes.
-    let spelt = |own: &str| ["access_token", "access%5Ftoken", "%61ccess_token"].map(|name| own.replace("NAME", name));
+    let spelt = |own: &str| {
+        ["access_token", "access%5Ftoken", "%61ccess_token"].map(|name| own.replace("NAME", name))
+    };
     let own = [
         spelt(&format!("NAME={}", phantoms[0])),
         spelt(&format!("NAME=STALE&NAME={}", phantoms[0])),
-        spelt(&format!("NAME={}&access_token={}", phantoms[0], phantoms[0])),
+        spelt(&format!(
+            "NAME={}&access_token={}",
+            phantoms[0], phantoms[0]
+        )),
     ];
     let mut shapes = BTreeSet::new();
     for own in own.as_flattened() {
         for first in FOREIGN {
             for second in FOREIGN {
-                shapes.insert((format!("{first}&{own}&{second}"), format!("{first}&{second}")));
+                shapes.insert((
+                    format!("{first}&{own}&{second}"),
+                    format!("{first}&{second}"),
+                ));
             }
         }
     }
@@ -146,7 +193,12 @@ async fn a_phantom_in_any_query_is_replaced_by_the_one_real_token() {
     gate.control().clear_record();
     for (sent, _) in &shapes {
         let reply = get(&gate, &mut wire, &format!("/cgi-bin/menu/get?{sent}")).await;
-        assert_eq!((reply.status, reply.slug()), (200, ""), "{sent}: {}", reply.text());
+        assert_eq!(
+            (reply.status, reply.slug()),
+            (200, ""),
+            "{sent}: {}",
+            reply.text()
+        );
     }
     let seen = gate.control().requests("/**");
     assert_eq!(seen.len(), shapes.len());
@@ -155,18 +207,28 @@ async fn a_phantom_in_any_query_is_replaced_by_the_one_real_token() {
         assert_eq!(query, format!("access_token={token}&{kept}"), "{sent}");
         assert_eq!(tokens_by_reading(query), [1, 1, 1], "{sent}");
     }
-    // Look-alikes are refused beside a phantom too; two phantoms, or one that is none, are no reason to guess.
+    // Look-alikes are refused beside a phantom too; two phantoms, or one that is none, are no
+    // reason to guess.
     gate.control().clear_record();
     let good = &phantoms[0];
     for (query, errcode) in [
         (format!("access_token={good}&ACCESS_TOKEN={good}"), 990_400),
-        (format!("access_token={good}&x=1;access_token={good}"), 990_400),
+        (
+            format!("access_token={good}&x=1;access_token={good}"),
+            990_400,
+        ),
         (format!("access_token={good}&access_token[]=1"), 990_400),
-        (format!("access_token={good}&access_token={}", phantoms[1]), 990_400),
+        (
+            format!("access_token={good}&access_token={}", phantoms[1]),
+            990_400,
+        ),
         (format!("access_token={good}&access_token={good}A"), 990_400),
         (format!("access_token={good}%41"), 40001),
         (format!("access_token={good}+"), 40001),
-        (format!("access_token={}", good.replacen('_', "%5F", 1)), 990_401),
+        (
+            format!("access_token={}", good.replacen('_', "%5F", 1)),
+            990_401,
+        ),
         (format!("Access_Token={good}"), 990_401),
         (format!("token={good}"), 990_401),
     ] {
@@ -208,9 +270,17 @@ async fn what_only_looks_like_the_token_is_refused() {
         "%ef%bd%81ccess_token=x",
         "%EF%BC%A1CCESS_TOKEN=x",
     ] {
-        for query in [look_alike.to_owned(), format!("a=1&{look_alike}&b=2"), format!("access_token=x&{look_alike}")] {
+        for query in [
+            look_alike.to_owned(),
+            format!("a=1&{look_alike}&b=2"),
+            format!("access_token=x&{look_alike}"),
+        ] {
             let reply = get(&gate, &mut wire, &format!("/cgi-bin/menu/get?{query}")).await;
-            assert_eq!((reply.status, reply.slug()), (400, "bad_request"), "{query}");
+            assert_eq!(
+                (reply.status, reply.slug()),
+                (400, "bad_request"),
+                "{query}"
+            );
         }
     }
     assert_eq!(gate.control().counters().requests, before);
@@ -239,10 +309,20 @@ async fn calls_with_a_credential_of_their_own_get_no_token() {
         "/wxa/anything?cloudbase%5Faccess_token=c",
     ] {
         get(&gate, &mut wire, target).await;
-        let record = gate.control().requests("**").pop().unwrap_or_else(|| panic!("{target} did not arrive"));
-        let arrived = record.query.map_or_else(|| record.path.clone(), |query| format!("{}?{query}", record.path));
+        let record = gate
+            .control()
+            .requests("**")
+            .pop()
+            .unwrap_or_else(|| panic!("{target} did not arrive"));
+        let arrived = record.query.map_or_else(
+            || record.path.clone(),
+            |query| format!("{}?{query}", record.path),
+        );
         assert_eq!(arrived, target);
-        assert!(matches!(record.token, TokenState::None | TokenState::Unknown), "{target} got a token");
+        assert!(
+            matches!(record.token, TokenState::None | TokenState::Unknown),
+            "{target} got a token"
+        );
     }
 }
 
@@ -255,13 +335,32 @@ async fn a_users_own_token_reaches_the_login_endpoints_and_its_refusal_is_left_a
     );
     let mut wire = Wire::connect(gate.proxy).await;
     let login = get(&gate, &mut wire, &login).await.json();
-    let (user, openid) =
-        (login["access_token"].as_str().expect("a token"), login["openid"].as_str().expect("an openid"));
-    let info = get(&gate, &mut wire, &format!("/sns/userinfo?access_token={user}&openid={openid}")).await.json();
+    let (user, openid) = (
+        login["access_token"].as_str().expect("a token"),
+        login["openid"].as_str().expect("an openid"),
+    );
+    let info = get(
+        &gate,
+        &mut wire,
+        &format!("/sns/userinfo?access_token={user}&openid={openid}"),
+    )
+    .await
+    .json();
     assert_eq!(info["nickname"], "Sandbox");
     // 40001 here speaks of the user's token: a refresh would cure nothing.
-    let refused = get(&gate, &mut wire, "/sns/userinfo?access_token=bogus&openid=o").await;
-    assert_eq!((refused.json()["errcode"].as_i64(), refused.header("x-wxgate-attempts")), (Some(40001), "1"));
+    let refused = get(
+        &gate,
+        &mut wire,
+        "/sns/userinfo?access_token=bogus&openid=o",
+    )
+    .await;
+    assert_eq!(
+        (
+            refused.json()["errcode"].as_i64(),
+            refused.header("x-wxgate-attempts")
+        ),
+        (Some(40001), "1")
+    );
     assert_eq!(gate.control().fetches(), 1);
 }
 
@@ -273,7 +372,12 @@ async fn a_query_of_raw_bytes_passes_as_it_came_or_not_at_all() {
     let mut passed = 0;
     for byte in 1..=255_u8 {
         let mut wire = Wire::connect(gate.proxy).await;
-        let request = [b"GET /cgi-bin/menu/get?a=x", &[byte][..], b"y HTTP/1.1\r\nHost: gate\r\n\r\n"].concat();
+        let request = [
+            b"GET /cgi-bin/menu/get?a=x",
+            &[byte][..],
+            b"y HTTP/1.1\r\nHost: gate\r\n\r\n",
+        ]
+        .concat();
         let reply = wire.ask(request).await;
         let before = passed;
         for record in gate.control().requests("/cgi-bin/menu/get") {
@@ -284,7 +388,11 @@ async fn a_query_of_raw_bytes_passes_as_it_came_or_not_at_all() {
                 b'&' => "a=x&y".to_owned(),
                 _ => String::from_utf8_lossy(&[b"a=x", &[byte][..], b"y"].concat()).into_owned(),
             };
-            assert_eq!(query.split_once('&').expect("more than the token").1, wanted, "{byte:#x}");
+            assert_eq!(
+                query.split_once('&').expect("more than the token").1,
+                wanted,
+                "{byte:#x}"
+            );
         }
         gate.control().clear_record();
         let status = reply.expect("an answer").status;

@@ -28,7 +28,9 @@ pub struct Reply {
 
 impl Wire {
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.expect("the proxy listens");
+        let stream = TcpStream::connect(address)
+            .await
+            .expect("the proxy listens");
         stream.set_nodelay(true).expect("a TCP socket");
         Self::over(stream)
     }
@@ -36,12 +38,17 @@ impl Wire {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub fn over(stream: S) -> Self {
-        Self { stream, buffer: Vec::new() }
+        Self {
+            stream,
+            buffer: Vec::new(),
+        }
     }
 
     /// Writes what the other end will take; it may have closed already, which the answer will tell.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let _ = timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("the proxy reads or closes");
+        let _ = timeout(PATIENCE, self.stream.write_all(bytes.as_ref()))
+            .await
+            .expect("the proxy reads or closes");
         let _ = self.stream.flush().await;
     }
 
@@ -71,7 +78,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// The status of whatever comes next, interim or not.
     pub async fn interim(&mut self) -> u16 {
-        let reply = timeout(PATIENCE, self.read_reply("GET")).await.expect("an answer");
+        let reply = timeout(PATIENCE, self.read_reply("GET"))
+            .await
+            .expect("an answer");
         reply.expect("an answer").status
     }
 
@@ -88,7 +97,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Reads some bytes, whatever they are. Returns `false` at the end.
     pub async fn reply_bytes(&mut self) -> bool {
-        timeout(PATIENCE, self.fill()).await.expect("bytes or an end")
+        timeout(PATIENCE, self.fill())
+            .await
+            .expect("bytes or an end")
     }
 
     /// Whether nothing comes for so long. A time-out is the only way to see nothing.
@@ -105,15 +116,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             }
         };
         let head: Vec<u8> = self.buffer.drain(..end).collect();
-        let mut lines = std::str::from_utf8(&head).expect("heads are ASCII").trim_end().split("\r\n");
+        let mut lines = std::str::from_utf8(&head)
+            .expect("heads are ASCII")
+            .trim_end()
+            .split("\r\n");
         let status_line = lines.next().expect("a status line");
-        let status = status_line.strip_prefix("HTTP/1.").expect("HTTP/1")[2..5].parse().expect("a status");
+        let status = status_line.strip_prefix("HTTP/1.").expect("HTTP/1")[2..5]
+            .parse()
+            .expect("a status");
         let field = |line: &str| {
             let (name, value) = line.split_once(':').expect("a header field");
             (name.to_ascii_lowercase(), value.trim().to_owned())
         };
         let headers = lines.map(field).collect();
-        let mut reply = Reply { status, headers, body: Vec::new() };
+        let mut reply = Reply {
+            status,
+            headers,
+            body: Vec::new(),
+        };
         if status >= 200 && status != 204 && status != 304 && method != "HEAD" {
             self.read_body(&mut reply).await;
         }
@@ -122,14 +142,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     async fn read_body(&mut self, reply: &mut Reply) {
         if reply.header("transfer-encoding").is_empty() {
-            let length = reply.header("content-length").parse().expect("an answer says how long it is");
+            let length = reply
+                .header("content-length")
+                .parse()
+                .expect("an answer says how long it is");
             reply.body = self.take(length).await;
             return;
         }
         loop {
             let size = usize::from_str_radix(self.line().await.trim(), 16).expect("a chunk size");
             reply.body.extend(self.take(size).await);
-            assert_eq!(self.line().await, "", "trailers and the end of a chunk are empty");
+            assert_eq!(
+                self.line().await,
+                "",
+                "trailers and the end of a chunk are empty"
+            );
             if size == 0 {
                 return;
             }
@@ -169,7 +196,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 impl Reply {
     /// The value of the header, or an empty text.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map_or("", |(_, value)| value)
     }
 
     pub fn text(&self) -> String {
@@ -177,7 +207,8 @@ impl Reply {
     }
 
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
     /// The slug of an answer that wxgate made itself, or an empty text.

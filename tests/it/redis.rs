@@ -18,7 +18,8 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-const NEEDED: &str = "this test runs a real Redis: install redis-server (Debian: apt-get install redis-server)";
+const NEEDED: &str =
+    "this test runs a real Redis: install redis-server (Debian: apt-get install redis-server)";
 
 /// A server without persistence. Dropping it kills it.
 pub struct RedisServer {
@@ -28,7 +29,8 @@ pub struct RedisServer {
     sentinel: Option<PathBuf>,
 }
 
-/// A TCP port in front of a server, with TLS if so wished. Dropping it closes the port, not what is open.
+/// A TCP port in front of a server, with TLS if so wished. Dropping it closes the port, not what is
+/// open.
 pub struct Door {
     pub port: u16,
     task: JoinHandle<()>,
@@ -43,7 +45,12 @@ impl RedisServer {
     pub fn start_with(arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(ToString::to_string).collect();
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut server = Self { folder, child: None, arguments, sentinel: None };
+        let mut server = Self {
+            folder,
+            child: None,
+            arguments,
+            sentinel: None,
+        };
         server.restart();
         server
     }
@@ -54,7 +61,12 @@ impl RedisServer {
         let file = folder.path().join("sentinel.conf");
         std::fs::write(&file, lines).expect("written");
         let arguments = vec!["--port".to_owned(), port.to_string()];
-        let mut server = Self { folder, child: None, arguments, sentinel: Some(file) };
+        let mut server = Self {
+            folder,
+            child: None,
+            arguments,
+            sentinel: Some(file),
+        };
         server.restart();
         server
     }
@@ -68,7 +80,11 @@ impl RedisServer {
             None => command.args(["--save", "", "--appendonly", "no"]),
         };
         command.args(["--daemonize", "no", "--logfile", ""]);
-        command.arg("--unixsocket").arg(self.socket()).arg("--dir").arg(self.folder.path());
+        command
+            .arg("--unixsocket")
+            .arg(self.socket())
+            .arg("--dir")
+            .arg(self.folder.path());
         command.args(&self.arguments);
         let mut child = command
             .stdin(Stdio::null())
@@ -81,7 +97,10 @@ impl RedisServer {
         let mut line = String::new();
         while !line.contains("eady to accept connections") && !line.contains("Sentinel ID is") {
             line.clear();
-            assert!(log.read_line(&mut line).expect("its log is text") > 0, "redis-server did not start");
+            assert!(
+                log.read_line(&mut line).expect("its log is text") > 0,
+                "redis-server did not start"
+            );
         }
         // Nobody reads on, and a server whose log goes nowhere must not stop for it.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
@@ -120,13 +139,16 @@ impl RedisServer {
 
     /// Runs one command.
     pub fn run<T: FromRedisValue>(&self, words: &[&str]) -> T {
-        self.try_run(words).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+        self.try_run(words)
+            .unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
     /// Runs one command, where the server may have its reasons to close the connection.
     pub fn try_run<T: FromRedisValue>(&self, words: &[&str]) -> RedisResult<T> {
         let (command, arguments) = words.split_first().expect("a command");
-        redis::cmd(command).arg(arguments).query(&mut self.try_connect()?)
+        redis::cmd(command)
+            .arg(arguments)
+            .query(&mut self.try_connect()?)
     }
 
     pub fn set(&self, key: &str, value: &str) {
@@ -136,8 +158,11 @@ impl RedisServer {
     /// How often a command was carried out.
     pub fn calls(&self, command: &str) -> u64 {
         let stats: String = self.run(&["INFO", "commandstats"]);
-        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
-        line.and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap_or(0)
+        let line = stats
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        line.and_then(|rest| rest.split(',').next()?.parse().ok())
+            .unwrap_or(0)
     }
 
     /// Lets it be reached over TCP.
@@ -182,12 +207,18 @@ impl Drop for Door {
     }
 }
 
-/// A free port. Somebody else may take it before we do; then the test fails, and would not the next time.
+/// A free port. Somebody else may take it before we do; then the test fails, and would not the next
+/// time.
 pub fn free_port() -> u16 {
-    net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port()
+    net::TcpListener::bind("127.0.0.1:0")
+        .expect("a port")
+        .local_addr()
+        .expect("bound")
+        .port()
 }
 
-/// A Sentinel that watches a server as `mymaster`, and takes a second and a half of silence for its end.
+/// A Sentinel that watches a server as `mymaster`, and takes a second and a half of silence for its
+/// end.
 pub struct Sentinel {
     pub port: u16,
     server: RedisServer,
@@ -207,7 +238,9 @@ impl Sentinel {
 
     /// The port of the server that it calls the primary.
     pub fn primary(&self) -> u16 {
-        let address: Vec<String> = self.server.run(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
+        let address: Vec<String> =
+            self.server
+                .run(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]);
         address[1].parse().expect("a port")
     }
 

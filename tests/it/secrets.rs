@@ -1,5 +1,5 @@
-//! Secrets are planted everywhere they can be, everything that can go wrong goes wrong, and then everything that the
-//! program ever wrote is searched for them, in every spelling.
+//! Secrets are planted everywhere they can be, everything that can go wrong goes wrong, and then
+//! everything that the program ever wrote is searched for them, in every spelling.
 
 use std::{
     collections::BTreeMap,
@@ -98,9 +98,17 @@ fn search(sinks: &BTreeMap<String, String>) -> Vec<String> {
         for spelling in spellings(value) {
             for (sink, text) in sinks {
                 if let Some(at) = text.find(&spelling) {
-                    let around: String =
-                        text[..at].chars().rev().take(80).collect::<Vec<_>>().into_iter().rev().collect();
-                    found.push(format!("{what} in {sink}, behind {around:?}, as {spelling}"));
+                    let around: String = text[..at]
+                        .chars()
+                        .rev()
+                        .take(80)
+                        .collect::<Vec<_>>()
+                        .into_iter()
+                        .rev()
+                        .collect();
+                    found.push(format!(
+                        "{what} in {sink}, behind {around:?}, as {spelling}"
+                    ));
                 }
             }
         }
@@ -115,7 +123,10 @@ async fn other_server() -> String {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let body = format!("{{\"access_token\":\"{KEPT_TOKEN}\",\"expires_in\":7000}}");
-            let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
             tokio::spawn(async move {
                 let _ = stream.read(&mut [0; 4096]).await;
                 let _ = stream.write_all((head + &body).as_bytes()).await;
@@ -136,17 +147,28 @@ impl EgressProxy {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound").to_string();
-        let (heads, broken) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<Mutex<bool>>::default());
+        let (heads, broken) = (
+            Arc::<Mutex<Vec<String>>>::default(),
+            Arc::<Mutex<bool>>::default(),
+        );
         let (kept, fails) = (Arc::clone(&heads), Arc::clone(&broken));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(Self::tunnel(stream, Arc::clone(&kept), Arc::clone(&fails)));
             }
         });
-        Self { address, heads, broken }
+        Self {
+            address,
+            heads,
+            broken,
+        }
     }
 
-    async fn tunnel(mut stream: TcpStream, heads: Arc<Mutex<Vec<String>>>, broken: Arc<Mutex<bool>>) -> Option<()> {
+    async fn tunnel(
+        mut stream: TcpStream,
+        heads: Arc<Mutex<Vec<String>>>,
+        broken: Arc<Mutex<bool>>,
+    ) -> Option<()> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await.ok()?);
@@ -155,13 +177,18 @@ impl EgressProxy {
         heads.lock().unwrap().push(head.clone());
         let authorized = head.contains(&format!("Basic {}", STANDARD.encode(EGRESS)));
         if *broken.lock().unwrap() || !authorized {
-            let realm = format!("HTTP/1.1 407 {head:?}\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n");
+            let realm = format!(
+                "HTTP/1.1 407 {head:?}\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n"
+            );
             let _ = stream.write_all(realm.as_bytes()).await;
             return None;
         }
         let mut target = TcpStream::connect(head.split(' ').nth(1)?).await.ok()?;
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.ok()?;
-        copy_bidirectional(&mut stream, &mut target).await.ok().map(|_| ())
+        copy_bidirectional(&mut stream, &mut target)
+            .await
+            .ok()
+            .map(|_| ())
     }
 }
 
@@ -172,30 +199,54 @@ async fn wechat() -> Sandbox {
         SandboxAccount::new("wx5555555555555555", "unknown"),
         SandboxAccount::wecom(CORP, AGENT_SECRET),
     ];
-    let settings = sandbox::Settings { accounts, ..sandbox::Settings::default() };
+    let settings = sandbox::Settings {
+        accounts,
+        ..sandbox::Settings::default()
+    };
     let sandbox = sandbox::start(settings).await.expect("the sandbox starts");
-    let token = |value: &str| Fault::Token { expires_in: None, access_token: Some(value.to_owned()) };
+    let token = |value: &str| Fault::Token {
+        expires_in: None,
+        access_token: Some(value.to_owned()),
+    };
     let endpoint = |fault| Rule::new("/cgi-bin/stable_token", fault);
     let refused: Fault =
-        serde_json::from_str(r#"{"kind":"errcode","code":40164,"ip":"198.51.100.7"}"#).expect("a fault");
-    sandbox.control().fault(endpoint(refused).account("wx2222222222222222").always());
-    let ticket = serde_json::json!({"errcode": 0, "errmsg": "ok", "ticket": TICKET, "expires_in": 7200}).to_string();
+        serde_json::from_str(r#"{"kind":"errcode","code":40164,"ip":"198.51.100.7"}"#)
+            .expect("a fault");
+    sandbox
+        .control()
+        .fault(endpoint(refused).account("wx2222222222222222").always());
+    let ticket =
+        serde_json::json!({"errcode": 0, "errmsg": "ok", "ticket": TICKET, "expires_in": 7200})
+            .to_string();
     let given = Fault::respond(200, "application/json", ticket);
-    sandbox.control().fault(Rule::new("/cgi-bin/ticket/getticket", given).always());
-    sandbox.control().fault(endpoint(token(FIRST_TOKEN)).account("wx1111111111111111"));
-    sandbox.control().fault(endpoint(token(SECOND_TOKEN)).account("wx1111111111111111").always());
+    sandbox
+        .control()
+        .fault(Rule::new("/cgi-bin/ticket/getticket", given).always());
+    sandbox
+        .control()
+        .fault(endpoint(token(FIRST_TOKEN)).account("wx1111111111111111"));
+    sandbox.control().fault(
+        endpoint(token(SECOND_TOKEN))
+            .account("wx1111111111111111")
+            .always(),
+    );
     sandbox
 }
 
-/// Five accounts: one that works, one that is refused, one whose API host speaks no TLS, an agent of WeCom, and one whose
-/// token another server keeps. Callers have a key, or come from here.
+/// Five accounts: one that works, one that is refused, one whose API host speaks no TLS, an agent
+/// of WeCom, and one whose token another server keeps. Callers have a key, or come from here.
 fn configuration(sandbox: &Sandbox, other_server: &str) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let api = sandbox.https_url().expect("it listens");
-    let dark = sandbox.http_url().expect("it listens").replace("http:", "https:");
+    let dark = sandbox
+        .http_url()
+        .expect("it listens")
+        .replace("http:", "https:");
     let account = |name: &str, appid: u32, secret: &str, api: &str| {
         let appid = appid.to_string().repeat(16);
-        format!("[[account]]\nname = \"{name}\"\nappid = \"wx{appid}\"\nsecret = {secret}\napi = [\"{api}\"]\n")
+        format!(
+            "[[account]]\nname = \"{name}\"\nappid = \"wx{appid}\"\nsecret = {secret}\napi = [\"{api}\"]\n"
+        )
     };
     let text = [
         "default_account = \"shop\"\n[server]\nlisten = [\"127.0.0.1:0\"]\n",
@@ -204,9 +255,13 @@ fn configuration(sandbox: &Sandbox, other_server: &str) -> TempDir {
         &account("shop", 1, "{ env = \"PLANTED_SECRET\" }", &api),
         &account("refused", 2, "{ file = \"other.secret\" }", &api),
         &account("dark", 3, "{ env = \"PLANTED_SECRET\" }", &dark),
-        &format!("[[account]]\nname = \"agent\"\nplatform = \"wecom\"\nappid = \"{CORP}\"\napi = [\"{api}\"]\n"),
+        &format!(
+            "[[account]]\nname = \"agent\"\nplatform = \"wecom\"\nappid = \"{CORP}\"\napi = [\"{api}\"]\n"
+        ),
         "secret = { env = \"PLANTED_AGENT\" }\n",
-        &format!("[[account]]\nname = \"kept\"\nappid = \"wx5555555555555555\"\napi = [\"{api}\"]\n"),
+        &format!(
+            "[[account]]\nname = \"kept\"\nappid = \"wx5555555555555555\"\napi = [\"{api}\"]\n"
+        ),
         &format!("token = {{ from = \"http\", url = {{ value = \"http://{other_server}/\" }}, "),
         "header = { \"X-Key\" = { env = \"PLANTED_KEPT\" } } }\n",
         "[[client]]\nname = \"crm\"\nkey = { env = \"PLANTED_CLIENT\" }\nmay = [\"refresh\", \"ticket\"]\n",
@@ -221,11 +276,25 @@ fn configuration(sandbox: &Sandbox, other_server: &str) -> TempDir {
 
 fn with_secrets(arguments: &[&str], folder: &Path, egress: &EgressProxy, format: &str) -> Command {
     let mut command = wxgate(arguments);
-    command.arg("--config").arg(folder.join("wxgate.toml")).current_dir(folder).args(["--log-format", format]);
-    command.env("PLANTED_ADMIN_KEY", ADMIN_KEY).env("PLANTED_SECRET", APP_SECRET).env("PLANTED_AGENT", AGENT_SECRET);
-    command.env("PLANTED_CLIENT", CLIENT_KEY).env("PLANTED_KEPT", KEPT_KEY);
-    command.env("WXGATE_UPSTREAM__PROXY", format!("http://{EGRESS}@{}", egress.address));
-    command.env("WXGATE_LOG", "trace").env("RUST_BACKTRACE", "full");
+    command
+        .arg("--config")
+        .arg(folder.join("wxgate.toml"))
+        .current_dir(folder)
+        .args(["--log-format", format]);
+    command
+        .env("PLANTED_ADMIN_KEY", ADMIN_KEY)
+        .env("PLANTED_SECRET", APP_SECRET)
+        .env("PLANTED_AGENT", AGENT_SECRET);
+    command
+        .env("PLANTED_CLIENT", CLIENT_KEY)
+        .env("PLANTED_KEPT", KEPT_KEY);
+    command.env(
+        "WXGATE_UPSTREAM__PROXY",
+        format!("http://{EGRESS}@{}", egress.address),
+    );
+    command
+        .env("WXGATE_LOG", "trace")
+        .env("RUST_BACKTRACE", "full");
     command
 }
 
@@ -234,37 +303,68 @@ async fn seen(request: reqwest::RequestBuilder) -> String {
     match request.send().await {
         Ok(answer) => {
             let head = format!("{} {:?}", answer.status(), answer.headers());
-            format!("{head}\n{}", String::from_utf8_lossy(&answer.bytes().await.unwrap_or_default()))
+            format!(
+                "{head}\n{}",
+                String::from_utf8_lossy(&answer.bytes().await.unwrap_or_default())
+            )
         }
         Err(error) => format!("{:?}", error.without_url()),
     }
 }
 
 /// Calls of every kind, while everything fails that can fail. Returns what the caller saw.
-async fn trouble(proxy: &str, control: &sandbox::Control, egress: &EgressProxy, phantoms: &[String; 2]) -> String {
+async fn trouble(
+    proxy: &str,
+    control: &sandbox::Control,
+    egress: &EgressProxy,
+    phantoms: &[String; 2],
+) -> String {
     let client = client();
     let mut answers = String::new();
-    let get = |target: &str| client.get(format!("{proxy}{target}")).header("x-wxgate-key", CLIENT_KEY);
+    let get = |target: &str| {
+        client
+            .get(format!("{proxy}{target}"))
+            .header("x-wxgate-key", CLIENT_KEY)
+    };
     let token = utf8_percent_encode(CLIENT_TOKEN, NON_ALPHANUMERIC);
     let secret = utf8_percent_encode(CLIENT_SECRET, NON_ALPHANUMERIC);
     let tokens = format!("?access_token={token}&session={secret}");
     let send = || {
-        let message = serde_json::json!({"touser": "o1", "msgtype": "text", "text": {"content": BODY}});
-        client.post(format!("{proxy}/cgi-bin/message/custom/send{tokens}")).bearer_auth(CLIENT_KEY).json(&message)
+        let message =
+            serde_json::json!({"touser": "o1", "msgtype": "text", "text": {"content": BODY}});
+        client
+            .post(format!("{proxy}/cgi-bin/message/custom/send{tokens}"))
+            .bearer_auth(CLIENT_KEY)
+            .json(&message)
     };
-    let redirect = |location: String| Fault::Redirect { status: 302, location };
+    let redirect = |location: String| Fault::Redirect {
+        status: 302,
+        location,
+    };
     let echo = utf8_percent_encode(FIRST_TOKEN, NON_ALPHANUMERIC).to_string();
     let rigged = [
         Fault::Pass,
         Fault::errcode(45009),
         Fault::Reset { executed: true },
         Fault::Hang { executed: false },
-        Fault::Cut { after: 4, chunked: true, end: sandbox::Ending::Reset },
-        Fault::Raw { text: None, end: sandbox::Ending::Close },
+        Fault::Cut {
+            after: 4,
+            chunked: true,
+            end: sandbox::Ending::Reset,
+        },
+        Fault::Raw {
+            text: None,
+            end: sandbox::Ending::Close,
+        },
         Fault::Switch,
         Fault::TwoLengths,
-        Fault::BigHeader { bytes: 200_000, fields: 1 },
-        redirect(format!("https://elsewhere.test/login?access_token={echo}&x=1")),
+        Fault::BigHeader {
+            bytes: 200_000,
+            fields: 1,
+        },
+        redirect(format!(
+            "https://elsewhere.test/login?access_token={echo}&x=1"
+        )),
         redirect(format!("/cgi-bin/user/get?a=1&ACCESS%5FTOKEN={echo}#f")),
         redirect(format!("https://elsewhere.test/{echo}")),
     ];
@@ -275,8 +375,12 @@ async fn trouble(proxy: &str, control: &sandbox::Control, egress: &EgressProxy, 
     }
     for target in [
         format!("/cgi-bin/user/info{tokens}&openid=o1"),
-        format!("/sns/jscode2session?appid=wx1111111111111111&secret={secret}&js_code={CODE}&grant_type=x"),
-        format!("/cgi-bin/token?grant_type=client_credential&appid=wx1111111111111111&secret={secret}"),
+        format!(
+            "/sns/jscode2session?appid=wx1111111111111111&secret={secret}&js_code={CODE}&grant_type=x"
+        ),
+        format!(
+            "/cgi-bin/token?grant_type=client_credential&appid=wx1111111111111111&secret={secret}"
+        ),
         format!("/cgi-bin/user/info?secret={secret}&access_token={token}"),
         format!("/cgi-bin/user/info?ACCESS_TOKEN={token}"),
         format!("/cgi-bin/user/info?a;access_token={token}"),
@@ -293,7 +397,10 @@ async fn trouble(proxy: &str, control: &sandbox::Control, egress: &EgressProxy, 
         format!("/cgi-bin//../user/get{tokens}"),
         format!("/cgi-bin/menu/get?access_token={}", phantoms[0]),
         format!("/cgi-bin/user/info?openid=o&access_token={}", phantoms[0]),
-        format!("/cgi-bin/user/info?openid=o&access_token={}&access_token={}", phantoms[0], phantoms[1]),
+        format!(
+            "/cgi-bin/user/info?openid=o&access_token={}&access_token={}",
+            phantoms[0], phantoms[1]
+        ),
         format!("/@agent/cgi-bin/user/info?access_token={}", phantoms[0]),
         format!("/cgi-bin/user/get?userid=u&access_token={}", phantoms[1]),
         format!("/cgi-bin/user/get?userid=u&ACCESS_TOKEN={}", phantoms[1]),
@@ -308,14 +415,19 @@ async fn trouble(proxy: &str, control: &sandbox::Control, egress: &EgressProxy, 
         answers += &seen(get(&target)).await;
         answers += &seen(client.get(format!("{proxy}{target}"))).await;
     }
-    let login = format!("/sns/jscode2session?appid=wx1111111111111111&secret={CLIENT_KEY}&js_code={CODE}");
+    let login =
+        format!("/sns/jscode2session?appid=wx1111111111111111&secret={CLIENT_KEY}&js_code={CODE}");
     let echo = utf8_percent_encode(APP_SECRET, NON_ALPHANUMERIC).to_string();
     for fault in [
         Fault::Pass,
         Fault::Reset { executed: true },
         redirect(format!("https://elsewhere.test/sns?secret={echo}&x=1")),
         redirect(format!("/{}", utf8_percent_encode(&echo, NON_ALPHANUMERIC))),
-        Fault::Cut { after: 4, chunked: true, end: sandbox::Ending::Reset },
+        Fault::Cut {
+            after: 4,
+            chunked: true,
+            end: sandbox::Ending::Reset,
+        },
     ] {
         let rule = control.fault(Rule::new("/sns/jscode2session", fault));
         answers += &seen(client.get(format!("{proxy}{login}"))).await;
@@ -323,10 +435,19 @@ async fn trouble(proxy: &str, control: &sandbox::Control, egress: &EgressProxy, 
     }
     control.revoke(Which::default());
     let cured = send().send().await.expect("an answer");
-    assert_eq!(header(&cured, "x-wxgate-attempts"), "2", "the first token died: {cured:?}");
+    assert_eq!(
+        header(&cured, "x-wxgate-attempts"),
+        "2",
+        "the first token died: {cured:?}"
+    );
     answers += &format!("{:?}", cured.headers());
     let order = serde_json::json!({"rejected": FIRST_TOKEN}).to_string();
-    answers += &seen(client.post(format!("{proxy}/-/accounts/shop/token/refresh")).body(order)).await;
+    answers += &seen(
+        client
+            .post(format!("{proxy}/-/accounts/shop/token/refresh"))
+            .body(order),
+    )
+    .await;
     control.set_close_each(true);
     answers += &seen(send()).await;
     *egress.broken.lock().unwrap() = true;
@@ -338,7 +459,10 @@ async fn trouble(proxy: &str, control: &sandbox::Control, egress: &EgressProxy, 
 /// What a client of this secret gets in place of a token.
 async fn phantom(url: String) -> String {
     let answer = crate::support::json(client().get(url).send().await.expect("an answer")).await;
-    answer["access_token"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+    answer["access_token"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{answer}"))
+        .to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -349,54 +473,104 @@ async fn no_secret_is_ever_written_anywhere() {
         let command = |arguments: &[&str]| with_secrets(arguments, folder.path(), &egress, format);
         let mut sinks = BTreeMap::new();
         let program = Program::start(&mut command(&["serve"]));
-        let (proxy, admin) = (format!("http://{}", program.proxy()), format!("http://{}", program.admin()));
+        let (proxy, admin) = (
+            format!("http://{}", program.proxy()),
+            format!("http://{}", program.admin()),
+        );
         program.logged("new access token");
         program.logged("198.51.100.7");
 
         let classic = "/cgi-bin/token?grant_type=client_credential&appid=wx1111111111111111&secret";
         let phantoms = [
             phantom(format!("{proxy}{classic}={CLIENT_KEY}")).await,
-            phantom(format!("{proxy}/cgi-bin/gettoken?corpid={CORP}&corpsecret={CLIENT_KEY}")).await,
+            phantom(format!(
+                "{proxy}/cgi-bin/gettoken?corpid={CORP}&corpsecret={CLIENT_KEY}"
+            ))
+            .await,
         ];
-        sinks.insert("answers".to_owned(), trouble(&proxy, sandbox.control(), &egress, &phantoms).await);
-        for target in ["/", "/livez", "/readyz?all", "/metrics", "/api/accounts", "/nothing?key=x"] {
+        sinks.insert(
+            "answers".to_owned(),
+            trouble(&proxy, sandbox.control(), &egress, &phantoms).await,
+        );
+        for target in [
+            "/",
+            "/livez",
+            "/readyz?all",
+            "/metrics",
+            "/api/accounts",
+            "/nothing?key=x",
+        ] {
             let request = || client().get(format!("{admin}{target}"));
-            sinks.insert(format!("GET {target} without the key"), seen(request().bearer_auth(CLIENT_KEY)).await);
-            sinks.insert(format!("GET {target}"), seen(request().bearer_auth(ADMIN_KEY)).await);
+            sinks.insert(
+                format!("GET {target} without the key"),
+                seen(request().bearer_auth(CLIENT_KEY)).await,
+            );
+            sinks.insert(
+                format!("GET {target}"),
+                seen(request().bearer_auth(ADMIN_KEY)).await,
+            );
         }
         for account in ["shop", "refused", "dark"] {
-            let refresh = client().post(format!("{admin}/api/accounts/{account}/refresh")).bearer_auth(ADMIN_KEY);
+            let refresh = client()
+                .post(format!("{admin}/api/accounts/{account}/refresh"))
+                .bearer_auth(ADMIN_KEY);
             sinks.insert(format!("refresh of {account}"), seen(refresh).await);
         }
         let fingerprint = wxgate::base::Secret::new(SECOND_TOKEN).fingerprint();
-        assert!(sinks["GET /api/accounts"].contains(&fingerprint), "the second token is in use");
+        assert!(
+            sinks["GET /api/accounts"].contains(&fingerprint),
+            "the second token is in use"
+        );
 
         let process = Path::new("/proc").join(program.pid.as_raw_nonzero().to_string());
-        sinks.insert("the command line".to_owned(), fs::read_to_string(process.join("cmdline")).expect("readable"));
+        sinks.insert(
+            "the command line".to_owned(),
+            fs::read_to_string(process.join("cmdline")).expect("readable"),
+        );
         // One request is still in flight when the program is told to stop twice.
-        let hang = sandbox.control().fault(Rule::new("/cgi-bin/user/info", Fault::Pass).hold());
-        let cut =
-            tokio::spawn(seen(client().get(format!("{proxy}/cgi-bin/user/info?access_token={CLIENT_TOKEN}&openid=x"))));
-        sandbox.control().until(|control| control.hits(hang) == 1).await;
+        let hang = sandbox
+            .control()
+            .fault(Rule::new("/cgi-bin/user/info", Fault::Pass).hold());
+        let cut = tokio::spawn(seen(client().get(format!(
+            "{proxy}/cgi-bin/user/info?access_token={CLIENT_TOKEN}&openid=x"
+        ))));
+        sandbox
+            .control()
+            .until(|control| control.hits(hang) == 1)
+            .await;
         program.signal(Signal::TERM);
         program.logged("stopping");
         program.signal(Signal::TERM);
         let ended = program.end();
-        sinks.insert("the answer that was cut".to_owned(), cut.await.expect("no panic"));
+        sinks.insert(
+            "the answer that was cut".to_owned(),
+            cut.await.expect("no panic"),
+        );
         for part in ["DEBUG", "198.51.100.7", "upstream failed", &fingerprint] {
-            assert!(ended.stderr.contains(part), "the log does not even hold {part}:\n{}", ended.stderr);
+            assert!(
+                ended.stderr.contains(part),
+                "the log does not even hold {part}:\n{}",
+                ended.stderr
+            );
         }
         sinks.insert("standard error".to_owned(), ended.stderr);
         sinks.insert("standard output".to_owned(), ended.stdout);
 
         for arguments in [&["check"][..], &["check", "--live"], &["token", "shop"]] {
             let ended = finish(command(arguments));
-            sinks.insert(format!("{arguments:?}"), format!("{}{}", ended.stdout, ended.stderr));
+            sinks.insert(
+                format!("{arguments:?}"),
+                format!("{}{}", ended.stdout, ended.stderr),
+            );
         }
         let mut state = String::new();
         for entry in fs::read_dir(folder.path().join("state")).expect("the store") {
             let path = entry.expect("an entry").path();
-            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            let name = path
+                .file_name()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
             let content = String::from_utf8_lossy(&fs::read(&path).expect("readable")).into_owned();
             match name.starts_with("shop.j") {
                 true => state += &content,
@@ -410,12 +584,21 @@ async fn no_secret_is_ever_written_anywhere() {
             !search(&BTreeMap::from([("state".to_owned(), state.clone())])).is_empty(),
             "the store holds the token"
         );
-        for (what, value) in PLANTED.into_iter().filter(|(what, _)| !what.contains("token") && !what.contains("ticket"))
+        for (what, value) in PLANTED
+            .into_iter()
+            .filter(|(what, _)| !what.contains("token") && !what.contains("ticket"))
         {
-            let kept = spellings(value).into_iter().any(|spelling| state.contains(&spelling));
+            let kept = spellings(value)
+                .into_iter()
+                .any(|spelling| state.contains(&spelling));
             assert!(!kept, "{what} is in the token's own file");
         }
-        assert!(spellings(TICKET).iter().any(|spelling| state.contains(spelling)), "the store holds the ticket");
+        assert!(
+            spellings(TICKET)
+                .iter()
+                .any(|spelling| state.contains(spelling)),
+            "the store holds the ticket"
+        );
         let found = search(&sinks);
         assert!(found.is_empty(), "{format}: {found:#?}");
         // Callers do get phantoms where they ask for tokens.
@@ -423,10 +606,17 @@ async fn no_secret_is_ever_written_anywhere() {
             assert!(!text.contains("wxg1_"), "a phantom in {sink}: {text}");
         }
         let arrived = format!("{:?}", sandbox.control().requests("/**"));
-        for (what, value) in [("a client's key", CLIENT_KEY), ("a phantom", "wxg1_"), ("the other key", KEPT_KEY)] {
+        for (what, value) in [
+            ("a client's key", CLIENT_KEY),
+            ("a phantom", "wxg1_"),
+            ("the other key", KEPT_KEY),
+        ] {
             assert!(!arrived.contains(value), "{what} reached WeChat");
         }
-        assert!(arrived.contains(KEPT_TOKEN), "what another server keeps is in use");
+        assert!(
+            arrived.contains(KEPT_TOKEN),
+            "what another server keeps is in use"
+        );
     }
 }
 
@@ -434,15 +624,26 @@ async fn no_secret_is_ever_written_anywhere() {
 fn the_search_finds_every_spelling_of_everything() {
     for (what, value) in PLANTED {
         for spelling in spellings(value) {
-            let sinks = BTreeMap::from([("a log".to_owned(), format!("2026 INFO {spelling} and so on"))]);
+            let sinks = BTreeMap::from([(
+                "a log".to_owned(),
+                format!("2026 INFO {spelling} and so on"),
+            )]);
             let found = search(&sinks);
             assert!(
-                found.iter().any(|hit| hit.starts_with(&format!("{what} in a log"))),
+                found
+                    .iter()
+                    .any(|hit| hit.starts_with(&format!("{what} in a log"))),
                 "{what} as {spelling}: {found:?}"
             );
         }
     }
-    assert!(search(&BTreeMap::from([("a log".to_owned(), "nothing, pl4nted or not".to_owned())])).is_empty());
+    assert!(
+        search(&BTreeMap::from([(
+            "a log".to_owned(),
+            "nothing, pl4nted or not".to_owned()
+        )]))
+        .is_empty()
+    );
 }
 
 #[test]
@@ -465,25 +666,50 @@ fn no_settings_show_a_secret_when_they_are_formatted() {
         ("WXGATE_UPSTREAM__PROXY", proxy.as_str()),
         ("AGENT", AGENT_SECRET),
         ("KEPT", KEPT_KEY),
-        ("KEPT_URL", "https://tokens.test/pl4nted-Kept-Token.by~another_server-d1c3"),
-        ("REDIS", "rediss://:pl4nted-Admin%2FKey%2B3b9d@redis.test:6379"),
+        (
+            "KEPT_URL",
+            "https://tokens.test/pl4nted-Kept-Token.by~another_server-d1c3",
+        ),
+        (
+            "REDIS",
+            "rediss://:pl4nted-Admin%2FKey%2B3b9d@redis.test:6379",
+        ),
         ("CLIENT", CLIENT_KEY),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
-    let config =
-        config::parse(text, folder.path(), "wxgate.toml", &variables).unwrap_or_else(|problems| panic!("{problems}"));
-    assert_eq!(config.accounts[0].secret.as_ref().unwrap().expose(), APP_SECRET);
+    let config = config::parse(text, folder.path(), "wxgate.toml", &variables)
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(
+        config.accounts[0].secret.as_ref().unwrap().expose(),
+        APP_SECRET
+    );
     let mut sinks = BTreeMap::new();
     let egress = &config.proxy.upstream.egress;
-    assert_eq!(egress.proxy.as_ref().and_then(|p| p.credentials.as_ref()).map(|c| c.expose()), Some(EGRESS));
+    assert_eq!(
+        egress
+            .proxy
+            .as_ref()
+            .and_then(|p| p.credentials.as_ref())
+            .map(|c| c.expose()),
+        Some(EGRESS)
+    );
     sinks.insert("Config".to_owned(), format!("{config:?}{config:#?}"));
     sinks.insert(
         "parts".to_owned(),
-        format!("{:?}{:?}{:?}{:?}", config.proxy, config.admin, config.token, config.store),
+        format!(
+            "{:?}{:?}{:?}{:?}",
+            config.proxy, config.admin, config.token, config.store
+        ),
     );
-    sinks.insert("AccountSettings".to_owned(), format!("{:?}", config.accounts));
-    let authorization = egress.proxy.as_ref().and_then(|proxy| proxy.basic_authorization());
+    sinks.insert(
+        "AccountSettings".to_owned(),
+        format!("{:?}", config.accounts),
+    );
+    let authorization = egress
+        .proxy
+        .as_ref()
+        .and_then(|proxy| proxy.basic_authorization());
     sinks.insert("Egress".to_owned(), format!("{egress:?}{authorization:?}"));
     sinks.insert("check".to_owned(), config::check_text(&config));
     assert_eq!(search(&sinks), Vec::<String>::new());

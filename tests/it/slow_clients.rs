@@ -1,4 +1,5 @@
-//! Clients that take their time, in paused time over pipes: each is cut at its limit, and no other one is.
+//! Clients that take their time, in paused time over pipes: each is cut at its limit, and no other
+//! one is.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -23,11 +24,15 @@ fn full(text: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, Infallible> {
     http_body_util::Full::new(text.into()).boxed_unsync()
 }
 
-/// `/echo` answers with the body; `/wait/N` after N seconds; `/huge` with a MiB; `/trickle/N` with a byte a second.
+/// `/echo` answers with the body; `/wait/N` after N seconds; `/huge` with a MiB; `/trickle/N` with
+/// a byte a second.
 async fn handle(head: Box<Parts>, body: Incoming) -> Answer {
     let mut parts = head.uri.path().split('/').skip(1);
     let word = parts.next().unwrap_or_default().to_owned();
-    let count: u64 = parts.next().and_then(|number| number.parse().ok()).unwrap_or_default();
+    let count: u64 = parts
+        .next()
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_default();
     match &*word {
         "wait" => {
             sleep(Duration::from_secs(count)).await;
@@ -42,7 +47,11 @@ async fn handle(head: Box<Parts>, body: Incoming) -> Answer {
             Response::new(StreamBody::new(bytes).boxed_unsync())
         }
         _ => {
-            let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            let body = body
+                .collect()
+                .await
+                .map(http_body_util::Collected::to_bytes)
+                .unwrap_or_default();
             Response::new(full(body))
         }
     }
@@ -69,8 +78,14 @@ async fn ask(client: &mut DuplexStream, request: &[u8], last: &[u8]) {
     client.write_all(request).await.expect("it is read");
     let mut answer = Vec::new();
     while !answer.ends_with(last) {
-        let read = timeout(Duration::from_secs(600), client.read_buf(&mut answer)).await.expect("an answer in time");
-        assert!(read.expect("it is open") > 0, "closed after {:?}", String::from_utf8_lossy(&answer));
+        let read = timeout(Duration::from_secs(600), client.read_buf(&mut answer))
+            .await
+            .expect("an answer in time");
+        assert!(
+            read.expect("it is open") > 0,
+            "closed after {:?}",
+            String::from_utf8_lossy(&answer)
+        );
     }
 }
 
@@ -87,16 +102,23 @@ async fn drip(client: &mut (impl tokio::io::AsyncWrite + Unpin), bytes: &[u8]) {
 /// Gives a test a day of paused time, so that a connection which is never cut fails it.
 async fn local(test: impl Future<Output = ()>) {
     let day = Duration::from_secs(24 * 60 * 60);
-    timeout(day, tokio::task::LocalSet::new().run_until(test)).await.expect("all ends within a day");
+    timeout(day, tokio::task::LocalSet::new().run_until(test))
+        .await
+        .expect("all ends within a day");
 }
 
 #[tokio::test(start_paused = true)]
 async fn whoever_does_not_finish_the_first_head_is_cut_within_ten_seconds() {
     local(async {
         let connections = Connections::default();
-        for begin in
-            [&b""[..], b"G", b"GET /echo HTTP/1.1\r\nHost: h\r\n", b"PRI * HTTP/2.0\r\n", b"\r\n", b"\x16\x03\x01"]
-        {
+        for begin in [
+            &b""[..],
+            b"G",
+            b"GET /echo HTTP/1.1\r\nHost: h\r\n",
+            b"PRI * HTTP/2.0\r\n",
+            b"\r\n",
+            b"\x16\x03\x01",
+        ] {
             let (mut client, serving) = connect(&connections);
             client.write_all(begin).await.expect("it is read");
             let seconds = cut_after(&mut client).await;
@@ -156,13 +178,17 @@ async fn whoever_never_reads_is_cut_and_whoever_reads_slowly_is_not() {
     local(async {
         let connections = Connections::default();
         let (mut deaf, serving) = connect(&connections);
-        deaf.write_all(b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+        deaf.write_all(b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n")
+            .await
+            .expect("it is read");
         let started = Instant::now();
         serving.await.expect("it ended");
         let seconds = started.elapsed().as_secs();
         assert!((60..=80).contains(&seconds), "{seconds} s");
         let (mut slow, _serving) = connect(&connections);
-        slow.write_all(b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+        slow.write_all(b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n")
+            .await
+            .expect("it is read");
         let (mut read, mut buffer) = (0, vec![0; 4 * 1024]);
         // A byte a second on average, and never nothing for long.
         while read < 1 << 20 {
@@ -180,9 +206,22 @@ async fn an_answer_may_take_its_time_and_one_that_never_comes_ends() {
     local(async {
         let connections = Connections::default();
         let (mut client, _serving) = connect(&connections);
-        ask(&mut client, b"GET /wait/120 HTTP/1.1\r\nHost: h\r\n\r\n", b"waited").await;
-        ask(&mut client, b"GET /trickle/300 HTTP/1.1\r\nHost: h\r\n\r\n", b"0\r\n\r\n").await;
-        client.write_all(b"GET /wait/100000 HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+        ask(
+            &mut client,
+            b"GET /wait/120 HTTP/1.1\r\nHost: h\r\n\r\n",
+            b"waited",
+        )
+        .await;
+        ask(
+            &mut client,
+            b"GET /trickle/300 HTTP/1.1\r\nHost: h\r\n\r\n",
+            b"0\r\n\r\n",
+        )
+        .await;
+        client
+            .write_all(b"GET /wait/100000 HTTP/1.1\r\nHost: h\r\n\r\n")
+            .await
+            .expect("it is read");
         let seconds = cut_after(&mut client).await;
         assert!((170..=200).contains(&seconds), "{seconds} s");
     })
@@ -194,11 +233,15 @@ async fn an_answer_under_way_is_not_cut_for_bytes_that_came_behind_the_request()
     local(async {
         let connections = Connections::default();
         // A stray line end, as old clients send behind a body; and a whole next request.
-        for (early, last) in
-            [(&b"\r\n"[..], &b"0\r\n\r\n"[..]), (b"GET /wait/1 HTTP/1.1\r\nHost: h\r\n\r\n", b"waited")]
-        {
+        for (early, last) in [
+            (&b"\r\n"[..], &b"0\r\n\r\n"[..]),
+            (b"GET /wait/1 HTTP/1.1\r\nHost: h\r\n\r\n", b"waited"),
+        ] {
             let (mut client, _serving) = connect(&connections);
-            client.write_all(b"GET /trickle/60 HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+            client
+                .write_all(b"GET /trickle/60 HTTP/1.1\r\nHost: h\r\n\r\n")
+                .await
+                .expect("it is read");
             sleep(Duration::from_secs(3)).await;
             ask(&mut client, early, last).await;
         }
@@ -220,7 +263,10 @@ async fn hundreds_of_slow_clients_hold_up_no_healthy_one() {
         let mut slow = Vec::new();
         for n in 0..500 {
             let (mut client, serving) = connect(&connections);
-            client.write_all(begins[n % begins.len()]).await.expect("it is read");
+            client
+                .write_all(begins[n % begins.len()])
+                .await
+                .expect("it is read");
             slow.push((client, serving));
         }
         let (mut healthy, _serving) = connect(&connections);
@@ -248,7 +294,9 @@ async fn a_drain_ends_idle_and_stalled_connections_and_lets_requests_end() {
         let (mut half, _c) = connect(&connections);
         half.write_all(&ASK[..20]).await.expect("it is read");
         let (mut busy, _d) = connect(&connections);
-        busy.write_all(b"GET /wait/20 HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+        busy.write_all(b"GET /wait/20 HTTP/1.1\r\nHost: h\r\n\r\n")
+            .await
+            .expect("it is read");
         sleep(Duration::from_secs(1)).await;
         assert_eq!(connections.count(), 4);
         connections.close_gracefully();
@@ -256,15 +304,27 @@ async fn a_drain_ends_idle_and_stalled_connections_and_lets_requests_end() {
         let (seconds, _) = tokio::join!(cut_after(&mut silent), cut_after(&mut half));
         assert!(seconds <= 15, "{seconds} s");
         let mut answer = String::new();
-        busy.read_to_string(&mut answer).await.expect("an answer and an end");
-        assert!(answer.contains("connection: close\r\n") && answer.ends_with("waited"), "{answer}");
-        timeout(Duration::from_secs(5), connections.all_gone()).await.expect("all gone");
+        busy.read_to_string(&mut answer)
+            .await
+            .expect("an answer and an end");
+        assert!(
+            answer.contains("connection: close\r\n") && answer.ends_with("waited"),
+            "{answer}"
+        );
+        timeout(Duration::from_secs(5), connections.all_gone())
+            .await
+            .expect("all gone");
         // Whoever comes later gets one answer.
         let (mut late, _e) = connect(&connections);
         late.write_all(ASK).await.expect("it is read");
         let mut answer = String::new();
-        late.read_to_string(&mut answer).await.expect("an answer and an end");
-        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
+        late.read_to_string(&mut answer)
+            .await
+            .expect("an answer and an end");
+        assert!(
+            answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"),
+            "{answer}"
+        );
     })
     .await;
 }
@@ -274,11 +334,19 @@ async fn a_drain_in_front_asks_every_client_to_close() {
     local(async {
         let (mut client, theirs) = tokio::io::duplex(4096);
         let connections = Connections::default();
-        tokio::task::spawn_local(async move { connection::serve(theirs, &connections, || true, handle).await });
+        tokio::task::spawn_local(async move {
+            connection::serve(theirs, &connections, || true, handle).await
+        });
         client.write_all(ASK).await.expect("it is read");
         let mut answer = String::new();
-        client.read_to_string(&mut answer).await.expect("an answer and an end");
-        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
+        client
+            .read_to_string(&mut answer)
+            .await
+            .expect("an answer and an end");
+        assert!(
+            answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"),
+            "{answer}"
+        );
     })
     .await;
 }
@@ -287,7 +355,11 @@ async fn a_drain_in_front_asks_every_client_to_close() {
 async fn parked(connections: &Connections, count: usize) {
     let soon = Instant::now() + Duration::from_secs(5);
     while connections.parked() != count {
-        assert!(Instant::now() < soon, "{} parked, not {count}", connections.parked());
+        assert!(
+            Instant::now() < soon,
+            "{} parked, not {count}",
+            connections.parked()
+        );
         sleep(Duration::from_millis(100)).await;
     }
 }
@@ -310,12 +382,23 @@ async fn an_idle_connection_is_parked_and_answers_when_it_is_asked_again() {
         assert_eq!(connections.parked(), 0, "half a head is no idleness");
         ask(&mut client, &ASK[7..], b"\r\n\r\n").await;
         // Two at once, larger than the first look ahead, the second with a body.
-        let filler = format!("GET /echo HTTP/1.1\r\nHost: h\r\nX-Filler: {}\r\n\r\n", "a".repeat(3000));
+        let filler = format!(
+            "GET /echo HTTP/1.1\r\nHost: h\r\nX-Filler: {}\r\n\r\n",
+            "a".repeat(3000)
+        );
         let post = "POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 7\r\n\r\nthe end";
         parked(&connections, 1).await;
-        ask(&mut client, format!("{filler}{post}").as_bytes(), b"the end").await;
+        ask(
+            &mut client,
+            format!("{filler}{post}").as_bytes(),
+            b"the end",
+        )
+        .await;
         parked(&connections, 1).await;
-        assert!((69..=71).contains(&cut_after(&mut client).await), "the limit counts from the last sign of life");
+        assert!(
+            (69..=71).contains(&cut_after(&mut client).await),
+            "the limit counts from the last sign of life"
+        );
         assert_eq!(connections.count(), 0);
     })
     .await;
@@ -331,13 +414,21 @@ async fn nothing_is_parked_while_something_is_under_way() {
         let (_silent, _fourth) = connect(&connections);
         // An answer that is not read: hyper still has most of it.
         let (mut lazy, _fifth) = connect(&connections);
-        waiting.write_all(b"GET /wait/8 HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
-        trickling.write_all(b"GET /trickle/8 HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+        waiting
+            .write_all(b"GET /wait/8 HTTP/1.1\r\nHost: h\r\n\r\n")
+            .await
+            .expect("it is read");
+        trickling
+            .write_all(b"GET /trickle/8 HTTP/1.1\r\nHost: h\r\n\r\n")
+            .await
+            .expect("it is read");
         sending
             .write_all(b"POST /wait/1 HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nhalf")
             .await
             .expect("it is read");
-        lazy.write_all(b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n").await.expect("it is read");
+        lazy.write_all(b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n")
+            .await
+            .expect("it is read");
         for _ in 0..70 {
             sleep(Duration::from_millis(100)).await;
             assert_eq!(connections.parked(), 0);

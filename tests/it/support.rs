@@ -1,4 +1,5 @@
-//! Boots the whole proxy in-process, through the real configuration parser, on free ports, against the sandbox.
+//! Boots the whole proxy in-process, through the real configuration parser, on free ports, against
+//! the sandbox.
 
 use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, path::Path, time::Duration};
 
@@ -50,7 +51,10 @@ pub struct Setup {
 /// One account named `shop`, stable tokens, memory store, TLS to the sandbox.
 pub fn setup() -> Setup {
     let mut tables = BTreeMap::new();
-    tables.insert("server".to_owned(), "listen = [\"127.0.0.1:0\"]\n".to_owned());
+    tables.insert(
+        "server".to_owned(),
+        "listen = [\"127.0.0.1:0\"]\n".to_owned(),
+    );
     tables.insert("admin".to_owned(), "listen = \"127.0.0.1:0\"\n".to_owned());
     tables.insert("upstream".to_owned(), "ca_file = \"root.pem\"\n".to_owned());
     tables.insert("store".to_owned(), "kind = \"memory\"\n".to_owned());
@@ -61,22 +65,26 @@ pub fn setup() -> Setup {
         more: String::new(),
         sandbox: sandbox::Settings::default(),
         plain: false,
-        grace: Grace { leaving: Duration::ZERO, closing: Duration::from_secs(5) },
+        grace: Grace {
+            leaving: Duration::ZERO,
+            closing: Duration::from_secs(5),
+        },
     }
 }
 
 impl Setup {
-    /// Adds a line to a table, such as `("replay", "disk = \"0\"")`; a key given twice replaces the first.
+    /// Adds a line to a table, such as `("replay", "disk = \"0\"")`; a key given twice replaces the
+    /// first.
     pub fn set(mut self, table: &str, line: &str) -> Self {
         let key = line.split('=').next().unwrap_or_default().trim().to_owned();
         let lines = self.tables.entry(table.to_owned()).or_default();
-        *lines = lines.lines().filter(|l| l.split('=').next().unwrap_or_default().trim() != key).fold(
-            String::new(),
-            |mut kept, line| {
+        *lines = lines
+            .lines()
+            .filter(|l| l.split('=').next().unwrap_or_default().trim() != key)
+            .fold(String::new(), |mut kept, line| {
                 let _ = writeln!(kept, "{line}");
                 kept
-            },
-        );
+            });
         let _ = writeln!(lines, "{line}");
         self
     }
@@ -93,7 +101,8 @@ impl Setup {
         self
     }
 
-    /// Adds text at the end of the file, such as a further `[[account]]`; `{api}` stands for the sandbox's URL.
+    /// Adds text at the end of the file, such as a further `[[account]]`; `{api}` stands for the
+    /// sandbox's URL.
     pub fn more(mut self, text: &str) -> Self {
         self.more.push_str(text);
         self
@@ -123,7 +132,12 @@ impl Setup {
 
     /// The configuration file for a sandbox. `api` of the account is set unless the test set it.
     pub fn file(&self, sandbox: &Sandbox) -> String {
-        let api = if self.plain { sandbox.http_url() } else { sandbox.https_url() }.expect("the sandbox listens");
+        let api = if self.plain {
+            sandbox.http_url()
+        } else {
+            sandbox.https_url()
+        }
+        .expect("the sandbox listens");
         let mut text = self.root.clone();
         for (table, lines) in &self.tables {
             let _ = write!(text, "[{table}]\n{lines}");
@@ -147,7 +161,9 @@ impl Setup {
 
     /// The sandbox alone, for a test that has to prepare it before the first token is fetched.
     pub async fn start_sandbox(&self) -> Sandbox {
-        sandbox::start(self.sandbox.clone()).await.expect("the sandbox starts")
+        sandbox::start(self.sandbox.clone())
+            .await
+            .expect("the sandbox starts")
     }
 
     /// With a sandbox that is already there.
@@ -158,18 +174,37 @@ impl Setup {
 
     /// With a folder that is already there; relative paths of the configuration are relative to it.
     pub async fn start_in(self, sandbox: Sandbox, folder: TempDir) -> Gate {
-        std::fs::write(folder.path().join("root.pem"), sandbox.ca_pem()).expect("the root is written");
+        std::fs::write(folder.path().join("root.pem"), sandbox.ca_pem())
+            .expect("the root is written");
         let text = self.file(&sandbox);
         std::fs::write(folder.path().join(FILE), &text).expect("the configuration is written");
         let place = folder.path().to_owned();
-        let load = move || config::load(Some(Path::new(FILE)), &place, &BTreeMap::<String, String>::new());
+        let load = move || {
+            config::load(
+                Some(Path::new(FILE)),
+                &place,
+                &BTreeMap::<String, String>::new(),
+            )
+        };
         let config = load().unwrap_or_else(|problems| panic!("{problems}\n{text}"));
         let access_log = Output::memory();
-        let log = AccessLogSettings { format: Format::Json, output: access_log.clone() };
-        let app = App::build(&config, Some(log)).expect("the proxy starts").with_grace(self.grace);
+        let log = AccessLogSettings {
+            format: Format::Json,
+            output: access_log.clone(),
+        };
+        let app = App::build(&config, Some(log))
+            .expect("the proxy starts")
+            .with_grace(self.grace);
         let (app, _) = app.reloading(Box::new(load));
-        let proxy = app.addresses().iter().find_map(|a| a.tcp()).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
-        let admin = app.admin_address().tcp().expect("the admin listener is on TCP");
+        let proxy = app
+            .addresses()
+            .iter()
+            .find_map(|a| a.tcp())
+            .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let admin = app
+            .admin_address()
+            .tcp()
+            .expect("the admin listener is on TCP");
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(app.run(
             async {
@@ -177,7 +212,16 @@ impl Setup {
             },
             std::future::pending(),
         ));
-        Gate { proxy, admin, sandbox, access_log, client: client(), folder, stop: Some(stop), running }
+        Gate {
+            proxy,
+            admin,
+            sandbox,
+            access_log,
+            client: client(),
+            folder,
+            stop: Some(stop),
+            running,
+        }
     }
 }
 
@@ -212,7 +256,11 @@ impl Gate {
     }
 
     pub async fn get(&self, target: &str) -> Response {
-        self.client.get(self.url(target)).send().await.expect("the proxy answers")
+        self.client
+            .get(self.url(target))
+            .send()
+            .await
+            .expect("the proxy answers")
     }
 
     pub fn post(&self, target: &str) -> RequestBuilder {
@@ -221,35 +269,50 @@ impl Gate {
 
     /// Sends a message to this user through `message/custom/send`.
     pub fn send_message(&self, openid: &str) -> RequestBuilder {
-        let message = serde_json::json!({"touser": openid, "msgtype": "text", "text": {"content": "hello"}});
+        let message =
+            serde_json::json!({"touser": openid, "msgtype": "text", "text": {"content": "hello"}});
         self.post("/cgi-bin/message/custom/send").json(&message)
     }
 
     /// Waits until the first token is there, so that a test can count from then on.
     pub async fn warm(&self) {
         let answer = self.get("/cgi-bin/user/info?openid=warm-up").await;
-        assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap_or_default());
+        assert_eq!(
+            answer.status(),
+            200,
+            "{}",
+            answer.text().await.unwrap_or_default()
+        );
     }
 
     /// The configuration file as it is now.
     pub fn file(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join(FILE)).expect("the configuration can be read")
+        std::fs::read_to_string(self.folder.path().join(FILE))
+            .expect("the configuration can be read")
     }
 
     /// Writes another configuration file and has it loaded.
     pub async fn reload(&self, text: &str) -> Response {
         std::fs::write(self.folder.path().join(FILE), text).expect("the configuration is written");
-        self.client.post(self.admin_url("/api/reload")).send().await.expect("the admin listener answers")
+        self.client
+            .post(self.admin_url("/api/reload"))
+            .send()
+            .await
+            .expect("the admin listener answers")
     }
 
-    /// Writes raw bytes on a fresh connection and returns everything that comes back until the other end closes, or
-    /// nothing comes for a second.
+    /// Writes raw bytes on a fresh connection and returns everything that comes back until the
+    /// other end closes, or nothing comes for a second.
     pub async fn raw(&self, bytes: &[u8]) -> String {
-        let mut stream = TcpStream::connect(self.proxy).await.expect("the proxy listens");
+        let mut stream = TcpStream::connect(self.proxy)
+            .await
+            .expect("the proxy listens");
         stream.write_all(bytes).await.expect("the proxy reads");
         let mut answer = Vec::new();
         let mut buffer = [0; 16 * 1024];
-        while let Ok(Ok(count @ 1..)) = tokio::time::timeout(Duration::from_secs(1), stream.read(&mut buffer)).await {
+        while let Ok(Ok(count @ 1..)) =
+            tokio::time::timeout(Duration::from_secs(1), stream.read(&mut buffer)).await
+        {
             answer.extend_from_slice(&buffer[..count]);
         }
         String::from_utf8_lossy(&answer).into_owned()
@@ -265,14 +328,21 @@ impl Gate {
     /// Drains; the sandbox and the folder live on, for a test that starts again on them.
     pub async fn stop_keeping(mut self) -> (Sandbox, TempDir) {
         let _ = self.stop.take().expect("not stopped before").send(());
-        (&mut self.running).await.expect("the proxy does not panic").expect("nothing had to be cut");
+        (&mut self.running)
+            .await
+            .expect("the proxy does not panic")
+            .expect("nothing had to be cut");
         (self.sandbox, self.folder)
     }
 }
 
 /// The named response header, or an empty text.
 pub fn header(answer: &Response, name: &str) -> String {
-    answer.headers().get(name).map(|value| value.to_str().expect("ASCII").to_owned()).unwrap_or_default()
+    answer
+        .headers()
+        .get(name)
+        .map(|value| value.to_str().expect("ASCII").to_owned())
+        .unwrap_or_default()
 }
 
 /// The body as JSON.

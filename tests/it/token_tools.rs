@@ -1,4 +1,5 @@
-//! What the tests of tokens and replays share: waiting for the sandbox, many calls at once, many accounts at once.
+//! What the tests of tokens and replays share: waiting for the sandbox, many calls at once, many
+//! accounts at once.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -31,7 +32,11 @@ impl Said {
             replay: header(&answer, "x-wxgate-replay"),
             error: header(&answer, "x-wxgate-error"),
             retry_after: header(&answer, "retry-after"),
-            body: answer.bytes().await.expect("the answer comes whole").to_vec(),
+            body: answer
+                .bytes()
+                .await
+                .expect("the answer comes whole")
+                .to_vec(),
         }
     }
 
@@ -40,7 +45,10 @@ impl Said {
     }
 
     pub fn errcode(&self) -> Option<i64> {
-        serde_json::from_slice::<serde_json::Value>(&self.body).ok()?.get("errcode")?.as_i64()
+        serde_json::from_slice::<serde_json::Value>(&self.body)
+            .ok()?
+            .get("errcode")?
+            .as_i64()
     }
 
     /// A call that went well: 200 and no error in the body.
@@ -63,7 +71,10 @@ pub fn spawned(request: RequestBuilder) -> JoinHandle<Said> {
 }
 
 pub async fn joined(call: JoinHandle<Said>) -> Said {
-    tokio::time::timeout(DEADLINE, call).await.expect("no call waits for ever").expect("no panic")
+    tokio::time::timeout(DEADLINE, call)
+        .await
+        .expect("no call waits for ever")
+        .expect("no panic")
 }
 
 pub async fn all(calls: Vec<JoinHandle<Said>>) -> Vec<Said> {
@@ -77,10 +88,15 @@ pub async fn all(calls: Vec<JoinHandle<Said>>) -> Vec<Said> {
 /// Waits until the sandbox has seen what the test is waiting for.
 pub async fn until(control: &Control, what: &str, reached: impl FnMut(&Control) -> bool) {
     let waited = tokio::time::timeout(DEADLINE, control.until(reached)).await;
-    assert!(waited.is_ok(), "{what} was not seen in time: {:?}", control.counters());
+    assert!(
+        waited.is_ok(),
+        "{what} was not seen in time: {:?}",
+        control.counters()
+    );
 }
 
-/// Looks until something is so; for states of others that nobody announces. How long that took comes back.
+/// Looks until something is so; for states of others that nobody announces. How long that took
+/// comes back.
 pub async fn eventually(what: &str, mut reached: impl AsyncFnMut() -> bool) -> Duration {
     let start = Instant::now();
     let looking = async {
@@ -93,7 +109,8 @@ pub async fn eventually(what: &str, mut reached: impl AsyncFnMut() -> bool) -> D
     start.elapsed()
 }
 
-/// Calls until an answer is as wished; what came last is returned. For states that only time and the proxy bring about.
+/// Calls until an answer is as wished; what came last is returned. For states that only time and
+/// the proxy bring about.
 pub async fn call_until(gate: &Gate, target: &str, wished: impl Fn(&Said) -> bool) -> Said {
     let calling = async {
         loop {
@@ -104,7 +121,9 @@ pub async fn call_until(gate: &Gate, target: &str, wished: impl Fn(&Said) -> boo
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(DEADLINE, calling).await.unwrap_or_else(|_| panic!("{target} never answered as wished"))
+    tokio::time::timeout(DEADLINE, calling)
+        .await
+        .unwrap_or_else(|_| panic!("{target} never answered as wished"))
 }
 
 /// The appid of account `a0`, `a1`, …
@@ -112,8 +131,8 @@ pub fn appid(number: usize) -> String {
     format!("wx{number:016x}")
 }
 
-/// Adds accounts `a0`, `a1`, … to the one that is there, so that a table of cases needs one gate and no case meets the
-/// limits that another one has used up. `lines` go into each `[[account]]`.
+/// Adds accounts `a0`, `a1`, … to the one that is there, so that a table of cases needs one gate
+/// and no case meets the limits that another one has used up. `lines` go into each `[[account]]`.
 pub fn with_accounts(setup: Setup, count: usize, lines: &str) -> Setup {
     let secret = |number| format!("secret-{number}");
     let mut text = String::new();
@@ -125,24 +144,36 @@ pub fn with_accounts(setup: Setup, count: usize, lines: &str) -> Setup {
         );
     }
     setup
-        .sandbox(|sandbox| sandbox.accounts.extend((0..count).map(|n| SandboxAccount::new(appid(n), secret(n)))))
+        .sandbox(|sandbox| {
+            sandbox
+                .accounts
+                .extend((0..count).map(|n| SandboxAccount::new(appid(n), secret(n))))
+        })
         .more(&text)
 }
 
 /// Gives account `aN` its first token and has it accepted once, as an honest account's token is.
 pub async fn warm_account(gate: &Gate, number: usize) {
-    let answer = get(gate, &format!("/@a{number}/cgi-bin/user/info?openid=warm-up")).await;
+    let answer = get(
+        gate,
+        &format!("/@a{number}/cgi-bin/user/info?openid=warm-up"),
+    )
+    .await;
     assert!(answer.is_fine(), "{answer:?}");
 }
 
 pub fn sha256(bytes: &[u8]) -> String {
-    digest(&SHA256, bytes).as_ref().iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    digest(&SHA256, bytes)
+        .as_ref()
+        .iter()
+        .fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
 }
 
-/// Bytes that no two places of a body have in common, so that a shifted or halved copy has another hash.
+/// Bytes that no two places of a body have in common, so that a shifted or halved copy has another
+/// hash.
 pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(length + 8);
@@ -156,17 +187,21 @@ pub fn noise(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Starts after the sandbox has been told how to misbehave, so that the very first fetch can be hit.
+/// Starts after the sandbox has been told how to misbehave, so that the very first fetch can be
+/// hit.
 pub async fn start_after(setup: Setup, prepare: impl FnOnce(&Control)) -> Gate {
     let sandbox = setup.start_sandbox().await;
     prepare(sandbox.control());
     setup.start_with(sandbox).await
 }
 
-/// Starts with a first token of which the token endpoint says that it lives for so many seconds. The sandbox goes on
-/// taking it; later tokens live as long as usual.
+/// Starts with a first token of which the token endpoint says that it lives for so many seconds.
+/// The sandbox goes on taking it; later tokens live as long as usual.
 pub async fn start_with_short_token(setup: Setup, seconds: u32) -> Gate {
-    let short = Fault::Token { expires_in: Some(seconds.to_string()), access_token: None };
+    let short = Fault::Token {
+        expires_in: Some(seconds.to_string()),
+        access_token: None,
+    };
     let prepare = |control: &Control| {
         control.fault(Rule::new("/cgi-bin/*token", short));
     };

@@ -1,5 +1,5 @@
-//! Ways past a check that a check by itself does not show: what hides a reason to deny, what outlives a right, and which
-//! key could travel on to WeChat.
+//! Ways past a check that a check by itself does not show: what hides a reason to deny, what
+//! outlives a right, and which key could travel on to WeChat.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use crate::{
 const CRM: &str = "crm-key-0123456789";
 const ERP: &str = "erp-key-0123456789";
 const SECRET: &str = "sandbox0sandbox0sandbox0sandbox0";
-/// Two clients with a key, and a second account whose token another server keeps, so that its AppSecret is not known.
+/// Two clients with a key, and a second account whose token another server keeps, so that its
+/// AppSecret is not known.
 const HOUSE: &str = "[[account]]\nname = \"far\"\nappid = \"wxfar00000000000\"\napi = [\"{api}\"]\n\
      token = { from = \"http\", url = { value = \"http://127.0.0.1:9/token\" } }\n\
      [[client]]\nname = \"crm\"\nkey = { value = \"crm-key-0123456789\" }\naccounts = [\"shop\", \"far\"]\n\
@@ -22,37 +23,71 @@ const HOUSE: &str = "[[account]]\nname = \"far\"\nappid = \"wxfar00000000000\"\n
 
 async fn with_key(gate: &Gate, target: &str, key: &str) -> Said {
     let request = gate.client.get(gate.url(target));
-    said(if key.is_empty() { request } else { request.header("x-wxgate-key", key) }).await
+    said(if key.is_empty() {
+        request
+    } else {
+        request.header("x-wxgate-key", key)
+    })
+    .await
 }
 
 /// What the token endpoint hands out for this secret.
 async fn phantom(gate: &Gate, appid: &str, secret: &str) -> String {
-    let target = format!("/cgi-bin/token?grant_type=client_credential&appid={appid}&secret={secret}");
-    let answer: serde_json::Value = serde_json::from_slice(&get(gate, &target).await.body).expect("JSON");
-    answer["access_token"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+    let target =
+        format!("/cgi-bin/token?grant_type=client_credential&appid={appid}&secret={secret}");
+    let answer: serde_json::Value =
+        serde_json::from_slice(&get(gate, &target).await.body).expect("JSON");
+    answer["access_token"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{answer}"))
+        .to_owned()
 }
 
 /// Waits until this many requests are under way.
 async fn in_flight(gate: &Gate, count: usize) {
     let wanted = format!("wxgate_inflight_requests {count}\n");
     let seen = async {
-        while !said(gate.client.get(gate.admin_url("/metrics"))).await.text().contains(&wanted) {
+        while !said(gate.client.get(gate.admin_url("/metrics")))
+            .await
+            .text()
+            .contains(&wanted)
+        {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), seen).await.expect("they arrive");
+    tokio::time::timeout(Duration::from_secs(20), seen)
+        .await
+        .expect("they arrive");
 }
 
 /// The default lets loopback in, which is where the proxy in front of wxgate stands.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_becomes_the_proxy_in_front_by_filling_its_header() {
-    let gate = setup().set("server", "trusted_proxies = [\"127.0.0.0/8\"]").start().await;
-    for written in ["", "127.0.0.1, ", &"127.0.0.1, ".repeat(40), "junk, ", "\u{e9}, "] {
-        let value = reqwest::header::HeaderValue::from_bytes(format!("{written}203.0.113.9").as_bytes()).unwrap();
-        let request = gate.client.get(gate.url("/cgi-bin/user/info?openid=o")).header("x-forwarded-for", value);
+    let gate = setup()
+        .set("server", "trusted_proxies = [\"127.0.0.0/8\"]")
+        .start()
+        .await;
+    for written in [
+        "",
+        "127.0.0.1, ",
+        &"127.0.0.1, ".repeat(40),
+        "junk, ",
+        "\u{e9}, ",
+    ] {
+        let value =
+            reqwest::header::HeaderValue::from_bytes(format!("{written}203.0.113.9").as_bytes())
+                .unwrap();
+        let request = gate
+            .client
+            .get(gate.url("/cgi-bin/user/info?openid=o"))
+            .header("x-forwarded-for", value);
         assert_eq!(said(request).await.error, "client_unknown", "{written:?}");
     }
-    assert_eq!(get(&gate, "/cgi-bin/user/info?openid=o").await.status, 200, "the proxy itself, as it looks after us");
+    assert_eq!(
+        get(&gate, "/cgi-bin/user/info?openid=o").await.status,
+        200,
+        "the proxy itself, as it looks after us"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,17 +108,36 @@ async fn behind_a_proxy_a_client_is_known_by_the_address_that_the_proxy_wrote() 
         ("198.51.100.7, 203.0.113.9", CRM, "client_unknown"),
         ("192.0.2.9", CRM, "client_unknown"),
     ] {
-        let request = gate.client.get(gate.url("/cgi-bin/user/info?openid=o")).header("x-forwarded-for", forwarded);
-        let request = if key.is_empty() { request } else { request.header("x-wxgate-key", key) };
+        let request = gate
+            .client
+            .get(gate.url("/cgi-bin/user/info?openid=o"))
+            .header("x-forwarded-for", forwarded);
+        let request = if key.is_empty() {
+            request
+        } else {
+            request.header("x-wxgate-key", key)
+        };
         assert_eq!(said(request).await.error, slug, "{forwarded} {key}");
         // The same for a token: it says who asks, but not from where.
-        let target = format!("/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret={key}");
-        let asked = said(gate.client.get(gate.url(&target)).header("x-forwarded-for", forwarded)).await;
-        assert_eq!(asked.text().contains("wxg1_"), slug.is_empty(), "{forwarded} {key}: {asked:?}");
+        let target = format!(
+            "/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret={key}"
+        );
+        let asked = said(
+            gate.client
+                .get(gate.url(&target))
+                .header("x-forwarded-for", forwarded),
+        )
+        .await;
+        assert_eq!(
+            asked.text().contains("wxg1_"),
+            slug.is_empty(),
+            "{forwarded} {key}: {asked:?}"
+        );
     }
 }
 
-/// A client on trial lacks the account, or the path; that is overlooked. What it must never get stays denied.
+/// A client on trial lacks the account, or the path; that is overlooked. What it must never get
+/// stays denied.
 #[tokio::test(flavor = "multi_thread")]
 async fn on_trial_one_missing_right_does_not_hide_that_a_call_cannot_be_taken_back() {
     let trial = "[[client]]\nname = \"trial\"\nkey = { value = \"crm-key-0123456789\" }\naccounts = []\n\
@@ -98,11 +152,24 @@ async fn on_trial_one_missing_right_does_not_hide_that_a_call_cannot_be_taken_ba
     ] {
         assert_eq!(with_key(&gate, target, CRM).await.error, slug, "{target}");
     }
-    let file = gate.file().replace("accounts = []", "accounts = [\"shop\"]");
+    let file = gate
+        .file()
+        .replace("accounts = []", "accounts = [\"shop\"]");
     assert_eq!(gate.reload(&file).await.status(), 200);
-    assert_eq!(with_key(&gate, "/cgi-bin/clear_quota", CRM).await.error, "path_denied");
-    assert_eq!(with_key(&gate, "/-/accounts/shop/token", CRM).await.status, 200, "it may");
-    assert!(gate.control().requests("/cgi-bin/clear_quota/**").is_empty());
+    assert_eq!(
+        with_key(&gate, "/cgi-bin/clear_quota", CRM).await.error,
+        "path_denied"
+    );
+    assert_eq!(
+        with_key(&gate, "/-/accounts/shop/token", CRM).await.status,
+        200,
+        "it may"
+    );
+    assert!(
+        gate.control()
+            .requests("/cgi-bin/clear_quota/**")
+            .is_empty()
+    );
     assert!(gate.control().requests("/cgi-bin/clear_quota").is_empty());
 }
 
@@ -112,32 +179,76 @@ async fn the_key_of_a_client_never_travels_to_wechat_in_place_of_a_secret() {
     gate.control().until(|control| control.fetches() == 1).await;
     let phantom = phantom(&gate, DEFAULT_APPID, CRM).await;
     gate.control().clear_record();
-    let login = |secret: &str| format!("/sns/jscode2session?appid={DEFAULT_APPID}&js_code=c&secret={secret}");
+    let login = |secret: &str| {
+        format!("/sns/jscode2session?appid={DEFAULT_APPID}&js_code=c&secret={secret}")
+    };
     for (target, key, slug) in [
         (login(CRM), "", ""),
         (login(ERP), CRM, "client_unknown"),
-        (format!("{}&access_token={phantom}", login(ERP)), "", "client_unknown"),
+        (
+            format!("{}&access_token={phantom}", login(ERP)),
+            "",
+            "client_unknown",
+        ),
         (login(&CRM.replace('-', "%2D")), ERP, "client_unknown"),
         // An account whose AppSecret wxgate does not know, and calls into which wxgate puts none.
-        (format!("/@far/sns/jscode2session?js_code=c&secret={CRM}"), "", "bad_request"),
-        (format!("/sns/oauth2/refresh_token?appid=a&secret={CRM}"), CRM, "bad_request"),
-        (format!("/cgi-bin/anything?secret={CRM}"), CRM, "bad_request"),
-        (format!("/cgi-bin/anything?secret=&appsecret={ERP}"), CRM, "bad_request"),
-        (format!("/donut/code2verifyinfo?code=c&key={CRM}"), CRM, "bad_request"),
-        (format!("{}&appid=wxffffffffffffffff", login(CRM)), "", "bad_request"),
+        (
+            format!("/@far/sns/jscode2session?js_code=c&secret={CRM}"),
+            "",
+            "bad_request",
+        ),
+        (
+            format!("/sns/oauth2/refresh_token?appid=a&secret={CRM}"),
+            CRM,
+            "bad_request",
+        ),
+        (
+            format!("/cgi-bin/anything?secret={CRM}"),
+            CRM,
+            "bad_request",
+        ),
+        (
+            format!("/cgi-bin/anything?secret=&appsecret={ERP}"),
+            CRM,
+            "bad_request",
+        ),
+        (
+            format!("/donut/code2verifyinfo?code=c&key={CRM}"),
+            CRM,
+            "bad_request",
+        ),
+        (
+            format!("{}&appid=wxffffffffffffffff", login(CRM)),
+            "",
+            "bad_request",
+        ),
     ] {
         let answer = with_key(&gate, &target, key).await;
         assert_eq!(answer.error, slug, "{target}: {answer:?}");
         assert!(!answer.text().contains("-key-0123456789"), "{answer:?}");
     }
     let form = format!("appid={DEFAULT_APPID}&secret={CRM}&js_code=c");
-    let posted = gate.post("/sns/jscode2session").header("x-wxgate-key", CRM).body(form);
+    let posted = gate
+        .post("/sns/jscode2session")
+        .header("x-wxgate-key", CRM)
+        .body(form);
     assert_eq!(said(posted).await.error, "bad_request");
-    let mixed = format!("/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret={ERP}");
-    assert_eq!(with_key(&gate, &mixed, CRM).await.errcode(), Some(40125), "the keys of two clients");
+    let mixed =
+        format!("/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret={ERP}");
+    assert_eq!(
+        with_key(&gate, &mixed, CRM).await.errcode(),
+        Some(40125),
+        "the keys of two clients"
+    );
     let seen = gate.control().requests("/**");
     assert_eq!(seen.len(), 1, "{seen:?}");
-    assert!(seen[0].query.as_deref().is_some_and(|query| query.contains(SECRET)), "{seen:?}");
+    assert!(
+        seen[0]
+            .query
+            .as_deref()
+            .is_some_and(|query| query.contains(SECRET)),
+        "{seen:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,17 +256,31 @@ async fn who_waits_for_a_token_keeps_nobody_from_calling() {
     let gate = setup().set("upstream", "max_in_flight = 2").start().await;
     let ticket = "/-/accounts/shop/tickets/jsapi";
     assert_eq!(get(&gate, ticket).await.status, 200);
-    let wait = || gate.client.get(gate.url(&format!("{ticket}?wait=60"))).header("if-none-match", "\"1\"");
+    let wait = || {
+        gate.client
+            .get(gate.url(&format!("{ticket}?wait=60")))
+            .header("if-none-match", "\"1\"")
+    };
     let mut waiting = Vec::new();
     for count in 1..=6 {
         waiting.push(spawned(wait()));
         in_flight(&gate, count).await;
     }
     assert_eq!(get(&gate, "/cgi-bin/user/info?openid=o").await.status, 200);
-    let held = gate.control().fault(Rule::new("/cgi-bin/user/get", Fault::Pass).always().hold());
-    let calls: Vec<_> = (0..2).map(|_| spawned(gate.client.get(gate.url("/cgi-bin/user/get")))).collect();
-    gate.control().until(|control| control.hits(held) == 2).await;
-    assert_eq!(get(&gate, "/cgi-bin/user/info?openid=o").await.error, "overloaded", "the limit itself holds");
+    let held = gate
+        .control()
+        .fault(Rule::new("/cgi-bin/user/get", Fault::Pass).always().hold());
+    let calls: Vec<_> = (0..2)
+        .map(|_| spawned(gate.client.get(gate.url("/cgi-bin/user/get"))))
+        .collect();
+    gate.control()
+        .until(|control| control.hits(held) == 2)
+        .await;
+    assert_eq!(
+        get(&gate, "/cgi-bin/user/info?openid=o").await.error,
+        "overloaded",
+        "the limit itself holds"
+    );
     gate.control().remove_fault(held);
     for call in calls {
         assert_eq!(joined(call).await.status, 200);
@@ -173,16 +298,37 @@ async fn a_reload_ends_every_wait_so_that_nobody_gets_what_is_no_longer_his() {
                   may = [\"token\"]\n";
     let gate = setup().more(client).start().await;
     let target = "/-/accounts/shop/token";
-    assert!(with_key(&gate, "/cgi-bin/user/info?openid=o", CRM).await.is_fine());
+    assert!(
+        with_key(&gate, "/cgi-bin/user/info?openid=o", CRM)
+            .await
+            .is_fine()
+    );
     let first = with_key(&gate, target, CRM).await;
-    let token = gate.control().current_token(DEFAULT_APPID, TokenKind::Stable).expect("a token");
+    let token = gate
+        .control()
+        .current_token(DEFAULT_APPID, TokenKind::Stable)
+        .expect("a token");
     assert!(first.text().contains(&token), "{first:?}");
-    let request = gate.client.get(gate.url(&format!("{target}?wait=60"))).header("x-wxgate-key", CRM);
+    let request = gate
+        .client
+        .get(gate.url(&format!("{target}?wait=60")))
+        .header("x-wxgate-key", CRM);
     let waiting = spawned(request.header("if-none-match", "\"1\""));
     in_flight(&gate, 1).await;
-    assert_eq!(gate.reload(&gate.file().replace("may = [\"token\"]", "")).await.status(), 200);
+    assert_eq!(
+        gate.reload(&gate.file().replace("may = [\"token\"]", ""))
+            .await
+            .status(),
+        200
+    );
     gate.control().revoke(DEFAULT_APPID);
-    assert_eq!(with_key(&gate, "/cgi-bin/user/info?openid=o", CRM).await.attempts, "2", "there is another token");
+    assert_eq!(
+        with_key(&gate, "/cgi-bin/user/info?openid=o", CRM)
+            .await
+            .attempts,
+        "2",
+        "there is another token"
+    );
     let waited = joined(waiting).await;
     assert_eq!((waited.status, waited.body.len()), (304, 0), "{waited:?}");
     assert_eq!(with_key(&gate, target, CRM).await.error, "scope_denied");
@@ -197,17 +343,44 @@ async fn a_client_that_a_reload_takes_something_from_loses_it_on_standing_connec
     let file = gate.file();
     for (text, errcode, slug) in [
         (file.clone(), None, ""),
-        (file.replace("accounts = [\"shop\", \"far\"]", "accounts = [\"far\"]"), Some(990_403), "account_denied"),
-        (file.replace("accounts = [\"shop\", \"far\"]", "deny = [\"/cgi-bin/**\"]"), Some(990_403), "path_denied"),
-        (file.replace("name = \"crm\"", "name = \"crm\"\nfrom = [\"10.0.0.0/8\"]"), Some(990_401), "client_unknown"),
-        (file.replace("name = \"crm\"", "name = \"other\""), Some(40001), ""),
-        (file.split("[[client]]").next().unwrap().to_owned(), Some(40001), ""),
+        (
+            file.replace("accounts = [\"shop\", \"far\"]", "accounts = [\"far\"]"),
+            Some(990_403),
+            "account_denied",
+        ),
+        (
+            file.replace("accounts = [\"shop\", \"far\"]", "deny = [\"/cgi-bin/**\"]"),
+            Some(990_403),
+            "path_denied",
+        ),
+        (
+            file.replace("name = \"crm\"", "name = \"crm\"\nfrom = [\"10.0.0.0/8\"]"),
+            Some(990_401),
+            "client_unknown",
+        ),
+        (
+            file.replace("name = \"crm\"", "name = \"other\""),
+            Some(40001),
+            "",
+        ),
+        (
+            file.split("[[client]]").next().unwrap().to_owned(),
+            Some(40001),
+            "",
+        ),
         (file.clone(), None, ""),
     ] {
         assert_eq!(gate.reload(&text).await.status(), 200, "{text}");
         let target = format!("/cgi-bin/user/info?openid=o&access_token={phantom}");
-        let reply = wire.ask(format!("GET {target} HTTP/1.1\r\nHost: gate\r\n\r\n")).await.expect("an answer");
-        assert_eq!((reply.json()["errcode"].as_i64(), reply.slug()), (errcode, slug), "{text}");
+        let reply = wire
+            .ask(format!("GET {target} HTTP/1.1\r\nHost: gate\r\n\r\n"))
+            .await
+            .expect("an answer");
+        assert_eq!(
+            (reply.json()["errcode"].as_i64(), reply.slug()),
+            (errcode, slug),
+            "{text}"
+        );
     }
 }
 
@@ -222,19 +395,32 @@ async fn a_phantom_from_before_the_first_client_is_worth_nothing_after() {
     let client = "[[client]]\nname = \"crm\"\nfrom = [\"loopback\"]\naccounts = [\"shop\"]\n";
     assert_eq!(gate.reload(&format!("{open}{client}")).await.status(), 200);
     assert_eq!(get(&gate, &call).await.errcode(), Some(40001));
-    assert_eq!(gate.reload(&open.replace("[server]\n", "[server]\nallow = [\"10.0.0.0/8\"]\n")).await.status(), 200);
-    assert_eq!(get(&gate, &call).await.error, "client_unknown", "it does not replace the network");
+    assert_eq!(
+        gate.reload(&open.replace("[server]\n", "[server]\nallow = [\"10.0.0.0/8\"]\n"))
+            .await
+            .status(),
+        200
+    );
+    assert_eq!(
+        get(&gate, &call).await.error,
+        "client_unknown",
+        "it does not replace the network"
+    );
     assert_eq!(gate.reload(&open).await.status(), 200);
     assert!(get(&gate, &call).await.is_fine());
 }
 
-/// Each of these is an own path of wxgate's, an account that does not exist, or nothing; none is a way around a right.
+/// Each of these is an own path of wxgate's, an account that does not exist, or nothing; none is a
+/// way around a right.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_spelling_of_the_service_api_or_of_a_guarded_call_reaches_wechat() {
     let gate = setup().default_account("shop").more(HOUSE).start().await;
     gate.control().until(|control| control.fetches() == 1).await;
     gate.control().clear_record();
-    let token = gate.control().current_token(DEFAULT_APPID, TokenKind::Stable).expect("a token");
+    let token = gate
+        .control()
+        .current_token(DEFAULT_APPID, TokenKind::Stable)
+        .expect("a token");
     for path in [
         "/-/accounts/shop/token",
         "//-//accounts/shop/token",
@@ -263,22 +449,38 @@ async fn no_spelling_of_the_service_api_or_of_a_guarded_call_reaches_wechat() {
         "/cgi-bin/component/clear_quota/v2",
     ] {
         for form in [path.to_owned(), format!("http://127.0.0.1{path}")] {
-            let request = format!("GET {form} HTTP/1.1\r\nHost: gate\r\nX-Wxgate-Key: {CRM}\r\n\r\n");
+            let request =
+                format!("GET {form} HTTP/1.1\r\nHost: gate\r\nX-Wxgate-Key: {CRM}\r\n\r\n");
             let mut wire = Wire::connect(gate.proxy).await;
             let reply = wire.ask(request).await.expect("an answer");
-            assert!((400..=404).contains(&reply.status) && !reply.slug().is_empty(), "{form}: {}", reply.text());
+            assert!(
+                (400..=404).contains(&reply.status) && !reply.slug().is_empty(),
+                "{form}: {}",
+                reply.text()
+            );
             assert!(!reply.text().contains(&token), "{form}");
         }
     }
     assert!(gate.control().requests("/**").is_empty());
     let mut wire = Wire::connect(gate.proxy).await;
-    let reply = wire.ask("GET /-/accounts/shop/token HTTP/1.1\r\nHost: gate\r\n\r\n").await.expect("an answer");
-    assert_eq!((reply.status, reply.slug()), (401, "client_unknown"), "who nobody knows is told nothing more");
-    assert_eq!(header(&gate.get("/-/nothing").await, "x-wxgate-error"), "client_unknown");
+    let reply = wire
+        .ask("GET /-/accounts/shop/token HTTP/1.1\r\nHost: gate\r\n\r\n")
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (reply.status, reply.slug()),
+        (401, "client_unknown"),
+        "who nobody knows is told nothing more"
+    );
+    assert_eq!(
+        header(&gate.get("/-/nothing").await, "x-wxgate-error"),
+        "client_unknown"
+    );
 }
 
-/// Pitfall: a token of account A used for B, or the rights of caller A for B's call (WxJava#1494 and its kin: state that
-/// hangs on a thread). Ten clients, each of one account only, call at once over the same few connections.
+/// Pitfall: a token of account A used for B, or the rights of caller A for B's call (WxJava#1494
+/// and its kin: state that hangs on a thread). Ten clients, each of one account only, call at once
+/// over the same few connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_at_once_are_never_taken_for_each_other() {
     const CALLERS: usize = 10;
@@ -288,8 +490,13 @@ async fn callers_at_once_are_never_taken_for_each_other() {
         )
     };
     let clients: String = (0..CALLERS).map(client).collect();
-    let gate = with_accounts(setup().set("server", "workers = 2"), CALLERS, "").more(&clients).start().await;
-    gate.control().until(|control| control.fetches() == CALLERS as u64 + 1).await;
+    let gate = with_accounts(setup().set("server", "workers = 2"), CALLERS, "")
+        .more(&clients)
+        .start()
+        .await;
+    gate.control()
+        .until(|control| control.fetches() == CALLERS as u64 + 1)
+        .await;
     let mut phantoms = Vec::new();
     for n in 0..CALLERS {
         phantoms.push(phantom(&gate, &appid(n), &format!("key-of-client-number-{n}")).await);
@@ -299,8 +506,14 @@ async fn callers_at_once_are_never_taken_for_each_other() {
         let (own, other) = (n % CALLERS, (n + 3) % CALLERS);
         let target = match n % 3 {
             // The account of another client, which must not be lent.
-            0 => format!("/@a{other}/cgi-bin/user/info?openid={n}&access_token={}", phantoms[own]),
-            1 => format!("/cgi-bin/user/info?openid={n}&access_token={}", phantoms[own]),
+            0 => format!(
+                "/@a{other}/cgi-bin/user/info?openid={n}&access_token={}",
+                phantoms[own]
+            ),
+            1 => format!(
+                "/cgi-bin/user/info?openid={n}&access_token={}",
+                phantoms[own]
+            ),
             _ => format!("/cgi-bin/user/info?openid={n}"),
         };
         let request = gate.client.get(gate.url(&target));
@@ -312,13 +525,21 @@ async fn callers_at_once_are_never_taken_for_each_other() {
     };
     let answers = all((0..600).map(call).collect()).await;
     for (n, answer) in answers.iter().enumerate() {
-        assert_eq!(answer.error, if n % 3 == 0 { "account_conflict" } else { "" }, "{n}: {answer:?}");
+        assert_eq!(
+            answer.error,
+            if n % 3 == 0 { "account_conflict" } else { "" },
+            "{n}: {answer:?}"
+        );
     }
     let arrived = gate.control().requests("/cgi-bin/user/info");
     assert_eq!(arrived.len(), 400);
     for record in arrived {
         let query = record.query.as_deref().expect("a query");
-        let n: usize = query.split("openid=").nth(1).and_then(|n| n.parse().ok()).expect("a number");
+        let n: usize = query
+            .split("openid=")
+            .nth(1)
+            .and_then(|n| n.parse().ok())
+            .expect("a number");
         assert_eq!(record.account, Some(appid(n % CALLERS)), "{query}");
     }
 }
@@ -327,11 +548,18 @@ async fn callers_at_once_are_never_taken_for_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_who_sends_an_order_for_a_token_slowly_keeps_nobody_from_calling() {
     let clients = "[[client]]\nname = \"crm\"\nkey = { value = \"crm-key-0123456789\" }\naccounts = [\"shop\"]\n";
-    let gate = setup().set("upstream", "max_in_flight = 1").more(clients).start().await;
+    let gate = setup()
+        .set("upstream", "max_in_flight = 1")
+        .more(clients)
+        .start()
+        .await;
     let mut strangers = Vec::new();
     for count in 1..=3 {
         let mut wire = Wire::connect(gate.proxy).await;
-        wire.send("POST /cgi-bin/stable_token HTTP/1.1\r\nHost: gate\r\nContent-Length: 100\r\n\r\n{").await;
+        wire.send(
+            "POST /cgi-bin/stable_token HTTP/1.1\r\nHost: gate\r\nContent-Length: 100\r\n\r\n{",
+        )
+        .await;
         strangers.push(wire);
         in_flight(&gate, count).await;
     }

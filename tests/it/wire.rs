@@ -25,7 +25,10 @@ pub struct Reply {
 
 impl Reply {
     pub fn header(&self, name: &str) -> &str {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)
+        self.headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map_or("", |(_, value)| value)
     }
 
     pub fn text(&self) -> String {
@@ -35,7 +38,12 @@ impl Reply {
 
 /// Reads one answer from half a connection.
 pub async fn read_reply(stream: impl AsyncRead + Unpin) -> Option<Reply> {
-    Caller { stream, buffer: Vec::new() }.reply(false).await
+    Caller {
+        stream,
+        buffer: Vec::new(),
+    }
+    .reply(false)
+    .await
 }
 
 /// A connection to the proxy.
@@ -46,11 +54,19 @@ pub struct Caller<S = TcpStream> {
 
 impl Caller {
     pub async fn connect(address: SocketAddr) -> Self {
-        Self { stream: TcpStream::connect(address).await.expect("the proxy listens"), buffer: Vec::new() }
+        Self {
+            stream: TcpStream::connect(address)
+                .await
+                .expect("the proxy listens"),
+            buffer: Vec::new(),
+        }
     }
 
     pub async fn write(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).await.expect("the proxy reads");
+        self.stream
+            .write_all(bytes.as_ref())
+            .await
+            .expect("the proxy reads");
     }
 
     /// Sends and reads one answer.
@@ -62,14 +78,18 @@ impl Caller {
 
     /// Ends the connection with RST instead of FIN.
     pub fn reset(self) {
-        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("a TCP socket");
+        socket2::SockRef::from(&self.stream)
+            .set_linger(Some(Duration::ZERO))
+            .expect("a TCP socket");
     }
 }
 
 impl<S: AsyncRead + Unpin> Caller<S> {
     /// The next answer; `None` when the connection ends before its head does.
     pub async fn reply(&mut self, head_only: bool) -> Option<Reply> {
-        timeout(DEADLINE, self.reply_untimed(head_only)).await.expect("an answer in time")
+        timeout(DEADLINE, self.reply_untimed(head_only))
+            .await
+            .expect("an answer in time")
     }
 
     async fn reply_untimed(&mut self, head_only: bool) -> Option<Reply> {
@@ -81,11 +101,20 @@ impl<S: AsyncRead + Unpin> Caller<S> {
             }
             interim.push(status);
         };
-        let mut reply = Reply { interim, status, headers, body: Vec::new(), whole: false };
+        let mut reply = Reply {
+            interim,
+            status,
+            headers,
+            body: Vec::new(),
+            whole: false,
+        };
         let none = head_only || status == 204 || status == 304;
         reply.whole = if none {
             true
-        } else if reply.header("transfer-encoding").eq_ignore_ascii_case("chunked") {
+        } else if reply
+            .header("transfer-encoding")
+            .eq_ignore_ascii_case("chunked")
+        {
             self.chunks(&mut reply.body).await
         } else if let Ok(length) = reply.header("content-length").parse() {
             self.exactly(length, &mut reply.body).await
@@ -111,7 +140,10 @@ impl<S: AsyncRead + Unpin> Caller<S> {
         self.buffer.drain(..end);
         let mut lines = text.trim_end().split("\r\n");
         let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
-        let field = |line: &str| line.split_once(':').map(|(n, v)| (n.to_owned(), v.trim().to_owned()));
+        let field = |line: &str| {
+            line.split_once(':')
+                .map(|(n, v)| (n.to_owned(), v.trim().to_owned()))
+        };
         Some((status, lines.filter_map(field).collect()))
     }
 
@@ -137,7 +169,9 @@ impl<S: AsyncRead + Unpin> Caller<S> {
                 }
             };
             let line: Vec<u8> = self.buffer.drain(..end + 2).take(end).collect();
-            let Ok(size) = usize::from_str_radix(String::from_utf8_lossy(&line).trim(), 16) else { return false };
+            let Ok(size) = usize::from_str_radix(String::from_utf8_lossy(&line).trim(), 16) else {
+                return false;
+            };
             if !self.exactly(size, into).await || !self.exactly(2, &mut Vec::new()).await {
                 return false;
             }
@@ -154,7 +188,9 @@ impl<S: AsyncRead + Unpin> Caller<S> {
 
     /// Whether the proxy closes the connection now.
     pub async fn is_closed(&mut self) -> bool {
-        !timeout(DEADLINE, self.fill()).await.expect("the connection is neither closed nor used")
+        !timeout(DEADLINE, self.fill())
+            .await
+            .expect("the connection is neither closed nor used")
     }
 
     pub async fn fill(&mut self) -> bool {

@@ -1,4 +1,5 @@
-//! More accounts: what a request pays for the others, what each takes of memory, and what it costs when nothing happens.
+//! More accounts: what a request pays for the others, what each takes of memory, and what it costs
+//! when nothing happens.
 
 use std::{thread, time::Duration};
 
@@ -12,23 +13,30 @@ const QUIET: Duration = Duration::from_secs(15);
 
 /// Prints the table.
 pub(super) fn run(world: &World) -> Outcome {
-    println!("\nAccounts. The last one is asked, by prefix; kinstr: thousand instructions in user space.");
+    println!(
+        "\nAccounts. The last one is asked, by prefix; kinstr: thousand instructions in user space."
+    );
     println!(
         "{:>9}{:>16}{:>12}{:>14}{:>22}",
         "accounts", "instr per GET", "RSS, MiB", "KiB each", "idle, kinstr/minute"
     );
     let mut first = None;
     for accounts in [1, 10, 100, 1000] {
-        let plan = Plan { accounts, ..Plan::new() };
+        let plan = Plan {
+            accounts,
+            ..Plan::new()
+        };
         let (fresh, rss) = memory(world, &plan)?;
         let first = *first.get_or_insert((fresh, rss));
         #[allow(clippy::cast_precision_loss, reason = "KiB")]
-        let each = |rss: u64, first: u64| (rss as f64 - first as f64) / (accounts.max(2) - 1) as f64;
+        let each =
+            |rss: u64, first: u64| (rss as f64 - first as f64) / (accounts.max(2) - 1) as f64;
         let subject = Subject::counted(world, &plan)?;
         let target = Plan::target(accounts - 1, workload::GET);
         let mut driver = subject.connect()?;
-        let ask =
-            |driver: &mut crate::driver::Driver, times| (0..times).try_for_each(|_| driver.ask(&target).map(drop));
+        let ask = |driver: &mut crate::driver::Driver, times| {
+            (0..times).try_for_each(|_| driver.ask(&target).map(drop))
+        };
         ask(&mut driver, 100)?;
         let spent = subject.instructions(|| ask(&mut driver, REQUESTS))?;
         let idle = subject.instructions(|| {
@@ -53,6 +61,7 @@ fn memory(world: &World, plan: &Plan) -> Outcome<(u64, u64)> {
     let mut driver = subject.connect()?;
     driver.ask(&Plan::target(0, workload::GET))?;
     let fresh = subject.rss();
-    (0..plan.accounts).try_for_each(|account| driver.ask(&Plan::target(account, workload::GET)).map(drop))?;
+    (0..plan.accounts)
+        .try_for_each(|account| driver.ask(&Plan::target(account, workload::GET)).map(drop))?;
     Ok((fresh, subject.rss()))
 }

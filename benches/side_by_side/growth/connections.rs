@@ -1,4 +1,5 @@
-//! More client connections: what an idle one takes of memory, and what a request pays for the others.
+//! More client connections: what an idle one takes of memory, and what a request pays for the
+//! others.
 
 use std::{thread, time::Duration};
 
@@ -9,13 +10,19 @@ use crate::{Outcome, driver::Driver, world::World};
 const ACTIVE: usize = 32;
 /// How often each of them asks.
 const ROUNDS: usize = 30;
-/// What is given back after a while has been given back by then; wxgate closes idle connections after 70 s.
+/// What is given back after a while has been given back by then; wxgate closes idle connections
+/// after 70 s.
 const REST: Duration = Duration::from_secs(5);
 
 /// Prints the table.
 pub(super) fn run(world: &World) -> Outcome {
-    println!("\nClient connections that have made a request; 32 of them, or all, go on asking in turn.");
-    println!("{:>12}{:>12}{:>16}{:>16}", "connections", "RSS, MiB", "KiB per idle", "instr per GET");
+    println!(
+        "\nClient connections that have made a request; 32 of them, or all, go on asking in turn."
+    );
+    println!(
+        "{:>12}{:>12}{:>16}{:>16}",
+        "connections", "RSS, MiB", "KiB per idle", "instr per GET"
+    );
     for connections in [1, 100, 1000, 5000, 10_000] {
         let (rss, each) = memory(world, connections)?;
         let spent = instructions(world, connections)?;

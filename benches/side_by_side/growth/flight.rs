@@ -18,13 +18,25 @@ const REQUESTS: usize = 400;
 
 /// Prints the tables.
 pub(super) fn run(world: &World) -> Outcome {
-    println!("\nRequests in flight to one account; the upstream takes {SLOW} ms. Connections included, both sides.");
-    println!("{:>12}{:>20}{:>16}", "in flight", "KiB per request", "instr per GET");
+    println!(
+        "\nRequests in flight to one account; the upstream takes {SLOW} ms. Connections included, both sides."
+    );
+    println!(
+        "{:>12}{:>20}{:>16}",
+        "in flight", "KiB per request", "instr per GET"
+    );
     for count in [1, 10, 50, 200] {
-        println!("{count:>12}{:>20.1}{:>16.0}", memory(world, count)?, instructions(world, count)?);
+        println!(
+            "{count:>12}{:>20.1}{:>16.0}",
+            memory(world, count)?,
+            instructions(world, count)?
+        );
     }
     println!("\nUploads of 10 MiB in flight, each copied for a replay. Growth of the highest RSS.");
-    println!("{:>12}{:>12}{:>16}", "in flight", "RSS, MiB", "MiB per upload");
+    println!(
+        "{:>12}{:>12}{:>16}",
+        "in flight", "RSS, MiB", "MiB per upload"
+    );
     for count in [1, 4, 16] {
         uploads(world, count)?;
     }
@@ -42,9 +54,13 @@ fn connect(subject: &Subject, count: usize) -> Outcome<Vec<Driver>> {
 /// All at once; `between` runs while they are in flight.
 fn batch(drivers: &mut [Driver], between: impl FnOnce()) -> Outcome {
     let target = target();
-    drivers.iter_mut().try_for_each(|driver| driver.send(&target))?;
+    drivers
+        .iter_mut()
+        .try_for_each(|driver| driver.send(&target))?;
     between();
-    drivers.iter_mut().try_for_each(|driver| driver.receive().map(drop))
+    drivers
+        .iter_mut()
+        .try_for_each(|driver| driver.receive().map(drop))
 }
 
 /// KiB. More than one batch, since the first one is made of new connections.
@@ -63,7 +79,8 @@ fn memory(world: &World, count: usize) -> Outcome<f64> {
     Ok((most as f64 - before as f64) / count as f64)
 }
 
-/// Per GET, of all threads, with so many in flight: of the cheapest batch, in which no connection had to be made.
+/// Per GET, of all threads, with so many in flight: of the cheapest batch, in which no connection
+/// had to be made.
 #[allow(clippy::cast_precision_loss, reason = "a count")]
 pub(crate) fn instructions(world: &World, count: usize) -> Outcome<f64> {
     let subject = Subject::counted(world, &Plan::new())?;
@@ -81,15 +98,29 @@ fn uploads(world: &World, count: usize) -> Outcome {
     subject.connect()?.get(100)?;
     let before = subject.rss();
     let mut command = Command::new(&world.exe);
-    command.args(["load", "up10m", "--seconds", "2", "--port", &subject.port.to_string()]);
+    command.args([
+        "load",
+        "up10m",
+        "--seconds",
+        "2",
+        "--port",
+        &subject.port.to_string(),
+    ]);
     command.args(["--connections", &count.to_string()]);
-    let load = Child::spawn(&mut pinned(&command, world.load_core), &world.path("uploads.out"))?;
+    let load = Child::spawn(
+        &mut pinned(&command, world.load_core),
+        &world.path("uploads.out"),
+    )?;
     thread::sleep(Duration::from_millis(2500));
     let most = readings::highest_rss_kib(subject.child.id());
     let said = load.said();
     if !said.contains("\"broken\":0") {
         return Err(said);
     }
-    println!("{count:>12}{:>12}{:>16.2}", most / 1024, (most as f64 - before as f64) / 1024.0 / count as f64);
+    println!(
+        "{count:>12}{:>12}{:>16.2}",
+        most / 1024,
+        (most as f64 - before as f64) / 1024.0 / count as f64
+    );
     Ok(())
 }

@@ -1,8 +1,9 @@
-//! How wxgate grows: with accounts, clients, connections, requests in flight, uploads, a dying token, a refresh, nodes.
+//! How wxgate grows: with accounts, clients, connections, requests in flight, uploads, a dying
+//! token, a refresh, nodes.
 //!
-//! wxgate alone, without a system to compare it to. Where instructions answer the question they are counted instead of
-//! times, so that the curves can be made on a busy machine. Whether a curve is good enough is for the reader to say, but for
-//! the storm, which fails when a single request does.
+//! wxgate alone, without a system to compare it to. Where instructions answer the question they are
+//! counted instead of times, so that the curves can be made on a busy machine. Whether a curve is
+//! good enough is for the reader to say, but for the storm, which fails when a single request does.
 
 mod accounts;
 mod clients;
@@ -53,7 +54,11 @@ enum Curve {
 pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
     let world = World::new(product)?;
     println!("machine: {}\n{}", readings::machine(), world.seating());
-    let curves = if options.curves.is_empty() { Curve::value_variants() } else { &options.curves };
+    let curves = if options.curves.is_empty() {
+        Curve::value_variants()
+    } else {
+        &options.curves
+    };
     let mut failures = Vec::new();
     for curve in curves {
         let outcome = match curve {
@@ -70,5 +75,9 @@ pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
             failures.push(format!("{curve:?}: {reason}"));
         }
     }
-    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(failures.join("\n"))
+    }
 }

@@ -1,4 +1,5 @@
-//! Three nodes that share a Redis: what they ask of it when nothing happens and per refresh, and what each account takes.
+//! Three nodes that share a Redis: what they ask of it when nothing happens and per refresh, and
+//! what each account takes.
 
 #![allow(clippy::cast_precision_loss, reason = "figures far below 2^52")]
 
@@ -25,7 +26,9 @@ const REFRESHES: usize = 10;
 /// Prints the tables.
 pub(super) fn run(world: &World) -> Outcome {
     let Some(server) = on_path("redis-server").or_else(|| on_path("valkey-server")) else {
-        return Err("redis-server is not on PATH (Debian: apt-get install redis-server)".to_owned());
+        return Err(
+            "redis-server is not on PATH (Debian: apt-get install redis-server)".to_owned(),
+        );
     };
     println!("\n{NODES} nodes that share a Redis.");
     println!(
@@ -44,9 +47,15 @@ pub(super) fn run(world: &World) -> Outcome {
         let (_redis, port, mut watch) = redis(world, &server)?;
         let empty = Traffic::look(&mut watch)?;
         let store = format!("kind = \"redis\"\nurl = {{ value = \"redis://127.0.0.1:{port}\" }}\n");
-        let plan = Plan { accounts, store, ..Plan::new() };
+        let plan = Plan {
+            accounts,
+            store,
+            ..Plan::new()
+        };
         let start = Instant::now();
-        let nodes = (0..NODES).map(|_| Subject::start(world, &plan)).collect::<Outcome<Vec<_>>>()?;
+        let nodes = (0..NODES)
+            .map(|_| Subject::start(world, &plan))
+            .collect::<Outcome<Vec<_>>>()?;
         let ready = start.elapsed().as_secs_f64();
         thread::sleep(Duration::from_secs(7));
         let cpu = || readings::cpu_ns(nodes[1].child.id()) as f64 / 1e6;
@@ -92,20 +101,39 @@ pub(super) fn run(world: &World) -> Outcome {
 fn redis(world: &World, server: &Path) -> Outcome<(Child, u16, Connection)> {
     let port = free_port()?;
     let mut command = Command::new(server);
-    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-    let mut redis = Child::spawn(&mut pinned(&command, world.load_core), &world.path("redis.out"))?;
+    command.args([
+        "--port",
+        &port.to_string(),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]);
+    let mut redis = Child::spawn(
+        &mut pinned(&command, world.load_core),
+        &world.path("redis.out"),
+    )?;
     redis.listens(port, Duration::from_secs(10))?;
-    let watch = redis::Client::open(format!("redis://127.0.0.1:{port}")).and_then(|client| client.get_connection());
+    let watch = redis::Client::open(format!("redis://127.0.0.1:{port}"))
+        .and_then(|client| client.get_connection());
     Ok((redis, port, watch.map_err(|error| error.to_string())?))
 }
 
 /// What one refresh costs beyond what passes anyhow.
-fn refresh(node: &Subject, count: usize, watch: &mut Connection, quiet: &Traffic) -> Outcome<Traffic> {
+fn refresh(
+    node: &Subject,
+    count: usize,
+    watch: &mut Connection,
+    quiet: &Traffic,
+) -> Outcome<Traffic> {
     let before = Traffic::look(watch)?;
     let start = Instant::now();
     for account in 0..count {
         let body = "{\"force\":true}";
-        node.operator()?.post(&format!("/api/accounts/a{account:04}/refresh"), body)?;
+        node.operator()?
+            .post(&format!("/api/accounts/a{account:04}/refresh"), body)?;
     }
     // The others have heard of it and looked.
     thread::sleep(Duration::from_secs(1));
@@ -134,13 +162,24 @@ struct Traffic {
 
 impl Traffic {
     fn unknown() -> Self {
-        let (commands, bytes, cpu, connections, memory) = (f64::NAN, f64::NAN, f64::NAN, f64::NAN, f64::NAN);
-        Self { commands, bytes, cpu, connections, memory, by_command: String::new(), text: String::new() }
+        let (commands, bytes, cpu, connections, memory) =
+            (f64::NAN, f64::NAN, f64::NAN, f64::NAN, f64::NAN);
+        Self {
+            commands,
+            bytes,
+            cpu,
+            connections,
+            memory,
+            by_command: String::new(),
+            text: String::new(),
+        }
     }
 
     fn look(watch: &mut Connection) -> Outcome<Self> {
-        let text: String =
-            redis::cmd("INFO").arg("all").query(watch).map_err(|error: redis::RedisError| error.to_string())?;
+        let text: String = redis::cmd("INFO")
+            .arg("all")
+            .query(watch)
+            .map_err(|error: redis::RedisError| error.to_string())?;
         let of = |name: &str| figure(&text, name);
         Ok(Self {
             commands: of("total_commands_processed"),
@@ -155,10 +194,18 @@ impl Traffic {
 
     fn since(&self, before: &Self) -> Self {
         let calls = |text: &str, line: &str| {
-            let line = text.lines().find_map(|other| other.strip_prefix(line)).unwrap_or_default();
-            line.split(',').find_map(|part| part.strip_prefix("calls=")?.parse::<u64>().ok()).unwrap_or(0)
+            let line = text
+                .lines()
+                .find_map(|other| other.strip_prefix(line))
+                .unwrap_or_default();
+            line.split(',')
+                .find_map(|part| part.strip_prefix("calls=")?.parse::<u64>().ok())
+                .unwrap_or(0)
         };
-        let names = self.text.lines().filter_map(|line| line.strip_prefix("cmdstat_")?.split_once(':'));
+        let names = self
+            .text
+            .lines()
+            .filter_map(|line| line.strip_prefix("cmdstat_")?.split_once(':'));
         let more = names.filter_map(|(name, _)| {
             let line = format!("cmdstat_{name}:");
             let more = calls(&self.text, &line) - calls(&before.text, &line);
@@ -176,12 +223,18 @@ impl Traffic {
 }
 
 fn figure(text: &str, name: &str) -> f64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.and_then(|figure| figure.trim().parse().ok()).unwrap_or(f64::NAN)
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.and_then(|figure| figure.trim().parse().ok())
+        .unwrap_or(f64::NAN)
 }
 
 /// Bytes of one record.
 fn usage(watch: &mut Connection) -> Outcome<u64> {
-    let asked = redis::cmd("MEMORY").arg("USAGE").arg("wxgate:{a0000}").query(watch);
+    let asked = redis::cmd("MEMORY")
+        .arg("USAGE")
+        .arg("wxgate:{a0000}")
+        .query(watch);
     asked.map_err(|error: redis::RedisError| error.to_string())
 }

@@ -1,4 +1,5 @@
-//! The configuration of one point of a curve: the file of the comparison, with more accounts, clients or room.
+//! The configuration of one point of a curve: the file of the comparison, with more accounts,
+//! clients or room.
 
 use std::fmt::Write as _;
 
@@ -30,7 +31,13 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new() -> Self {
-        Self { accounts: 1, clients: 1, by: By::Network, api: None, store: "kind = \"memory\"\n".to_owned() }
+        Self {
+            accounts: 1,
+            clients: 1,
+            by: By::Network,
+            api: None,
+            store: "kind = \"memory\"\n".to_owned(),
+        }
     }
 
     /// What callers show.
@@ -55,7 +62,10 @@ impl Plan {
             ca.display(),
             self.store
         );
-        let api = self.api.clone().unwrap_or_else(|| format!("https://{HOST}:{}", world.upstream_port));
+        let api = self
+            .api
+            .clone()
+            .unwrap_or_else(|| format!("https://{HOST}:{}", world.upstream_port));
         for account in 0..self.accounts {
             let _ = write!(
                 text,
@@ -79,7 +89,9 @@ impl Plan {
         let last = client == self.clients;
         match self.by {
             By::Key if last => format!("key = {{ value = \"{KEY}\" }}"),
-            By::Key => format!("key = {{ value = \"key-{client:04}-0123456789abcdef0123456789\" }}"),
+            By::Key => {
+                format!("key = {{ value = \"key-{client:04}-0123456789abcdef0123456789\" }}")
+            }
             By::Network if last => "from = [\"loopback\"]".to_owned(),
             By::Network => format!("from = [\"10.{}.{}.0/24\"]", client / 250, client % 250),
         }

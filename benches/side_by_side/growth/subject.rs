@@ -49,8 +49,10 @@ impl Subject {
     fn start_under(world: &World, plan: &Plan, tool: Option<Tool>) -> Outcome<Self> {
         let (port, admin) = (free_port()?, free_port()?);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let (config, counted) =
-            (world.path(&format!("growth-{number}.toml")), world.path(&format!("growth-{number}.callgrind")));
+        let (config, counted) = (
+            world.path(&format!("growth-{number}.toml")),
+            world.path(&format!("growth-{number}.callgrind")),
+        );
         fs::write(&config, plan.text(world, port, admin)).map_err(|error| error.to_string())?;
         let mut command = Command::new(&world.wxgate);
         command.args(["serve", "--config"]).arg(config);
@@ -62,7 +64,14 @@ impl Subject {
         let mut child = Child::spawn(&mut pinned(&command, world.proxy_core), &output)?;
         child.listens(admin, Duration::from_secs(120))?;
         child.listens(port, Duration::from_secs(120))?;
-        let subject = Self { child, port, admin, key: plan.key(), counted, dumps: Cell::new(0) };
+        let subject = Self {
+            child,
+            port,
+            admin,
+            key: plan.key(),
+            counted,
+            dumps: Cell::new(0),
+        };
         subject.is_ready()?;
         Ok(subject)
     }
@@ -74,7 +83,9 @@ impl Subject {
             let asked = Driver::connect(self.admin, None)?.ask("/readyz?all");
             match asked {
                 Ok(_) => return Ok(()),
-                Err(reason) if Instant::now() > end => return Err(format!("{reason:.200}; {}", self.child.said())),
+                Err(reason) if Instant::now() > end => {
+                    return Err(format!("{reason:.200}; {}", self.child.said()));
+                }
                 Err(_) => thread::sleep(Duration::from_millis(50)),
             }
         }
@@ -102,14 +113,23 @@ impl Subject {
 
     /// The instructions since the last dump.
     fn dump(&self) -> Outcome<u64> {
-        let said = Command::new("vgdb").arg(format!("--pid={}", self.child.id())).args(["dump", "growth"]).output();
+        let said = Command::new("vgdb")
+            .arg(format!("--pid={}", self.child.id()))
+            .args(["dump", "growth"])
+            .output();
         said.map_err(|error| format!("vgdb (it comes with valgrind): {error}"))?;
         self.dumps.set(self.dumps.get() + 1);
         let path = PathBuf::from(format!("{}.{}", self.counted.display(), self.dumps.get()));
         let end = Instant::now() + Duration::from_secs(20);
         while Instant::now() < end {
-            let figure = fs::read_to_string(&path).ok().and_then(|text| Tool::Callgrind.read(&text));
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+            let figure = fs::read_to_string(&path)
+                .ok()
+                .and_then(|text| Tool::Callgrind.read(&text));
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a count"
+            )]
             if let Some(figure) = figure {
                 return Ok(figure as u64);
             }

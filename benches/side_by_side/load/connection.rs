@@ -1,4 +1,5 @@
-//! One connection of the load generator: writes a request and reads an answer, as far as the socket lets it.
+//! One connection of the load generator: writes a request and reads an answer, as far as the socket
+//! lets it.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -33,7 +34,13 @@ impl Connection {
         let stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port)))?;
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, due: None, written: 0, head: Vec::new(), answer: None })
+        Ok(Self {
+            stream,
+            due: None,
+            written: 0,
+            head: Vec::new(),
+            answer: None,
+        })
     }
 
     /// Begins a request.
@@ -43,7 +50,8 @@ impl Connection {
         self.write(request)
     }
 
-    /// Goes on with what the socket is ready for. `room` is where bytes go that nobody looks at twice.
+    /// Goes on with what the socket is ready for. `room` is where bytes go that nobody looks at
+    /// twice.
     pub(super) fn go_on(&mut self, request: &[u8], room: &mut [u8]) -> io::Result<Progress> {
         self.write(request)?;
         loop {
@@ -54,7 +62,9 @@ impl Connection {
                         return Ok(Progress::Answered(status));
                     }
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Progress::Waiting),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return Ok(Progress::Waiting);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -102,9 +112,23 @@ impl Connection {
 fn parse(bytes: &[u8]) -> io::Result<Option<(u16, usize)>> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut answer = httparse::Response::new(&mut headers);
-    let Status::Complete(head) = answer.parse(bytes).map_err(io::Error::other)? else { return Ok(None) };
-    let stated = answer.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
-    let length = stated.and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse::<usize>().ok());
+    let Status::Complete(head) = answer.parse(bytes).map_err(io::Error::other)? else {
+        return Ok(None);
+    };
+    let stated = answer
+        .headers
+        .iter()
+        .find(|header| header.name.eq_ignore_ascii_case("content-length"));
+    let length = stated.and_then(|header| {
+        std::str::from_utf8(header.value)
+            .ok()?
+            .trim()
+            .parse::<usize>()
+            .ok()
+    });
     let length = length.ok_or_else(|| io::Error::other("an answer without a length"))?;
-    Ok(Some((answer.code.unwrap_or(0), (head + length).saturating_sub(bytes.len()))))
+    Ok(Some((
+        answer.code.unwrap_or(0),
+        (head + length).saturating_sub(bytes.len()),
+    )))
 }

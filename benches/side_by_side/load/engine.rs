@@ -36,7 +36,13 @@ pub(super) struct Engine {
 impl Engine {
     /// Opens the connections.
     pub(super) fn new(options: &Options) -> io::Result<Self> {
-        let Options { workload, port, connections, seconds, key } = options;
+        let Options {
+            workload,
+            port,
+            connections,
+            seconds,
+            key,
+        } = options;
         let mut engine = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             connections: Vec::new(),
@@ -65,13 +71,24 @@ impl Engine {
         while Instant::now() < end || (self.under_way() && Instant::now() < end + PATIENCE) {
             self.send_what_is_due(&mut next, end);
             self.sleep(next, end)?;
-            epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&Timespec::default()))?;
+            epoll::wait(
+                &self.epoll,
+                spare_capacity(&mut events),
+                Some(&Timespec::default()),
+            )?;
             for event in events.drain(..) {
-                self.go_on(usize::try_from(event.data.u64()).unwrap_or(usize::MAX), &mut room);
+                self.go_on(
+                    usize::try_from(event.data.u64()).unwrap_or(usize::MAX),
+                    &mut room,
+                );
             }
         }
         self.tally.seconds = start.elapsed().as_secs_f64();
-        self.tally.broken += self.connections.iter().filter(|connection| connection.due.is_some()).count() as u64;
+        self.tally.broken += self
+            .connections
+            .iter()
+            .filter(|connection| connection.due.is_some())
+            .count() as u64;
         Ok((self.tally, self.latencies))
     }
 
@@ -94,19 +111,32 @@ impl Engine {
         }
     }
 
-    /// Until something happens or a request is due. epoll itself counts in milliseconds, which is too coarse.
+    /// Until something happens or a request is due. epoll itself counts in milliseconds, which is
+    /// too coarse.
     fn sleep(&self, next: Instant, end: Instant) -> io::Result<()> {
         let now = Instant::now();
         let longest = Duration::from_millis(100);
         let waits = self.gap.is_some() && !self.free.is_empty() && now < end;
-        let sleep = if waits { next.saturating_duration_since(now).min(longest) } else { longest };
-        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(sleep.subsec_nanos()) };
-        poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], Some(&timeout))?;
+        let sleep = if waits {
+            next.saturating_duration_since(now).min(longest)
+        } else {
+            longest
+        };
+        let timeout = Timespec {
+            tv_sec: 0,
+            tv_nsec: i64::from(sleep.subsec_nanos()),
+        };
+        poll(
+            &mut [PollFd::new(&self.epoll, PollFlags::IN)],
+            Some(&timeout),
+        )?;
         Ok(())
     }
 
     fn go_on(&mut self, place: usize, room: &mut [u8]) {
-        let Some(connection) = self.connections.get_mut(place) else { return };
+        let Some(connection) = self.connections.get_mut(place) else {
+            return;
+        };
         // A connection that was closed between two requests is found out by the next one.
         let Some(due) = connection.due else { return };
         match connection.go_on(&self.request, room) {
@@ -145,7 +175,12 @@ impl Engine {
     fn open(&self, place: usize) -> io::Result<Connection> {
         let connection = Connection::open(self.port)?;
         let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
-        epoll::add(&self.epoll, &connection.stream, epoll::EventData::new_u64(place as u64), flags)?;
+        epoll::add(
+            &self.epoll,
+            &connection.stream,
+            epoll::EventData::new_u64(place as u64),
+            flags,
+        )?;
         Ok(connection)
     }
 }

@@ -1,8 +1,8 @@
 //! The load generator, a process of its own: one thread, bare sockets, epoll.
 //!
-//! Closed loop: each connection sends its next request when the answer has come. Open loop: requests fall due at a fixed
-//! rate, and latency counts from then, so that a stall is charged to every request that it delays. What it did is one line
-//! of JSON on standard output.
+//! Closed loop: each connection sends its next request when the answer has come. Open loop:
+//! requests fall due at a fixed rate, and latency counts from then, so that a stall is charged to
+//! every request that it delays. What it did is one line of JSON on standard output.
 
 mod connection;
 mod engine;
@@ -59,6 +59,9 @@ pub(crate) fn run(options: &Options) -> Outcome {
     tally.p50 = quantile(&latencies, 0.5);
     tally.p99 = quantile(&latencies, 0.99);
     tally.p999 = quantile(&latencies, 0.999);
-    println!("{}", serde_json::to_string(&tally).map_err(|error| error.to_string())?);
+    println!(
+        "{}",
+        serde_json::to_string(&tally).map_err(|error| error.to_string())?
+    );
     Ok(())
 }

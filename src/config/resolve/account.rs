@@ -25,13 +25,20 @@ impl Context<'_> {
         raw: Option<At<Vec<At<raw::Account>>>>,
         whole: &Place,
     ) -> Vec<Option<AccountSettings>> {
-        let place = raw.as_ref().map_or_else(|| whole.child("account"), |at| at.place.clone());
+        let place = raw
+            .as_ref()
+            .map_or_else(|| whole.child("account"), |at| at.place.clone());
         let raw = raw.map(|at| at.value).unwrap_or_default();
         if raw.is_empty() {
-            self.missing(&place, "at least one account is needed: add [[account]] with name, appid and secret");
+            self.missing(
+                &place,
+                "at least one account is needed: add [[account]] with name, appid and secret",
+            );
         }
         self.unique(&raw);
-        raw.into_iter().map(|account| self.account(account)).collect()
+        raw.into_iter()
+            .map(|account| self.account(account))
+            .collect()
     }
 
     /// The name, if there is an account of that name.
@@ -46,12 +53,23 @@ impl Context<'_> {
     }
 
     /// Reports a name that no account has.
-    pub(super) fn existing_account(&mut self, name: &At<AccountName>, accounts: &[Option<AccountSettings>]) {
+    pub(super) fn existing_account(
+        &mut self,
+        name: &At<AccountName>,
+        accounts: &[Option<AccountSettings>],
+    ) {
         // A wrong account may be the one that is meant.
         let complete = !accounts.is_empty() && accounts.iter().all(Option::is_some);
-        let names: Vec<&str> = accounts.iter().flatten().map(|account| account.name.as_str()).collect();
+        let names: Vec<&str> = accounts
+            .iter()
+            .flatten()
+            .map(|account| account.name.as_str())
+            .collect();
         if complete && !names.contains(&name.value.as_str()) {
-            self.report.problem(&name.place, format!("no account has this name; there is: {}", names.join(", ")));
+            self.report.problem(
+                &name.place,
+                format!("no account has this name; there is: {}", names.join(", ")),
+            );
         }
     }
 
@@ -63,28 +81,39 @@ impl Context<'_> {
             if let Some(name) = &account.value.name
                 && let Some(first) = names.insert(name.value.as_str(), &account.place.path)
             {
-                self.report.problem(&name.place, format!("is the name of {first} already"));
+                self.report
+                    .problem(&name.place, format!("is the name of {first} already"));
             }
-            let is_wecom =
-                account.value.platform.as_ref().is_some_and(|platform| platform.value == raw::Platform::Wecom);
+            let is_wecom = account
+                .value
+                .platform
+                .as_ref()
+                .is_some_and(|platform| platform.value == raw::Platform::Wecom);
             // Several agents of one corp are the rule, not a mistake.
             if let Some(appid) = &account.value.appid
-                && let Some((first, first_is_wecom)) = appids.insert(&appid.value.0, (&account.place.path, is_wecom))
+                && let Some((first, first_is_wecom)) =
+                    appids.insert(&appid.value.0, (&account.place.path, is_wecom))
                 && !(is_wecom && first_is_wecom)
             {
-                let message = format!("is the appid of {first} too: only their names can tell the two apart");
+                let message =
+                    format!("is the appid of {first} too: only their names can tell the two apart");
                 self.report.warning(&appid.place, message);
             }
             for host in account.value.hosts.iter().flat_map(|hosts| &hosts.value) {
                 if let Some(first) = hosts.insert(&host.value.0, &account.place.path) {
-                    self.report.problem(&host.place, format!("selects {first} already"));
+                    self.report
+                        .problem(&host.place, format!("selects {first} already"));
                 }
             }
         }
     }
 
     fn account(&mut self, At { value: raw, place }: At<raw::Account>) -> Option<AccountSettings> {
-        let platform = match raw.platform.as_ref().map(|platform| (platform.value, &platform.place)) {
+        let platform = match raw
+            .platform
+            .as_ref()
+            .map(|platform| (platform.value, &platform.place))
+        {
             None | Some((raw::Platform::Wechat, _)) => Platform::Wechat,
             Some((raw::Platform::Wecom, _)) => Platform::Wecom,
             Some((raw::Platform::Component, place)) => {
@@ -93,20 +122,38 @@ impl Context<'_> {
             }
         };
         if raw.name.is_none() {
-            self.missing(&place.child("name"), "must be set: what the account is called here, such as \"shop\"");
+            self.missing(
+                &place.child("name"),
+                "must be set: what the account is called here, such as \"shop\"",
+            );
         }
         if raw.appid.is_none() {
-            self.missing(&place.child("appid"), "must be set: the appid, such as \"wx0123456789abcdef\"");
+            self.missing(
+                &place.child("appid"),
+                "must be set: the appid, such as \"wx0123456789abcdef\"",
+            );
         }
-        let elsewhere = matches!(&raw.token, Some(At { value: raw::TokenForm::Elsewhere(_), .. }));
+        let elsewhere = matches!(
+            &raw.token,
+            Some(At {
+                value: raw::TokenForm::Elsewhere(_),
+                ..
+            })
+        );
         let origin = self.origin(raw.token, platform);
         if raw.secret.is_none() && !elsewhere {
-            self.missing(&place.child("secret"), "must be set: { env = \"NAME\" } or { file = \"path\" }");
+            self.missing(
+                &place.child("secret"),
+                "must be set: { env = \"NAME\" } or { file = \"path\" }",
+            );
         }
-        // A secret that is given and cannot be found is a mistake in any case; it has been reported then.
+        // A secret that is given and cannot be found is a mistake in any case; it has been reported
+        // then.
         let secret = raw.secret.and_then(|form| self.secret(&form));
         let api = self.api(raw.api, platform);
-        let hosts = raw.hosts.map(|hosts| hosts.value.into_iter().map(|host| host.value.0).collect());
+        let hosts = raw
+            .hosts
+            .map(|hosts| hosts.value.into_iter().map(|host| host.value.0).collect());
         Some(AccountSettings {
             name: raw.name?.value,
             platform,
@@ -126,20 +173,36 @@ impl Context<'_> {
             });
         };
         match (value, platform) {
-            (raw::TokenForm::Elsewhere(form), _) => self.elsewhere(*form, &place).map(Origin::Elsewhere),
-            (raw::TokenForm::Kind(raw::TokenKind::Stable), Platform::Wechat) => Some(Origin::Stable),
-            (raw::TokenForm::Kind(raw::TokenKind::Classic), Platform::Wechat) => Some(Origin::Classic),
+            (raw::TokenForm::Elsewhere(form), _) => {
+                self.elsewhere(*form, &place).map(Origin::Elsewhere)
+            }
+            (raw::TokenForm::Kind(raw::TokenKind::Stable), Platform::Wechat) => {
+                Some(Origin::Stable)
+            }
+            (raw::TokenForm::Kind(raw::TokenKind::Classic), Platform::Wechat) => {
+                Some(Origin::Classic)
+            }
             (raw::TokenForm::Kind(_), Platform::Wecom) => {
-                self.report.problem(&place, "wecom has one token endpoint only: remove the key");
+                self.report
+                    .problem(&place, "wecom has one token endpoint only: remove the key");
                 None
             }
         }
     }
 
-    fn api(&mut self, raw: Option<At<Vec<At<BaseUrl>>>>, platform: Platform) -> Option<Vec<BaseUrl>> {
-        let Some(raw) = raw else { return api_of(platform).parse().ok().map(|url| vec![url]) };
+    fn api(
+        &mut self,
+        raw: Option<At<Vec<At<BaseUrl>>>>,
+        platform: Platform,
+    ) -> Option<Vec<BaseUrl>> {
+        let Some(raw) = raw else {
+            return api_of(platform).parse().ok().map(|url| vec![url]);
+        };
         if raw.value.is_empty() {
-            self.report.problem(&raw.place, "at least one base URL is needed, such as \"https://api.weixin.qq.com\"");
+            self.report.problem(
+                &raw.place,
+                "at least one base URL is needed, such as \"https://api.weixin.qq.com\"",
+            );
         }
         Some(raw.value.into_iter().map(|at| at.value).collect())
     }

@@ -1,8 +1,8 @@
 //! `[[client]]`: who each caller is and what it may do.
 //!
-//! Also says what of it can never come to pass. Recognising a caller is `proxy`'s business; the warnings here repeat its
-//! rule: a key names exactly one client, and a caller without one is the first keyless client that fits, those with a
-//! certificate before those with networks only.
+//! Also says what of it can never come to pass. Recognising a caller is `proxy`'s business; the
+//! warnings here repeat its rule: a key names exactly one client, and a caller without one is the
+//! first keyless client that fits, those with a certificate before those with networks only.
 
 use std::{collections::HashMap, num::NonZeroU32};
 
@@ -49,10 +49,17 @@ struct Found {
 
 impl Context<'_> {
     /// One entry per right client of the file.
-    pub(super) fn clients(&mut self, raw: Option<At<Vec<At<raw::Client>>>>, around: &Around<'_>) -> Vec<Client> {
+    pub(super) fn clients(
+        &mut self,
+        raw: Option<At<Vec<At<raw::Client>>>>,
+        around: &Around<'_>,
+    ) -> Vec<Client> {
         let raw = raw.map(|at| at.value).unwrap_or_default();
         if let (Some(place), false) = (around.allow, raw.is_empty()) {
-            self.report.warning(place, "has no effect: with a [[client]] in the file, only clients may call");
+            self.report.warning(
+                place,
+                "has no effect: with a [[client]] in the file, only clients may call",
+            );
         }
         let names = self.client_names(&raw);
         let mut found = Vec::with_capacity(raw.len());
@@ -69,17 +76,25 @@ impl Context<'_> {
         let mut taken: HashMap<AccountName, &str> = HashMap::new();
         let mut names = Vec::with_capacity(raw.len());
         for (index, at) in raw.iter().enumerate() {
-            let place = at.value.name.as_ref().map_or_else(|| at.place.child("name"), |name| name.place.clone());
+            let place = at
+                .value
+                .name
+                .as_ref()
+                .map_or_else(|| at.place.child("name"), |name| name.place.clone());
             let name = match &at.value.name {
                 Some(name) => Some(name.value.clone()),
                 None => self.given_name(index, &place),
             };
             if let Some(name) = &name {
                 if TAKEN.contains(&name.as_str()) {
-                    self.report.problem(&place, "is what metrics call callers that are no client: take another name");
+                    self.report.problem(
+                        &place,
+                        "is what metrics call callers that are no client: take another name",
+                    );
                 }
                 if let Some(first) = taken.insert(name.clone(), &at.place.path) {
-                    self.report.problem(&place, format!("is the name of {first} already"));
+                    self.report
+                        .problem(&place, format!("is the name of {first} already"));
                 }
             }
             names.push(name);
@@ -92,27 +107,48 @@ impl Context<'_> {
             return None;
         }
         let name = format!("client-{}", index + 1);
-        self.report.warning(place, format!("is not set: logs and metrics say {name}, its place in the file"));
+        self.report.warning(
+            place,
+            format!("is not set: logs and metrics say {name}, its place in the file"),
+        );
         AccountName::new(&name)
     }
 
-    fn client(&mut self, at: At<raw::Client>, name: Option<AccountName>, around: &Around<'_>) -> Option<Found> {
+    fn client(
+        &mut self,
+        at: At<raw::Client>,
+        name: Option<AccountName>,
+        around: &Around<'_>,
+    ) -> Option<Found> {
         let At { value: raw, place } = at;
         self.recognisable(&raw, &place, around);
-        let stands = |key: &str, at: Option<&Place>| at.cloned().unwrap_or_else(|| place.child(key));
+        let stands =
+            |key: &str, at: Option<&Place>| at.cloned().unwrap_or_else(|| place.child(key));
         let key_place = stands("key", raw.key.as_ref().map(|at| &at.place));
         let from_place = stands("from", raw.from.as_ref().map(|at| &at.place));
         let cert_place = stands("cert", raw.cert.as_ref().map(|at| &at.place));
-        let key = raw.key.map(|form| self.client_key(&form, around.accounts).ok_or(())).transpose();
+        let key = raw
+            .key
+            .map(|form| self.client_key(&form, around.accounts).ok_or(()))
+            .transpose();
         let rate = raw.rate.map(|rate| self.rate(&rate).ok_or(())).transpose();
-        let deny: Vec<_> = raw.deny.map(|at| at.value).unwrap_or_default().into_iter().map(|at| at.value).collect();
+        let deny: Vec<_> = raw
+            .deny
+            .map(|at| at.value)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|at| at.value)
+            .collect();
         let client = Client {
             from: raw.from.map(|from| self.client_networks(&from)),
             cert: raw.cert.map(|at| at.value.0),
             accounts: self.client_accounts(raw.accounts, &place, around.accounts),
             allow: raw.allow.map(|allow| self.client_paths(allow, &deny)),
             deny,
-            may: raw.may.map(|may| may.value.into_iter().map(|at| scope(at.value)).collect()).unwrap_or_default(),
+            may: raw
+                .may
+                .map(|may| may.value.into_iter().map(|at| scope(at.value)).collect())
+                .unwrap_or_default(),
             mode: self.client_mode(raw.mode),
             name: name?,
             key: key.ok()?,
@@ -120,21 +156,33 @@ impl Context<'_> {
         };
         if client.key.is_none()
             && client.cert.is_none()
-            && client.from.as_ref().is_some_and(NetworkSet::holds_everybody)
+            && client
+                .from
+                .as_ref()
+                .is_some_and(NetworkSet::holds_everybody)
         {
             let message = "everybody who can reach server.listen is this client, without a key: name the networks of \
                            the caller, or give it a key";
             self.report.warning(&from_place, message);
         }
-        Some(Found { client, path: place.path, key: key_place, from: from_place, cert: cert_place })
+        Some(Found {
+            client,
+            path: place.path,
+            key: key_place,
+            from: from_place,
+            cert: cert_place,
+        })
     }
 
     /// Whether anybody can be this client.
     fn recognisable(&mut self, raw: &raw::Client, place: &Place, around: &Around<'_>) {
         if raw.key.is_none() && raw.from.is_none() && raw.cert.is_none() {
-            let said = ["key", "from", "cert"].iter().any(|key| self.report.concerns(&place.child(key)));
+            let said = ["key", "from", "cert"]
+                .iter()
+                .any(|key| self.report.concerns(&place.child(key)));
             if !said {
-                let message = "nobody can be this client: set key, from or cert, or several of them";
+                let message =
+                    "nobody can be this client: set key, from or cert, or several of them";
                 self.report.problem(place, message);
             }
         }
@@ -146,15 +194,31 @@ impl Context<'_> {
         }
     }
 
-    fn client_key(&mut self, form: &At<raw::KeyForm>, accounts: &[Option<AccountSettings>]) -> Option<KeyDigest> {
-        let raw::KeyForm { env, file, value, sha256 } = &form.value;
-        let given = [("env", env), ("file", file), ("value", value), ("sha256", sha256)];
+    fn client_key(
+        &mut self,
+        form: &At<raw::KeyForm>,
+        accounts: &[Option<AccountSettings>],
+    ) -> Option<KeyDigest> {
+        let raw::KeyForm {
+            env,
+            file,
+            value,
+            sha256,
+        } = &form.value;
+        let given = [
+            ("env", env),
+            ("file", file),
+            ("value", value),
+            ("sha256", sha256),
+        ];
         let (kind, text) = self.only_one(&form.place, given)?;
         let digest = if kind == "sha256" {
             let digest = KeyDigest::from_hex(&text.value.0);
             if digest.is_none() {
-                self.report
-                    .problem(&text.place, "expected 64 hex digits, as `printf %s \"$KEY\" | sha256sum` prints them");
+                self.report.problem(
+                    &text.place,
+                    "expected 64 hex digits, as `printf %s \"$KEY\" | sha256sum` prints them",
+                );
             }
             digest?
         } else {
@@ -187,7 +251,8 @@ impl Context<'_> {
 
     fn client_networks(&mut self, from: &At<Vec<At<Network>>>) -> NetworkSet {
         if from.value.is_empty() {
-            self.report.warning(&from.place, "nobody is this client: the list is empty");
+            self.report
+                .warning(&from.place, "nobody is this client: the list is empty");
         }
         set(&from.value)
     }
@@ -207,7 +272,8 @@ impl Context<'_> {
             return None;
         };
         if value.is_empty() {
-            self.report.warning(&list, "this client may use no account: the list is empty");
+            self.report
+                .warning(&list, "this client may use no account: the list is empty");
         }
         for name in &value {
             self.existing_account(name, accounts);
@@ -215,14 +281,25 @@ impl Context<'_> {
         Some(value.into_iter().map(|at| at.value).collect())
     }
 
-    fn client_paths(&mut self, allow: At<Vec<At<PathPattern>>>, deny: &[PathPattern]) -> Vec<PathPattern> {
+    fn client_paths(
+        &mut self,
+        allow: At<Vec<At<PathPattern>>>,
+        deny: &[PathPattern],
+    ) -> Vec<PathPattern> {
         if allow.value.is_empty() {
-            self.report.warning(&allow.place, "this client may call nothing: the list is empty");
+            self.report.warning(
+                &allow.place,
+                "this client may call nothing: the list is empty",
+            );
         }
         for At { value, place } in &allow.value {
             let message = match api::classify(value.as_str()) {
-                _ if deny.iter().any(|deny| deny.denies_all_of(value)) => "has no effect: deny takes away all of it",
-                Endpoint::Token => "has no effect: wxgate answers this endpoint itself, for every client",
+                _ if deny.iter().any(|deny| deny.denies_all_of(value)) => {
+                    "has no effect: deny takes away all of it"
+                }
+                Endpoint::Token => {
+                    "has no effect: wxgate answers this endpoint itself, for every client"
+                }
                 Endpoint::Guarded => {
                     "is open to this client, since it is named exactly: it resets what all callers of the account share"
                 }
@@ -235,23 +312,38 @@ impl Context<'_> {
 
     fn client_mode(&mut self, raw: Option<At<raw::Mode>>) -> Mode {
         match raw {
-            Some(At { value: raw::Mode::Report, place }) => {
+            Some(At {
+                value: raw::Mode::Report,
+                place,
+            }) => {
                 let message = "what this client may not do is logged and counted, and done all the same; set \"enforce\" \
                                when the log shows nothing more";
                 self.report.warning(&place, message);
                 Mode::Report
             }
-            Some(At { value: raw::Mode::Enforce, .. }) | None => Mode::Enforce,
+            Some(At {
+                value: raw::Mode::Enforce,
+                ..
+            })
+            | None => Mode::Enforce,
         }
     }
 
     fn rate(&mut self, At { value: raw, place }: &At<raw::Rate>) -> Option<Rate> {
         if raw.per_second.is_none() {
-            self.missing(&place.child("per_second"), "must be set: requests per second in the long run");
+            self.missing(
+                &place.child("per_second"),
+                "must be set: requests per second in the long run",
+            );
         }
-        let number = |count: &At<Count<1, { u32::MAX as u64 }>>| NonZeroU32::new(u32::try_from(count.value.0).ok()?);
+        let number = |count: &At<Count<1, { u32::MAX as u64 }>>| {
+            NonZeroU32::new(u32::try_from(count.value.0).ok()?)
+        };
         let per_second = number(raw.per_second.as_ref()?)?;
-        Some(Rate { per_second, burst: raw.burst.as_ref().and_then(number).unwrap_or(per_second) })
+        Some(Rate {
+            per_second,
+            burst: raw.burst.as_ref().and_then(number).unwrap_or(per_second),
+        })
     }
 
     fn same_keys(&mut self, found: &[Found]) {
@@ -260,13 +352,16 @@ impl Context<'_> {
             if let Some(key) = found.client.key
                 && let Some(first) = keys.insert(key, &found.path)
             {
-                let message = format!("is the key of {first} too: a key names one client, so each needs its own");
+                let message = format!(
+                    "is the key of {first} too: a key names one client, so each needs its own"
+                );
                 self.report.problem(&found.key, message);
             }
         }
     }
 
-    /// Keyless clients that can never be found, because an earlier one takes every caller of theirs.
+    /// Keyless clients that can never be found, because an earlier one takes every caller of
+    /// theirs.
     fn shadows(&mut self, found: &[Found]) {
         let keyless = || found.iter().filter(|found| found.client.key.is_none());
         for (index, later) in keyless().enumerate() {
@@ -281,7 +376,9 @@ impl Context<'_> {
                         (Some(_), None) => false,
                     }
             };
-            let Some(earlier) = keyless().take(index).find(takes_all) else { continue };
+            let Some(earlier) = keyless().take(index).find(takes_all) else {
+                continue;
+            };
             let (place, what) = if later.client.cert.is_some() {
                 (&later.cert, "callers with this certificate")
             } else {

@@ -1,7 +1,8 @@
-//! From the raw file to settings: defaults, checks over several keys, secrets, and what is not built yet.
+//! From the raw file to settings: defaults, checks over several keys, secrets, and what is not
+//! built yet.
 //!
-//! Goes on after a problem, with the default in its place, so that all are found; the settings count only if there was
-//! none.
+//! Goes on after a problem, with the default in its place, so that all are found; the settings
+//! count only if there was none.
 
 mod account;
 mod client;
@@ -19,17 +20,28 @@ pub(super) fn resolve(raw: raw::File, context: &mut Context<'_>) -> Config {
     let upstream = raw.upstream.map(|at| at.value).unwrap_or_default();
     let replay = raw.replay.map(|at| at.value).unwrap_or_default();
     let allow = server.allow.as_ref().map(|at| at.place.clone());
-    let certificates = server.tls.as_ref().is_some_and(|tls| tls.value.client_ca.is_some());
-    let clients = raw
-        .client
+    let certificates = server
+        .tls
         .as_ref()
-        .map_or_else(|| context.report.concerns(&whole.child("client")), |clients| !clients.value.is_empty());
+        .is_some_and(|tls| tls.value.client_ca.is_some());
+    let clients = raw.client.as_ref().map_or_else(
+        || context.report.concerns(&whole.child("client")),
+        |clients| !clients.value.is_empty(),
+    );
     let mut proxy = context.server(server, clients);
     proxy.upstream = context.upstream(upstream);
     proxy.replay = context.replay(&replay);
-    let admin = context.admin(raw.admin.map(|at| at.value).unwrap_or_default(), &proxy.listen, &whole);
+    let admin = context.admin(
+        raw.admin.map(|at| at.value).unwrap_or_default(),
+        &proxy.listen,
+        &whole,
+    );
     let accounts = context.accounts(raw.account, &whole);
-    let around = client::Around { accounts: &accounts, certificates, allow: allow.as_ref() };
+    let around = client::Around {
+        accounts: &accounts,
+        certificates,
+        allow: allow.as_ref(),
+    };
     proxy.clients = context.clients(raw.client, &around);
     proxy.default_account = context.default_account(raw.default_account, &accounts);
     Config {
@@ -59,7 +71,10 @@ fn token_settings(raw: raw::Token) -> token::Settings {
 impl Context<'_> {
     /// A key that the file format has and this version does not serve. `what` ends in a verb.
     fn not_built(&mut self, place: &Place, what: &str, instead: &str) {
-        self.report.problem(place, format!("{what} not built yet in this version; {instead}"));
+        self.report.problem(
+            place,
+            format!("{what} not built yet in this version; {instead}"),
+        );
     }
 
     /// A compulsory key, unless what is wrong with it has been said already.
@@ -69,7 +84,12 @@ impl Context<'_> {
         }
     }
 
-    fn admin(&mut self, raw: raw::Admin, taken: &[ListenAddr], whole: &Place) -> admin::settings::Settings {
+    fn admin(
+        &mut self,
+        raw: raw::Admin,
+        taken: &[ListenAddr],
+        whole: &Place,
+    ) -> admin::settings::Settings {
         let default = admin::settings::Settings::default();
         let key_place = raw.listen.as_ref().map_or(whole, |at| &at.place);
         let mut key_place = key_place.clone();
@@ -77,7 +97,10 @@ impl Context<'_> {
         if let Some(at) = &raw.listen
             && server::clash(&at.value, taken)
         {
-            self.report.problem(&at.place, "is used by server.listen already: the two need different addresses");
+            self.report.problem(
+                &at.place,
+                "is used by server.listen already: the two need different addresses",
+            );
         }
         let key = raw.key.and_then(|form| self.secret(&form));
         let listen = or(raw.listen, default.listen, |listen| listen);
@@ -87,7 +110,9 @@ impl Context<'_> {
                 "must be set, since other machines can reach admin.listen: key = { env = \"WXGATE_ADMIN_KEY\" }",
             );
         }
-        let hosts = or(raw.hosts, default.hosts, |hosts| hosts.into_iter().map(|host| host.value.0).collect());
+        let hosts = or(raw.hosts, default.hosts, |hosts| {
+            hosts.into_iter().map(|host| host.value.0).collect()
+        });
         admin::settings::Settings { listen, key, hosts }
     }
 }

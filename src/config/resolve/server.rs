@@ -30,7 +30,8 @@ pub(super) fn clash(address: &ListenAddr, taken: &[ListenAddr]) -> bool {
 }
 
 impl Context<'_> {
-    /// Everything of `[server]`; the other tables keep their defaults. With clients, `allow` counts for nothing.
+    /// Everything of `[server]`; the other tables keep their defaults. With clients, `allow` counts
+    /// for nothing.
     pub(super) fn server(&mut self, raw: raw::Server, with_clients: bool) -> Settings {
         let default = Settings::default();
         if !with_clients {
@@ -41,13 +42,19 @@ impl Context<'_> {
             self.report.warning(&place, message);
         }
         Settings {
-            listen: raw.listen.map_or(default.listen, |listen| self.listen(listen)),
+            listen: raw
+                .listen
+                .map_or(default.listen, |listen| self.listen(listen)),
             workers: or(raw.workers, default.workers, |count| count.0),
             allow: or(raw.allow, default.allow, |networks| set(&networks)),
-            trusted_proxies: or(raw.trusted_proxies, default.trusted_proxies, |networks| set(&networks)),
+            trusted_proxies: or(raw.trusted_proxies, default.trusted_proxies, |networks| {
+                set(&networks)
+            }),
             tls: raw.tls.and_then(|tls| self.tls(tls)),
             max_body: or(raw.max_body, default.max_body, |size| size.0),
-            max_connections: or(raw.max_connections, default.max_connections, |count| count.0),
+            max_connections: or(raw.max_connections, default.max_connections, |count| {
+                count.0
+            }),
             error_style: or(raw.error_style, default.error_style, |style| match style {
                 raw::ErrorStyle::Http => ErrorStyle::Http,
                 raw::ErrorStyle::Wechat => ErrorStyle::Wechat,
@@ -58,7 +65,10 @@ impl Context<'_> {
 
     fn listen(&mut self, raw: At<Vec<At<ListenAddr>>>) -> Vec<ListenAddr> {
         if raw.value.is_empty() {
-            self.report.problem(&raw.place, "at least one address is needed, such as \"127.0.0.1:8080\"");
+            self.report.problem(
+                &raw.place,
+                "at least one address is needed, such as \"127.0.0.1:8080\"",
+            );
         }
         let mut listen = Vec::with_capacity(raw.value.len());
         for At { value, place } in raw.value {
@@ -72,10 +82,17 @@ impl Context<'_> {
 
     // Who may call should fit where wxgate listens.
     fn reach(&mut self, raw: &raw::Server) {
-        let outside = raw.listen.iter().flat_map(|listen| &listen.value).find(|at| !at.value.is_local());
+        let outside = raw
+            .listen
+            .iter()
+            .flat_map(|listen| &listen.value)
+            .find(|at| !at.value.is_local());
         let Some(allow) = &raw.allow else {
             if let Some(listen) = outside {
-                let place = Place { path: "server.allow".to_owned(), origin: listen.place.origin.clone() };
+                let place = Place {
+                    path: "server.allow".to_owned(),
+                    origin: listen.place.origin.clone(),
+                };
                 let message = "must be set, or a [[client]], since other machines can reach server.listen: name who may \
                                call, such as \"private\" or \"10.1.0.0/16\"";
                 self.missing(&place, message);
@@ -84,27 +101,43 @@ impl Context<'_> {
         };
         let networks = set(&allow.value);
         if networks.is_empty() {
-            self.report.warning(&allow.place, "nobody may call: the list is empty");
+            self.report
+                .warning(&allow.place, "nobody may call: the list is empty");
         } else if outside.is_some() && !networks.reaches_beyond_loopback() {
             let message = "only this machine may call, though server.listen can be reached from others: name their \
                            networks, such as \"private\" or \"10.1.0.0/16\"";
             self.report.warning(&allow.place, message);
         }
         if let Some(place) = everybody(Some(allow)) {
-            self.report.warning(&place, "everybody who can reach server.listen may use every account");
+            self.report.warning(
+                &place,
+                "everybody who can reach server.listen may use every account",
+            );
         }
     }
 
     fn tls(&mut self, raw: At<raw::Tls>) -> Option<ServerTls> {
-        for (key, absent) in [("cert", raw.value.cert.is_none()), ("key", raw.value.key.is_none())] {
+        for (key, absent) in [
+            ("cert", raw.value.cert.is_none()),
+            ("key", raw.value.key.is_none()),
+        ] {
             if absent {
                 self.missing(&raw.place.child(key), "must be set: the path of a PEM file");
             }
         }
-        let raw::Tls { cert, key, client_ca } = raw.value;
-        let tls = ServerTls { cert: cert?.value, key: key?.value, client_ca: client_ca.map(|at| at.value) };
+        let raw::Tls {
+            cert,
+            key,
+            client_ca,
+        } = raw.value;
+        let tls = ServerTls {
+            cert: cert?.value,
+            key: key?.value,
+            client_ca: client_ca.map(|at| at.value),
+        };
         if let Err(error) = tls.acceptor() {
-            self.report.problem(&raw.place, format!("cannot be used: {error}"));
+            self.report
+                .problem(&raw.place, format!("cannot be used: {error}"));
         }
         Some(tls)
     }
@@ -115,16 +148,30 @@ impl Context<'_> {
         if let Some(at) = &raw.ca_file
             && let Err(error) = read_certificates(&at.value)
         {
-            self.report.problem(&at.place, format!("cannot use {}: {error}", at.value.display()));
+            self.report.problem(
+                &at.place,
+                format!("cannot use {}: {error}", at.value.display()),
+            );
         }
-        if let Some(At { value, place: place @ Place { origin: Origin::File { .. }, .. } }) = &raw.proxy
+        if let Some(At {
+            value,
+            place:
+                place @ Place {
+                    origin: Origin::File { .. },
+                    ..
+                },
+        }) = &raw.proxy
             && value.credentials.is_some()
         {
             let message = "the proxy's password stands in the file in plain text; the environment variable \
                            WXGATE_UPSTREAM__PROXY keeps it out";
             self.report.warning(place, message);
         }
-        if let Some(at) = raw.pool_idle.as_ref().filter(|at| at.value.0 > Duration::from_secs(20)) {
+        if let Some(at) = raw
+            .pool_idle
+            .as_ref()
+            .filter(|at| at.value.0 > Duration::from_secs(20))
+        {
             let message = "WeChat closes idle connections at about 20 s: a call on a connection that it is just closing \
                            can be lost";
             self.report.warning(&at.place, message);
@@ -132,27 +179,41 @@ impl Context<'_> {
         Upstream {
             egress: Egress {
                 ca_file: raw.ca_file.map(|at| at.value),
-                connect_timeout: or(raw.connect_timeout, default.egress.connect_timeout, |time| time.0),
+                connect_timeout: or(
+                    raw.connect_timeout,
+                    default.egress.connect_timeout,
+                    |time| time.0,
+                ),
                 proxy: raw.proxy.map(|at| at.value),
                 local_address: raw.local_address.map(|at| at.value),
-                resolve: raw.resolve.map(|at| self.fixed_addresses(at.value)).unwrap_or_default(),
+                resolve: raw
+                    .resolve
+                    .map(|at| self.fixed_addresses(at.value))
+                    .unwrap_or_default(),
             },
-            response_timeout: or(raw.response_timeout, default.response_timeout, |time| time.0),
+            response_timeout: or(raw.response_timeout, default.response_timeout, |time| {
+                time.0
+            }),
             pool_idle: or(raw.pool_idle, default.pool_idle, |time| time.0),
             max_in_flight: or(raw.max_in_flight, default.max_in_flight, |count| count.0),
         }
     }
 
-    fn fixed_addresses(&mut self, raw: BTreeMap<String, At<Vec<At<IpAddr>>>>) -> HashMap<String, Vec<IpAddr>> {
+    fn fixed_addresses(
+        &mut self,
+        raw: BTreeMap<String, At<Vec<At<IpAddr>>>>,
+    ) -> HashMap<String, Vec<IpAddr>> {
         let mut resolve = HashMap::with_capacity(raw.len());
         for (name, addresses) in raw {
             if addresses.value.is_empty() {
-                self.report.problem(&addresses.place, "at least one IP address is needed");
+                self.report
+                    .problem(&addresses.place, "at least one IP address is needed");
             }
             match HostName::parse(&name) {
                 Err(message) => self.report.problem(&addresses.place, message),
                 Ok(HostName(host)) => {
-                    let addresses: Vec<_> = addresses.value.into_iter().map(|at| at.value).collect();
+                    let addresses: Vec<_> =
+                        addresses.value.into_iter().map(|at| at.value).collect();
                     resolve.insert(host, addresses);
                 }
             }
@@ -163,14 +224,20 @@ impl Context<'_> {
     /// The table `[replay]`.
     pub(super) fn replay(&mut self, raw: &raw::Replay) -> Replay {
         let default = Replay::default();
-        let size = |key: &Option<At<Size<0>>>, default| key.as_ref().map_or(default, |at| at.value.0);
+        let size =
+            |key: &Option<At<Size<0>>>, default| key.as_ref().map_or(default, |at| at.value.0);
         let replay = Replay {
             memory: size(&raw.memory, default.memory),
             disk: size(&raw.disk, default.disk),
             memory_total: size(&raw.memory_total, default.memory_total),
         };
         let set = [&raw.disk, &raw.memory_total, &raw.memory];
-        let place = |first: usize| set[first].as_ref().or(raw.memory.as_ref()).map(|at| at.place.clone());
+        let place = |first: usize| {
+            set[first]
+                .as_ref()
+                .or(raw.memory.as_ref())
+                .map(|at| at.place.clone())
+        };
         if replay.disk != 0
             && replay.disk < replay.memory
             && let Some(place) = place(0)
@@ -192,12 +259,18 @@ impl Context<'_> {
 
 /// Where every address is let in.
 fn everybody(networks: Option<&At<Vec<At<Network>>>>) -> Option<Place> {
-    networks.and_then(|at| at.value.iter().find(|at| at.value.0.ends_with("/0"))).map(|at| at.place.clone())
+    networks
+        .and_then(|at| at.value.iter().find(|at| at.value.0.ends_with("/0")))
+        .map(|at| at.place.clone())
 }
 
 pub(super) fn set(networks: &[At<Network>]) -> NetworkSet {
     let mut set = NetworkSet::default();
-    for At { value: Network(entry), .. } in networks {
+    for At {
+        value: Network(entry),
+        ..
+    } in networks
+    {
         // Proven when it was read.
         let _ = set.add(entry);
     }

@@ -23,7 +23,8 @@ impl Context<'_> {
     pub(super) fn store(&mut self, raw: raw::Store, whole: &Place) -> Settings {
         let kind = raw.kind.as_ref().map_or(StoreKind::File, |at| at.value);
         if let (StoreKind::Memory, Some(at)) = (kind, &raw.encryption_key) {
-            self.report.warning(&at.place, "has no effect with kind = \"memory\"");
+            self.report
+                .warning(&at.place, "has no effect with kind = \"memory\"");
         }
         let without_path = match kind {
             StoreKind::Memory => Some("memory"),
@@ -32,16 +33,22 @@ impl Context<'_> {
             StoreKind::File => None,
         };
         if let (Some(kind), Some(at)) = (without_path, &raw.path) {
-            self.report.warning(&at.place, format!("has no effect with kind = \"{kind}\""));
+            self.report
+                .warning(&at.place, format!("has no effect with kind = \"{kind}\""));
         }
         if let (StoreKind::Memory | StoreKind::File, Some(at)) = (kind, &raw.url) {
-            self.report
-                .problem(&at.place, "is for kind = \"redis\" and \"sql\" only: set store.kind, or remove the key");
+            self.report.problem(
+                &at.place,
+                "is for kind = \"redis\" and \"sql\" only: set store.kind, or remove the key",
+            );
         }
         if let (StoreKind::Memory | StoreKind::File, Some(at)) = (kind, &raw.prefix)
             && at.value != PREFIX
         {
-            self.report.warning(&at.place, "has no effect: only kind = \"redis\" and \"sql\" use it");
+            self.report.warning(
+                &at.place,
+                "has no effect: only kind = \"redis\" and \"sql\" use it",
+            );
         }
         match kind {
             StoreKind::Memory => Settings::Memory,
@@ -54,11 +61,15 @@ impl Context<'_> {
             StoreKind::Sql => {
                 let place = raw.kind.as_ref().map_or(whole, |at| &at.place).clone();
                 let keys = raw.encryption_key.and_then(|at| self.keyring(&at));
-                self.sql_store(raw.url, raw.prefix, keys, place).unwrap_or(Settings::Memory)
+                self.sql_store(raw.url, raw.prefix, keys, place)
+                    .unwrap_or(Settings::Memory)
             }
             StoreKind::File => {
                 let path = or(raw.path, self.base_dir.join("wxgate-state"), PathBuf::from);
-                Settings::File { path, keys: raw.encryption_key.and_then(|at| self.keyring(&at)) }
+                Settings::File {
+                    path,
+                    keys: raw.encryption_key.and_then(|at| self.keyring(&at)),
+                }
             }
         }
     }
@@ -86,14 +97,22 @@ impl Context<'_> {
         keys: Option<Keyring>,
         mut place: Place,
     ) -> Option<Settings> {
-        if let Some(at) = prefix.as_ref().filter(|at| !SqlSettings::is_prefix(&at.value)) {
-            self.report
-                .problem(&at.place, "must begin with a letter and have at most 40 bytes: tables are named by it");
+        if let Some(at) = prefix
+            .as_ref()
+            .filter(|at| !SqlSettings::is_prefix(&at.value))
+        {
+            self.report.problem(
+                &at.place,
+                "must begin with a letter and have at most 40 bytes: tables are named by it",
+            );
         }
         let prefix = or(prefix, PREFIX.to_owned(), |prefix| prefix);
         let Some(form) = url else {
             "store.url".clone_into(&mut place.path);
-            self.missing(&place, "must be set for kind = \"sql\": url = { env = \"DATABASE_URL\" }");
+            self.missing(
+                &place,
+                "must be set for kind = \"sql\": url = { env = \"DATABASE_URL\" }",
+            );
             return None;
         };
         let url = self.secret(&form)?;
@@ -116,7 +135,8 @@ impl Context<'_> {
 
     fn keyring(&mut self, form: &At<raw::SecretForm>) -> Option<Keyring> {
         let keys = Keyring::parse(&self.secret(form)?);
-        keys.map_err(|error| self.report.problem(&form.place, error.to_string())).ok()
+        keys.map_err(|error| self.report.problem(&form.place, error.to_string()))
+            .ok()
     }
 
     fn redis_store(
@@ -125,21 +145,32 @@ impl Context<'_> {
         prefix: Option<At<String>>,
         mut place: Place,
     ) -> Option<RedisSettings> {
-        if let Some(at) = prefix.as_ref().filter(|at| !RedisSettings::is_prefix(&at.value)) {
-            self.report.problem(&at.place, "must be at most 64 visible ASCII characters without { and }");
+        if let Some(at) = prefix
+            .as_ref()
+            .filter(|at| !RedisSettings::is_prefix(&at.value))
+        {
+            self.report.problem(
+                &at.place,
+                "must be at most 64 visible ASCII characters without { and }",
+            );
         }
         let prefix = or(prefix, PREFIX.to_owned(), |prefix| prefix);
         let Some(form) = url else {
             "store.url".clone_into(&mut place.path);
-            self.missing(&place, "must be set for kind = \"redis\": url = { env = \"REDIS_URL\" }");
+            self.missing(
+                &place,
+                "must be set for kind = \"redis\": url = { env = \"REDIS_URL\" }",
+            );
             return None;
         };
         let url = self.secret(&form)?;
         match RedisSettings::new(url, prefix) {
             Ok(settings) => {
                 if settings.is_in_the_clear() {
-                    self.report
-                        .warning(&form.place, "tokens cross the network in the clear; rediss:// has them encrypted");
+                    self.report.warning(
+                        &form.place,
+                        "tokens cross the network in the clear; rediss:// has them encrypted",
+                    );
                 }
                 Some(settings)
             }

@@ -10,7 +10,8 @@ use std::{
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
-/// How often a connection is looked at, unless it is parked; also how long it must have been still to be parked.
+/// How often a connection is looked at, unless it is parked; also how long it must have been still
+/// to be parked.
 pub(super) const TICK: Duration = Duration::from_millis(500);
 /// No first byte, or no complete first head.
 const FIRST_HEAD: Duration = Duration::from_millis(9_500);
@@ -21,7 +22,8 @@ pub(super) const IDLE: Duration = Duration::from_secs(70);
 /// A handler that neither reads nor writes for so long is stuck behind every timeout of its own.
 const HANDLER: Duration = Duration::from_secs(180);
 
-/// What is looked at. Written by one thread; atomics only because the connection may move between threads.
+/// What is looked at. Written by one thread; atomics only because the connection may move between
+/// threads.
 #[derive(Debug, Default)]
 pub(super) struct Activity {
     pub(super) requests: AtomicU64,
@@ -63,13 +65,23 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(now: Instant) -> Self {
-        Self { requests: 0, read: 0, written: 0, still: false, still_since: now, head_since: Some(now) }
+        Self {
+            requests: 0,
+            read: 0,
+            written: 0,
+            still: false,
+            still_since: now,
+            head_since: Some(now),
+        }
     }
 
     /// Looks, and says whether a limit is reached.
     pub(super) fn must_close(&mut self, activity: &Activity, now: Instant) -> bool {
-        let (requests, read, written) =
-            (activity.requests.load(Relaxed), activity.read.load(Relaxed), activity.written.load(Relaxed));
+        let (requests, read, written) = (
+            activity.requests.load(Relaxed),
+            activity.read.load(Relaxed),
+            activity.written.load(Relaxed),
+        );
         self.still = requests == self.requests && read == self.read && written == self.written;
         let new_request = requests != self.requests;
         let answering = written != self.written && !new_request;
@@ -91,11 +103,13 @@ impl Watch {
             self.head_since.or(Some(now))
         };
         let head_limit = if requests == 0 { FIRST_HEAD } else { HEAD };
-        self.head_since.is_some_and(|since| now - since >= head_limit) || now - self.still_since >= IDLE
+        self.head_since
+            .is_some_and(|since| now - since >= head_limit)
+            || now - self.still_since >= IDLE
     }
 
-    /// Whether nothing is under way, neither here nor in hyper: every byte that came belongs to a request whose answer
-    /// has been written.
+    /// Whether nothing is under way, neither here nor in hyper: every byte that came belongs to a
+    /// request whose answer has been written.
     pub(super) fn is_idle(&self, activity: &Activity) -> bool {
         self.still
             && self.requests > 0

@@ -1,4 +1,5 @@
-//! The wire of a client: counted, followed request by request, and closed in a way that leaves the client time to read.
+//! The wire of a client: counted, followed request by request, and closed in a way that leaves the
+//! client time to read.
 //!
 //! Knows no limits; what it counts is judged elsewhere.
 
@@ -16,8 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{super::framing::FramingWatch, activity::Activity};
 
-/// How long the rest of a request is thrown away after the last answer. Closing earlier would reset the connection under
-/// a client that still sends, and its answer with it.
+/// How long the rest of a request is thrown away after the last answer. Closing earlier would reset
+/// the connection under a client that still sends, and its answer with it.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// The first look at what a parked connection has to say, in bytes.
@@ -36,7 +37,13 @@ pub(super) struct Metered<I> {
 
 impl<I> Metered<I> {
     pub(super) fn new(io: I, activity: Arc<Activity>) -> Self {
-        Self { io, activity, framing: FramingWatch::default(), ahead: Bytes::new(), lingering: None }
+        Self {
+            io,
+            activity,
+            framing: FramingWatch::default(),
+            ahead: Bytes::new(),
+            lingering: None,
+        }
     }
 
     /// Bytes that were read and not used. Behind them nothing has been put back yet.
@@ -46,7 +53,8 @@ impl<I> Metered<I> {
 }
 
 impl<I: AsyncRead + Unpin> Metered<I> {
-    /// Reads the first bytes of what comes next without giving them to anybody: `false` when nothing will.
+    /// Reads the first bytes of what comes next without giving them to anybody: `false` when
+    /// nothing will.
     pub(super) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if self.ahead.is_empty() {
             let mut bytes = [MaybeUninit::uninit(); AHEAD];
@@ -61,7 +69,11 @@ impl<I: AsyncRead + Unpin> Metered<I> {
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if !this.ahead.is_empty() {
             let count = this.ahead.len().min(buf.remaining());
@@ -76,7 +88,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
         if let Some(number) = this.framing.feed(new) {
             this.activity.odd.store(number, Relaxed);
         }
-        this.activity.between.store(this.framing.is_between_requests(), Relaxed);
+        this.activity
+            .between
+            .store(this.framing.is_between_requests(), Relaxed);
         polled
     }
 }
@@ -92,7 +106,11 @@ impl<I: AsyncWrite + Unpin> Metered<I> {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write(cx, buf);
         self.count(polled)
     }
@@ -133,7 +151,11 @@ impl<I: AsyncRead + Unpin> Metered<I> {
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut scrap = [MaybeUninit::uninit(); 8 * 1024];
         loop {
-            if self.lingering.as_mut().is_none_or(|lingering| lingering.as_mut().poll(cx).is_ready()) {
+            if self
+                .lingering
+                .as_mut()
+                .is_none_or(|lingering| lingering.as_mut().poll(cx).is_ready())
+            {
                 return Poll::Ready(());
             }
             let mut scrap = ReadBuf::uninit(&mut scrap);

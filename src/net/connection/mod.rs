@@ -1,9 +1,10 @@
-//! One HTTP/1.1 connection from its first byte to its close, with the limits that hyper does not have.
+//! One HTTP/1.1 connection from its first byte to its close, with the limits that hyper does not
+//! have.
 //!
-//! hyper parses and frames; this folder watches: a client that says nothing, never finishes its head, stops reading or
-//! just idles is cut. One coarse timer per connection does all of it, so that a request costs no timer. While a
-//! connection is idle it is parked: hyper's state and buffers go, and come back with its next byte. What is answered is
-//! the caller's business.
+//! hyper parses and frames; this folder watches: a client that says nothing, never finishes its
+//! head, stops reading or just idles is cut. One coarse timer per connection does all of it, so
+//! that a request costs no timer. While a connection is idle it is parked: hyper's state and
+//! buffers go, and come back with its next byte. What is answered is the caller's business.
 
 mod activity;
 mod io;
@@ -42,11 +43,12 @@ use self::{
 const MAX_HEADERS: usize = 100;
 /// The most bytes of a request head; more is answered 431.
 const MAX_HEAD: usize = 64 * 1024;
-/// How far the buffer of a connection grows while a long body fills it: each read of a fast upload costs the same.
+/// How far the buffer of a connection grows while a long body fills it: each read of a fast upload
+/// costs the same.
 const MAX_READ: usize = 256 * 1024;
 
-/// A mark on requests that say twice how long they are, or in a way that another parser could read differently. They
-/// must be refused; their connection is closed behind the answer.
+/// A mark on requests that say twice how long they are, or in a way that another parser could read
+/// differently. They must be refused; their connection is closed behind the answer.
 #[derive(Debug, Clone, Copy)]
 pub struct OddFraming;
 
@@ -75,10 +77,15 @@ impl Connections {
 
     /// How many are idle and have given back what a request needs.
     pub fn parked(&self) -> usize {
-        self.lock().by_id.values().filter(|activity| activity.parked.load(Relaxed)).count()
+        self.lock()
+            .by_id
+            .values()
+            .filter(|activity| activity.parked.load(Relaxed))
+            .count()
     }
 
-    /// Lets each finish what it is doing and closes the idle ones; later ones are closed after one answer.
+    /// Lets each finish what it is doing and closes the idle ones; later ones are closed after one
+    /// answer.
     pub fn close_gracefully(&self) {
         let mut open = self.lock();
         open.closing = true;
@@ -108,7 +115,11 @@ impl Connections {
         let id = open.next;
         open.next += 1;
         open.by_id.insert(id, Arc::clone(&activity));
-        Entered { connections: self.clone(), activity, id }
+        Entered {
+            connections: self.clone(),
+            activity,
+            id,
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
@@ -136,10 +147,14 @@ impl Drop for Entered {
     }
 }
 
-/// Serves one connection until either side is done with it. `handler` never fails; `leaving` says whether answers
-/// should ask their client to close.
-pub async fn serve<I, H, F, B>(io: I, connections: &Connections, leaving: impl Fn() -> bool, handler: H)
-where
+/// Serves one connection until either side is done with it. `handler` never fails; `leaving` says
+/// whether answers should ask their client to close.
+pub async fn serve<I, H, F, B>(
+    io: I,
+    connections: &Connections,
+    leaving: impl Fn() -> bool,
+    handler: H,
+) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Box<Parts>, Incoming) -> F,
     F: Future<Output = Response<B>>,
@@ -153,7 +168,14 @@ where
     let mut watch = Watch::new(Instant::now());
     loop {
         // On the heap, so that nothing of it is left while the connection is parked.
-        let active = Box::pin(active(io, activity, &mut watch, tick.as_mut(), &leaving, &handler));
+        let active = Box::pin(active(
+            io,
+            activity,
+            &mut watch,
+            tick.as_mut(),
+            &leaving,
+            &handler,
+        ));
         let Some(idle) = active.await else { return };
         io = idle;
         if !parked(&mut io, activity, &watch, tick.as_mut()).await {
@@ -191,11 +213,16 @@ where
             // Called in here, so that its future is made where it will stay: it is large.
             let mut response = handler(head, body).await;
             if odd || leaving() || activity.closing.load(Relaxed) {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                response
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
             }
             drop(handling);
             let delivery = Delivery::begin(activity);
-            Ok::<_, Infallible>(response.map(|body| Delivered { body, _delivery: delivery }))
+            Ok::<_, Infallible>(response.map(|body| Delivered {
+                body,
+                _delivery: delivery,
+            }))
         }
     });
     let mut connection = limited().serve_connection(TokioIo::new(io), service);
@@ -215,7 +242,8 @@ where
             }
             return Poll::Ready(false);
         }
-        // Asked once, it wakes this task. Asking it again at each of a thousand requests would only cost.
+        // Asked once, it wakes this task. Asking it again at each of a thousand requests would only
+        // cost.
         while (!armed || tick.is_elapsed()) && tick.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             if watch.must_close(activity, now) {
@@ -243,7 +271,10 @@ where
 fn limited() -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder.half_close(false).header_read_timeout(None);
-    builder.max_header_size(MAX_HEAD).max_headers(MAX_HEADERS).max_buf_size(MAX_READ);
+    builder
+        .max_header_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_READ);
     builder
 }
 
@@ -301,7 +332,9 @@ impl<'a> Handling<'a> {
 impl Drop for Handling<'_> {
     fn drop(&mut self) {
         self.0.handling.fetch_sub(1, Relaxed);
-        self.0.read_when_idle.store(self.0.read.load(Relaxed), Relaxed);
+        self.0
+            .read_when_idle
+            .store(self.0.read.load(Relaxed), Relaxed);
     }
 }
 
@@ -334,7 +367,10 @@ impl<B: Body> Body for Delivered<B> {
     type Data = B::Data;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         self.project().body.poll_frame(cx)
     }
 

@@ -1,4 +1,5 @@
-//! The door through which the benches reach this stage. No part of the interface: it changes with the stage.
+//! The door through which the benches reach this stage. No part of the interface: it changes with
+//! the stage.
 
 use std::net::IpAddr;
 
@@ -17,14 +18,41 @@ pub struct Callers(Access, LastKey);
 impl Callers {
     /// These, in the order of the file.
     pub fn new(clients: Vec<Client>) -> Self {
-        Self(Access::new(NetworkSet::loopback(), NetworkSet::default(), clients, None), LastKey::default())
+        Self(
+            Access::new(NetworkSet::loopback(), NetworkSet::default(), clients, None),
+            LastKey::default(),
+        )
     }
 
-    /// Whether a request from this address with these headers is let in to this path of the account.
-    pub fn admit(&self, ip: IpAddr, headers: &HeaderMap, account: &AccountName, path: &str) -> bool {
+    /// Whether a request from this address with these headers is let in to this path of the
+    /// account.
+    pub fn admit(
+        &self,
+        ip: IpAddr,
+        headers: &HeaderMap,
+        account: &AccountName,
+        path: &str,
+    ) -> bool {
         let address = self.0.caller(Peer::Ip(ip), headers);
-        let caller = Caller { address, names: &[], last_key: &self.1, key: None, phantom: None };
-        let Ok(client) = self.0.identify(Some(headers), &caller) else { return false };
-        matches!(client.admit(account, Right::Path { path, guarded: false }), Decision::Admitted(_))
+        let caller = Caller {
+            address,
+            names: &[],
+            last_key: &self.1,
+            key: None,
+            phantom: None,
+        };
+        let Ok(client) = self.0.identify(Some(headers), &caller) else {
+            return false;
+        };
+        matches!(
+            client.admit(
+                account,
+                Right::Path {
+                    path,
+                    guarded: false
+                }
+            ),
+            Decision::Admitted(_)
+        )
     }
 }

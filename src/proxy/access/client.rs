@@ -53,11 +53,18 @@ pub(crate) enum Decision {
 
 impl Client {
     pub(super) fn new(settings: settings::Client) -> Self {
-        let limiter = settings
-            .rate
-            .map(|Rate { per_second, burst }| RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)));
-        let accounts = settings.accounts.as_ref().map(|accounts| accounts.iter().cloned().collect());
-        Self { settings, accounts, limiter }
+        let limiter = settings.rate.map(|Rate { per_second, burst }| {
+            RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst))
+        });
+        let accounts = settings
+            .accounts
+            .as_ref()
+            .map(|accounts| accounts.iter().cloned().collect());
+        Self {
+            settings,
+            accounts,
+            limiter,
+        }
     }
 
     /// For metrics and log.
@@ -80,16 +87,22 @@ impl Client {
 
     /// Whether it may use this account.
     pub(crate) fn may_use(&self, account: &AccountName) -> bool {
-        self.accounts.as_ref().is_none_or(|accounts| accounts.contains(account))
+        self.accounts
+            .as_ref()
+            .is_none_or(|accounts| accounts.contains(account))
     }
 
     /// Whether a call is let in. Spends from the rate limit if nothing else stands in the way.
     pub(crate) fn admit(&self, account: &AccountName, right: Right<'_>) -> Decision {
         let is_free = matches!(right, Right::Phantom);
-        let denial = self.denial(account, right).or_else(|| if is_free { None } else { self.too_fast() });
+        let denial = self
+            .denial(account, right)
+            .or_else(|| if is_free { None } else { self.too_fast() });
         match (denial, self.settings.mode) {
             (None, _) => Decision::Admitted(Admitted(())),
-            (Some(denial), Mode::Report) if denial.can_be_overlooked(right) => Decision::Reported(Admitted(()), denial),
+            (Some(denial), Mode::Report) if denial.can_be_overlooked(right) => {
+                Decision::Reported(Admitted(()), denial)
+            }
             (Some(denial), _) => Decision::Denied(denial),
         }
     }
@@ -103,10 +116,23 @@ impl Client {
             Right::Phantom => None,
             Right::Scope(scope) => (!settings.may.contains(scope)).then_some(Denial::Scope(scope)),
             Right::Path { path, guarded } => {
-                let allowed = settings.allow.as_ref().is_none_or(|allow| allow.iter().any(|p| p.allows(path)));
+                let allowed = settings
+                    .allow
+                    .as_ref()
+                    .is_none_or(|allow| allow.iter().any(|p| p.allows(path)));
                 let denied = settings.deny.iter().any(|pattern| pattern.denies(path));
-                let named = || settings.allow.iter().flatten().any(|pattern| pattern.names(path));
-                if denied || !allowed { Some(Denial::Path) } else { (guarded && !named()).then_some(Denial::Guarded) }
+                let named = || {
+                    settings
+                        .allow
+                        .iter()
+                        .flatten()
+                        .any(|pattern| pattern.names(path))
+                };
+                if denied || !allowed {
+                    Some(Denial::Path)
+                } else {
+                    (guarded && !named()).then_some(Denial::Guarded)
+                }
             }
         }
     }
@@ -114,13 +140,19 @@ impl Client {
     fn too_fast(&self) -> Option<Denial> {
         let limiter = self.limiter.as_ref()?;
         let until = limiter.check().err()?;
-        Some(Denial::Rate { retry_after: until.wait_time_from(limiter.clock().now()) })
+        Some(Denial::Rate {
+            retry_after: until.wait_time_from(limiter.clock().now()),
+        })
     }
 
     /// Whether all that identifies it without a key fits the caller.
     pub(super) fn fits(&self, network: impl Fn(&NetworkSet) -> bool, names: &[String]) -> bool {
         self.settings.from.as_ref().is_none_or(network)
-            && self.settings.cert.as_ref().is_none_or(|cert| names.contains(cert))
+            && self
+                .settings
+                .cert
+                .as_ref()
+                .is_none_or(|cert| names.contains(cert))
     }
 
     pub(super) fn settings(&self) -> &settings::Client {
@@ -135,10 +167,14 @@ impl fmt::Debug for Client {
 }
 
 impl Denial {
-    /// A client on trial is still kept from what cannot be taken back: the real token, and what all callers share. Not
-    /// even another reason to deny those is overlooked, since it may hide this one.
+    /// A client on trial is still kept from what cannot be taken back: the real token, and what all
+    /// callers share. Not even another reason to deny those is overlooked, since it may hide this
+    /// one.
     fn can_be_overlooked(self, right: Right<'_>) -> bool {
-        let is_grave = matches!(right, Right::Scope(Scope::Token) | Right::Path { guarded: true, .. });
+        let is_grave = matches!(
+            right,
+            Right::Scope(Scope::Token) | Right::Path { guarded: true, .. }
+        );
         !is_grave || matches!(self, Self::Rate { .. })
     }
 }
@@ -155,7 +191,10 @@ pub(super) mod tests {
     }
 
     fn patterns(texts: &[&str]) -> Vec<PathPattern> {
-        texts.iter().map(|text| PathPattern::parse(text).unwrap()).collect()
+        texts
+            .iter()
+            .map(|text| PathPattern::parse(text).unwrap())
+            .collect()
     }
 
     fn outcome(client: &Client, account: &str, right: Right<'_>) -> String {
@@ -167,7 +206,10 @@ pub(super) mod tests {
     }
 
     fn path(path: &str) -> Right<'_> {
-        Right::Path { path, guarded: false }
+        Right::Path {
+            path,
+            guarded: false,
+        }
     }
 
     #[test]
@@ -179,7 +221,10 @@ pub(super) mod tests {
             may: Scopes::default().with(Scope::Ticket),
             ..client("crm")
         });
-        let guarded = |path| Right::Path { path, guarded: true };
+        let guarded = |path| Right::Path {
+            path,
+            guarded: true,
+        };
         for (account, right, expected) in [
             ("shop", path("/cgi-bin/message/custom/send"), "in"),
             ("mall", path("/cgi-bin/message/custom/send"), "Account"),
@@ -191,20 +236,51 @@ pub(super) mod tests {
             ("shop", Right::Scope(Scope::Token), "Scope(Token)"),
             ("mall", Right::Scope(Scope::Token), "Account"),
         ] {
-            assert_eq!(outcome(&client, account, right), expected, "{account} {right:?}");
+            assert_eq!(
+                outcome(&client, account, right),
+                expected,
+                "{account} {right:?}"
+            );
         }
         let open = Client::new(super::tests::client("open"));
-        assert_eq!(outcome(&open, "shop", guarded("/cgi-bin/clear_quota")), "Guarded", "all paths is not by name");
+        assert_eq!(
+            outcome(&open, "shop", guarded("/cgi-bin/clear_quota")),
+            "Guarded",
+            "all paths is not by name"
+        );
     }
 
     #[test]
     fn a_client_on_trial_is_let_in_but_not_to_what_cannot_be_taken_back() {
-        let client = Client::new(settings::Client { accounts: Some(Vec::new()), mode: Mode::Report, ..client("new") });
+        let client = Client::new(settings::Client {
+            accounts: Some(Vec::new()),
+            mode: Mode::Report,
+            ..client("new")
+        });
         assert_eq!(outcome(&client, "shop", path("/a")), "reported Account");
-        let client = Client::new(settings::Client { mode: Mode::Report, ..super::tests::client("new") });
-        assert_eq!(outcome(&client, "shop", Right::Scope(Scope::Refresh)), "reported Scope(Refresh)");
-        assert_eq!(outcome(&client, "shop", Right::Scope(Scope::Token)), "Scope(Token)");
-        assert_eq!(outcome(&client, "shop", Right::Path { path: "/a", guarded: true }), "Guarded");
+        let client = Client::new(settings::Client {
+            mode: Mode::Report,
+            ..super::tests::client("new")
+        });
+        assert_eq!(
+            outcome(&client, "shop", Right::Scope(Scope::Refresh)),
+            "reported Scope(Refresh)"
+        );
+        assert_eq!(
+            outcome(&client, "shop", Right::Scope(Scope::Token)),
+            "Scope(Token)"
+        );
+        assert_eq!(
+            outcome(
+                &client,
+                "shop",
+                Right::Path {
+                    path: "/a",
+                    guarded: true
+                }
+            ),
+            "Guarded"
+        );
         let client = Client::new(settings::Client {
             accounts: Some(Vec::new()),
             may: Scopes::default().with(Scope::Token).with(Scope::Ticket),
@@ -213,24 +289,70 @@ pub(super) mod tests {
             mode: Mode::Report,
             ..super::tests::client("new")
         });
-        assert_eq!(outcome(&client, "shop", Right::Scope(Scope::Ticket)), "reported Account");
-        assert_eq!(outcome(&client, "shop", Right::Scope(Scope::Token)), "Account", "the token of another account");
-        assert_eq!(outcome(&client, "shop", Right::Path { path: "/a", guarded: true }), "Account");
-        let client = Client::new(settings::Client { accounts: None, ..client.settings().clone() });
-        assert_eq!(outcome(&client, "shop", Right::Path { path: "/a", guarded: true }), "in");
+        assert_eq!(
+            outcome(&client, "shop", Right::Scope(Scope::Ticket)),
+            "reported Account"
+        );
+        assert_eq!(
+            outcome(&client, "shop", Right::Scope(Scope::Token)),
+            "Account",
+            "the token of another account"
+        );
+        assert_eq!(
+            outcome(
+                &client,
+                "shop",
+                Right::Path {
+                    path: "/a",
+                    guarded: true
+                }
+            ),
+            "Account"
+        );
+        let client = Client::new(settings::Client {
+            accounts: None,
+            ..client.settings().clone()
+        });
+        assert_eq!(
+            outcome(
+                &client,
+                "shop",
+                Right::Path {
+                    path: "/a",
+                    guarded: true
+                }
+            ),
+            "in"
+        );
         for path in ["/b", "/c"] {
-            assert_eq!(outcome(&client, "shop", Right::Path { path, guarded: true }), "Path");
+            assert_eq!(
+                outcome(
+                    &client,
+                    "shop",
+                    Right::Path {
+                        path,
+                        guarded: true
+                    }
+                ),
+                "Path"
+            );
         }
     }
 
     #[test]
     fn calls_beyond_the_burst_are_told_when_to_come_back() {
         let (one, three) = (NonZeroU32::MIN, NonZeroU32::new(3).unwrap());
-        let client =
-            Client::new(settings::Client { rate: Some(Rate { per_second: one, burst: three }), ..client("fast") });
+        let client = Client::new(settings::Client {
+            rate: Some(Rate {
+                per_second: one,
+                burst: three,
+            }),
+            ..client("fast")
+        });
         let shop = AccountName::new("shop").unwrap();
-        let denied: Vec<_> =
-            (0..5).filter(|_| matches!(client.admit(&shop, path("/a")), Decision::Denied(_))).collect();
+        let denied: Vec<_> = (0..5)
+            .filter(|_| matches!(client.admit(&shop, path("/a")), Decision::Denied(_)))
+            .collect();
         assert_eq!(denied, [3, 4]);
         let Decision::Denied(Denial::Rate { retry_after }) = client.admit(&shop, path("/a")) else {
             unreachable!("the bucket is empty")

@@ -1,6 +1,8 @@
-//! The key that a connection showed last, and its digest: who keeps a connection shows the same one each time.
+//! The key that a connection showed last, and its digest: who keeps a connection shows the same one
+//! each time.
 //!
-//! Says nothing of whose key it is; that is looked up for each request, so a reload is felt at once.
+//! Says nothing of whose key it is; that is looked up for each request, so a reload is felt at
+//! once.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -21,10 +23,13 @@ impl LastKey {
     pub(super) fn digest(&self, key: &str) -> KeyDigest {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
-            Some((known, digest)) if verify_slices_are_equal(known, key.as_bytes()).is_ok() => *digest,
+            Some((known, digest)) if verify_slices_are_equal(known, key.as_bytes()).is_ok() => {
+                *digest
+            }
             _ => {
                 let digest = KeyDigest::of(key);
-                *last = (key.len() <= LONGEST).then(|| (Zeroizing::new(key.as_bytes().to_vec()), digest));
+                *last = (key.len() <= LONGEST)
+                    .then(|| (Zeroizing::new(key.as_bytes().to_vec()), digest));
                 digest
             }
         }
@@ -39,7 +44,9 @@ mod tests {
     fn each_key_gets_its_own_digest_however_they_follow_each_other() {
         let last = LastKey::default();
         let long = "k".repeat(LONGEST + 1);
-        for key in ["one", "one", "two", "one", "on", "onetwo", "", "", &long, &long, "one"] {
+        for key in [
+            "one", "one", "two", "one", "on", "onetwo", "", "", &long, &long, "one",
+        ] {
             assert!(last.digest(key) == KeyDigest::of(key), "{key}");
         }
     }

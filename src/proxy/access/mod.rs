@@ -1,7 +1,8 @@
 //! Who is calling, and may they.
 //!
-//! A caller is known by a key, by a phantom token, by its certificate or by its network. Only this folder can make an
-//! [`Admitted`], and a token is injected for nothing else: a request that nobody checked cannot get one.
+//! A caller is known by a key, by a phantom token, by its certificate or by its network. Only this
+//! folder can make an [`Admitted`], and a token is injected for nothing else: a request that nobody
+//! checked cannot get one.
 
 pub(super) mod bench;
 mod client;
@@ -76,7 +77,8 @@ pub(crate) enum Stranger {
 }
 
 impl Access {
-    /// `clients` in the order of the file. One that is unchanged since `before` keeps what is left of its rate.
+    /// `clients` in the order of the file. One that is unchanged since `before` keeps what is left
+    /// of its rate.
     pub(crate) fn new(
         allow: NetworkSet,
         trusted_proxies: NetworkSet,
@@ -84,27 +86,56 @@ impl Access {
         before: Option<&Self>,
     ) -> Self {
         let open = clients.is_empty();
-        let clients = if open { AccountName::new(NETWORK).map(anybody).into_iter().collect() } else { clients };
+        let clients = if open {
+            AccountName::new(NETWORK).map(anybody).into_iter().collect()
+        } else {
+            clients
+        };
         let kept = |settings: &settings::Client| {
-            before?.clients.iter().find(|client| client.settings() == settings).map(Arc::clone)
+            before?
+                .clients
+                .iter()
+                .find(|client| client.settings() == settings)
+                .map(Arc::clone)
         };
         let make = |settings| kept(&settings).unwrap_or_else(|| Arc::new(Client::new(settings)));
         let clients: Vec<Arc<Client>> = clients.into_iter().map(make).collect();
-        let by_key = clients.iter().filter_map(|client| Some((*client.key()?, Arc::clone(client)))).collect();
-        let by_tag = clients.iter().map(|client| (Tag::of(client.name().as_str()), Arc::clone(client))).collect();
-        let (mut by_certificate, mut by_network) = (HashMap::<_, Vec<_>>::new(), Networks::default());
-        for (place, client) in clients.iter().enumerate().filter(|(_, client)| client.key().is_none()) {
+        let by_key = clients
+            .iter()
+            .filter_map(|client| Some((*client.key()?, Arc::clone(client))))
+            .collect();
+        let by_tag = clients
+            .iter()
+            .map(|client| (Tag::of(client.name().as_str()), Arc::clone(client)))
+            .collect();
+        let (mut by_certificate, mut by_network) =
+            (HashMap::<_, Vec<_>>::new(), Networks::default());
+        for (place, client) in clients
+            .iter()
+            .enumerate()
+            .filter(|(_, client)| client.key().is_none())
+        {
             match &client.settings().cert {
                 Some(name) => by_certificate.entry(name.clone()).or_default().push(place),
                 None => by_network.add(place, client.settings().from.as_ref()),
             }
         }
-        Self { allow, trusted_proxies, clients, open, by_key, by_tag, by_certificate, by_network }
+        Self {
+            allow,
+            trusted_proxies,
+            clients,
+            open,
+            by_key,
+            by_tag,
+            by_certificate,
+            by_network,
+        }
     }
 
-    /// The caller's own address: the peer's, or, behind a trusted proxy, the rightmost untrusted one of
-    /// `X-Forwarded-For`. Junk among the trusted ones makes it the peer's again. What stands left of the address that
-    /// is found was written by nobody who is trusted, so it changes nothing, however odd or long it is.
+    /// The caller's own address: the peer's, or, behind a trusted proxy, the rightmost untrusted
+    /// one of `X-Forwarded-For`. Junk among the trusted ones makes it the peer's again. What stands
+    /// left of the address that is found was written by nobody who is trusted, so it changes
+    /// nothing, however odd or long it is.
     pub(crate) fn caller(&self, peer: Peer, headers: &HeaderMap) -> Peer {
         if self.trusted_proxies.is_empty() || !self.trusted_proxies.contains(&peer) {
             return peer;
@@ -112,7 +143,9 @@ impl Access {
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let hops = lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
         for hop in hops.take(MAX_HOPS) {
-            let Some(ip) = parse_hop(hop) else { return peer };
+            let Some(ip) = parse_hop(hop) else {
+                return peer;
+            };
             let hop = Peer::Ip(ip);
             if !self.trusted_proxies.contains(&hop) {
                 return hop;
@@ -121,8 +154,8 @@ impl Access {
         peer
     }
 
-    /// Who the caller is, by headers if there are any that could say so. All that it shows must belong to one client, and that client's networks and certificate must
-    /// fit too.
+    /// Who the caller is, by headers if there are any that could say so. All that it shows must
+    /// belong to one client, and that client's networks and certificate must fit too.
     ///
     /// # Errors
     /// When it is nobody.
@@ -133,13 +166,17 @@ impl Access {
     ) -> Result<&'r Arc<Client>, Stranger> {
         if self.open {
             let inside = self.allow.contains(&caller.address);
-            return self.clients.first().filter(|_| inside).ok_or(Stranger::Network);
+            return self
+                .clients
+                .first()
+                .filter(|_| inside)
+                .ok_or(Stranger::Network);
         }
-        let mut known = caller
-            .phantom
-            .map(Ok)
-            .into_iter()
-            .chain(headers.into_iter().flat_map(|headers| self.keys(headers, caller.last_key)));
+        let mut known = caller.phantom.map(Ok).into_iter().chain(
+            headers
+                .into_iter()
+                .flat_map(|headers| self.keys(headers, caller.last_key)),
+        );
         let by_key = caller.key.and_then(|key| self.with_key(key));
         let Some(first) = known.next().or(by_key.map(Ok)) else {
             return self.keyless(caller).ok_or(Stranger::Nobody);
@@ -151,7 +188,11 @@ impl Access {
             }
         }
         let network = |from: &NetworkSet| from.contains(&caller.address);
-        if client.fits(network, caller.names) { Ok(client) } else { Err(Stranger::Elsewhere) }
+        if client.fits(network, caller.names) {
+            Ok(client)
+        } else {
+            Err(Stranger::Elsewhere)
+        }
     }
 
     /// The client whose key this is, wherever it calls from.
@@ -160,9 +201,13 @@ impl Access {
     }
 
     fn with_digest(&self, digest: KeyDigest) -> Option<&Arc<Client>> {
-        // Found by its digest, of which a caller cannot learn anything piece by piece; compared once more all the same.
+        // Found by its digest, of which a caller cannot learn anything piece by piece; compared
+        // once more all the same.
         let client = self.by_key.get(&digest)?;
-        client.key().is_some_and(|own| own.matches(&digest)).then_some(client)
+        client
+            .key()
+            .is_some_and(|own| own.matches(&digest))
+            .then_some(client)
     }
 
     /// The client that a phantom names.
@@ -170,38 +215,64 @@ impl Access {
         self.by_tag.get(&tag)
     }
 
-    /// The keys in the headers, each as its client. A bearer token is one only where there are keys at all.
+    /// The keys in the headers, each as its client. A bearer token is one only where there are keys
+    /// at all.
     fn keys<'r>(
         &'r self,
         headers: &'r HeaderMap,
         last: &'r LastKey,
     ) -> impl Iterator<Item = Result<&'r Arc<Client>, Stranger>> {
-        let own = headers.get_all(X_WXGATE_KEY).iter().map(|value| value.to_str().ok());
+        let own = headers
+            .get_all(X_WXGATE_KEY)
+            .iter()
+            .map(|value| value.to_str().ok());
         let any = !self.by_key.is_empty();
-        let bearers = any.then(|| headers.get_all(header::AUTHORIZATION)).into_iter().flatten();
-        let bearers = bearers.filter_map(|value| bearer(value.to_str().ok()?)).map(Some);
-        let known = |key: Option<&str>| key.and_then(|key| self.with_digest(last.digest(key))).ok_or(Stranger::Key);
+        let bearers = any
+            .then(|| headers.get_all(header::AUTHORIZATION))
+            .into_iter()
+            .flatten();
+        let bearers = bearers
+            .filter_map(|value| bearer(value.to_str().ok()?))
+            .map(Some);
+        let known = |key: Option<&str>| {
+            key.and_then(|key| self.with_digest(last.digest(key)))
+                .ok_or(Stranger::Key)
+        };
         own.chain(bearers).map(known)
     }
 
     /// The first client without a key that fits. A certificate says more than a network.
     fn keyless(&self, caller: &Caller<'_>) -> Option<&Arc<Client>> {
-        let certified = caller.names.iter().filter_map(|name| self.by_certificate.get(name)).flatten().copied();
+        let certified = caller
+            .names
+            .iter()
+            .filter_map(|name| self.by_certificate.get(name))
+            .flatten()
+            .copied();
         let fits = |place: &usize| {
             let client = self.clients.get(*place);
-            client.is_some_and(|client| client.fits(|from| from.contains(&caller.address), caller.names))
+            client.is_some_and(|client| {
+                client.fits(|from| from.contains(&caller.address), caller.names)
+            })
         };
-        let place = certified.filter(fits).min().or_else(|| self.by_network.first(&caller.address));
+        let place = certified
+            .filter(fits)
+            .min()
+            .or_else(|| self.by_network.first(&caller.address));
         self.clients.get(place?)
     }
 }
 
 const X_WXGATE_KEY: header::HeaderName = header::HeaderName::from_static("x-wxgate-key");
 
-/// Whom `server.allow` lets in: everybody may use every account, ask for refreshes and read tickets.
+/// Whom `server.allow` lets in: everybody may use every account, ask for refreshes and read
+/// tickets.
 fn anybody(name: AccountName) -> settings::Client {
     let may = Scopes::default().with(Scope::Refresh).with(Scope::Ticket);
-    settings::Client { may, ..settings::Client::named(name) }
+    settings::Client {
+        may,
+        ..settings::Client::named(name)
+    }
 }
 
 /// What follows `Bearer`, written in any case.
@@ -214,7 +285,9 @@ impl Stranger {
     /// What the operator can do about it.
     pub(crate) fn advice(self) -> &'static str {
         match self {
-            Self::Network => "callers from this address are not let in; add its network to server.allow",
+            Self::Network => {
+                "callers from this address are not let in; add its network to server.allow"
+            }
             Self::Key => {
                 "no client has this key; compare X-Wxgate-Key or the bearer token with the [[client]] sections"
             }
@@ -236,7 +309,11 @@ fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(hop).ok()?.trim();
     text.parse()
         .ok()
-        .or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|address| address.ip()))
+        .or_else(|| {
+            text.parse::<std::net::SocketAddr>()
+                .ok()
+                .map(|address| address.ip())
+        })
         .or_else(|| text.strip_prefix('[')?.strip_suffix(']')?.parse().ok())
 }
 
@@ -256,12 +333,20 @@ mod tests {
     }
 
     fn access(clients: Vec<settings::Client>) -> Access {
-        Access::new(NetworkSet::loopback(), networks(&["10.0.0.0/8"]), clients, None)
+        Access::new(
+            NetworkSet::loopback(),
+            networks(&["10.0.0.0/8"]),
+            clients,
+            None,
+        )
     }
 
     fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
         let line = |(name, value): &(&'static str, &str)| {
-            (HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap())
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            )
         };
         let mut headers = HeaderMap::new();
         for (name, value) in lines.iter().map(line) {
@@ -271,44 +356,101 @@ mod tests {
     }
 
     fn caller(peer: &str, lines: &[&str]) -> String {
-        let lines: Vec<_> = lines.iter().map(|line| ("x-forwarded-for", *line)).collect();
-        access(Vec::new()).caller(Peer::Ip(peer.parse().unwrap()), &headers(&lines)).to_string()
+        let lines: Vec<_> = lines
+            .iter()
+            .map(|line| ("x-forwarded-for", *line))
+            .collect();
+        access(Vec::new())
+            .caller(Peer::Ip(peer.parse().unwrap()), &headers(&lines))
+            .to_string()
     }
 
     #[test]
     fn forwarding_headers_count_only_from_trusted_proxies() {
         assert_eq!(caller("192.0.2.1", &["127.0.0.1"]), "192.0.2.1");
         assert_eq!(caller("10.0.0.1", &["203.0.113.9"]), "203.0.113.9");
-        assert_eq!(caller("10.0.0.1", &["127.0.0.1, 203.0.113.9, 10.9.9.9"]), "203.0.113.9", "a spoofed leftmost hop");
-        assert_eq!(caller("10.0.0.1", &["127.0.0.1", "203.0.113.9:4711"]), "203.0.113.9", "two lines are one list");
+        assert_eq!(
+            caller("10.0.0.1", &["127.0.0.1, 203.0.113.9, 10.9.9.9"]),
+            "203.0.113.9",
+            "a spoofed leftmost hop"
+        );
+        assert_eq!(
+            caller("10.0.0.1", &["127.0.0.1", "203.0.113.9:4711"]),
+            "203.0.113.9",
+            "two lines are one list"
+        );
         assert_eq!(caller("10.0.0.1", &["[2001:db8::1]:80"]), "2001:db8::1");
-        assert_eq!(caller("::ffff:10.0.0.1", &["203.0.113.9"]), "203.0.113.9", "mapped addresses are the same proxy");
-        for junk in ["unknown", "", "203.0.113.9, nonsense", "203.0.113.9,,", &"203.0.113.9,".repeat(25)] {
+        assert_eq!(
+            caller("::ffff:10.0.0.1", &["203.0.113.9"]),
+            "203.0.113.9",
+            "mapped addresses are the same proxy"
+        );
+        for junk in [
+            "unknown",
+            "",
+            "203.0.113.9, nonsense",
+            "203.0.113.9,,",
+            &"203.0.113.9,".repeat(25),
+        ] {
             assert_eq!(caller("10.0.0.1", &[junk]), "10.0.0.1", "{junk:?}");
         }
         assert_eq!(caller("10.0.0.1", &[]), "10.0.0.1");
         let said = headers(&[("x-forwarded-for", "203.0.113.9")]);
-        let trusting = |entry| Access::new(NetworkSet::default(), networks(&[entry]), Vec::new(), None);
+        let trusting =
+            |entry| Access::new(NetworkSet::default(), networks(&[entry]), Vec::new(), None);
         let over_a_socket = |entry| trusting(entry).caller(Peer::Unix, &said).to_string();
-        assert_eq!((over_a_socket("loopback"), over_a_socket("127.0.0.0/8")), ("203.0.113.9".into(), "unix".into()));
+        assert_eq!(
+            (over_a_socket("loopback"), over_a_socket("127.0.0.0/8")),
+            ("203.0.113.9".into(), "unix".into())
+        );
     }
 
     /// Else a stranger behind the proxy could make himself the proxy, which may well be let in.
     #[test]
     fn what_a_stranger_writes_before_his_own_address_does_not_hide_it() {
-        for written in ["127.0.0.1, ".repeat(40), "junk, ".to_owned(), "\u{e9}, ".to_owned(), ",,,".to_owned()] {
-            assert_eq!(caller("10.0.0.1", &[&format!("{written}203.0.113.9")]), "203.0.113.9", "{written}");
-            assert_eq!(caller("10.0.0.1", &[&written, "203.0.113.9, 10.0.0.2"]), "203.0.113.9", "{written}");
+        for written in [
+            "127.0.0.1, ".repeat(40),
+            "junk, ".to_owned(),
+            "\u{e9}, ".to_owned(),
+            ",,,".to_owned(),
+        ] {
+            assert_eq!(
+                caller("10.0.0.1", &[&format!("{written}203.0.113.9")]),
+                "203.0.113.9",
+                "{written}"
+            );
+            assert_eq!(
+                caller("10.0.0.1", &[&written, "203.0.113.9, 10.0.0.2"]),
+                "203.0.113.9",
+                "{written}"
+            );
         }
         assert_eq!(caller("10.0.0.1", &[&"10.0.0.2, ".repeat(40)]), "10.0.0.1");
-        assert_eq!(caller("10.0.0.1", &[&format!("203.0.113.9{}", ", 10.0.0.2".repeat(40))]), "10.0.0.1");
+        assert_eq!(
+            caller(
+                "10.0.0.1",
+                &[&format!("203.0.113.9{}", ", 10.0.0.2".repeat(40))]
+            ),
+            "10.0.0.1"
+        );
     }
 
     /// The name of the client, or why there is none.
-    fn identified(access: &Access, lines: &[(&'static str, &str)], peer: &str, names: &[&str]) -> String {
+    fn identified(
+        access: &Access,
+        lines: &[(&'static str, &str)],
+        peer: &str,
+        names: &[&str],
+    ) -> String {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let address = peer.parse().map_or(Peer::Unix, Peer::Ip);
-        let caller = Caller { address, names: &names, last_key: &LastKey::default(), key: None, phantom: None };
+        let caller = Caller {
+            address,
+            names: &names,
+            last_key: &LastKey::default(),
+            key: None,
+            phantom: None,
+        };
         match access.identify(Some(&headers(lines)), &caller) {
             Ok(client) => client.name().to_string(),
             Err(stranger) => format!("{stranger:?}"),
@@ -317,15 +459,27 @@ mod tests {
 
     fn house() -> Access {
         access(vec![
-            settings::Client { key: Some(KeyDigest::of("crm-key")), ..client("crm") },
+            settings::Client {
+                key: Some(KeyDigest::of("crm-key")),
+                ..client("crm")
+            },
             settings::Client {
                 key: Some(KeyDigest::of("erp-key")),
                 from: Some(networks(&["10.1.0.0/16"])),
                 ..client("erp")
             },
-            settings::Client { from: Some(networks(&["10.2.0.0/16"])), ..client("floor") },
-            settings::Client { from: Some(networks(&["10.0.0.0/8", "loopback"])), ..client("house") },
-            settings::Client { cert: Some("pay.internal".to_owned()), ..client("pay") },
+            settings::Client {
+                from: Some(networks(&["10.2.0.0/16"])),
+                ..client("floor")
+            },
+            settings::Client {
+                from: Some(networks(&["10.0.0.0/8", "loopback"])),
+                ..client("house")
+            },
+            settings::Client {
+                cert: Some("pay.internal".to_owned()),
+                ..client("pay")
+            },
         ])
     }
 
@@ -333,25 +487,72 @@ mod tests {
     fn callers_go_by_key_then_certificate_then_the_first_network_that_fits() {
         let house = house();
         for (lines, peer, names, expected) in [
-            (&[("x-wxgate-key", "crm-key")][..], "192.0.2.1", &[][..], "crm"),
-            (&[("authorization", "Bearer crm-key")], "192.0.2.1", &[], "crm"),
-            (&[("authorization", "bearer  crm-key")], "192.0.2.1", &[], "crm"),
-            (&[("authorization", "Basic crm-key")], "192.0.2.1", &[], "Nobody"),
+            (
+                &[("x-wxgate-key", "crm-key")][..],
+                "192.0.2.1",
+                &[][..],
+                "crm",
+            ),
+            (
+                &[("authorization", "Bearer crm-key")],
+                "192.0.2.1",
+                &[],
+                "crm",
+            ),
+            (
+                &[("authorization", "bearer  crm-key")],
+                "192.0.2.1",
+                &[],
+                "crm",
+            ),
+            (
+                &[("authorization", "Basic crm-key")],
+                "192.0.2.1",
+                &[],
+                "Nobody",
+            ),
             (&[("x-wxgate-key", "erp-key")], "10.1.2.3", &[], "erp"),
             (&[("x-wxgate-key", "erp-key")], "10.2.0.1", &[], "Elsewhere"),
             (&[("x-wxgate-key", "nonsense")], "10.2.0.1", &[], "Key"),
             (&[("x-wxgate-key", "")], "10.2.0.1", &[], "Key"),
-            (&[("x-wxgate-key", "crm-key"), ("x-wxgate-key", "crm-key")], "192.0.2.1", &[], "crm"),
-            (&[("x-wxgate-key", "crm-key"), ("authorization", "Bearer erp-key")], "10.1.0.1", &[], "SeveralKeys"),
-            (&[("x-wxgate-key", "crm-key"), ("x-wxgate-key", "no")], "192.0.2.1", &[], "Key"),
+            (
+                &[("x-wxgate-key", "crm-key"), ("x-wxgate-key", "crm-key")],
+                "192.0.2.1",
+                &[],
+                "crm",
+            ),
+            (
+                &[
+                    ("x-wxgate-key", "crm-key"),
+                    ("authorization", "Bearer erp-key"),
+                ],
+                "10.1.0.1",
+                &[],
+                "SeveralKeys",
+            ),
+            (
+                &[("x-wxgate-key", "crm-key"), ("x-wxgate-key", "no")],
+                "192.0.2.1",
+                &[],
+                "Key",
+            ),
             (&[], "10.2.0.1", &[], "floor"),
             (&[], "10.9.0.1", &[], "house"),
             (&[], "unix", &[], "house"),
             (&[], "10.2.0.1", &["pay.internal"], "pay"),
             (&[], "192.0.2.1", &["other.internal"], "Nobody"),
-            (&[("x-wxgate-key", "crm-key")], "10.2.0.1", &["pay.internal"], "crm"),
+            (
+                &[("x-wxgate-key", "crm-key")],
+                "10.2.0.1",
+                &["pay.internal"],
+                "crm",
+            ),
         ] {
-            assert_eq!(identified(&house, lines, peer, names), expected, "{lines:?} {peer} {names:?}");
+            assert_eq!(
+                identified(&house, lines, peer, names),
+                expected,
+                "{lines:?} {peer} {names:?}"
+            );
         }
     }
 
@@ -363,7 +564,10 @@ mod tests {
             ..client(name)
         };
         let house = access(vec![
-            settings::Client { from: Some(networks(&["10.0.0.0/8"])), ..client("net") },
+            settings::Client {
+                from: Some(networks(&["10.0.0.0/8"])),
+                ..client("net")
+            },
             with("b.internal", Some(&["10.1.0.0/16"]), "b-inside"),
             with("a.internal", None, "a"),
             with("b.internal", None, "b"),
@@ -376,29 +580,56 @@ mod tests {
             ("10.1.0.1", &["c.internal"], "net"),
             ("192.0.2.1", &["c.internal"], "Nobody"),
         ] {
-            assert_eq!(identified(&house, &[], peer, names), expected, "{peer} {names:?}");
+            assert_eq!(
+                identified(&house, &[], peer, names),
+                expected,
+                "{peer} {names:?}"
+            );
         }
     }
 
     #[test]
     fn without_clients_the_network_decides_and_keys_say_nothing() {
         let open = access(Vec::new());
-        assert_eq!(identified(&open, &[("authorization", "Bearer of something else")], "127.0.0.1", &[]), NETWORK);
+        assert_eq!(
+            identified(
+                &open,
+                &[("authorization", "Bearer of something else")],
+                "127.0.0.1",
+                &[]
+            ),
+            NETWORK
+        );
         assert_eq!(identified(&open, &[], "192.0.2.1", &[]), "Network");
     }
 
     #[test]
     fn a_bearer_token_of_somebody_else_is_no_wrong_key_where_there_are_no_keys() {
-        let access = access(vec![settings::Client { from: Some(networks(&["loopback"])), ..client("here") }]);
-        assert_eq!(identified(&access, &[("authorization", "Bearer x")], "::1", &[]), "here");
+        let access = access(vec![settings::Client {
+            from: Some(networks(&["loopback"])),
+            ..client("here")
+        }]);
+        assert_eq!(
+            identified(&access, &[("authorization", "Bearer x")], "::1", &[]),
+            "here"
+        );
     }
 
     #[test]
     fn an_unchanged_client_outlives_a_reload_and_a_changed_one_does_not() {
         let before = house();
-        let mut clients: Vec<_> = before.clients.iter().map(|client| client.settings().clone()).collect();
+        let mut clients: Vec<_> = before
+            .clients
+            .iter()
+            .map(|client| client.settings().clone())
+            .collect();
         clients[0].mode = Mode::Report;
-        let after = Access::new(NetworkSet::default(), NetworkSet::default(), clients, Some(&before));
+        let after = Access::new(
+            NetworkSet::default(),
+            NetworkSet::default(),
+            clients,
+            Some(&before),
+        );
         assert!(!Arc::ptr_eq(&before.clients[0], &after.clients[0]));
         assert!(Arc::ptr_eq(&before.clients[1], &after.clients[1]));
     }

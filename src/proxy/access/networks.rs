@@ -1,7 +1,7 @@
 //! Which of many clients is the first whose networks hold an address.
 //!
-//! One look-up for each length of prefix that is in use, of which a file has a few, instead of a look at each client.
-//! Keys and certificates are not its business.
+//! One look-up for each length of prefix that is in use, of which a file has a few, instead of a
+//! look at each client. Keys and certificates are not its business.
 
 use std::net::IpAddr;
 
@@ -35,7 +35,11 @@ impl Networks {
             self.unix.get_or_insert(place);
         }
         for net in from.networks() {
-            let lengths = if net.addr().is_ipv4() { &mut self.v4 } else { &mut self.v6 };
+            let lengths = if net.addr().is_ipv4() {
+                &mut self.v4
+            } else {
+                &mut self.v6
+            };
             if !lengths.contains(&net.prefix_len()) {
                 lengths.push(net.prefix_len());
             }
@@ -54,8 +58,11 @@ impl Networks {
 
     fn holding(&self, ip: IpAddr) -> Option<usize> {
         let lengths = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
-        let nets = lengths.iter().filter_map(|length| IpNet::new(ip, *length).ok());
-        nets.filter_map(|net| self.first.get(&net.trunc()).copied()).min()
+        let nets = lengths
+            .iter()
+            .filter_map(|length| IpNet::new(ip, *length).ok());
+        nets.filter_map(|net| self.first.get(&net.trunc()).copied())
+            .min()
     }
 }
 
@@ -72,7 +79,8 @@ mod tests {
 
     /// Few enough that networks meet, and with bits behind the prefix.
     fn entry() -> impl Strategy<Value = String> {
-        let v4 = (0_u8..4, 0_u8..4, 0_u8..=32).prop_map(|(a, b, length)| format!("10.{a}.{b}.1/{length}"));
+        let v4 = (0_u8..4, 0_u8..4, 0_u8..=32)
+            .prop_map(|(a, b, length)| format!("10.{a}.{b}.1/{length}"));
         let v6 = (0_u8..4, 0_u8..=128).prop_map(|(a, length)| format!("2001:db8:{a}::1/{length}"));
         let mapped = (0_u8..4).prop_map(|a| format!("::ffff:10.{a}.0.0/112"));
         let name = select(vec!["loopback", "private"]).prop_map(str::to_owned);
@@ -83,8 +91,10 @@ mod tests {
         let v4 = (0_u8..5, 0_u8..5).prop_map(|(a, b)| format!("10.{a}.{b}.1"));
         let mapped = (0_u8..5).prop_map(|a| format!("::ffff:10.{a}.0.1"));
         let v6 = (0_u8..5).prop_map(|a| format!("2001:db8:{a}::1"));
-        let others = select(vec!["127.0.0.1", "::1", "192.0.2.1", "fe80::1"]).prop_map(str::to_owned);
-        let ip = proptest::prop_oneof![v4, mapped, v6, others].prop_map(|text| Peer::Ip(text.parse().unwrap()));
+        let others =
+            select(vec!["127.0.0.1", "::1", "192.0.2.1", "fe80::1"]).prop_map(str::to_owned);
+        let ip = proptest::prop_oneof![v4, mapped, v6, others]
+            .prop_map(|text| Peer::Ip(text.parse().unwrap()));
         proptest::prop_oneof![8 => ip, 1 => proptest::strategy::Just(Peer::Unix)]
     }
 

@@ -1,7 +1,7 @@
 //! The way of a request, top to bottom.
 //!
-//! Only this file knows the order of the stages; they do not know each other. Errors leave by `?` and are answered,
-//! counted and logged by the caller.
+//! Only this file knows the order of the stages; they do not know each other. Errors leave by `?`
+//! and are answered, counted and logged by the caller.
 
 mod answering;
 mod service_call;
@@ -53,7 +53,8 @@ pub(super) struct Trail {
     pub(super) overlooked: Option<&'static str>,
     /// Why a call was denied in WeChat's own words, which are no error of ours.
     pub(super) refused: Option<&'static str>,
-    /// Some of the caller's body has not been read; what follows on its connection would be no request.
+    /// Some of the caller's body has not been read; what follows on its connection would be no
+    /// request.
     pub(super) body_unread: bool,
 }
 
@@ -93,9 +94,20 @@ pub(super) async fn run(
     let prefix = split.prefix.clone();
     let service = split.service_path().map(str::to_owned);
     let path = split.check();
-    let endpoint = path.as_ref().map_or(Endpoint::TakesToken, |path| api::classify(path.as_str()));
-    let mut caller = Caller { address, names: &origin.names, last_key: &origin.last_key, key: None, phantom: None };
-    let chosen = Chosen { prefix: prefix.as_deref(), host };
+    let endpoint = path
+        .as_ref()
+        .map_or(Endpoint::TakesToken, |path| api::classify(path.as_str()));
+    let mut caller = Caller {
+        address,
+        names: &origin.names,
+        last_key: &origin.last_key,
+        key: None,
+        phantom: None,
+    };
+    let chosen = Chosen {
+        prefix: prefix.as_deref(),
+        host,
+    };
     if let (Endpoint::Token, Ok(path)) = (endpoint, &path) {
         let answer = answering::token(live, head, body, path, &chosen, caller, trail);
         return Box::pin(answer).await.map(Outcome::Own);
@@ -104,7 +116,11 @@ pub(super) async fn run(
         Some(text) => Some(live.phantom(text).ok_or(ProxyError::PhantomRefused)?),
         None => None,
     };
-    let login = if endpoint == Endpoint::Login { inject::login(head.uri.query())? } else { Login::default() };
+    let login = if endpoint == Endpoint::Login {
+        inject::login(head.uri.query())?
+    } else {
+        Login::default()
+    };
     caller.phantom = phantom.map(|(_, client)| client);
     caller.key = login.secret.as_deref();
     let shown = present.has(Read::Credential).then_some(&head.headers);
@@ -117,14 +133,22 @@ pub(super) async fn run(
     }
     let phantom = phantom.map(|(account, _)| account);
     let named = present.has(Read::Account).then_some(&head.headers);
-    let account = match live.accounts.selected(phantom, chosen.prefix, named, chosen.host)? {
+    let account = match live
+        .accounts
+        .selected(phantom, chosen.prefix, named, chosen.host)?
+    {
         Some(account) => account,
-        None => live.accounts.fallback(login.appid.as_deref(), client.only_account())?,
+        None => live
+            .accounts
+            .fallback(login.appid.as_deref(), client.only_account())?,
     };
     trail.account = Some(Arc::clone(account));
     check_authority(account, &head.uri)?;
     let path = path?;
-    let right = Right::Path { path: path.as_str(), guarded: endpoint == Endpoint::Guarded };
+    let right = Right::Path {
+        path: path.as_str(),
+        guarded: endpoint == Endpoint::Guarded,
+    };
     let admitted = admit(client, account, right, trail)?;
     let plan = plan(endpoint, account, client, &login, head.uri.query()).await?;
     keep_keys_here(live, &plan, head.uri.query(), &body)?;
@@ -133,12 +157,22 @@ pub(super) async fn run(
     headers::to_upstream(&mut head.headers, present);
     worker.proxy.loop_mark.put(&mut head.headers);
     let headers = Headers::new(std::mem::take(&mut head.headers));
-    let mut call =
-        Call { worker, live, account, method: &head.method, path: &path, query: head.uri.query(), headers, payload };
+    let mut call = Call {
+        worker,
+        live,
+        account,
+        method: &head.method,
+        path: &path,
+        query: head.uri.query(),
+        headers,
+        payload,
+    };
     let answer = match plan {
         Plan::Inject { own, token } => call.with_token(admitted, own, token, trail).await,
         Plan::PassThrough => Box::pin(call.pass_through(trail)).await,
-        Plan::FillLogin { appid } => Box::pin(call.with_secret(admitted, appid.as_deref(), trail)).await,
+        Plan::FillLogin { appid } => {
+            Box::pin(call.with_secret(admitted, appid.as_deref(), trail)).await
+        }
     };
     answer.map(Outcome::Upstream)
 }
@@ -150,7 +184,12 @@ struct Chosen<'r> {
 }
 
 /// Asks whether the client may, and notes what was overlooked.
-fn admit(client: &Client, account: &Account, right: Right<'_>, trail: &mut Trail) -> Result<Admitted, ProxyError> {
+fn admit(
+    client: &Client,
+    account: &Account,
+    right: Right<'_>,
+    trail: &mut Trail,
+) -> Result<Admitted, ProxyError> {
     let refused = |denial| {
         let (client, account) = (client.name().clone(), account.name.clone());
         match denial {
@@ -158,7 +197,10 @@ fn admit(client: &Client, account: &Account, right: Right<'_>, trail: &mut Trail
             Denial::Path => ProxyError::PathDenied { client },
             Denial::Guarded => ProxyError::GuardedEndpoint,
             Denial::Scope(scope) => ProxyError::ScopeDenied { client, scope },
-            Denial::Rate { retry_after } => ProxyError::RateLimited { client, retry_after },
+            Denial::Rate { retry_after } => ProxyError::RateLimited {
+                client,
+                retry_after,
+            },
         }
     };
     match client.admit(&account.name, right) {
@@ -173,10 +215,19 @@ fn admit(client: &Client, account: &Account, right: Right<'_>, trail: &mut Trail
 
 /// What hyper lets pass and we do not. Returns the host that the caller named.
 fn check_head(head: &Parts, present: Present) -> Result<Option<&str>, ProxyError> {
-    const METHODS: [Method; 7] =
-        [Method::GET, Method::POST, Method::HEAD, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
+    const METHODS: [Method; 7] = [
+        Method::GET,
+        Method::POST,
+        Method::HEAD,
+        Method::PUT,
+        Method::DELETE,
+        Method::PATCH,
+        Method::OPTIONS,
+    ];
     if !METHODS.contains(&head.method) {
-        return Err(ProxyError::BadRequest("this method is not proxied; WeChat's API takes GET and POST"));
+        return Err(ProxyError::BadRequest(
+            "this method is not proxied; WeChat's API takes GET and POST",
+        ));
     }
     let headers = &head.headers;
     if head.extensions.get::<OddFraming>().is_some() {
@@ -191,15 +242,27 @@ fn check_head(head: &Parts, present: Present) -> Result<Option<&str>, ProxyError
     }
     let is_met = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
     if present.has(Read::Expect) && !headers.get_all(header::EXPECT).iter().all(is_met) {
-        return Err(ProxyError::BadRequest("the only expectation that can be met is 100-continue"));
+        return Err(ProxyError::BadRequest(
+            "the only expectation that can be met is 100-continue",
+        ));
     }
-    if head.uri.path_and_query().is_some_and(|target| target.as_str().len() > MAX_TARGET) {
-        return Err(ProxyError::BadRequest("the request target is longer than 16 KiB"));
+    if head
+        .uri
+        .path_and_query()
+        .is_some_and(|target| target.as_str().len() > MAX_TARGET)
+    {
+        return Err(ProxyError::BadRequest(
+            "the request target is longer than 16 KiB",
+        ));
     }
     let mut hosts = headers.get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
-        (_, Some(_)) => Err(ProxyError::BadRequest("there must be one Host header, not several")),
-        (None, None) if head.version >= Version::HTTP_11 => Err(ProxyError::BadRequest("the Host header is missing")),
+        (_, Some(_)) => Err(ProxyError::BadRequest(
+            "there must be one Host header, not several",
+        )),
+        (None, None) if head.version >= Version::HTTP_11 => {
+            Err(ProxyError::BadRequest("the Host header is missing"))
+        }
         (None, None) => Ok(None),
         (Some(host), None) => named_host(host).map(Some),
     }
@@ -207,29 +270,43 @@ fn check_head(head: &Parts, present: Present) -> Result<Option<&str>, ProxyError
 
 /// Before anybody asks who is calling: of a request that comes back, wxgate itself is the caller.
 fn check_loop(worker: &Worker, head: &Parts) -> Result<(), ProxyError> {
-    let Some(reason) = worker.proxy.loop_mark.trouble(&head.headers) else { return Ok(()) };
+    let Some(reason) = worker.proxy.loop_mark.trouble(&head.headers) else {
+        return Ok(());
+    };
     tracing::warn!(reason, "a request has come back");
-    Err(ProxyError::UpstreamFailed { reason: reason.to_owned() })
+    Err(ProxyError::UpstreamFailed {
+        reason: reason.to_owned(),
+    })
 }
 
 fn named_host(host: &HeaderValue) -> Result<&str, ProxyError> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
-    let text = host.to_str().ok().filter(|text| text.len() <= 255 && text.bytes().all(allowed));
+    let allowed =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    let text = host
+        .to_str()
+        .ok()
+        .filter(|text| text.len() <= 255 && text.bytes().all(allowed));
     text.ok_or(ProxyError::BadRequest("the Host header is not a host name"))
 }
 
-/// `GET http://api.weixin.qq.com/… HTTP/1.1`, as clients send it that take wxgate for an HTTP proxy: only for the
-/// account's own hosts, and only as a name. Where to dial comes from the configuration in any case.
+/// `GET http://api.weixin.qq.com/… HTTP/1.1`, as clients send it that take wxgate for an HTTP
+/// proxy: only for the account's own hosts, and only as a name. Where to dial comes from the
+/// configuration in any case.
 fn check_authority(account: &Account, uri: &Uri) -> Result<(), ProxyError> {
-    let Some(authority) = uri.authority() else { return Ok(()) };
+    let Some(authority) = uri.authority() else {
+        return Ok(());
+    };
     let (host, port) = (authority.host(), authority.port_u16());
     // Neither a user nor what is no port.
     let behind = authority.as_str().strip_prefix(host);
-    let is_plain = behind.is_some_and(|port_text| port_text.is_empty() || port_text == ":" || port.is_some());
+    let is_plain =
+        behind.is_some_and(|port_text| port_text.is_empty() || port_text == ":" || port.is_some());
     if is_plain && account.serves(host, port) {
         Ok(())
     } else {
-        Err(ProxyError::BadRequest("wxgate is no proxy for this host; it serves the account's own API hosts only"))
+        Err(ProxyError::BadRequest(
+            "wxgate is no proxy for this host; it serves the account's own API hosts only",
+        ))
     }
 }
 
@@ -243,8 +320,8 @@ enum Plan {
     FillLogin { appid: Option<String> },
 }
 
-/// What the endpoint and the query mean for the account's credentials. Waits for the token: without one the body need
-/// not be read at all.
+/// What the endpoint and the query mean for the account's credentials. Waits for the token: without
+/// one the body need not be read at all.
 async fn plan(
     endpoint: Endpoint,
     account: &Account,
@@ -256,17 +333,26 @@ async fn plan(
         Endpoint::Token => Err(ProxyError::TokenEndpoint),
         Endpoint::OwnCredential => Ok(Plan::PassThrough),
         Endpoint::TakesToken | Endpoint::Guarded => match inject::examine(query)? {
-            Query::TakesToken { own } => Ok(Plan::Inject { own, token: current_token(&account.keeper).await? }),
+            Query::TakesToken { own } => Ok(Plan::Inject {
+                own,
+                token: current_token(&account.keeper).await?,
+            }),
             Query::OwnCredential => Ok(Plan::PassThrough),
         },
         Endpoint::Login => {
-            let is_own = |key: &Cow<'_, str>| client.key().is_some_and(|own| own.matches(&KeyDigest::of(key)));
+            let is_own = |key: &Cow<'_, str>| {
+                client
+                    .key()
+                    .is_some_and(|own| own.matches(&KeyDigest::of(key)))
+            };
             let belongs_here = account.platform == Platform::Wechat && account.secret.is_some();
             if !belongs_here || login.secret.as_ref().is_some_and(|secret| !is_own(secret)) {
                 return Ok(Plan::PassThrough);
             }
             match login.appid.as_deref() {
-                None => Ok(Plan::FillLogin { appid: Some(account.appid.clone()) }),
+                None => Ok(Plan::FillLogin {
+                    appid: Some(account.appid.clone()),
+                }),
                 Some(appid) if appid == account.appid => Ok(Plan::FillLogin { appid: None }),
                 Some(_) => Err(ProxyError::AccountConflict),
             }
@@ -278,14 +364,23 @@ async fn plan(
 async fn current_token(keeper: &Keeper) -> Result<Arc<Token>, ProxyError> {
     match keeper.token() {
         Some(token) => Ok(token),
-        None => Box::pin(keeper.current()).await.map_err(ProxyError::TokenUnavailable),
+        None => Box::pin(keeper.current())
+            .await
+            .map_err(ProxyError::TokenUnavailable),
     }
 }
 
 /// WeChat never sees the key of a client, which some SDKs put wherever a secret belongs.
-fn keep_keys_here(live: &Live, plan: &Plan, query: Option<&str>, body: &Incoming) -> Result<(), ProxyError> {
+fn keep_keys_here(
+    live: &Live,
+    plan: &Plan,
+    query: Option<&str>,
+    body: &Incoming,
+) -> Result<(), ProxyError> {
     match plan {
-        Plan::PassThrough if inject::holds(query, |value| live.access.with_key(value).is_some()) => {
+        Plan::PassThrough
+            if inject::holds(query, |value| live.access.with_key(value).is_some()) =>
+        {
             Err(ProxyError::BadRequest(
                 "the query holds a client's key where WeChat wants a secret that wxgate cannot fill in here; the key is \
                  not sent on",
@@ -315,7 +410,9 @@ impl Call<'_> {
     /// A call that brings a credential of its own: no token, no judgement, no replay.
     async fn pass_through(&mut self, trail: &mut Trail) -> Result<Response<Answer>, ProxyError> {
         let (path, query) = (self.path, self.query);
-        let (answer, errcode) = self.attempt(&|| inject::untouched(path, query), trail).await?;
+        let (answer, errcode) = self
+            .attempt(&|| inject::untouched(path, query), trail)
+            .await?;
         trail.errcode = errcode;
         Ok(answer)
     }
@@ -327,7 +424,9 @@ impl Call<'_> {
         appid: Option<&str>,
         trail: &mut Trail,
     ) -> Result<Response<Answer>, ProxyError> {
-        let Some(secret) = &self.account.secret else { return self.pass_through(trail).await };
+        let Some(secret) = &self.account.secret else {
+            return self.pass_through(trail).await;
+        };
         let secret = secret.clone();
         let (path, query) = (self.path, self.query);
         let target = || inject::fill_login(path, query, appid, secret.expose());
@@ -351,7 +450,9 @@ impl Call<'_> {
             token = current_token(keeper).await?;
         }
         let (first, stale) = self.judged_attempt(own, &token, trail).await?;
-        let Some(errcode) = stale else { return Ok(first) };
+        let Some(errcode) = stale else {
+            return Ok(first);
+        };
         self.account.metrics.stale(errcode);
         let newer = match self.newer_token(&token).await {
             Ok(newer) => newer,
@@ -377,7 +478,8 @@ impl Call<'_> {
         Ok(second)
     }
 
-    /// Sends with this token and hears what the answer says about it: `Some` code when it was refused.
+    /// Sends with this token and hears what the answer says about it: `Some` code when it was
+    /// refused.
     async fn judged_attempt(
         &mut self,
         own: usize,
@@ -423,13 +525,21 @@ impl Call<'_> {
         let again = || target().ok();
         let target = Target::new(target()?, &again);
         trail.attempts += 1;
-        let mut outgoing = Outgoing { method: self.method, target, headers: &mut self.headers };
+        let mut outgoing = Outgoing {
+            method: self.method,
+            target,
+            headers: &mut self.headers,
+        };
         let now = || self.worker.seconds();
         let patience = self.live.response_timeout;
         let mut unreachable = None;
         for (place, origin) in self.account.origins(now) {
             let (mut head, body) = {
-                let sent = self.worker.upstream.send(origin, &mut outgoing, &mut self.payload, patience).await;
+                let sent = self
+                    .worker
+                    .upstream
+                    .send(origin, &mut outgoing, &mut self.payload, patience)
+                    .await;
                 trail.body_unread = !self.payload.is_complete();
                 match sent {
                     Ok(answer) => answer.into_parts(),
@@ -462,10 +572,14 @@ fn refusal(error: SendError) -> ProxyError {
             tracing::warn!(%error, "upstream is unreachable");
             ProxyError::UpstreamTimeout
         }
-        SendError::Caller => ProxyError::BadRequest("the request body broke off or came too slowly"),
+        SendError::Caller => {
+            ProxyError::BadRequest("the request body broke off or came too slowly")
+        }
         error => {
             tracing::warn!(%error, "upstream failed");
-            ProxyError::UpstreamFailed { reason: error.to_string() }
+            ProxyError::UpstreamFailed {
+                reason: error.to_string(),
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Calls below `/-/`: from the data listener into `service`, and its answers back.
 //!
-//! No token is injected here and no connection to WeChat's API is taken. What the calls mean is the business of `service`.
+//! No token is injected here and no connection to WeChat's API is taken. What the calls mean is the
+//! business of `service`.
 
 use std::sync::Arc;
 
@@ -27,7 +28,10 @@ use crate::{
 };
 
 /// Answers a call below `/-/`.
-#[allow(clippy::too_many_arguments, reason = "what the way of the request has found out so far")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "what the way of the request has found out so far"
+)]
 pub(super) async fn answer(
     worker: &Worker,
     live: &Live,
@@ -44,19 +48,30 @@ pub(super) async fn answer(
     check_authority(account, &head.uri)?;
     admit(client, account, Right::Scope(call.scope()), trail)?;
     let _aside = live.step_aside();
-    let body = if call.wants_body() { body::small(body).await? } else { unread(&body)? };
+    let body = if call.wants_body() {
+        body::small(body).await?
+    } else {
+        unread(&body)?
+    };
     trail.body_unread = false;
     let known = known(&head.headers);
-    let about = service::Account { platform: account.platform, appid: &account.appid, keeper: &account.keeper };
+    let about = service::Account {
+        platform: account.platform,
+        appid: &account.appid,
+        keeper: &account.keeper,
+    };
     let mut drain = worker.drain.clone();
-    // Who waits for a token that need not come must not hold up a stop, nor calls of others, nor outlive his rights.
+    // Who waits for a token that need not come must not hold up a stop, nor calls of others, nor
+    // outlive his rights.
     let hurry = async {
         tokio::select! {
             () = drain.reached(Phase::Leaving) => {}
             () = live.superseded() => {}
         }
     };
-    Ok(response(call.answer(&about, known.as_deref(), &body, hurry).await?))
+    Ok(response(
+        call.answer(&about, known.as_deref(), &body, hurry).await?,
+    ))
 }
 
 /// The name in the path selects as a prefix does; the other selectors must not disagree with it.
@@ -67,18 +82,27 @@ fn select<'l>(
     headers: &HeaderMap,
 ) -> Result<&'l Arc<Account>, ProxyError> {
     let account = live.accounts.named(call.account())?;
-    live.accounts.selected(Some(account), chosen.prefix, Some(headers), chosen.host)?;
+    live.accounts
+        .selected(Some(account), chosen.prefix, Some(headers), chosen.host)?;
     Ok(account)
 }
 
 /// A call that says everything in its address has no body.
 fn unread(body: &Incoming) -> Result<Bytes, ProxyError> {
-    if body.is_end_stream() { Ok(Bytes::new()) } else { Err(ProxyError::BadRequest("this call takes no body")) }
+    if body.is_end_stream() {
+        Ok(Bytes::new())
+    } else {
+        Err(ProxyError::BadRequest("this call takes no body"))
+    }
 }
 
 /// All headers `If-None-Match` as one list.
 fn known(headers: &HeaderMap) -> Option<String> {
-    let lines: Vec<&str> = headers.get_all(IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok()).collect();
+    let lines: Vec<&str> = headers
+        .get_all(IF_NONE_MATCH)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .collect();
     (!lines.is_empty()).then(|| lines.join(","))
 }
 
@@ -91,7 +115,10 @@ fn response(reply: Reply) -> Response<Bytes> {
         headers.insert(ETAG, etag);
     }
     if response.status() == StatusCode::OK {
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+        response.headers_mut().insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/json; charset=utf-8"),
+        );
     }
     response
 }

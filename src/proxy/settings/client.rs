@@ -11,7 +11,8 @@ use aws_lc_rs::{
 
 use crate::{base::AccountName, net::address::NetworkSet, service::Scope};
 
-/// One `[[client]]`, proven right. All that is set of `key`, `from` and `cert` must fit the caller; at least one is set.
+/// One `[[client]]`, proven right. All that is set of `key`, `from` and `cert` must fit the caller;
+/// at least one is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
     /// Unique. Also a label of metrics.
@@ -63,8 +64,8 @@ pub struct Rate {
     pub burst: NonZeroU32,
 }
 
-/// Paths: `/cgi-bin/menu/get` is one, `/cgi-bin/*/get` any with one segment in that place, `/cgi-bin/message/**`
-/// everything below.
+/// Paths: `/cgi-bin/menu/get` is one, `/cgi-bin/*/get` any with one segment in that place,
+/// `/cgi-bin/message/**` everything below.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathPattern {
     text: String,
@@ -83,7 +84,8 @@ enum Shape {
 }
 
 impl Client {
-    /// One of this name that nothing identifies yet, and that may call every path of every account, without extras.
+    /// One of this name that nothing identifies yet, and that may call every path of every account,
+    /// without extras.
     pub fn named(name: AccountName) -> Self {
         Self {
             name,
@@ -111,7 +113,10 @@ impl KeyDigest {
     /// From 64 hex digits.
     pub fn from_hex(hex: &str) -> Option<Self> {
         let mut bytes = [0; SHA256_OUTPUT_LEN];
-        let digits: Vec<u8> = hex.chars().map(|c| c.to_digit(16)?.try_into().ok()).collect::<Option<_>>()?;
+        let digits: Vec<u8> = hex
+            .chars()
+            .map(|c| c.to_digit(16)?.try_into().ok())
+            .collect::<Option<_>>()?;
         if digits.len() != 2 * bytes.len() {
             return None;
         }
@@ -180,21 +185,36 @@ impl PathPattern {
             let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'~' | b'-');
             match segment {
                 "**" if segments.peek().is_none() => {
-                    shape = if shape == Shape::Exact { Shape::Below(text.len() - 2) } else { shape };
+                    shape = if shape == Shape::Exact {
+                        Shape::Below(text.len() - 2)
+                    } else {
+                        shape
+                    };
                 }
-                "**" => return Err("** stands for everything below, so it can only be the last segment"),
+                "**" => {
+                    return Err(
+                        "** stands for everything below, so it can only be the last segment",
+                    );
+                }
                 "*" => shape = Shape::Segments,
                 "" | "." | ".." => {
-                    return Err("no path that wxgate forwards has an empty, . or .. segment, or ends in a slash");
+                    return Err(
+                        "no path that wxgate forwards has an empty, . or .. segment, or ends in a slash",
+                    );
                 }
                 _ if segment.bytes().all(plain) => {}
                 _ if segment.contains('*') => {
-                    return Err("* stands for a whole segment: write \"/cgi-bin/*/get\" or \"/cgi-bin/message/**\"");
+                    return Err(
+                        "* stands for a whole segment: write \"/cgi-bin/*/get\" or \"/cgi-bin/message/**\"",
+                    );
                 }
                 _ => return Err("paths are made of A-Z, a-z, 0-9, _ . ~ - and slashes"),
             }
         }
-        Ok(Self { text: text.to_owned(), shape })
+        Ok(Self {
+            text: text.to_owned(),
+            shape,
+        })
     }
 
     /// As written.
@@ -219,7 +239,8 @@ impl PathPattern {
 
     /// Whether this pattern, as one of `deny`, takes away all that `other` stands for.
     pub fn denies_all_of(&self, other: &Self) -> bool {
-        // As a path, the `*` of the other is covered by wildcards only; its `**` just by another `**`.
+        // As a path, the `*` of the other is covered by wildcards only; its `**` just by another
+        // `**`.
         let endless = |pattern: &Self| pattern.text.ends_with("/**");
         self.denies(&other.text) && (endless(self) || !endless(other))
     }
@@ -228,7 +249,10 @@ impl PathPattern {
         match self.shape {
             Shape::Exact => return same(&self.text, path),
             Shape::Below(len) => {
-                return path.len() > len && path.get(..len).is_some_and(|head| same(&self.text[..len], head));
+                return path.len() > len
+                    && path
+                        .get(..len)
+                        .is_some_and(|head| same(&self.text[..len], head));
             }
             Shape::Segments => {}
         }
@@ -264,9 +288,14 @@ mod tests {
         ] {
             assert_eq!(covers(pattern, path), expected, "{pattern} {path}");
         }
-        assert!(PathPattern::parse("/cgi-bin/menu/**").unwrap().denies("/CGI-bin/Menu/delete"));
         assert!(
-            PathPattern::parse("/a/b").unwrap().names("/a/b") && !PathPattern::parse("/a/*").unwrap().names("/a/b")
+            PathPattern::parse("/cgi-bin/menu/**")
+                .unwrap()
+                .denies("/CGI-bin/Menu/delete")
+        );
+        assert!(
+            PathPattern::parse("/a/b").unwrap().names("/a/b")
+                && !PathPattern::parse("/a/*").unwrap().names("/a/b")
         );
     }
 
@@ -285,13 +314,20 @@ mod tests {
             ("/cgi-bin/message/**", "/cgi-bin/**", false),
         ] {
             let pattern = |text| PathPattern::parse(text).unwrap();
-            assert_eq!(pattern(deny).denies_all_of(&pattern(allow)), expected, "{deny} {allow}");
+            assert_eq!(
+                pattern(deny).denies_all_of(&pattern(allow)),
+                expected,
+                "{deny} {allow}"
+            );
         }
     }
 
     #[test]
     fn what_no_path_can_be_is_no_pattern() {
-        for bad in ["", "cgi-bin", "/", "/a/", "/a//b", "/a/../b", "/**/b", "/a*/b", "/a%2fb", "/a b", "/a;b", "***"] {
+        for bad in [
+            "", "cgi-bin", "/", "/a/", "/a//b", "/a/../b", "/**/b", "/a*/b", "/a%2fb", "/a b",
+            "/a;b", "***",
+        ] {
             assert!(PathPattern::parse(bad).is_err(), "{bad} was taken");
         }
     }
@@ -300,7 +336,11 @@ mod tests {
     fn digests_are_read_from_hex() {
         let hex = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
         assert_eq!(KeyDigest::from_hex(hex), Some(KeyDigest::of("foo")));
-        assert!(KeyDigest::from_hex(hex).unwrap().matches(&KeyDigest::of("foo")));
+        assert!(
+            KeyDigest::from_hex(hex)
+                .unwrap()
+                .matches(&KeyDigest::of("foo"))
+        );
         assert!(!KeyDigest::of("fop").matches(&KeyDigest::of("foo")));
         for bad in ["", "2c26", &"g".repeat(64), &"é".repeat(32)] {
             assert_eq!(KeyDigest::from_hex(bad), None);

@@ -1,6 +1,8 @@
-//! What the data path can be told: the tables `[server]`, `[upstream]` and `[replay]`, proven right.
+//! What the data path can be told: the tables `[server]`, `[upstream]` and `[replay]`, proven
+//! right.
 //!
-//! Values only. How the file spells them is `config`'s business; acting on them is that of the stages.
+//! Values only. How the file spells them is `config`'s business; acting on them is that of the
+//! stages.
 
 mod client;
 
@@ -46,7 +48,8 @@ pub struct Settings {
     pub replay: Replay,
 }
 
-/// How an answer that wxgate makes itself tells that it is an error. The body has `errcode` in both.
+/// How an answer that wxgate makes itself tells that it is an error. The body has `errcode` in
+/// both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ErrorStyle {
     /// A real status.
@@ -69,7 +72,8 @@ pub struct Upstream {
     pub max_in_flight: usize,
 }
 
-/// The table `[replay]`, in bytes. `memory_total` is at least `memory`; `disk` is zero or at least `memory`.
+/// The table `[replay]`, in bytes. `memory_total` is at least `memory`; `disk` is zero or at least
+/// `memory`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Replay {
     /// A copy up to here stays in memory.
@@ -113,6 +117,10 @@ impl Default for Upstream {
 
 impl Default for Replay {
     fn default() -> Self {
-        Self { memory: 1 << 20, disk: 32 << 20, memory_total: 64 << 20 }
+        Self {
+            memory: 1 << 20,
+            disk: 32 << 20,
+            memory_total: 64 << 20,
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! Files without a name, lent to one body after another.
 //!
-//! The first write to a page of a file costs three times what the next one does: the file system has to find room for
-//! it, and to take it back when the file goes. So under load a file is overwritten by the next body. None stays once
-//! nobody has taken it for a second, and none is lent for as long as half a minute, the age at which the kernel writes
-//! pages out; where memory is short it does so earlier, as with any file. Knows nothing of bodies.
+//! The first write to a page of a file costs three times what the next one does: the file system
+//! has to find room for it, and to take it back when the file goes. So under load a file is
+//! overwritten by the next body. None stays once nobody has taken it for a second, and none is lent
+//! for as long as half a minute, the age at which the kernel writes pages out; where memory is
+//! short it does so earlier, as with any file. Knows nothing of bodies.
 
 use std::{
     fs::File,
@@ -33,7 +34,8 @@ struct Spare {
     since: Instant,
 }
 
-/// A file for one body, given back when dropped. Whatever it holds before it is written to is somebody else's.
+/// A file for one body, given back when dropped. Whatever it holds before it is written to is
+/// somebody else's.
 #[derive(Debug)]
 pub(crate) struct Lent {
     file: Arc<File>,
@@ -49,7 +51,11 @@ impl Files {
             Some(spare) => (spare.file, spare.born),
             None => (Arc::new(tempfile::tempfile()?), Instant::now()),
         };
-        Ok(Lent { file, born, home: Arc::clone(self) })
+        Ok(Lent {
+            file,
+            born,
+            home: Arc::clone(self),
+        })
     }
 
     /// Closes what has been spare for too long. Called several times a second.
@@ -90,7 +96,11 @@ impl Drop for Lent {
         if now - self.born < MAX_AGE {
             let mut spare = self.home.lock();
             if spare.len() < MOST {
-                spare.push(Spare { file: Arc::clone(&self.file), born: self.born, since: now });
+                spare.push(Spare {
+                    file: Arc::clone(&self.file),
+                    born: self.born,
+                    since: now,
+                });
             }
         }
     }

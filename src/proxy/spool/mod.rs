@@ -1,8 +1,9 @@
 //! The copy of a request body: memory first, then a temporary file without a name, within budgets.
 //!
-//! Written from the worker's own thread, as nginx writes its client bodies: the bytes go to the page cache, and handing
-//! each piece to another thread would cost more than the write. Small pieces are gathered, since a file system takes one
-//! large write much more cheaply than many small ones; large ones are written while the processor still has them at hand.
+//! Written from the worker's own thread, as nginx writes its client bodies: the bytes go to the
+//! page cache, and handing each piece to another thread would cost more than the write. Small
+//! pieces are gathered, since a file system takes one large write much more cheaply than many small
+//! ones; large ones are written while the processor still has them at hand.
 
 mod files;
 
@@ -35,7 +36,11 @@ pub(crate) struct Budget {
 
 impl Budget {
     pub(crate) fn new(total: u64) -> Arc<Self> {
-        Arc::new(Self { total: AtomicU64::new(total), used: AtomicU64::new(0), files: Arc::default() })
+        Arc::new(Self {
+            total: AtomicU64::new(total),
+            used: AtomicU64::new(0),
+            files: Arc::default(),
+        })
     }
 
     /// Closes files that nobody needs any more. Called several times a second.
@@ -121,7 +126,10 @@ pub(crate) enum NoCopy {
 /// A whole copy. Cheap to read from again and again.
 #[derive(Debug)]
 pub(crate) enum Held {
-    Memory(Bytes, #[allow(dead_code, reason = "gives its share of the budget back when dropped")] Share),
+    Memory(
+        Bytes,
+        #[allow(dead_code, reason = "gives its share of the budget back when dropped")] Share,
+    ),
     Disk(Arc<Lent>, u64),
 }
 
@@ -135,7 +143,8 @@ impl Held {
 }
 
 impl Copy {
-    /// `expected` is the length of the body, where it is known: what will not stay in memory does not go there first.
+    /// `expected` is the length of the body, where it is known: what will not stay in memory does
+    /// not go there first.
     pub(crate) fn new(replay: &Replay, expected: Option<u64>, budget: Arc<Budget>) -> Self {
         let will_stay = expected.is_none_or(|length| length <= replay.memory);
         let fits = expected.is_none_or(|length| length <= replay.memory.max(replay.disk));
@@ -143,7 +152,13 @@ impl Copy {
             memory_limit: if will_stay { replay.memory } else { 0 },
             disk_limit: replay.disk,
             state: if fits {
-                State::Memory(Vec::new(), Share { budget: Arc::clone(&budget), bytes: 0 })
+                State::Memory(
+                    Vec::new(),
+                    Share {
+                        budget: Arc::clone(&budget),
+                        bytes: 0,
+                    },
+                )
             } else {
                 State::Lost(NoCopy::NoRoom)
             },
@@ -223,7 +238,11 @@ impl Copy {
 
 impl Spooled {
     fn begin(files: &Arc<Files>, kept: Vec<u8>) -> io::Result<Self> {
-        Ok(Self { file: files.lend()?, written: 0, gathered: kept })
+        Ok(Self {
+            file: files.lend()?,
+            written: 0,
+            gathered: kept,
+        })
     }
 
     fn len(&self) -> u64 {
@@ -278,7 +297,9 @@ impl FileBody {
     }
 
     pub(crate) fn next(&mut self) -> Option<io::Result<Bytes>> {
-        let want = usize::try_from(self.remaining()).unwrap_or(CHUNK).min(CHUNK);
+        let want = usize::try_from(self.remaining())
+            .unwrap_or(CHUNK)
+            .min(CHUNK);
         if want == 0 {
             return None;
         }
@@ -298,7 +319,15 @@ mod tests {
     use super::*;
 
     fn copy(memory: u64, disk: u64, budget: &Arc<Budget>) -> Copy {
-        Copy::new(&Replay { memory, disk, memory_total: budget.total.load(Relaxed) }, None, Arc::clone(budget))
+        Copy::new(
+            &Replay {
+                memory,
+                disk,
+                memory_total: budget.total.load(Relaxed),
+            },
+            None,
+            Arc::clone(budget),
+        )
     }
 
     fn content(held: &Held) -> Vec<u8> {
@@ -306,7 +335,9 @@ mod tests {
             Held::Memory(bytes, _) => bytes.to_vec(),
             Held::Disk(file, len) => {
                 let mut body = FileBody::new(Arc::clone(file), *len);
-                std::iter::from_fn(|| body.next()).flat_map(|chunk| chunk.unwrap()).collect()
+                std::iter::from_fn(|| body.next())
+                    .flat_map(|chunk| chunk.unwrap())
+                    .collect()
             }
         }
     }
@@ -319,7 +350,9 @@ mod tests {
             let mut copy = copy(memory, 1 << 20, &budget);
             // Small pieces and large ones, in turns.
             let (mut rest, mut sizes) = (&data[..], [7_777, 1, 60_000, 20_000].into_iter().cycle());
-            while let Some((piece, behind)) = sizes.next().and_then(|size| rest.split_at_checked(size.min(rest.len())))
+            while let Some((piece, behind)) = sizes
+                .next()
+                .and_then(|size| rest.split_at_checked(size.min(rest.len())))
             {
                 copy.push(piece);
                 rest = behind;

@@ -1,4 +1,5 @@
-//! The door through which the benches reach the pool. No part of the interface: it changes with the pool.
+//! The door through which the benches reach the pool. No part of the interface: it changes with the
+//! pool.
 
 use std::{sync::Arc, time::Duration};
 

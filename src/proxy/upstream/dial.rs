@@ -1,10 +1,11 @@
 //! Opening a connection to an API host: DNS or fixed addresses, egress proxy, TCP, TLS.
 //!
-//! Where to dial comes from the configuration alone; nothing a caller sends reaches this file. Certificates are always
-//! verified, and no byte of HTTP is written before they are.
+//! Where to dial comes from the configuration alone; nothing a caller sends reaches this file.
+//! Certificates are always verified, and no byte of HTTP is written before they are.
 
 use std::{
-    collections::HashMap, fmt::Write as _, future::Future, io, net::IpAddr, pin::Pin, sync::Arc, task, time::Duration,
+    collections::HashMap, fmt::Write as _, future::Future, io, net::IpAddr, pin::Pin, sync::Arc,
+    task, time::Duration,
 };
 
 use hyper::{Uri, header::HeaderValue, http::uri};
@@ -43,7 +44,9 @@ pub(crate) enum DialError {
     #[error("cannot reach {host}: {reason}; check DNS, routes and upstream.proxy")]
     Connect { host: String, reason: String },
     /// No TLS.
-    #[error("the TLS handshake with {host} failed: {reason}; a private authority belongs in upstream.ca_file")]
+    #[error(
+        "the TLS handshake with {host} failed: {reason}; a private authority belongs in upstream.ca_file"
+    )]
     Tls { host: String, reason: String },
     /// Neither in time.
     #[error("connecting to {host} took longer than upstream.connect_timeout")]
@@ -66,10 +69,18 @@ impl Origin {
         let bad = || DialSetupError::Host(base.host.clone());
         let authority = base.authority();
         // The scheme of the dialled URI only decides the default port; TLS is added here.
-        let uri = format!("http://{}:{}/", bracketed(&base.host), base.port).parse().map_err(|_| bad())?;
+        let uri = format!("http://{}:{}/", bracketed(&base.host), base.port)
+            .parse()
+            .map_err(|_| bad())?;
         let server_name = ServerName::try_from(base.host.clone()).map_err(|_| bad())?;
         let host = HeaderValue::from_str(&authority).map_err(|_| bad())?;
-        Ok(Self { index, base, uri, server_name, host })
+        Ok(Self {
+            index,
+            base,
+            uri,
+            server_name,
+            host,
+        })
     }
 
     pub(super) fn is(&self, base: &BaseUrl) -> bool {
@@ -83,7 +94,11 @@ impl Origin {
 }
 
 fn bracketed(host: &str) -> String {
-    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+    if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.to_owned()
+    }
 }
 
 /// Opens connections. Cheap to clone.
@@ -102,7 +117,10 @@ enum Connect {
 
 impl Dialer {
     pub(crate) fn new(egress: &Egress) -> Result<Self, DialSetupError> {
-        let resolver = Resolver { fixed: Arc::new(egress.resolve.clone()), dns: GaiResolver::new() };
+        let resolver = Resolver {
+            fixed: Arc::new(egress.resolve.clone()),
+            dns: GaiResolver::new(),
+        };
         let mut http = HttpConnector::new_with_resolver(resolver);
         http.enforce_http(false);
         http.set_nodelay(true);
@@ -113,36 +131,63 @@ impl Dialer {
             None => Connect::Direct(http),
             Some(proxy) => {
                 let address = format!("http://{}:{}", bracketed(&proxy.host), proxy.port);
-                let mut tunnel =
-                    Tunnel::new(address.parse::<Uri>().map_err(|_: uri::InvalidUri| DialSetupError::Proxy)?, http);
+                let mut tunnel = Tunnel::new(
+                    address
+                        .parse::<Uri>()
+                        .map_err(|_: uri::InvalidUri| DialSetupError::Proxy)?,
+                    http,
+                );
                 if let Some(authorization) = proxy.basic_authorization() {
                     tunnel = tunnel.with_auth(authorization);
                 }
                 Connect::Through(tunnel)
             }
         };
-        Ok(Self { connect, tls: TlsConnector::from(egress.tls()?), timeout: egress.connect_timeout })
+        Ok(Self {
+            connect,
+            tls: TlsConnector::from(egress.tls()?),
+            timeout: egress.connect_timeout,
+        })
     }
 
     /// Opens one connection within `upstream.connect_timeout`.
-    pub(super) async fn dial(&self, origin: &Origin) -> Result<(Link, Arc<tokio::net::TcpStream>), DialError> {
+    pub(super) async fn dial(
+        &self,
+        origin: &Origin,
+    ) -> Result<(Link, Arc<tokio::net::TcpStream>), DialError> {
         timeout(self.timeout, self.dial_untimed(origin))
             .await
-            .unwrap_or_else(|_| Err(DialError::Timeout { host: origin.name().to_owned() }))
+            .unwrap_or_else(|_| {
+                Err(DialError::Timeout {
+                    host: origin.name().to_owned(),
+                })
+            })
     }
 
-    async fn dial_untimed(&self, origin: &Origin) -> Result<(Link, Arc<tokio::net::TcpStream>), DialError> {
+    async fn dial_untimed(
+        &self,
+        origin: &Origin,
+    ) -> Result<(Link, Arc<tokio::net::TcpStream>), DialError> {
         let host = || origin.name().to_owned();
         let failed = |error: &(dyn std::error::Error + 'static)| {
             if is_timeout(error) {
                 DialError::Timeout { host: host() }
             } else {
-                DialError::Connect { host: host(), reason: chain(error) }
+                DialError::Connect {
+                    host: host(),
+                    reason: chain(error),
+                }
             }
         };
         let connected = match self.connect.clone() {
-            Connect::Direct(mut http) => http.call(origin.uri.clone()).await.map_err(|error| failed(&error)),
-            Connect::Through(mut tunnel) => tunnel.call(origin.uri.clone()).await.map_err(|error| failed(&error)),
+            Connect::Direct(mut http) => http
+                .call(origin.uri.clone())
+                .await
+                .map_err(|error| failed(&error)),
+            Connect::Through(mut tunnel) => tunnel
+                .call(origin.uri.clone())
+                .await
+                .map_err(|error| failed(&error)),
         };
         let tcp = connected?.into_inner();
         let tcp = Arc::new(tcp);
@@ -151,7 +196,10 @@ impl Dialer {
             return Ok((Link::plain(shared), tcp));
         }
         let tls = self.tls.connect(origin.server_name.clone(), shared).await;
-        let tls = tls.map_err(|error| DialError::Tls { host: host(), reason: chain(&error) })?;
+        let tls = tls.map_err(|error| DialError::Tls {
+            host: host(),
+            reason: chain(&error),
+        })?;
         Ok((Link::tls(tls), tcp))
     }
 }
@@ -167,7 +215,8 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The connector shares its time among the addresses, so it may give up just before [`Dialer::dial`] does.
+/// The connector shares its time among the addresses, so it may give up just before
+/// [`Dialer::dial`] does.
 fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
     let of_time = |error: &(dyn std::error::Error + 'static)| {
         let error = error.downcast_ref::<io::Error>();

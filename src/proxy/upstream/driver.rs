@@ -1,9 +1,10 @@
 //! The half of a connection that reads and writes, moved on by whoever waits for it.
 //!
-//! hyper wants it to run beside its user, in a task of its own. Here the request's task polls it, so that an answer is
-//! read, parsed and passed on in one go while all of it is at hand, and nobody is woken in between. While a connection is
-//! idle nobody polls it; what happens then is noted, and looked at when the connection is next taken or reaped. Only what
-//! nobody waits for, the rest of an upload whose answer came early, is moved on by a task.
+//! hyper wants it to run beside its user, in a task of its own. Here the request's task polls it,
+//! so that an answer is read, parsed and passed on in one go while all of it is at hand, and nobody
+//! is woken in between. While a connection is idle nobody polls it; what happens then is noted, and
+//! looked at when the connection is next taken or reaped. Only what nobody waits for, the rest of
+//! an upload whose answer came early, is moved on by a task.
 
 use std::{
     pin::Pin,
@@ -57,7 +58,10 @@ impl Wake for Alarm {
             return;
         }
         if self.idle.load(SeqCst) {
-            self.rang_at.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
+            self.rang_at
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get_or_insert_with(Instant::now);
         } else if let Some(task) = self.task.take() {
             task.wake();
         }
@@ -69,7 +73,12 @@ impl Driver {
         let alarm = Arc::new(Alarm::default());
         alarm.rung.store(true, SeqCst);
         alarm.idle.store(true, SeqCst);
-        let mut driver = Self { driven: Some(driven), waker: Waker::from(Arc::clone(&alarm)), alarm, apart: None };
+        let mut driver = Self {
+            driven: Some(driven),
+            waker: Waker::from(Arc::clone(&alarm)),
+            alarm,
+            apart: None,
+        };
         // From now on it hears of requests.
         driver.catch_up();
         driver
@@ -98,8 +107,8 @@ impl Driver {
         polled
     }
 
-    /// Looks at what has happened since anybody waited. What a connection says of its own accord is nothing but its end,
-    /// or a word between the two ends of TLS.
+    /// Looks at what has happened since anybody waited. What a connection says of its own accord is
+    /// nothing but its end, or a word between the two ends of TLS.
     pub(super) fn catch_up(&mut self) {
         if !self.alarm.rung.load(SeqCst) {
             return;
@@ -113,7 +122,11 @@ impl Driver {
         }
         self.alarm.busy.store(false, SeqCst);
         if self.driven.is_some() {
-            *self.alarm.rang_at.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *self
+                .alarm
+                .rang_at
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
 
@@ -134,11 +147,17 @@ impl Driver {
 
     /// When it came to its end, if it was idle then.
     pub(super) fn ended_at(&self) -> Option<Instant> {
-        *self.alarm.rang_at.lock().unwrap_or_else(PoisonError::into_inner)
+        *self
+            .alarm
+            .rang_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn advance(&mut self) {
-        let Some(driven) = &mut self.driven else { return };
+        let Some(driven) = &mut self.driven else {
+            return;
+        };
         if let Poll::Ready(ended) = Pin::new(driven).poll(&mut Context::from_waker(&self.waker)) {
             tell_end(ended);
             self.driven = None;

@@ -1,8 +1,9 @@
 //! The wire to WeChat: TCP or TLS, counted, with the socket still in sight.
 //!
-//! hyper owns the connection while it speaks; the pool keeps the socket beside it to see whether the other end has
-//! hung up, and the counters to know whether a failed request was written or answered at all, and whether an answer
-//! came before its request was all sent. What follows from that is for the pool to decide.
+//! hyper owns the connection while it speaks; the pool keeps the socket beside it to see whether
+//! the other end has hung up, and the counters to know whether a failed request was written or
+//! answered at all, and whether an answer came before its request was all sent. What follows from
+//! that is for the pool to decide.
 
 use std::{
     io::{self, Read as _},
@@ -25,19 +26,29 @@ use tokio_rustls::client::TlsStream;
 pub(super) struct SharedTcp(pub(super) Arc<TcpStream>);
 
 impl AsyncRead for SharedTcp {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_read_ready(cx))?;
             let room = buf.initialize_unfilled();
             let mut got = 0;
             let read = self.0.try_io(Interest::READABLE, || {
                 got = (&*socket2::SockRef::from(&*self.0)).read(room)?;
-                // Less than there was room for: the socket is empty. Saying so here saves the system call that would
-                // find it out.
-                if 0 < got && got < room.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+                // Less than there was room for: the socket is empty. Saying so here saves the
+                // system call that would find it out.
+                if 0 < got && got < room.len() {
+                    Err(io::ErrorKind::WouldBlock.into())
+                } else {
+                    Ok(())
+                }
             });
             match read {
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    return Poll::Ready(Err(error));
+                }
                 Err(_) if got == 0 => {}
                 Ok(()) | Err(_) => {
                     buf.advance(got);
@@ -65,7 +76,11 @@ impl SharedTcp {
 }
 
 impl AsyncWrite for SharedTcp {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_with(cx, |tcp| tcp.try_write(buf))
     }
 
@@ -108,8 +123,8 @@ pub(super) struct Traffic {
     written: AtomicU64,
     /// What had been read when the latest request began.
     read_before: AtomicU64,
-    /// Some of a request was written after its answer had begun. An interim answer counts too: nothing that is sent
-    /// asks for one.
+    /// Some of a request was written after its answer had begun. An interim answer counts too:
+    /// nothing that is sent asks for one.
     overlapped: AtomicBool,
 }
 
@@ -122,7 +137,10 @@ pub(super) struct Mark {
 
 impl Traffic {
     pub(super) fn mark(&self) -> Mark {
-        Mark { read: self.read.load(Relaxed), written: self.written.load(Relaxed) }
+        Mark {
+            read: self.read.load(Relaxed),
+            written: self.written.load(Relaxed),
+        }
     }
 
     /// The same, where a request begins: what is read from here on answers it.
@@ -150,8 +168,9 @@ impl Traffic {
 pub(super) struct Link {
     wire: Wire,
     traffic: Arc<Traffic>,
-    /// All that came has been read, so there is nothing to look for until the socket has more. hyper asks several times
-    /// for each answer, and each time TLS would go all the way down to find nothing.
+    /// All that came has been read, so there is nothing to look for until the socket has more.
+    /// hyper asks several times for each answer, and each time TLS would go all the way down to
+    /// find nothing.
     drained: bool,
     /// Nothing was written since the last flush.
     flushed: bool,
@@ -173,7 +192,12 @@ impl Link {
     }
 
     fn new(wire: Wire) -> Self {
-        Self { wire, traffic: Arc::default(), drained: false, flushed: false }
+        Self {
+            wire,
+            traffic: Arc::default(),
+            drained: false,
+            flushed: false,
+        }
     }
 
     pub(super) fn traffic(&self) -> Arc<Traffic> {
@@ -206,20 +230,30 @@ macro_rules! wire {
 }
 
 impl AsyncRead for Link {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.drained {
             ready!(self.socket().poll_read_ready(cx))?;
         }
         let before = buf.filled().len();
         let polled = wire!(self, io => Pin::new(io).poll_read(cx, buf));
         self.drained = polled.is_pending();
-        self.traffic.read.fetch_add((buf.filled().len() - before) as u64, Relaxed);
+        self.traffic
+            .read
+            .fetch_add((buf.filled().len() - before) as u64, Relaxed);
         polled
     }
 }
 
 impl AsyncWrite for Link {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let polled = wire!(self, io => Pin::new(io).poll_write(cx, buf));
         self.count(polled)
     }

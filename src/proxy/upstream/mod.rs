@@ -1,7 +1,7 @@
 //! Sending a request to an API host and getting the head of its answer.
 //!
-//! Decides whether a request that failed on a reused connection may move to a fresh one; knows nothing of tokens or of
-//! replays after a stale answer. One instance per worker thread.
+//! Decides whether a request that failed on a reused connection may move to a fresh one; knows
+//! nothing of tokens or of replays after a stale answer. One instance per worker thread.
 
 pub(super) mod bench;
 mod dial;
@@ -61,13 +61,23 @@ pub(crate) struct Target<'r> {
 }
 
 impl<'r> Target<'r> {
-    /// `again` makes the same target anew: that is rare, and a copy for it would cost every request.
-    pub(crate) fn new(whole: PathAndQuery, again: &'r (dyn Fn() -> Option<PathAndQuery> + Sync)) -> Self {
-        Self { whole: Some(whole), again }
+    /// `again` makes the same target anew: that is rare, and a copy for it would cost every
+    /// request.
+    pub(crate) fn new(
+        whole: PathAndQuery,
+        again: &'r (dyn Fn() -> Option<PathAndQuery> + Sync),
+    ) -> Self {
+        Self {
+            whole: Some(whole),
+            again,
+        }
     }
 
     fn take(&mut self) -> Result<PathAndQuery, SendError> {
-        self.whole.take().or_else(self.again).ok_or(SendError::Target)
+        self.whole
+            .take()
+            .or_else(self.again)
+            .ok_or(SendError::Target)
     }
 }
 
@@ -82,8 +92,14 @@ pub(crate) struct Headers {
 
 impl Headers {
     pub(crate) fn new(whole: HeaderMap) -> Self {
-        let spare = whole.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-        Self { whole: Some(whole), spare }
+        let spare = whole
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        Self {
+            whole: Some(whole),
+            spare,
+        }
     }
 
     fn take(&mut self) -> HeaderMap {
@@ -126,7 +142,11 @@ pub(crate) enum SendError {
 impl Upstream {
     /// No connection yet; `pool_idle` is how long one may be idle.
     pub(crate) fn new(dialer: Dialer, pool_idle: Duration) -> Self {
-        Self { pools: Slots::default(), dialer, pool_idle }
+        Self {
+            pools: Slots::default(),
+            dialer,
+            pool_idle,
+        }
     }
 
     /// Closes connections that have been idle for too long.
@@ -134,8 +154,8 @@ impl Upstream {
         self.pools.iter().for_each(|pool| pool.reap());
     }
 
-    /// Sends to this origin. `response_timeout`, the time until the head, counts from the last sign of life of the
-    /// request body.
+    /// Sends to this origin. `response_timeout`, the time until the head, counts from the last sign
+    /// of life of the request body.
     pub(crate) async fn send(
         &self,
         origin: &Arc<Origin>,
@@ -143,11 +163,15 @@ impl Upstream {
         payload: &mut Payload,
         response_timeout: Duration,
     ) -> Result<Response<AnswerBody>, SendError> {
-        let pool =
-            self.pools.get_or_init(origin.index, || Pool::new(Arc::clone(origin), self.dialer.clone(), self.pool_idle));
+        let pool = self.pools.get_or_init(origin.index, || {
+            Pool::new(Arc::clone(origin), self.dialer.clone(), self.pool_idle)
+        });
         let now = Instant::now();
-        let mut patience =
-            Patience { window: response_timeout, deadline: now + response_timeout, pace: payload.pace() };
+        let mut patience = Patience {
+            window: response_timeout,
+            deadline: now + response_timeout,
+            pace: payload.pace(),
+        };
         exchange(pool, now, outgoing, payload, &mut patience).await
     }
 }
@@ -160,13 +184,22 @@ struct Patience {
 }
 
 impl Patience {
-    /// Waits for a part of the exchange, for as long as the caller's body keeps coming or the deadline is ahead.
-    async fn with<W: Future + Unpin>(&mut self, timer: &mut Timer, mut work: W) -> Result<W::Output, SendError> {
+    /// Waits for a part of the exchange, for as long as the caller's body keeps coming or the
+    /// deadline is ahead.
+    async fn with<W: Future + Unpin>(
+        &mut self,
+        timer: &mut Timer,
+        mut work: W,
+    ) -> Result<W::Output, SendError> {
         loop {
             if let Some(done) = timer.within(self.deadline, &mut work).await {
                 return Ok(done);
             }
-            if self.pace.as_mut().is_some_and(|pace| pace.keeps_up(self.window)) {
+            if self
+                .pace
+                .as_mut()
+                .is_some_and(|pace| pace.keeps_up(self.window))
+            {
                 self.deadline = Instant::now() + self.window;
             } else if self.pace.as_ref().is_some_and(Pace::waits_for_caller) {
                 return Err(SendError::Caller);
@@ -177,8 +210,9 @@ impl Patience {
     }
 }
 
-/// One exchange, moved to a fresh connection where that cannot execute anything twice: a reused connection died without
-/// a byte of an answer, and either nothing was written or the request is a GET or HEAD without a body.
+/// One exchange, moved to a fresh connection where that cannot execute anything twice: a reused
+/// connection died without a byte of an answer, and either nothing was written or the request is a
+/// GET or HEAD without a body.
 async fn exchange(
     pool: &Arc<Pool>,
     now: Instant,
@@ -189,15 +223,27 @@ async fn exchange(
     let mut connection = match pool.idle(now) {
         Some(connection) => connection,
         // Waiting is rare, and needs so much room that every request would pay for it.
-        None => patience.with(&mut Timer::default(), Box::pin(pool.checkout())).await??,
+        None => {
+            patience
+                .with(&mut Timer::default(), Box::pin(pool.checkout()))
+                .await??
+        }
     };
     let before = connection.begin();
     let body = match payload.ready_body() {
         Some(body) => body,
-        None => patience.with(&mut Timer::default(), Box::pin(payload.body())).await??,
+        None => {
+            patience
+                .with(&mut Timer::default(), Box::pin(payload.body()))
+                .await??
+        }
     };
     // In one place from here on: a request is large, and so is what hyper makes of it.
-    let answer = pin!(connection.sender.send_request(request(pool, outgoing, body)?));
+    let answer = pin!(
+        connection
+            .sender
+            .send_request(request(pool, outgoing, body)?)
+    );
     let error = match answered(&mut connection, answer, patience).await? {
         Ok(answer) => return deliver(pool, connection, answer, payload),
         Err(error) => error,
@@ -214,7 +260,10 @@ async fn exchange(
     if !may_move {
         return Err(broken(pool, &error));
     }
-    tracing::debug!(host = pool.origin().name(), "a kept connection had died; the request moves to a fresh one");
+    tracing::debug!(
+        host = pool.origin().name(),
+        "a kept connection had died; the request moves to a fresh one"
+    );
     Box::pin(once_more(pool, outgoing, payload, patience)).await
 }
 
@@ -225,9 +274,17 @@ async fn once_more(
     payload: &mut Payload,
     patience: &mut Patience,
 ) -> Result<Response<AnswerBody>, SendError> {
-    let body = patience.with(&mut Timer::default(), pin!(payload.body())).await??;
-    let mut connection = patience.with(&mut Timer::default(), pin!(pool.dial_fresh())).await??;
-    let answer = pin!(connection.sender.send_request(request(pool, outgoing, body)?));
+    let body = patience
+        .with(&mut Timer::default(), pin!(payload.body()))
+        .await??;
+    let mut connection = patience
+        .with(&mut Timer::default(), pin!(pool.dial_fresh()))
+        .await??;
+    let answer = pin!(
+        connection
+            .sender
+            .send_request(request(pool, outgoing, body)?)
+    );
     match answered(&mut connection, answer, patience).await? {
         Ok(answer) => deliver(pool, connection, answer, payload),
         Err(_) if payload.caller_failed() => Err(SendError::Caller),
@@ -246,16 +303,24 @@ async fn answered<A: Future>(
     patience.with(timer, answer).await
 }
 
-fn request(pool: &Pool, outgoing: &mut Outgoing<'_>, body: OutBody) -> Result<Request<OutBody>, SendError> {
+fn request(
+    pool: &Pool,
+    outgoing: &mut Outgoing<'_>,
+    body: OutBody,
+) -> Result<Request<OutBody>, SendError> {
     let length = body.size_hint().exact().unwrap_or_default();
     let mut request = Request::new(body);
     *request.method_mut() = outgoing.method.clone();
     *request.uri_mut() = outgoing.target.take()?.into();
     *request.headers_mut() = outgoing.headers.take();
-    request.headers_mut().insert(header::HOST, pool.origin().host.clone());
+    request
+        .headers_mut()
+        .insert(header::HOST, pool.origin().host.clone());
     // WeChat answers 412 to a body without a length, so every request that may have one states it.
     if length > 0 || !matches!(*outgoing.method, Method::GET | Method::HEAD) {
-        request.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        request
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, length.into());
     }
     Ok(request)
 }
@@ -268,7 +333,10 @@ fn broken(pool: &Pool, error: &hyper::Error) -> SendError {
     } else {
         "broke the connection before it answered"
     };
-    SendError::Broken { host: pool.origin().name().to_owned(), what }
+    SendError::Broken {
+        host: pool.origin().name().to_owned(),
+        what,
+    }
 }
 
 fn deliver(
@@ -277,12 +345,19 @@ fn deliver(
     answer: Response<Incoming>,
     payload: &Payload,
 ) -> Result<Response<AnswerBody>, SendError> {
-    let unusable = |what| Err(SendError::Unusable { host: pool.origin().name().to_owned(), what });
+    let unusable = |what| {
+        Err(SendError::Unusable {
+            host: pool.origin().name().to_owned(),
+            what,
+        })
+    };
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         return unusable("101 was not asked for");
     }
     let headers = answer.headers();
-    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
+    if headers.contains_key(header::TRANSFER_ENCODING)
+        && headers.contains_key(header::CONTENT_LENGTH)
+    {
         return unusable("both Transfer-Encoding and Content-Length");
     }
     // While the upload still runs, nobody knows what the connection will carry next.
@@ -291,12 +366,16 @@ fn deliver(
         // A caller may want to get rid of all of it before it reads anything.
         connection.driver.set_apart();
     }
-    let held = Held { connection, pool: Arc::clone(pool), reusable };
+    let held = Held {
+        connection,
+        pool: Arc::clone(pool),
+        reusable,
+    };
     Ok(answer.map(|incoming| AnswerBody::new(incoming, held)))
 }
 
-/// The body of an answer. Its connection goes back to the pool when the body has been read to its end, and is closed
-/// when it has not.
+/// The body of an answer. Its connection goes back to the pool when the body has been read to its
+/// end, and is closed when it has not.
 pub(crate) struct AnswerBody {
     incoming: Incoming,
     held: Option<Held>,
@@ -310,12 +389,16 @@ struct Held {
 
 impl AnswerBody {
     fn new(incoming: Incoming, held: Held) -> Self {
-        let mut body = Self { incoming, held: Some(held) };
+        let mut body = Self {
+            incoming,
+            held: Some(held),
+        };
         body.release_at_end();
         body
     }
 
-    /// The next frame; the outer `None` when the deadline comes first, which is asked for once it matters.
+    /// The next frame; the outer `None` when the deadline comes first, which is asked for once it
+    /// matters.
     pub(crate) async fn frame_before(
         &mut self,
         mut deadline: impl FnMut() -> Instant,
@@ -323,7 +406,11 @@ impl AnswerBody {
         poll_fn(|cx| match Pin::new(&mut *self).poll_frame(cx) {
             Poll::Ready(frame) => Poll::Ready(Some(frame)),
             Poll::Pending => match &mut self.held {
-                Some(held) => held.connection.timer.poll_passed(cx, deadline()).map(|()| None),
+                Some(held) => held
+                    .connection
+                    .timer
+                    .poll_passed(cx, deadline())
+                    .map(|()| None),
                 None => Poll::Pending,
             },
         })
@@ -344,7 +431,10 @@ impl Body for AnswerBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Self { incoming, held } = &mut *self;
         let mut ask = |cx: &mut Context<'_>| Pin::new(&mut *incoming).poll_frame(cx);
         let polled = match held {

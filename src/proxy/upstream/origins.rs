@@ -1,4 +1,5 @@
-//! API hosts, each one once, however many accounts use it and however often the configuration is loaded.
+//! API hosts, each one once, however many accounts use it and however often the configuration is
+//! loaded.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -36,10 +37,24 @@ mod tests {
     #[test]
     fn a_host_keeps_its_place_and_a_new_one_comes_after_it() {
         let origins = Origins::default();
-        let urls = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<BaseUrl>>();
-        let places =
-            |texts: &[&str]| origins.of(&urls(texts)).unwrap().iter().map(|origin| origin.index).collect::<Vec<_>>();
+        let urls = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|text| text.parse().unwrap())
+                .collect::<Vec<BaseUrl>>()
+        };
+        let places = |texts: &[&str]| {
+            origins
+                .of(&urls(texts))
+                .unwrap()
+                .iter()
+                .map(|origin| origin.index)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(places(&["https://a", "https://b"]), [0, 1]);
-        assert_eq!(places(&["https://b", "https://a:8443", "https://a"]), [1, 2, 0]);
+        assert_eq!(
+            places(&["https://b", "https://a:8443", "https://a"]),
+            [1, 2, 0]
+        );
     }
 }

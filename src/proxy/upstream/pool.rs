@@ -1,9 +1,10 @@
 //! Connections to one API host, kept by one worker thread.
 //!
-//! The last one returned is the first one taken, so that a quiet hour leaves few. A request that finds none dials, and
-//! takes whichever comes first, the new connection or one that another request gives back. How long the other end
-//! keeps an idle connection is learned from those that it closed: a connection near that age is not trusted with a
-//! request any more, since its loss could not be told from a request that was executed.
+//! The last one returned is the first one taken, so that a quiet hour leaves few. A request that
+//! finds none dials, and takes whichever comes first, the new connection or one that another
+//! request gives back. How long the other end keeps an idle connection is learned from those that
+//! it closed: a connection near that age is not trusted with a request any more, since its loss
+//! could not be told from a request that was executed.
 
 use std::{
     collections::VecDeque,
@@ -23,18 +24,20 @@ use super::{
     timer::Timer,
 };
 
-/// Handshakes at the same time; requests beyond them wait for one of these or for a connection given back.
+/// Handshakes at the same time; requests beyond them wait for one of these or for a connection
+/// given back.
 const MAX_DIALS: usize = 32;
 /// Idle connections kept at the most.
 const MAX_IDLE: usize = 512;
 /// A connection older than this is not used again, so that a change in DNS is followed.
 const MAX_AGE: Duration = Duration::from_secs(300);
-/// A connection idle for less than this is taken without asking the kernel whether the other end hung up: under load
-/// that would be a system call for each request.
+/// A connection idle for less than this is taken without asking the kernel whether the other end
+/// hung up: under load that would be a system call for each request.
 const TRUSTED_IDLE: Duration = Duration::from_millis(50);
 /// A learned idle limit is believed for so long.
 const LEARNED_FOR: Duration = Duration::from_secs(300);
-/// Connections that are closed within this time of each other are one event: a restart closes all at once, at any age.
+/// Connections that are closed within this time of each other are one event: a restart closes all
+/// at once, at any age.
 const ONE_EVENT: Duration = Duration::from_millis(100);
 
 /// See the module.
@@ -54,8 +57,8 @@ struct State {
     closings: Closings,
 }
 
-/// When the other end closed idle connections, and after how long: the two latest events. One alone proves nothing, so
-/// the limit is what two of them have in common.
+/// When the other end closed idle connections, and after how long: the two latest events. One alone
+/// proves nothing, so the limit is what two of them have in common.
 #[derive(Default)]
 struct Closings {
     last: Option<(Duration, Instant)>,
@@ -69,7 +72,9 @@ impl Closings {
                 *longest = lasted.max(*longest);
             }
             last => {
-                self.before = last.filter(|(_, event)| at - *event < LEARNED_FOR).map(|(longest, _)| longest);
+                self.before = last
+                    .filter(|(_, event)| at - *event < LEARNED_FOR)
+                    .map(|(longest, _)| longest);
                 *last = Some((lasted, at));
             }
         }
@@ -77,7 +82,9 @@ impl Closings {
 
     /// How long a connection may have been idle and still be trusted.
     fn limit(&self, now: Instant) -> Option<Duration> {
-        let (longest, _) = self.last.filter(|(_, event)| now.saturating_duration_since(*event) < LEARNED_FOR)?;
+        let (longest, _) = self
+            .last
+            .filter(|(_, event)| now.saturating_duration_since(*event) < LEARNED_FOR)?;
         // Seven tenths leave room for the way there and for another clock.
         Some(longest.max(self.before?) * 7 / 10)
     }
@@ -112,8 +119,9 @@ impl Connection {
         self.traffic.mark()
     }
 
-    /// Whether it can carry a request, which it is about to be given. A server that answered before it had been sent
-    /// the whole request may read no further, or close without a word, so it is not asked again here.
+    /// Whether it can carry a request, which it is about to be given. A server that answered before
+    /// it had been sent the whole request may read no further, or close without a word, so it is
+    /// not asked again here.
     fn is_ready(&mut self) -> bool {
         self.driver.set_idle(false);
         self.sender.is_ready() && !self.traffic.has_overlapped()
@@ -128,7 +136,12 @@ impl Connection {
 
 impl Pool {
     pub(super) fn new(origin: Arc<Origin>, dialer: Dialer, max_idle: Duration) -> Arc<Self> {
-        Arc::new(Self { origin, dialer, max_idle, state: Mutex::default() })
+        Arc::new(Self {
+            origin,
+            dialer,
+            max_idle,
+            state: Mutex::default(),
+        })
     }
 
     pub(super) fn origin(&self) -> &Origin {
@@ -197,7 +210,10 @@ impl Pool {
                 continue;
             }
             let idle = now - connection.idle_since;
-            let limit = state.closings.limit(now).map_or(self.max_idle, |limit| limit.min(self.max_idle));
+            let limit = state
+                .closings
+                .limit(now)
+                .map_or(self.max_idle, |limit| limit.min(self.max_idle));
             if idle < limit && (idle < TRUSTED_IDLE || link::is_quiet(&connection.tcp)) {
                 return Some(connection);
             }
@@ -207,7 +223,9 @@ impl Pool {
 
     /// The other end closed an idle connection: remember after how long.
     fn learn(state: &mut State, connection: &Connection) {
-        let Some(closed_at) = connection.driver.ended_at() else { return };
+        let Some(closed_at) = connection.driver.ended_at() else {
+            return;
+        };
         if let Some(lasted) = closed_at.checked_duration_since(connection.idle_since) {
             state.closings.note(lasted, closed_at);
         }
@@ -223,7 +241,9 @@ impl Pool {
         match rx.await {
             Ok(connection) => connection,
             // The dialling task can only vanish with the runtime.
-            Err(_) => Err(DialError::Timeout { host: self.origin.name().to_owned() }),
+            Err(_) => Err(DialError::Timeout {
+                host: self.origin.name().to_owned(),
+            }),
         }
     }
 
@@ -243,7 +263,8 @@ impl Pool {
         match dialled {
             Ok(connection) => self.hand_out(connection),
             Err(error) => {
-                let waiter = std::iter::from_fn(|| self.lock().waiters.pop_front()).find(|waiter| !waiter.is_closed());
+                let waiter = std::iter::from_fn(|| self.lock().waiters.pop_front())
+                    .find(|waiter| !waiter.is_closed());
                 if let Some(waiter) = waiter {
                     let _ = waiter.send(Err(error));
                 }
@@ -270,8 +291,10 @@ impl Pool {
         let (link, tcp) = self.dialer.dial(&self.origin).await?;
         let traffic = link.traffic();
         let handshake = http1::Builder::new().handshake(TokioIo::new(link)).await;
-        let (sender, driving) = handshake
-            .map_err(|error| DialError::Connect { host: self.origin.name().to_owned(), reason: error.to_string() })?;
+        let (sender, driving) = handshake.map_err(|error| DialError::Connect {
+            host: self.origin.name().to_owned(),
+            reason: error.to_string(),
+        })?;
         let now = Instant::now();
         Ok(Box::new(Connection {
             sender,

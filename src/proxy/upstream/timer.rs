@@ -1,8 +1,8 @@
 //! A deadline for each exchange without a timer for each exchange.
 //!
-//! Setting a timer and taking it back costs more than looking at a clock, and nearly every answer comes long before its
-//! deadline. So each connection keeps one timer, which is set anew only when it has run out, or would run out too late.
-//! It knows nothing of what is waited for.
+//! Setting a timer and taking it back costs more than looking at a clock, and nearly every answer
+//! comes long before its deadline. So each connection keeps one timer, which is set anew only when
+//! it has run out, or would run out too late. It knows nothing of what is waited for.
 
 use std::{
     future::{Future, poll_fn},
@@ -18,7 +18,11 @@ pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
     /// What the work comes to, or `None` when the deadline comes first.
-    pub(super) async fn within<W: Future + Unpin>(&mut self, deadline: Instant, mut work: W) -> Option<W::Output> {
+    pub(super) async fn within<W: Future + Unpin>(
+        &mut self,
+        deadline: Instant,
+        mut work: W,
+    ) -> Option<W::Output> {
         poll_fn(|cx| match Pin::new(&mut work).poll(cx) {
             Poll::Ready(done) => Poll::Ready(Some(done)),
             Poll::Pending => self.poll_passed(cx, deadline).map(|()| None),
@@ -28,7 +32,9 @@ impl Timer {
 
     /// Ready once the deadline has passed.
     pub(super) fn poll_passed(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        let sleep = self
+            .0
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if sleep.deadline() > deadline {
             sleep.as_mut().reset(deadline);
         }
@@ -57,15 +63,41 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_deadline_is_kept_to_whatever_the_one_before_was() {
         let mut timer = Timer::default();
-        for (seconds, pause) in [(30, 1), (30, 20), (30, 29), (5, 0), (60, 31), (1, 0), (10, 0)] {
+        for (seconds, pause) in [
+            (30, 1),
+            (30, 20),
+            (30, 29),
+            (5, 0),
+            (60, 31),
+            (1, 0),
+            (10, 0),
+        ] {
             sleep(Duration::from_secs(pause)).await;
             let began = Instant::now();
-            assert_eq!(timer.within(began + Duration::from_secs(seconds), ready(7)).await, Some(7));
+            assert_eq!(
+                timer
+                    .within(began + Duration::from_secs(seconds), ready(7))
+                    .await,
+                Some(7)
+            );
             let slow = pin!(sleep(Duration::from_millis(seconds * 1000 - 100)));
-            assert_eq!(timer.within(began + Duration::from_secs(seconds), slow).await, Some(()));
-            assert_eq!(timer.within(began + Duration::from_secs(seconds), pending::<()>()).await, None);
+            assert_eq!(
+                timer
+                    .within(began + Duration::from_secs(seconds), slow)
+                    .await,
+                Some(())
+            );
+            assert_eq!(
+                timer
+                    .within(began + Duration::from_secs(seconds), pending::<()>())
+                    .await,
+                None
+            );
             let late = began.elapsed().saturating_sub(Duration::from_secs(seconds));
-            assert!(late < Duration::from_millis(2), "{late:?} late for {seconds} s");
+            assert!(
+                late < Duration::from_millis(2),
+                "{late:?} late for {seconds} s"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What an account has: followers, menu, templates, QR codes. The answers are fixed, nothing is kept.
+//! What an account has: followers, menu, templates, QR codes. The answers are fixed, nothing is
+//! kept.
 
 use serde_json::json;
 
@@ -32,21 +33,27 @@ pub(super) fn reads_body(path: &str) -> bool {
 }
 
 fn user_info(call: Call<'_>) -> Answer {
-    let Some(openid) = call.head.param("openid") else { return call.error(40003) };
+    let Some(openid) = call.head.param("openid") else {
+        return call.error(40003);
+    };
     call.ok(&json!({
         "subscribe": 1, "openid": openid, "language": "zh_CN", "subscribe_time": 1_434_093_047, "remark": "",
         "groupid": 0, "tagid_list": [], "subscribe_scene": "ADD_SCENE_QR_CODE", "qr_scene": 0, "qr_scene_str": ""
     }))
 }
 
-/// `POST cgi-bin/qrcode/create`: a ticket for `showqrcode`; codes that last say no `expire_seconds`.
+/// `POST cgi-bin/qrcode/create`: a ticket for `showqrcode`; codes that last say no
+/// `expire_seconds`.
 fn qrcode(call: Call<'_>) -> Answer {
     if call.head.method() != "POST" {
         return call.error(43002);
     }
-    let Some(body) = call.json() else { return call.error(47001) };
+    let Some(body) = call.json() else {
+        return call.error(47001);
+    };
     let ticket = call.shared.state.noise.text(96);
-    let mut answer = json!({"ticket": ticket, "url": format!("http://weixin.qq.com/q/{}", &ticket[..24])});
+    let mut answer =
+        json!({"ticket": ticket, "url": format!("http://weixin.qq.com/q/{}", &ticket[..24])});
     if text(&body, "action_name").is_some_and(|name| !name.contains("LIMIT")) {
         // Thirty seconds when nothing is said, as the documentation has it.
         answer["expire_seconds"] = body["expire_seconds"].as_u64().unwrap_or(30).into();

@@ -47,14 +47,21 @@ impl Shelf {
     }
 
     fn find(&self, media_id: &str) -> Option<Upload> {
-        self.uploads().iter().find(|upload| upload.media_id == media_id).cloned()
+        self.uploads()
+            .iter()
+            .find(|upload| upload.media_id == media_id)
+            .cloned()
     }
 
     fn put(&self, upload: Upload) {
         let mut uploads = self.uploads();
         uploads.push_back(upload);
         let kept = |uploads: &VecDeque<Upload>| {
-            uploads.iter().filter_map(|u| u.content.as_ref()).map(Bytes::len).sum::<usize>()
+            uploads
+                .iter()
+                .filter_map(|u| u.content.as_ref())
+                .map(Bytes::len)
+                .sum::<usize>()
         };
         while uploads.len() > UPLOADS_KEPT || kept(&uploads) > CONTENT_KEPT {
             uploads.pop_front();
@@ -68,7 +75,10 @@ impl Shelf {
 
 /// Whether the path takes a file.
 pub(in crate::sandbox) fn takes_file(path: &str) -> bool {
-    matches!(path, "/cgi-bin/media/upload" | "/cgi-bin/media/uploadimg" | "/cgi-bin/material/add_material")
+    matches!(
+        path,
+        "/cgi-bin/media/upload" | "/cgi-bin/media/uploadimg" | "/cgi-bin/material/add_material"
+    )
 }
 
 /// Whether the path reads its JSON body.
@@ -84,17 +94,28 @@ pub(super) fn reads_body(path: &str) -> bool {
 
 /// `POST cgi-bin/media/upload?type=image` with a part named `media`.
 pub(super) fn upload(call: Call<'_>) -> Answer {
-    let Some(file) = &call.body.file else { return call.error(41005) };
+    let Some(file) = &call.body.file else {
+        return call.error(41005);
+    };
     let kind = call.head.param("type").unwrap_or_default();
     let wants_kind = call.head.path() != "/cgi-bin/media/uploadimg";
-    if wants_kind && !matches!(kind.as_str(), "image" | "voice" | "video" | "thumb" | "file") {
+    if wants_kind
+        && !matches!(
+            kind.as_str(),
+            "image" | "voice" | "video" | "thumb" | "file"
+        )
+    {
         return call.error(40004);
     }
     let media_id = call.shared.state.noise.text(64);
-    call.shared.shelf.put(record(file, media_id.clone(), kind.clone()));
+    call.shared
+        .shelf
+        .put(record(file, media_id.clone(), kind.clone()));
     let created_at = call.shared.state.clock.unix();
     match call.head.path() {
-        "/cgi-bin/media/uploadimg" => call.ok(&json!({"url": format!("http://mmbiz.qpic.cn/mmbiz/{media_id}/0")})),
+        "/cgi-bin/media/uploadimg" => {
+            call.ok(&json!({"url": format!("http://mmbiz.qpic.cn/mmbiz/{media_id}/0")}))
+        }
         "/cgi-bin/material/add_material" => call.ok(&json!({"media_id": media_id})),
         _ => call.ok(&json!({"type": kind, "media_id": media_id, "created_at": created_at})),
     }
@@ -104,17 +125,26 @@ fn record(file: &File, media_id: String, kind: String) -> Upload {
     Upload {
         media_id,
         kind,
-        content_type: file.content_type.clone().unwrap_or_else(|| "application/octet-stream".to_owned()),
+        content_type: file
+            .content_type
+            .clone()
+            .unwrap_or_else(|| "application/octet-stream".to_owned()),
         length: file.length,
         sha256: file.sha256.clone(),
         content: file.content.clone(),
     }
 }
 
-/// `GET cgi-bin/media/get?media_id=`: what was uploaded; `blob-N`, that many bytes made on the way; `video…`, a link.
+/// `GET cgi-bin/media/get?media_id=`: what was uploaded; `blob-N`, that many bytes made on the way;
+/// `video…`, a link.
 pub(super) fn get(call: Call<'_>) -> Answer {
-    let Some(media_id) = call.head.param("media_id") else { return call.error(40007) };
-    if let Some(length) = media_id.strip_prefix("blob-").and_then(|digits| digits.parse().ok()) {
+    let Some(media_id) = call.head.param("media_id") else {
+        return call.error(40007);
+    };
+    if let Some(length) = media_id
+        .strip_prefix("blob-")
+        .and_then(|digits| digits.parse().ok())
+    {
         return attachment("image/jpeg", &media_id, Body::Blob(length));
     }
     if media_id.starts_with("video") {
@@ -128,15 +158,19 @@ pub(super) fn get_material(call: Call<'_>) -> Answer {
     if call.head.method() != "POST" {
         return call.error(43002);
     }
-    let Some(body) = call.json() else { return call.error(47001) };
+    let Some(body) = call.json() else {
+        return call.error(47001);
+    };
     text(&body, "media_id").map_or_else(|| call.error(40007), |media_id| kept(call, &media_id))
 }
 
 fn kept(call: Call<'_>, media_id: &str) -> Answer {
     match call.shared.shelf.find(media_id) {
-        Some(Upload { content: Some(content), content_type, .. }) => {
-            attachment(&content_type, media_id, Body::Bytes(content))
-        }
+        Some(Upload {
+            content: Some(content),
+            content_type,
+            ..
+        }) => attachment(&content_type, media_id, Body::Bytes(content)),
         _ => call.error(40007),
     }
 }
@@ -151,7 +185,9 @@ pub(super) fn code(call: Call<'_>) -> Answer {
     if call.head.method() != "POST" {
         return call.error(43002);
     }
-    let Some(body) = call.json() else { return call.error(47001) };
+    let Some(body) = call.json() else {
+        return call.error(47001);
+    };
     let unlimited = call.head.path() == "/wxa/getwxacodeunlimit";
     if unlimited && text(&body, "scene").is_none_or(|scene| scene.chars().count() > 32) {
         return call.error(40169);
@@ -164,7 +200,9 @@ pub(super) fn code(call: Call<'_>) -> Answer {
 
 /// Bytes that begin and end like a JPEG, the same for the same request.
 fn picture(request: &[u8]) -> Bytes {
-    let offset = request.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte))) % 1000;
+    let offset = request.iter().fold(0_u64, |sum, byte| {
+        sum.wrapping_mul(31).wrapping_add(u64::from(*byte))
+    }) % 1000;
     let noise = blob_piece(offset, 2048 + offset);
     Bytes::from([&[0xff, 0xd8, 0xff, 0xe0][..], &noise, &[0xff, 0xd9]].concat())
 }

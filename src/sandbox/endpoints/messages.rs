@@ -1,5 +1,5 @@
-//! Messages to users. What is accepted here counts as delivered, and can be asked for: a call that was refused is not
-//! among it.
+//! Messages to users. What is accepted here counts as delivered, and can be asked for: a call that
+//! was refused is not among it.
 
 use serde_json::{Value, json};
 
@@ -23,8 +23,12 @@ pub(super) fn send(call: Call<'_>) -> Answer {
     if call.head.method() != "POST" {
         return call.error(43002);
     }
-    let Some(body) = call.json() else { return call.error(47001) };
-    let Some(openid) = text(&body, "touser") else { return call.error(40003) };
+    let Some(body) = call.json() else {
+        return call.error(47001);
+    };
+    let Some(openid) = text(&body, "touser") else {
+        return call.error(40003);
+    };
     let kind = text(&body, "msgtype").unwrap_or("template".into());
     let id = call.shared.recorder.deliver(|id| Delivery {
         id,
@@ -35,16 +39,21 @@ pub(super) fn send(call: Call<'_>) -> Answer {
         kind: kind.clone().into_owned(),
     });
     match call.head.path() {
-        "/cgi-bin/message/template/send" => call.ok(&json!({"errcode": 0, "errmsg": "ok", "msgid": id})),
-        "/cgi-bin/message/send" => {
-            call.ok(&json!({"errcode": 0, "errmsg": "ok", "invaliduser": "", "msgid": id.to_string()}))
+        "/cgi-bin/message/template/send" => {
+            call.ok(&json!({"errcode": 0, "errmsg": "ok", "msgid": id}))
         }
+        "/cgi-bin/message/send" => call
+            .ok(&json!({"errcode": 0, "errmsg": "ok", "invaliduser": "", "msgid": id.to_string()})),
         _ => call.ok(&json!({"errcode": 0, "errmsg": "ok"})),
     }
 }
 
 fn content(body: &Value, kind: &str) -> String {
-    let payload = if kind == "template" { &body["data"] } else { &body[kind] };
+    let payload = if kind == "template" {
+        &body["data"]
+    } else {
+        &body[kind]
+    };
     match &payload["content"] {
         Value::String(text) => text.clone(),
         _ => payload.to_string(),

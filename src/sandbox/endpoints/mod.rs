@@ -1,5 +1,6 @@
-//! What each path answers when nothing is rigged. Bodies and codes are WeChat's own, from its documentation and from
-//! probes of the real API; where neither says anything, the simplest answer is given.
+//! What each path answers when nothing is rigged. Bodies and codes are WeChat's own, from its
+//! documentation and from probes of the real API; where neither says anything, the simplest answer
+//! is given.
 
 use std::borrow::Cow;
 
@@ -81,7 +82,9 @@ pub(super) fn answer(call: Call<'_>) -> Answer {
         token::STABLE => token::stable(call),
         token::WECOM => token::wecom(call),
         "/cgi-bin/clear_quota/v2" => token::clear_quota_v2(call),
-        "/cgi-bin/component/api_component_token" | "/cgi-bin/component/api_start_push_ticket" => call.error(61011),
+        "/cgi-bin/component/api_component_token" | "/cgi-bin/component/api_start_push_ticket" => {
+            call.error(61011)
+        }
         _ if path.starts_with("/sns/") => sns::answer(call),
         _ if !is_in_use(path) => unknown(call),
         _ => match call.judged.state {
@@ -97,7 +100,9 @@ pub(super) fn answer(call: Call<'_>) -> Answer {
 pub(super) fn keep(path: &str) -> usize {
     match path {
         token::STABLE | "/cgi-bin/clear_quota" | "/cgi-bin/clear_quota/v2" => JSON_KEPT,
-        _ if messages::is_send(path) || media::reads_body(path) || holdings::reads_body(path) => JSON_KEPT,
+        _ if messages::is_send(path) || media::reads_body(path) || holdings::reads_body(path) => {
+            JSON_KEPT
+        }
         _ => 0,
     }
 }
@@ -110,9 +115,13 @@ fn business(call: Call<'_>) -> Answer {
         "/cgi-bin/ticket/get" => tickets::wecom(call, "agent_config"),
         "/cgi-bin/media/get" => media::get(call),
         "/cgi-bin/material/get_material" => media::get_material(call),
-        "/wxa/getwxacodeunlimit" | "/wxa/getwxacode" | "/cgi-bin/wxaapp/createwxaqrcode" => media::code(call),
+        "/wxa/getwxacodeunlimit" | "/wxa/getwxacode" | "/cgi-bin/wxaapp/createwxaqrcode" => {
+            media::code(call)
+        }
         "/cgi-bin/clear_quota" => token::clear_quota(call),
-        "/cgi-bin/get_api_domain_ip" => call.ok(&json!({"ip_list": ["203.0.113.10", "203.0.113.11"]})),
+        "/cgi-bin/get_api_domain_ip" => {
+            call.ok(&json!({"ip_list": ["203.0.113.10", "203.0.113.11"]}))
+        }
         "/cgi-bin/getcallbackip" => call.ok(&json!({"ip_list": ["203.0.113.20"]})),
         _ if media::takes_file(path) => media::upload(call),
         _ if messages::is_send(path) => messages::send(call),
@@ -127,7 +136,9 @@ fn plain(call: Call<'_>) -> Answer {
         _ if path.starts_with("/cgi-bin/component/") => call.error(61014),
         Platform::Wecom => call.ok(&json!({})),
         // The commonest answer of all, in load tests too.
-        Platform::Wechat => Answer::done(path, Bytes::from_static(br#"{"errcode":0,"errmsg":"ok"}"#)),
+        Platform::Wechat => {
+            Answer::done(path, Bytes::from_static(br#"{"errcode":0,"errmsg":"ok"}"#))
+        }
     }
 }
 
@@ -145,10 +156,19 @@ fn unknown(call: Call<'_>) -> Answer {
 }
 
 fn refused(call: Call<'_>, code: i64) -> Answer {
-    let lists_addresses = matches!(call.head.path(), "/cgi-bin/getcallbackip" | "/cgi-bin/get_api_domain_ip");
+    let lists_addresses = matches!(
+        call.head.path(),
+        "/cgi-bin/getcallbackip" | "/cgi-bin/get_api_domain_ip"
+    );
     if call.judged.platform == Platform::Wecom && lists_addresses {
-        let body = format!(r#"{{"ip_list":[],"errcode":{code},"errmsg":"{}"}}"#, wording(code, ""));
-        return Answer { errcode: Some(code), ..Answer::new(200, "application/json", body) };
+        let body = format!(
+            r#"{{"ip_list":[],"errcode":{code},"errmsg":"{}"}}"#,
+            wording(code, "")
+        );
+        return Answer {
+            errcode: Some(code),
+            ..Answer::new(200, "application/json", body)
+        };
     }
     call.error(code)
 }
@@ -181,7 +201,9 @@ impl Call<'_> {
     }
 
     fn json(&self) -> Option<Value> {
-        serde_json::from_slice(&self.body.kept).ok().filter(Value::is_object)
+        serde_json::from_slice(&self.body.kept)
+            .ok()
+            .filter(Value::is_object)
     }
 
     fn account(&self) -> &str {

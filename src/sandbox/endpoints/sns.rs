@@ -1,4 +1,5 @@
-//! Logins of users. These calls carry an AppSecret or a token of a user, never the token of the account.
+//! Logins of users. These calls carry an AppSecret or a token of a user, never the token of the
+//! account.
 //!
 //! A `js_code` or `code` beginning with `bad` is invalid; any other is good once.
 

@@ -22,7 +22,9 @@ pub(super) fn wecom(call: Call<'_>, kind: &str) -> Answer {
 }
 
 fn ticket(call: Call<'_>, kind: &str) -> Answer {
-    let Some((ticket, expires_in)) = call.shared.state.ticket(call.account(), kind) else { return call.error(40013) };
+    let Some((ticket, expires_in)) = call.shared.state.ticket(call.account(), kind) else {
+        return call.error(40013);
+    };
     call.shared.recorder.count(Count::Tickets);
     call.ok(&json!({"errcode": 0, "errmsg": "ok", "ticket": ticket, "expires_in": expires_in}))
 }

@@ -1,4 +1,5 @@
-//! The endpoints that issue tokens, and those that clear quotas. They authenticate by appid and secret.
+//! The endpoints that issue tokens, and those that clear quotas. They authenticate by appid and
+//! secret.
 
 use std::sync::Arc;
 
@@ -50,10 +51,16 @@ pub(in crate::sandbox) fn appid_in(body: &Received) -> Option<String> {
     text(&body_of(body), "appid").map(std::borrow::Cow::into_owned)
 }
 
-/// `GET cgi-bin/token?grant_type=client_credential&appid=&secret=`; POST is taken too, which no documentation forbids.
+/// `GET cgi-bin/token?grant_type=client_credential&appid=&secret=`; POST is taken too, which no
+/// documentation forbids.
 pub(super) fn classic(call: Call<'_>) -> Answer {
     let param = |name| call.head.param(name);
-    let account = match identify(call, param("appid"), param("grant_type").as_deref(), param("secret")) {
+    let account = match identify(
+        call,
+        param("appid"),
+        param("grant_type").as_deref(),
+        param("secret"),
+    ) {
         Ok(account) => account,
         Err(code) => return token_error(call, code),
     };
@@ -65,9 +72,16 @@ pub(super) fn stable(call: Call<'_>) -> Answer {
     if call.head.method() != "POST" {
         return token_error(call, 43002);
     }
-    let Some(body) = call.json() else { return token_error(call, 47001) };
+    let Some(body) = call.json() else {
+        return token_error(call, 47001);
+    };
     let field = |name| text(&body, name).map(std::borrow::Cow::into_owned);
-    let account = match identify(call, field("appid"), field("grant_type").as_deref(), field("secret")) {
+    let account = match identify(
+        call,
+        field("appid"),
+        field("grant_type").as_deref(),
+        field("secret"),
+    ) {
         Ok(account) => account,
         Err(code) => return token_error(call, code),
     };
@@ -84,14 +98,24 @@ pub(super) fn stable(call: Call<'_>) -> Answer {
 
 /// `GET cgi-bin/gettoken?corpid=&corpsecret=`.
 pub(super) fn wecom(call: Call<'_>) -> Answer {
-    let Some(corpid) = call.head.param("corpid") else { return wecom_error(call, 40013) };
-    let Some(secret) = call.head.param("corpsecret") else { return wecom_error(call, 41004) };
-    let credential = call.shared.state.ledger().credential(Platform::Wecom, &corpid, &secret);
+    let Some(corpid) = call.head.param("corpid") else {
+        return wecom_error(call, 40013);
+    };
+    let Some(secret) = call.head.param("corpsecret") else {
+        return wecom_error(call, 41004);
+    };
+    let credential = call
+        .shared
+        .state
+        .ledger()
+        .credential(Platform::Wecom, &corpid, &secret);
     match credential {
         Credential::UnknownAppid => wecom_error(call, 40013),
         Credential::WrongSecret | Credential::ForeignSecret => wecom_error(call, 40001),
         Credential::Good(account) => match call.shared.state.grant_wecom(account, call.value) {
-            Grant::Token { token, expires_in, .. } => {
+            Grant::Token {
+                token, expires_in, ..
+            } => {
                 let body = json!({"errcode": 0, "errmsg": "ok", "access_token": &*token, "expires_in": expires_in});
                 Answer::done_with(WECOM, &body).with_content_type(JSON_CHARSET)
             }
@@ -102,18 +126,30 @@ pub(super) fn wecom(call: Call<'_>) -> Answer {
 
 /// `POST cgi-bin/clear_quota?access_token=` with the appid in the body.
 pub(super) fn clear_quota(call: Call<'_>) -> Answer {
-    let appid = call.json().and_then(|body| text(&body, "appid").map(std::borrow::Cow::into_owned));
+    let appid = call
+        .json()
+        .and_then(|body| text(&body, "appid").map(std::borrow::Cow::into_owned));
     if appid.as_deref() != Some(call.account()) {
         return call.error(40013);
     }
-    let index = call.shared.state.ledger().accounts.iter().position(|a| *a.appid == *call.account());
+    let index = call
+        .shared
+        .state
+        .ledger()
+        .accounts
+        .iter()
+        .position(|a| *a.appid == *call.account());
     index.map_or_else(|| call.error(40013), |index| cleared(call, index))
 }
 
 /// `POST cgi-bin/clear_quota/v2` with appid and appsecret, in the body or the query.
 pub(super) fn clear_quota_v2(call: Call<'_>) -> Answer {
     let body = call.json().unwrap_or(Value::Null);
-    let field = |name: &str| text(&body, name).map(std::borrow::Cow::into_owned).or_else(|| call.head.param(name));
+    let field = |name: &str| {
+        text(&body, name)
+            .map(std::borrow::Cow::into_owned)
+            .or_else(|| call.head.param(name))
+    };
     match identify(call, field("appid"), Some(GRANT), field("appsecret")) {
         Ok(index) => cleared(call, index),
         Err(code) => call.error(code),
@@ -153,7 +189,9 @@ pub(super) fn identify(
 
 fn granted(call: Call<'_>, grant: Grant) -> Answer {
     match grant {
-        Grant::Token { token, expires_in, .. } => with_log(token_body(&token, &expires_in.to_string()), 0),
+        Grant::Token {
+            token, expires_in, ..
+        } => with_log(token_body(&token, &expires_in.to_string()), 0),
         Grant::DailyQuota => {
             let text = format!("{QUOTA} rid: {}", call.shared.state.rid());
             with_log(Answer::error(45009, &text, JSON_ENCODING), 45009)
@@ -169,7 +207,10 @@ pub(in crate::sandbox) fn token_body(token: &Arc<str>, expires_in: &str) -> Answ
         "" => format!(r#"{{"access_token":{token}}}"#),
         _ => format!(r#"{{"access_token":{token},"expires_in":{expires_in}}}"#),
     };
-    Answer { executed: true, ..Answer::new(200, JSON_ENCODING, body) }
+    Answer {
+        executed: true,
+        ..Answer::new(200, JSON_ENCODING, body)
+    }
 }
 
 fn token_error(call: Call<'_>, code: i64) -> Answer {
@@ -189,13 +230,21 @@ fn wecom_error(call: Call<'_>, code: i64) -> Answer {
         _ => "api freq out of limit",
     };
     let rid = call.shared.state.rid();
-    let more = format!("from ip: {SEEN_IP}, more info at https://open.work.weixin.qq.com/devtool/query?e={code}");
-    Answer::error(code, &format!("{text}, hint: [{rid}], {more}"), JSON_CHARSET)
+    let more = format!(
+        "from ip: {SEEN_IP}, more info at https://open.work.weixin.qq.com/devtool/query?e={code}"
+    );
+    Answer::error(
+        code,
+        &format!("{text}, hint: [{rid}], {more}"),
+        JSON_CHARSET,
+    )
 }
 
 /// The header fields that were once seen of this endpoint; `LogicRet` mirrors the errcode.
 pub(in crate::sandbox) fn with_log(answer: Answer, code: i64) -> Answer {
-    answer.with_header("RetKey", "11").with_header("LogicRet", code.to_string())
+    answer
+        .with_header("RetKey", "11")
+        .with_header("LogicRet", code.to_string())
 }
 
 fn body_of(body: &Received) -> Value {

@@ -7,23 +7,44 @@ use super::*;
 const PATH: &str = "/cgi-bin/tags/get";
 
 async fn order(world: &World, path: &str, body: &Value) -> Reply {
-    world.post(&format!("/sandbox/{path}"), &body.to_string()).await
+    world
+        .post(&format!("/sandbox/{path}"), &body.to_string())
+        .await
 }
 
 async fn errcode(world: &World, token: &str) -> i64 {
-    world.get(&format!("{PATH}?access_token={token}")).await.errcode()
+    world
+        .get(&format!("{PATH}?access_token={token}"))
+        .await
+        .errcode()
 }
 
 #[tokio::test]
 async fn tokens_die_over_http() {
     let world = World::new().await;
     let token = world.token().await;
-    assert_eq!(order(&world, "revoke", &json!({"account": DEFAULT_APPID})).await.json()["tokens"], 1);
+    assert_eq!(
+        order(&world, "revoke", &json!({"account": DEFAULT_APPID}))
+            .await
+            .json()["tokens"],
+        1
+    );
     assert_eq!(errcode(&world, &token).await, 40001);
     let token = world.token().await;
-    order(&world, "revoke", &json!({"code": 40014, "sticky": true, "kind": "stable"})).await;
-    assert_eq!((errcode(&world, &token).await, world.token().await), (40014, token.clone()));
-    let forced = world.stable(true).await.json()["access_token"].as_str().unwrap().to_owned();
+    order(
+        &world,
+        "revoke",
+        &json!({"code": 40014, "sticky": true, "kind": "stable"}),
+    )
+    .await;
+    assert_eq!(
+        (errcode(&world, &token).await, world.token().await),
+        (40014, token.clone())
+    );
+    let forced = world.stable(true).await.json()["access_token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert_ne!(forced, token);
     order(&world, "rotate", &json!({"overlap": "5m"})).await;
     assert_eq!(world.control.judge(&forced), TokenState::Overlapping);
@@ -63,19 +84,36 @@ async fn faults_are_set_released_and_removed_over_http() {
     assert_eq!(errcode(&world, &token).await, 45011);
     let list = world.get("/sandbox/faults").await.json();
     assert_eq!(
-        (&list["faults"][0]["hits"], &list["faults"][0]["rule"]["fault"]["kind"]),
+        (
+            &list["faults"][0]["hits"],
+            &list["faults"][0]["rule"]["fault"]["kind"]
+        ),
         (&json!(1), &json!("errcode"))
     );
 
     let mut client = world.client().await;
-    client.send(format!("GET /cgi-bin/menu/get?access_token={token} HTTP/1.1\r\n\r\n")).await;
+    client
+        .send(format!(
+            "GET /cgi-bin/menu/get?access_token={token} HTTP/1.1\r\n\r\n"
+        ))
+        .await;
     let held = ids[1].as_u64().unwrap();
-    timeout(PATIENCE, world.control.until(|c| c.hits(held) == 1)).await.unwrap();
-    assert_eq!(world.post(&format!("/sandbox/faults/{held}/release"), "").await.status, 200);
+    timeout(PATIENCE, world.control.until(|c| c.hits(held) == 1))
+        .await
+        .unwrap();
+    assert_eq!(
+        world
+            .post(&format!("/sandbox/faults/{held}/release"), "")
+            .await
+            .status,
+        200
+    );
     assert_eq!(client.reply().await.unwrap().status, 200);
 
     let mut client = world.client().await;
-    client.send("DELETE /sandbox/faults/99 HTTP/1.1\r\n\r\n").await;
+    client
+        .send("DELETE /sandbox/faults/99 HTTP/1.1\r\n\r\n")
+        .await;
     assert_eq!(client.reply().await.unwrap().status, 404);
     client.send("DELETE /sandbox/faults HTTP/1.1\r\n\r\n").await;
     assert_eq!(client.reply().await.unwrap().status, 200);
@@ -89,7 +127,11 @@ async fn orders_that_cannot_be_read_say_why_and_change_nothing() {
     for (path, body, word) in [
         ("revoke", json!({"acount": "x"}), "acount"),
         ("advance", json!({"by": "5"}), "unit"),
-        ("faults", json!([{"path": PATH}, {"fault": {"kind": "explode"}}]), "explode"),
+        (
+            "faults",
+            json!([{"path": PATH}, {"fault": {"kind": "explode"}}]),
+            "explode",
+        ),
         ("remaining", json!({}), "remaining"),
         ("accounts", json!({"appid": "wx9"}), "secret"),
     ] {
@@ -101,7 +143,9 @@ async fn orders_that_cannot_be_read_say_why_and_change_nothing() {
     assert_eq!(errcode(&world, &token).await, 0);
     assert_eq!(world.post("/sandbox/nothing", "").await.status, 404);
     let mut client = world.client().await;
-    client.send("PUT /sandbox/state HTTP/1.1\r\nContent-Length: 0\r\n\r\n").await;
+    client
+        .send("PUT /sandbox/state HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+        .await;
     assert_eq!(client.reply().await.unwrap().status, 405);
 }
 
@@ -111,21 +155,47 @@ async fn the_record_shows_requests_as_they_came() {
     let token = world.token().await;
     let mut client = world.client().await;
     let query = format!("b=%41&access_token={token}&access_token=second&a");
-    client.send(format!("POST {PATH}?{query} HTTP/1.1\r\nhOsT: x\r\nContent-Length: 3\r\n\r\nabc")).await;
+    client
+        .send(format!(
+            "POST {PATH}?{query} HTTP/1.1\r\nhOsT: x\r\nContent-Length: 3\r\n\r\nabc"
+        ))
+        .await;
     client.reply().await.unwrap();
-    let reply = world.get(&format!("/sandbox/requests?path={PATH}")).await.json();
+    let reply = world
+        .get(&format!("/sandbox/requests?path={PATH}"))
+        .await
+        .json();
     let record = &reply["requests"][0];
     assert_eq!(record["query"], query);
     assert_eq!(record["headers"][0], json!(["hOsT", "x"]));
     assert_eq!(
-        (&record["body"], &record["body_length"], &record["token_params"]),
+        (
+            &record["body"],
+            &record["body_length"],
+            &record["token_params"]
+        ),
         (&json!("abc"), &json!(3), &json!(2))
     );
-    assert_eq!(record["body_sha256"], "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-    assert_eq!((&record["framing"], &record["length"]), (&json!("length"), &json!(3)));
-    assert_eq!((&record["token"]["state"], &record["executed"]), (&json!("current"), &json!(true)));
+    assert_eq!(
+        record["body_sha256"],
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    );
+    assert_eq!(
+        (&record["framing"], &record["length"]),
+        (&json!("length"), &json!(3))
+    );
+    assert_eq!(
+        (&record["token"]["state"], &record["executed"]),
+        (&json!("current"), &json!(true))
+    );
     let counters = world.get("/sandbox/counters").await.json();
-    assert_eq!((&counters["totals"]["requests"], &counters["paths"][PATH]["executed"]), (&json!(2), &json!(1)));
+    assert_eq!(
+        (
+            &counters["totals"]["requests"],
+            &counters["paths"][PATH]["executed"]
+        ),
+        (&json!(2), &json!(1))
+    );
     client.send("DELETE /sandbox/record HTTP/1.1\r\n\r\n").await;
     client.reply().await.unwrap();
     assert!(world.control.requests("/**").is_empty() && world.control.counters().requests == 0);
@@ -134,12 +204,21 @@ async fn the_record_shows_requests_as_they_came() {
 
 #[tokio::test]
 async fn the_record_is_bounded() {
-    let world = World::with(Settings { record_capacity: 3, ..Settings::default() }).await;
+    let world = World::with(Settings {
+        record_capacity: 3,
+        ..Settings::default()
+    })
+    .await;
     let mut client = world.client().await;
     for number in 0..5 {
         client.get(&format!("/cgi-bin/menu/get?n={number}")).await;
     }
-    let queries: Vec<_> = world.control.requests("/**").into_iter().filter_map(|record| record.query).collect();
+    let queries: Vec<_> = world
+        .control
+        .requests("/**")
+        .into_iter()
+        .filter_map(|record| record.query)
+        .collect();
     assert_eq!(queries, ["n=2", "n=3", "n=4"]);
     assert_eq!(world.control.path("/cgi-bin/menu/get").requests, 5);
 }
@@ -149,24 +228,54 @@ async fn accounts_are_added_and_shown() {
     let world = World::new().await;
     order(&world, "accounts", &json!({"appid": "wx9", "secret": "s9"})).await;
     let target = "/cgi-bin/token?grant_type=client_credential&appid=wx9&secret=s9";
-    let token = world.get(target).await.json()["access_token"].as_str().unwrap().to_owned();
+    let token = world.get(target).await.json()["access_token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let state = world.get("/sandbox/state").await.json();
     let account = &state["accounts"][1];
-    assert_eq!((&account["appid"], &account["tokens"][0]["access_token"]), (&json!("wx9"), &json!(token)));
-    assert_eq!((&account["tokens"][0]["kind"], &account["tokens"][0]["state"]), (&json!("classic"), &json!("current")));
-    order(&world, "accounts", &json!({"appid": "wx9", "secret": "new"})).await;
+    assert_eq!(
+        (&account["appid"], &account["tokens"][0]["access_token"]),
+        (&json!("wx9"), &json!(token))
+    );
+    assert_eq!(
+        (
+            &account["tokens"][0]["kind"],
+            &account["tokens"][0]["state"]
+        ),
+        (&json!("classic"), &json!("current"))
+    );
+    order(
+        &world,
+        "accounts",
+        &json!({"appid": "wx9", "secret": "new"}),
+    )
+    .await;
     assert_eq!(world.get(target).await.errcode(), 40125);
 }
 
 #[tokio::test]
 async fn the_index_and_the_root_are_for_reading() {
     let world = World::new().await;
-    assert!(world.get("/sandbox/").await.body.starts_with(b"The sandbox of wxgate"));
-    assert_eq!(world.get("/sandbox/ca.pem").await.body, world.control.ca_pem().as_bytes());
+    assert!(
+        world
+            .get("/sandbox/")
+            .await
+            .body
+            .starts_with(b"The sandbox of wxgate")
+    );
+    assert_eq!(
+        world.get("/sandbox/ca.pem").await.body,
+        world.control.ca_pem().as_bytes()
+    );
     order(&world, "connections", &json!({"idle_close": "30ms"})).await;
     let mut client = world.client().await;
     assert!(client.rest().await.0.is_empty());
-    assert_eq!(world.control.counters().requests, 0, "the control is not on record");
+    assert_eq!(
+        world.control.counters().requests,
+        0,
+        "the control is not on record"
+    );
 }
 
 /// Every JSON object that stands in the text behind `marker`.
@@ -175,7 +284,10 @@ fn objects<'d>(text: &'d str, marker: &str) -> Vec<&'d str> {
     starts
         .map(|rest| {
             let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
-            values.next().unwrap().unwrap_or_else(|error| panic!("{error}: {}", &rest[..60.min(rest.len())]));
+            values
+                .next()
+                .unwrap()
+                .unwrap_or_else(|error| panic!("{error}: {}", &rest[..60.min(rest.len())]));
             &rest[..values.byte_offset()]
         })
         .collect()
@@ -192,16 +304,26 @@ async fn the_manual_tells_the_truth() {
     let unit = Fault::UntilClose.label();
     assert!(faults.len() > 30 && faults.iter().any(|fault| fault.contains(unit)));
     let mut orders = 0;
-    for line in manual.lines().filter(|line| line.starts_with("curl -s $S/sandbox/")) {
-        let Some((path, rest)) = line["curl -s $S".len()..].split_once(" -d '") else { continue };
+    for line in manual
+        .lines()
+        .filter(|line| line.starts_with("curl -s $S/sandbox/"))
+    {
+        let Some((path, rest)) = line["curl -s $S".len()..].split_once(" -d '") else {
+            continue;
+        };
         let (body, _) = rest.split_once('\'').unwrap();
         assert_eq!(world.post(path, body).await.status, 200, "{line}");
         orders += 1;
     }
     assert!(orders > 15, "{orders}");
-    for path in
-        ["counters", "requests?path=/cgi-bin/**&limit=100", "deliveries?openid=o1", "uploads", "state", "faults"]
-    {
+    for path in [
+        "counters",
+        "requests?path=/cgi-bin/**&limit=100",
+        "deliveries?openid=o1",
+        "uploads",
+        "state",
+        "faults",
+    ] {
         assert!(manual.contains(&format!("/sandbox/{path}")), "{path}");
         assert_eq!(world.get(&format!("/sandbox/{path}")).await.status, 200);
     }

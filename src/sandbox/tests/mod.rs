@@ -53,8 +53,13 @@ impl World {
     }
 
     async fn client(&self) -> Client {
-        let stream = TcpStream::connect(self.sandbox.http_addr().unwrap()).await.unwrap();
-        Client { pipe: Box::new(stream), buffer: Vec::new() }
+        let stream = TcpStream::connect(self.sandbox.http_addr().unwrap())
+            .await
+            .unwrap();
+        Client {
+            pipe: Box::new(stream),
+            buffer: Vec::new(),
+        }
     }
 
     async fn get(&self, target: &str) -> Reply {
@@ -67,7 +72,10 @@ impl World {
 
     /// A token of the default account.
     async fn token(&self) -> String {
-        self.stable(false).await.json()["access_token"].as_str().unwrap().to_owned()
+        self.stable(false).await.json()["access_token"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     }
 
     async fn stable(&self, force: bool) -> Reply {
@@ -85,19 +93,26 @@ impl Client {
     }
 
     async fn get(&mut self, target: &str) -> Reply {
-        self.send(format!("GET {target} HTTP/1.1\r\nHost: sandbox\r\n\r\n")).await;
+        self.send(format!("GET {target} HTTP/1.1\r\nHost: sandbox\r\n\r\n"))
+            .await;
         self.reply().await.unwrap()
     }
 
     async fn post(&mut self, target: &str, body: &str) -> Reply {
-        self.send(format!("POST {target} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len())).await;
+        self.send(format!(
+            "POST {target} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+        .await;
         self.reply().await.unwrap()
     }
 
     /// More bytes; `false` at the end.
     async fn more(&mut self) -> io::Result<bool> {
         let mut piece = [0; 8192];
-        let count = timeout(PATIENCE, self.pipe.read(&mut piece)).await.expect("the sandbox is silent")?;
+        let count = timeout(PATIENCE, self.pipe.read(&mut piece))
+            .await
+            .expect("the sandbox is silent")?;
         self.buffer.extend_from_slice(&piece[..count]);
         Ok(count > 0)
     }
@@ -139,7 +154,11 @@ impl Client {
     async fn reply(&mut self) -> io::Result<Reply> {
         let head = self.head().await?;
         let status = head[9..12].parse().unwrap();
-        let mut reply = Reply { head, status, body: Vec::new() };
+        let mut reply = Reply {
+            head,
+            status,
+            body: Vec::new(),
+        };
         if reply.field("transfer-encoding").is_some() {
             loop {
                 let length = usize::from_str_radix(&self.line().await?, 16).unwrap();
@@ -151,7 +170,9 @@ impl Client {
                 }
             }
         }
-        let length: usize = reply.field("content-length").map_or(0, |length| length.parse().unwrap());
+        let length: usize = reply
+            .field("content-length")
+            .map_or(0, |length| length.parse().unwrap());
         self.need(length).await?;
         reply.body = self.buffer.drain(..length).collect();
         Ok(reply)
@@ -179,7 +200,8 @@ impl Reply {
     }
 
     fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {:?}", String::from_utf8_lossy(&self.body)))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("{e}: {:?}", String::from_utf8_lossy(&self.body)))
     }
 
     fn errcode(&self) -> i64 {
@@ -193,9 +215,17 @@ impl Reply {
 
 /// Puts a fixed request id in the place of the real one, after having looked at its form.
 fn without_rid(text: &str) -> String {
-    let Some(at) = text.find("rid: ") else { return text.to_owned() };
+    let Some(at) = text.find("rid: ") else {
+        return text.to_owned();
+    };
     let (before, rid) = text.split_at(at + 5);
     let groups: Vec<_> = rid.split('-').collect();
-    assert!(groups.len() == 3 && groups.iter().all(|g| g.len() == 8 && u32::from_str_radix(g, 16).is_ok()), "{text}");
+    assert!(
+        groups.len() == 3
+            && groups
+                .iter()
+                .all(|g| g.len() == 8 && u32::from_str_radix(g, 16).is_ok()),
+        "{text}"
+    );
     format!("{before}RID")
 }

@@ -1,4 +1,5 @@
-//! When failing to renew a token becomes worth waking somebody: half of its remaining life without success.
+//! When failing to renew a token becomes worth waking somebody: half of its remaining life without
+//! success.
 //!
 //! Pure; it says when to speak, not what.
 
@@ -18,7 +19,8 @@ pub(super) enum Alarm {
 }
 
 impl Alarm {
-    /// Another failure at `now`, with so much of the token's life left. True once, when it is time to speak up.
+    /// Another failure at `now`, with so much of the token's life left. True once, when it is time
+    /// to speak up.
     pub(super) fn rings(&mut self, now: Instant, left: Duration) -> bool {
         match *self {
             Self::Quiet if !left.is_zero() => *self = Self::Set(now + left / 2),
@@ -42,7 +44,12 @@ mod tests {
         let mut alarm = Alarm::Quiet;
         let rung: Vec<u64> = (0..300)
             .step_by(10)
-            .filter(|s| alarm.rings(start + Duration::from_secs(*s), Duration::from_secs(300 - s)))
+            .filter(|s| {
+                alarm.rings(
+                    start + Duration::from_secs(*s),
+                    Duration::from_secs(300 - s),
+                )
+            })
             .collect();
         assert_eq!(rung, [150]);
     }

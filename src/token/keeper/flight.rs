@@ -1,5 +1,5 @@
-//! One step of a refresh under way, in a task of its own: the question to other nodes, a fetch, a probe, or the wait for
-//! the store.
+//! One step of a refresh under way, in a task of its own: the question to other nodes, a fetch, a
+//! probe, or the wait for the store.
 //!
 //! A step never decides what follows from it. Should it panic, that is an outcome like any other.
 
@@ -57,9 +57,15 @@ pub(super) struct Flight {
 /// How a step ended.
 pub(super) enum Landed {
     Cleared(Clearance),
-    Fetched { sent: Instant, result: Result<Fetched, FetchError> },
+    Fetched {
+        sent: Instant,
+        result: Result<Fetched, FetchError>,
+    },
     Probed(Probe),
-    Stored { token: Token, newer: Option<Box<Record>> },
+    Stored {
+        token: Token,
+        newer: Option<Box<Record>>,
+    },
 }
 
 #[derive(Clone, Copy)]
@@ -103,11 +109,19 @@ impl Flight {
         limit: Duration,
     ) -> Self {
         let step = tokio::spawn(async move { Landed::Cleared(sharing.clear(known, limit).await) });
-        Self { trigger, mode, who, past, begun: Instant::now(), step, kind: Kind::Clear }
+        Self {
+            trigger,
+            mode,
+            who,
+            past,
+            begun: Instant::now(),
+            step,
+            kind: Kind::Clear,
+        }
     }
 
-    /// Asks the source, after what it spends is on record (`noted`, and how long to wait for that); for another token
-    /// than `rejected`, if there is one.
+    /// Asks the source, after what it spends is on record (`noted`, and how long to wait for that);
+    /// for another token than `rejected`, if there is one.
     pub(super) fn fetch(
         (trigger, mode, who): (Trigger, Mode, Forcer),
         past: Generation,
@@ -125,16 +139,35 @@ impl Flight {
                 Some(rejected) => source.fetch_past(rejected),
                 None => source.fetch(mode),
             };
-            let result = timeout(limit + GRACE, asked).await.unwrap_or(Err(FetchError::Timeout));
+            let result = timeout(limit + GRACE, asked)
+                .await
+                .unwrap_or(Err(FetchError::Timeout));
             Landed::Fetched { sent, result }
         });
-        Self { trigger, mode, who, past, begun: Instant::now(), step, kind: Kind::Fetch }
+        Self {
+            trigger,
+            mode,
+            who,
+            past,
+            begun: Instant::now(),
+            step,
+            kind: Kind::Fetch,
+        }
     }
 
     /// Asks WeChat about the token.
-    pub(super) fn probe(&self, source: Arc<dyn TokenSource>, limit: Duration, token: Secret) -> Self {
+    pub(super) fn probe(
+        &self,
+        source: Arc<dyn TokenSource>,
+        limit: Duration,
+        token: Secret,
+    ) -> Self {
         let step = tokio::spawn(async move {
-            Landed::Probed(timeout(limit + GRACE, source.probe(&token)).await.unwrap_or(Probe::Unknown))
+            Landed::Probed(
+                timeout(limit + GRACE, source.probe(&token))
+                    .await
+                    .unwrap_or(Probe::Unknown),
+            )
         });
         self.next(step, Kind::Probe)
     }
@@ -149,19 +182,42 @@ impl Flight {
     }
 
     fn next(&self, step: JoinHandle<Landed>, kind: Kind) -> Self {
-        let Self { trigger, mode, who, past, begun, .. } = *self;
-        Self { trigger, mode, who, past, begun, step, kind }
+        let Self {
+            trigger,
+            mode,
+            who,
+            past,
+            begun,
+            ..
+        } = *self;
+        Self {
+            trigger,
+            mode,
+            who,
+            past,
+            begun,
+            step,
+            kind,
+        }
     }
 }
 
-/// Waits for the step to end, and takes the flight out; for ever when there is none. Can be cancelled and called again.
+/// Waits for the step to end, and takes the flight out; for ever when there is none. Can be
+/// cancelled and called again.
 pub(super) async fn landed(flight: &mut Option<Flight>) -> (Flight, Landed) {
-    let Some(current) = flight.as_mut() else { return std::future::pending().await };
+    let Some(current) = flight.as_mut() else {
+        return std::future::pending().await;
+    };
     let outcome = (&mut current.step).await;
-    let Some(current) = flight.take() else { return std::future::pending().await };
+    let Some(current) = flight.take() else {
+        return std::future::pending().await;
+    };
     let landed = outcome.unwrap_or_else(|_| match current.kind {
         Kind::Clear => Landed::Cleared(Clearance::default()),
-        Kind::Fetch => Landed::Fetched { sent: current.begun, result: Err(FetchError::Panicked) },
+        Kind::Fetch => Landed::Fetched {
+            sent: current.begun,
+            result: Err(FetchError::Panicked),
+        },
         Kind::Probe => Landed::Probed(Probe::Unknown),
     });
     (current, landed)

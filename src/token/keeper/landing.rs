@@ -64,7 +64,11 @@ impl Task {
         let suspect = std::mem::take(&mut self.suspect);
         let expires = sent + fetched.expires_in;
         self.record.asked_ms = self.chance.clock.to_unix_ms(sent);
-        if let Some(current) = self.current.as_ref().filter(|current| *current.secret() == fetched.token) {
+        if let Some(current) = self
+            .current
+            .as_ref()
+            .filter(|current| *current.secret() == fetched.token)
+        {
             let same = current.extended(sent, expires);
             self.count(flight, "same");
             return self.on_same_token(flight, same);
@@ -129,16 +133,22 @@ impl Task {
         }
     }
 
-    /// While WeChat was answering, another node's token took the place of the one that was to be replaced. Which of the
-    /// two is good only a call can tell, and all nodes have to try the same one first.
+    /// While WeChat was answering, another node's token took the place of the one that was to be
+    /// replaced. Which of the two is good only a call can tell, and all nodes have to try the same
+    /// one first.
     fn on_late(&mut self, flight: &Flight) {
         self.answer_operators(flight, true);
-        if !self.waiters.is_empty() && self.begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper).is_err() {
+        if !self.waiters.is_empty()
+            && self
+                .begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper)
+                .is_err()
+        {
             self.give_back(GiveBackReason::Budget);
         }
     }
 
-    /// WeChat gave the token that is already here. No failure by itself; after a rejection it needs a closer look.
+    /// WeChat gave the token that is already here. No failure by itself; after a rejection it needs
+    /// a closer look.
     fn on_same_token(&mut self, flight: &Flight, same: Token) {
         let now = Instant::now();
         self.record.refusal = None;
@@ -148,7 +158,8 @@ impl Task {
             self.save();
         } else if self.account.kind().is_ours() {
             let before = self.settings.refresh_before;
-            self.next_attempt = schedule::ask_again_at(now, same.expires(), before, (self.chance.jitter)());
+            self.next_attempt =
+                schedule::ask_again_at(now, same.expires(), before, (self.chance.jitter)());
             self.record.token = self.to_store(&same);
             self.save();
         } else {
@@ -173,12 +184,19 @@ impl Task {
             self.convict();
         } else {
             // A flight that set out for another cause has not been through the gate.
-            let admitted = if flight.trigger == Trigger::Rejected { Ok(()) } else { self.gate.ask(now, false) };
+            let admitted = if flight.trigger == Trigger::Rejected {
+                Ok(())
+            } else {
+                self.gate.ask(now, false)
+            };
             match admitted {
                 Err(denied) => self.give_back(reason(denied)),
                 Ok(()) if kind.is_ours() => self.probe(flight),
-                Ok(()) if flight.trigger == Trigger::Rejected => self.fruitless(GiveBackReason::SameToken),
-                // A look that began before the rejection says nothing of what the other server did about it.
+                Ok(()) if flight.trigger == Trigger::Rejected => {
+                    self.fruitless(GiveBackReason::SameToken)
+                }
+                // A look that began before the rejection says nothing of what the other server did
+                // about it.
                 Ok(()) => {
                     let _ = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper);
                 }
@@ -189,7 +207,8 @@ impl Task {
     fn probe(&mut self, flight: &Flight) {
         if let Some(token) = &self.current {
             let source = Arc::clone(&self.source);
-            self.flight = Some(flight.probe(source, self.settings.fetch_timeout, token.secret().clone()));
+            self.flight =
+                Some(flight.probe(source, self.settings.fetch_timeout, token.secret().clone()));
         }
     }
 
@@ -209,7 +228,10 @@ impl Task {
                 self.fruitless(GiveBackReason::SameToken);
             }
             Probe::Stale => {
-                if self.begin(Trigger::Forced, Mode::Forced, Forcer::Keeper).is_err() {
+                if self
+                    .begin(Trigger::Forced, Mode::Forced, Forcer::Keeper)
+                    .is_err()
+                {
                     self.on_no_force_left();
                 }
             }
@@ -250,18 +272,26 @@ impl Task {
         self.give_back(reason);
     }
 
-    /// No token. The one that is there stays; how long to leave WeChat alone depends on what went wrong.
+    /// No token. The one that is there stays; how long to leave WeChat alone depends on what went
+    /// wrong.
     fn on_failed(&mut self, error: FetchError) {
         let now = Instant::now();
         let transient = error.is_transient();
         let last = self.fault.take().filter(|fault| match fault.cause {
-            Cause::Fetch(last) => last.is_transient() == transient && (transient || last.class() == error.class()),
+            Cause::Fetch(last) => {
+                last.is_transient() == transient && (transient || last.class() == error.class())
+            }
             _ => false,
         });
         let failures = last.map_or(1, |fault| fault.failures.saturating_add(1));
         let until = now + schedule::pause_after(error.class(), failures, (self.chance.jitter)());
         let cause = Cause::Fetch(error);
-        self.fault = Some(Fault { cause, transient, failures, until });
+        self.fault = Some(Fault {
+            cause,
+            transient,
+            failures,
+            until,
+        });
         self.next_attempt = until;
         // Only the first lost answer in a row earns the next rejection a fetch without delay.
         self.suspect = error.is_lost_answer() && failures == 1;
@@ -269,20 +299,29 @@ impl Task {
         self.complain(cause, transient, failures, now);
         // Whoever hears that it failed can ask at once why.
         self.publish();
-        let give_up = TokenError::new(self.account.name.clone(), cause, until.saturating_duration_since(now));
+        let give_up = TokenError::new(
+            self.account.name.clone(),
+            cause,
+            until.saturating_duration_since(now),
+        );
         for operator in self.operators.drain(..) {
             let _ = operator.reply.send(Err(give_up.clone()));
         }
-        // After one passing failure the next attempt is due within a second: waiters may still have their token.
+        // After one passing failure the next attempt is due within a second: waiters may still have
+        // their token.
         if !(transient && failures == 1) {
             self.give_back(GiveBackReason::RefreshFailed);
         }
     }
 
-    /// Says what is wrong: the first time, when it needs somebody, and when half of the remaining life is over.
+    /// Says what is wrong: the first time, when it needs somebody, and when half of the remaining
+    /// life is over.
     fn complain(&mut self, cause: Cause, transient: bool, failures: u32, now: Instant) {
         let (account, kept) = (&self.account.name, self.shared.kept);
-        let left = self.current.as_ref().map_or(Duration::ZERO, |token| token.expires_in());
+        let left = self
+            .current
+            .as_ref()
+            .map_or(Duration::ZERO, |token| token.expires_in());
         if failures == 1 && !transient {
             tracing::error!(%account, %kept, valid_for = left.as_secs(), "{cause}");
         } else {
@@ -296,8 +335,9 @@ impl Task {
         }
     }
 
-    /// The token that is being replaced was good once and should have lived on: somebody else fetches for this account.
-    /// One such death may have an honest reason, so each counts only when the next one follows.
+    /// The token that is being replaced was good once and should have lived on: somebody else
+    /// fetches for this account. One such death may have an honest reason, so each counts only when
+    /// the next one follows.
     fn look_for_conflict(&mut self, flight: &Flight) {
         let kind = self.account.kind();
         if !kind.is_ours() {
@@ -306,18 +346,24 @@ impl Task {
         let now = Instant::now();
         let accepted_lately = self.note_acceptance();
         let Some(current) = &self.current else { return };
-        let by_itself = flight.trigger.is_passive() || kind == Kind::Stable && flight.trigger == Trigger::Timer;
+        let by_itself =
+            flight.trigger.is_passive() || kind == Kind::Stable && flight.trigger == Trigger::Timer;
         let early = current.expires_in() > schedule::ROTATION && self.welcome && by_itself;
         if !early || flight.trigger.is_passive() && accepted_lately {
             return;
         }
-        let before = self.early_death.replace((Generation(self.record.generation.0 + 1), now));
+        let before = self
+            .early_death
+            .replace((Generation(self.record.generation.0 + 1), now));
         if before.is_none_or(|(_, at)| now - at > CONFLICT_WINDOW) {
             return;
         }
         self.conflicts += 1;
         self.metrics.conflict();
-        if self.warned_of_conflict.is_none_or(|at| now - at >= CONFLICT_QUIET) {
+        if self
+            .warned_of_conflict
+            .is_none_or(|at| now - at >= CONFLICT_QUIET)
+        {
             self.warned_of_conflict = Some(now);
             let advice = match kind {
                 Kind::Wecom => "look whether somebody changes the agent in the console of WeCom",
@@ -334,9 +380,16 @@ impl Task {
 
     pub(super) fn answer_operators(&mut self, flight: &Flight, refreshed: bool) {
         let Some(token) = &self.current else { return };
-        let answer = Refreshed { refreshed, generation: token.generation(), expires_in: token.expires_in() };
+        let answer = Refreshed {
+            refreshed,
+            generation: token.generation(),
+            expires_in: token.expires_in(),
+        };
         let forced = flight.mode == Mode::Forced || self.account.kind() == Kind::Classic;
-        for operator in self.operators.extract_if(.., |operator| forced || !operator.force) {
+        for operator in self
+            .operators
+            .extract_if(.., |operator| forced || !operator.force)
+        {
             let _ = operator.reply.send(Ok(answer));
         }
     }

@@ -1,7 +1,9 @@
-//! The keeper of one account's token: a cheap handle for requests, in front of the task that owns everything.
+//! The keeper of one account's token: a cheap handle for requests, in front of the task that owns
+//! everything.
 //!
-//! Requests read what the task publishes and post what WeChat said; they never fetch, so none that goes away cancels
-//! anything. The handle works from any runtime; the task lives on the one where it was spawned.
+//! Requests read what the task publishes and post what WeChat said; they never fetch, so none that
+//! goes away cancels anything. The handle works from any runtime; the task lives on the one where
+//! it was spawned.
 
 mod alarm;
 mod flight;
@@ -45,7 +47,8 @@ use super::{
 };
 use crate::base::AccountName;
 
-/// The handle of one account's keeper. The last one that is dropped ends the task, after a fetch that is under way.
+/// The handle of one account's keeper. The last one that is dropped ends the task, after a fetch
+/// that is under way.
 #[derive(Clone)]
 pub struct Keeper {
     shared: Arc<Shared>,
@@ -106,8 +109,8 @@ struct Shared {
     wanted: AtomicU64,
 }
 
-/// What the handle posts to the task. The mailbox has no bound of its own: every message belongs to a request in
-/// flight, and those are bounded.
+/// What the handle posts to the task. The mailbox has no bound of its own: every message belongs to
+/// a request in flight, and those are bounded.
 enum Command {
     Rejected {
         generation: Generation,
@@ -135,7 +138,8 @@ enum Command {
 const BREAKER: u32 = 3;
 
 impl Keeper {
-    /// Starts the keeper of an account on the current runtime, which must not be one that serves requests.
+    /// Starts the keeper of an account on the current runtime, which must not be one that serves
+    /// requests.
     pub fn spawn(
         account: AccountSettings,
         settings: Settings,
@@ -143,7 +147,17 @@ impl Keeper {
         store: Arc<dyn TokenStore>,
         metrics: AccountMetrics,
     ) -> Self {
-        Self::spawn_with(account, settings, source, store, metrics, Chance { clock: Clock::system(), jitter })
+        Self::spawn_with(
+            account,
+            settings,
+            source,
+            store,
+            metrics,
+            Chance {
+                clock: Clock::system(),
+                jitter,
+            },
+        )
     }
 
     /// As [`Keeper::spawn`], with clock and chance of one's own.
@@ -155,7 +169,15 @@ impl Keeper {
         metrics: AccountMetrics,
         chance: Chance,
     ) -> Self {
-        Self::start(Kept::Token, account, settings, source, store, metrics, chance)
+        Self::start(
+            Kept::Token,
+            account,
+            settings,
+            source,
+            store,
+            metrics,
+            chance,
+        )
     }
 
     fn start(
@@ -179,22 +201,45 @@ impl Keeper {
         });
         let (mailbox, commands) = mpsc::unbounded_channel();
         let (publish, state) = watch::channel(State::default());
-        let key = Key { account: account.name.clone(), kept };
+        let key = Key {
+            account: account.name.clone(),
+            kept,
+        };
         // A token that another server keeps is read there by each node.
         let sharing = Sharing::of(&key, &store, &metrics).filter(|_| account.kind().is_ours());
         if let Some(sharing) = sharing.clone() {
             tokio::spawn(sharing.watch(mailbox.downgrade(), chance.jitter));
         }
-        let stores = Stores { persister: persist::spawn(key, store, metrics.clone()), sharing };
-        let task = task::Task::new(account, settings, source, stores, metrics, chance, Arc::clone(&shared), publish);
+        let stores = Stores {
+            persister: persist::spawn(key, store, metrics.clone()),
+            sharing,
+        };
+        let task = task::Task::new(
+            account,
+            settings,
+            source,
+            stores,
+            metrics,
+            chance,
+            Arc::clone(&shared),
+            publish,
+        );
         tokio::spawn(task.run(commands));
-        Self { shared, mailbox, state, tickets: None }
+        Self {
+            shared,
+            mailbox,
+            state,
+            tickets: None,
+        }
     }
 
     /// The same keeper with the tickets of its account.
     #[must_use]
     pub fn with_tickets(self, tickets: Tickets) -> Self {
-        Self { tickets: Some(Arc::new(tickets)), ..self }
+        Self {
+            tickets: Some(Arc::new(tickets)),
+            ..self
+        }
     }
 
     /// The tickets of the account; `None` where nobody gave it any.
@@ -204,13 +249,17 @@ impl Keeper {
 
     /// The token, if there is one that is good right now. No lock, no wait.
     pub fn token(&self) -> Option<Arc<Token>> {
-        self.shared.token.load_full().filter(|token| token.is_alive())
+        self.shared
+            .token
+            .load_full()
+            .filter(|token| token.is_alive())
     }
 
     /// The token, or what there is after at most `token.wait`.
     ///
     /// # Errors
-    /// At once when a refusal is remembered or the next attempt is too far away; else when the wait is over.
+    /// At once when a refusal is remembered or the next attempt is too far away; else when the wait
+    /// is over.
     pub async fn current(&self) -> Result<Arc<Token>, TokenError> {
         if let Some(token) = self.token() {
             return Ok(token);
@@ -232,8 +281,8 @@ impl Keeper {
         }
     }
 
-    /// A token that is newer than `known`, as soon as there is one; `None` when `deadline` comes first or the keeper
-    /// ends. Asks WeChat for nothing.
+    /// A token that is newer than `known`, as soon as there is one; `None` when `deadline` comes
+    /// first or the keeper ends. Asks WeChat for nothing.
     pub async fn wait_past(&self, known: Generation, deadline: Instant) -> Option<Arc<Token>> {
         let mut state = self.state.clone();
         loop {
@@ -248,21 +297,26 @@ impl Keeper {
 
     /// WeChat answered a request with this generation with something that is not stale.
     pub fn accepted(&self, generation: Generation) {
-        // The order does not matter: a note that comes a moment late is as good. An older generation says nothing new.
+        // The order does not matter: a note that comes a moment late is as good. An older
+        // generation says nothing new.
         if self.shared.evidence.load(Ordering::Relaxed) < generation.0 {
             self.shared.evidence.store(generation.0, Ordering::Relaxed);
         }
     }
 
-    /// WeChat called this generation stale on `path`. Returns a newer token as soon as there is one, fetched once for
-    /// all who ask; else says why not. Takes at most `token.fetch_timeout` + `token.wait`. An empty path is not
-    /// remembered as one that lies.
+    /// WeChat called this generation stale on `path`. Returns a newer token as soon as there is
+    /// one, fetched once for all who ask; else says why not. Takes at most `token.fetch_timeout` +
+    /// `token.wait`. An empty path is not remembered as one that lies.
     pub async fn refresh_past(&self, rejected: Generation, path: &str) -> Refresh {
         if let Some(token) = self.token().filter(|token| token.generation() > rejected) {
             return Refresh::Replay(token);
         }
         let (reply, answer) = oneshot::channel();
-        let command = Command::Rejected { generation: rejected, path: path.into(), reply };
+        let command = Command::Rejected {
+            generation: rejected,
+            path: path.into(),
+            reply,
+        };
         if self.mailbox.send(command).is_err() {
             return Refresh::GiveBack(GiveBackReason::RefreshFailed);
         }
@@ -275,21 +329,36 @@ impl Keeper {
 
     /// A replay on `path` with this newer generation was stale again.
     pub fn replay_was_stale(&self, generation: Generation, path: &str) {
-        // From here on, only what is accepted after this answer is evidence against the path: the token may have died just
-        // before it. Taken back here and not by the task, which may come to it later than the next acceptance.
-        let evidence = self.shared.evidence.compare_exchange(generation.0, 0, Ordering::Relaxed, Ordering::Relaxed);
-        let command = Command::ReplayWasStale { generation, path: path.into(), accepted: evidence.is_ok() };
+        // From here on, only what is accepted after this answer is evidence against the path: the
+        // token may have died just before it. Taken back here and not by the task, which may come
+        // to it later than the next acceptance.
+        let evidence = self.shared.evidence.compare_exchange(
+            generation.0,
+            0,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        let command = Command::ReplayWasStale {
+            generation,
+            path: path.into(),
+            accepted: evidence.is_ok(),
+        };
         let _ = self.mailbox.send(command);
     }
 
-    /// The operator's refresh: forgets remembered refusals and asks WeChat now. `force` kills the current token where
-    /// the endpoint can do that (at most twenty times a day, 30 s apart). Daily budgets count.
+    /// The operator's refresh: forgets remembered refusals and asks WeChat now. `force` kills the
+    /// current token where the endpoint can do that (at most twenty times a day, 30 s apart). Daily
+    /// budgets count.
     ///
     /// # Errors
     /// When no answer, a refusal, or no budget is left.
     pub async fn refresh_now(&self, force: bool) -> Result<Refreshed, TokenError> {
         let (reply, answer) = oneshot::channel();
-        if self.mailbox.send(Command::Operator { force, reply }).is_err() {
+        if self
+            .mailbox
+            .send(Command::Operator { force, reply })
+            .is_err()
+        {
             return Err(self.error(Cause::Stopped, Duration::from_secs(1)));
         }
         match timeout(self.shared.patience * 2, answer).await {
@@ -299,8 +368,9 @@ impl Keeper {
         }
     }
 
-    /// The account is gone or has another keeper: from now on only requests in flight are served. Without them nothing
-    /// is fetched any more, so that two keepers do not replace each other's tokens.
+    /// The account is gone or has another keeper: from now on only requests in flight are served.
+    /// Without them nothing is fetched any more, so that two keepers do not replace each other's
+    /// tokens.
     pub fn retire(&self) {
         let _ = self.mailbox.send(Command::Retire);
         if let Some(tickets) = &self.tickets {
@@ -338,7 +408,10 @@ impl Keeper {
 
     fn last_error(&self, state: &State) -> TokenError {
         match &state.fault {
-            Some(fault) => self.error(fault.cause, fault.until.saturating_duration_since(Instant::now())),
+            Some(fault) => self.error(
+                fault.cause,
+                fault.until.saturating_duration_since(Instant::now()),
+            ),
             None => self.error(Cause::Waiting, Duration::from_secs(1)),
         }
     }
@@ -350,7 +423,9 @@ impl Keeper {
 
 impl fmt::Debug for Keeper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keeper").field("name", &self.shared.name).finish_non_exhaustive()
+        f.debug_struct("Keeper")
+            .field("name", &self.shared.name)
+            .finish_non_exhaustive()
     }
 }
 

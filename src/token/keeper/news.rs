@@ -41,7 +41,9 @@ impl Task {
                 self.gate.not_needed(Instant::now());
             }
             self.answer_operators(flight, true);
-        } else if !refused && let Err((kind, Exhausted(after))) = self.set_out(flight.trigger, flight.mode, flight.who)
+        } else if !refused
+            && let Err((kind, Exhausted(after))) =
+                self.set_out(flight.trigger, flight.mode, flight.who)
         {
             self.on_exhausted(flight.trigger, kind, after);
         }
@@ -54,7 +56,10 @@ impl Task {
         }
         let lost = match record {
             None => true,
-            Some(record) => record.identity == self.record.identity && record.generation < self.record.generation,
+            Some(record) => {
+                record.identity == self.record.identity
+                    && record.generation < self.record.generation
+            }
         };
         if lost {
             self.write_back();
@@ -80,11 +85,18 @@ impl Task {
         if record.identity != self.record.identity || record.generation < self.record.generation {
             return false;
         }
-        let Some(token) = self.believe(record) else { return false };
-        if self.current.as_ref().is_some_and(|current| *current.secret() == *token.secret()) {
+        let Some(token) = self.believe(record) else {
+            return false;
+        };
+        if self
+            .current
+            .as_ref()
+            .is_some_and(|current| *current.secret() == *token.secret())
+        {
             return false;
         }
-        // Without a lease two nodes may number two tokens alike. Requests tell tokens by their number only.
+        // Without a lease two nodes may number two tokens alike. Requests tell tokens by their
+        // number only.
         let alike = token.generation() == self.generation();
         if alike && self.is_younger_than(&token) {
             self.record.generation = Generation(record.generation.0 + 1);
@@ -92,8 +104,17 @@ impl Task {
             self.save();
             return true;
         }
-        let number = if alike { Generation(token.generation().0 + 1) } else { token.generation() };
-        let token = Token::new(number, token.secret().clone(), token.sent(), token.expires());
+        let number = if alike {
+            Generation(token.generation().0 + 1)
+        } else {
+            token.generation()
+        };
+        let token = Token::new(
+            number,
+            token.secret().clone(),
+            token.sent(),
+            token.expires(),
+        );
         if !self.waiters.is_empty() {
             self.refused = self.generation();
         }
@@ -112,18 +133,28 @@ impl Task {
         true
     }
 
-    /// The token of a record. One that came while this node was there to hear of it is new; should its times deny that,
-    /// the clocks of two nodes differ, and nodes that went by them would replace each other's tokens without end.
+    /// The token of a record. One that came while this node was there to hear of it is new; should
+    /// its times deny that, the clocks of two nodes differ, and nodes that went by them would
+    /// replace each other's tokens without end.
     fn believe(&self, record: &Record) -> Option<Token> {
         let unheard = self.current.is_some() && record.generation > self.generation();
-        if unheard { record.revive_as_news(self.chance.clock) } else { record.revive(self.chance.clock) }
+        if unheard {
+            record.revive_as_news(self.chance.clock)
+        } else {
+            record.revive(self.chance.clock)
+        }
     }
 
-    /// Whether the token in use was asked for after this one of the same number, as far as the nodes' clocks agree. One
-    /// that was refused, or that is being replaced, has no claim.
+    /// Whether the token in use was asked for after this one of the same number, as far as the
+    /// nodes' clocks agree. One that was refused, or that is being replaced, has no claim.
     fn is_younger_than(&self, other: &Token) -> bool {
-        let unblamed = self.flight.is_none() && self.waiters.is_empty() && !self.dead && self.lives();
-        unblamed && self.current.as_ref().is_some_and(|current| current.sent() > other.sent())
+        let unblamed =
+            self.flight.is_none() && self.waiters.is_empty() && !self.dead && self.lives();
+        unblamed
+            && self
+                .current
+                .as_ref()
+                .is_some_and(|current| current.sent() > other.sent())
     }
 
     /// A record without a token that is new here.
@@ -147,8 +178,8 @@ impl Task {
         }
     }
 
-    /// Gives the token the number that it has on the other nodes, after this one could not hear of them and counted anew.
-    /// Callers tell tokens by their numbers, on whatever node they ask.
+    /// Gives the token the number that it has on the other nodes, after this one could not hear of
+    /// them and counted anew. Callers tell tokens by their numbers, on whatever node they ask.
     fn renumber(&mut self, number: Generation) {
         if self.flight.is_none() && number > self.generation() {
             self.note_acceptance();
@@ -160,9 +191,12 @@ impl Task {
 
     /// Another node asked WeChat and got the same token again, so this one need not ask now.
     fn on_asked_elsewhere(&mut self, record: &Record) {
-        let (Some(token), Some(current)) = (record.revive(self.chance.clock), &self.current) else { return };
+        let (Some(token), Some(current)) = (record.revive(self.chance.clock), &self.current) else {
+            return;
+        };
         let now = Instant::now();
-        // The same token has the same end. Another one is the other node's clock; the later does less harm.
+        // The same token has the same end. Another one is the other node's clock; the later does
+        // less harm.
         let same = current.extended(token.sent(), token.expires().max(current.expires()));
         let before = self.settings.refresh_before;
         let again = schedule::ask_again_at(now, same.expires(), before, (self.chance.jitter)());
@@ -174,14 +208,26 @@ impl Task {
 
     /// Leaves WeChat alone as long as the record says. Whether it says so.
     fn heed(&mut self, record: &Record) -> bool {
-        let Some((refusal, left)) = record.refused(self.chance.clock).filter(|_| !self.is_ticket()) else {
+        let Some((refusal, left)) = record
+            .refused(self.chance.clock)
+            .filter(|_| !self.is_ticket())
+        else {
             return false;
         };
         if self.record.refusal != Some(refusal) || self.fault.is_none() {
-            let error = FetchError::Refused { platform: self.account.platform, code: refusal.code, ip: None };
+            let error = FetchError::Refused {
+                platform: self.account.platform,
+                code: refusal.code,
+                ip: None,
+            };
             let (cause, until) = (Cause::Fetch(error), Instant::now() + left);
             self.record.refusal = Some(refusal);
-            self.fault = Some(Fault { cause, transient: false, failures: refusal.failures.max(1), until });
+            self.fault = Some(Fault {
+                cause,
+                transient: false,
+                failures: refusal.failures.max(1),
+                until,
+            });
             self.next_attempt = until;
             tracing::error!(account = %self.account.name, "another node was refused: {cause}");
         }
@@ -195,7 +241,10 @@ impl Task {
         if self.fault.is_some_and(shared) {
             let now = Instant::now();
             self.fault = None;
-            self.next_attempt = self.current.as_ref().map_or(now, |token| self.due(now, token));
+            self.next_attempt = self
+                .current
+                .as_ref()
+                .map_or(now, |token| self.due(now, token));
         }
     }
 
@@ -207,7 +256,11 @@ impl Task {
             && error.is_true_for_every_node()
         {
             let until_ms = self.chance.clock.to_unix_ms(until);
-            self.record.refusal = Some(Refusal { code, failures, until_ms });
+            self.record.refusal = Some(Refusal {
+                code,
+                failures,
+                until_ms,
+            });
             self.save();
         }
     }

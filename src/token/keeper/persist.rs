@@ -1,7 +1,8 @@
-//! Writes the keeper's record to the store, one write at a time and always the latest, apart from the keeper's own task.
+//! Writes the keeper's record to the store, one write at a time and always the latest, apart from
+//! the keeper's own task.
 //!
-//! A store that is slow or failing delays nobody for long: writes are bounded in time, tried again until they succeed,
-//! counted, and complained about once.
+//! A store that is slow or failing delays nobody for long: writes are bounded in time, tried again
+//! until they succeed, counted, and complained about once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,7 +40,8 @@ struct Job {
     record: Option<Record>,
 }
 
-/// How far the writer has come. A failed attempt counts as an attempt: nobody waits for a broken store.
+/// How far the writer has come. A failed attempt counts as an attempt: nobody waits for a broken
+/// store.
 #[derive(Clone, Default)]
 struct Outcome {
     number: u64,
@@ -48,16 +50,35 @@ struct Outcome {
 
 /// Longer, and an operation counts as failed.
 const LIMIT: Duration = Duration::from_secs(5);
-const RETRY: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
-/// Of a store that others read: it is to have what they need as soon as it is back, and says itself what is wrong.
-const SHARED_RETRY: Backoff = Backoff { min: Duration::from_millis(250), max: Duration::from_secs(1) };
+const RETRY: Backoff = Backoff {
+    min: Duration::from_secs(1),
+    max: Duration::from_secs(60),
+};
+/// Of a store that others read: it is to have what they need as soon as it is back, and says itself
+/// what is wrong.
+const SHARED_RETRY: Backoff = Backoff {
+    min: Duration::from_millis(250),
+    max: Duration::from_secs(1),
+};
 
 /// Starts the writer on the current runtime. It ends with the persister, after the last write.
 pub(super) fn spawn(key: Key, store: Arc<dyn TokenStore>, metrics: AccountMetrics) -> Persister {
     let (latest, jobs) = watch::channel(Job::default());
     let (report, outcome) = watch::channel(Outcome::default());
-    tokio::spawn(write(key.clone(), Arc::clone(&store), metrics.clone(), jobs, report));
-    Persister { key, store, metrics, latest, outcome }
+    tokio::spawn(write(
+        key.clone(),
+        Arc::clone(&store),
+        metrics.clone(),
+        jobs,
+        report,
+    ));
+    Persister {
+        key,
+        store,
+        metrics,
+        latest,
+        outcome,
+    }
 }
 
 impl Persister {
@@ -75,7 +96,10 @@ impl Persister {
 
     /// The last write that was asked for.
     pub(super) fn latest(&self) -> Ticket {
-        Ticket { number: self.latest.borrow().number, outcome: self.outcome.clone() }
+        Ticket {
+            number: self.latest.borrow().number,
+            outcome: self.outcome.clone(),
+        }
     }
 
     /// Has this record written as soon as possible, in place of any that still waits.
@@ -86,16 +110,27 @@ impl Persister {
             number = job.number;
             job.record = Some(record);
         });
-        Ticket { number, outcome: self.outcome.clone() }
+        Ticket {
+            number,
+            outcome: self.outcome.clone(),
+        }
     }
 }
 
 impl Ticket {
-    /// Waits until the write was tried, or `limit` is over. What the store held instead comes back, if it is newer.
+    /// Waits until the write was tried, or `limit` is over. What the store held instead comes back,
+    /// if it is newer.
     pub(super) async fn tried(mut self, limit: Duration) -> Option<Box<Record>> {
         let number = self.number;
-        let outcome = timeout(limit, self.outcome.wait_for(|outcome| outcome.number >= number)).await;
-        outcome.ok().and_then(Result::ok).and_then(|outcome| outcome.newer.clone())
+        let outcome = timeout(
+            limit,
+            self.outcome.wait_for(|outcome| outcome.number >= number),
+        )
+        .await;
+        outcome
+            .ok()
+            .and_then(Result::ok)
+            .and_then(|outcome| outcome.newer.clone())
     }
 }
 
@@ -122,14 +157,20 @@ async fn write(
             }
         }
         let Job { number, record } = jobs.borrow_and_update().clone();
-        let Some(record) = record.filter(|_| open || failures > 0) else { continue };
+        let Some(record) = record.filter(|_| open || failures > 0) else {
+            continue;
+        };
         let problem = match timeout(LIMIT, store.save(&key, record)).await {
             Ok(Ok(saved)) => {
                 if failures > 0 && !shared {
                     tracing::info!(account = %key.account, kept = %key.kept, "the token store can be written again");
                 }
                 failures = 0;
-                let newer = if let Saved::Newer(record) = saved { Some(record) } else { None };
+                let newer = if let Saved::Newer(record) = saved {
+                    Some(record)
+                } else {
+                    None
+                };
                 report.send_replace(Outcome { number, newer });
                 continue;
             }
@@ -144,6 +185,9 @@ async fn write(
             );
         }
         failures = failures.saturating_add(1);
-        report.send_replace(Outcome { number, newer: None });
+        report.send_replace(Outcome {
+            number,
+            newer: None,
+        });
     }
 }

@@ -1,4 +1,5 @@
-//! What the keeper tells the outside about itself, for health checks, the admin API and requests that wait.
+//! What the keeper tells the outside about itself, for health checks, the admin API and requests
+//! that wait.
 
 use std::time::Duration;
 
@@ -116,7 +117,11 @@ impl Status {
                 sentence: fault.cause.to_string(),
                 failures: fault.failures,
             }),
-            next_attempt_in: if state.flying { Some(0) } else { state.next_attempt.map(until) },
+            next_attempt_in: if state.flying {
+                Some(0)
+            } else {
+                state.next_attempt.map(until)
+            },
             classic_left: state.classic_left,
             forced_left: state.forced_left,
             conflicts: state.conflicts,

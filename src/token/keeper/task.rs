@@ -1,7 +1,7 @@
 //! The task that owns an account's token: what comes in, and when WeChat is asked.
 //!
-//! It never waits for anything but its mailbox, its clock and the one flight under way, so the mailbox is always read.
-//! What a landed flight leads to stands in `landing`.
+//! It never waits for anything but its mailbox, its clock and the one flight under way, so the
+//! mailbox is always read. What a landed flight leads to stands in `landing`.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -37,7 +37,10 @@ const SPENT_WAIT: Duration = Duration::from_secs(2);
 const SHARED_SPENT_WAIT: Duration = Duration::from_millis(250);
 
 /// Everything that is known about one account's token.
-#[allow(clippy::struct_excessive_bools, reason = "independent facts, no states of one thing")]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, no states of one thing"
+)]
 pub(super) struct Task {
     pub(super) account: AccountSettings,
     pub(super) settings: Settings,
@@ -63,7 +66,8 @@ pub(super) struct Task {
     pub(super) welcome: bool,
     /// WeChat calls the current token stale and gives no other.
     pub(super) dead: bool,
-    /// A token that died early, not yet counted as a conflict: the generation that replaced it, and when.
+    /// A token that died early, not yet counted as a conflict: the generation that replaced it, and
+    /// when.
     pub(super) early_death: Option<(Generation, Instant)>,
     pub(super) conflicts: u64,
     pub(super) warned_of_conflict: Option<Instant>,
@@ -103,7 +107,10 @@ pub(super) struct Operator {
 }
 
 impl Task {
-    #[allow(clippy::too_many_arguments, reason = "the parts of one account, put together in one place")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the parts of one account, put together in one place"
+    )]
     pub(super) fn new(
         account: AccountSettings,
         settings: Settings,
@@ -116,7 +123,11 @@ impl Task {
     ) -> Self {
         let identity = Identity::of(&account);
         let now = Instant::now();
-        let gate = if account.kind().is_ours() { Gate::new(now) } else { Gate::elsewhere(now) };
+        let gate = if account.kind().is_ours() {
+            Gate::new(now)
+        } else {
+            Gate::elsewhere(now)
+        };
         Self {
             account,
             settings,
@@ -176,11 +187,14 @@ impl Task {
         }
     }
 
-    /// Takes over what the store remembers of this account: budgets of the same appid, a token of the same credentials.
+    /// Takes over what the store remembers of this account: budgets of the same appid, a token of
+    /// the same credentials.
     async fn load(&mut self) {
         if let Some(stored) = self.stores.persister.load().await {
             self.learn(&stored);
-            let token = (stored.identity == self.record.identity).then(|| stored.revive(self.chance.clock)).flatten();
+            let token = (stored.identity == self.record.identity)
+                .then(|| stored.revive(self.chance.clock))
+                .flatten();
             if let Some(token) = token {
                 self.take_over(token, &stored);
             }
@@ -188,8 +202,9 @@ impl Task {
         self.publish();
     }
 
-    /// Installs a token that came from a store, which counts as accepted; unless it replaces one that this node never saw
-    /// accepted either. Else nodes whose tokens are always refused would go on replacing each other's.
+    /// Installs a token that came from a store, which counts as accepted; unless it replaces one
+    /// that this node never saw accepted either. Else nodes whose tokens are always refused would
+    /// go on replacing each other's.
     pub(super) fn take_over(&mut self, token: Token, stored: &Record) {
         let now = Instant::now();
         self.note_acceptance();
@@ -213,12 +228,22 @@ impl Task {
             return schedule::poll_at(now, token.expires(), chance);
         }
         let lifetime = token.expires().saturating_duration_since(token.sent());
-        schedule::refresh_at(now, token.expires(), lifetime, self.settings.refresh_before, chance)
+        schedule::refresh_at(
+            now,
+            token.expires(),
+            lifetime,
+            self.settings.refresh_before,
+            chance,
+        )
     }
 
-    /// What the store is to hold of a token: nothing of one that another server keeps, where it is read anew.
+    /// What the store is to hold of a token: nothing of one that another server keeps, where it is
+    /// read anew.
     pub(super) fn to_store(&self, token: &Token) -> Option<StoredToken> {
-        self.account.kind().is_ours().then(|| StoredToken::of(token, self.chance.clock))
+        self.account
+            .kind()
+            .is_ours()
+            .then(|| StoredToken::of(token, self.chance.clock))
     }
 
     fn may_set_out(&self) -> bool {
@@ -227,16 +252,29 @@ impl Task {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Rejected { generation, path, reply } => self.on_rejected(generation, path, reply),
-            Command::ReplayWasStale { generation, path, accepted } => {
+            Command::Rejected {
+                generation,
+                path,
+                reply,
+            } => self.on_rejected(generation, path, reply),
+            Command::ReplayWasStale {
+                generation,
+                path,
+                accepted,
+            } => {
                 self.on_replay_was_stale(generation, &path, accepted);
             }
             Command::Operator { force: true, reply } if !self.account.kind().can_force() => {
                 let cause = Cause::CannotForce(self.account.kind());
-                let _ = reply.send(Err(TokenError::new(self.account.name.clone(), cause, Duration::ZERO)));
+                let _ = reply.send(Err(TokenError::new(
+                    self.account.name.clone(),
+                    cause,
+                    Duration::ZERO,
+                )));
             }
             Command::Operator { force, reply } => {
-                // What is known stays known until WeChat has spoken again; it only delays nothing any more.
+                // What is known stays known until WeChat has spoken again; it only delays nothing
+                // any more.
                 if let Some(fault) = &mut self.fault {
                     (fault.failures, fault.until) = (0, Instant::now());
                 }
@@ -271,9 +309,18 @@ impl Task {
     }
 
     /// A request's token was rejected. Cheap answers first; a flight only when none of them fits.
-    fn on_rejected(&mut self, generation: Generation, path: Box<str>, reply: oneshot::Sender<Refresh>) {
+    fn on_rejected(
+        &mut self,
+        generation: Generation,
+        path: Box<str>,
+        reply: oneshot::Sender<Refresh>,
+    ) {
         let now = Instant::now();
-        if let Some(token) = self.current.as_ref().filter(|token| token.generation() > generation && token.is_alive()) {
+        if let Some(token) = self
+            .current
+            .as_ref()
+            .filter(|token| token.generation() > generation && token.is_alive())
+        {
             let _ = reply.send(Refresh::Replay(Arc::clone(token)));
             return;
         }
@@ -310,7 +357,10 @@ impl Task {
     }
 
     fn on_replay_was_stale(&mut self, generation: Generation, path: &str, accepted: bool) {
-        if self.early_death.is_some_and(|(replacement, _)| replacement == generation) {
+        if self
+            .early_death
+            .is_some_and(|(replacement, _)| replacement == generation)
+        {
             self.early_death = None;
         }
         if accepted && generation == self.generation() {
@@ -326,7 +376,8 @@ impl Task {
         }
         let force = self.operators.iter().any(|operator| operator.force);
         let mode = if force { Mode::Forced } else { Mode::Normal };
-        if let Err((kind, Exhausted(after))) = self.begin(Trigger::Operator, mode, Forcer::Operator) {
+        if let Err((kind, Exhausted(after))) = self.begin(Trigger::Operator, mode, Forcer::Operator)
+        {
             self.refuse_operators(kind, after);
         }
     }
@@ -338,8 +389,14 @@ impl Task {
         }
     }
 
-    /// Asks WeChat, if the day's budget allows it and no other node is at it. The name of an exhausted budget comes back.
-    pub(super) fn begin(&mut self, trigger: Trigger, mode: Mode, who: Forcer) -> Result<(), (&'static str, Exhausted)> {
+    /// Asks WeChat, if the day's budget allows it and no other node is at it. The name of an
+    /// exhausted budget comes back.
+    pub(super) fn begin(
+        &mut self,
+        trigger: Trigger,
+        mode: Mode,
+        who: Forcer,
+    ) -> Result<(), (&'static str, Exhausted)> {
         match self.stores.sharing.clone().filter(|_| self.lease.is_none()) {
             None => self.set_out(trigger, mode, who),
             Some(sharing) => {
@@ -353,7 +410,13 @@ impl Task {
                     clock: self.chance.clock,
                 };
                 let (past, limit) = (self.generation(), self.settings.fetch_timeout);
-                self.flight = Some(Flight::clear((trigger, mode, who), past, sharing, known, limit));
+                self.flight = Some(Flight::clear(
+                    (trigger, mode, who),
+                    past,
+                    sharing,
+                    known,
+                    limit,
+                ));
                 Ok(())
             }
         }
@@ -370,27 +433,54 @@ impl Task {
         let spent = self.spend(&mut budget, mode, who)?;
         if self.alone && mode == Mode::Forced && who == Forcer::Keeper {
             let wall = self.chance.clock.now_ms();
-            self.spent_alone.spend_forced(wall, Forcer::Alone).map_err(|exhausted| ("forced", exhausted))?;
+            self.spent_alone
+                .spend_forced(wall, Forcer::Alone)
+                .map_err(|exhausted| ("forced", exhausted))?;
         }
         self.record.budget = budget;
         // Without a lease the shared store is in trouble, and will hardly note it now.
-        let patience = if self.stores.sharing.is_some() { SHARED_SPENT_WAIT } else { SPENT_WAIT };
+        let patience = if self.stores.sharing.is_some() {
+            SHARED_SPENT_WAIT
+        } else {
+            SPENT_WAIT
+        };
         let ticket = spent.then(|| (self.save(), patience));
         let source = Arc::clone(&self.source);
-        let current = self.current.as_ref().filter(|_| trigger == Trigger::Rejected);
+        let current = self
+            .current
+            .as_ref()
+            .filter(|_| trigger == Trigger::Rejected);
         let rejected = current.map(|token| token.secret().clone());
         let (past, limit) = (self.generation(), self.settings.fetch_timeout);
-        self.flight = Some(Flight::fetch((trigger, mode, who), past, source, limit, ticket, rejected));
+        self.flight = Some(Flight::fetch(
+            (trigger, mode, who),
+            past,
+            source,
+            limit,
+            ticket,
+            rejected,
+        ));
         Ok(())
     }
 
     /// Takes from the budget what a fetch costs; whether it costs anything.
-    fn spend(&self, budget: &mut Budget, mode: Mode, who: Forcer) -> Result<bool, (&'static str, Exhausted)> {
+    fn spend(
+        &self,
+        budget: &mut Budget,
+        mode: Mode,
+        who: Forcer,
+    ) -> Result<bool, (&'static str, Exhausted)> {
         let wall = self.chance.clock.now_ms();
         match (self.account.kind(), mode) {
             _ if self.is_ticket() => Ok(false),
-            (Kind::Classic, _) => budget.spend_classic(wall).map_err(|e| ("classic", e)).map(|()| true),
-            (Kind::Stable, Mode::Forced) => budget.spend_forced(wall, who).map_err(|e| ("forced", e)).map(|()| true),
+            (Kind::Classic, _) => budget
+                .spend_classic(wall)
+                .map_err(|e| ("classic", e))
+                .map(|()| true),
+            (Kind::Stable, Mode::Forced) => budget
+                .spend_forced(wall, who)
+                .map_err(|e| ("forced", e))
+                .map(|()| true),
             (Kind::Stable, Mode::Normal) | (Kind::Wecom | Kind::Elsewhere, _) => Ok(false),
         }
     }
@@ -401,13 +491,16 @@ impl Task {
 
     /// Makes the token the one that requests see.
     pub(super) fn show(&mut self, token: Arc<Token>) {
-        self.metrics.installed(token.generation().0, self.chance.clock.to_unix_ms(token.expires()));
+        self.metrics.installed(
+            token.generation().0,
+            self.chance.clock.to_unix_ms(token.expires()),
+        );
         self.shared.token.store(Some(Arc::clone(&token)));
         self.current = Some(token);
     }
 
-    /// Takes note of what requests said of the current token. Whether it was accepted since the latest rejection comes
-    /// back.
+    /// Takes note of what requests said of the current token. Whether it was accepted since the
+    /// latest rejection comes back.
     pub(super) fn note_acceptance(&mut self) -> bool {
         let current = self.generation();
         let accepted = current.0 > 0 && self.shared.evidence.load(Ordering::Relaxed) == current.0;
@@ -429,7 +522,9 @@ impl Task {
     }
 
     pub(super) fn generation(&self) -> Generation {
-        self.current.as_ref().map_or(Generation(0), |token| token.generation())
+        self.current
+            .as_ref()
+            .map_or(Generation(0), |token| token.generation())
     }
 
     pub(super) fn give_back(&mut self, reason: GiveBackReason) {
@@ -441,8 +536,15 @@ impl Task {
     pub(super) fn out_of_budget(&mut self, kind: &'static str, after: Duration) {
         let now = Instant::now();
         tracing::error!(account = %self.account.name, kind, "{}", Cause::Budget(kind));
-        let failures = self.fault.map_or(1, |fault| fault.failures.saturating_add(1));
-        self.fault = Some(Fault { cause: Cause::Budget(kind), transient: false, failures, until: now + after });
+        let failures = self
+            .fault
+            .map_or(1, |fault| fault.failures.saturating_add(1));
+        self.fault = Some(Fault {
+            cause: Cause::Budget(kind),
+            transient: false,
+            failures,
+            until: now + after,
+        });
         self.next_attempt = now + after.clamp(schedule::LEAST_PAUSE, Duration::from_secs(600));
         self.give_back(GiveBackReason::Budget);
     }
@@ -451,7 +553,8 @@ impl Task {
     pub(super) fn publish(&self) {
         let wall = self.chance.clock.now_ms();
         let counted = !self.is_ticket();
-        let of = |kind: Kind| (counted && self.account.kind() == kind).then_some(&self.record.budget);
+        let of =
+            |kind: Kind| (counted && self.account.kind() == kind).then_some(&self.record.budget);
         let classic_left = of(Kind::Classic).map(|budget| budget.classic_left(wall));
         let forced_left = of(Kind::Stable).map(|budget| budget.forced_left(wall));
         for (kind, left) in [("classic", classic_left), ("forced", forced_left)] {

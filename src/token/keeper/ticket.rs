@@ -1,7 +1,9 @@
-//! What the keeper of a ticket does beyond that of a token: it works only while somebody wants the ticket, and asks anew
-//! when the token that the ticket was fetched with turns out to have been dead.
+//! What the keeper of a ticket does beyond that of a token: it works only while somebody wants the
+//! ticket, and asks anew when the token that the ticket was fetched with turns out to have been
+//! dead.
 //!
-//! Whether a ticket dies with its token is not documented, so it is served until the next one is there.
+//! Whether a ticket dies with its token is not documented, so it is served until the next one is
+//! there.
 
 use std::sync::{
     Arc,
@@ -32,9 +34,13 @@ use crate::{
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(4 * 3600);
 
 impl Keeper {
-    /// Starts the keeper of a ticket on the current runtime, which must not be one that serves requests. `made_with`
-    /// is where the source leaves the generation of the token that it asked with; `token` is that token's keeper.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one ticket, put together in one place")]
+    /// Starts the keeper of a ticket on the current runtime, which must not be one that serves
+    /// requests. `made_with` is where the source leaves the generation of the token that it asked
+    /// with; `token` is that token's keeper.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the parts of one ticket, put together in one place"
+    )]
     pub(in crate::token) fn spawn_ticket(
         kind: TicketType,
         account: AccountSettings,
@@ -45,9 +51,25 @@ impl Keeper {
         token: &Self,
         made_with: Arc<AtomicU64>,
     ) -> Self {
-        let chance = Chance { clock: Clock::system(), jitter };
-        let keeper = Self::start(Kept::Ticket(kind), account, settings, source, store, metrics, chance);
-        tokio::spawn(follow(token.state.clone(), keeper.state.clone(), keeper.mailbox.downgrade(), made_with));
+        let chance = Chance {
+            clock: Clock::system(),
+            jitter,
+        };
+        let keeper = Self::start(
+            Kept::Ticket(kind),
+            account,
+            settings,
+            source,
+            store,
+            metrics,
+            chance,
+        );
+        tokio::spawn(follow(
+            token.state.clone(),
+            keeper.state.clone(),
+            keeper.mailbox.downgrade(),
+            made_with,
+        ));
         keeper
     }
 
@@ -61,17 +83,23 @@ impl Keeper {
 
     /// The same keeper, which cannot give tickets. For what lives inside the tickets.
     pub(in crate::token) fn without_tickets(&self) -> Self {
-        Self { tickets: None, ..self.clone() }
+        Self {
+            tickets: None,
+            ..self.clone()
+        }
     }
 }
 
 impl Shared {
     fn want(&self) {
-        self.wanted.store(millis(self.started.elapsed()), Ordering::Relaxed);
+        self.wanted
+            .store(millis(self.started.elapsed()), Ordering::Relaxed);
     }
 
     fn unwanted_for(&self) -> Duration {
-        self.started.elapsed().saturating_sub(Duration::from_millis(self.wanted.load(Ordering::Relaxed)))
+        self.started
+            .elapsed()
+            .saturating_sub(Duration::from_millis(self.wanted.load(Ordering::Relaxed)))
     }
 }
 
@@ -99,7 +127,9 @@ impl Task {
         }
         let now = Instant::now();
         match &mut self.fault {
-            Some(fault) if lacks_token(fault.cause) => (fault.until, self.next_attempt) = (now, now),
+            Some(fault) if lacks_token(fault.cause) => {
+                (fault.until, self.next_attempt) = (now, now)
+            }
             None if self.current.is_some() && self.gate.ask(now, true).is_ok() => {
                 let _ = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper);
             }
@@ -137,7 +167,9 @@ async fn follow(
         let outlived = refused > told && refused >= made_with.load(Ordering::Relaxed);
         if outlived || lacks && works {
             told = told.max(refused);
-            let Some(mailbox) = mailbox.upgrade() else { return };
+            let Some(mailbox) = mailbox.upgrade() else {
+                return;
+            };
             let _ = mailbox.send(Command::Renew);
         }
         if token.changed().await.is_err() {

@@ -1,4 +1,5 @@
-//! What the body of a token endpoint says. Pure; lenient about form, strict about what ends up in a request.
+//! What the body of a token endpoint says. Pure; lenient about form, strict about what ends up in a
+//! request.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -17,7 +18,8 @@ use crate::{
 const MOST_TOKEN_BYTES: usize = 2048;
 /// The longest lifetime that WeChat documents. Above it the answer is capped.
 const MOST_SECONDS: u64 = 7200;
-/// What the placeholders begin with that a wxgate hands to its own callers (contract of phantom tokens).
+/// What the placeholders begin with that a wxgate hands to its own callers (contract of phantom
+/// tokens).
 const PHANTOM: &str = "wxg1_";
 
 /// What an answer gives, and how its faults are called.
@@ -27,9 +29,16 @@ struct Field {
     impossible: &'static str,
 }
 
-const TOKEN: Field =
-    Field { name: "access_token", missing: "no access_token", impossible: "an impossible access_token" };
-const TICKET: Field = Field { name: "ticket", missing: "no ticket", impossible: "an empty or impossible ticket" };
+const TOKEN: Field = Field {
+    name: "access_token",
+    missing: "no access_token",
+    impossible: "an impossible access_token",
+};
+const TICKET: Field = Field {
+    name: "ticket",
+    missing: "no ticket",
+    impossible: "an empty or impossible ticket",
+};
 
 /// The verdict on a token endpoint's answer.
 pub(super) fn token(platform: Platform, status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
@@ -41,30 +50,62 @@ pub(super) fn ticket(platform: Platform, status: u16, body: &[u8]) -> Result<Fet
     credential(&TICKET, platform, status, body)
 }
 
-fn credential(field: &Field, platform: Platform, status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
+fn credential(
+    field: &Field,
+    platform: Platform,
+    status: u16,
+    body: &[u8],
+) -> Result<Fetched, FetchError> {
     if (300..400).contains(&status) {
         return Err(FetchError::Redirect);
     }
     let answer = serde_json::from_slice::<Value>(body);
-    if let Some(code) = answer.as_ref().ok().and_then(errcode).filter(|code| *code != 0) {
-        let message = answer.as_ref().ok().and_then(|a| a.get("errmsg")).and_then(Value::as_str).unwrap_or_default();
-        // WeCom names the address with every error; it matters only where the address is what is wrong.
-        let about_address = matches!(codes::token_code(platform, code).class, Class::Address | Class::Approval);
-        let ip = if about_address { echoed_ip(message) } else { None };
+    if let Some(code) = answer
+        .as_ref()
+        .ok()
+        .and_then(errcode)
+        .filter(|code| *code != 0)
+    {
+        let message = answer
+            .as_ref()
+            .ok()
+            .and_then(|a| a.get("errmsg"))
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        // WeCom names the address with every error; it matters only where the address is what is
+        // wrong.
+        let about_address = matches!(
+            codes::token_code(platform, code).class,
+            Class::Address | Class::Approval
+        );
+        let ip = if about_address {
+            echoed_ip(message)
+        } else {
+            None
+        };
         return Err(FetchError::Refused { platform, code, ip });
     }
     if status != 200 {
         return Err(FetchError::Status(status));
     }
     let answer = answer.map_err(|_| FetchError::Malformed("no JSON"))?;
-    let token = answer.get(field.name).and_then(Value::as_str).ok_or(FetchError::Malformed(field.missing))?;
+    let token = answer
+        .get(field.name)
+        .and_then(Value::as_str)
+        .ok_or(FetchError::Malformed(field.missing))?;
     possible(token, field.impossible)?;
-    let seconds =
-        answer.get("expires_in").and_then(seconds).ok_or(FetchError::Malformed("an impossible expires_in"))?;
-    Ok(Fetched { token: Secret::new(token), expires_in: Duration::from_secs(seconds) })
+    let seconds = answer
+        .get("expires_in")
+        .and_then(seconds)
+        .ok_or(FetchError::Malformed("an impossible expires_in"))?;
+    Ok(Fetched {
+        token: Secret::new(token),
+        expires_in: Duration::from_secs(seconds),
+    })
 }
 
-/// Whether this can be an access token: 1 to 2048 bytes without control characters, and no placeholder.
+/// Whether this can be an access token: 1 to 2048 bytes without control characters, and no
+/// placeholder.
 pub(super) fn possible(token: &str, otherwise: &'static str) -> Result<(), FetchError> {
     if token.starts_with(PHANTOM) {
         return Err(FetchError::Phantom);
@@ -77,7 +118,9 @@ pub(super) fn possible(token: &str, otherwise: &'static str) -> Result<(), Fetch
 
 /// The verdict on the answer to a probe.
 pub(super) fn probe(platform: Platform, status: u16, body: &[u8]) -> Probe {
-    let Ok(answer) = serde_json::from_slice::<Value>(body) else { return Probe::Unknown };
+    let Ok(answer) = serde_json::from_slice::<Value>(body) else {
+        return Probe::Unknown;
+    };
     match errcode(&answer) {
         Some(code) if codes::is_stale(platform, code) => Probe::Stale,
         Some(0) => Probe::Fine,
@@ -98,7 +141,10 @@ fn errcode(answer: &Value) -> Option<i64> {
 fn seconds(value: &Value) -> Option<u64> {
     match value.as_u64() {
         Some(seconds) => Some(seconds),
-        None => value.as_f64().filter(|f| f.fract() == 0.0 && *f > 0.0).map(clamped),
+        None => value
+            .as_f64()
+            .filter(|f| f.fract() == 0.0 && *f > 0.0)
+            .map(clamped),
     }
     .filter(|seconds| *seconds >= 1)
     .map(|seconds| seconds.min(MOST_SECONDS))
@@ -113,19 +159,32 @@ fn clamped(number: f64) -> u64 {
     number as u64
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "codes are small; the cast saturates")]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "codes are small; the cast saturates"
+)]
 fn whole(value: &Value) -> Option<i64> {
-    value.as_i64().or_else(|| value.as_f64().filter(|f| f.fract() == 0.0).map(|f| f as i64))
+    value.as_i64().or_else(|| {
+        value
+            .as_f64()
+            .filter(|f| f.fract() == 0.0)
+            .map(|f| f as i64)
+    })
 }
 
-/// The address in `invalid ip 47.94.148.108 ipv6 ::ffff:47.94.148.108, not in whitelist` (40164, all eras since 2018),
-/// `requestIP: 47.106.1.2` (61004; often masked, then nothing) and `from ip: 9.30.0.138` (WeCom's 60020).
+/// The address in `invalid ip 47.94.148.108 ipv6 ::ffff:47.94.148.108, not in whitelist` (40164,
+/// all eras since 2018), `requestIP: 47.106.1.2` (61004; often masked, then nothing) and `from ip:
+/// 9.30.0.138` (WeCom's 60020).
 pub(super) fn echoed_ip(message: &str) -> Option<IpAddr> {
-    ["invalid ip ", "from ip: ", "requestIP: "].iter().find_map(|mark| {
-        let (_, rest) = message.split_once(mark)?;
-        let end = rest.find(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':').unwrap_or(rest.len());
-        rest.get(..end)?.trim_end_matches(['.', ':']).parse().ok()
-    })
+    ["invalid ip ", "from ip: ", "requestIP: "]
+        .iter()
+        .find_map(|mark| {
+            let (_, rest) = message.split_once(mark)?;
+            let end = rest
+                .find(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':')
+                .unwrap_or(rest.len());
+            rest.get(..end)?.trim_end_matches(['.', ':']).parse().ok()
+        })
 }
 
 #[cfg(test)]
@@ -135,11 +194,14 @@ mod tests {
     use super::*;
 
     fn read(body: &str) -> Result<(String, u64), FetchError> {
-        token(Platform::Wechat, 200, body.as_bytes()).map(|f| (f.token.expose().to_owned(), f.expires_in.as_secs()))
+        token(Platform::Wechat, 200, body.as_bytes())
+            .map(|f| (f.token.expose().to_owned(), f.expires_in.as_secs()))
     }
 
     fn expires_in(text: &str) -> Option<u64> {
-        read(&format!(r#"{{"access_token":"t","expires_in":{text}}}"#)).ok().map(|(_, seconds)| seconds)
+        read(&format!(r#"{{"access_token":"t","expires_in":{text}}}"#))
+            .ok()
+            .map(|(_, seconds)| seconds)
     }
 
     #[test]
@@ -156,9 +218,10 @@ mod tests {
         ] {
             assert_eq!(expires_in(text), Some(believed), "{text}");
         }
-        for text in
-            ["0", "-1", "0.0", "-0.0", "7200.5", "0.5", "1e400", "null", "true", "\"7200\"", "[7200]", "{}", "", "NaN"]
-        {
+        for text in [
+            "0", "-1", "0.0", "-0.0", "7200.5", "0.5", "1e400", "null", "true", "\"7200\"",
+            "[7200]", "{}", "", "NaN",
+        ] {
             assert_eq!(expires_in(text), None, "{text} was believed");
         }
         assert!(read(r#"{"access_token":"t"}"#).is_err());
@@ -170,30 +233,60 @@ mod tests {
             let body = serde_json::json!({"access_token": good, "expires_in": 7200}).to_string();
             assert_eq!(read(&body).unwrap().0, good);
         }
-        for bad in ["", "a\nb", "a\r", "\u{0}", "a\u{85}b", "\u{7f}", &"x".repeat(2049)] {
+        for bad in [
+            "",
+            "a\nb",
+            "a\r",
+            "\u{0}",
+            "a\u{85}b",
+            "\u{7f}",
+            &"x".repeat(2049),
+        ] {
             let body = serde_json::json!({"access_token": bad, "expires_in": 7200}).to_string();
-            assert_eq!(read(&body).unwrap_err(), FetchError::Malformed("an impossible access_token"), "{bad:?}");
+            assert_eq!(
+                read(&body).unwrap_err(),
+                FetchError::Malformed("an impossible access_token"),
+                "{bad:?}"
+            );
         }
         assert!(read(r#"{"access_token":17,"expires_in":7200}"#).is_err());
     }
 
     #[test]
     fn an_empty_ticket_is_no_ticket() {
-        let read = |body: &str| ticket(Platform::Wechat, 200, body.as_bytes()).map(|f| f.token.expose().to_owned());
-        assert_eq!(read(r#"{"errcode":0,"errmsg":"ok","ticket":"kg","expires_in":7200}"#).unwrap(), "kg");
+        let read = |body: &str| {
+            ticket(Platform::Wechat, 200, body.as_bytes()).map(|f| f.token.expose().to_owned())
+        };
+        assert_eq!(
+            read(r#"{"errcode":0,"errmsg":"ok","ticket":"kg","expires_in":7200}"#).unwrap(),
+            "kg"
+        );
         let empty = FetchError::Malformed("an empty or impossible ticket");
-        assert_eq!(read(r#"{"errcode":0,"ticket":"","expires_in":7200}"#).unwrap_err(), empty);
-        assert_eq!(read(r#"{"errcode":0,"expires_in":7200}"#).unwrap_err(), FetchError::Malformed("no ticket"));
+        assert_eq!(
+            read(r#"{"errcode":0,"ticket":"","expires_in":7200}"#).unwrap_err(),
+            empty
+        );
+        assert_eq!(
+            read(r#"{"errcode":0,"expires_in":7200}"#).unwrap_err(),
+            FetchError::Malformed("no ticket")
+        );
         assert_eq!(
             read(r#"{"errcode":42001}"#).unwrap_err(),
-            FetchError::Refused { platform: Platform::Wechat, code: 42001, ip: None }
+            FetchError::Refused {
+                platform: Platform::Wechat,
+                code: 42001,
+                ip: None
+            }
         );
     }
 
     #[test]
     fn a_placeholder_of_another_wxgate_is_no_token() {
         let error = read(r#"{"access_token":"wxg1_abc","expires_in":7200}"#).unwrap_err();
-        assert_eq!((error, error.is_transient(), error.label()), (FetchError::Phantom, false, "phantom"));
+        assert_eq!(
+            (error, error.is_transient(), error.label()),
+            (FetchError::Phantom, false, "phantom")
+        );
         assert!(error.to_string().contains("upstream.resolve"), "{error}");
         assert!(read(r#"{"access_token":"wxg2_abc","expires_in":7200}"#).is_ok());
     }
@@ -209,9 +302,23 @@ mod tests {
         };
         let untrusted = refused(60020, "not allow to access from your ip");
         let ip = Some("9.30.0.138".parse().unwrap());
-        assert_eq!(untrusted, FetchError::Refused { platform: Platform::Wecom, code: 60020, ip });
+        assert_eq!(
+            untrusted,
+            FetchError::Refused {
+                platform: Platform::Wecom,
+                code: 60020,
+                ip
+            }
+        );
         let bad_secret = refused(40001, "invalid credential");
-        assert_eq!(bad_secret, FetchError::Refused { platform: Platform::Wecom, code: 40001, ip: None });
+        assert_eq!(
+            bad_secret,
+            FetchError::Refused {
+                platform: Platform::Wecom,
+                code: 40001,
+                ip: None
+            }
+        );
         assert_eq!(bad_secret.class(), Some(Class::Credential));
         assert!(bad_secret.to_string().contains("agent"), "{bad_secret}");
     }
@@ -224,11 +331,22 @@ mod tests {
             r#"{"errcode":40013.0}"#,
             r#"{"errcode":40013,"access_token":"t","expires_in":7200}"#,
         ] {
-            let refused = FetchError::Refused { platform: Platform::Wechat, code: 40013, ip: None };
+            let refused = FetchError::Refused {
+                platform: Platform::Wechat,
+                code: 40013,
+                ip: None,
+            };
             assert_eq!(read(body).unwrap_err(), refused, "{body}");
-            assert_eq!(token(Platform::Wechat, 500, body.as_bytes()).unwrap_err(), refused, "{body}");
+            assert_eq!(
+                token(Platform::Wechat, 500, body.as_bytes()).unwrap_err(),
+                refused,
+                "{body}"
+            );
         }
-        assert!(read(r#"{"errcode":0,"errmsg":"ok","access_token":"t","expires_in":7200}"#).is_ok(), "WeCom's form");
+        assert!(
+            read(r#"{"errcode":0,"errmsg":"ok","access_token":"t","expires_in":7200}"#).is_ok(),
+            "WeCom's form"
+        );
     }
 
     #[test]
@@ -238,8 +356,14 @@ mod tests {
                 "invalid ip 47.94.148.108 ipv6 ::ffff:47.94.148.108, not in whitelist rid: 5fab84d2-09424a07-00bd7fe3",
                 "47.94.148.108",
             ),
-            ("invalid ip 101.45.43.1 ipv6 ::ffff:101.45.43.1, not in whitelist hint: [jotvMa01143580]", "101.45.43.1"),
-            ("invalid ip 118.24.127.95, not in whitelist hint: [92.00884559]", "118.24.127.95"),
+            (
+                "invalid ip 101.45.43.1 ipv6 ::ffff:101.45.43.1, not in whitelist hint: [jotvMa01143580]",
+                "101.45.43.1",
+            ),
+            (
+                "invalid ip 118.24.127.95, not in whitelist hint: [92.00884559]",
+                "118.24.127.95",
+            ),
             ("invalid ip 240e::1, not in whitelist", "240e::1"),
             (
                 "not allow to access from your ip, hint: [1576065934_28_x], from ip: 9.30.0.138, more info at https://x",
@@ -248,7 +372,12 @@ mod tests {
         ] {
             assert_eq!(echoed_ip(message), Some(ip.parse().unwrap()), "{message}");
         }
-        for message in ["", "invalid ip ", "invalid ip <script>", "requestIP: 47.106.*.* rid: x"] {
+        for message in [
+            "",
+            "invalid ip ",
+            "invalid ip <script>",
+            "requestIP: 47.106.*.* rid: x",
+        ] {
             assert_eq!(echoed_ip(message), None, "{message}");
         }
     }
@@ -259,10 +388,23 @@ mod tests {
         assert_eq!(wechat(200, r#"{"ip_list":["1.2.3.4"]}"#), Probe::Fine);
         assert_eq!(wechat(200, r#"{"errcode":0,"ip_list":[]}"#), Probe::Fine);
         for code in ["40001", "\"40001\"", "40014", "42001"] {
-            assert_eq!(wechat(200, &format!(r#"{{"ip_list":[],"errcode":{code}}}"#)), Probe::Stale);
+            assert_eq!(
+                wechat(200, &format!(r#"{{"ip_list":[],"errcode":{code}}}"#)),
+                Probe::Stale
+            );
         }
-        assert_eq!(probe(Platform::Wecom, 200, br#"{"errcode":40001}"#), Probe::Unknown);
-        for body in ["", "<html>", "{}", r#"{"errcode":-1}"#, r#"{"errcode":45009}"#, "[]"] {
+        assert_eq!(
+            probe(Platform::Wecom, 200, br#"{"errcode":40001}"#),
+            Probe::Unknown
+        );
+        for body in [
+            "",
+            "<html>",
+            "{}",
+            r#"{"errcode":-1}"#,
+            r#"{"errcode":45009}"#,
+            "[]",
+        ] {
             assert_eq!(wechat(200, body), Probe::Unknown, "{body}");
         }
         assert_eq!(wechat(502, r#"{"ip_list":[]}"#), Probe::Unknown);

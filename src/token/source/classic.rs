@@ -1,4 +1,5 @@
-//! `GET /cgi-bin/token`: a new token with every call, the secret in the query, as WeChat demands it.
+//! `GET /cgi-bin/token`: a new token with every call, the secret in the query, as WeChat demands
+//! it.
 //!
 //! Source of the protocol: the page of getAccessToken.
 
@@ -28,7 +29,9 @@ impl TokenSource for Classic {
                 encoded(&self.0.appid),
                 encoded(self.0.secret.expose())
             ));
-            self.0.ask(|http, base| http.get(format!("{base}/cgi-bin/token?{}", query.expose()))).await
+            self.0
+                .ask(|http, base| http.get(format!("{base}/cgi-bin/token?{}", query.expose())))
+                .await
         })
     }
 

@@ -1,8 +1,9 @@
-//! The HTTP client of the token endpoints: small, patient for one call only, and silent about what it carries.
+//! The HTTP client of the token endpoints: small, patient for one call only, and silent about what
+//! it carries.
 //!
-//! It goes out by the same way as the proxied requests do, and directly to a server that keeps a token. It follows no
-//! redirect, reads no proxy from the environment and hands out no foreign error, since those may hold a URL with a
-//! secret in it.
+//! It goes out by the same way as the proxied requests do, and directly to a server that keeps a
+//! token. It follows no redirect, reads no proxy from the environment and hands out no foreign
+//! error, since those may hold a URL with a secret in it.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -35,7 +36,9 @@ pub enum ClientError {
     #[error("upstream.proxy is no usable address: write \"http://host:port\"")]
     Proxy,
     /// Anything else.
-    #[error("the HTTP client for the token endpoints cannot be built from the settings in [upstream]")]
+    #[error(
+        "the HTTP client for the token endpoints cannot be built from the settings in [upstream]"
+    )]
     Build,
 }
 
@@ -43,24 +46,38 @@ pub enum ClientError {
 const MOST_BODY: usize = 64 * 1024;
 
 impl TokenClient {
-    /// A client that leaves by `egress` and gives each call `timeout` from connect to the last byte.
+    /// A client that leaves by `egress` and gives each call `timeout` from connect to the last
+    /// byte.
     ///
     /// # Errors
     /// When the roots cannot be loaded or a setting is unusable.
     pub fn new(egress: &Egress, timeout: Duration) -> Result<Self, ClientError> {
         let tls = egress.tls()?;
-        let direct = plain(egress, &tls).build().map_err(|_| ClientError::Build)?;
+        let direct = plain(egress, &tls)
+            .build()
+            .map_err(|_| ClientError::Build)?;
         let mut builder = plain(egress, &tls).local_address(egress.local_address);
         if let Some(proxy) = &egress.proxy {
             // Only https leaves this machine, so only https takes the proxy.
-            let authority = BaseUrl { tls: false, host: proxy.host.clone(), port: proxy.port }.authority();
-            let mut rule = Proxy::https(format!("http://{authority}")).map_err(|_| ClientError::Proxy)?;
+            let authority = BaseUrl {
+                tls: false,
+                host: proxy.host.clone(),
+                port: proxy.port,
+            }
+            .authority();
+            let mut rule =
+                Proxy::https(format!("http://{authority}")).map_err(|_| ClientError::Proxy)?;
             if let Some(authorization) = proxy.basic_authorization() {
                 rule = rule.custom_http_auth(authorization);
             }
             builder = builder.proxy(rule);
         }
-        Ok(Self { http: builder.build().map_err(|_| ClientError::Build)?, direct, tls, timeout })
+        Ok(Self {
+            http: builder.build().map_err(|_| ClientError::Build)?,
+            direct,
+            tls,
+            timeout,
+        })
     }
 
     /// The same way out with another limit for a call.
@@ -75,7 +92,8 @@ impl TokenClient {
         self.timeout
     }
 
-    /// For connections that speak something else than HTTP, to servers that have roots in common with WeChat.
+    /// For connections that speak something else than HTTP, to servers that have roots in common
+    /// with WeChat.
     pub(crate) fn tls(&self) -> Arc<ClientConfig> {
         let mut tls = (*self.tls).clone();
         tls.alpn_protocols.clear();
@@ -94,10 +112,13 @@ impl TokenClient {
                 Err(error) => Err(lost(&error)),
             }
         };
-        tokio::time::timeout(self.timeout, attempt).await.unwrap_or(Err(FetchError::Timeout))
+        tokio::time::timeout(self.timeout, attempt)
+            .await
+            .unwrap_or(Err(FetchError::Timeout))
     }
 
-    /// Sends what `request` makes for the first base URL that can be reached; status and body of the answer.
+    /// Sends what `request` makes for the first base URL that can be reached; status and body of
+    /// the answer.
     pub(super) async fn call(
         &self,
         bases: &[BaseUrl],
@@ -115,7 +136,9 @@ impl TokenClient {
             }
             Err(FetchError::Connect)
         };
-        tokio::time::timeout(self.timeout, attempts).await.unwrap_or(Err(FetchError::Timeout))
+        tokio::time::timeout(self.timeout, attempts)
+            .await
+            .unwrap_or(Err(FetchError::Timeout))
     }
 }
 
@@ -128,7 +151,8 @@ fn plain(egress: &Egress, tls: &ClientConfig) -> ClientBuilder {
         .no_proxy()
         .user_agent(concat!("wxgate/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(egress.connect_timeout)
-        // WeChat closes idle connections at about 20 s, and fetches are an hour apart: nothing is worth keeping.
+        // WeChat closes idle connections at about 20 s, and fetches are an hour apart: nothing is
+        // worth keeping.
         .pool_max_idle_per_host(1)
         .pool_idle_timeout(Duration::from_secs(5));
     for (host, addresses) in &egress.resolve {
@@ -151,5 +175,9 @@ async fn read(mut response: Response) -> Result<(u16, Vec<u8>), FetchError> {
 }
 
 fn lost(error: &reqwest::Error) -> FetchError {
-    if error.is_timeout() { FetchError::Timeout } else { FetchError::Broken }
+    if error.is_timeout() {
+        FetchError::Timeout
+    } else {
+        FetchError::Broken
+    }
 }

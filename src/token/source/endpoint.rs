@@ -1,4 +1,5 @@
-//! What the token endpoints of WeChat and WeCom have in common: an account's credentials, its API hosts, the probe.
+//! What the token endpoints of WeChat and WeCom have in common: an account's credentials, its API
+//! hosts, the probe.
 //!
 //! Says nothing of how a token is asked for; that is what the endpoints differ in.
 
@@ -19,7 +20,8 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// The configuration lets no account without a secret come here; WeChat would say that it is missing.
+    /// The configuration lets no account without a secret come here; WeChat would say that it is
+    /// missing.
     pub(super) fn new(account: &AccountSettings, client: TokenClient) -> Self {
         Self {
             client,
@@ -39,14 +41,22 @@ impl Endpoint {
         answer::token(self.platform, status, &body)
     }
 
-    /// `GET /cgi-bin/get_api_domain_ip`: takes a token, has no effect and a generous quota, on both platforms.
+    /// `GET /cgi-bin/get_api_domain_ip`: takes a token, has no effect and a generous quota, on both
+    /// platforms.
     pub(super) async fn probe(&self, token: &Secret) -> Probe {
         let query = Secret::new(format!("access_token={}", encoded(token.expose())));
         let answer = self
             .client
-            .call(&self.api, |http, base| http.get(format!("{base}/cgi-bin/get_api_domain_ip?{}", query.expose())))
+            .call(&self.api, |http, base| {
+                http.get(format!(
+                    "{base}/cgi-bin/get_api_domain_ip?{}",
+                    query.expose()
+                ))
+            })
             .await;
-        answer.map_or(Probe::Unknown, |(status, body)| answer::probe(self.platform, status, &body))
+        answer.map_or(Probe::Unknown, |(status, body)| {
+            answer::probe(self.platform, status, &body)
+        })
     }
 }
 

@@ -1,4 +1,5 @@
-//! Where tokens come from: the seam between the keeper, which decides when, and the endpoint, which is asked.
+//! Where tokens come from: the seam between the keeper, which decides when, and the endpoint, which
+//! is asked.
 //!
 //! A source does one call and says what came of it. It neither retries nor remembers.
 
@@ -34,13 +35,18 @@ use crate::{
 /// A future that a trait object can return.
 pub type BoxFuture<'f, T> = Pin<Box<dyn Future<Output = T> + Send + 'f>>;
 
-/// One place where one account's token comes from. Calls are bounded in time by the implementation, and once more by the keeper.
+/// One place where one account's token comes from. Calls are bounded in time by the implementation,
+/// and once more by the keeper.
 pub trait TokenSource: Send + Sync + 'static {
     /// Asks for a token.
     fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>>;
 
-    /// Asks for a token because WeChat rejected this one. An ordinary fetch, unless the source can pass that on.
-    fn fetch_past<'a>(&'a self, rejected: &'a Secret) -> BoxFuture<'a, Result<Fetched, FetchError>> {
+    /// Asks for a token because WeChat rejected this one. An ordinary fetch, unless the source can
+    /// pass that on.
+    fn fetch_past<'a>(
+        &'a self,
+        rejected: &'a Secret,
+    ) -> BoxFuture<'a, Result<Fetched, FetchError>> {
         let _ = rejected;
         self.fetch(Mode::Normal)
     }
@@ -103,16 +109,22 @@ pub enum FetchError {
     #[error("there is no access token to ask with: see the account's own error")]
     NoToken,
     /// Nothing was sent: name resolution, connection or TLS failed at every base URL.
-    #[error("no connection to the token endpoint: check DNS, the way out of this network and upstream.ca_file")]
+    #[error(
+        "no connection to the token endpoint: check DNS, the way out of this network and upstream.ca_file"
+    )]
     Connect,
     /// The answer did not come in time.
-    #[error("the token endpoint did not answer in time: check the network, or raise token.fetch_timeout")]
+    #[error(
+        "the token endpoint did not answer in time: check the network, or raise token.fetch_timeout"
+    )]
     Timeout,
     /// The connection ended before the answer did.
     #[error("the connection to the token endpoint broke before the answer was complete")]
     Broken,
     /// Another HTTP status than 200, without an `errcode`.
-    #[error("the token endpoint answered with HTTP status {0}: check what stands between wxgate and WeChat")]
+    #[error(
+        "the token endpoint answered with HTTP status {0}: check what stands between wxgate and WeChat"
+    )]
     Status(u16),
     /// A redirect, which is never followed.
     #[error(
@@ -120,7 +132,9 @@ pub enum FetchError {
     )]
     Redirect,
     /// An answer without a usable token; the text says what was wrong with it.
-    #[error("the token endpoint gave an unusable answer ({0}): check what stands between wxgate and WeChat")]
+    #[error(
+        "the token endpoint gave an unusable answer ({0}): check what stands between wxgate and WeChat"
+    )]
     Malformed(&'static str),
     /// A placeholder that another wxgate made for its callers, which WeChat would not take.
     #[error(
@@ -154,7 +168,8 @@ impl FetchError {
         }
     }
 
-    /// Whether WeChat may have handed out a token that never arrived, so that the current one may be on its way out.
+    /// Whether WeChat may have handed out a token that never arrived, so that the current one may
+    /// be on its way out.
     pub fn is_lost_answer(&self) -> bool {
         !matches!(
             self,
@@ -167,7 +182,8 @@ impl FetchError {
         )
     }
 
-    /// The class of a refusal, and what is treated like one; `None` for all that may pass by itself.
+    /// The class of a refusal, and what is treated like one; `None` for all that may pass by
+    /// itself.
     pub fn class(&self) -> Option<Class> {
         match self {
             Self::Refused { platform, code, .. } => Some(codes::token_code(*platform, *code).class),
@@ -177,8 +193,9 @@ impl FetchError {
         }
     }
 
-    /// Whether any other node of the account would get the same answer: its secret is wrong, it is frozen, or its quota is
-    /// used up. A refused address says nothing about other addresses, and WeCom counts calls by address.
+    /// Whether any other node of the account would get the same answer: its secret is wrong, it is
+    /// frozen, or its quota is used up. A refused address says nothing about other addresses, and
+    /// WeCom counts calls by address.
     pub fn is_true_for_every_node(&self) -> bool {
         match self {
             Self::Refused { platform, .. } => match self.class() {

@@ -1,11 +1,14 @@
-//! `POST /cgi-bin/stable_token`: the same token on repeated calls, a forced mode, the secret in the body.
+//! `POST /cgi-bin/stable_token`: the same token on repeated calls, a forced mode, the secret in the
+//! body.
 //!
-//! Source of the protocol: the page of getStableAccessToken. The body always goes with `Content-Length`; WeChat answers
-//! 412 to a chunked one.
+//! Source of the protocol: the page of getStableAccessToken. The body always goes with
+//! `Content-Length`; WeChat answers 412 to a chunked one.
 
 use serde_json::json;
 
-use super::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource, endpoint::Endpoint};
+use super::{
+    BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource, endpoint::Endpoint,
+};
 use crate::{base::Secret, token::AccountSettings};
 
 /// The stable endpoint of one account.

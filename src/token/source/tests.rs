@@ -46,7 +46,11 @@ impl Server {
                 tokio::spawn(serve(stream, reply.clone(), heard.clone()));
             }
         });
-        Self { base: format!("http://{address}").parse().unwrap(), address, requests }
+        Self {
+            base: format!("http://{address}").parse().unwrap(),
+            address,
+            requests,
+        }
     }
 
     async fn request(&mut self) -> String {
@@ -71,13 +75,17 @@ async fn serve(mut stream: TcpStream, reply: Reply, heard: mpsc::UnboundedSender
         Reply::Nothing => std::future::pending().await,
         Reply::HangsUp => {}
         Reply::Drips => {
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n").await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+                .await;
             while stream.write_all(b" ").await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
         Reply::Endless => {
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10485760\r\n\r\n").await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10485760\r\n\r\n")
+                .await;
             while stream.write_all(&[b' '; 8192]).await.is_ok() {}
         }
     }
@@ -86,14 +94,25 @@ async fn serve(mut stream: TcpStream, reply: Reply, heard: mpsc::UnboundedSender
 /// Whether the head is there, and as much body as it promises.
 fn complete(request: &[u8]) -> bool {
     let text = String::from_utf8_lossy(request);
-    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
-    let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let length = head.lines().find_map(|line| {
+        line.to_ascii_lowercase()
+            .strip_prefix("content-length: ")?
+            .parse()
+            .ok()
+    });
     body.len() >= length.unwrap_or(0)
 }
 
 fn http(status: &str, body: &str) -> Reply {
     Reply::Says(
-        format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len()).into_bytes(),
+        format!(
+            "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        )
+        .into_bytes(),
     )
 }
 
@@ -107,30 +126,49 @@ fn source(origin: Origin, api: Vec<BaseUrl>, timeout: Duration) -> Arc<dyn Token
         api,
         hosts: Vec::new(),
     };
-    for_account(&account, TokenClient::new(&Egress::default(), timeout).unwrap())
+    for_account(
+        &account,
+        TokenClient::new(&Egress::default(), timeout).unwrap(),
+    )
 }
 
 async fn fetched(reply: Reply, timeout: Duration) -> Result<Fetched, FetchError> {
     let server = Server::start(reply).await;
-    source(Origin::Stable, vec![server.base], timeout).fetch(Mode::Normal).await
+    source(Origin::Stable, vec![server.base], timeout)
+        .fetch(Mode::Normal)
+        .await
 }
 
 #[tokio::test]
 async fn the_stable_endpoint_gets_json_with_its_length_and_no_query() {
     let mut server = Server::start(http("200 OK", GOOD)).await;
-    let source = source(Origin::Stable, vec![server.base.clone()], Duration::from_secs(5));
+    let source = source(
+        Origin::Stable,
+        vec![server.base.clone()],
+        Duration::from_secs(5),
+    );
     for (mode, force) in [(Mode::Normal, "false"), (Mode::Forced, "true")] {
         let token = source.fetch(mode).await.unwrap();
-        assert_eq!((token.token.expose(), token.expires_in.as_secs()), ("81_a+b/c", 7200));
+        assert_eq!(
+            (token.token.expose(), token.expires_in.as_secs()),
+            ("81_a+b/c", 7200)
+        );
         let request = server.request().await;
         let (head, body) = request.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("POST /cgi-bin/stable_token HTTP/1.1\r\n"), "{head}");
-        let head = head.to_ascii_lowercase();
         assert!(
-            head.contains(&format!("content-length: {}", body.len())) && !head.contains("transfer-encoding"),
+            head.starts_with("POST /cgi-bin/stable_token HTTP/1.1\r\n"),
             "{head}"
         );
-        assert!(!head.contains("referer") && !head.contains("accept-encoding"), "{head}");
+        let head = head.to_ascii_lowercase();
+        assert!(
+            head.contains(&format!("content-length: {}", body.len()))
+                && !head.contains("transfer-encoding"),
+            "{head}"
+        );
+        assert!(
+            !head.contains("referer") && !head.contains("accept-encoding"),
+            "{head}"
+        );
         assert_eq!(
             body,
             format!(
@@ -143,7 +181,14 @@ async fn the_stable_endpoint_gets_json_with_its_length_and_no_query() {
 #[tokio::test]
 async fn the_classic_endpoint_gets_its_secret_encoded_in_the_query() {
     let mut server = Server::start(http("200 OK", GOOD)).await;
-    source(Origin::Classic, vec![server.base.clone()], Duration::from_secs(5)).fetch(Mode::Normal).await.unwrap();
+    source(
+        Origin::Classic,
+        vec![server.base.clone()],
+        Duration::from_secs(5),
+    )
+    .fetch(Mode::Normal)
+    .await
+    .unwrap();
     let request = server.request().await;
     let line = "GET /cgi-bin/token?grant_type=client_credential&appid=wx0123456789abcdef&secret=s3%26cret HTTP/1.1";
     assert_eq!(request.lines().next(), Some(line));
@@ -152,16 +197,23 @@ async fn the_classic_endpoint_gets_its_secret_encoded_in_the_query() {
 #[tokio::test]
 async fn a_probe_carries_the_token_and_brings_the_verdict() {
     let stale = r#"{"errcode":40001,"errmsg":"invalid credential"}"#;
-    for (body, verdict) in
-        [(r#"{"ip_list":["1.2.3.4"]}"#, Probe::Fine), (stale, Probe::Stale), ("<html>", Probe::Unknown)]
-    {
+    for (body, verdict) in [
+        (r#"{"ip_list":["1.2.3.4"]}"#, Probe::Fine),
+        (stale, Probe::Stale),
+        ("<html>", Probe::Unknown),
+    ] {
         let mut server = Server::start(http("200 OK", body)).await;
         for origin in [Origin::Stable, Origin::Classic] {
             let source = source(origin, vec![server.base.clone()], Duration::from_secs(5));
-            assert_eq!(source.probe(&Secret::new("81_a&b")).await, verdict, "{body}");
+            assert_eq!(
+                source.probe(&Secret::new("81_a&b")).await,
+                verdict,
+                "{body}"
+            );
             let request = server.request().await;
             assert!(
-                request.starts_with("GET /cgi-bin/get_api_domain_ip?access_token=81%5Fa%26b HTTP/1.1"),
+                request
+                    .starts_with("GET /cgi-bin/get_api_domain_ip?access_token=81%5Fa%26b HTTP/1.1"),
                 "{request}"
             );
         }
@@ -174,7 +226,8 @@ async fn odd_answers_are_failures_with_the_right_name() {
         b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
             .to_vec(),
     );
-    let cut = Reply::Says(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"access_token\":".to_vec());
+    let cut =
+        Reply::Says(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"access_token\":".to_vec());
     let chunked = |body: &str| {
         Reply::Says(
             format!(
@@ -184,47 +237,88 @@ async fn odd_answers_are_failures_with_the_right_name() {
             .into_bytes(),
         )
     };
-    let refused =
-        FetchError::Refused { platform: Platform::Wechat, code: 40164, ip: Some("203.0.113.9".parse().unwrap()) };
+    let refused = FetchError::Refused {
+        platform: Platform::Wechat,
+        code: 40164,
+        ip: Some("203.0.113.9".parse().unwrap()),
+    };
     let ip = r#"{"errcode":40164,"errmsg":"invalid ip 203.0.113.9 ipv6 ::ffff:203.0.113.9, not in whitelist rid: 5fab84d2-09424a07-00bd7fe3"}"#;
     for (reply, error) in [
-        (http("500 Internal Server Error", "oops"), FetchError::Status(500)),
+        (
+            http("500 Internal Server Error", "oops"),
+            FetchError::Status(500),
+        ),
         (http("502 Bad Gateway", GOOD), FetchError::Status(502)),
         (http("412 Precondition Failed", ""), FetchError::Status(412)),
-        (http("200 OK", "<html>login</html>"), FetchError::Malformed("no JSON")),
+        (
+            http("200 OK", "<html>login</html>"),
+            FetchError::Malformed("no JSON"),
+        ),
         (http("200 OK", ""), FetchError::Malformed("no JSON")),
-        (http("200 OK", &GOOD[..20]), FetchError::Malformed("no JSON")),
-        (http("200 OK", "[]"), FetchError::Malformed("no access_token")),
+        (
+            http("200 OK", &GOOD[..20]),
+            FetchError::Malformed("no JSON"),
+        ),
+        (
+            http("200 OK", "[]"),
+            FetchError::Malformed("no access_token"),
+        ),
         (http("200 OK", ip), refused),
         (chunked(ip), refused),
         (redirect, FetchError::Redirect),
         (cut, FetchError::Broken),
         (Reply::HangsUp, FetchError::Broken),
-        (Reply::Says(b"220 smtp ready\r\n".to_vec()), FetchError::Broken),
+        (
+            Reply::Says(b"220 smtp ready\r\n".to_vec()),
+            FetchError::Broken,
+        ),
         (Reply::Endless, FetchError::Malformed("more than 64 KiB")),
     ] {
-        assert_eq!(fetched(reply, Duration::from_secs(5)).await.unwrap_err(), error);
+        assert_eq!(
+            fetched(reply, Duration::from_secs(5)).await.unwrap_err(),
+            error
+        );
     }
 }
 
 #[tokio::test]
 async fn an_answer_that_does_not_come_or_does_not_end_is_a_timeout() {
     for reply in [Reply::Nothing, Reply::Drips] {
-        assert_eq!(fetched(reply, Duration::from_millis(300)).await.unwrap_err(), FetchError::Timeout);
+        assert_eq!(
+            fetched(reply, Duration::from_millis(300))
+                .await
+                .unwrap_err(),
+            FetchError::Timeout
+        );
     }
 }
 
 #[tokio::test]
 async fn a_host_that_cannot_be_reached_is_passed_over_for_the_next() {
     let gone = Server::start(Reply::Nothing).await;
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     assert_ne!(closed, gone.address);
     let closed: BaseUrl = format!("http://{closed}").parse().unwrap();
     let good = Server::start(http("200 OK", GOOD)).await;
     let api = vec![closed.clone(), good.base.clone()];
-    assert!(source(Origin::Stable, api, Duration::from_secs(5)).fetch(Mode::Normal).await.is_ok());
-    let error = source(Origin::Classic, vec![closed], Duration::from_secs(5)).fetch(Mode::Normal).await.unwrap_err();
-    assert_eq!((error, error.is_lost_answer()), (FetchError::Connect, false));
+    assert!(
+        source(Origin::Stable, api, Duration::from_secs(5))
+            .fetch(Mode::Normal)
+            .await
+            .is_ok()
+    );
+    let error = source(Origin::Classic, vec![closed], Duration::from_secs(5))
+        .fetch(Mode::Normal)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error, error.is_lost_answer()),
+        (FetchError::Connect, false)
+    );
 }
 
 #[tokio::test]
@@ -232,17 +326,32 @@ async fn an_answer_of_the_first_host_is_final_even_when_it_is_bad() {
     let bad = Server::start(http("500 Internal Server Error", "")).await;
     let mut good = Server::start(http("200 OK", GOOD)).await;
     let api = vec![bad.base.clone(), good.base.clone()];
-    let error = source(Origin::Classic, api, Duration::from_secs(5)).fetch(Mode::Normal).await.unwrap_err();
-    assert_eq!((error, error.is_lost_answer()), (FetchError::Status(500), true));
-    assert!(good.requests.try_recv().is_err(), "a second fetch would make a second token");
+    let error = source(Origin::Classic, api, Duration::from_secs(5))
+        .fetch(Mode::Normal)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error, error.is_lost_answer()),
+        (FetchError::Status(500), true)
+    );
+    assert!(
+        good.requests.try_recv().is_err(),
+        "a second fetch would make a second token"
+    );
 }
 
 #[tokio::test]
 async fn plain_http_where_tls_is_expected_sends_nothing_secret() {
     let mut server = Server::start(http("200 OK", GOOD)).await;
     let tls: BaseUrl = format!("https://{}", server.address).parse().unwrap();
-    let error = source(Origin::Classic, vec![tls], Duration::from_millis(500)).fetch(Mode::Normal).await.unwrap_err();
-    assert!(matches!(error, FetchError::Connect | FetchError::Timeout), "{error:?}");
+    let error = source(Origin::Classic, vec![tls], Duration::from_millis(500))
+        .fetch(Mode::Normal)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, FetchError::Connect | FetchError::Timeout),
+        "{error:?}"
+    );
     assert!(server.requests.try_recv().is_err());
 }
 
@@ -250,10 +359,19 @@ async fn plain_http_where_tls_is_expected_sends_nothing_secret() {
 async fn fixed_addresses_take_the_place_of_dns() {
     let mut server = Server::start(http("200 OK", GOOD)).await;
     let mut egress = Egress::default();
-    egress.resolve.insert("localhost".into(), vec!["127.0.0.1".parse().unwrap()]);
+    egress
+        .resolve
+        .insert("localhost".into(), vec!["127.0.0.1".parse().unwrap()]);
     let client = TokenClient::new(&egress, Duration::from_secs(5)).unwrap();
-    let base: BaseUrl = format!("http://localhost:{}", server.address.port()).parse().unwrap();
-    assert!(client.call(&[base], |http, base| http.get(format!("{base}/x"))).await.is_ok());
+    let base: BaseUrl = format!("http://localhost:{}", server.address.port())
+        .parse()
+        .unwrap();
+    assert!(
+        client
+            .call(&[base], |http, base| http.get(format!("{base}/x")))
+            .await
+            .is_ok()
+    );
     assert!(server.request().await.starts_with("GET /x HTTP/1.1"));
 }
 
@@ -270,8 +388,11 @@ fn no_error_shows_anything_of_a_secret() {
             hosts: Vec::new(),
         };
         let client = TokenClient::new(&Egress::default(), Duration::from_secs(5)).unwrap();
-        let shown =
-            format!("{account:?} {:?} {:?}", Stable::new(&account, client.clone()), Classic::new(&account, client));
+        let shown = format!(
+            "{account:?} {:?} {:?}",
+            Stable::new(&account, client.clone()),
+            Classic::new(&account, client)
+        );
         assert!(!shown.contains("hunter2"), "{shown}");
     }
 }
@@ -281,7 +402,10 @@ struct Fixed;
 
 impl TokenSource for Fixed {
     fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
-        let fetched = Fetched { token: Secret::new("81_a+b"), expires_in: Duration::from_secs(7200) };
+        let fetched = Fetched {
+            token: Secret::new("81_a+b"),
+            expires_in: Duration::from_secs(7200),
+        };
         Box::pin(std::future::ready(Ok(fetched)))
     }
 
@@ -302,7 +426,13 @@ fn tickets(platform: Platform, ticket: TicketType, base: BaseUrl) -> TicketSourc
     };
     let counters = Metrics::register(&mut Registry::default()).for_account(&account.name);
     let store = Arc::new(MemoryStore::default());
-    let keeper = Keeper::spawn(account.clone(), Settings::default(), Arc::new(Fixed), store, counters);
+    let keeper = Keeper::spawn(
+        account.clone(),
+        Settings::default(),
+        Arc::new(Fixed),
+        store,
+        counters,
+    );
     let client = TokenClient::new(&Egress::default(), Duration::from_secs(5)).unwrap();
     TicketSource::new(ticket, &account, client, keeper, Arc::default())
 }
@@ -312,34 +442,84 @@ async fn each_platform_is_asked_for_its_tickets_in_its_own_words() {
     let good = r#"{"errcode":0,"errmsg":"ok","ticket":"kgt8","expires_in":7200}"#;
     let mut server = Server::start(http("200 OK", good)).await;
     for (platform, ticket, target) in [
-        (Platform::Wechat, TicketType::Jsapi, "/cgi-bin/ticket/getticket?access_token=81_a%2Bb&type=jsapi"),
-        (Platform::Wechat, TicketType::WxCard, "/cgi-bin/ticket/getticket?access_token=81_a%2Bb&type=wx_card"),
-        (Platform::Wecom, TicketType::Jsapi, "/cgi-bin/get_jsapi_ticket?access_token=81_a%2Bb"),
-        (Platform::Wecom, TicketType::AgentConfig, "/cgi-bin/ticket/get?access_token=81_a%2Bb&type=agent_config"),
+        (
+            Platform::Wechat,
+            TicketType::Jsapi,
+            "/cgi-bin/ticket/getticket?access_token=81_a%2Bb&type=jsapi",
+        ),
+        (
+            Platform::Wechat,
+            TicketType::WxCard,
+            "/cgi-bin/ticket/getticket?access_token=81_a%2Bb&type=wx_card",
+        ),
+        (
+            Platform::Wecom,
+            TicketType::Jsapi,
+            "/cgi-bin/get_jsapi_ticket?access_token=81_a%2Bb",
+        ),
+        (
+            Platform::Wecom,
+            TicketType::AgentConfig,
+            "/cgi-bin/ticket/get?access_token=81_a%2Bb&type=agent_config",
+        ),
     ] {
-        let fetched = tickets(platform, ticket, server.base.clone()).fetch(Mode::Normal).await.unwrap();
-        assert_eq!((fetched.token.expose(), fetched.expires_in.as_secs()), ("kgt8", 7200));
+        let fetched = tickets(platform, ticket, server.base.clone())
+            .fetch(Mode::Normal)
+            .await
+            .unwrap();
+        assert_eq!(
+            (fetched.token.expose(), fetched.expires_in.as_secs()),
+            ("kgt8", 7200)
+        );
         let request = server.request().await;
-        assert!(request.starts_with(&format!("GET {target} HTTP/1.1\r\n")), "{request}");
+        assert!(
+            request.starts_with(&format!("GET {target} HTTP/1.1\r\n")),
+            "{request}"
+        );
     }
-    let none = tickets(Platform::Wecom, TicketType::WxCard, server.base.clone()).fetch(Mode::Normal).await;
+    let none = tickets(Platform::Wecom, TicketType::WxCard, server.base.clone())
+        .fetch(Mode::Normal)
+        .await;
     assert_eq!(none.unwrap_err().label(), "malformed");
 }
 
 #[tokio::test]
 async fn a_refused_ticket_has_advice_of_its_own_except_for_the_address() {
     for (body, error) in [
-        (r#"{"errcode":48001,"errmsg":"x"}"#, FetchError::NoTicket { platform: Platform::Wecom, code: 48001 }),
+        (
+            r#"{"errcode":48001,"errmsg":"x"}"#,
+            FetchError::NoTicket {
+                platform: Platform::Wecom,
+                code: 48001,
+            },
+        ),
         // At WeCom that is no stale token.
-        (r#"{"errcode":40001,"errmsg":"x"}"#, FetchError::NoTicket { platform: Platform::Wecom, code: 40001 }),
+        (
+            r#"{"errcode":40001,"errmsg":"x"}"#,
+            FetchError::NoTicket {
+                platform: Platform::Wecom,
+                code: 40001,
+            },
+        ),
         (
             r#"{"errcode":60020,"errmsg":"not allow to access from your ip, from ip: 9.30.0.138, more"}"#,
-            FetchError::Refused { platform: Platform::Wecom, code: 60020, ip: Some("9.30.0.138".parse().unwrap()) },
+            FetchError::Refused {
+                platform: Platform::Wecom,
+                code: 60020,
+                ip: Some("9.30.0.138".parse().unwrap()),
+            },
         ),
-        (r#"{"errcode":0,"ticket":"","expires_in":7200}"#, FetchError::Malformed("an empty or impossible ticket")),
+        (
+            r#"{"errcode":0,"ticket":"","expires_in":7200}"#,
+            FetchError::Malformed("an empty or impossible ticket"),
+        ),
     ] {
         let server = Server::start(http("200 OK", body)).await;
         let source = tickets(Platform::Wecom, TicketType::Jsapi, server.base);
-        assert_eq!(source.fetch(Mode::Normal).await.unwrap_err(), error, "{body}");
+        assert_eq!(
+            source.fetch(Mode::Normal).await.unwrap_err(),
+            error,
+            "{body}"
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! The endpoints of tickets: a business call like any other, made with the account's token and cured like any other.
+//! The endpoints of tickets: a business call like any other, made with the account's token and
+//! cured like any other.
 //!
-//! Source of the protocol: WeChat's page of api_getticket; WeCom's 96909 and 90506. Unlike its siblings this source asks
-//! the account's keeper, and has it replace a token that WeChat calls stale, once.
+//! Source of the protocol: WeChat's page of api_getticket; WeCom's 96909 and 90506. Unlike its
+//! siblings this source asks the account's keeper, and has it replace a token that WeChat calls
+//! stale, once.
 
 use std::sync::{
     Arc,
@@ -35,8 +37,8 @@ pub struct TicketSource {
 }
 
 impl TicketSource {
-    /// `keeper` is that of the account's token. The generation of the token that was last asked with is left in
-    /// `made_with`.
+    /// `keeper` is that of the account's token. The generation of the token that was last asked
+    /// with is left in `made_with`.
     pub fn new(
         kind: TicketType,
         account: &AccountSettings,
@@ -45,29 +47,56 @@ impl TicketSource {
         made_with: Arc<AtomicU64>,
     ) -> Self {
         let endpoint = kind.endpoint(account.platform);
-        Self { client, api: account.api.clone(), platform: account.platform, endpoint, keeper, made_with }
+        Self {
+            client,
+            api: account.api.clone(),
+            platform: account.platform,
+            endpoint,
+            keeper,
+            made_with,
+        }
     }
 
     async fn fetch_and_cure(&self, endpoint: Endpoint) -> Result<Fetched, FetchError> {
-        let token = self.keeper.current().await.map_err(|_| FetchError::NoToken)?;
+        let token = self
+            .keeper
+            .current()
+            .await
+            .map_err(|_| FetchError::NoToken)?;
         let first = self.ask(endpoint, &token).await;
-        let Some(code) = self.stale(&first) else { return first.map_err(as_ticket) };
-        let Refresh::Replay(newer) = self.keeper.refresh_past(token.generation(), endpoint.path).await else {
-            return Err(FetchError::NoTicket { platform: self.platform, code });
+        let Some(code) = self.stale(&first) else {
+            return first.map_err(as_ticket);
+        };
+        let Refresh::Replay(newer) = self
+            .keeper
+            .refresh_past(token.generation(), endpoint.path)
+            .await
+        else {
+            return Err(FetchError::NoTicket {
+                platform: self.platform,
+                code,
+            });
         };
         let second = self.ask(endpoint, &newer).await;
         if self.stale(&second).is_some() {
-            self.keeper.replay_was_stale(newer.generation(), endpoint.path);
+            self.keeper
+                .replay_was_stale(newer.generation(), endpoint.path);
         }
         second.map_err(as_ticket)
     }
 
     async fn ask(&self, endpoint: Endpoint, token: &Token) -> Result<Fetched, FetchError> {
-        self.made_with.store(token.generation().0, Ordering::Relaxed);
-        let kind = endpoint.kind.map(|kind| format!("&type={kind}")).unwrap_or_default();
+        self.made_with
+            .store(token.generation().0, Ordering::Relaxed);
+        let kind = endpoint
+            .kind
+            .map(|kind| format!("&type={kind}"))
+            .unwrap_or_default();
         let query = Secret::new(format!("access_token={}{kind}", token.query_value()));
         let path = endpoint.path;
-        let call = self.client.call(&self.api, |http, base| http.get(format!("{base}{path}?{}", query.expose())));
+        let call = self.client.call(&self.api, |http, base| {
+            http.get(format!("{base}{path}?{}", query.expose()))
+        });
         let (status, body) = call.await?;
         let answer = answer::ticket(self.platform, status, &body);
         // 41001: the token did not arrive. Proof of nothing.
@@ -80,7 +109,9 @@ impl TicketSource {
 
     fn stale(&self, answer: &Result<Fetched, FetchError>) -> Option<i64> {
         match answer {
-            Err(FetchError::Refused { code, .. }) if codes::is_stale(self.platform, *code) => Some(*code),
+            Err(FetchError::Refused { code, .. }) if codes::is_stale(self.platform, *code) => {
+                Some(*code)
+            }
             _ => None,
         }
     }

@@ -1,6 +1,8 @@
-//! `GET /cgi-bin/gettoken` of WeCom (企业微信): one token per agent, the same on repeated calls, no forced mode.
+//! `GET /cgi-bin/gettoken` of WeCom (企业微信): one token per agent, the same on repeated calls, no
+//! forced mode.
 //!
-//! Source of the protocol: the WeCom page 91039. The secret belongs to an agent, so several accounts may have one corpid.
+//! Source of the protocol: the WeCom page 91039. The secret belongs to an agent, so several
+//! accounts may have one corpid.
 
 use super::{
     BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource,
@@ -28,7 +30,9 @@ impl TokenSource for Wecom {
                 encoded(&self.0.appid),
                 encoded(self.0.secret.expose())
             ));
-            self.0.ask(|http, base| http.get(format!("{base}/cgi-bin/gettoken?{}", query.expose()))).await
+            self.0
+                .ask(|http, base| http.get(format!("{base}/cgi-bin/gettoken?{}", query.expose())))
+                .await
         })
     }
 

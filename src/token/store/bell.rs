@@ -24,14 +24,24 @@ impl Bell {
 
     /// One record may have changed.
     pub(super) fn ring(&self, name: &str) {
-        if let Some(rope) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
+        if let Some(rope) = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+        {
             rope.send_modify(|number| *number += 1);
         }
     }
 
     /// Any of them may have.
     pub(super) fn ring_all(&self) {
-        for rope in self.0.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        for rope in self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+        {
             rope.send_modify(|number| *number += 1);
         }
     }

@@ -1,7 +1,9 @@
-//! The bytes of a stored record: JSON with a format number and a checksum, of which no byte may differ.
+//! The bytes of a stored record: JSON with a format number and a checksum, of which no byte may
+//! differ.
 //!
-//! Pure. Format 1 holds the token as it is; format 2 holds it sealed and bound to everything that stands beside it and
-//! to its place. Whatever is not exactly what [`Codec::encode`] makes is refused; nothing is repaired.
+//! Pure. Format 1 holds the token as it is; format 2 holds it sealed and bound to everything that
+//! stands beside it and to its place. Whatever is not exactly what [`Codec::encode`] makes is
+//! refused; nothing is repaired.
 
 use std::borrow::Cow;
 
@@ -27,8 +29,8 @@ pub(super) struct Codec {
 #[derive(Debug, PartialEq)]
 pub(super) struct Decoded {
     pub(super) record: Record,
-    /// It would be written in another form now: its token is in plain text although there is a key, or another key than
-    /// the first one sealed it.
+    /// It would be written in another form now: its token is in plain text although there is a key,
+    /// or another key than the first one sealed it.
     pub(super) outdated: bool,
 }
 
@@ -83,39 +85,69 @@ impl Codec {
         Self { keys }
     }
 
-    /// The record as bytes. One of the few places that reveal a token: it goes into the store and nowhere else.
+    /// The record as bytes. One of the few places that reveal a token: it goes into the store and
+    /// nowhere else.
     pub(super) fn encode(&self, key: &Key, record: &Record) -> Vec<u8> {
-        let (Some(keys), Some(token)) = (&self.keys, &record.token) else { return plain(&Form::of(record, true)) };
+        let (Some(keys), Some(token)) = (&self.keys, &record.token) else {
+            return plain(&Form::of(record, true));
+        };
         let body = json(&Form::of(record, false));
         let Some(sealed) = keys.seal(token.value.expose(), &bound(key, &body)) else {
             // Better a record without its token than one that shows it.
-            return plain(&Form { token: None, ..Form::of(record, false) });
+            return plain(&Form {
+                token: None,
+                ..Form::of(record, false)
+            });
         };
         let covered = [sealed.as_bytes(), MIDDLE, &body].concat();
-        [SEALED_HEAD, checksum(&covered).as_bytes(), SEAL, &covered, TAIL].concat()
+        [
+            SEALED_HEAD,
+            checksum(&covered).as_bytes(),
+            SEAL,
+            &covered,
+            TAIL,
+        ]
+        .concat()
     }
 
     /// The record that [`Codec::encode`] made these bytes of, for the same key.
     pub(super) fn decode(&self, key: &Key, bytes: &[u8]) -> Result<Decoded, Damage> {
         if let Some(rest) = bytes.strip_prefix(HEAD) {
             let mut form = Form::read(covered(rest, MIDDLE)?)?;
-            let value = form.token.as_mut().map(|token| token.value.take().ok_or(Damage::Content)).transpose()?;
+            let value = form
+                .token
+                .as_mut()
+                .map(|token| token.value.take().ok_or(Damage::Content))
+                .transpose()?;
             let outdated = value.is_some() && self.keys.is_some();
-            return Ok(Decoded { record: form.into_record(value.map(Secret::new))?, outdated });
+            return Ok(Decoded {
+                record: form.into_record(value.map(Secret::new))?,
+                outdated,
+            });
         }
-        let rest = bytes.strip_prefix(SEALED_HEAD).ok_or_else(|| other_format(bytes))?;
+        let rest = bytes
+            .strip_prefix(SEALED_HEAD)
+            .ok_or_else(|| other_format(bytes))?;
         let (sealed, body) = parts(covered(rest, SEAL)?).ok_or(Damage::Content)?;
         let form = Form::read(body)?;
-        if form.token.as_ref().is_none_or(|token| token.value.is_some()) {
+        if form
+            .token
+            .as_ref()
+            .is_none_or(|token| token.value.is_some())
+        {
             return Err(Damage::Content);
         }
         let keys = self.keys.as_ref().ok_or_else(|| seal::refused(sealed))?;
         let (value, by_first) = keys.open(sealed, &bound(key, body))?;
-        Ok(Decoded { record: form.into_record(Some(value))?, outdated: !by_first })
+        Ok(Decoded {
+            record: form.into_record(Some(value))?,
+            outdated: !by_first,
+        })
     }
 }
 
-/// What a sealed token cannot be taken away from: the format, whose it is, what it is, and all that is said of it.
+/// What a sealed token cannot be taken away from: the format, whose it is, what it is, and all that
+/// is said of it.
 fn bound(key: &Key, body: &[u8]) -> Vec<u8> {
     [b"wxgate record 2 ", key.to_string().as_bytes(), b" ", body].concat()
 }
@@ -133,18 +165,34 @@ fn json(form: &Form<'_>) -> Vec<u8> {
 /// What stands behind a checksum that is right, and the words `before` it.
 fn covered<'b>(bytes: &'b [u8], before: &[u8]) -> Result<&'b [u8], Damage> {
     let (sum, rest) = bytes.split_at_checked(64).ok_or(Damage::Content)?;
-    let rest = rest.strip_prefix(before).and_then(|rest| rest.strip_suffix(TAIL)).ok_or(Damage::Content)?;
-    if checksum(rest).as_bytes() == sum { Ok(rest) } else { Err(Damage::Content) }
+    let rest = rest
+        .strip_prefix(before)
+        .and_then(|rest| rest.strip_suffix(TAIL))
+        .ok_or(Damage::Content)?;
+    if checksum(rest).as_bytes() == sum {
+        Ok(rest)
+    } else {
+        Err(Damage::Content)
+    }
 }
 
 fn parts(covered: &[u8]) -> Option<(&str, &[u8])> {
     let (sealed, rest) = covered.split_at(covered.iter().position(|byte| *byte == b'"')?);
-    Some((std::str::from_utf8(sealed).ok()?, rest.strip_prefix(MIDDLE)?))
+    Some((
+        std::str::from_utf8(sealed).ok()?,
+        rest.strip_prefix(MIDDLE)?,
+    ))
 }
 
 fn other_format(bytes: &[u8]) -> Damage {
-    let number = bytes.strip_prefix(ANY_VERSION).and_then(|rest| rest.split(|byte| *byte == b',').next());
-    if number.is_some_and(|number| number != b"1" && number != b"2") { Damage::Version } else { Damage::Content }
+    let number = bytes
+        .strip_prefix(ANY_VERSION)
+        .and_then(|rest| rest.split(|byte| *byte == b',').next());
+    if number.is_some_and(|number| number != b"1" && number != b"2") {
+        Damage::Version
+    } else {
+        Damage::Content
+    }
 }
 
 impl<'r> Form<'r> {
@@ -170,14 +218,21 @@ impl<'r> Form<'r> {
     }
 
     fn into_record(self, value: Option<Secret>) -> Result<Record, Damage> {
-        let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == self.kind).ok_or(Damage::Content)?;
+        let kind = Kind::ALL
+            .into_iter()
+            .find(|kind| kind.as_str() == self.kind)
+            .ok_or(Damage::Content)?;
         let token = self.token.zip(value).map(|(token, value)| StoredToken {
             value,
             fetched_ms: token.fetched_ms,
             expires_ms: token.expires_ms,
         });
         Ok(Record {
-            identity: Identity { appid: self.appid.into(), kind, secret_fingerprint: self.secret.into() },
+            identity: Identity {
+                appid: self.appid.into(),
+                kind,
+                secret_fingerprint: self.secret.into(),
+            },
             generation: Generation(self.generation),
             token,
             budget: self.budget,
@@ -195,10 +250,13 @@ fn is_zero(number: &u64) -> bool {
 fn checksum(body: &[u8]) -> String {
     use std::fmt::Write as _;
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body);
-    digest.as_ref().iter().fold(String::with_capacity(64), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    digest
+        .as_ref()
+        .iter()
+        .fold(String::with_capacity(64), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
 }
 
 #[cfg(test)]
@@ -229,7 +287,14 @@ pub(super) mod tests {
     fn mended(bytes: &[u8]) -> Vec<u8> {
         let start = SEALED_HEAD.len() + 64 + SEAL.len();
         let covered = &bytes[start..bytes.len() - TAIL.len()];
-        [SEALED_HEAD, checksum(covered).as_bytes(), SEAL, covered, TAIL].concat()
+        [
+            SEALED_HEAD,
+            checksum(covered).as_bytes(),
+            SEAL,
+            covered,
+            TAIL,
+        ]
+        .concat()
     }
 
     fn replaced(bytes: &[u8], old: &str, new: &str) -> Vec<u8> {
@@ -244,7 +309,13 @@ pub(super) mod tests {
             for token in [None, Some("81_abc-DEF"), Some("a\"b\\c é"), Some("")] {
                 let record = sample(9, token);
                 let bytes = codec.encode(&shop(), &record);
-                assert_eq!(codec.decode(&shop(), &bytes), Ok(Decoded { record, outdated: false }));
+                assert_eq!(
+                    codec.decode(&shop(), &bytes),
+                    Ok(Decoded {
+                        record,
+                        outdated: false
+                    })
+                );
                 assert!(serde_json::from_slice::<serde_json::Value>(&bytes).is_ok());
             }
         }
@@ -256,8 +327,16 @@ pub(super) mod tests {
         let text = |codec: Codec| String::from_utf8(codec.encode(&shop(), &record)).unwrap();
         assert!(text(Codec::default()).contains("81_abc-DEF"));
         let sealed = text(sealing(KEY));
-        assert!(!sealed.contains("81_abc-DEF") && !sealed.contains("value"), "{sealed}");
-        for part in ["\"generation\":9", "wx0123456789abcdef", "\"expires_ms\":17200000", "\"budget\""] {
+        assert!(
+            !sealed.contains("81_abc-DEF") && !sealed.contains("value"),
+            "{sealed}"
+        );
+        for part in [
+            "\"generation\":9",
+            "wx0123456789abcdef",
+            "\"expires_ms\":17200000",
+            "\"budget\"",
+        ] {
             assert!(sealed.contains(part), "{part} is not in {sealed}");
         }
     }
@@ -267,7 +346,10 @@ pub(super) mod tests {
         for codec in [Codec::default(), sealing(KEY)] {
             let bytes = codec.encode(&shop(), &sample(9, Some("81_abc")));
             for end in 0..bytes.len() {
-                assert!(codec.decode(&shop(), &bytes[..end]).is_err(), "cut at {end}");
+                assert!(
+                    codec.decode(&shop(), &bytes[..end]).is_err(),
+                    "cut at {end}"
+                );
             }
         }
     }
@@ -280,10 +362,16 @@ pub(super) mod tests {
                 for bit in 0..8 {
                     let mut changed = bytes.clone();
                     changed[at] ^= 1 << bit;
-                    assert!(codec.decode(&shop(), &changed).is_err(), "bit {bit} of byte {at}");
+                    assert!(
+                        codec.decode(&shop(), &changed).is_err(),
+                        "bit {bit} of byte {at}"
+                    );
                 }
             }
-            assert!(codec.decode(&shop(), &[&bytes[..], b" "].concat()).is_err(), "something appended");
+            assert!(
+                codec.decode(&shop(), &[&bytes[..], b" "].concat()).is_err(),
+                "something appended"
+            );
         }
     }
 
@@ -297,7 +385,10 @@ pub(super) mod tests {
             for bit in 0..8 {
                 let mut changed = bytes.clone();
                 changed[at] ^= 1 << bit;
-                assert!(codec.decode(&shop(), &mended(&changed)).is_err(), "bit {bit} of byte {at}");
+                assert!(
+                    codec.decode(&shop(), &mended(&changed)).is_err(),
+                    "bit {bit} of byte {at}"
+                );
             }
         }
         assert_eq!(
@@ -330,7 +421,10 @@ pub(super) mod tests {
         let codec = sealing(KEY);
         let record = sample(9, Some("81_abc"));
         let account = |name| AccountName::new(name).unwrap();
-        let ticket = Key { account: account("shop"), kept: Kept::Ticket(TicketType::Jsapi) };
+        let ticket = Key {
+            account: account("shop"),
+            kept: Kept::Ticket(TicketType::Jsapi),
+        };
         let places = [shop(), Key::token(&account("mall")), ticket];
         for from in &places {
             let bytes = codec.encode(from, &record);
@@ -351,32 +445,56 @@ pub(super) mod tests {
                 .unwrap_or_else(|| panic!("{text}"))
         };
         let swapped = replaced(&ten, &sealed(&ten), &sealed(&nine));
-        assert_eq!(codec.decode(&shop(), &swapped), Err(Damage::Sealed(Locked::Forged)));
+        assert_eq!(
+            codec.decode(&shop(), &swapped),
+            Err(Damage::Sealed(Locked::Forged))
+        );
     }
 
     #[test]
     fn records_in_an_older_form_are_read_and_called_outdated() {
         let record = sample(9, Some("81_abc"));
-        let read =
-            |codec: &Codec, by: Codec| codec.decode(&shop(), &by.encode(&shop(), &record)).map(|read| read.outdated);
+        let read = |codec: &Codec, by: Codec| {
+            codec
+                .decode(&shop(), &by.encode(&shop(), &record))
+                .map(|read| read.outdated)
+        };
         let rotating = sealing(&format!("{KEY},{OTHER}"));
         assert_eq!(read(&rotating, Codec::default()), Ok(true), "plain");
         assert_eq!(read(&rotating, sealing(OTHER)), Ok(true), "an older key");
         assert_eq!(read(&rotating, sealing(KEY)), Ok(false));
         assert_eq!(read(&Codec::default(), Codec::default()), Ok(false));
-        assert!(matches!(read(&sealing(OTHER), sealing(KEY)), Err(Damage::Sealed(Locked::OtherKey(_)))));
-        assert!(matches!(read(&Codec::default(), sealing(KEY)), Err(Damage::Sealed(Locked::NoKey(_)))));
+        assert!(matches!(
+            read(&sealing(OTHER), sealing(KEY)),
+            Err(Damage::Sealed(Locked::OtherKey(_)))
+        ));
+        assert!(matches!(
+            read(&Codec::default(), sealing(KEY)),
+            Err(Damage::Sealed(Locked::NoKey(_)))
+        ));
         let without = Codec::default().encode(&shop(), &sample(9, None));
-        assert!(!rotating.decode(&shop(), &without).unwrap().outdated, "there is nothing to seal");
+        assert!(
+            !rotating.decode(&shop(), &without).unwrap().outdated,
+            "there is nothing to seal"
+        );
     }
 
     #[test]
     fn records_of_earlier_versions_are_read_for_ever() {
         let record = sample(9, Some("81_abc-DEF"));
         for codec in [Codec::default(), sealing(KEY)] {
-            assert_eq!(codec.decode(&shop(), OLD.as_bytes()).unwrap().record, record);
+            assert_eq!(
+                codec.decode(&shop(), OLD.as_bytes()).unwrap().record,
+                record
+            );
         }
-        assert_eq!(sealing(KEY).decode(&shop(), SEALED.as_bytes()), Ok(Decoded { record, outdated: false }));
+        assert_eq!(
+            sealing(KEY).decode(&shop(), SEALED.as_bytes()),
+            Ok(Decoded {
+                record,
+                outdated: false
+            })
+        );
     }
 
     #[test]
@@ -384,7 +502,12 @@ pub(super) mod tests {
         let read = |bytes: &[u8]| sealing(KEY).decode(&shop(), bytes);
         assert_eq!(read(br#"{"format":3,"record":{}}"#), Err(Damage::Version));
         assert_eq!(read(br#"{"format":12,"sha256":"#), Err(Damage::Version));
-        for damaged in [&b"hello"[..], br#"{"format":1,"sha"#, br#"{"format":2,"sha"#, b""] {
+        for damaged in [
+            &b"hello"[..],
+            br#"{"format":1,"sha"#,
+            br#"{"format":2,"sha"#,
+            b"",
+        ] {
             assert_eq!(read(damaged), Err(Damage::Content));
         }
     }

@@ -1,6 +1,7 @@
 //! What can go wrong with a store, in words for the operator.
 //!
-//! Holds no content and no text of a server: that could repeat a record, or an address with a password in it.
+//! Holds no content and no text of a server: that could repeat a record, or an address with a
+//! password in it.
 
 use std::path::PathBuf;
 
@@ -43,10 +44,14 @@ pub enum ServerFault {
     #[error("the connection to the server broke: check the server and the network")]
     Broken,
     /// Whoever answers is not proven to be the server.
-    #[error("the server's certificate is not trusted: check the host in store.url, and upstream.ca_file")]
+    #[error(
+        "the server's certificate is not trusted: check the host in store.url, and upstream.ca_file"
+    )]
     Untrusted,
     /// It knows wxgate not, or not well enough.
-    #[error("the server does not let wxgate in: check user and password in store.url, and the rights of that user")]
+    #[error(
+        "the server does not let wxgate in: check user and password in store.url, and the rights of that user"
+    )]
     Denied,
     /// A replica.
     #[error("the server is a read-only replica: name the primary, or Sentinels, in store.url")]
@@ -67,7 +72,9 @@ pub enum ServerFault {
     #[error("no Sentinel names a working primary: check the Sentinels and the name in store.url")]
     NoPrimary,
     /// The file of an embedded database.
-    #[error("the database file cannot be used: check space, permissions and mount options, and that it is SQLite's")]
+    #[error(
+        "the database file cannot be used: check space, permissions and mount options, and that it is SQLite's"
+    )]
     File,
     /// Tables that are not as this wxgate made them.
     #[error(
@@ -75,16 +82,22 @@ pub enum ServerFault {
     )]
     Tables,
     /// A database refused for another reason.
-    #[error("the database refused the statement: check the rights of the user, and that it is a supported version")]
+    #[error(
+        "the database refused the statement: check the rights of the user, and that it is a supported version"
+    )]
     Statement,
     /// There is something else under the key.
     #[error("another program uses the key: remove that key, or change store.prefix")]
     Foreign,
     /// Bytes that are no record, or not any more.
-    #[error("the record is damaged and will be replaced: find out what else writes keys that begin with store.prefix")]
+    #[error(
+        "the record is damaged and will be replaced: find out what else writes keys that begin with store.prefix"
+    )]
     Damaged,
     /// A record that this wxgate cannot read and does not dare to replace.
-    #[error("the record was written by another version of wxgate or with another key: bring all nodes to the same")]
+    #[error(
+        "the record was written by another version of wxgate or with another key: bring all nodes to the same"
+    )]
     Unreadable,
     /// Too many others write the same record.
     #[error("others keep changing the record: report this as a bug of wxgate")]
@@ -135,6 +148,9 @@ impl ServerFault {
 
     /// Whether it says something about one record only.
     pub(super) fn is_of_one_record(self) -> bool {
-        matches!(self, Self::Foreign | Self::Damaged | Self::Unreadable | Self::Contended | Self::Moved)
+        matches!(
+            self,
+            Self::Foreign | Self::Damaged | Self::Unreadable | Self::Contended | Self::Moved
+        )
     }
 }

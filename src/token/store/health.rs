@@ -26,7 +26,10 @@ impl Health {
                 operation, account = %key.account, kept = %key.kept,
                 "a record in the shared token store cannot be used, going on without it: {fault}"
             ),
-            None => tracing::warn!(operation, "the shared token store fails, going on from memory: {fault}"),
+            None => tracing::warn!(
+                operation,
+                "the shared token store fails, going on from memory: {fault}"
+            ),
         }
     }
 

@@ -1,5 +1,5 @@
-//! A store that forgets everything at the end of the process. For those who want no file, and, shared by several keepers
-//! of one account, for tests.
+//! A store that forgets everything at the end of the process. For those who want no file, and,
+//! shared by several keepers of one account, for tests.
 
 use std::{
     collections::HashMap,
@@ -28,7 +28,10 @@ struct Inner {
 impl MemoryStore {
     /// One that several nodes in this process share.
     pub fn shared() -> Self {
-        Self { bell: Some(Bell::default()), ..Self::default() }
+        Self {
+            bell: Some(Bell::default()),
+            ..Self::default()
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -44,7 +47,10 @@ impl MemoryStore {
     /// Takes the lease without asking, as a node that dies with it does.
     #[cfg(test)]
     pub(crate) fn seize(&self, key: &Key, life: Duration) {
-        self.lock().leases.insert(key.clone(), ("a dead node".to_owned(), Instant::now() + life));
+        self.lock().leases.insert(
+            key.clone(),
+            ("a dead node".to_owned(), Instant::now() + life),
+        );
     }
 
     /// Ends the lease before its time, as it does for a node that is stopped for longer.
@@ -60,7 +66,11 @@ impl TokenStore for MemoryStore {
         Box::pin(std::future::ready(Ok(found)))
     }
 
-    fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
+    fn save<'a>(
+        &'a self,
+        key: &'a Key,
+        record: Record,
+    ) -> BoxFuture<'a, Result<Saved, StoreError>> {
         let mut inner = self.lock();
         let saved = match inner.records.get(key) {
             Some(held) if !held.gives_way_to(&record) => Saved::Newer(Box::new(held.clone())),
@@ -81,22 +91,39 @@ impl TokenStore for MemoryStore {
         self.bell.as_ref().map(|bell| bell.hear(key.to_string()))
     }
 
-    fn lease<'a>(&'a self, key: &'a Key, owner: &'a str, life: Duration) -> BoxFuture<'a, Result<Lease, StoreError>> {
+    fn lease<'a>(
+        &'a self,
+        key: &'a Key,
+        owner: &'a str,
+        life: Duration,
+    ) -> BoxFuture<'a, Result<Lease, StoreError>> {
         let now = Instant::now();
         let mut inner = self.lock();
         let lease = match inner.leases.get(key) {
-            Some((holder, until)) if holder != owner && *until > now => Lease::Held { left: *until - now },
+            Some((holder, until)) if holder != owner && *until > now => {
+                Lease::Held { left: *until - now }
+            }
             _ => {
-                inner.leases.insert(key.clone(), (owner.to_owned(), now + life));
+                inner
+                    .leases
+                    .insert(key.clone(), (owner.to_owned(), now + life));
                 Lease::Granted
             }
         };
         Box::pin(std::future::ready(Ok(lease)))
     }
 
-    fn release<'a>(&'a self, key: &'a Key, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn release<'a>(
+        &'a self,
+        key: &'a Key,
+        owner: &'a str,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
         let mut inner = self.lock();
-        if inner.leases.get(key).is_some_and(|(holder, _)| holder == owner) {
+        if inner
+            .leases
+            .get(key)
+            .is_some_and(|(holder, _)| holder == owner)
+        {
             inner.leases.remove(key);
         }
         Box::pin(std::future::ready(Ok(())))

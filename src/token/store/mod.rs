@@ -1,7 +1,8 @@
-//! Where tokens survive: the seam between the keeper and a place that outlives it, and the settings of the stores.
+//! Where tokens survive: the seam between the keeper and a place that outlives it, and the settings
+//! of the stores.
 //!
-//! A store keeps one record per key and compares generations before it writes. It is a cache with counters: losing
-//! it costs one fetch each, so no failure of a store is a failure of the service.
+//! A store keeps one record per key and compares generations before it writes. It is a cache with
+//! counters: losing it costs one fetch each, so no failure of a store is a failure of the service.
 
 mod bell;
 mod codec;
@@ -43,7 +44,10 @@ pub(in crate::token) mod bytes {
     }
 
     pub(in crate::token) fn decode(key: &Key, bytes: &[u8]) -> Option<Record> {
-        Codec::new(None).decode(key, bytes).ok().map(|decoded| decoded.record)
+        Codec::new(None)
+            .decode(key, bytes)
+            .ok()
+            .map(|decoded| decoded.record)
     }
 }
 
@@ -76,36 +80,48 @@ pub enum Settings {
     },
 }
 
-/// One record per account's token and per ticket. The keeper bounds every call in time and goes on without the store when
-/// one fails.
+/// One record per account's token and per ticket. The keeper bounds every call in time and goes on
+/// without the store when one fails.
 ///
-/// A store that several nodes share says so by [`TokenStore::changes`], and lends the right to fetch to one of them at a
-/// time. The lease only saves fetches; what is true is decided by [`TokenStore::save`] alone.
+/// A store that several nodes share says so by [`TokenStore::changes`], and lends the right to
+/// fetch to one of them at a time. The lease only saves fetches; what is true is decided by
+/// [`TokenStore::save`] alone.
 pub trait TokenStore: Send + Sync + 'static {
-    /// What was written last; `None` when there is nothing usable. [`StoreError::Sealed`] when there is something that
-    /// the keys do not open: the next write replaces it.
+    /// What was written last; `None` when there is nothing usable. [`StoreError::Sealed`] when
+    /// there is something that the keys do not open: the next write replaces it.
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
 
-    /// Writes the record, unless the store holds a newer generation, or another token of the same generation: then
-    /// nothing changes, and what is stored comes back. Of two budgets of one appid the more spent one stays.
-    fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>>;
+    /// Writes the record, unless the store holds a newer generation, or another token of the same
+    /// generation: then nothing changes, and what is stored comes back. Of two budgets of one appid
+    /// the more spent one stays.
+    fn save<'a>(&'a self, key: &'a Key, record: Record)
+    -> BoxFuture<'a, Result<Saved, StoreError>>;
 
-    /// Changes its number whenever somebody may have written the record, this node included, and whenever changes may
-    /// have been missed. Messages can get lost, so this only makes the next look come sooner. `None` for a store that
-    /// is private to the node.
+    /// Changes its number whenever somebody may have written the record, this node included, and
+    /// whenever changes may have been missed. Messages can get lost, so this only makes the next
+    /// look come sooner. `None` for a store that is private to the node.
     fn changes(&self, key: &Key) -> Option<watch::Receiver<u64>> {
         let _ = key;
         None
     }
 
     /// Asks for the right to fetch, for `life` at most. The owner gets it again while it lasts.
-    fn lease<'a>(&'a self, key: &'a Key, owner: &'a str, life: Duration) -> BoxFuture<'a, Result<Lease, StoreError>> {
+    fn lease<'a>(
+        &'a self,
+        key: &'a Key,
+        owner: &'a str,
+        life: Duration,
+    ) -> BoxFuture<'a, Result<Lease, StoreError>> {
         let _ = (key, owner, life);
         Box::pin(std::future::ready(Ok(Lease::Granted)))
     }
 
     /// Gives the right back before its time; changes nothing when somebody else has it by now.
-    fn release<'a>(&'a self, key: &'a Key, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn release<'a>(
+        &'a self,
+        key: &'a Key,
+        owner: &'a str,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
         let _ = (key, owner);
         Box::pin(std::future::ready(Ok(())))
     }

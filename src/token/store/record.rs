@@ -1,6 +1,8 @@
-//! What is stored of an account, in wall time, and how much of it is still believed when it is read again.
+//! What is stored of an account, in wall time, and how much of it is still believed when it is read
+//! again.
 //!
-//! Pure: the clock is an argument. Faults that hold for one node only (a refused address) are no part of it.
+//! Pure: the clock is an argument. Faults that hold for one node only (a refused address) are no
+//! part of it.
 
 use std::time::Duration;
 
@@ -24,8 +26,8 @@ pub struct Identity {
     pub appid: String,
     /// Tokens of the two kinds are never mixed.
     pub kind: Kind,
-    /// Of the AppSecret: with another secret the token is not used any more. It also tells the agents of one WeCom corp
-    /// apart.
+    /// Of the AppSecret: with another secret the token is not used any more. It also tells the
+    /// agents of one WeCom corp apart.
     pub secret_fingerprint: String,
 }
 
@@ -42,12 +44,13 @@ pub struct Record {
     pub budget: Budget,
     /// Why the account gets no token, where that is true for every node.
     pub refusal: Option<Refusal>,
-    /// Wall time in milliseconds of the last call that brought a token, be it the same one again; 0 before.
+    /// Wall time in milliseconds of the last call that brought a token, be it the same one again; 0
+    /// before.
     pub asked_ms: u64,
 }
 
-/// WeChat's last word on an account whose secret is wrong, which is frozen, or whose quota is used up. Until it is over
-/// no node needs to ask again.
+/// WeChat's last word on an account whose secret is wrong, which is frozen, or whose quota is used
+/// up. Until it is over no node needs to ask again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Refusal {
@@ -80,8 +83,16 @@ const LONGEST_REFUSAL: Duration = Duration::from_secs(660);
 impl Identity {
     /// Of an account as it is configured now.
     pub fn of(account: &AccountSettings) -> Self {
-        let secret_fingerprint = account.secret.as_ref().map(Secret::fingerprint).unwrap_or_default();
-        Self { appid: account.appid.clone(), kind: account.kind(), secret_fingerprint }
+        let secret_fingerprint = account
+            .secret
+            .as_ref()
+            .map(Secret::fingerprint)
+            .unwrap_or_default();
+        Self {
+            appid: account.appid.clone(),
+            kind: account.kind(),
+            secret_fingerprint,
+        }
     }
 }
 
@@ -97,8 +108,8 @@ impl StoredToken {
 }
 
 impl Record {
-    /// The token on today's monotonic clock, if it is still good and its times are possible: fetched at most five
-    /// minutes in the future, living at most two hours, not expired.
+    /// The token on today's monotonic clock, if it is still good and its times are possible:
+    /// fetched at most five minutes in the future, living at most two hours, not expired.
     pub fn revive(&self, clock: Clock) -> Option<Token> {
         let stored = self.token.as_ref()?;
         let (now, wall) = (Instant::now(), clock.now_ms());
@@ -106,16 +117,29 @@ impl Record {
         if stored.fetched_ms > wall.saturating_add(millis(SKEW)) || lifetime > millis(LONGEST) {
             return None;
         }
-        let left = Duration::from_millis(stored.expires_ms.checked_sub(wall).filter(|left| *left > 0)?).min(LONGEST);
+        let left = Duration::from_millis(
+            stored
+                .expires_ms
+                .checked_sub(wall)
+                .filter(|left| *left > 0)?,
+        )
+        .min(LONGEST);
         let age = Duration::from_millis(wall.saturating_sub(stored.fetched_ms));
         let sent = now.checked_sub(age).unwrap_or(now);
-        Some(Token::new(self.generation, stored.value.clone(), sent, now + left))
+        Some(Token::new(
+            self.generation,
+            stored.value.clone(),
+            sent,
+            now + left,
+        ))
     }
 
-    /// The token of a record that was written while this node was there to hear of it. Times that leave less than half of
-    /// its life can then only come of clocks that differ, and it counts as fetched just now. At most two hours.
+    /// The token of a record that was written while this node was there to hear of it. Times that
+    /// leave less than half of its life can then only come of clocks that differ, and it counts as
+    /// fetched just now. At most two hours.
     pub fn revive_as_news(&self, clock: Clock) -> Option<Token> {
-        let plausible = |token: &Token| token.expires_in() >= token.expires().duration_since(token.sent()) / 2;
+        let plausible =
+            |token: &Token| token.expires_in() >= token.expires().duration_since(token.sent()) / 2;
         if let Some(token) = self.revive(clock).filter(plausible) {
             return Some(token);
         }
@@ -129,7 +153,10 @@ impl Record {
     /// The refusal that still holds, and for how long. At most eleven minutes.
     pub fn refused(&self, clock: Clock) -> Option<(Refusal, Duration)> {
         let refusal = self.refusal?;
-        let left = refusal.until_ms.checked_sub(clock.now_ms()).filter(|left| *left > 0)?;
+        let left = refusal
+            .until_ms
+            .checked_sub(clock.now_ms())
+            .filter(|left| *left > 0)?;
         Some((refusal, Duration::from_millis(left).min(LONGEST_REFUSAL)))
     }
 
@@ -144,7 +171,8 @@ impl Record {
     /// Whether a store that holds `self` may replace it by `next`.
     pub(super) fn gives_way_to(&self, next: &Self) -> bool {
         let same_token = || {
-            self.token.as_ref().map(|token| &token.value) == next.token.as_ref().map(|token| &token.value)
+            self.token.as_ref().map(|token| &token.value)
+                == next.token.as_ref().map(|token| &token.value)
                 || self.identity != next.identity
                 || next.token.is_none()
                 || self.token.is_none()
@@ -180,23 +208,52 @@ pub(crate) mod tests {
     async fn a_token_is_revived_with_what_remains_of_it() {
         let record = sample(4, Some("t"));
         let token = record.revive(Clock::starting_at(11_000_000)).unwrap();
-        assert_eq!((token.generation(), token.expires_in().as_millis()), (Generation(4), 6_200_000));
-        assert_eq!(StoredToken::of(&token, Clock::starting_at(11_000_000)), record.token.unwrap());
+        assert_eq!(
+            (token.generation(), token.expires_in().as_millis()),
+            (Generation(4), 6_200_000)
+        );
+        assert_eq!(
+            StoredToken::of(&token, Clock::starting_at(11_000_000)),
+            record.token.unwrap()
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn impossible_times_give_no_token() {
         let with = |fetched_ms, expires_ms, wall| {
-            let token = Some(StoredToken { value: Secret::new("t"), fetched_ms, expires_ms });
-            Record { token, ..sample(1, None) }
-                .revive(Clock::starting_at(wall))
-                .map(|token| token.expires_in().as_millis())
+            let token = Some(StoredToken {
+                value: Secret::new("t"),
+                fetched_ms,
+                expires_ms,
+            });
+            Record {
+                token,
+                ..sample(1, None)
+            }
+            .revive(Clock::starting_at(wall))
+            .map(|token| token.expires_in().as_millis())
         };
         assert_eq!(with(10_000_000, 17_200_000, 17_200_000), None, "expired");
-        assert_eq!(with(10_000_000, 17_200_000, 9_700_000), Some(7_200_000), "a clock a little behind");
-        assert_eq!(with(10_000_000, 17_200_000, 9_699_999), None, "a clock far behind");
-        assert_eq!(with(10_000_000, 17_200_001, 11_000_000), None, "lives too long");
-        assert_eq!(with(10_000_000, 9_000_000, 5_000_000), None, "ends before it begins");
+        assert_eq!(
+            with(10_000_000, 17_200_000, 9_700_000),
+            Some(7_200_000),
+            "a clock a little behind"
+        );
+        assert_eq!(
+            with(10_000_000, 17_200_000, 9_699_999),
+            None,
+            "a clock far behind"
+        );
+        assert_eq!(
+            with(10_000_000, 17_200_001, 11_000_000),
+            None,
+            "lives too long"
+        );
+        assert_eq!(
+            with(10_000_000, 9_000_000, 5_000_000),
+            None,
+            "ends before it begins"
+        );
         assert_eq!(with(u64::MAX, u64::MAX, 0), None);
         assert_eq!(with(0, u64::MAX, u64::MAX), None);
     }
@@ -204,7 +261,11 @@ pub(crate) mod tests {
     #[test]
     fn an_older_or_a_rival_record_does_not_replace_a_newer_one() {
         let held = sample(5, Some("a"));
-        assert!(held.gives_way_to(&sample(6, Some("b"))) && held.gives_way_to(&sample(5, Some("a"))));
-        assert!(!held.gives_way_to(&sample(4, Some("z"))) && !held.gives_way_to(&sample(5, Some("b"))));
+        assert!(
+            held.gives_way_to(&sample(6, Some("b"))) && held.gives_way_to(&sample(5, Some("a")))
+        );
+        assert!(
+            !held.gives_way_to(&sample(4, Some("z"))) && !held.gives_way_to(&sample(5, Some("b")))
+        );
     }
 }

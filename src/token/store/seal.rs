@@ -1,7 +1,8 @@
-//! Keeps tokens at rest from those who can read a store: AES-256-GCM, with a random nonce for each text.
+//! Keeps tokens at rest from those who can read a store: AES-256-GCM, with a random nonce for each
+//! text.
 //!
-//! Knows keys and texts; what a text is bound to is the business of `codec`. It does not hide how long a token is, and
-//! cannot tell an older record of the same place from the newest.
+//! Knows keys and texts; what a text is bound to is the business of `codec`. It does not hide how
+//! long a token is, and cannot tell an older record of the same place from the newest.
 
 use std::{fmt, sync::Arc};
 
@@ -14,8 +15,8 @@ use zeroize::Zeroizing;
 
 use crate::base::Secret;
 
-/// The keys of `store.encryption_key`: the first one seals, all of them open. Cheap to clone; shows nothing but the
-/// ids when it is formatted.
+/// The keys of `store.encryption_key`: the first one seals, all of them open. Cheap to clone; shows
+/// nothing but the ids when it is formatted.
 #[derive(Clone)]
 pub struct Keyring(Arc<[Key]>);
 
@@ -79,7 +80,8 @@ struct Key {
 const SEPARATOR: char = ':';
 
 impl Keyring {
-    /// Takes one key, or several with commas between them: each 32 bytes in base64 (of either alphabet) or hex.
+    /// Takes one key, or several with commas between them: each 32 bytes in base64 (of either
+    /// alphabet) or hex.
     ///
     /// # Errors
     /// The first one that is no key, or is there twice.
@@ -96,20 +98,29 @@ impl Keyring {
         Ok(Self(ring.into()))
     }
 
-    /// Seals with the first key and binds the result to `bound`, without which it cannot be opened. `None` when the
-    /// cipher fails, which it has no reason to.
+    /// Seals with the first key and binds the result to `bound`, without which it cannot be opened.
+    /// `None` when the cipher fails, which it has no reason to.
     pub(super) fn seal(&self, text: &str, bound: &[u8]) -> Option<String> {
         let key = self.0.first()?;
         let mut sealed = text.as_bytes().to_vec();
-        let nonce = key.aead.seal_in_place_append_tag(Aad::from(bound), &mut sealed).ok()?;
+        let nonce = key
+            .aead
+            .seal_in_place_append_tag(Aad::from(bound), &mut sealed)
+            .ok()?;
         let whole = [nonce.as_ref().as_slice(), &sealed].concat();
-        Some(format!("{}{SEPARATOR}{}", key.id, BASE64_URL_SAFE_NO_PAD.encode(whole)))
+        Some(format!(
+            "{}{SEPARATOR}{}",
+            key.id,
+            BASE64_URL_SAFE_NO_PAD.encode(whole)
+        ))
     }
 
     /// What was sealed, and whether it was by the first key.
     pub(super) fn open(&self, sealed: &str, bound: &[u8]) -> Result<(Secret, bool), Locked> {
         let (id, text) = split(sealed).ok_or(Locked::Forged)?;
-        let whole = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|_| Locked::Forged)?;
+        let whole = BASE64_URL_SAFE_NO_PAD
+            .decode(text)
+            .map_err(|_| Locked::Forged)?;
         let (nonce, rest) = whole.split_at_checked(NONCE_LEN).ok_or(Locked::Forged)?;
         let mut refusal = Locked::OtherKey(id);
         for (number, key) in self.0.iter().enumerate().filter(|(_, key)| key.id == id) {
@@ -132,27 +143,43 @@ pub(super) fn refused(sealed: &str) -> Locked {
 
 fn split(sealed: &str) -> Option<(KeyId, &str)> {
     let (id, text) = sealed.split_once(SEPARATOR)?;
-    let lower = id.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
-    let id = (id.len() == 8 && lower).then(|| u32::from_str_radix(id, 16).ok()).flatten()?;
+    let lower = id
+        .bytes()
+        .all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
+    let id = (id.len() == 8 && lower)
+        .then(|| u32::from_str_radix(id, 16).ok())
+        .flatten()?;
     Some((KeyId(id.to_be_bytes()), text))
 }
 
 fn key_bytes(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     if text.len() == 64 && text.is_ascii() {
-        let digits = text.as_bytes().chunks(2).map(|two| std::str::from_utf8(two).ok());
+        let digits = text
+            .as_bytes()
+            .chunks(2)
+            .map(|two| std::str::from_utf8(two).ok());
         return digits
             .map(|two| u8::from_str_radix(two.filter(|two| !two.starts_with('+'))?, 16).ok())
             .collect::<Option<_>>()
             .map(Zeroizing::new);
     }
-    let plain = Zeroizing::new(text.trim_end_matches('=').replace('+', "-").replace('/', "_"));
-    BASE64_URL_SAFE_NO_PAD.decode(&*plain).ok().map(Zeroizing::new)
+    let plain = Zeroizing::new(
+        text.trim_end_matches('=')
+            .replace('+', "-")
+            .replace('/', "_"),
+    );
+    BASE64_URL_SAFE_NO_PAD
+        .decode(&*plain)
+        .ok()
+        .map(Zeroizing::new)
 }
 
 impl Key {
     /// `None` unless it is 32 bytes.
     fn new(bytes: &[u8]) -> Option<Self> {
-        let aead = (bytes.len() == 32).then(|| RandomizedNonceKey::new(&AES_256_GCM, bytes).ok()).flatten()?;
+        let aead = (bytes.len() == 32)
+            .then(|| RandomizedNonceKey::new(&AES_256_GCM, bytes).ok())
+            .flatten()?;
         let digest: [u8; 32] = digest(&SHA256, bytes).as_ref().try_into().ok()?;
         let id = digest.first_chunk().copied().map(KeyId)?;
         Some(Self { id, digest, aead })
@@ -161,7 +188,10 @@ impl Key {
 
 impl PartialEq for Keyring {
     fn eq(&self, other: &Self) -> bool {
-        self.0.iter().map(|key| key.digest).eq(other.0.iter().map(|key| key.digest))
+        self.0
+            .iter()
+            .map(|key| key.digest)
+            .eq(other.0.iter().map(|key| key.digest))
     }
 }
 
@@ -169,7 +199,9 @@ impl Eq for Keyring {}
 
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|key| key.id)).finish()
+        f.debug_list()
+            .entries(self.0.iter().map(|key| key.id))
+            .finish()
     }
 }
 
@@ -186,7 +218,8 @@ pub(super) mod tests {
     use super::*;
 
     pub(crate) const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
-    pub(crate) const OTHER: &str = "a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2b1b1b1b1b1b1b1b1b1b1b1b1b1b1b1b1";
+    pub(crate) const OTHER: &str =
+        "a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2b1b1b1b1b1b1b1b1b1b1b1b1b1b1b1b1";
 
     pub(crate) fn ring(keys: &str) -> Keyring {
         Keyring::parse(&Secret::new(keys)).unwrap()
@@ -200,20 +233,48 @@ pub(super) mod tests {
             assert_eq!(ring(spelt), same, "{spelt}");
         }
         let odd = "+/+/+/+/+/+/+/+/+/+/+/+/+/+/+/+/+/+/+/+/+/8=";
-        assert_eq!(ring(odd), ring(&odd.replace('+', "-").replace('/', "_")), "either alphabet");
-        for bad in ["", "short", &KEY[..40], &hex[..32], &format!("{hex}00"), &hex.replace('0', "g"), &"+1".repeat(32)]
-        {
-            assert_eq!(Keyring::parse(&Secret::new(bad)), Err(KeyError::Form { number: 1 }), "{bad}");
+        assert_eq!(
+            ring(odd),
+            ring(&odd.replace('+', "-").replace('/', "_")),
+            "either alphabet"
+        );
+        for bad in [
+            "",
+            "short",
+            &KEY[..40],
+            &hex[..32],
+            &format!("{hex}00"),
+            &hex.replace('0', "g"),
+            &"+1".repeat(32),
+        ] {
+            assert_eq!(
+                Keyring::parse(&Secret::new(bad)),
+                Err(KeyError::Form { number: 1 }),
+                "{bad}"
+            );
         }
     }
 
     #[test]
     fn several_keys_stand_between_commas_and_none_twice() {
-        assert_eq!(ring(&format!("{KEY},{OTHER}")), ring(&format!(" {KEY} , {OTHER} ")));
-        assert_ne!(ring(&format!("{KEY},{OTHER}")), ring(&format!("{OTHER},{KEY}")), "the first one writes");
+        assert_eq!(
+            ring(&format!("{KEY},{OTHER}")),
+            ring(&format!(" {KEY} , {OTHER} "))
+        );
+        assert_ne!(
+            ring(&format!("{KEY},{OTHER}")),
+            ring(&format!("{OTHER},{KEY}")),
+            "the first one writes"
+        );
         let parsed = |text: &str| Keyring::parse(&Secret::new(text));
-        assert_eq!(parsed(&format!("{KEY},")), Err(KeyError::Form { number: 2 }));
-        assert_eq!(parsed(&format!("{KEY},{OTHER},{KEY}")), Err(KeyError::Twice { number: 3 }));
+        assert_eq!(
+            parsed(&format!("{KEY},")),
+            Err(KeyError::Form { number: 2 })
+        );
+        assert_eq!(
+            parsed(&format!("{KEY},{OTHER},{KEY}")),
+            Err(KeyError::Twice { number: 3 })
+        );
     }
 
     #[test]
@@ -221,8 +282,14 @@ pub(super) mod tests {
         let sealed = ring(KEY).seal("token", b"place").unwrap();
         let opened = |keys: &str| ring(keys).open(&sealed, b"place");
         assert_eq!(opened(KEY), Ok((Secret::new("token"), true)));
-        assert_eq!(opened(&format!("{KEY},{OTHER}")), Ok((Secret::new("token"), true)));
-        assert_eq!(opened(&format!("{OTHER},{KEY}")), Ok((Secret::new("token"), false)));
+        assert_eq!(
+            opened(&format!("{KEY},{OTHER}")),
+            Ok((Secret::new("token"), true))
+        );
+        assert_eq!(
+            opened(&format!("{OTHER},{KEY}")),
+            Ok((Secret::new("token"), false))
+        );
         let id = KeyId(ring(KEY).0[0].id.0);
         assert_eq!(opened(OTHER), Err(Locked::OtherKey(id)));
         assert_eq!(refused(&sealed), Locked::NoKey(id));
@@ -235,7 +302,10 @@ pub(super) mod tests {
         let sealed = ring.seal("token", b"place").unwrap();
         for at in 0..sealed.len() {
             assert!(ring.open(&sealed[..at], b"place").is_err(), "cut at {at}");
-            for other in "AZaz09-_:\"".chars().filter(|c| !sealed[at..].starts_with(*c)) {
+            for other in "AZaz09-_:\""
+                .chars()
+                .filter(|c| !sealed[at..].starts_with(*c))
+            {
                 let changed = format!("{}{other}{}", &sealed[..at], &sealed[at + 1..]);
                 assert!(ring.open(&changed, b"place").is_err(), "{other} at {at}");
             }
@@ -250,17 +320,24 @@ pub(super) mod tests {
     #[test]
     fn no_nonce_comes_twice() {
         let ring = ring(KEY);
-        let nonces: HashSet<String> =
-            (0..100_000).map(|_| ring.seal("t", b"").unwrap().split_off(9)[..16].to_owned()).collect();
+        let nonces: HashSet<String> = (0..100_000)
+            .map(|_| ring.seal("t", b"").unwrap().split_off(9)[..16].to_owned())
+            .collect();
         assert_eq!(nonces.len(), 100_000);
     }
 
     #[test]
     fn nothing_of_a_key_is_ever_shown() {
         let ring = ring(&format!("{KEY},{OTHER}"));
-        let shown = format!("{ring:?} {ring:#?} {} {}", KeyError::Form { number: 1 }, KeyError::Twice { number: 2 });
+        let shown = format!(
+            "{ring:?} {ring:#?} {} {}",
+            KeyError::Form { number: 1 },
+            KeyError::Twice { number: 2 }
+        );
         assert!(
-            !shown.contains("0123456789abcdef") && !shown.contains("a2a2") && !shown.contains(&KEY[..8]),
+            !shown.contains("0123456789abcdef")
+                && !shown.contains("a2a2")
+                && !shown.contains(&KEY[..8]),
             "{shown}"
         );
     }

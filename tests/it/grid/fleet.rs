@@ -1,4 +1,5 @@
-//! Nodes through the configuration parser, each with its own way to the store, in front of one WeChat; and their callers.
+//! Nodes through the configuration parser, each with its own way to the store, in front of one
+//! WeChat; and their callers.
 
 use std::{
     collections::HashMap,
@@ -58,12 +59,15 @@ pub struct Calls {
 }
 
 impl Fleet {
-    /// Keepers and stores run on `background`, as they have threads of their own in the program. The first token says
-    /// that it lives for `life` seconds, if that is given.
+    /// Keepers and stores run on `background`, as they have threads of their own in the program.
+    /// The first token says that it lives for `life` seconds, if that is given.
     pub async fn start(background: &Handle, urls: Vec<String>, life: Option<u64>) -> Self {
         let sandbox = setup().start_sandbox().await;
         if let Some(life) = life {
-            let short = Fault::Token { expires_in: Some(life.to_string()), access_token: None };
+            let short = Fault::Token {
+                expires_in: Some(life.to_string()),
+                access_token: None,
+            };
             sandbox.control().fault(Rule::new("/cgi-bin/*token", short));
         }
         let api = format!("api = [\"{}\"]", sandbox.http_url().expect("it listens"));
@@ -79,7 +83,12 @@ impl Fleet {
                 .set("store", "kind = \"redis\"")
                 .set("store", &format!("url = {{ value = \"{url}\" }}"))
                 .account(&api);
-            gates.push(background.spawn(node.start_with(sandbox)).await.expect("no panic"));
+            gates.push(
+                background
+                    .spawn(node.start_with(sandbox))
+                    .await
+                    .expect("no panic"),
+            );
         }
         for gate in &gates {
             gate.warm().await;
@@ -105,11 +114,23 @@ impl Fleet {
         for (n, gate) in self.gates.iter().enumerate() {
             for caller in 0..CALLERS {
                 let url = gate.url(&format!("{INFO}?openid={n}-{caller}"));
-                callers.push(tokio::spawn(call(gate.client.clone(), url, Arc::clone(&going))));
+                callers.push(tokio::spawn(call(
+                    gate.client.clone(),
+                    url,
+                    Arc::clone(&going),
+                )));
             }
-            lookers.push(tokio::spawn(look(gate.client.clone(), gate.admin_url("/api/accounts"), Arc::clone(&going))));
+            lookers.push(tokio::spawn(look(
+                gate.client.clone(),
+                gate.admin_url("/api/accounts"),
+                Arc::clone(&going),
+            )));
         }
-        Load { going, callers, lookers }
+        Load {
+            going,
+            callers,
+            lookers,
+        }
     }
 
     /// How often a caller was served with a token that it had already seen replaced.
@@ -118,7 +139,13 @@ impl Fleet {
         let mut returns = 0;
         for request in self.control().requests(INFO) {
             let query = request.query.unwrap_or_default();
-            let part = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)).unwrap_or("").to_owned();
+            let part = |name: &str| {
+                query
+                    .split('&')
+                    .find_map(|pair| pair.strip_prefix(name))
+                    .unwrap_or("")
+                    .to_owned()
+            };
             let (caller, token) = (part("openid="), part("access_token="));
             let tokens = seen.entry(caller).or_default();
             if tokens.last() != Some(&token) {
@@ -142,7 +169,10 @@ impl Load {
         }
         for looker in self.lookers {
             let generations = looker.await.expect("no panic");
-            all.backwards += generations.windows(2).filter(|pair| pair[1] < pair[0]).count();
+            all.backwards += generations
+                .windows(2)
+                .filter(|pair| pair[1] < pair[0])
+                .count();
         }
         all
     }

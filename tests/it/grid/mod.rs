@@ -1,6 +1,8 @@
-//! The grid of faults: what can happen to the shared store, to tokens of each age, with one node and with three.
+//! The grid of faults: what can happen to the shared store, to tokens of each age, with one node
+//! and with three.
 //!
-//! One table, whose figures `docs/cluster.md` repeats. What WeChat itself does wrong stands in other modules.
+//! One table, whose figures `docs/cluster.md` repeats. What WeChat itself does wrong stands in
+//! other modules.
 
 mod fleet;
 mod netns;
@@ -74,7 +76,8 @@ struct Figures {
 }
 
 #[test]
-fn no_fault_of_the_store_costs_a_call_or_more_fetches_than_promised_whatever_the_age_of_the_token() {
+fn no_fault_of_the_store_costs_a_call_or_more_fetches_than_promised_whatever_the_age_of_the_token()
+{
     let ages = [Age::Valid, Age::NearExpiry, Age::Expired];
     let cells: Vec<_> = FAULTS
         .into_iter()
@@ -101,7 +104,11 @@ fn no_fault_of_the_store_costs_a_call_or_more_fetches_than_promised_whatever_the
 
 /// A few at a time, each on a thread of its own.
 fn run_all(cells: &[Cell]) -> Vec<Result<Figures, String>> {
-    let background = Builder::new_multi_thread().worker_threads(4).enable_all().build().expect("threads");
+    let background = Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .expect("threads");
     let waiting: Mutex<VecDeque<usize>> = Mutex::new((0..cells.len()).collect());
     let results: Mutex<Vec<_>> = Mutex::new(cells.iter().map(|_| None).collect());
     std::thread::scope(|scope| {
@@ -111,11 +118,17 @@ fn run_all(cells: &[Cell]) -> Vec<Result<Figures, String>> {
                     let next = waiting.lock().expect("no panic").pop_front();
                     let Some(n) = next else { return };
                     let run = || {
-                        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+                        let runtime = Builder::new_current_thread()
+                            .enable_all()
+                            .build()
+                            .expect("a runtime");
                         runtime.block_on(cells[n].run(background.handle()))
                     };
                     let result = catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
-                        panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "it panicked".to_owned())
+                        panic
+                            .downcast_ref::<String>()
+                            .cloned()
+                            .unwrap_or_else(|| "it panicked".to_owned())
                     });
                     results.lock().expect("no panic")[n] = Some(result);
                 }
@@ -124,13 +137,19 @@ fn run_all(cells: &[Cell]) -> Vec<Result<Figures, String>> {
     });
     background.shutdown_background();
     let results = results.into_inner().expect("no panic");
-    results.into_iter().map(|result| result.expect("each has run")).collect()
+    results
+        .into_iter()
+        .map(|result| result.expect("each has run"))
+        .collect()
 }
 
 impl Cell {
     async fn run(self, background: &Handle) -> Figures {
         if self.age != Age::NearExpiry {
-            return self.attempt(background, None).await.expect("nothing is due");
+            return self
+                .attempt(background, None)
+                .await
+                .expect("nothing is due");
         }
         // On a slow machine the token may have been renewed before the fault began.
         for life in [12, 24, 48] {
@@ -152,13 +171,22 @@ impl Cell {
         }
         let load = fleet.load();
         let before = fleet.rows().await;
-        if before.iter().any(|row| row != &before[0] || row.generation != 1) {
+        if before
+            .iter()
+            .any(|row| row != &before[0] || row.generation != 1)
+        {
             load.end().await;
             assert!(life.is_some(), "{before:?}");
             return None;
         }
-        let renewed =
-            async || fleet.rows().await.iter().zip(&before).all(|(now, then)| now.fingerprint != then.fingerprint);
+        let renewed = async || {
+            fleet
+                .rows()
+                .await
+                .iter()
+                .zip(&before)
+                .all(|(now, then)| now.fingerprint != then.fingerprint)
+        };
         let began = Instant::now();
         site.strike(self.fault).await;
         if self.age == Age::Expired {
@@ -187,7 +215,13 @@ impl Cell {
         let calls = load.end().await;
         let forced = control.forced();
         let normal = control.fetches() - forced - 1;
-        Some(Figures { calls, normal, forced, recovery, returns: fleet.returns() })
+        Some(Figures {
+            calls,
+            normal,
+            forced,
+            recovery,
+            returns: fleet.returns(),
+        })
     }
 
     /// What is not as it should be.
@@ -198,10 +232,20 @@ impl Cell {
                 complaints.push(what);
             }
         };
-        let Figures { calls, normal, forced, recovery, returns } = figures;
+        let Figures {
+            calls,
+            normal,
+            forced,
+            recovery,
+            returns,
+        } = figures;
         expect(
             calls.failures.is_empty(),
-            format!("{} calls failed: {:?}", calls.failures.len(), calls.failures.first()),
+            format!(
+                "{} calls failed: {:?}",
+                calls.failures.len(),
+                calls.failures.first()
+            ),
         );
         let (least, most) = match self.age {
             Age::Valid => (0, 0),
@@ -211,39 +255,66 @@ impl Cell {
             (least..=most).contains(normal) && *forced == 0,
             format!("{normal} fetches, {forced} forced, {most} are bearable"),
         );
-        expect(*recovery <= self.fault.recovery(), format!("shared again after {recovery:?}"));
+        expect(
+            *recovery <= self.fault.recovery(),
+            format!("shared again after {recovery:?}"),
+        );
         expect(
             calls.backwards == 0 && *returns == 0,
-            format!("{} generations, {returns} tokens went back", calls.backwards),
+            format!(
+                "{} generations, {returns} tokens went back",
+                calls.backwards
+            ),
         );
         expect(calls.served > 0, "nobody called".to_owned());
         complaints
     }
 }
 
-/// From now until the record holds the current token, and each node has heard what another one writes.
+/// From now until the record holds the current token, and each node has heard what another one
+/// writes.
 async fn recovered(site: &Site, fleet: &Fleet) -> Duration {
     let healed = Instant::now();
     eventually("the record holds the current token", async || {
-        let token = fleet.control().current_token(DEFAULT_APPID, TokenKind::Stable).expect("a token");
+        let token = fleet
+            .control()
+            .current_token(DEFAULT_APPID, TokenKind::Stable)
+            .expect("a token");
         let record: Option<Vec<u8>> = site.server().run(&["GET", RECORD]);
         record.is_some_and(|record| String::from_utf8_lossy(&record).contains(&token))
     })
     .await;
     site.mark().await;
-    eventually("each node hears of a change", async || fleet.rows().await.iter().all(|row| row.forced_left == 5)).await;
+    eventually("each node hears of a change", async || {
+        fleet.rows().await.iter().all(|row| row.forced_left == 5)
+    })
+    .await;
     healed.elapsed()
 }
 
 fn print(cells: &[Cell], results: &[Result<Figures, String>]) {
     println!(
         "{:<22} {:<11} {:>5} {:>6} {:>8} {:>8} {:>7} {:>9} {:>12}",
-        "fault", "token", "nodes", "calls", "failures", "fetches", "forced", "recovery", "longest call"
+        "fault",
+        "token",
+        "nodes",
+        "calls",
+        "failures",
+        "fetches",
+        "forced",
+        "recovery",
+        "longest call"
     );
     for (Cell { fault, age, nodes }, result) in cells.iter().zip(results) {
         let (fault, age) = (fault.name(), format!("{age:?}"));
         match result {
-            Ok(Figures { calls, normal, forced, recovery, .. }) => println!(
+            Ok(Figures {
+                calls,
+                normal,
+                forced,
+                recovery,
+                ..
+            }) => println!(
                 "{fault:<22} {age:<11} {nodes:>5} {:>6} {:>8} {normal:>8} {forced:>7} {:>7} ms {:>9} ms",
                 calls.served,
                 calls.failures.len(),

@@ -1,8 +1,8 @@
-//! Partitions by a real network: nodes and Redis in two network namespaces, and a wire between them that is cut in one
-//! direction or in both.
+//! Partitions by a real network: nodes and Redis in two network namespaces, and a wire between them
+//! that is cut in one direction or in both.
 //!
-//! Needs root, and `ip` and `tc` of iproute2; where they are not to be had it says so and passes. The namespaces are its
-//! own, and nothing outside of them is changed.
+//! Needs root, and `ip` and `tc` of iproute2; where they are not to be had it says so and passes.
+//! The namespaces are its own, and nothing outside of them is changed.
 
 use std::{fs::File, os::fd::AsFd as _, process::Command, thread, time::Duration};
 
@@ -21,9 +21,30 @@ const STORE: &str = "10.231.77.2";
 
 /// What cuts the wire and what mends it: a command each, for one end or for both.
 const CUTS: [(&str, &[Cut]); 3] = [
-    ("requests vanish", &[Cut { end: End::Nodes, cut: BLACKHOLE, mend: NO_BLACKHOLE }]),
-    ("answers vanish", &[Cut { end: End::Store, cut: BLACKHOLE, mend: NO_BLACKHOLE }]),
-    ("the wire is cut", &[Cut { end: End::Store, cut: "ip link set dev wire down", mend: "ip link set dev wire up" }]),
+    (
+        "requests vanish",
+        &[Cut {
+            end: End::Nodes,
+            cut: BLACKHOLE,
+            mend: NO_BLACKHOLE,
+        }],
+    ),
+    (
+        "answers vanish",
+        &[Cut {
+            end: End::Store,
+            cut: BLACKHOLE,
+            mend: NO_BLACKHOLE,
+        }],
+    ),
+    (
+        "the wire is cut",
+        &[Cut {
+            end: End::Store,
+            cut: "ip link set dev wire down",
+            mend: "ip link set dev wire up",
+        }],
+    ),
 ];
 const BLACKHOLE: &str = "tc qdisc add dev wire root blackhole";
 const NO_BLACKHOLE: &str = "tc qdisc del dev wire root";
@@ -52,11 +73,16 @@ fn a_cut_wire_costs_no_call_and_is_made_good_within_two_seconds() {
             return;
         }
     };
-    let redis = hosts
-        .on(End::Store, || RedisServer::start_with(&["--bind", STORE, "--port", "6379", "--protected-mode", "no"]));
+    let redis = hosts.on(End::Store, || {
+        RedisServer::start_with(&["--bind", STORE, "--port", "6379", "--protected-mode", "no"])
+    });
     hosts.on(End::Nodes, || {
         // Its threads are where the one is that starts them.
-        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("threads");
         runtime.block_on(async {
             let site = Site::of(redis);
             for (name, cuts) in CUTS {
@@ -69,7 +95,9 @@ fn a_cut_wire_costs_no_call_and_is_made_good_within_two_seconds() {
 }
 
 async fn partition(name: &str, cuts: &[Cut], site: &Site, background: &tokio::runtime::Handle) {
-    let urls = (0..NODES).map(|_| format!("redis://{STORE}:6379/")).collect();
+    let urls = (0..NODES)
+        .map(|_| format!("redis://{STORE}:6379/"))
+        .collect();
     let fleet = Fleet::start(background, urls, None).await;
     let control = fleet.control();
     assert_eq!(control.fetches(), 1, "{name}: one for all nodes");
@@ -82,7 +110,12 @@ async fn partition(name: &str, cuts: &[Cut], site: &Site, background: &tokio::ru
     control.expire(DEFAULT_APPID);
     sleep_until(began + HOLD).await;
     eventually("each node has another token", async || {
-        fleet.rows().await.iter().zip(&before).all(|(now, then)| now.fingerprint != then.fingerprint)
+        fleet
+            .rows()
+            .await
+            .iter()
+            .zip(&before)
+            .all(|(now, then)| now.fingerprint != then.fingerprint)
     })
     .await;
     for cut in cuts {
@@ -97,8 +130,15 @@ async fn partition(name: &str, cuts: &[Cut], site: &Site, background: &tokio::ru
         calls.failures.len(),
         calls.longest
     );
-    assert!(calls.failures.is_empty(), "{name}: {:?}", calls.failures.first());
-    assert_eq!(fetches, NODES, "{name}: each for itself, so the wire was really cut");
+    assert!(
+        calls.failures.is_empty(),
+        "{name}: {:?}",
+        calls.failures.first()
+    );
+    assert_eq!(
+        fetches, NODES,
+        "{name}: each for itself, so the wire was really cut"
+    );
     assert_eq!((calls.backwards, fleet.returns()), (0, 0), "{name}");
     assert!(recovery <= Duration::from_secs(2), "{name}: {recovery:?}");
 }
@@ -133,10 +173,13 @@ impl Hosts {
         let place = File::open(format!("/run/netns/{}", end.name())).expect("it was added");
         thread::scope(|scope| {
             let there = scope.spawn(move || {
-                move_into_link_name_space(place.as_fd(), Some(LinkNameSpaceType::Network)).expect("root may");
+                move_into_link_name_space(place.as_fd(), Some(LinkNameSpaceType::Network))
+                    .expect("root may");
                 act()
             });
-            there.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            there
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 }
@@ -165,8 +208,14 @@ impl End {
 
 fn run(command: &str) -> Result<(), String> {
     let mut words = command.split(' ');
-    let output = Command::new(words.next().unwrap_or_default()).args(words).output();
+    let output = Command::new(words.next().unwrap_or_default())
+        .args(words)
+        .output();
     let output = output.map_err(|error| format!("{command}: {error}; it is part of iproute2"))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(()) } else { Err(format!("{command}: {}", said.trim())) }
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!("{command}: {}", said.trim()))
+    }
 }

@@ -18,7 +18,11 @@ const NODES: u64 = 3;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_is_gone_for_sixty_seconds_costs_no_call_and_is_shared_again_within_two() {
-    let background = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+    let background = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("threads");
     let mut site = Site::open(Fault::Down, 3).await;
     let urls = (0..3).map(|n| site.url(n)).collect();
     let fleet = Fleet::start(background.handle(), urls, None).await;
@@ -32,7 +36,10 @@ async fn a_redis_that_is_gone_for_sixty_seconds_costs_no_call_and_is_shared_agai
         control.revoke(DEFAULT_APPID);
         sleep_until(gone + Duration::from_secs(at + 10)).await;
         let fetches = control.fetches() - 1;
-        assert!((deaths..=deaths * NODES).contains(&fetches), "{fetches} for {deaths} deaths");
+        assert!(
+            (deaths..=deaths * NODES).contains(&fetches),
+            "{fetches} for {deaths} deaths"
+        );
     }
     sleep_until(gone + Duration::from_secs(60)).await;
     let before = control.fetches();
@@ -48,7 +55,11 @@ async fn a_redis_that_is_gone_for_sixty_seconds_costs_no_call_and_is_shared_agai
     );
     assert!(calls.failures.is_empty(), "{:?}", calls.failures.first());
     assert_eq!((calls.backwards, fleet.returns()), (0, 0));
-    assert_eq!((control.fetches(), control.forced()), (before, 0), "the return costs none");
+    assert_eq!(
+        (control.fetches(), control.forced()),
+        (before, 0),
+        "the return costs none"
+    );
     assert!(recovery <= Duration::from_secs(2), "{recovery:?}");
     background.shutdown_background();
 }

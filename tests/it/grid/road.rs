@@ -1,7 +1,8 @@
-//! A road to a server that can be made bad, each direction by itself: bytes vanish, come late, or end the connection.
+//! A road to a server that can be made bad, each direction by itself: bytes vanish, come late, or
+//! end the connection.
 //!
-//! Knows nothing of what it carries. Where bytes have vanished a connection stays silent for good, as one of which a
-//! firewall has forgotten; a real network would send them again.
+//! Knows nothing of what it carries. Where bytes have vanished a connection stays silent for good,
+//! as one of which a firewall has forgotten; a real network would send them again.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -56,7 +57,10 @@ impl Road {
     pub async fn to(socket: PathBuf) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("bound").port();
-        let (ways, watched) = watch::channel(Ways { there: Way::Pass, back: Way::Pass });
+        let (ways, watched) = watch::channel(Ways {
+            there: Way::Pass,
+            back: Way::Pass,
+        });
         let socket = Arc::new(socket);
         let accepting = tokio::spawn(async move {
             while let Ok((outside, _)) = listener.accept().await {
@@ -64,9 +68,16 @@ impl Road {
                 tokio::spawn(async move {
                     // Dropped, when nobody listens there.
                     if let Ok(inside) = UnixStream::connect(&*socket).await {
-                        let ((from, to), (far_from, far_to)) = (outside.into_split(), inside.into_split());
-                        let there = Lane { ways: ways.clone(), of: |ways| ways.there };
-                        let back = Lane { ways, of: |ways| ways.back };
+                        let ((from, to), (far_from, far_to)) =
+                            (outside.into_split(), inside.into_split());
+                        let there = Lane {
+                            ways: ways.clone(),
+                            of: |ways| ways.there,
+                        };
+                        let back = Lane {
+                            ways,
+                            of: |ways| ways.back,
+                        };
                         // Either end ends both, and what is open is closed by being dropped.
                         tokio::select! {
                             () = there.carry(from, far_to) => {}
@@ -76,7 +87,11 @@ impl Road {
                 });
             }
         });
-        Self { port, ways, accepting }
+        Self {
+            port,
+            ways,
+            accepting,
+        }
     }
 
     pub fn url(&self) -> String {
@@ -116,7 +131,10 @@ impl Lane {
                 }
             }
             // News of the end cannot pass either.
-            let _ = self.ways.wait_for(|ways| (self.of)(ways) != Way::Silent).await;
+            let _ = self
+                .ways
+                .wait_for(|ways| (self.of)(ways) != Way::Silent)
+                .await;
         };
         tokio::pin!(reading, writing);
         tokio::select! {
@@ -167,9 +185,16 @@ async fn a_road_does_what_it_is_told() {
         let mut answer = [0];
         let _ = stream.write_all(b"x").await;
         let read = timeout(late * 3, stream.read(&mut answer)).await;
-        (read.ok().map(|read| read.unwrap_or(0)), start.elapsed() >= late)
+        (
+            read.ok().map(|read| read.unwrap_or(0)),
+            start.elapsed() >= late,
+        )
     };
-    let open = async || TcpStream::connect(("127.0.0.1", road.port)).await.expect("it listens");
+    let open = async || {
+        TcpStream::connect(("127.0.0.1", road.port))
+            .await
+            .expect("it listens")
+    };
     for (there, back, outcome) in [
         (Way::Pass, Way::Pass, (Some(1), false)),
         (Way::Slow(late), Way::Pass, (Some(1), true)),

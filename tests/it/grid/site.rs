@@ -1,4 +1,5 @@
-//! What can happen to the store of a group of nodes: a real Redis, a road to it for each node, and the faults.
+//! What can happen to the store of a group of nodes: a real Redis, a road to it for each node, and
+//! the faults.
 
 use std::time::Duration;
 
@@ -82,50 +83,88 @@ impl Fault {
         }
     }
 
-    /// How long the store may take to be shared again by all. A record that is lost is missed at the next look.
+    /// How long the store may take to be shared again by all. A record that is lost is missed at
+    /// the next look.
     pub fn recovery(self) -> Duration {
-        Duration::from_secs(if matches!(self, Self::Flush | Self::Evict) { 8 } else { 2 })
+        Duration::from_secs(if matches!(self, Self::Flush | Self::Evict) {
+            8
+        } else {
+            2
+        })
     }
 }
 
 impl Site {
     pub async fn open(fault: Fault, nodes: usize) -> Self {
         let ports = [free_port(), free_port()].map(|port| port.to_string());
-        let redis = RedisServer::start_with(&["--port", if fault == Fault::FailOver { &ports[0] } else { "0" }]);
+        let redis = RedisServer::start_with(&[
+            "--port",
+            if fault == Fault::FailOver {
+                &ports[0]
+            } else {
+                "0"
+            },
+        ]);
         let mut next = None;
         if fault == Fault::FailOver {
-            let replica = RedisServer::start_with(&["--port", &ports[1], "--replicaof", "127.0.0.1", &ports[0]]);
+            let replica = RedisServer::start_with(&[
+                "--port",
+                &ports[1],
+                "--replicaof",
+                "127.0.0.1",
+                &ports[0],
+            ]);
             eventually("the replica follows", async || {
-                replica.run::<String>(&["INFO", "replication"]).contains("master_link_status:up")
+                replica
+                    .run::<String>(&["INFO", "replication"])
+                    .contains("master_link_status:up")
             })
             .await;
             let sentinel = Sentinel::start(ports[0].parse().expect("a port"), 1);
-            eventually("the Sentinel knows it", async || sentinel.knows("num-slaves", "1")).await;
+            eventually("the Sentinel knows it", async || {
+                sentinel.knows("num-slaves", "1")
+            })
+            .await;
             next = Some((replica, sentinel));
         }
         let mut roads = Vec::new();
         while roads.len() < nodes {
             roads.push(Road::to(redis.socket()).await);
         }
-        Self { redis, next, roads, failed_over: false }
+        Self {
+            redis,
+            next,
+            roads,
+            failed_over: false,
+        }
     }
 
     /// A server that its nodes reach in a way of their own.
     pub fn of(redis: RedisServer) -> Self {
-        Self { redis, next: None, roads: Vec::new(), failed_over: false }
+        Self {
+            redis,
+            next: None,
+            roads: Vec::new(),
+            failed_over: false,
+        }
     }
 
     /// What node `n` is configured with.
     pub fn url(&self, n: usize) -> String {
         match &self.next {
-            Some((_, sentinel)) => format!("redis+sentinel://127.0.0.1:{}/mymaster/0", sentinel.port),
+            Some((_, sentinel)) => {
+                format!("redis+sentinel://127.0.0.1:{}/mymaster/0", sentinel.port)
+            }
             None => self.roads[n].url(),
         }
     }
 
     /// The server that counts now.
     pub fn server(&self) -> &RedisServer {
-        self.next.as_ref().filter(|_| self.failed_over).map_or(&self.redis, |(replica, _)| replica)
+        self.next
+            .as_ref()
+            .filter(|_| self.failed_over)
+            .map_or(&self.redis, |(replica, _)| replica)
     }
 
     pub async fn strike(&mut self, fault: Fault) {
@@ -139,9 +178,13 @@ impl Site {
             Fault::OneCutOff => self.roads[0].set(Way::Silent, Way::Silent),
             Fault::Flush => self.redis.run::<()>(&["FLUSHALL"]),
             Fault::Evict => {
-                self.redis.run::<()>(&["CONFIG", "SET", "maxmemory-policy", "allkeys-random"]);
+                self.redis
+                    .run::<()>(&["CONFIG", "SET", "maxmemory-policy", "allkeys-random"]);
                 self.redis.run::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
-                eventually("it is evicted", async || self.redis.run::<u64>(&["EXISTS", RECORD]) == 0).await;
+                eventually("it is evicted", async || {
+                    self.redis.run::<u64>(&["EXISTS", RECORD]) == 0
+                })
+                .await;
             }
         }
     }
@@ -154,7 +197,10 @@ impl Site {
             Fault::FailOver => {
                 let (_, sentinel) = self.next.as_ref().expect("there is one");
                 let old = sentinel.primary();
-                eventually("there is another primary", async || sentinel.primary() != old).await;
+                eventually("there is another primary", async || {
+                    sentinel.primary() != old
+                })
+                .await;
                 self.failed_over = true;
             }
             Fault::Flush => {}
@@ -166,16 +212,24 @@ impl Site {
         self.roads.iter().for_each(|road| road.set(there, back));
     }
 
-    /// Notes in the record that a forced refresh was spent, as another node would, so that one can see who hears of it.
+    /// Notes in the record that a forced refresh was spent, as another node would, so that one can
+    /// see who hears of it.
     pub async fn mark(&self) {
-        let settings =
-            RedisSettings::new(Secret::new(self.server().url("")), "wxgate:".to_owned()).expect("a good URL");
+        let settings = RedisSettings::new(Secret::new(self.server().url("")), "wxgate:".to_owned())
+            .expect("a good URL");
         let store = RedisStore::open(&settings, None, Egress::default().tls().expect("roots"));
         let key = Key::token(&AccountName::new("shop").expect("a name"));
-        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis();
+        let now = std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .expect("after 1970")
+            .as_millis();
         eventually("the record is marked", async || {
-            let Ok(Some(mut record)) = store.load(&key).await else { return false };
-            let _ = record.budget.spend_forced(u64::try_from(now).expect("not yet"), Forcer::Keeper);
+            let Ok(Some(mut record)) = store.load(&key).await else {
+                return false;
+            };
+            let _ = record
+                .budget
+                .spend_forced(u64::try_from(now).expect("not yet"), Forcer::Keeper);
             store.save(&key, record).await.is_ok()
         })
         .await;

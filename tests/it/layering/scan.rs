@@ -1,8 +1,10 @@
-//! Reads Rust source as far as the layering test needs it: which paths of this crate a file names, and where it reveals
-//! a secret. Comments, literals and everything under `#[cfg(test)]` are left out.
+//! Reads Rust source as far as the layering test needs it: which paths of this crate a file names,
+//! and where it reveals a secret. Comments, literals and everything under `#[cfg(test)]` are left
+//! out.
 //!
-//! It is a scanner, not a parser: it expands no macros and follows no aliases. A spelling that would hide an edge, such
-//! as `use crate as other` or `use crate::*`, is therefore reported as a path of its own, which no rule allows.
+//! It is a scanner, not a parser: it expands no macros and follows no aliases. A spelling that
+//! would hide an edge, such as `use crate as other` or `use crate::*`, is therefore reported as a
+//! path of its own, which no rule allows.
 
 use std::iter::Peekable;
 
@@ -13,7 +15,8 @@ const REVEALING: &[&str] = &["expose", "query_value"];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Import {
     pub(super) line: usize,
-    /// The segments after `crate`, with `super` and `self` resolved: `["net", "address", "ListenAddr"]`.
+    /// The segments after `crate`, with `super` and `self` resolved: `["net", "address",
+    /// "ListenAddr"]`.
     pub(super) path: Vec<String>,
 }
 
@@ -45,7 +48,9 @@ pub(super) fn scan(source: &str, module: &[String], outside: bool) -> Scan {
     for (index, (_, token)) in tokens.iter().enumerate() {
         let Token::Word(word) = token else { continue };
         let inside_a_path = index > 0 && tokens[index - 1].1 == Token::Colons;
-        let visibility = tokens.get(index + 1).is_some_and(|(_, next)| *next == Token::Mark(')'));
+        let visibility = tokens
+            .get(index + 1)
+            .is_some_and(|(_, next)| *next == Token::Mark(')'));
         if inside_a_path || visibility {
             continue;
         }
@@ -56,34 +61,52 @@ pub(super) fn scan(source: &str, module: &[String], outside: bool) -> Scan {
             _ => {}
         }
     }
-    Scan { imports, reveals: reveals(&tokens) }
+    Scan {
+        imports,
+        reveals: reveals(&tokens),
+    }
 }
 
 fn reveals(tokens: &[(usize, Token)]) -> Vec<usize> {
-    let is_method = |token: &Token| matches!(token, Token::Word(word) if REVEALING.contains(&word.as_str()));
+    let is_method =
+        |token: &Token| matches!(token, Token::Word(word) if REVEALING.contains(&word.as_str()));
     let is_call = |before: &Token| matches!(before, Token::Mark('.') | Token::Colons);
-    tokens.windows(2).filter(|pair| is_call(&pair[0].1) && is_method(&pair[1].1)).map(|pair| pair[1].0).collect()
+    tokens
+        .windows(2)
+        .filter(|pair| is_call(&pair[0].1) && is_method(&pair[1].1))
+        .map(|pair| pair[1].0)
+        .collect()
 }
 
 // `super::super::x`: as many levels up as the word stands there, then the rest.
 fn above(tokens: &[(usize, Token)], module: &[String]) -> Vec<Import> {
     let is_super = |token: &Token| *token == Token::Word("super".to_owned());
-    let ups =
-        tokens.chunks(2).take_while(|pair| is_super(&pair[0].1) && pair.get(1).is_some_and(|p| p.1 == Token::Colons));
+    let ups = tokens.chunks(2).take_while(|pair| {
+        is_super(&pair[0].1) && pair.get(1).is_some_and(|p| p.1 == Token::Colons)
+    });
     let ups = ups.count();
     let base = &module[..module.len().saturating_sub(ups)];
     paths(&tokens[(2 * ups).saturating_sub(1)..], base)
 }
 
-// The paths that begin with the `::` at the head of `tokens`. No `::` means that the bare word was named.
+// The paths that begin with the `::` at the head of `tokens`. No `::` means that the bare word was
+// named.
 fn paths(tokens: &[(usize, Token)], base: &[String]) -> Vec<Import> {
-    let mut paths = Paths { tokens: tokens.iter().peekable(), found: Vec::new() };
-    let Some((line, first)) = tokens.first() else { return Vec::new() };
+    let mut paths = Paths {
+        tokens: tokens.iter().peekable(),
+        found: Vec::new(),
+    };
+    let Some((line, first)) = tokens.first() else {
+        return Vec::new();
+    };
     if *first == Token::Colons {
         paths.tokens.next();
         paths.tree(base.to_vec(), *line);
     } else {
-        paths.found.push(Import { line: *line, path: base.to_vec() });
+        paths.found.push(Import {
+            line: *line,
+            path: base.to_vec(),
+        });
     }
     paths.found
 }
@@ -100,7 +123,11 @@ impl Paths<'_> {
                 _ => break,
             }
             self.tokens.next();
-            if self.tokens.next_if(|(_, token)| *token == Token::Colons).is_none() {
+            if self
+                .tokens
+                .next_if(|(_, token)| *token == Token::Colons)
+                .is_none()
+            {
                 break;
             }
         }
@@ -129,7 +156,11 @@ impl Paths<'_> {
 
     // Over ` as name`, and whatever else stands before the next comma.
     fn skip_to_end_of_branch(&mut self) {
-        while self.tokens.next_if(|(_, token)| !matches!(token, Token::Mark(',' | '}'))).is_some() {}
+        while self
+            .tokens
+            .next_if(|(_, token)| !matches!(token, Token::Mark(',' | '}')))
+            .is_some()
+        {}
     }
 }
 
@@ -143,7 +174,9 @@ fn tokens(source: &str) -> Vec<(usize, Token)> {
                 ':' if rest.next_if_eq(&':').is_some() => Token::Colons,
                 _ if first.is_alphanumeric() || first == '_' => {
                     let mut word = String::from(first);
-                    while let Some(next) = rest.next_if(|next| next.is_alphanumeric() || *next == '_') {
+                    while let Some(next) =
+                        rest.next_if(|next| next.is_alphanumeric() || *next == '_')
+                    {
                         word.push(next);
                     }
                     Token::Word(word)
@@ -158,11 +191,17 @@ fn tokens(source: &str) -> Vec<(usize, Token)> {
 
 // Without every item under `#[cfg(test)]`: up to its semicolon, or to the end of its braces.
 fn without_tests(all: &[(usize, Token)]) -> Vec<(usize, Token)> {
-    let attribute: Vec<Token> = tokens("#[cfg(test)]").into_iter().map(|(_, token)| token).collect();
+    let attribute: Vec<Token> = tokens("#[cfg(test)]")
+        .into_iter()
+        .map(|(_, token)| token)
+        .collect();
     let mut kept = Vec::new();
     let mut index = 0;
     while index < all.len() {
-        let here = all[index..].iter().map(|(_, token)| token).take(attribute.len());
+        let here = all[index..]
+            .iter()
+            .map(|(_, token)| token)
+            .take(attribute.len());
         if here.eq(attribute.iter()) {
             index += item_length(&all[index..]);
         } else {
@@ -192,7 +231,10 @@ fn without_literals(source: &str) -> String {
     let mut kept = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(first) = rest.chars().next() {
-        let after_a_word = kept.chars().next_back().is_some_and(|last| last.is_alphanumeric() || last == '_');
+        let after_a_word = kept
+            .chars()
+            .next_back()
+            .is_some_and(|last| last.is_alphanumeric() || last == '_');
         let length = comment(rest).or_else(|| literal(rest, after_a_word));
         if let Some(length) = length {
             let (blank, tail) = rest.split_at(length);
@@ -226,7 +268,8 @@ fn comment(text: &str) -> Option<usize> {
     Some(text.len())
 }
 
-// How long the literal at the head of `text` is. `'a` without a second quote is a lifetime and none.
+// How long the literal at the head of `text` is. `'a` without a second quote is a lifetime and
+// none.
 fn literal(text: &str, after_a_word: bool) -> Option<usize> {
     if let Some(body) = text.strip_prefix('"') {
         return Some(1 + quoted(body, '"'));
@@ -247,7 +290,11 @@ fn literal(text: &str, after_a_word: bool) -> Option<usize> {
     }
     let end = format!("\"{}", "#".repeat(hashes));
     let body = marker + hashes + 1;
-    Some(text[body..].find(&end).map_or(text.len(), |at| body + at + end.len()))
+    Some(
+        text[body..]
+            .find(&end)
+            .map_or(text.len(), |at| body + at + end.len()),
+    )
 }
 
 // The length of what follows an opening quote, its closing quote included.

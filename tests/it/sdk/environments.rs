@@ -1,7 +1,7 @@
 //! Interpreters and packages for the tests that run other people's clients.
 //!
-//! scripts/test makes the environments and names them in WXGATE_TEST_PYTHON and WXGATE_TEST_NODE; without these, the
-//! same environments are made here, in the same places.
+//! scripts/test makes the environments and names them in WXGATE_TEST_PYTHON and WXGATE_TEST_NODE;
+//! without these, the same environments are made here, in the same places.
 
 use std::{
     ffi::OsString,
@@ -47,9 +47,14 @@ pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
 /// Runs a command that must succeed, and returns what it printed.
 #[track_caller]
 pub fn run(command: &mut Command) -> Vec<u8> {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; {NEEDED}"));
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}; {NEEDED}"));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?} failed:\n{said}\n{NEEDED}");
+    assert!(
+        output.status.success(),
+        "{command:?} failed:\n{said}\n{NEEDED}"
+    );
     output.stdout
 }
 
@@ -63,12 +68,23 @@ pub fn python() -> OsString {
     if let Some(python) = std::env::var_os("WXGATE_TEST_PYTHON") {
         return python;
     }
-    let (venv, requirements) = (repository("target/test-venv"), repository("tests/sdk/requirements.txt"));
+    let (venv, requirements) = (
+        repository("target/test-venv"),
+        repository("tests/sdk/requirements.txt"),
+    );
     let python = venv.join("bin/python");
     up_to_date(&venv, "installed.txt", &requirements, || {
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
         let mut pip = Command::new(&python);
-        pip.args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--quiet", "-r"]);
+        pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--no-input",
+            "--disable-pip-version-check",
+            "--quiet",
+            "-r",
+        ]);
         run(pip.arg(&requirements));
     });
     python.into()
@@ -80,18 +96,26 @@ pub fn node_modules() -> OsString {
         return modules;
     }
     let (folder, source) = (repository("target/test-node"), repository("tests/sdk/node"));
-    up_to_date(&folder, "installed.json", &source.join("package-lock.json"), || {
-        fs::create_dir_all(&folder).expect("target can be written");
-        for file in ["package.json", "package-lock.json", ".npmrc"] {
-            fs::copy(source.join(file), folder.join(file)).expect("a copy");
-        }
-        let mut npm = Command::new("npm");
-        run(npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&folder));
-    });
+    up_to_date(
+        &folder,
+        "installed.json",
+        &source.join("package-lock.json"),
+        || {
+            fs::create_dir_all(&folder).expect("target can be written");
+            for file in ["package.json", "package-lock.json", ".npmrc"] {
+                fs::copy(source.join(file), folder.join(file)).expect("a copy");
+            }
+            let mut npm = Command::new("npm");
+            run(npm
+                .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+                .current_dir(&folder));
+        },
+    );
     folder.join("node_modules").into()
 }
 
-/// Makes a folder anew unless its stamp is a copy of this file. Tests that come at the same time wait for each other.
+/// Makes a folder anew unless its stamp is a copy of this file. Tests that come at the same time
+/// wait for each other.
 fn up_to_date(folder: &Path, stamp: &str, wanted: &Path, make: impl FnOnce()) {
     let lock = fs::File::create(folder.with_extension("lock")).expect("target can be written");
     lock.lock().expect("a lock");

@@ -1,4 +1,5 @@
-//! The same for 企业微信: two agents of one corp, each behind a client key, and an SDK that takes them for secrets.
+//! The same for 企业微信: two agents of one corp, each behind a client key, and an SDK that takes them
+//! for secrets.
 
 use serde_json::{Value, json};
 use wxgate::sandbox::SandboxAccount;
@@ -31,33 +32,75 @@ async fn wechatpy_enterprise_takes_a_client_key_for_the_secret_of_its_agent() {
     gate.control().clear_record();
     let mut script = command(python());
     script.arg(repository("tests/sdk").join("wechatpy_enterprise_calls.py"));
-    script.args([&gate.url(""), &gate.sandbox.http_url().expect("it listens"), CORP, AGENT_KEY]);
-    let printed = tokio::task::spawn_blocking(move || run(&mut script)).await.expect("the SDK raised nothing");
+    script.args([
+        &gate.url(""),
+        &gate.sandbox.http_url().expect("it listens"),
+        CORP,
+        AGENT_KEY,
+    ]);
+    let printed = tokio::task::spawn_blocking(move || run(&mut script))
+        .await
+        .expect("the SDK raised nothing");
     let seen: Value = serde_json::from_slice(&printed).expect("JSON");
     assert_eq!(seen["codes"], json!([0, 0, 0, 0, 0, 0]), "{seen}");
     assert_eq!(gate.control().uploads().len(), 1, "{seen}");
-    assert!(seen["token"].as_str().is_some_and(|token| token.starts_with("wxg1_")), "{seen}");
+    assert!(
+        seen["token"]
+            .as_str()
+            .is_some_and(|token| token.starts_with("wxg1_")),
+        "{seen}"
+    );
     let attempts = json!([null, "1", "1", "2", "1", "2", "1", "1"]);
-    assert_eq!(seen["attempts"], attempts, "a token of wxgate's own, then the two deaths, cured unseen");
+    assert_eq!(
+        seen["attempts"], attempts,
+        "a token of wxgate's own, then the two deaths, cured unseen"
+    );
     let control = gate.control();
     assert_eq!(control.counters().wecom_fetches, 2, "one for each death");
-    let texts: Vec<String> = control.deliveries().into_iter().map(|delivery| delivery.content).collect();
+    let texts: Vec<String> = control
+        .deliveries()
+        .into_iter()
+        .map(|delivery| delivery.content)
+        .collect();
     assert_eq!(texts, ["你好 from wechatpy.enterprise", "again"]);
     for request in control.requests("/**") {
         let whole = format!("{request:?}");
-        assert!(!whole.contains("wxg1_") && !whole.contains(AGENT_KEY), "{whole}");
+        assert!(
+            !whole.contains("wxg1_") && !whole.contains(AGENT_KEY),
+            "{whole}"
+        );
     }
 
-    // Of several agents of a corp, the key says which one is meant; a key for several has to be told.
+    // Of several agents of a corp, the key says which one is meant; a key for several has to be
+    // told.
     let ask = async |target: &str| body(gate.get(target).await).await;
-    let both = ask(&format!("/cgi-bin/gettoken?corpid={CORP}&corpsecret=both-key-0123456789")).await;
+    let both = ask(&format!(
+        "/cgi-bin/gettoken?corpid={CORP}&corpsecret=both-key-0123456789"
+    ))
+    .await;
     assert_eq!(both["errcode"], 40013);
-    assert!(both["errmsg"].as_str().is_some_and(|text| text.contains("agent, other")), "{both}");
-    let other = ask(&format!("/@other/cgi-bin/gettoken?corpid={CORP}&corpsecret=both-key-0123456789")).await;
-    assert_eq!((&other["errcode"], &other["errmsg"], &other["expires_in"]), (&json!(0), &json!("ok"), &json!(7200)));
+    assert!(
+        both["errmsg"]
+            .as_str()
+            .is_some_and(|text| text.contains("agent, other")),
+        "{both}"
+    );
+    let other = ask(&format!(
+        "/@other/cgi-bin/gettoken?corpid={CORP}&corpsecret=both-key-0123456789"
+    ))
+    .await;
+    assert_eq!(
+        (&other["errcode"], &other["errmsg"], &other["expires_in"]),
+        (&json!(0), &json!("ok"), &json!(7200))
+    );
     let token = other["access_token"].as_str().expect("a token");
-    let answer = gate.get(&format!("/cgi-bin/user/get?userid=u&access_token={token}")).await;
+    let answer = gate
+        .get(&format!("/cgi-bin/user/get?userid=u&access_token={token}"))
+        .await;
     assert_eq!(header(&answer, "x-wxgate-account"), "other");
-    let wrong = ask(&format!("/cgi-bin/gettoken?corpid={CORP}&corpsecret=secret-of-agent")).await;
+    let wrong = ask(&format!(
+        "/cgi-bin/gettoken?corpid={CORP}&corpsecret=secret-of-agent"
+    ))
+    .await;
     assert_eq!(wrong["errcode"], 40001, "{wrong}");
 }

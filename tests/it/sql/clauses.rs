@@ -1,4 +1,5 @@
-//! What databases must keep to besides the contract of all stores; each clause gets a place of its own.
+//! What databases must keep to besides the contract of all stores; each clause gets a place of its
+//! own.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,11 +15,15 @@ use crate::store_contract::{sample, shared, token_of};
 const LIFE: Duration = Duration::from_secs(30);
 
 async fn load(node: &dyn TokenStore, account: &str) -> Option<Record> {
-    node.load(&token_of(account)).await.expect("the store works")
+    node.load(&token_of(account))
+        .await
+        .expect("the store works")
 }
 
 async fn save(node: &dyn TokenStore, account: &str, record: Record) -> Saved {
-    node.save(&token_of(account), record).await.expect("the store works")
+    node.save(&token_of(account), record)
+        .await
+        .expect("the store works")
 }
 
 /// All of them, on places that `fresh` makes.
@@ -40,33 +45,64 @@ async fn of_many_who_ask_one_gets_the_lease(place: Place) {
         let mut asking = JoinSet::new();
         for number in 0..12 {
             let (node, key) = (Arc::clone(&nodes[number % nodes.len()]), key.clone());
-            asking.spawn(async move { (number, node.lease(&key, &format!("node-{number}"), LIFE).await) });
+            asking.spawn(async move {
+                (
+                    number,
+                    node.lease(&key, &format!("node-{number}"), LIFE).await,
+                )
+            });
         }
-        let granted: Vec<_> =
-            asking.join_all().await.into_iter().filter(|(_, lease)| *lease == Ok(Lease::Granted)).collect();
-        let [(number, _)] = granted.as_slice() else { panic!("round {round}: {granted:?}") };
-        assert_eq!(nodes[0].release(&key, &format!("node-{number}")).await, Ok(()));
+        let granted: Vec<_> = asking
+            .join_all()
+            .await
+            .into_iter()
+            .filter(|(_, lease)| *lease == Ok(Lease::Granted))
+            .collect();
+        let [(number, _)] = granted.as_slice() else {
+            panic!("round {round}: {granted:?}")
+        };
+        assert_eq!(
+            nodes[0].release(&key, &format!("node-{number}")).await,
+            Ok(())
+        );
     }
 }
 
 async fn a_record_of_another_version_is_left_alone(place: Place) {
     let node = place.node();
     save(&*node, "shop", sample(1, Some("t"))).await;
-    place.run("UPDATE PREFIX_records SET content = '{\"format\":99,\"record\":{}}'").await;
+    place
+        .run("UPDATE PREFIX_records SET content = '{\"format\":99,\"record\":{}}'")
+        .await;
     let unreadable = Err(StoreError::Server(ServerFault::Unreadable));
     assert_eq!(node.load(&token_of("shop")).await, unreadable);
-    assert_eq!(node.save(&token_of("shop"), sample(2, Some("u"))).await.map(|_| None), unreadable);
-    assert_eq!(place.run("SELECT content FROM PREFIX_records").await.as_deref(), Some("{\"format\":99,\"record\":{}}"));
+    assert_eq!(
+        node.save(&token_of("shop"), sample(2, Some("u")))
+            .await
+            .map(|_| None),
+        unreadable
+    );
+    assert_eq!(
+        place
+            .run("SELECT content FROM PREFIX_records")
+            .await
+            .as_deref(),
+        Some("{\"format\":99,\"record\":{}}")
+    );
 }
 
 async fn tables_of_another_version_are_left_alone(place: Place) {
     let old = place.node();
     save(&*old, "shop", sample(1, Some("t"))).await;
-    place.run("UPDATE PREFIX_schema_version SET version = 99").await;
+    place
+        .run("UPDATE PREFIX_schema_version SET version = 99")
+        .await;
     let refused = Err(StoreError::Server(ServerFault::Tables));
     assert_eq!(place.node().load(&token_of("shop")).await, refused);
     until(&*old, |answer| *answer == refused).await;
-    place.run("UPDATE PREFIX_schema_version SET version = 1").await;
+    place
+        .run("UPDATE PREFIX_schema_version SET version = 1")
+        .await;
     until(&*old, |answer| *answer == Ok(Some(sample(1, Some("t"))))).await;
 }
 
@@ -74,7 +110,10 @@ async fn any_number_of_nodes_make_the_tables_at_once(place: Place) {
     let mut nodes = JoinSet::new();
     for number in 0..10 {
         let node = place.node();
-        nodes.spawn(async move { node.save(&token_of(&format!("shop-{number}")), sample(1, Some("t"))).await });
+        nodes.spawn(async move {
+            node.save(&token_of(&format!("shop-{number}")), sample(1, Some("t")))
+                .await
+        });
     }
     assert_eq!(nodes.join_all().await, vec![Ok(Saved::Written); 10]);
 }
@@ -84,7 +123,10 @@ async fn tables_that_are_gone_are_made_again(place: Place) {
     save(&*node, "shop", sample(4, Some("t"))).await;
     place.run("DROP TABLE PREFIX_records").await;
     until(&*node, |answer| *answer == Ok(None)).await;
-    assert_eq!(save(&*node, "shop", sample(4, Some("t"))).await, Saved::Written);
+    assert_eq!(
+        save(&*node, "shop", sample(4, Some("t"))).await,
+        Saved::Written
+    );
 }
 
 async fn an_operator_sees_everything_but_the_token(place: Place) {
@@ -95,18 +137,28 @@ async fn an_operator_sees_everything_but_the_token(place: Place) {
         ("kept", "token"),
         ("appid", "wx0123456789abcdef"),
         ("kind", "stable"),
-        ("token_fingerprint", &wxgate::base::Secret::new("81_a-real-token").fingerprint()),
+        (
+            "token_fingerprint",
+            &wxgate::base::Secret::new("81_a-real-token").fingerprint(),
+        ),
         ("fetched_at", "1970-01-01T02:46:40.000Z"),
         ("expires_at", "1970-01-01T04:46:40.000Z"),
     ] {
         assert_eq!(
-            place.run(&format!("SELECT {column} FROM PREFIX_records")).await.as_deref(),
+            place
+                .run(&format!("SELECT {column} FROM PREFIX_records"))
+                .await
+                .as_deref(),
             Some(shown),
             "{column}"
         );
     }
-    let generation =
-        place.run("SELECT account FROM PREFIX_records WHERE generation = 5 AND written_at LIKE '20%Z'").await;
+    let generation = place
+        .run("SELECT account FROM PREFIX_records WHERE generation = 5 AND written_at LIKE '20%Z'")
+        .await;
     assert!(generation.is_some());
-    assert_eq!(load(&*node, "shop").await.expect("a record").generation, Generation(5));
+    assert_eq!(
+        load(&*node, "shop").await.expect("a record").generation,
+        Generation(5)
+    );
 }

@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, PgConnection, Row as _, SqliteConnection};
+use sqlx::{
+    AssertSqlSafe, Connection as _, MySqlConnection, PgConnection, Row as _, SqliteConnection,
+};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use wxgate::{
@@ -38,13 +40,21 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 impl Place {
     fn at(url: String, file: Option<TempDir>) -> Self {
-        Self { url, prefix: format!("t{}:", NUMBER.fetch_add(1, Relaxed)), sealed: false, _file: file }
+        Self {
+            url,
+            prefix: format!("t{}:", NUMBER.fetch_add(1, Relaxed)),
+            sealed: false,
+            _file: file,
+        }
     }
 
     /// A file of its own.
     pub fn sqlite() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        Self::at(format!("sqlite://{}", folder.path().join("tokens.db").display()), Some(folder))
+        Self::at(
+            format!("sqlite://{}", folder.path().join("tokens.db").display()),
+            Some(folder),
+        )
     }
 
     pub fn postgres(server: &Server) -> Self {
@@ -53,7 +63,13 @@ impl Place {
 
     pub fn mariadb(server: &Server) -> Self {
         let socket = server.folder.path().join("mariadb.sock");
-        Self::at(format!("mysql://wxgate:{PASSWORD}@localhost/wxgate?socket={}", socket.display()), None)
+        Self::at(
+            format!(
+                "mysql://wxgate:{PASSWORD}@localhost/wxgate?socket={}",
+                socket.display()
+            ),
+            None,
+        )
     }
 
     pub fn settings(&self) -> SqlSettings {
@@ -62,12 +78,19 @@ impl Place {
 
     /// The store as one more node sees it.
     pub fn node(&self) -> Arc<dyn TokenStore> {
-        Arc::new(SqlStore::open(&self.settings(), self.sealed.then(|| ring(KEY)), None))
+        Arc::new(SqlStore::open(
+            &self.settings(),
+            self.sealed.then(|| ring(KEY)),
+            None,
+        ))
     }
 
     /// The same with a key.
     pub fn sealed(self) -> Self {
-        Self { sealed: true, ..self }
+        Self {
+            sealed: true,
+            ..self
+        }
     }
 
     /// The file, where it is one.
@@ -75,13 +98,17 @@ impl Place {
         PathBuf::from(self.url.strip_prefix("sqlite://").expect("a file"))
     }
 
-    /// Runs a statement as an operator does; `PREFIX_` stands for its own. Gives the first column of the first row as text.
+    /// Runs a statement as an operator does; `PREFIX_` stands for its own. Gives the first column
+    /// of the first row as text.
     pub async fn run(&self, sql: &str) -> Option<String> {
         let sql = AssertSqlSafe(sql.replace("PREFIX_", &self.prefix.replace(':', "_")));
         macro_rules! answer {
             ($connection:ty, $url:expr) => {{
                 let mut line = <$connection>::connect($url).await.expect("it answers");
-                let row = sqlx::query(sql).fetch_optional(&mut line).await.expect("a statement");
+                let row = sqlx::query(sql)
+                    .fetch_optional(&mut line)
+                    .await
+                    .expect("a statement");
                 row.map(|row| row.try_get_unchecked::<String, _>(0).unwrap_or_default())
             }};
         }
@@ -111,16 +138,27 @@ impl store_contract::Place for Place {
     /// As far as a column of text can hold such bytes.
     async fn poison(&self, key: &Key, bytes: &[u8]) -> bool {
         let text = String::from_utf8_lossy(bytes).replace('\0', "");
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let hex = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        };
         let content = match self.url.split_once(':').expect("a URL").0 {
             "sqlite" => format!("CAST(X'{}' AS TEXT)", hex(bytes)),
-            "postgres" => format!("convert_from(decode('{}', 'hex'), 'UTF8')", hex(text.as_bytes())),
+            "postgres" => format!(
+                "convert_from(decode('{}', 'hex'), 'UTF8')",
+                hex(text.as_bytes())
+            ),
             _ => format!("CONVERT(X'{}' USING utf8mb4)", hex(text.as_bytes())),
         };
         let name = key.to_string();
         let (account, kept) = name.split_once('.').unwrap_or((&name, "token"));
         let row = format!("account = '{account}' AND kept = '{kept}'");
-        self.run(&format!("UPDATE PREFIX_records SET content = {content} WHERE {row}")).await;
+        self.run(&format!(
+            "UPDATE PREFIX_records SET content = {content} WHERE {row}"
+        ))
+        .await;
         true
     }
 }
@@ -129,7 +167,10 @@ impl<const SEALED: bool> store_contract::Place for File<SEALED> {
     const LASTING: bool = true;
 
     async fn fresh() -> Option<Self> {
-        Some(Self(Place { sealed: SEALED, ..Place::sqlite() }))
+        Some(Self(Place {
+            sealed: SEALED,
+            ..Place::sqlite()
+        }))
     }
 
     fn node(&self) -> Arc<dyn TokenStore> {
@@ -149,7 +190,12 @@ pub fn settings(url: &str, prefix: &str) -> SqlSettings {
 
 /// As a configuration has it.
 pub fn postgres_url(server: &Server) -> String {
-    let folder = server.folder.path().display().to_string().replace('/', "%2F");
+    let folder = server
+        .folder
+        .path()
+        .display()
+        .to_string()
+        .replace('/', "%2F");
     format!("postgres://wxgate@{folder}/postgres")
 }
 
@@ -160,7 +206,10 @@ pub fn postgres_over_tcp(server: &Server, host: &str, query: &str) -> String {
 }
 
 /// Asks until the answer is as wished; a store comes back in its own time.
-pub async fn until(node: &dyn TokenStore, wished: impl Fn(&Result<Option<Record>, StoreError>) -> bool) {
+pub async fn until(
+    node: &dyn TokenStore,
+    wished: impl Fn(&Result<Option<Record>, StoreError>) -> bool,
+) {
     let deadline = Instant::now() + DEADLINE;
     loop {
         let answer = node.load(&token_of("shop")).await;

@@ -1,4 +1,5 @@
-//! Real database servers for tests: in folders of their own, on Unix sockets, ended with their handles.
+//! Real database servers for tests: in folders of their own, on Unix sockets, ended with their
+//! handles.
 
 use std::{
     fs,
@@ -26,16 +27,20 @@ pub struct Server {
 pub const PASSWORD: &str = "only-for-the-test";
 /// Debian's `nobody`: database servers refuse to run as root.
 const NOBODY: u32 = 65_534;
-const NEEDS_POSTGRES: &str = "this test runs a real PostgreSQL: install it (Debian: apt-get install postgresql)";
-const NEEDS_MARIADB: &str = "this test runs a real MariaDB: install it (Debian: apt-get install mariadb-server)";
+const NEEDS_POSTGRES: &str =
+    "this test runs a real PostgreSQL: install it (Debian: apt-get install postgresql)";
+const NEEDS_MARIADB: &str =
+    "this test runs a real MariaDB: install it (Debian: apt-get install mariadb-server)";
 
 impl Server {
-    /// PostgreSQL with a user `wxgate`, who needs no password: making sure of one takes long without optimisation.
+    /// PostgreSQL with a user `wxgate`, who needs no password: making sure of one takes long
+    /// without optimisation.
     pub fn postgres() -> Self {
         Self::make_postgres().running()
     }
 
-    /// The same on a free port of 127.0.0.1 too, where a password is needed, with the certificate `server.pem`.
+    /// The same on a free port of 127.0.0.1 too, where a password is needed, with the certificate
+    /// `server.pem`.
     pub fn postgres_with_tls(certificate: &str, key: &str) -> Self {
         let mut server = Self::make_postgres();
         for (name, text) in [("server.pem", certificate), ("server.key", key)] {
@@ -56,9 +61,18 @@ impl Server {
         fs::write(&secret, PASSWORD).expect("the folder can be written");
         give_away(&secret);
         let mut command = command(&postgres_tool("initdb"), server.folder.path());
-        command.args(["--no-sync", "--encoding=UTF8", "--locale=C", "--username=wxgate"]);
+        command.args([
+            "--no-sync",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--username=wxgate",
+        ]);
         command.args(["--auth-local=trust", "--auth-host=scram-sha-256"]);
-        command.arg("--pwfile").arg(&secret).arg("--pgdata").arg(server.folder.path().join("data"));
+        command
+            .arg("--pwfile")
+            .arg(&secret)
+            .arg("--pgdata")
+            .arg(server.folder.path().join("data"));
         done(command, NEEDS_POSTGRES);
         server
     }
@@ -70,10 +84,18 @@ impl Server {
             "CREATE DATABASE wxgate;\nCREATE USER wxgate@localhost IDENTIFIED BY '{PASSWORD}';\n\
              GRANT ALL ON wxgate.* TO wxgate@localhost;\n"
         );
-        fs::write(server.folder.path().join("grants.sql"), grants).expect("the folder can be written");
+        fs::write(server.folder.path().join("grants.sql"), grants)
+            .expect("the folder can be written");
         let mut command = command("mariadb-install-db", server.folder.path());
-        command.args(["--no-defaults", "--skip-test-db", "--auth-root-authentication-method=normal"]);
-        command.arg(format!("--datadir={}", server.folder.path().join("data").display()));
+        command.args([
+            "--no-defaults",
+            "--skip-test-db",
+            "--auth-root-authentication-method=normal",
+        ]);
+        command.arg(format!(
+            "--datadir={}",
+            server.folder.path().join("data").display()
+        ));
         done(command, NEEDS_MARIADB);
         let mut server = server.running();
         fs::remove_file(server.folder.path().join("grants.sql")).expect("it is there");
@@ -84,7 +106,12 @@ impl Server {
     fn on_folder(launch: Launch) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         give_away(folder.path());
-        Self { folder, tcp: None, launch, child: None }
+        Self {
+            folder,
+            tcp: None,
+            launch,
+            child: None,
+        }
     }
 
     fn running(mut self) -> Self {
@@ -95,14 +122,23 @@ impl Server {
     /// Starts it on the data that are there, and waits until it answers.
     pub fn start(&mut self) {
         let mut command = (self.launch)(self);
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it ran");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it ran");
         let mut log = BufReader::new(child.stderr.take().expect("piped"));
         self.child = Some(child);
         let (mut line, mut all) = (String::new(), String::new());
-        while !line.contains("ready to accept connections") && !line.contains("ready for connections") {
+        while !line.contains("ready to accept connections")
+            && !line.contains("ready for connections")
+        {
             line.clear();
-            assert!(log.read_line(&mut line).expect("its log is text") > 0, "the server did not start:\n{all}");
+            assert!(
+                log.read_line(&mut line).expect("its log is text") > 0,
+                "the server did not start:\n{all}"
+            );
             all.push_str(&line);
         }
         // Nobody reads on, and a server whose log goes nowhere must not stop for it.
@@ -111,7 +147,9 @@ impl Server {
 
     /// Ends it without a word to its clients.
     pub fn kill(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
         let pid = pid_of(&child);
         for process in family(pid) {
             let _ = kill_process(process, Signal::CONT);
@@ -147,15 +185,32 @@ impl Drop for Server {
 fn postgres(server: &Server) -> Command {
     let folder = server.folder.path();
     let mut command = command(&postgres_tool("postgres"), folder);
-    command.arg("-D").arg(folder.join("data")).arg("-k").arg(folder);
+    command
+        .arg("-D")
+        .arg(folder.join("data"))
+        .arg("-k")
+        .arg(folder);
     // No promise about a crash of the machine is needed here.
     command.args(["-c", "fsync=off", "-c", "max_connections=200"]);
     match server.tcp {
         None => command.args(["-c", "listen_addresses="]),
         Some(port) => {
-            command.args(["-c", "listen_addresses=127.0.0.1", "-c", "ssl=on", "-p", &port.to_string()]);
-            command.arg("-c").arg(format!("ssl_cert_file={}", folder.join("server.pem").display()));
-            command.arg("-c").arg(format!("ssl_key_file={}", folder.join("server.key").display()))
+            command.args([
+                "-c",
+                "listen_addresses=127.0.0.1",
+                "-c",
+                "ssl=on",
+                "-p",
+                &port.to_string(),
+            ]);
+            command.arg("-c").arg(format!(
+                "ssl_cert_file={}",
+                folder.join("server.pem").display()
+            ));
+            command.arg("-c").arg(format!(
+                "ssl_key_file={}",
+                folder.join("server.key").display()
+            ))
         }
     };
     command
@@ -164,9 +219,18 @@ fn postgres(server: &Server) -> Command {
 fn mariadb(server: &Server) -> Command {
     let folder = server.folder.path();
     let mut command = command("mariadbd", folder);
-    command.args(["--no-defaults", "--skip-networking", "--innodb-buffer-pool-size=16M", "--max-connections=200"]);
+    command.args([
+        "--no-defaults",
+        "--skip-networking",
+        "--innodb-buffer-pool-size=16M",
+        "--max-connections=200",
+    ]);
     command.arg("--innodb-flush-log-at-trx-commit=0");
-    for (option, name) in [("datadir", "data"), ("socket", "mariadb.sock"), ("pid-file", "mariadb.pid")] {
+    for (option, name) in [
+        ("datadir", "data"),
+        ("socket", "mariadb.sock"),
+        ("pid-file", "mariadb.pid"),
+    ] {
         command.arg(format!("--{option}={}", folder.join(name).display()));
     }
     let grants = folder.join("grants.sql");
@@ -178,17 +242,28 @@ fn mariadb(server: &Server) -> Command {
 
 /// Debian keeps the tools of each version out of the path.
 fn postgres_tool(name: &str) -> String {
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().filter_map(Result::ok);
-    let mut found: Vec<PathBuf> =
-        versions.map(|entry| entry.path().join("bin").join(name)).filter(|p| p.exists()).collect();
+    let versions = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
+    let mut found: Vec<PathBuf> = versions
+        .map(|entry| entry.path().join("bin").join(name))
+        .filter(|p| p.exists())
+        .collect();
     found.sort();
-    found.pop().map_or_else(|| name.to_owned(), |path| path.display().to_string())
+    found
+        .pop()
+        .map_or_else(|| name.to_owned(), |path| path.display().to_string())
 }
 
 /// Beside others of its kind, each needs a folder of its own for what is temporary.
 fn command(program: &str, folder: &Path) -> Command {
     let mut command = Command::new(program);
-    command.current_dir("/").env("LC_ALL", "C").env("HOME", "/").env("TMPDIR", folder);
+    command
+        .current_dir("/")
+        .env("LC_ALL", "C")
+        .env("HOME", "/")
+        .env("TMPDIR", folder);
     if geteuid().is_root() {
         command.uid(NOBODY).gid(NOBODY);
     }
@@ -196,8 +271,15 @@ fn command(program: &str, folder: &Path) -> Command {
 }
 
 fn done(mut command: Command, needed: &str) {
-    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{error}; {needed}"));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{error}; {needed}"));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn give_away(path: &Path) {
@@ -219,6 +301,8 @@ fn pid_of(child: &Child) -> Pid {
 fn family(parent: Pid) -> Vec<Pid> {
     let children = format!("/proc/{0}/task/{0}/children", parent.as_raw_nonzero());
     let children = fs::read_to_string(children).unwrap_or_default();
-    let children = children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+    let children = children
+        .split_whitespace()
+        .filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
     std::iter::once(parent).chain(children).collect()
 }

@@ -14,7 +14,9 @@ use crate::{
 const USER: &str = "/cgi-bin/user/info?openid=a";
 
 fn sharing(url: &str) -> Setup {
-    setup().set("store", "kind = \"sql\"").set("store", &format!("url = {{ value = \"{url}\" }}"))
+    setup()
+        .set("store", "kind = \"sql\"")
+        .set("store", &format!("url = {{ value = \"{url}\" }}"))
 }
 
 /// Two nodes before one WeChat, that of the first.
@@ -22,7 +24,10 @@ async fn two(url: &str) -> [Gate; 2] {
     let first = sharing(url).start().await;
     first.warm().await;
     let api = first.sandbox.http_url().expect("the sandbox listens");
-    let second = sharing(url).account(&format!("api = [\"{api}\"]")).start().await;
+    let second = sharing(url)
+        .account(&format!("api = [\"{api}\"]"))
+        .start()
+        .await;
     [first, second]
 }
 
@@ -32,13 +37,23 @@ async fn share(url: &str) {
     for gate in &gates {
         assert!(get(gate, USER).await.is_fine());
     }
-    assert_eq!(control.fetches(), 1, "the second node takes what the first has fetched");
+    assert_eq!(
+        control.fetches(),
+        1,
+        "the second node takes what the first has fetched"
+    );
 
     control.revoke(DEFAULT_APPID);
-    let calls = (0..60).map(|n| spawned(gates[n % 2].send_message(&format!("user-{n}")))).collect();
+    let calls = (0..60)
+        .map(|n| spawned(gates[n % 2].send_message(&format!("user-{n}"))))
+        .collect();
     assert!(all(calls).await.iter().all(Said::is_fine));
     assert_eq!(control.fetches(), 2, "one of them fetches for both");
-    assert!(control.current_token(DEFAULT_APPID, TokenKind::Stable).is_some());
+    assert!(
+        control
+            .current_token(DEFAULT_APPID, TokenKind::Stable)
+            .is_some()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,8 @@
 //! What every token store must keep to, written once and run for each of them.
 //!
-//! A store joins with a [`Place`] and one line, `keeps_the_contract!(TheirPlace)`, in a module of its own. Clauses speak
-//! of what all stores have in common; what only one of them can suffer stands in that one's own tests.
+//! A store joins with a [`Place`] and one line, `keeps_the_contract!(TheirPlace)`, in a module of
+//! its own. Clauses speak of what all stores have in common; what only one of them can suffer
+//! stands in that one's own tests.
 
 pub mod clauses;
 mod places;
@@ -25,13 +26,15 @@ pub trait Place: Sized {
     /// An empty one, or `None` after saying loudly what this machine lacks for it.
     async fn fresh() -> Option<Self>;
 
-    /// The store as one more node sees it; where one process at a time may have it, always the same.
+    /// The store as one more node sees it; where one process at a time may have it, always the
+    /// same.
     fn node(&self) -> Arc<dyn TokenStore>;
 
     /// All nodes end and come back. The handles of before must be dropped.
     async fn restart(&mut self);
 
-    /// Puts other bytes in the place of a record, as somebody else's program would; `false` where nobody can.
+    /// Puts other bytes in the place of a record, as somebody else's program would; `false` where
+    /// nobody can.
     async fn poison(&self, key: &Key, bytes: &[u8]) -> bool;
 }
 
@@ -40,10 +43,13 @@ const BOUND: Duration = Duration::from_secs(5);
 
 /// The answer of a store, which must come in time.
 pub async fn within<T>(call: impl Future<Output = T>) -> T {
-    tokio::time::timeout(BOUND, call).await.expect("every call ends in time")
+    tokio::time::timeout(BOUND, call)
+        .await
+        .expect("every call ends in time")
 }
 
-/// A test for each clause; or, for places that cost much, all clauses in one test, each at a place of its own.
+/// A test for each clause; or, for places that cost much, all clauses in one test, each at a place
+/// of its own.
 macro_rules! keeps_the_contract {
     ($place:ty) => {
         $crate::store_contract::keeps_the_contract! { @clauses each $place }

@@ -14,7 +14,10 @@ use wxgate::{
     token::{
         Generation, Kind,
         budget::Budget,
-        store::{FileStore, Identity, Kept, Key, Keyring, MemoryStore, OpenError, Record, StoredToken, TokenStore},
+        store::{
+            FileStore, Identity, Kept, Key, Keyring, MemoryStore, OpenError, Record, StoredToken,
+            TokenStore,
+        },
     },
     wechat::ticket::TicketType,
 };
@@ -27,9 +30,16 @@ pub const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 
 /// A record of account `wx0123456789abcdef`.
 pub fn sample(generation: u64, token: Option<&str>) -> Record {
-    let identity =
-        Identity { appid: "wx0123456789abcdef".into(), kind: Kind::Stable, secret_fingerprint: "ba7816bf".into() };
-    let stored = |value| StoredToken { value: Secret::new(value), fetched_ms: 10_000_000, expires_ms: 17_200_000 };
+    let identity = Identity {
+        appid: "wx0123456789abcdef".into(),
+        kind: Kind::Stable,
+        secret_fingerprint: "ba7816bf".into(),
+    };
+    let stored = |value| StoredToken {
+        value: Secret::new(value),
+        fetched_ms: 10_000_000,
+        expires_ms: 17_200_000,
+    };
     Record {
         identity,
         generation: Generation(generation),
@@ -47,7 +57,10 @@ pub fn token_of(account: &str) -> Key {
 
 /// The key of a ticket.
 pub fn ticket_of(account: &str, kind: TicketType) -> Key {
-    Key { account: AccountName::new(account).expect("a name"), kept: Kept::Ticket(kind) }
+    Key {
+        account: AccountName::new(account).expect("a name"),
+        kept: Kept::Ticket(kind),
+    }
 }
 
 /// The keys in a setting.
@@ -55,13 +68,15 @@ pub fn ring(keys: &str) -> Keyring {
     Keyring::parse(&Secret::new(keys)).expect("keys")
 }
 
-/// Opens a folder that nobody has any more. A process that another test just started may for a moment hold a copy of
-/// the lock that this one gave back.
+/// Opens a folder that nobody has any more. A process that another test just started may for a
+/// moment hold a copy of the lock that this one gave back.
 pub fn opened(folder: &Path, keys: Option<&str>) -> FileStore {
     let deadline = Instant::now() + DEADLINE;
     loop {
         match FileStore::open(folder, keys.map(ring)) {
-            Err(OpenError::Locked { .. }) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Err(OpenError::Locked { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5))
+            }
             opened => return opened.expect("nobody else has the folder"),
         }
     }
@@ -114,7 +129,10 @@ impl<const SEALED: bool> Place for Files<SEALED> {
     const LASTING: bool = true;
 
     async fn fresh() -> Option<Self> {
-        let mut files = Self { temporary: tempfile::tempdir().expect("a temporary folder"), store: None };
+        let mut files = Self {
+            temporary: tempfile::tempdir().expect("a temporary folder"),
+            store: None,
+        };
         files.open();
         Some(files)
     }

@@ -1,6 +1,7 @@
 //! Wall clocks that jump, stand still or differ between nodes; and machines that slept.
 //!
-//! The monotonic clock of these tests is tokio's paused one, so an instant and the wall can be moved apart at will.
+//! The monotonic clock of these tests is tokio's paused one, so an instant and the wall can be
+//! moved apart at will.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -9,7 +10,14 @@ use super::{nodes::node, *};
 const HOUR_MS: i64 = 3_600_000;
 const YEAR_MS: i64 = 8766 * HOUR_MS;
 /// By how much a clock jumps: hours, years, and to before 1970.
-const JUMPS: [i64; 6] = [2 * HOUR_MS, -2 * HOUR_MS, 10 * YEAR_MS, -10 * YEAR_MS, 60 * YEAR_MS, -70 * YEAR_MS];
+const JUMPS: [i64; 6] = [
+    2 * HOUR_MS,
+    -2 * HOUR_MS,
+    10 * YEAR_MS,
+    -10 * YEAR_MS,
+    60 * YEAR_MS,
+    -70 * YEAR_MS,
+];
 
 /// Nodes on one store, each with a wall clock of its own.
 struct Clocks {
@@ -23,7 +31,12 @@ impl Clocks {
     /// So many milliseconds ahead of each other, and each asked once.
     async fn ready(kind: Kind, ahead: &[i64]) -> Self {
         let (world, store) = (World::new(kind), Arc::new(MemoryStore::shared()));
-        let mut clocks = Self { world, store, nodes: Vec::new(), hands: Vec::new() };
+        let mut clocks = Self {
+            world,
+            store,
+            nodes: Vec::new(),
+            hands: Vec::new(),
+        };
         for ahead in ahead {
             let (clock, hand) = Clock::movable(NOON_MS);
             hand.store(*ahead, Ordering::Relaxed);
@@ -45,7 +58,10 @@ impl Clocks {
                 assert!(
                     matches!(outcome, Outcome::Ok { .. }),
                     "{outcome:?} {:?}",
-                    self.nodes.iter().map(|node| node.keeper.status()).collect::<Vec<_>>()
+                    self.nodes
+                        .iter()
+                        .map(|node| node.keeper.status())
+                        .collect::<Vec<_>>()
                 );
             }
             sleep(secs(1)).await;
@@ -81,7 +97,9 @@ async fn clocks_that_jump_on_all_nodes_or_on_one_cost_at_most_one_fetch_and_no_c
         for jump in JUMPS {
             for jumping in [1, 3] {
                 let clocks = Clocks::ready(kind, &[0, 0, 0]).await;
-                clocks.hands[..jumping].iter().for_each(|hand| hand.store(jump, Ordering::Relaxed));
+                clocks.hands[..jumping]
+                    .iter()
+                    .for_each(|hand| hand.store(jump, Ordering::Relaxed));
                 let cost = clocks.cost(clocks.use_for(secs(3600))).await;
                 assert!(cost <= 1, "{kind:?}, {jump} on {jumping}: {cost} fetches");
             }
@@ -107,7 +125,10 @@ async fn nodes_whose_clocks_differ_by_hours_still_answer_and_do_not_fetch_in_a_l
             clocks.world.revoke();
             let death = clocks.cost(clocks.use_for(secs(60))).await;
             assert!(day <= 2, "{kind:?}, {ahead}: {day} fetches in three hours");
-            assert!(death <= 1, "{kind:?}, {ahead}: {death} fetches for one death");
+            assert!(
+                death <= 1,
+                "{kind:?}, {ahead}: {death} fetches for one death"
+            );
         }
     }
 }
@@ -117,7 +138,10 @@ async fn a_machine_that_slept_for_three_hours_fetches_once_and_goes_on() {
     for kind in [Kind::Stable, Kind::Classic] {
         // The monotonic clock slept as well: the token looks good and is not.
         let clocks = Clocks::ready(kind, &[0, 0, 0]).await;
-        clocks.hands.iter().for_each(|hand| hand.store(3 * HOUR_MS, Ordering::Relaxed));
+        clocks
+            .hands
+            .iter()
+            .for_each(|hand| hand.store(3 * HOUR_MS, Ordering::Relaxed));
         clocks.world.with(State::expire);
         let cost = clocks.cost(clocks.use_for(secs(60))).await;
         assert_eq!(cost, 1, "{kind:?}: the monotonic clock slept");
@@ -135,7 +159,12 @@ async fn a_node_that_starts_with_a_wrong_clock_fetches_once() {
     for kind in [Kind::Stable, Kind::Classic] {
         for jump in JUMPS {
             let clocks = Clocks::ready(kind, &[0]).await;
-            let Clocks { world, store, nodes, .. } = clocks;
+            let Clocks {
+                world,
+                store,
+                nodes,
+                ..
+            } = clocks;
             drop(nodes);
             let (clock, hand) = Clock::movable(NOON_MS);
             hand.store(jump, Ordering::Relaxed);

@@ -11,7 +11,11 @@ use crate::token::{
 const MISSING: FetchError = FetchError::Elsewhere(Absent::Missing);
 
 async fn stored(bench: &Bench) -> Option<Record> {
-    bench.store.load(&Key::token(bench.keeper.name())).await.unwrap()
+    bench
+        .store
+        .load(&Key::token(bench.keeper.name()))
+        .await
+        .unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -22,9 +26,20 @@ async fn a_token_that_is_rotated_elsewhere_is_found_within_a_minute() {
     sleep(secs(61)).await;
     assert_eq!(bench.generation(), Generation(old.0 + 1));
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
-    assert_eq!(bench.keeper.status().conflicts, 0, "others are meant to rotate it");
-    assert!(bench.metric(r#"wxgate_token_fetch_total{account="shop",trigger="poll",result="new"}"#).is_some());
-    assert_eq!(bench.metric(r#"wxgate_token_fetch_total{account="shop",trigger="timer",result="new"}"#), None);
+    assert_eq!(
+        bench.keeper.status().conflicts,
+        0,
+        "others are meant to rotate it"
+    );
+    assert!(
+        bench
+            .metric(r#"wxgate_token_fetch_total{account="shop",trigger="poll",result="new"}"#)
+            .is_some()
+    );
+    assert_eq!(
+        bench.metric(r#"wxgate_token_fetch_total{account="shop",trigger="timer",result="new"}"#),
+        None
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -37,8 +52,16 @@ async fn a_rejected_token_is_looked_up_at_once_for_all_who_wait() {
             async move { bench.call(&format!("/{n}")).await }
         });
         let outcomes = futures_util::future::join_all(calls).await;
-        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Ok { calls: 2 }));
-        assert_eq!(bench.world.fetches(), 1 + round, "no budget and no back-off stands in the way of news");
+        assert!(
+            outcomes
+                .iter()
+                .all(|outcome| *outcome == Outcome::Ok { calls: 2 })
+        );
+        assert_eq!(
+            bench.world.fetches(),
+            1 + round,
+            "no budget and no back-off stands in the way of news"
+        );
     }
 }
 
@@ -49,11 +72,21 @@ async fn a_server_without_news_costs_a_look_every_three_seconds_and_no_probe() {
     assert_eq!(bench.call("/a").await, stale("same_token"));
     let start = Instant::now();
     while start.elapsed() < secs(30) {
-        assert!(matches!(bench.call("/a").await, Outcome::Stale { calls: 1, .. }));
+        assert!(matches!(
+            bench.call("/a").await,
+            Outcome::Stale { calls: 1, .. }
+        ));
         sleep(Duration::from_millis(10)).await;
     }
-    assert!((8..=13).contains(&bench.world.fetches()), "{}", bench.world.fetches());
-    assert_eq!((bench.world.with(|state| state.probes), bench.world.forced()), (0, 0));
+    assert!(
+        (8..=13).contains(&bench.world.fetches()),
+        "{}",
+        bench.world.fetches()
+    );
+    assert_eq!(
+        (bench.world.with(|state| state.probes), bench.world.forced()),
+        (0, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -74,7 +107,9 @@ async fn a_look_that_began_before_the_rejection_is_followed_by_another() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_has_died_takes_no_good_token_away_and_is_found_again() {
     let bench = Bench::ready(Kind::Elsewhere).await;
-    bench.world.script((0..10_000).map(|_| Scripted::Fails(FetchError::Elsewhere(Absent::Unreachable))));
+    bench
+        .world
+        .script((0..10_000).map(|_| Scripted::Fails(FetchError::Elsewhere(Absent::Unreachable))));
     for _ in 0..100 {
         sleep(secs(60)).await;
         assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
@@ -82,7 +117,9 @@ async fn a_server_that_has_died_takes_no_good_token_away_and_is_found_again() {
     assert!(bench.world.fetches() < 150, "{}", bench.world.fetches());
     assert_eq!(bench.keeper.status().condition, Condition::Degraded);
     sleep(secs(1200)).await;
-    let Outcome::NoToken(why) = bench.call("/a").await else { panic!("the token is over") };
+    let Outcome::NoToken(why) = bench.call("/a").await else {
+        panic!("the token is over")
+    };
     assert!(why.contains("token.url"), "{why}");
     bench.world.with(|state| state.script.clear());
     sleep(secs(61)).await;
@@ -98,7 +135,11 @@ async fn a_place_without_a_token_is_said_at_once_and_looked_at_again_within_a_mi
     let start = Instant::now();
     assert!(matches!(bench.call("/a").await, Outcome::NoToken(_)));
     assert!(start.elapsed() < secs(1), "nobody waits in vain");
-    assert_eq!(bench.keeper.status().condition, Condition::Fatal, "somebody has to do something");
+    assert_eq!(
+        bench.keeper.status().condition,
+        Condition::Fatal,
+        "somebody has to do something"
+    );
     sleep(secs(120)).await;
     world.with(|state| state.script.clear());
     sleep(secs(61)).await;
@@ -114,7 +155,11 @@ async fn the_store_keeps_the_count_and_not_the_token() {
     sleep(secs(600)).await;
     let bench = bench.restarted();
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
-    assert_eq!(bench.generation(), Generation(generation.0 + 1), "a number is never given twice");
+    assert_eq!(
+        bench.generation(),
+        Generation(generation.0 + 1),
+        "a number is never given twice"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,8 @@ use crate::token::{
 };
 
 #[tokio::test(start_paused = true)]
-async fn a_stable_token_is_renewed_in_its_last_five_minutes_and_the_same_one_before_is_no_failure() {
+async fn a_stable_token_is_renewed_in_its_last_five_minutes_and_the_same_one_before_is_no_failure()
+{
     let bench = Bench::ready(Kind::Stable).await;
     let start = Instant::now();
     while start.elapsed() < secs(86_400) {
@@ -18,7 +19,10 @@ async fn a_stable_token_is_renewed_in_its_last_five_minutes_and_the_same_one_bef
     let fetches = bench.world.fetches();
     assert!((13..=40).contains(&fetches), "{fetches} in a day");
     assert_eq!(bench.keeper.status().condition, Condition::Ok);
-    assert_eq!(bench.metric(r#"wxgate_token_conflicts_total{account="shop"}"#), Some(0.0));
+    assert_eq!(
+        bench.metric(r#"wxgate_token_conflicts_total{account="shop"}"#),
+        Some(0.0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -45,7 +49,10 @@ async fn no_lifetime_makes_a_hot_loop() {
         let bench = Bench::start(world);
         sleep(secs(600)).await;
         let fetches = bench.world.fetches();
-        assert!(fetches <= 122 && (fetches > 1 || lifetime == 7200), "{lifetime}: {fetches}");
+        assert!(
+            fetches <= 122 && (fetches > 1 || lifetime == 7200),
+            "{lifetime}: {fetches}"
+        );
     }
 }
 
@@ -77,23 +84,48 @@ async fn a_restart_costs_no_fetch_and_keeps_the_generation() {
     sleep(secs(100)).await;
     let bench = bench.restarted();
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
-    assert_eq!((bench.generation(), bench.world.fetches()), (generation, fetches));
+    assert_eq!(
+        (bench.generation(), bench.world.fetches()),
+        (generation, fetches)
+    );
     assert!(bench.keeper.token().unwrap().expires_in() <= secs(7100));
     bench.world.revoke();
-    assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 }, "what came from a store counts as accepted");
+    assert_eq!(
+        bench.call("/a").await,
+        Outcome::Ok { calls: 2 },
+        "what came from a store counts as accepted"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn another_secret_or_kind_takes_no_old_token_and_another_appid_no_old_budget() {
     let bench = Bench::ready(Kind::Classic).await;
     let left = bench.keeper.status().classic_left;
-    let bench = bench.restarted_as(|kind| AccountSettings { secret: Some(Secret::new("other")), ..account(kind) });
+    let bench = bench.restarted_as(|kind| AccountSettings {
+        secret: Some(Secret::new("other")),
+        ..account(kind)
+    });
     let token = bench.keeper.current().await.unwrap();
-    assert_eq!((token.generation(), bench.world.fetches()), (Generation(2), 2));
-    assert_eq!(bench.keeper.status().classic_left, left.map(|left| left - 1));
-    let bench = bench.restarted_as(|kind| AccountSettings { appid: "wxother".into(), ..account(kind) });
-    assert_eq!(bench.keeper.current().await.unwrap().generation(), Generation(3));
-    assert_eq!(bench.keeper.status().classic_left, Some(CLASSIC_PER_DAY - 1));
+    assert_eq!(
+        (token.generation(), bench.world.fetches()),
+        (Generation(2), 2)
+    );
+    assert_eq!(
+        bench.keeper.status().classic_left,
+        left.map(|left| left - 1)
+    );
+    let bench = bench.restarted_as(|kind| AccountSettings {
+        appid: "wxother".into(),
+        ..account(kind)
+    });
+    assert_eq!(
+        bench.keeper.current().await.unwrap().generation(),
+        Generation(3)
+    );
+    assert_eq!(
+        bench.keeper.status().classic_left,
+        Some(CLASSIC_PER_DAY - 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -103,13 +135,26 @@ async fn budgets_survive_a_restart_even_before_the_answer_came() {
     let keeper = bench.keeper.clone();
     let asking = tokio::spawn(async move { keeper.refresh_now(true).await });
     sleep(Duration::from_millis(500)).await;
-    let stored = bench.store.load(&Key::token(&AccountName::new("shop").unwrap())).await.unwrap().unwrap();
-    assert_eq!(stored.budget.forced_left(bench.clock.now_ms()), 5, "spent before the call is sent");
+    let stored = bench
+        .store
+        .load(&Key::token(&AccountName::new("shop").unwrap()))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        stored.budget.forced_left(bench.clock.now_ms()),
+        5,
+        "spent before the call is sent"
+    );
     asking.await.unwrap().unwrap();
     let bench = bench.restarted();
     bench.call("/a").await;
     assert_eq!(bench.keeper.status().forced_left, Some(5));
-    assert_eq!(bench.keeper.refresh_now(true).await.unwrap_err().label(), "budget", "still within 30 s");
+    assert_eq!(
+        bench.keeper.refresh_now(true).await.unwrap_err().label(),
+        "budget",
+        "still within 30 s"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -148,8 +193,17 @@ async fn the_last_handle_ends_the_task_after_the_fetch_under_way() {
     asking.abort();
     drop(bench.keeper);
     sleep(secs(1)).await;
-    let stored = bench.store.load(&Key::token(&AccountName::new("shop").unwrap())).await.unwrap().unwrap();
-    assert_eq!(stored.generation, Generation(2), "the token that was under way is kept");
+    let stored = bench
+        .store
+        .load(&Key::token(&AccountName::new("shop").unwrap()))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        stored.generation,
+        Generation(2),
+        "the token that was under way is kept"
+    );
     let fetches = bench.world.fetches();
     sleep(secs(10_000)).await;
     assert_eq!(bench.world.fetches(), fetches, "nobody fetches any more");
@@ -158,13 +212,24 @@ async fn the_last_handle_ends_the_task_after_the_fetch_under_way() {
 #[tokio::test(start_paused = true)]
 async fn what_another_keeper_stored_first_is_taken_over() {
     let first = Bench::ready(Kind::Stable).await;
-    let second = Bench::start_with(World::new(Kind::Stable), Arc::clone(&first.store), first.clock, account);
+    let second = Bench::start_with(
+        World::new(Kind::Stable),
+        Arc::clone(&first.store),
+        first.clock,
+        account,
+    );
     second.keeper.current().await.unwrap();
-    assert_eq!((second.generation(), second.world.fetches()), (first.generation(), 0), "found at the start");
+    assert_eq!(
+        (second.generation(), second.world.fetches()),
+        (first.generation(), 0),
+        "found at the start"
+    );
     first.world.revoke();
     assert_eq!(first.call("/a").await, Outcome::Ok { calls: 2 });
     second.world.with(|state| state.minted = 10);
-    let Refresh::Replay(token) = second.keeper.refresh_past(Generation(1), "/a").await else { panic!("no replay") };
+    let Refresh::Replay(token) = second.keeper.refresh_past(Generation(1), "/a").await else {
+        panic!("no replay")
+    };
     assert_eq!(
         token.secret(),
         first.keeper.token().unwrap().secret(),
@@ -177,11 +242,17 @@ async fn a_stable_token_that_others_force_out_again_and_again_is_a_conflict() {
     let bench = Bench::ready(Kind::Stable).await;
     for _ in 0..3 {
         bench.world.script([Scripted::Rotates]);
-        assert!(matches!(bench.keeper.refresh_past(bench.generation(), "/a").await, Refresh::Replay(_)));
+        assert!(matches!(
+            bench.keeper.refresh_past(bench.generation(), "/a").await,
+            Refresh::Replay(_)
+        ));
         assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
         sleep(secs(60)).await;
     }
-    assert_eq!(bench.metric(r#"wxgate_token_conflicts_total{account="shop"}"#), Some(2.0));
+    assert_eq!(
+        bench.metric(r#"wxgate_token_conflicts_total{account="shop"}"#),
+        Some(2.0)
+    );
 }
 
 #[tokio::test]
@@ -193,7 +264,13 @@ async fn a_token_is_on_disk_before_a_request_sees_it() {
     let start = |store: FileStore| {
         let metrics = Metrics::default().for_account(&AccountName::new("shop").unwrap());
         let source = Arc::clone(&world) as Arc<dyn TokenSource>;
-        Keeper::spawn(account(Kind::Classic), Settings::default(), source, Arc::new(store), metrics)
+        Keeper::spawn(
+            account(Kind::Classic),
+            Settings::default(),
+            source,
+            Arc::new(store),
+            metrics,
+        )
     };
     let keeper = start(FileStore::open(&path, None).unwrap());
     let token = keeper.current().await.unwrap();
@@ -201,8 +278,14 @@ async fn a_token_is_on_disk_before_a_request_sees_it() {
     let copy = folder.path().join("copy");
     std::fs::create_dir(&copy).unwrap();
     std::fs::copy(path.join("shop.json"), copy.join("shop.json")).unwrap();
-    let again = start(FileStore::open(&copy, None).unwrap()).current().await.unwrap();
-    assert_eq!((again.secret(), again.generation(), world.fetches()), (token.secret(), token.generation(), 1));
+    let again = start(FileStore::open(&copy, None).unwrap())
+        .current()
+        .await
+        .unwrap();
+    assert_eq!(
+        (again.secret(), again.generation(), world.fetches()),
+        (token.secret(), token.generation(), 1)
+    );
 }
 
 /// Fails until it is told otherwise, or never answers.
@@ -222,24 +305,43 @@ impl Broken {
         if self.hangs {
             std::future::pending::<()>().await;
         }
-        Err(StoreError::Io { operation: "write", path: "/full".into(), reason: "no space".into() })
+        Err(StoreError::Io {
+            operation: "write",
+            path: "/full".into(),
+            reason: "no space".into(),
+        })
     }
 }
 
 impl TokenStore for Broken {
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        if self.works() { self.inner.load(key) } else { Box::pin(self.fail()) }
+        if self.works() {
+            self.inner.load(key)
+        } else {
+            Box::pin(self.fail())
+        }
     }
 
-    fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
-        if self.works() { self.inner.save(key, record) } else { Box::pin(self.fail()) }
+    fn save<'a>(
+        &'a self,
+        key: &'a Key,
+        record: Record,
+    ) -> BoxFuture<'a, Result<Saved, StoreError>> {
+        if self.works() {
+            self.inner.save(key, record)
+        } else {
+            Box::pin(self.fail())
+        }
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_again() {
     for hangs in [false, true] {
-        let store = Arc::new(Broken { hangs, ..Broken::default() });
+        let store = Arc::new(Broken {
+            hangs,
+            ..Broken::default()
+        });
         let world = World::new(Kind::Classic);
         let mut registry = Registry::default();
         let keeper = Keeper::spawn_with(
@@ -248,9 +350,18 @@ async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_a
             Arc::clone(&world) as Arc<dyn TokenSource>,
             Arc::clone(&store) as Arc<dyn TokenStore>,
             Metrics::register(&mut registry).for_account(&AccountName::new("shop").unwrap()),
-            Chance { clock: Clock::starting_at(NOON_MS), jitter: || 0.5 },
+            Chance {
+                clock: Clock::starting_at(NOON_MS),
+                jitter: || 0.5,
+            },
         );
-        let bench = Bench { world, keeper, store: Arc::default(), clock: Clock::system(), registry };
+        let bench = Bench {
+            world,
+            keeper,
+            store: Arc::default(),
+            clock: Clock::system(),
+            registry,
+        };
         sleep(secs(10)).await;
         assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
         bench.world.revoke();
@@ -260,9 +371,15 @@ async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_a
         assert!(bench.metric(r#"wxgate_store_errors_total{operation="load"}"#) >= Some(1.0));
         sleep(secs(200)).await;
         assert!(bench.metric(r#"wxgate_store_errors_total{operation="save"}"#) >= Some(2.0));
-        store.works.store(true, std::sync::atomic::Ordering::Relaxed);
+        store
+            .works
+            .store(true, std::sync::atomic::Ordering::Relaxed);
         sleep(secs(70)).await;
-        let stored = store.inner.load(&Key::token(&AccountName::new("shop").unwrap())).await.unwrap();
+        let stored = store
+            .inner
+            .load(&Key::token(&AccountName::new("shop").unwrap()))
+            .await
+            .unwrap();
         assert_eq!(stored.unwrap().generation, bench.generation());
     }
 }

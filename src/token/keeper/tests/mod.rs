@@ -100,7 +100,10 @@ impl World {
             fetches: Vec::new(),
             probes: 0,
         };
-        Arc::new(Self { kind, state: Mutex::new(state) })
+        Arc::new(Self {
+            kind,
+            state: Mutex::new(state),
+        })
     }
 
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
@@ -122,7 +125,9 @@ impl World {
     }
 
     pub(super) fn takes(&self, token: &str) -> bool {
-        self.with(|state| !state.rejects_all && token == state.latest && Instant::now() < state.dies)
+        self.with(|state| {
+            !state.rejects_all && token == state.latest && Instant::now() < state.dies
+        })
     }
 
     pub(super) fn fetches(&self) -> usize {
@@ -130,7 +135,13 @@ impl World {
     }
 
     pub(super) fn forced(&self) -> usize {
-        self.with(|state| state.fetches.iter().filter(|(_, mode)| *mode == Mode::Forced).count())
+        self.with(|state| {
+            state
+                .fetches
+                .iter()
+                .filter(|(_, mode)| *mode == Mode::Forced)
+                .count()
+        })
     }
 
     fn answer(&self, mode: Mode) -> Result<Fetched, FetchError> {
@@ -157,7 +168,10 @@ impl World {
                 return Err(FetchError::Broken);
             }
             let expires_in = state.dies.saturating_duration_since(Instant::now());
-            Ok(Fetched { token: Secret::new(state.latest.clone()), expires_in })
+            Ok(Fetched {
+                token: Secret::new(state.latest.clone()),
+                expires_in,
+            })
         })
     }
 }
@@ -179,7 +193,10 @@ impl TokenSource for World {
     fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             sleep(self.with(|state| state.delay)).await;
-            let (answer, linger) = (self.answer(mode), self.with(|state| std::mem::take(&mut state.linger)));
+            let (answer, linger) = (
+                self.answer(mode),
+                self.with(|state| std::mem::take(&mut state.linger)),
+            );
             sleep(linger).await;
             answer
         })
@@ -192,7 +209,11 @@ impl TokenSource for World {
                 state.probes += 1;
                 state.probe
             });
-            scripted.unwrap_or(if self.takes(token.expose()) { Probe::Fine } else { Probe::Stale })
+            scripted.unwrap_or(if self.takes(token.expose()) {
+                Probe::Fine
+            } else {
+                Probe::Stale
+            })
         })
     }
 }
@@ -203,7 +224,8 @@ pub(super) fn account(kind: Kind) -> AccountSettings {
         Kind::Classic => Origin::Classic,
         Kind::Wecom => Origin::Wecom,
         Kind::Elsewhere => {
-            let place = RedisSettings::new(Secret::new("redis://127.0.0.1"), "key".to_owned(), None);
+            let place =
+                RedisSettings::new(Secret::new("redis://127.0.0.1"), "key".to_owned(), None);
             Origin::Elsewhere(elsewhere::Settings::Redis(place.unwrap()))
         }
     };
@@ -255,9 +277,18 @@ impl Bench {
             Arc::clone(&world) as Arc<dyn TokenSource>,
             Arc::clone(&store) as Arc<dyn TokenStore>,
             metrics,
-            Chance { clock, jitter: || 0.5 },
+            Chance {
+                clock,
+                jitter: || 0.5,
+            },
         );
-        Self { world, keeper, store, clock, registry }
+        Self {
+            world,
+            keeper,
+            store,
+            clock,
+            registry,
+        }
     }
 
     /// The same account after a restart, with what the store remembers.
@@ -288,21 +319,35 @@ impl Bench {
     }
 
     /// The rest of a request that was sent with this token.
-    pub(super) async fn call_with(&self, token: &Token, path: &str, lies: impl Fn(u32) -> bool) -> Outcome {
+    pub(super) async fn call_with(
+        &self,
+        token: &Token,
+        path: &str,
+        lies: impl Fn(u32) -> bool,
+    ) -> Outcome {
         if !lies(1) && self.world.takes(token.secret().expose()) {
             self.keeper.accepted(token.generation());
             return Outcome::Ok { calls: 1 };
         }
         match self.keeper.refresh_past(token.generation(), path).await {
-            Refresh::GiveBack(reason) => Outcome::Stale { calls: 1, reason: reason.slug() },
+            Refresh::GiveBack(reason) => Outcome::Stale {
+                calls: 1,
+                reason: reason.slug(),
+            },
             Refresh::Replay(fresh) => {
-                assert!(fresh.generation() > token.generation(), "a replay needs a newer generation");
+                assert!(
+                    fresh.generation() > token.generation(),
+                    "a replay needs a newer generation"
+                );
                 if !lies(2) && self.world.takes(fresh.secret().expose()) {
                     self.keeper.accepted(fresh.generation());
                     return Outcome::Ok { calls: 2 };
                 }
                 self.keeper.replay_was_stale(fresh.generation(), path);
-                Outcome::Stale { calls: 2, reason: "replay" }
+                Outcome::Stale {
+                    calls: 2,
+                    reason: "replay",
+                }
             }
         }
     }
@@ -314,7 +359,8 @@ impl Bench {
     pub(super) fn metric(&self, line_start: &str) -> Option<f64> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
-        text.lines().find_map(|line| line.strip_prefix(line_start)?.trim().parse().ok())
+        text.lines()
+            .find_map(|line| line.strip_prefix(line_start)?.trim().parse().ok())
     }
 }
 

@@ -59,7 +59,11 @@ impl TokenStore for Road {
         self.travel(false, async move { self.store.load(key).await })
     }
 
-    fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
+    fn save<'a>(
+        &'a self,
+        key: &'a Key,
+        record: Record,
+    ) -> BoxFuture<'a, Result<Saved, StoreError>> {
         self.travel(true, async move { self.store.save(key, record).await })
     }
 
@@ -67,11 +71,23 @@ impl TokenStore for Road {
         self.store.changes(key)
     }
 
-    fn lease<'a>(&'a self, key: &'a Key, owner: &'a str, life: Duration) -> BoxFuture<'a, Result<Lease, StoreError>> {
-        self.travel(true, async move { self.store.lease(key, owner, life).await })
+    fn lease<'a>(
+        &'a self,
+        key: &'a Key,
+        owner: &'a str,
+        life: Duration,
+    ) -> BoxFuture<'a, Result<Lease, StoreError>> {
+        self.travel(
+            true,
+            async move { self.store.lease(key, owner, life).await },
+        )
     }
 
-    fn release<'a>(&'a self, key: &'a Key, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn release<'a>(
+        &'a self,
+        key: &'a Key,
+        owner: &'a str,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
         self.travel(true, async move { self.store.release(key, owner).await })
     }
 }
@@ -93,11 +109,28 @@ impl Cluster {
     }
 
     fn start(kind: Kind, trouble: Trouble) -> Self {
-        let (world, store, clock) = (World::new(kind), Arc::new(MemoryStore::shared()), Clock::starting_at(NOON_MS));
-        let road = || Arc::new(Road { store: Arc::clone(&store), trouble: Mutex::new(trouble) });
+        let (world, store, clock) = (
+            World::new(kind),
+            Arc::new(MemoryStore::shared()),
+            Clock::starting_at(NOON_MS),
+        );
+        let road = || {
+            Arc::new(Road {
+                store: Arc::clone(&store),
+                trouble: Mutex::new(trouble),
+            })
+        };
         let roads: Vec<_> = (0..3).map(|_| road()).collect();
-        let nodes = roads.iter().map(|road| node(&world, Arc::clone(road) as Arc<dyn TokenStore>, clock)).collect();
-        Self { world, store, roads, nodes }
+        let nodes = roads
+            .iter()
+            .map(|road| node(&world, Arc::clone(road) as Arc<dyn TokenStore>, clock))
+            .collect();
+        Self {
+            world,
+            store,
+            roads,
+            nodes,
+        }
     }
 
     fn set(&self, trouble: Trouble) {
@@ -132,7 +165,8 @@ impl Cluster {
     }
 }
 
-/// By the trouble: how many fetches one dead token may cost three nodes, and how many milliseconds a call may take.
+/// By the trouble: how many fetches one dead token may cost three nodes, and how many milliseconds
+/// a call may take.
 const BEARABLE: [(Trouble, usize, u64); 7] = [
     (Trouble::None, 1, 150),
     (Trouble::Fails, 3, 150),
@@ -153,9 +187,15 @@ async fn no_trouble_of_the_store_costs_a_request_its_answer() {
             let before = cluster.world.fetches();
             cluster.world.revoke();
             let longest = cluster.heal().await;
-            assert!(longest <= Duration::from_millis(ms), "{trouble:?}, round {round}: {longest:?}");
+            assert!(
+                longest <= Duration::from_millis(ms),
+                "{trouble:?}, round {round}: {longest:?}"
+            );
             let spent = cluster.world.fetches() - before;
-            assert!((1..=fetches).contains(&spent), "{trouble:?}, round {round}: {spent} fetches");
+            assert!(
+                (1..=fetches).contains(&spent),
+                "{trouble:?}, round {round}: {spent} fetches"
+            );
             sleep(secs(61)).await;
         }
     }
@@ -163,7 +203,12 @@ async fn no_trouble_of_the_store_costs_a_request_its_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn nodes_start_without_a_store() {
-    for trouble in [Trouble::Fails, Trouble::Hangs, Trouble::OneWay, Trouble::Slow(5000)] {
+    for trouble in [
+        Trouble::Fails,
+        Trouble::Hangs,
+        Trouble::OneWay,
+        Trouble::Slow(5000),
+    ] {
         let cluster = Cluster::start(Kind::Stable, trouble);
         // At the start a store that hangs is waited for, once.
         sleep(secs(6)).await;
@@ -186,14 +231,18 @@ async fn a_store_that_returns_is_written_and_used_within_two_seconds() {
         let stored = cluster.store.load(&key()).await.unwrap().unwrap();
         assert_eq!(&stored.token.unwrap().value, newest.secret(), "{kind:?}");
         for node in &cluster.nodes {
-            assert_eq!(node.call("/a").await, Outcome::Ok { calls: 1 }, "{kind:?}: they heard of it");
+            assert_eq!(
+                node.call("/a").await,
+                Outcome::Ok { calls: 1 },
+                "{kind:?}: they heard of it"
+            );
         }
         assert_eq!(cluster.world.fetches(), 2, "{kind:?}");
     }
 }
 
-/// In classic mode each fetch kills the token before: nodes that cannot hear of each other disturb each other, but not
-/// for longer than that lasts.
+/// In classic mode each fetch kills the token before: nodes that cannot hear of each other disturb
+/// each other, but not for longer than that lasts.
 #[tokio::test(start_paused = true)]
 async fn one_node_that_is_cut_off_finds_back() {
     let cluster = Cluster::ready(Kind::Classic, Trouble::None).await;
@@ -215,23 +264,50 @@ async fn one_node_that_is_cut_off_finds_back() {
     cluster.heal().await;
     assert_eq!(cluster.world.fetches(), before + 1);
     let generations: Vec<_> = cluster.nodes.iter().map(Bench::generation).collect();
-    assert!(generations.iter().all(|generation| *generation == generations[0]), "{generations:?}");
+    assert!(
+        generations
+            .iter()
+            .all(|generation| *generation == generations[0]),
+        "{generations:?}"
+    );
 }
 
-/// Each node may be one of many that know nothing of each other's forced refreshes, of which WeChat allows twenty a day.
+/// Each node may be one of many that know nothing of each other's forced refreshes, of which WeChat
+/// allows twenty a day.
 #[tokio::test(start_paused = true)]
 async fn a_node_that_cannot_tell_the_others_forces_once_a_day() {
-    for trouble in [Trouble::Fails, Trouble::Hangs, Trouble::OneWay, Trouble::ReadOnly] {
+    for trouble in [
+        Trouble::Fails,
+        Trouble::Hangs,
+        Trouble::OneWay,
+        Trouble::ReadOnly,
+    ] {
         let cluster = Cluster::ready(Kind::Stable, Trouble::None).await;
         cluster.world.kill_but_keep_giving();
         cluster.set(trouble);
-        assert_eq!(cluster.forced_in_three_hours().await, 3, "{trouble:?}: one for each node");
+        assert_eq!(
+            cluster.forced_in_three_hours().await,
+            3,
+            "{trouble:?}: one for each node"
+        );
         cluster.set(Trouble::None);
-        assert_eq!(cluster.forced_in_three_hours().await, 5, "{trouble:?}: what all can count goes on");
+        assert_eq!(
+            cluster.forced_in_three_hours().await,
+            5,
+            "{trouble:?}: what all can count goes on"
+        );
         cluster.set(trouble);
-        assert_eq!(cluster.forced_in_three_hours().await, 0, "{trouble:?}: once a day, not once each time");
+        assert_eq!(
+            cluster.forced_in_three_hours().await,
+            0,
+            "{trouble:?}: once a day, not once each time"
+        );
         sleep(secs(5 * 3600)).await;
-        assert_eq!(cluster.forced_in_three_hours().await, 3, "{trouble:?}: the next day");
+        assert_eq!(
+            cluster.forced_in_three_hours().await,
+            3,
+            "{trouble:?}: the next day"
+        );
     }
 }
 
@@ -244,14 +320,22 @@ async fn a_node_that_found_a_short_token_in_the_store_renews_it_in_time() {
     }
     cluster.world.with(|state| state.lifetime = 7200);
     assert_eq!(cluster.world.fetches(), 1);
-    let late = node(&cluster.world, Arc::clone(&cluster.roads[0]) as Arc<dyn TokenStore>, cluster.nodes[0].clock);
+    let late = node(
+        &cluster.world,
+        Arc::clone(&cluster.roads[0]) as Arc<dyn TokenStore>,
+        cluster.nodes[0].clock,
+    );
     assert_eq!(late.call("/a").await, Outcome::Ok { calls: 1 });
     sleep(secs(1)).await;
     cluster.set(Trouble::Hangs);
     let first = cluster.nodes[0].keeper.token().unwrap().secret().clone();
     sleep(secs(9)).await;
     for node in cluster.nodes.iter().chain([&late]) {
-        assert_ne!(*node.keeper.token().unwrap().secret(), first, "before its end");
+        assert_ne!(
+            *node.keeper.token().unwrap().secret(),
+            first,
+            "before its end"
+        );
     }
 }
 

@@ -1,8 +1,8 @@
 //! Requests and the keeper's task in whatever order chance finds: one dead token, one fetch.
 //!
-//! The keeper is the real one. shuttle decides whose turn it is: each request is one of its threads, and so is the runtime
-//! on which the keeper's task lives, a millisecond at a time. It changes turns where a future waits; what happens within
-//! one poll is not taken apart.
+//! The keeper is the real one. shuttle decides whose turn it is: each request is one of its
+//! threads, and so is the runtime on which the keeper's task lives, a millisecond at a time. It
+//! changes turns where a future waits; what happens within one poll is not taken apart.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -24,9 +24,15 @@ struct Run {
 
 /// Requests that all find the token dead. It dies as often again meanwhile as `deaths` says.
 fn run(kind: Kind, deaths: usize) -> Run {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
     let bench = Arc::new(runtime.block_on(Bench::ready(kind)));
-    bench.world.with(|state| state.delay = Duration::from_millis(3));
+    bench
+        .world
+        .with(|state| state.delay = Duration::from_millis(3));
     let (before, forced) = (bench.world.fetches(), bench.world.forced());
     bench.world.revoke();
     let within = runtime.enter();
@@ -53,9 +59,16 @@ fn run(kind: Kind, deaths: usize) -> Run {
         }
         thread::yield_now();
     }
-    let outcomes = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
+    let outcomes = callers
+        .into_iter()
+        .map(|caller| caller.join().unwrap())
+        .collect();
     drop(within);
-    Run { outcomes, fetches: bench.world.fetches() - before, forced: bench.world.forced() - forced }
+    Run {
+        outcomes,
+        fetches: bench.world.fetches() - before,
+        forced: bench.world.forced() - forced,
+    }
 }
 
 fn in_many_orders(check: impl Fn() + Send + Sync + 'static) {
@@ -80,12 +93,25 @@ fn a_dead_token_is_replaced_once_in_whatever_order_requests_and_keeper_run() {
 fn a_token_that_dies_again_meanwhile_costs_one_fetch_more_and_leaves_nobody_waiting() {
     in_many_orders(|| {
         let run = run(Kind::Classic, 1);
-        // Whoever was sent again with a token that died on the way gets WeChat's answer; nobody gets less.
+        // Whoever was sent again with a token that died on the way gets WeChat's answer; nobody
+        // gets less.
         let answered = |outcome: &Outcome| {
-            matches!(outcome, Outcome::Ok { .. } | Outcome::Stale { calls: 2, .. })
-                || matches!(outcome, Outcome::Stale { reason: "backoff", .. })
+            matches!(
+                outcome,
+                Outcome::Ok { .. } | Outcome::Stale { calls: 2, .. }
+            ) || matches!(
+                outcome,
+                Outcome::Stale {
+                    reason: "backoff",
+                    ..
+                }
+            )
         };
         assert!(run.outcomes.iter().all(answered), "{:?}", run.outcomes);
-        assert!(run.fetches <= 2 && run.forced == 0, "{} fetches", run.fetches);
+        assert!(
+            run.fetches <= 2 && run.forced == 0,
+            "{} fetches",
+            run.fetches
+        );
     });
 }

@@ -19,14 +19,22 @@ pub(super) struct Office {
 impl TokenSource for Office {
     fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
-            let token = self.keeper.current().await.map_err(|_| FetchError::NoToken)?;
-            self.made_with.store(token.generation().0, Ordering::Relaxed);
+            let token = self
+                .keeper
+                .current()
+                .await
+                .map_err(|_| FetchError::NoToken)?;
+            self.made_with
+                .store(token.generation().0, Ordering::Relaxed);
             self.calls.fetch_add(1, Ordering::Relaxed);
             let mut given = self.given.lock().unwrap();
             if given.1 <= Instant::now() {
                 *given = (given.0 + 1, Instant::now() + secs(7200));
             }
-            Ok(Fetched { token: Secret::new(format!("K{}", given.0)), expires_in: given.1 - Instant::now() })
+            Ok(Fetched {
+                token: Secret::new(format!("K{}", given.0)),
+                expires_in: given.1 - Instant::now(),
+            })
         })
     }
 
@@ -44,12 +52,21 @@ pub(super) fn ticket(bench: &mut Bench) -> (Keeper, Arc<Office>) {
         given: Mutex::new((0, Instant::now())),
     });
     let account = account(bench.world.kind);
-    let metrics = Metrics::register(&mut bench.registry).for_ticket(&account.name, TicketType::Jsapi);
+    let metrics =
+        Metrics::register(&mut bench.registry).for_ticket(&account.name, TicketType::Jsapi);
     let source = Arc::clone(&office) as Arc<dyn TokenSource>;
     let store = Arc::clone(&bench.store) as Arc<dyn TokenStore>;
     let settings = Settings::default();
-    let keeper =
-        Keeper::spawn_ticket(TicketType::Jsapi, account, settings, source, store, metrics, &bench.keeper, made_with);
+    let keeper = Keeper::spawn_ticket(
+        TicketType::Jsapi,
+        account,
+        settings,
+        source,
+        store,
+        metrics,
+        &bench.keeper,
+        made_with,
+    );
     keeper.want();
     (keeper, office)
 }
@@ -75,15 +92,42 @@ async fn a_ticket_that_is_asked_for_is_always_there_and_costs_few_calls_and_no_b
         assert!(shown(&keeper).await.starts_with('K'));
         sleep(secs(60)).await;
     }
-    assert!((5..=30).contains(&office.calls()), "{} calls in ten hours", office.calls());
+    assert!(
+        (5..=30).contains(&office.calls()),
+        "{} calls in ten hours",
+        office.calls()
+    );
     let spent = bench.world.fetches() - 1;
     let status = bench.keeper.status();
-    assert_eq!(status.classic_left, left.map(|left| left - u32::try_from(spent).unwrap()), "{spent} tokens");
-    let key = Key { account: keeper.name().clone(), kept: Kept::Ticket(TicketType::Jsapi) };
-    assert_eq!(bench.store.load(&key).await.unwrap().unwrap().budget, Budget::default());
-    assert_eq!((keeper.status().classic_left, keeper.status().forced_left), (None, None));
-    assert_eq!((keeper.status().condition, status.condition, status.conflicts), (Condition::Ok, Condition::Ok, 0));
-    assert_eq!(bench.metric(r#"wxgate_token_conflicts_total{account="shop"}"#), Some(0.0));
+    assert_eq!(
+        status.classic_left,
+        left.map(|left| left - u32::try_from(spent).unwrap()),
+        "{spent} tokens"
+    );
+    let key = Key {
+        account: keeper.name().clone(),
+        kept: Kept::Ticket(TicketType::Jsapi),
+    };
+    assert_eq!(
+        bench.store.load(&key).await.unwrap().unwrap().budget,
+        Budget::default()
+    );
+    assert_eq!(
+        (keeper.status().classic_left, keeper.status().forced_left),
+        (None, None)
+    );
+    assert_eq!(
+        (
+            keeper.status().condition,
+            status.condition,
+            status.conflicts
+        ),
+        (Condition::Ok, Condition::Ok, 0)
+    );
+    assert_eq!(
+        bench.metric(r#"wxgate_token_conflicts_total{account="shop"}"#),
+        Some(0.0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -114,7 +158,11 @@ async fn only_a_refused_token_renews_its_ticket_and_only_once() {
     bench.world.revoke();
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
     sleep(secs(30)).await;
-    assert_eq!((office.calls(), shown(&keeper).await.as_str()), (2, "K1"), "the same one is fine");
+    assert_eq!(
+        (office.calls(), shown(&keeper).await.as_str()),
+        (2, "K1"),
+        "the same one is fine"
+    );
     // The next token dies too, and this ticket was made with it.
     bench.world.revoke();
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
@@ -125,11 +173,20 @@ async fn only_a_refused_token_renews_its_ticket_and_only_once() {
 #[tokio::test(start_paused = true)]
 async fn a_ticket_waits_for_the_token_and_no_longer() {
     let mut bench = Bench::start(World::new(Kind::Stable));
-    bench.world.script((0..12).map(|_| Scripted::Fails(FetchError::Connect)));
+    bench
+        .world
+        .script((0..12).map(|_| Scripted::Fails(FetchError::Connect)));
     let (keeper, office) = ticket(&mut bench);
     sleep(secs(30)).await;
     assert_eq!(keeper.status().last_error.unwrap().label, "no_token");
-    assert!(keeper.current().await.unwrap_err().to_string().starts_with("no jsapi ticket for account shop"));
+    assert!(
+        keeper
+            .current()
+            .await
+            .unwrap_err()
+            .to_string()
+            .starts_with("no jsapi ticket for account shop")
+    );
     while bench.keeper.token().is_none() {
         sleep(secs(1)).await;
     }
@@ -153,14 +210,35 @@ async fn a_retired_account_fetches_no_tickets() {
 async fn who_waits_for_a_newer_token_gets_it_at_once_and_gives_up_in_time() {
     let bench = Bench::ready(Kind::Stable).await;
     let start = Instant::now();
-    assert!(bench.keeper.wait_past(Generation(1), start + secs(60)).await.is_none());
+    assert!(
+        bench
+            .keeper
+            .wait_past(Generation(1), start + secs(60))
+            .await
+            .is_none()
+    );
     assert_eq!(start.elapsed(), secs(60));
-    assert_eq!(bench.keeper.wait_past(Generation(0), Instant::now()).await.unwrap().generation(), Generation(1));
+    assert_eq!(
+        bench
+            .keeper
+            .wait_past(Generation(0), Instant::now())
+            .await
+            .unwrap()
+            .generation(),
+        Generation(1)
+    );
     let keeper = bench.keeper.clone();
-    let waiting = tokio::spawn(async move { keeper.wait_past(Generation(1), Instant::now() + secs(60)).await });
+    let waiting = tokio::spawn(async move {
+        keeper
+            .wait_past(Generation(1), Instant::now() + secs(60))
+            .await
+    });
     bench.world.revoke();
     let start = Instant::now();
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
     assert_eq!(waiting.await.unwrap().unwrap().generation(), Generation(2));
-    assert!(start.elapsed() < secs(2) && bench.world.fetches() == 2, "waiting asks for nothing");
+    assert!(
+        start.elapsed() < secs(2) && bench.world.fetches() == 2,
+        "waiting asks for nothing"
+    );
 }

@@ -8,7 +8,14 @@ async fn the_same_token_again_that_is_dead_goes_back_and_nothing_is_forced() {
     let bench = Bench::ready(Kind::Wecom).await;
     bench.world.kill_but_keep_giving();
     assert_eq!(bench.call("/a").await, stale("same_token"));
-    assert_eq!((bench.world.fetches(), bench.world.with(|state| state.probes), bench.world.forced()), (2, 1, 0));
+    assert_eq!(
+        (
+            bench.world.fetches(),
+            bench.world.with(|state| state.probes),
+            bench.world.forced()
+        ),
+        (2, 1, 0)
+    );
     assert_eq!(bench.keeper.status().condition, Condition::Degraded);
     for _ in 0..50 {
         assert_eq!(bench.call("/a").await, stale("backoff"));
@@ -26,7 +33,13 @@ async fn a_path_that_lies_is_found_out_by_one_fetch_and_one_probe() {
     let bench = Bench::ready(Kind::Wecom).await;
     assert_eq!(bench.call_liar("/liar").await, stale("same_token"));
     assert_eq!(bench.call_liar("/liar").await, stale("path_lies"));
-    assert_eq!((bench.world.fetches(), bench.world.with(|state| state.probes)), (2, 1));
+    assert_eq!(
+        (
+            bench.world.fetches(),
+            bench.world.with(|state| state.probes)
+        ),
+        (2, 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -52,7 +65,10 @@ async fn an_agent_of_the_same_corp_gets_no_token_out_of_anothers_record() {
     let bench = Bench::ready(Kind::Wecom).await;
     let token = bench.keeper.token().unwrap().fingerprint().to_owned();
     bench.world.revoke();
-    let other = bench.restarted_as(|kind| AccountSettings { secret: Some(Secret::new("agent2")), ..account(kind) });
+    let other = bench.restarted_as(|kind| AccountSettings {
+        secret: Some(Secret::new("agent2")),
+        ..account(kind)
+    });
     assert_ne!(other.keeper.current().await.unwrap().fingerprint(), token);
 }
 
@@ -63,7 +79,11 @@ async fn a_token_that_is_given_until_its_very_end_leaves_no_call_without_one() {
     let start = Instant::now();
     while start.elapsed() < secs(5 * 7200) {
         let outcome = nodes.all[0].call("/a").await;
-        assert!(matches!(outcome, Outcome::Ok { .. }), "after {:?}: {outcome:?}", start.elapsed());
+        assert!(
+            matches!(outcome, Outcome::Ok { .. }),
+            "after {:?}: {outcome:?}",
+            start.elapsed()
+        );
         sleep(Duration::from_millis(500)).await;
     }
 }

@@ -1,6 +1,8 @@
-//! A token behind an HTTP endpoint: JSON or plain text. When that is another wxgate, it can be asked to refresh.
+//! A token behind an HTTP endpoint: JSON or plain text. When that is another wxgate, it can be
+//! asked to refresh.
 //!
-//! Follows no redirect and takes no proxy; the headers of the configuration go to this one URL only.
+//! Follows no redirect and takes no proxy; the headers of the configuration go to this one URL
+//! only.
 
 use std::time::Duration;
 
@@ -48,7 +50,8 @@ impl Header {
     /// Says what about name or value cannot be.
     pub fn new(name: &str, value: Secret) -> Result<Self, &'static str> {
         HeaderName::from_bytes(name.as_bytes()).map_err(|_| "the key is no name of a header")?;
-        HeaderValue::from_str(value.expose()).map_err(|_| "the value holds characters that no header may have")?;
+        HeaderValue::from_str(value.expose())
+            .map_err(|_| "the value holds characters that no header may have")?;
         Ok(Self(name.to_owned(), value))
     }
 }
@@ -58,19 +61,34 @@ impl Settings {
     ///
     /// # Errors
     /// Says what would have been right about the URL.
-    pub fn new(url: Secret, headers: Vec<Header>, field: Option<String>) -> Result<Self, &'static str> {
+    pub fn new(
+        url: Secret,
+        headers: Vec<Header>,
+        field: Option<String>,
+    ) -> Result<Self, &'static str> {
         const FORM: &str = "expected an https:// URL; http:// only to this machine";
         let parsed = Url::parse(url.expose()).map_err(|_| FORM)?;
         let local = || {
-            let host = parsed.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            let host = parsed
+                .host_str()
+                .unwrap_or_default()
+                .trim_start_matches('[')
+                .trim_end_matches(']');
+            host == "localhost"
+                || host
+                    .parse::<std::net::IpAddr>()
+                    .is_ok_and(|ip| ip.is_loopback())
         };
         match parsed.scheme() {
             "https" => {}
             "http" if local() => {}
             _ => return Err(FORM),
         }
-        Ok(Self { url, headers, field })
+        Ok(Self {
+            url,
+            headers,
+            field,
+        })
     }
 
     /// Where a wxgate takes the passive refresh of this token; `None` for servers of another kind.
@@ -78,7 +96,10 @@ impl Settings {
         let url = Url::parse(self.url.expose()).ok()?;
         let (_, account) = url.path().rsplit_once("/-/accounts/")?;
         let name = account.strip_suffix(TOKEN_OF_A_WXGATE)?;
-        let fits = !name.is_empty() && !name.contains('/') && url.query().is_none() && url.fragment().is_none();
+        let fits = !name.is_empty()
+            && !name.contains('/')
+            && url.query().is_none()
+            && url.fragment().is_none();
         fits.then(|| Secret::new(format!("{}/refresh", self.url.expose())))
     }
 }
@@ -103,12 +124,17 @@ impl Http {
         let text = std::str::from_utf8(body).map_err(|_| Absent::Shape("no text"))?;
         let found = value::find(text, self.settings.field.as_deref())?;
         let now = Clock::system().now_ms();
-        let until_end = found.ends_ms.map(|end| Duration::from_millis(end.saturating_sub(now)));
-        Ok(Fetched { expires_in: life([found.written_life, until_end])?, token: found.token })
+        let until_end = found
+            .ends_ms
+            .map(|end| Duration::from_millis(end.saturating_sub(now)));
+        Ok(Fetched {
+            expires_in: life([found.written_life, until_end])?,
+            token: found.token,
+        })
     }
 
-    /// The passive refresh of the other wxgate, which replaces the token only if it is still this one. What it says is
-    /// no matter: the token is read again.
+    /// The passive refresh of the other wxgate, which replaces the token only if it is still this
+    /// one. What it says is no matter: the token is read again.
     async fn ask_to_replace(&self, url: &Secret, rejected: &Secret) {
         let body = Secret::new(json!({ "rejected": rejected.expose() }).to_string());
         let post = |http: &Client| -> RequestBuilder {
@@ -121,11 +147,15 @@ impl Http {
     }
 
     fn headers(&self) -> HeaderMap {
-        let parsed = self.settings.headers.iter().filter_map(|Header(name, value)| {
-            let mut value = HeaderValue::from_str(value.expose()).ok()?;
-            value.set_sensitive(true);
-            Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value))
-        });
+        let parsed = self
+            .settings
+            .headers
+            .iter()
+            .filter_map(|Header(name, value)| {
+                let mut value = HeaderValue::from_str(value.expose()).ok()?;
+                value.set_sensitive(true);
+                Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value))
+            });
         parsed.collect()
     }
 }
@@ -135,7 +165,10 @@ impl TokenSource for Http {
         Box::pin(self.read())
     }
 
-    fn fetch_past<'a>(&'a self, rejected: &'a Secret) -> BoxFuture<'a, Result<Fetched, FetchError>> {
+    fn fetch_past<'a>(
+        &'a self,
+        rejected: &'a Secret,
+    ) -> BoxFuture<'a, Result<Fetched, FetchError>> {
         Box::pin(async move {
             let found = self.read().await?;
             match self.settings.refresh_url() {
@@ -164,24 +197,43 @@ mod tests {
 
     #[test]
     fn only_tls_leaves_the_machine() {
-        for url in
-            ["https://tokens.internal/wx?app=1", "http://127.0.0.1:8080/t", "http://[::1]/t", "http://localhost/t"]
-        {
+        for url in [
+            "https://tokens.internal/wx?app=1",
+            "http://127.0.0.1:8080/t",
+            "http://[::1]/t",
+            "http://localhost/t",
+        ] {
             assert!(settings(url).is_ok(), "{url}");
         }
-        for url in ["http://tokens.internal/t", "http://127.0.0.1.example.com/", "ftp://localhost/", "tokens", ""] {
+        for url in [
+            "http://tokens.internal/t",
+            "http://127.0.0.1.example.com/",
+            "ftp://localhost/",
+            "tokens",
+            "",
+        ] {
             assert!(settings(url).is_err(), "{url}");
         }
     }
 
     #[test]
     fn a_wxgate_is_known_by_its_path() {
-        let refresh = |url: &str| settings(url).unwrap().refresh_url().map(|url| url.expose().to_owned());
+        let refresh = |url: &str| {
+            settings(url)
+                .unwrap()
+                .refresh_url()
+                .map(|url| url.expose().to_owned())
+        };
         assert_eq!(
             refresh("https://gate:8443/-/accounts/shop/token").as_deref(),
             Some("https://gate:8443/-/accounts/shop/token/refresh")
         );
-        for other in ["/-/accounts/token", "/-/accounts/a/b/token", "/-/accounts/shop/token?x=1", "/shop/token"] {
+        for other in [
+            "/-/accounts/token",
+            "/-/accounts/a/b/token",
+            "/-/accounts/shop/token?x=1",
+            "/shop/token",
+        ] {
             assert_eq!(refresh(&format!("https://gate{other}")), None, "{other}");
         }
     }

@@ -1,7 +1,7 @@
 //! Tokens that another central server keeps: read there, never fetched from WeChat, never written.
 //!
-//! How to reach the server is said by `redis` and `http`, what it holds by `value`. A source reads once and says what it
-//! found; when to read again is the keeper's business.
+//! How to reach the server is said by `redis` and `http`, what it holds by `value`. A source reads
+//! once and says what it found; when to read again is the keeper's business.
 
 mod http;
 mod php;
@@ -24,11 +24,14 @@ pub enum Settings {
     Http(HttpSettings),
 }
 
-/// Why there is no token. Holds no text of others: what a server says may hold the token or a password.
+/// Why there is no token. Holds no text of others: what a server says may hold the token or a
+/// password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Absent {
     /// No connection.
-    #[error("no connection to the server that keeps the token: check the account's token.url, and whether it runs")]
+    #[error(
+        "no connection to the server that keeps the token: check the account's token.url, and whether it runs"
+    )]
     Unreachable,
     /// No answer in time.
     #[error(
@@ -36,7 +39,9 @@ pub enum Absent {
     )]
     Timeout,
     /// The connection ended before the answer did.
-    #[error("the connection to the server that keeps the token broke: check the account's token.url and the server")]
+    #[error(
+        "the connection to the server that keeps the token broke: check the account's token.url and the server"
+    )]
     Broken,
     /// It knows wxgate not, or not well enough.
     #[error(
@@ -45,10 +50,14 @@ pub enum Absent {
     )]
     Denied,
     /// There is nothing at this place.
-    #[error("the other server keeps no token there: check token.key or token.url, and the program that should keep it")]
+    #[error(
+        "the other server keeps no token there: check token.key or token.url, and the program that should keep it"
+    )]
     Missing,
     /// There is one, and by its own account it is over.
-    #[error("the token that the other server keeps is over: check the program that should renew it")]
+    #[error(
+        "the token that the other server keeps is over: check the program that should renew it"
+    )]
     Ended,
     /// Another HTTP status than 200.
     #[error(
@@ -56,11 +65,14 @@ pub enum Absent {
     )]
     Status(u16),
     /// Something that holds no token; the text says what is missing.
-    #[error("what the other server keeps there is no token ({0}): docs/coexistence.md shows what wxgate can read")]
+    #[error(
+        "what the other server keeps there is no token ({0}): docs/coexistence.md shows what wxgate can read"
+    )]
     Shape(&'static str),
 }
 
-/// Believed of a token whose life nobody tells. It is read again each minute, so this much of an outage passes unseen.
+/// Believed of a token whose life nobody tells. It is read again each minute, so this much of an
+/// outage passes unseen.
 const UNTOLD: Duration = Duration::from_secs(600);
 /// The longest lifetime that WeChat documents.
 const LONGEST: Duration = Duration::from_secs(7200);
@@ -90,7 +102,8 @@ impl Absent {
     }
 }
 
-/// The source for these settings. It goes there directly, not by the way out to WeChat, but with the same trusted roots.
+/// The source for these settings. It goes there directly, not by the way out to WeChat, but with
+/// the same trusted roots.
 pub(super) fn source(settings: &Settings, client: TokenClient) -> Arc<dyn TokenSource> {
     match settings {
         Settings::Redis(settings) => Arc::new(redis::Redis::new(settings.clone(), client)),
@@ -101,7 +114,11 @@ pub(super) fn source(settings: &Settings, client: TokenClient) -> Arc<dyn TokenS
 /// The shortest of what was told; at most two hours.
 fn life(told: [Option<Duration>; 2]) -> Result<Duration, Absent> {
     let life = told.into_iter().flatten().min().unwrap_or(UNTOLD);
-    if life < Duration::from_secs(1) { Err(Absent::Ended) } else { Ok(life.min(LONGEST)) }
+    if life < Duration::from_secs(1) {
+        Err(Absent::Ended)
+    } else {
+        Ok(life.min(LONGEST))
+    }
 }
 
 /// A failure of the HTTP client, which speaks of WeChat's endpoints.

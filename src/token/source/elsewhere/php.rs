@@ -1,7 +1,7 @@
 //! Reads what PHP's `serialize()` writes, as far as caches of access tokens use it. Pure.
 //!
-//! Knows strings, numbers, booleans, null and arrays; objects and references are refused. Source of the format: the PHP
-//! manual, "serialize".
+//! Knows strings, numbers, booleans, null and arrays; objects and references are refused. Source of
+//! the format: the PHP manual, "serialize".
 
 use serde_json::{Map, Number, Value};
 
@@ -25,7 +25,12 @@ impl<'t> Reader<'t> {
             "N;" => Some(Value::Null),
             "b:" => self.until(';').map(|text| Value::Bool(text == "1")),
             "i:" => self.until(';')?.parse::<i64>().ok().map(Value::from),
-            "d:" => self.until(';')?.parse().ok().and_then(Number::from_f64).map(Value::Number),
+            "d:" => self
+                .until(';')?
+                .parse()
+                .ok()
+                .and_then(Number::from_f64)
+                .map(Value::Number),
             "s:" => {
                 let text = self.string()?;
                 self.skip(";")?;

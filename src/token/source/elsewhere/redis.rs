@@ -1,12 +1,14 @@
-//! A token in Redis or Valkey: a string or a hash at a key. Needs the rights for GET, PTTL and, for a hash, HGETALL.
+//! A token in Redis or Valkey: a string or a hash at a key. Needs the rights for GET, PTTL and, for
+//! a hash, HGETALL.
 //!
-//! One connection per look, since looks are a minute apart. Writes nothing, and follows no redirect of a cluster.
+//! One connection per look, since looks are a minute apart. Writes nothing, and follows no redirect
+//! of a cluster.
 
 use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use ::redis::{
-    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, RedisError,
-    aio::MultiplexedConnection, cmd,
+    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _,
+    RedisError, aio::MultiplexedConnection, cmd,
 };
 use serde_json::Value;
 use tokio::time::timeout;
@@ -37,8 +39,8 @@ pub(super) struct Redis {
 }
 
 impl Settings {
-    /// A place to read a token from. `field` is the dotted path of the member that holds it; for a hash it begins with
-    /// the field.
+    /// A place to read a token from. `field` is the dotted path of the member that holds it; for a
+    /// hash it begins with the field.
     ///
     /// # Errors
     /// Says what would have been right about the URL.
@@ -62,8 +64,12 @@ fn connection(url: &Secret) -> Result<ConnectionInfo, &'static str> {
     const FORM: &str = "expected redis://, rediss:// (TLS) or unix:, as in \"redis://:password@host:6379/0\" or \"unix:/run/redis.sock?db=0\"";
     let info = url.expose().into_connection_info().map_err(|_| FORM)?;
     match info.addr() {
-        ConnectionAddr::TcpTls { insecure: true, .. } => Err("certificates are always verified: remove \"#insecure\""),
-        ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { .. } | ConnectionAddr::Unix(_) => Ok(info),
+        ConnectionAddr::TcpTls { insecure: true, .. } => {
+            Err("certificates are always verified: remove \"#insecure\"")
+        }
+        ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { .. } | ConnectionAddr::Unix(_) => {
+            Ok(info)
+        }
         _ => Err(FORM),
     }
 }
@@ -75,11 +81,17 @@ impl Redis {
 
     async fn read(&self) -> Result<Fetched, FetchError> {
         let info = connection(&self.settings.url).map_err(|_| Absent::Unreachable)?;
-        let stream = dial::open(info.addr(), self.client.tls()).await.map_err(|_| Absent::Unreachable)?;
+        let stream = dial::open(info.addr(), self.client.tls())
+            .await
+            .map_err(|_| Absent::Unreachable)?;
         self.talk(&info, stream).await
     }
 
-    async fn talk(&self, info: &ConnectionInfo, stream: Box<dyn dial::Stream>) -> Result<Fetched, FetchError> {
+    async fn talk(
+        &self,
+        info: &ConnectionInfo,
+        stream: Box<dyn dial::Stream>,
+    ) -> Result<Fetched, FetchError> {
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let connected = MultiplexedConnection::new_with_config(&settings, stream, config).await;
@@ -91,30 +103,51 @@ impl Redis {
         }
     }
 
-    /// The remaining life is asked for first: should the key be written in between, it is that of the older token.
+    /// The remaining life is asked for first: should the key be written in between, it is that of
+    /// the older token.
     async fn look(&self, mut connection: MultiplexedConnection) -> Result<Fetched, FetchError> {
         let key = self.settings.key.as_str();
         let ttl: Option<i64> = cmd("PTTL").arg(key).query_async(&mut connection).await.ok();
         let field = self.settings.field.as_deref();
-        let found = match cmd("GET").arg(key).query_async::<Option<Vec<u8>>>(&mut connection).await {
+        let found = match cmd("GET")
+            .arg(key)
+            .query_async::<Option<Vec<u8>>>(&mut connection)
+            .await
+        {
             Ok(None) => return Err(Absent::Missing.into()),
             Ok(Some(bytes)) => value::find(&text(bytes)?, field)?,
             Err(error) if error.code() == Some("WRONGTYPE") => {
-                let hash: HashMap<String, Vec<u8>> =
-                    cmd("HGETALL").arg(key).query_async(&mut connection).await.map_err(|error| absent(&error))?;
+                let hash: HashMap<String, Vec<u8>> = cmd("HGETALL")
+                    .arg(key)
+                    .query_async(&mut connection)
+                    .await
+                    .map_err(|error| absent(&error))?;
                 // Fields that are no text are none of ours.
-                let members = hash.into_iter().filter_map(|(name, bytes)| Some((name, text(bytes).ok()?.into())));
+                let members = hash
+                    .into_iter()
+                    .filter_map(|(name, bytes)| Some((name, text(bytes).ok()?.into())));
                 value::find_in(Value::Object(members.collect()), field)?
             }
             Err(error) => return Err(absent(&error).into()),
         };
-        let ttl = ttl.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        let ttl = ttl
+            .and_then(|ms| u64::try_from(ms).ok())
+            .map(Duration::from_millis);
         let now = Clock::system().now_ms();
-        let until_end = found.ends_ms.map(|end| Duration::from_millis(end.saturating_sub(now)));
+        let until_end = found
+            .ends_ms
+            .map(|end| Duration::from_millis(end.saturating_sub(now)));
         // `expires_in` was written at an unknown time; it says only that the token lives no longer.
-        let written = if ttl.is_none() && until_end.is_none() { found.written_life } else { None };
+        let written = if ttl.is_none() && until_end.is_none() {
+            found.written_life
+        } else {
+            None
+        };
         let written = written.map(|life| life.min(super::UNTOLD));
-        Ok(Fetched { expires_in: life([ttl.or(written), until_end])?, token: found.token })
+        Ok(Fetched {
+            expires_in: life([ttl.or(written), until_end])?,
+            token: found.token,
+        })
     }
 }
 
@@ -126,7 +159,9 @@ fn text(bytes: Vec<u8>) -> Result<String, Absent> {
 fn absent(error: &RedisError) -> Absent {
     match error.code() {
         Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Absent::Denied,
-        Some("MOVED" | "ASK") => Absent::Shape("a Redis Cluster keeps the key on another node; name that one"),
+        Some("MOVED" | "ASK") => {
+            Absent::Shape("a Redis Cluster keeps the key on another node; name that one")
+        }
         Some("WRONGTYPE") => Absent::Shape("neither a string nor a hash"),
         _ if error.kind() == ErrorKind::AuthenticationFailed => Absent::Denied,
         _ if error.is_timeout() => Absent::Timeout,

@@ -1,4 +1,5 @@
-//! What the SDKs write, one text per layout, and what wxgate reads there. The sources stand in docs/coexistence.md.
+//! What the SDKs write, one text per layout, and what wxgate reads there. The sources stand in
+//! docs/coexistence.md.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -24,9 +25,17 @@ fn serialized(text: &str) -> String {
 #[test]
 fn the_string_of_wxjava_and_of_silenceper_is_the_token() {
     assert_eq!(token(TOKEN, None), TOKEN);
-    assert_eq!(token(&format!("{TOKEN}\n"), None), TOKEN, "a line end is none of it");
+    assert_eq!(
+        token(&format!("{TOKEN}\n"), None),
+        TOKEN,
+        "a line end is none of it"
+    );
     let of_others = found(TOKEN, None).unwrap();
-    assert_eq!((of_others.written_life, of_others.ends_ms), (None, None), "the life is that of the key");
+    assert_eq!(
+        (of_others.written_life, of_others.ends_ms),
+        (None, None),
+        "the life is that of the key"
+    );
 }
 
 #[test]
@@ -38,7 +47,10 @@ fn the_json_string_of_older_silenceper_is_unquoted() {
 fn the_hash_of_older_wxjava_for_mini_programs_says_when_it_ends() {
     let hash = json!({"value": TOKEN, "expire": "1786000000000"});
     let found = value::find_in(hash, Some("value")).unwrap();
-    assert_eq!((found.token.expose(), found.ends_ms), (TOKEN, Some(1_786_000_000_000)));
+    assert_eq!(
+        (found.token.expose(), found.ends_ms),
+        (TOKEN, Some(1_786_000_000_000))
+    );
 }
 
 #[test]
@@ -48,9 +60,15 @@ fn the_serialised_string_of_easywechat_6_is_unpacked() {
 
 #[test]
 fn the_serialised_array_of_easywechat_4_and_5_is_unpacked() {
-    let array = format!("a:2:{{s:12:\"access_token\";{}s:10:\"expires_in\";i:7200;}}", serialized(TOKEN));
+    let array = format!(
+        "a:2:{{s:12:\"access_token\";{}s:10:\"expires_in\";i:7200;}}",
+        serialized(TOKEN)
+    );
     let found = found(&array, None).unwrap();
-    assert_eq!((found.token.expose(), found.written_life), (TOKEN, Some(Duration::from_secs(7200))));
+    assert_eq!(
+        (found.token.expose(), found.written_life),
+        (TOKEN, Some(Duration::from_secs(7200)))
+    );
     assert_eq!(token(&array, Some("access_token")), TOKEN);
 }
 
@@ -58,8 +76,15 @@ fn the_serialised_array_of_easywechat_4_and_5_is_unpacked() {
 fn the_json_of_powerwechat_and_of_wechat_itself_is_read() {
     let text = json!({"access_token": TOKEN, "expires_in": 7200}).to_string();
     let found = found(&text, None).unwrap();
-    assert_eq!((found.token.expose(), found.written_life), (TOKEN, Some(Duration::from_secs(7200))));
-    assert_eq!(token(&serialized(&text), None), TOKEN, "also when PHP wrapped it up");
+    assert_eq!(
+        (found.token.expose(), found.written_life),
+        (TOKEN, Some(Duration::from_secs(7200)))
+    );
+    assert_eq!(
+        token(&serialized(&text), None),
+        TOKEN,
+        "also when PHP wrapped it up"
+    );
 }
 
 #[test]
@@ -71,11 +96,23 @@ fn the_bag_of_senparc_is_searched_and_its_end_understood() {
         "CacheTime": "2026-08-06T08:03:42.1234567+08:00"
     });
     let found = found(&bag.to_string(), None).unwrap();
-    assert_eq!((found.token.expose(), found.ends_ms), (TOKEN, Some(1_785_981_822_000)));
-    assert_eq!(token(&bag.to_string(), Some("AccessTokenResult.access_token")), TOKEN);
+    assert_eq!(
+        (found.token.expose(), found.ends_ms),
+        (TOKEN, Some(1_785_981_822_000))
+    );
+    assert_eq!(
+        token(&bag.to_string(), Some("AccessTokenResult.access_token")),
+        TOKEN
+    );
     // RedisHashSet: the bags of all accounts are fields of one hash.
     let hash = json!({"wx0123456789abcdef": bag.to_string(), "wxother": "{}"});
-    assert_eq!(value::find_in(hash, Some("wx0123456789abcdef")).unwrap().token.expose(), TOKEN);
+    assert_eq!(
+        value::find_in(hash, Some("wx0123456789abcdef"))
+            .unwrap()
+            .token
+            .expose(),
+        TOKEN
+    );
 }
 
 #[test]
@@ -89,7 +126,13 @@ fn home_made_forms_are_found_by_name_or_by_path() {
         assert_eq!(token(&text.to_string(), None), TOKEN, "{text}");
     }
     let nested = json!({"wx": {"shop": {"t": TOKEN}, "a.b": TOKEN}}).to_string();
-    assert_eq!((token(&nested, Some("wx.shop.t")), token(&nested, Some("wx.a.b"))), (TOKEN.into(), TOKEN.into()));
+    assert_eq!(
+        (
+            token(&nested, Some("wx.shop.t")),
+            token(&nested, Some("wx.a.b"))
+        ),
+        (TOKEN.into(), TOKEN.into())
+    );
 }
 
 #[test]
@@ -131,11 +174,17 @@ fn what_is_no_token_is_not_taken_for_one() {
         ("{\"a\":\"x\"}", Some("a.b")),
     ] {
         let error = found(text, field).unwrap_err();
-        assert!(matches!(error, FetchError::Elsewhere(Absent::Shape(_))), "{text}: {error:?}");
+        assert!(
+            matches!(error, FetchError::Elsewhere(Absent::Shape(_))),
+            "{text}: {error:?}"
+        );
     }
     assert!(found(&"x".repeat(2049), None).is_err());
     assert_eq!(found("wxg1_abc", None).unwrap_err(), FetchError::Phantom);
-    assert_eq!(found("{\"access_token\":\"wxg1_abc\"}", None).unwrap_err(), FetchError::Phantom);
+    assert_eq!(
+        found("{\"access_token\":\"wxg1_abc\"}", None).unwrap_err(),
+        FetchError::Phantom
+    );
 }
 
 #[test]
@@ -144,7 +193,10 @@ fn the_shortest_life_counts_and_none_is_ten_minutes() {
     assert_eq!(life([None, None]), Ok(secs(600)));
     assert_eq!(life([Some(secs(100)), Some(secs(90))]), Ok(secs(90)));
     assert_eq!(life([None, Some(secs(1_000_000))]), Ok(secs(7200)));
-    assert_eq!(life([Some(secs(100)), Some(Duration::ZERO)]), Err(Absent::Ended));
+    assert_eq!(
+        life([Some(secs(100)), Some(Duration::ZERO)]),
+        Err(Absent::Ended)
+    );
 }
 
 #[test]
@@ -161,9 +213,11 @@ fn every_reason_says_what_to_do_and_shows_nothing() {
     ] {
         assert!(absent.to_string().contains(": "), "{absent}");
     }
-    let redis = RedisSettings::new(Secret::new("redis://:hunter2@cache/0"), "k".into(), None).unwrap();
+    let redis =
+        RedisSettings::new(Secret::new("redis://:hunter2@cache/0"), "k".into(), None).unwrap();
     let header = Header::new("X-Key", Secret::new("hunter2")).unwrap();
-    let http = HttpSettings::new(Secret::new("https://u:hunter2@tokens/"), vec![header], None).unwrap();
+    let http =
+        HttpSettings::new(Secret::new("https://u:hunter2@tokens/"), vec![header], None).unwrap();
     let shown = format!("{:?} {:?}", Settings::Redis(redis), Settings::Http(http));
     assert!(!shown.contains("hunter2"), "{shown}");
 }
@@ -180,9 +234,20 @@ fn addresses_of_redis_are_taken_in_every_form_and_never_unverified() {
         "redis://[::1]:6379",
     ] {
         let in_the_clear = ["redis://cache", "redis://:p%40ss@cache:6380/3"].contains(&url);
-        assert_eq!(settings(url).map(|settings| settings.is_in_the_clear()), Ok(in_the_clear), "{url}");
+        assert_eq!(
+            settings(url).map(|settings| settings.is_in_the_clear()),
+            Ok(in_the_clear),
+            "{url}"
+        );
     }
-    for url in ["", "cache:6379", "http://cache", "redis://", "redis://cache/x", "rediss://cache/#insecure"] {
+    for url in [
+        "",
+        "cache:6379",
+        "http://cache",
+        "redis://",
+        "redis://cache/x",
+        "rediss://cache/#insecure",
+    ] {
         assert!(settings(url).is_err(), "{url}");
     }
 }

@@ -1,7 +1,7 @@
 //! Finds the token, and what is said of its life, in what another server keeps. Pure.
 //!
-//! Understands plain text, JSON, PHP's `serialize()`, and these inside each other. Which SDK writes what is in
-//! docs/coexistence.md; that they are read is held by `tests`.
+//! Understands plain text, JSON, PHP's `serialize()`, and these inside each other. Which SDK writes
+//! what is in docs/coexistence.md; that they are read is held by `tests`.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -65,16 +65,31 @@ pub(super) fn find(text: &str, field: Option<&str>) -> Result<Found, FetchError>
 /// The same in the fields of a hash.
 pub(super) fn find_in(value: Value, field: Option<&str>) -> Result<Found, FetchError> {
     let missing = if field.is_some() { NO_FIELD } else { NO_MEMBER };
-    let (token, End { written_life, ends_ms }) = locate(value, field, End::default(), DEEPEST).ok_or(missing)?;
+    let (
+        token,
+        End {
+            written_life,
+            ends_ms,
+        },
+    ) = locate(value, field, End::default(), DEEPEST).ok_or(missing)?;
     match answer::possible(&token, "an impossible access_token") {
-        Err(FetchError::Malformed(_)) => return Err(Absent::Shape("an impossible access_token").into()),
+        Err(FetchError::Malformed(_)) => {
+            return Err(Absent::Shape("an impossible access_token").into());
+        }
         other => other?,
     }
     // Those of RFC 6750, of which WeChat uses some: the page of a login form is no token either.
-    if !token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte)) {
+    if !token
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte))
+    {
         return Err(Absent::Shape("text that cannot be an access_token").into());
     }
-    Ok(Found { token: Secret::new(token), written_life, ends_ms })
+    Ok(Found {
+        token: Secret::new(token),
+        written_life,
+        ends_ms,
+    })
 }
 
 fn locate(value: Value, field: Option<&str>, end: End, depth: u32) -> Option<(String, End)> {
@@ -96,7 +111,12 @@ fn locate(value: Value, field: Option<&str>, end: End, depth: u32) -> Option<(St
 }
 
 /// A name may hold dots itself, so the whole path is tried first.
-fn follow(mut members: Map<String, Value>, path: &str, end: End, depth: u32) -> Option<(String, End)> {
+fn follow(
+    mut members: Map<String, Value>,
+    path: &str,
+    end: End,
+    depth: u32,
+) -> Option<(String, End)> {
     if let Some(value) = members.remove(path) {
         return locate(value, None, end, depth);
     }
@@ -106,10 +126,20 @@ fn follow(mut members: Map<String, Value>, path: &str, end: End, depth: u32) -> 
 
 /// A member of a usual name, here or in one of the members.
 fn search(mut members: Map<String, Value>, end: End, depth: u32) -> Option<(String, End)> {
-    if let Some(token) = TOKEN.iter().find_map(|name| members.remove(*name)).filter(Value::is_string) {
+    if let Some(token) = TOKEN
+        .iter()
+        .find_map(|name| members.remove(*name))
+        .filter(Value::is_string)
+    {
         return locate(token, None, end, depth);
     }
-    members.into_iter().find_map(|(_, member)| if member.is_object() { locate(member, None, end, depth) } else { None })
+    members.into_iter().find_map(|(_, member)| {
+        if member.is_object() {
+            locate(member, None, end, depth)
+        } else {
+            None
+        }
+    })
 }
 
 /// JSON or PHP that is more than a plain word; a JSON number is a word here.
@@ -125,8 +155,12 @@ fn unfolded(text: &str) -> Option<Value> {
 fn end_of(members: &Map<String, Value>, outer: End) -> End {
     let first = |names: &[&str]| names.iter().find_map(|name| members.get(*name)).cloned();
     End {
-        written_life: first(&LIFE).and_then(|value| seconds(&value)).or(outer.written_life),
-        ends_ms: first(&ENDS).and_then(|value| point(&value)).or(outer.ends_ms),
+        written_life: first(&LIFE)
+            .and_then(|value| seconds(&value))
+            .or(outer.written_life),
+        ends_ms: first(&ENDS)
+            .and_then(|value| point(&value))
+            .or(outer.ends_ms),
     }
 }
 
@@ -150,7 +184,9 @@ fn point(value: &Value) -> Option<u64> {
 fn number(value: &Value) -> Option<i64> {
     match value {
         Value::String(text) => text.trim().parse().ok(),
-        other => other.as_i64().or_else(|| other.as_f64().map(|number| number as i64)),
+        other => other
+            .as_i64()
+            .or_else(|| other.as_f64().map(|number| number as i64)),
     }
 }
 
@@ -158,7 +194,10 @@ fn number(value: &Value) -> Option<i64> {
 fn rfc3339(text: &str) -> Option<u64> {
     let (local, zone) = text.split_at_checked(19)?;
     let zone = zone.trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
-    let local = humantime::parse_rfc3339_weak(local).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    let local = humantime::parse_rfc3339_weak(local)
+        .ok()?
+        .duration_since(UNIX_EPOCH)
+        .ok()?;
     let (sign, offset) = zone.split_at_checked(1)?;
     let offset = if sign == "Z" {
         Duration::ZERO

@@ -22,14 +22,20 @@ const MOST_BYTES: u64 = 64 * 1024;
 const MOST_ASIDE: u32 = 9;
 
 /// Replaces the record, keeping the previous one as `.bak` unless it shall be forgotten.
-pub(super) fn write(folder: &Path, key: &Key, bytes: &[u8], forget_previous: bool) -> Result<(), StoreError> {
+pub(super) fn write(
+    folder: &Path,
+    key: &Key,
+    bytes: &[u8],
+    forget_previous: bool,
+) -> Result<(), StoreError> {
     let path = folder.join(format!("{key}.json"));
     let fresh = folder.join(format!(".{key}.json.new"));
     let backup = folder.join(format!("{key}.json.bak"));
     // What is left of a write that was cut short.
     remove(&fresh).map_err(|error| failed("remove", &fresh, &error))?;
     create(&fresh, bytes).map_err(|error| failed("write", &fresh, &error))?;
-    // A second name for the old record, so that there is never a moment without one. Not every file system has those.
+    // A second name for the old record, so that there is never a moment without one. Not every file
+    // system has those.
     let removed = remove(&backup);
     if forget_previous {
         removed.map_err(|error| failed("remove", &backup, &error))?;
@@ -37,11 +43,13 @@ pub(super) fn write(folder: &Path, key: &Key, bytes: &[u8], forget_previous: boo
         let _ = fs::hard_link(&path, &backup);
     }
     fs::rename(&fresh, &path).map_err(|error| failed("replace", &path, &error))?;
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| failed("sync", folder, &error))
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| failed("sync", folder, &error))
 }
 
-/// Reads the record, or the previous one when it is damaged; what is damaged is set aside and never deleted. What the
-/// keys do not open stays where it is, for those who find the right key in time.
+/// Reads the record, or the previous one when it is damaged; what is damaged is set aside and never
+/// deleted. What the keys do not open stays where it is, for those who find the right key in time.
 pub(super) fn read(folder: &Path, key: &Key, codec: &Codec) -> Result<Option<Decoded>, StoreError> {
     for name in [format!("{key}.json"), format!("{key}.json.bak")] {
         let path = folder.join(name);
@@ -65,7 +73,11 @@ pub(super) fn read(folder: &Path, key: &Key, codec: &Codec) -> Result<Option<Dec
 }
 
 fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }
@@ -73,13 +85,22 @@ fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// The bytes of an ordinary file of ordinary size. Neither follows a link nor waits for a pipe.
 fn examine(path: &Path) -> io::Result<Vec<u8>> {
     let flags = i32::from_ne_bytes((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().to_ne_bytes());
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no ordinary file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is no ordinary file",
+        ));
     }
     if metadata.len() > MOST_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too large"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is too large",
+        ));
     }
     if !is_ours(metadata.uid(), path) {
         return Err(io::Error::new(
@@ -96,29 +117,47 @@ fn examine(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Whether this user, root or the owner of the folder has made the file; on some mounts the last two look alike.
+/// Whether this user, root or the owner of the folder has made the file; on some mounts the last
+/// two look alike.
 fn is_ours(owner: u32, path: &Path) -> bool {
-    let folder = || path.parent().and_then(|folder| fs::metadata(folder).ok()).map(|folder| folder.uid());
+    let folder = || {
+        path.parent()
+            .and_then(|folder| fs::metadata(folder).ok())
+            .map(|folder| folder.uid())
+    };
     owner == 0 || owner == rustix::process::geteuid().as_raw() || folder() == Some(owner)
 }
 
-/// Whether what is there is wrong, and not the reading of it: a link, a socket, a folder, bad content, or a file that
-/// another user left behind. A folder of our own lets us put even that aside.
+/// Whether what is there is wrong, and not the reading of it: a link, a socket, a folder, bad
+/// content, or a file that another user left behind. A folder of our own lets us put even that
+/// aside.
 fn is_content(error: &io::Error) -> bool {
     let code = error.raw_os_error();
-    let kinds = [io::ErrorKind::InvalidData, io::ErrorKind::IsADirectory, io::ErrorKind::PermissionDenied];
+    let kinds = [
+        io::ErrorKind::InvalidData,
+        io::ErrorKind::IsADirectory,
+        io::ErrorKind::PermissionDenied,
+    ];
     kinds.contains(&error.kind())
-        || [rustix::io::Errno::LOOP, rustix::io::Errno::NXIO].iter().any(|e| code == Some(e.raw_os_error()))
+        || [rustix::io::Errno::LOOP, rustix::io::Errno::NXIO]
+            .iter()
+            .any(|e| code == Some(e.raw_os_error()))
 }
 
 fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let base = path.as_os_str().to_owned();
     let name = |n: u32| {
         let mut name = base.clone();
-        name.push(if n == 1 { ".damaged".to_owned() } else { format!(".damaged.{n}") });
+        name.push(if n == 1 {
+            ".damaged".to_owned()
+        } else {
+            format!(".damaged.{n}")
+        });
         PathBuf::from(name)
     };
-    let free = (1..=MOST_ASIDE).map(name).find(|name| fs::symlink_metadata(name).is_err());
+    let free = (1..=MOST_ASIDE)
+        .map(name)
+        .find(|name| fs::symlink_metadata(name).is_err());
     let aside = free.unwrap_or_else(|| name(MOST_ASIDE));
     fs::rename(path, &aside)?;
     Ok(aside)
@@ -132,5 +171,9 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn failed(operation: &'static str, path: &Path, error: &io::Error) -> StoreError {
-    StoreError::Io { operation, path: path.to_owned(), reason: error.to_string() }
+    StoreError::Io {
+        operation,
+        path: path.to_owned(),
+        reason: error.to_string(),
+    }
 }

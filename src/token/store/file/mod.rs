@@ -1,7 +1,8 @@
-//! The embedded store: a folder of one small file per account and ticket, for one process at a time.
+//! The embedded store: a folder of one small file per account and ticket, for one process at a
+//! time.
 //!
-//! A file is replaced whole or not at all, and one that cannot be read is set aside and taken for empty; the previous
-//! one is kept as `.bak`. Blocking work runs on the runtime's blocking threads.
+//! A file is replaced whole or not at all, and one that cannot be read is set aside and taken for
+//! empty; the previous one is kept as `.bak`. Blocking work runs on the runtime's blocking threads.
 
 mod disk;
 #[cfg(test)]
@@ -33,7 +34,8 @@ pub struct FileStore {
 struct Inner {
     folder: PathBuf,
     codec: Codec,
-    /// What is in the files. Nobody else writes them, so this need not be read again to compare generations.
+    /// What is in the files. Nobody else writes them, so this need not be read again to compare
+    /// generations.
     known: Mutex<HashMap<Key, Held>>,
     _lock: File,
 }
@@ -82,8 +84,9 @@ pub enum OpenError {
 }
 
 impl FileStore {
-    /// Opens the folder, made with mode 0700 when missing, and locks it. With keys, tokens are sealed. A reload hands the
-    /// open store on: opening the same folder twice fails in one process too.
+    /// Opens the folder, made with mode 0700 when missing, and locks it. With keys, tokens are
+    /// sealed. A reload hands the open store on: opening the same folder twice fails in one process
+    /// too.
     ///
     /// # Errors
     /// When another process has it, everybody can write to it, or the system says no.
@@ -98,20 +101,34 @@ impl FileStore {
             .mode(0o700)
             .create(folder)
             .map_err(|error| failed("create the folder", folder, &error))?;
-        let mode = fs::metadata(folder).map_err(|error| failed("look at", folder, &error))?.mode();
+        let mode = fs::metadata(folder)
+            .map_err(|error| failed("look at", folder, &error))?
+            .mode();
         if mode & 0o002 != 0 {
-            return Err(OpenError::Open { path: folder.to_owned() });
+            return Err(OpenError::Open {
+                path: folder.to_owned(),
+            });
         }
         if mode & 0o077 != 0 {
             tracing::warn!(folder = %folder.display(), "the folder of the token store is open to others: run chmod 700 on it");
         }
         let lock = lock(folder, &failed)?;
         let (codec, known) = (Codec::new(keys), Mutex::default());
-        Ok(Self { inner: Arc::new(Inner { folder: folder.to_owned(), codec, known, _lock: lock }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                folder: folder.to_owned(),
+                codec,
+                known,
+                _lock: lock,
+            }),
+        })
     }
 }
 
-fn lock(folder: &Path, failed: &dyn Fn(&'static str, &Path, &io::Error) -> OpenError) -> Result<File, OpenError> {
+fn lock(
+    folder: &Path,
+    failed: &dyn Fn(&'static str, &Path, &io::Error) -> OpenError,
+) -> Result<File, OpenError> {
     let path = folder.join("lock");
     let flags = i32::from_ne_bytes((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().to_ne_bytes());
     let mut file = OpenOptions::new()
@@ -129,11 +146,19 @@ fn lock(folder: &Path, failed: &dyn Fn(&'static str, &Path, &io::Error) -> OpenE
         }
         let mut pid = String::new();
         let _ = (&mut file).take(20).read_to_string(&mut pid);
-        let pid = pid.trim().parse::<u32>().map_or_else(|_| "unknown".to_owned(), |pid| pid.to_string());
-        return Err(OpenError::Locked { path: folder.to_owned(), pid });
+        let pid = pid
+            .trim()
+            .parse::<u32>()
+            .map_or_else(|_| "unknown".to_owned(), |pid| pid.to_string());
+        return Err(OpenError::Locked {
+            path: folder.to_owned(),
+            pid,
+        });
     }
     // Who holds it is told to people only, so a full disk is no reason not to start.
-    let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    let _ = file
+        .set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
     Ok(file)
 }
 
@@ -143,7 +168,11 @@ impl TokenStore for FileStore {
         Box::pin(blocking(move || inner.load(&key)))
     }
 
-    fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
+    fn save<'a>(
+        &'a self,
+        key: &'a Key,
+        record: Record,
+    ) -> BoxFuture<'a, Result<Saved, StoreError>> {
         let (inner, key) = (Arc::clone(&self.inner), key.clone());
         Box::pin(blocking(move || inner.save(&key, record)))
     }
@@ -152,7 +181,9 @@ impl TokenStore for FileStore {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(StoreError::Stopped))
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or(Err(StoreError::Stopped))
 }
 
 impl Inner {
@@ -191,7 +222,9 @@ impl Inner {
             known.insert(key.clone(), held);
         }
         let held = known.get(key);
-        if let Some(Held { record: Some(held), .. }) = held
+        if let Some(Held {
+            record: Some(held), ..
+        }) = held
             && !held.gives_way_to(&record)
         {
             return Ok(Saved::Newer(Box::new(held.clone())));
@@ -201,23 +234,39 @@ impl Inner {
             known.remove(key);
             return Err(error);
         }
-        known.insert(key.clone(), Held { record: Some(record), outdated: false });
+        known.insert(
+            key.clone(),
+            Held {
+                record: Some(record),
+                outdated: false,
+            },
+        );
         Ok(Saved::Written)
     }
 
     fn read(&self, key: &Key) -> Result<Held, StoreError> {
         let read = disk::read(&self.folder, key, &self.codec)?;
-        let held = |Decoded { record, outdated }| Held { record: Some(record), outdated };
+        let held = |Decoded { record, outdated }| Held {
+            record: Some(record),
+            outdated,
+        };
         Ok(read.map(held).unwrap_or_default())
     }
 
     fn write(&self, key: &Key, record: &Record, forget_previous: bool) -> Result<(), StoreError> {
-        disk::write(&self.folder, key, &self.codec.encode(key, record), forget_previous)
+        disk::write(
+            &self.folder,
+            key,
+            &self.codec.encode(key, record),
+            forget_previous,
+        )
     }
 
     /// Whether the file could be written again in today's form.
     fn renewed(&self, key: &Key, held: &Held) -> bool {
-        let Some(record) = &held.record else { return false };
+        let Some(record) = &held.record else {
+            return false;
+        };
         let written = self.write(key, record, true);
         if let Err(error) = &written {
             tracing::warn!(

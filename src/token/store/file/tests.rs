@@ -25,7 +25,10 @@ impl Place {
     fn new() -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let folder = temporary.path().join("state");
-        Self { _temporary: temporary, folder }
+        Self {
+            _temporary: temporary,
+            folder,
+        }
     }
 
     fn file(&self, suffix: &str) -> PathBuf {
@@ -37,7 +40,10 @@ impl Place {
     }
 
     async fn save(&self, generation: u64, token: &str) -> Saved {
-        self.open().save(&name(), sample(generation, Some(token))).await.unwrap()
+        self.open()
+            .save(&name(), sample(generation, Some(token)))
+            .await
+            .unwrap()
     }
 
     async fn load(&self) -> Option<Record> {
@@ -52,21 +58,34 @@ async fn what_is_saved_is_there_after_a_restart_for_its_owner_only() {
     assert_eq!(place.save(1, "a").await, Saved::Written);
     assert_eq!(place.save(2, "b").await, Saved::Written);
     assert_eq!(place.load().await, Some(sample(2, Some("b"))));
-    assert_eq!((mode(&place.folder), mode(&place.file("")), mode(&place.file(".bak"))), (0o700, 0o600, 0o600));
+    assert_eq!(
+        (
+            mode(&place.folder),
+            mode(&place.file("")),
+            mode(&place.file(".bak"))
+        ),
+        (0o700, 0o600, 0o600)
+    );
     assert_eq!(codec_of(&place.file(".bak")), Some(sample(1, Some("a"))));
 }
 
 type Make = fn(&Path, &Path);
 
 fn codec_of(path: &Path) -> Option<Record> {
-    Codec::default().decode(&name(), &fs::read(path).unwrap()).ok().map(|read| read.record)
+    Codec::default()
+        .decode(&name(), &fs::read(path).unwrap())
+        .ok()
+        .map(|read| read.record)
 }
 
 #[tokio::test]
 async fn an_older_generation_changes_nothing_and_learns_the_newer_one() {
     let place = Place::new();
     place.save(5, "new").await;
-    assert_eq!(place.save(4, "old").await, Saved::Newer(Box::new(sample(5, Some("new")))));
+    assert_eq!(
+        place.save(4, "old").await,
+        Saved::Newer(Box::new(sample(5, Some("new"))))
+    );
     assert_eq!(place.load().await, Some(sample(5, Some("new"))));
 }
 
@@ -76,7 +95,10 @@ async fn a_second_process_is_told_who_has_the_folder() {
     let first = place.open();
     let error = FileStore::open(&place.folder, None).unwrap_err();
     let text = error.to_string();
-    assert!(text.contains(&format!("another wxgate (pid {})", std::process::id())), "{text}");
+    assert!(
+        text.contains(&format!("another wxgate (pid {})", std::process::id())),
+        "{text}"
+    );
     assert!(text.contains("store.path"), "{text}");
     drop(first);
     place.open();
@@ -93,7 +115,11 @@ async fn damage_of_any_kind_falls_back_to_the_previous_record_and_is_kept() {
             let _ = fs::remove_file(place.file(aside));
         }
         fs::write(place.file(""), &good[..cut]).unwrap();
-        assert_eq!(place.load().await, Some(sample(1, Some("a"))), "cut at {cut}");
+        assert_eq!(
+            place.load().await,
+            Some(sample(1, Some("a"))),
+            "cut at {cut}"
+        );
         assert_eq!(fs::read(place.file(".damaged")).unwrap(), &good[..cut]);
     }
 }
@@ -120,9 +146,15 @@ async fn damaged_files_do_not_pile_up_for_ever() {
         fs::write(place.file(""), format!("garbage {n}")).unwrap();
         assert_eq!(place.load().await, None);
     }
-    let kept = fs::read_dir(&place.folder).unwrap().filter(|e| e.as_ref().unwrap().path() != place.folder.join("lock"));
+    let kept = fs::read_dir(&place.folder)
+        .unwrap()
+        .filter(|e| e.as_ref().unwrap().path() != place.folder.join("lock"));
     assert_eq!(kept.count(), 9);
-    assert_eq!(fs::read_to_string(place.file(".damaged")).unwrap(), "garbage 0", "the first is never overwritten");
+    assert_eq!(
+        fs::read_to_string(place.file(".damaged")).unwrap(),
+        "garbage 0",
+        "the first is never overwritten"
+    );
 }
 
 #[tokio::test]
@@ -133,20 +165,30 @@ async fn links_pipes_sockets_folders_and_giants_are_set_aside() {
     fs::rename(place.file(""), &elsewhere).unwrap();
     let odd: [(&str, Make); 5] = [
         ("link", |path, elsewhere| symlink(elsewhere, path).unwrap()),
-        ("pipe", |path, _| rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::from(0o600)).unwrap()),
+        ("pipe", |path, _| {
+            rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::from(0o600)).unwrap()
+        }),
         ("socket", |path, _| drop(UnixListener::bind(path).unwrap())),
         ("folder", |path, _| fs::create_dir(path).unwrap()),
-        ("giant", |path, _| File::create(path).unwrap().set_len(1 << 30).unwrap()),
+        ("giant", |path, _| {
+            File::create(path).unwrap().set_len(1 << 30).unwrap()
+        }),
     ];
     for (what, make) in odd {
         make(&place.file(""), &elsewhere);
         assert_eq!(place.load().await, None, "{what}");
-        assert!(fs::symlink_metadata(place.file("")).is_err(), "{what} is still there");
+        assert!(
+            fs::symlink_metadata(place.file("")).is_err(),
+            "{what} is still there"
+        );
         assert_eq!(place.save(2, "b").await, Saved::Written, "{what}");
         fs::remove_file(place.file("")).unwrap();
         let _ = fs::remove_file(place.file(".bak"));
     }
-    assert!(codec_of(&elsewhere).is_some(), "what the link pointed at is untouched");
+    assert!(
+        codec_of(&elsewhere).is_some(),
+        "what the link pointed at is untouched"
+    );
 }
 
 #[tokio::test]
@@ -175,7 +217,11 @@ async fn a_crash_between_any_two_steps_of_a_write_leaves_the_old_record_or_the_n
     ];
     for (n, step) in steps.iter().enumerate() {
         step();
-        let expected = if n == 3 { sample(3, Some("c")) } else { sample(2, Some("b")) };
+        let expected = if n == 3 {
+            sample(3, Some("c"))
+        } else {
+            sample(2, Some("b"))
+        };
         assert_eq!(place.load().await, Some(expected), "after step {n}");
     }
 }
@@ -188,7 +234,9 @@ async fn a_folder_or_a_file_that_is_open_to_others_is_not_left_so() {
     assert!(place.load().await.is_some());
     assert_eq!(mode(&place.file("")), 0o600);
     fs::set_permissions(&place.folder, fs::Permissions::from_mode(0o777)).unwrap();
-    let text = FileStore::open(&place.folder, None).unwrap_err().to_string();
+    let text = FileStore::open(&place.folder, None)
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("chmod 700"), "{text}");
 }
 
@@ -204,5 +252,8 @@ async fn a_write_that_fails_leaves_the_old_record_and_says_what_to_check() {
     assert!(error.to_string().contains("check space"), "{error}");
     assert_eq!(codec_of(&place.file("")), Some(sample(1, Some("a"))));
     fs::remove_dir(place.folder.join(".shop.json.new")).unwrap();
-    assert_eq!(store.save(&name(), sample(2, Some("b"))).await, Ok(Saved::Written));
+    assert_eq!(
+        store.save(&name(), sample(2, Some("b"))).await,
+        Ok(Saved::Written)
+    );
 }

@@ -20,7 +20,11 @@ pub(super) enum Target {
     /// One server.
     Server(ConnectionInfo),
     /// Whichever server the Sentinels call the primary of that name.
-    Sentinel { sentinels: Vec<ConnectionAddr>, primary: String, login: RedisConnectionInfo },
+    Sentinel {
+        sentinels: Vec<ConnectionAddr>,
+        primary: String,
+        login: RedisConnectionInfo,
+    },
 }
 
 const FORM: &str = "expected redis://, rediss:// (TLS), unix: or redis+sentinel://, as in \
@@ -43,9 +47,13 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Whether keys can begin with this: visible ASCII without braces, which have a meaning in clusters.
+    /// Whether keys can begin with this: visible ASCII without braces, which have a meaning in
+    /// clusters.
     pub fn is_prefix(text: &str) -> bool {
-        text.len() <= Self::LONGEST_PREFIX && text.bytes().all(|b| b.is_ascii_graphic() && b != b'{' && b != b'}')
+        text.len() <= Self::LONGEST_PREFIX
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_graphic() && b != b'{' && b != b'}')
     }
 
     /// What all keys begin with.
@@ -93,21 +101,35 @@ impl Settings {
 
 /// `user:password@host:port,host:port/name/db`; all but hosts and name may be missing.
 fn sentinel(rest: &str) -> Option<Target> {
-    let (login, rest) = rest.rsplit_once('@').map_or(("", rest), |(login, rest)| (login, rest));
+    let (login, rest) = rest
+        .rsplit_once('@')
+        .map_or(("", rest), |(login, rest)| (login, rest));
     let (hosts, path) = rest.split_once('/')?;
     let (primary, db) = path.split_once('/').unwrap_or((path, ""));
     let sentinels: Option<Vec<_>> = hosts.split(',').map(address).collect();
     // Let the library undo what is percent-encoded.
-    let login = format!("redis://{login}@sentinel/{db}").into_connection_info().ok()?.redis_settings().clone();
+    let login = format!("redis://{login}@sentinel/{db}")
+        .into_connection_info()
+        .ok()?
+        .redis_settings()
+        .clone();
     let sentinels = sentinels.filter(|_| !primary.is_empty())?;
-    Some(Target::Sentinel { sentinels, primary: primary.to_owned(), login })
+    Some(Target::Sentinel {
+        sentinels,
+        primary: primary.to_owned(),
+        login,
+    })
 }
 
 fn address(text: &str) -> Option<ConnectionAddr> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (host, rest) = rest.split_once(']')?;
-            (host, rest.strip_prefix(':').map_or(Some(SENTINEL_PORT), |port| port.parse().ok())?)
+            (
+                host,
+                rest.strip_prefix(':')
+                    .map_or(Some(SENTINEL_PORT), |port| port.parse().ok())?,
+            )
         }
         None => match text.split_once(':') {
             Some((host, port)) => (host, port.parse().ok()?),
@@ -128,12 +150,27 @@ mod tests {
     #[test]
     fn sentinels_have_a_list_a_name_a_database_and_one_login() {
         let url = "redis+sentinel://gate:p%40ss@a.internal,10.0.0.2:1,[::1]:2/my-master/3";
-        let Ok(Target::Sentinel { sentinels, primary, login }) = target(url) else { panic!("refused") };
+        let Ok(Target::Sentinel {
+            sentinels,
+            primary,
+            login,
+        }) = target(url)
+        else {
+            panic!("refused")
+        };
         let expected = [("a.internal", 26_379), ("10.0.0.2", 1), ("::1", 2)];
         let expected = expected.map(|(host, port)| ConnectionAddr::Tcp(host.to_owned(), port));
-        assert_eq!((sentinels.as_slice(), primary.as_str()), (&expected[..], "my-master"));
-        assert_eq!((login.username(), login.password(), login.db()), (Some("gate"), Some("p@ss"), 3));
-        assert!(matches!(target("redis+sentinel://a/m"), Ok(Target::Sentinel { login, .. }) if login.db() == 0));
+        assert_eq!(
+            (sentinels.as_slice(), primary.as_str()),
+            (&expected[..], "my-master")
+        );
+        assert_eq!(
+            (login.username(), login.password(), login.db()),
+            (Some("gate"), Some("p@ss"), 3)
+        );
+        assert!(
+            matches!(target("redis+sentinel://a/m"), Ok(Target::Sentinel { login, .. }) if login.db() == 0)
+        );
     }
 
     #[test]
@@ -150,26 +187,45 @@ mod tests {
             "redis+sentinel://a/m/x",
             "rediss://cache/#insecure",
         ] {
-            let Err(message) = target(url) else { panic!("{url} was taken") };
+            let Err(message) = target(url) else {
+                panic!("{url} was taken")
+            };
             assert!(url.is_empty() || !message.contains(url), "{message}");
         }
-        for url in ["redis://cache", "rediss://:pw@cache:1/2", "unix:///run/redis.sock?db=1"] {
+        for url in [
+            "redis://cache",
+            "rediss://:pw@cache:1/2",
+            "unix:///run/redis.sock?db=1",
+        ] {
             assert!(matches!(target(url), Ok(Target::Server(_))), "{url}");
         }
     }
 
     #[test]
     fn what_others_may_read_is_known() {
-        let clear = |url: &str| Settings::new(Secret::new(url), String::new()).unwrap().is_in_the_clear();
+        let clear = |url: &str| {
+            Settings::new(Secret::new(url), String::new())
+                .unwrap()
+                .is_in_the_clear()
+        };
         assert!(clear("redis://cache") && clear("redis+sentinel://cache/m"));
-        for url in ["redis://127.0.0.1", "redis://localhost", "rediss://cache", "unix:///run/redis.sock"] {
+        for url in [
+            "redis://127.0.0.1",
+            "redis://localhost",
+            "rediss://cache",
+            "unix:///run/redis.sock",
+        ] {
             assert!(!clear(url), "{url}");
         }
     }
 
     #[test]
     fn a_prefix_is_plain_and_without_braces() {
-        assert!(Settings::is_prefix("wxgate:") && Settings::is_prefix("") && Settings::is_prefix(&"p".repeat(64)));
+        assert!(
+            Settings::is_prefix("wxgate:")
+                && Settings::is_prefix("")
+                && Settings::is_prefix(&"p".repeat(64))
+        );
         for prefix in ["a b", "{a}", "a}", "\u{e9}", "a\n", &"p".repeat(65)] {
             assert!(!Settings::is_prefix(prefix), "{prefix:?}");
         }

@@ -9,16 +9,19 @@ pub(super) fn of(error: &RedisError) -> ServerFault {
     // Before Redis 7, what goes wrong inside a script comes as ERR with the code in its text.
     let inside = error.detail().unwrap_or_default();
     let code = match error.code() {
-        Some("ERR") | None => {
-            ["WRONGTYPE", "OOM", "READONLY", "NOPERM"].into_iter().find(|code| inside.contains(code)).or(error.code())
-        }
+        Some("ERR") | None => ["WRONGTYPE", "OOM", "READONLY", "NOPERM"]
+            .into_iter()
+            .find(|code| inside.contains(code))
+            .or(error.code()),
         code => code,
     };
     match code {
         Some("NOAUTH" | "WRONGPASS" | "NOPERM") => ServerFault::Denied,
         Some("READONLY") => ServerFault::ReadOnly,
         Some("OOM" | "MISCONF" | "NOREPLICAS") => ServerFault::Full,
-        Some("LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "NOGOODSLAVE") => ServerFault::Busy,
+        Some("LOADING" | "BUSY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "NOGOODSLAVE") => {
+            ServerFault::Busy
+        }
         Some("MOVED" | "ASK" | "CROSSSLOT") => ServerFault::Moved,
         Some("WRONGTYPE") => ServerFault::Foreign,
         _ if error.kind() == ErrorKind::AuthenticationFailed => ServerFault::Denied,
@@ -42,13 +45,37 @@ mod tests {
     #[test]
     fn what_a_server_says_has_a_name() {
         for (kind, detail, fault) in [
-            (ErrorKind::Server(ServerErrorKind::Moved), "3999 10.0.0.1:6381", ServerFault::Moved),
-            (ErrorKind::Server(ServerErrorKind::BusyLoading), "", ServerFault::Busy),
-            (ErrorKind::Server(ServerErrorKind::MasterDown), "", ServerFault::Busy),
-            (ErrorKind::Server(ServerErrorKind::ReadOnly), "", ServerFault::ReadOnly),
-            (ErrorKind::Server(ServerErrorKind::NoPerm), "", ServerFault::Denied),
+            (
+                ErrorKind::Server(ServerErrorKind::Moved),
+                "3999 10.0.0.1:6381",
+                ServerFault::Moved,
+            ),
+            (
+                ErrorKind::Server(ServerErrorKind::BusyLoading),
+                "",
+                ServerFault::Busy,
+            ),
+            (
+                ErrorKind::Server(ServerErrorKind::MasterDown),
+                "",
+                ServerFault::Busy,
+            ),
+            (
+                ErrorKind::Server(ServerErrorKind::ReadOnly),
+                "",
+                ServerFault::ReadOnly,
+            ),
+            (
+                ErrorKind::Server(ServerErrorKind::NoPerm),
+                "",
+                ServerFault::Denied,
+            ),
             (ErrorKind::AuthenticationFailed, "", ServerFault::Denied),
-            (ErrorKind::Server(ServerErrorKind::ResponseError), "unknown command", ServerFault::Refused),
+            (
+                ErrorKind::Server(ServerErrorKind::ResponseError),
+                "unknown command",
+                ServerFault::Refused,
+            ),
             (ErrorKind::Io, "", ServerFault::Broken),
         ] {
             assert_eq!(of(&error(kind, detail)), fault, "{kind:?}");
@@ -63,8 +90,17 @@ mod tests {
             ("OOM command not allowed", ServerFault::Full),
             ("READONLY You can't write", ServerFault::ReadOnly),
         ] {
-            let text = format!("Error running script (call to f_0): @user_script:1: @user_script: 1: -{code}");
-            assert_eq!(of(&error(ErrorKind::Server(ServerErrorKind::ResponseError), &text)), fault, "{code}");
+            let text = format!(
+                "Error running script (call to f_0): @user_script:1: @user_script: 1: -{code}"
+            );
+            assert_eq!(
+                of(&error(
+                    ErrorKind::Server(ServerErrorKind::ResponseError),
+                    &text
+                )),
+                fault,
+                "{code}"
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Stays connected to the server: one connection for commands, one on which it tells of changes.
 //!
-//! Whatever is wrong with a connection, a new one is made after a pause; meanwhile calls fail at once. Where the server
-//! is, `place` finds out each time.
+//! Whatever is wrong with a connection, a new one is made after a pause; meanwhile calls fail at
+//! once. Where the server is, `place` finds out each time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -68,15 +68,19 @@ struct Driver(JoinHandle<()>);
 
 /// For finding the server, connecting twice and logging in.
 const OPEN: Duration = Duration::from_secs(2);
-/// Between two attempts while the first is without an answer: what was asked of a network that was broken then is not
-/// always sent again, and the next attempt finds it whole.
+/// Between two attempts while the first is without an answer: what was asked of a network that was
+/// broken then is not always sent again, and the next attempt finds it whole.
 const AGAIN: Duration = Duration::from_secs(1);
-const PAUSE: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(1) };
+const PAUSE: Backoff = Backoff {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(1),
+};
 /// A connection that lasted so long was good, and may be doubted.
 const PROVEN: Duration = Duration::from_secs(3);
 /// Between two looks whether the server still answers.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long it may take to, so that a machine that is overloaded for a moment does not lose its store as well.
+/// How long it may take to, so that a machine that is overloaded for a moment does not lose its
+/// store as well.
 const ANSWER: Duration = Duration::from_secs(2);
 /// Looks between two questions to the Sentinels.
 const ASK_SENTINELS: u32 = 5;
@@ -93,7 +97,12 @@ impl Link {
     pub(super) fn start(settings: &Settings, tls: Arc<ClientConfig>, bell: Arc<Bell>) -> Self {
         let (publish, state) = watch::channel(State::Opening);
         let doubt = Arc::new(Notify::new());
-        let keeper = Keeper { settings: settings.clone(), tls, bell, doubt: Arc::clone(&doubt) };
+        let keeper = Keeper {
+            settings: settings.clone(),
+            tls,
+            bell,
+            doubt: Arc::clone(&doubt),
+        };
         let task = tokio::spawn(async move { keeper.run(publish).await });
         Self { state, doubt, task }
     }
@@ -101,7 +110,9 @@ impl Link {
     /// The connection for commands, or what is wrong. Waits for the first attempt only.
     pub(super) async fn connection(&self) -> Result<MultiplexedConnection, ServerFault> {
         let mut state = self.state.clone();
-        let settled = state.wait_for(|state| !matches!(state, State::Opening)).await;
+        let settled = state
+            .wait_for(|state| !matches!(state, State::Opening))
+            .await;
         match settled.as_deref() {
             Ok(State::Up(connection)) => Ok(connection.clone()),
             Ok(State::Down(fault)) => Err(*fault),
@@ -116,7 +127,10 @@ impl Link {
 
     /// A call failed like this; it may be time to find out anew where the server is.
     pub(super) fn doubt(&self, fault: ServerFault) {
-        if matches!(fault, ServerFault::ReadOnly | ServerFault::Busy | ServerFault::Broken) {
+        if matches!(
+            fault,
+            ServerFault::ReadOnly | ServerFault::Busy | ServerFault::Broken
+        ) {
             self.doubt.notify_one();
         }
     }
@@ -148,7 +162,11 @@ impl Keeper {
                     // Whatever happened meanwhile was not told.
                     self.bell.ring_all();
                     let fault = self.hold(line, since).await;
-                    failures = if since.elapsed() < PROVEN { failures.saturating_add(1) } else { 1 };
+                    failures = if since.elapsed() < PROVEN {
+                        failures.saturating_add(1)
+                    } else {
+                        1
+                    };
                     fault
                 }
                 Err(fault) => {
@@ -172,13 +190,20 @@ impl Keeper {
         let login = place.login.clone().set_skip_set_lib_name();
         let (mut commands, driver) = connect(&place.address, &login, &self.tls).await?;
         if place.must_be_primary {
-            let role: Value = cmd("ROLE").query_async(&mut commands).await.map_err(|error| fault::of(&error))?;
+            let role: Value = cmd("ROLE")
+                .query_async(&mut commands)
+                .await
+                .map_err(|error| fault::of(&error))?;
             if !place::is_primary(&role) {
                 return Err(ServerFault::NoPrimary);
             }
         }
-        let stream = dial::open(&place.address, Arc::clone(&self.tls)).await.map_err(|_| ServerFault::Unreachable)?;
-        let mut listening = PubSub::new(&login, stream).await.map_err(|error| fault::of(&error))?;
+        let stream = dial::open(&place.address, Arc::clone(&self.tls))
+            .await
+            .map_err(|_| ServerFault::Unreachable)?;
+        let mut listening = PubSub::new(&login, stream)
+            .await
+            .map_err(|error| fault::of(&error))?;
         // Some servers let nobody listen; then there is the polling.
         if let Err(error) = listening.subscribe(channel(self.settings.prefix())).await
             && fault::of(&error) != ServerFault::Denied
@@ -186,7 +211,13 @@ impl Keeper {
             return Err(fault::of(&error));
         }
         let (listening, changes) = listening.split();
-        Ok(Line { commands, driver, changes, listening, place })
+        Ok(Line {
+            commands,
+            driver,
+            changes,
+            listening,
+            place,
+        })
     }
 
     /// Passes changes on until something is wrong with the line.
@@ -221,10 +252,15 @@ impl Keeper {
 
     /// Waits until the Sentinels name another primary than this one; for ever where there are none.
     async fn moved(&self, from: Option<ConnectionAddr>) {
-        let Some(from) = from else { return std::future::pending().await };
+        let Some(from) = from else {
+            return std::future::pending().await;
+        };
         loop {
             sleep(ASK_SENTINELS_SOON).await;
-            if place::find(&self.settings, &self.tls).await.is_ok_and(|now| now.address != from) {
+            if place::find(&self.settings, &self.tls)
+                .await
+                .is_ok_and(|now| now.address != from)
+            {
                 return;
             }
         }
@@ -264,7 +300,9 @@ async fn connect(
     login: &RedisConnectionInfo,
     tls: &Arc<ClientConfig>,
 ) -> Result<(MultiplexedConnection, Driver), ServerFault> {
-    let stream = dial::open(address, Arc::clone(tls)).await.map_err(|_| ServerFault::Unreachable)?;
+    let stream = dial::open(address, Arc::clone(tls))
+        .await
+        .map_err(|_| ServerFault::Unreachable)?;
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
     let made = MultiplexedConnection::new_with_config(login, stream, config).await;
     let (connection, driver) = made.map_err(|error| fault::of(&error))?;

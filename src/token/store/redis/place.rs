@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use redis::{AsyncConnectionConfig, ConnectionAddr, RedisConnectionInfo, Value, aio::MultiplexedConnection, cmd};
+use redis::{
+    AsyncConnectionConfig, ConnectionAddr, RedisConnectionInfo, Value, aio::MultiplexedConnection,
+    cmd,
+};
 use rustls::ClientConfig;
 use tokio::time::{Duration, timeout};
 
@@ -24,16 +27,29 @@ pub(super) struct Place {
 const SENTINEL: Duration = Duration::from_millis(500);
 
 /// Finds the server.
-pub(super) async fn find(settings: &Settings, tls: &Arc<ClientConfig>) -> Result<Place, ServerFault> {
+pub(super) async fn find(
+    settings: &Settings,
+    tls: &Arc<ClientConfig>,
+) -> Result<Place, ServerFault> {
     match settings.target().map_err(|_| ServerFault::Unreachable)? {
-        Target::Server(info) => {
-            Ok(Place { address: info.addr().clone(), login: info.redis_settings().clone(), must_be_primary: false })
-        }
-        Target::Sentinel { sentinels, primary, login } => {
+        Target::Server(info) => Ok(Place {
+            address: info.addr().clone(),
+            login: info.redis_settings().clone(),
+            must_be_primary: false,
+        }),
+        Target::Sentinel {
+            sentinels,
+            primary,
+            login,
+        } => {
             for sentinel in &sentinels {
                 let asked = timeout(SENTINEL, ask(sentinel, &primary, &login, tls)).await;
                 if let Ok(Ok(Some(address))) = asked {
-                    return Ok(Place { address, login, must_be_primary: true });
+                    return Ok(Place {
+                        address,
+                        login,
+                        must_be_primary: true,
+                    });
                 }
             }
             Err(ServerFault::NoPrimary)
@@ -53,7 +69,9 @@ async fn ask(
     login: &RedisConnectionInfo,
     tls: &Arc<ClientConfig>,
 ) -> Result<Option<ConnectionAddr>, ServerFault> {
-    let stream = dial::open(sentinel, Arc::clone(tls)).await.map_err(|_| ServerFault::Unreachable)?;
+    let stream = dial::open(sentinel, Arc::clone(tls))
+        .await
+        .map_err(|_| ServerFault::Unreachable)?;
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
     let nobody = RedisConnectionInfo::default().set_skip_set_lib_name();
     let made = MultiplexedConnection::new_with_config(&nobody, stream, config).await;
@@ -64,7 +82,10 @@ async fn ask(
         if let (Err(ServerFault::Denied), Some(password)) = (&answer, login.password()) {
             let mut auth = cmd("AUTH");
             auth.arg(login.username()).arg(password);
-            let _: Value = auth.query_async(&mut connection).await.map_err(|error| fault::of(&error))?;
+            let _: Value = auth
+                .query_async(&mut connection)
+                .await
+                .map_err(|error| fault::of(&error))?;
             answer = where_is(&mut connection, primary).await;
         }
         answer
@@ -81,11 +102,21 @@ async fn where_is(
 ) -> Result<Option<ConnectionAddr>, ServerFault> {
     let mut question = cmd("SENTINEL");
     question.arg("GET-MASTER-ADDR-BY-NAME").arg(primary);
-    let answer: Value = question.query_async(connection).await.map_err(|error| fault::of(&error))?;
-    let Value::Array(parts) = answer else { return Ok(None) };
+    let answer: Value = question
+        .query_async(connection)
+        .await
+        .map_err(|error| fault::of(&error))?;
+    let Value::Array(parts) = answer else {
+        return Ok(None);
+    };
     let mut parts = parts.iter().filter_map(text);
-    let (Some(host), Some(port)) = (parts.next(), parts.next()) else { return Ok(None) };
-    Ok(port.parse().ok().map(|port| ConnectionAddr::Tcp(host.to_owned(), port)))
+    let (Some(host), Some(port)) = (parts.next(), parts.next()) else {
+        return Ok(None);
+    };
+    Ok(port
+        .parse()
+        .ok()
+        .map(|port| ConnectionAddr::Tcp(host.to_owned(), port)))
 }
 
 fn text(value: &Value) -> Option<&str> {

@@ -1,7 +1,8 @@
 //! Where the database is: `store.url` and `store.prefix`.
 //!
-//! The URL may hold a password, so it stays a secret and is taken apart anew for each connection. It is not left to the
-//! client library, which repeats what it does not know in the log, and by default goes without TLS when asked to.
+//! The URL may hold a password, so it stays a secret and is taken apart anew for each connection.
+//! It is not left to the client library, which repeats what it does not know in the log, and by
+//! default goes without TLS when asked to.
 
 use std::{
     borrow::Cow,
@@ -54,30 +55,44 @@ struct Parts {
 const FORM: &str = "expected sqlite://, postgres:// or mysql:// (MariaDB too), as in \"sqlite://tokens.db\", \
     \"postgres://user:password@host:5432/database?sslmode=verify-full\" or \
     \"mysql://user:password@host:3306/database?sslmode=verify-full\"";
-const PLAIN_FILE: &str = "expected sqlite:// and the path of a file, without a query, as in \"sqlite://tokens.db\"";
-const HALF_TLS: &str =
-    "an sslmode that can do without TLS protects nothing: write sslmode=verify-full, or sslmode=disable";
+const PLAIN_FILE: &str =
+    "expected sqlite:// and the path of a file, without a query, as in \"sqlite://tokens.db\"";
+const HALF_TLS: &str = "an sslmode that can do without TLS protects nothing: write sslmode=verify-full, or sslmode=disable";
 const QUERY: &str = "only sslmode, sslcert, sslkey, and host (postgres) or socket (mysql) may follow the question mark";
 
 impl Settings {
     /// The longest prefix, in bytes; databases cut or refuse longer names of tables.
     pub const LONGEST_PREFIX: usize = 40;
 
-    /// A database, and what names of tables there begin with: letters and digits of `prefix`, all else as `_`. A
-    /// relative path of a file begins at `base`.
+    /// A database, and what names of tables there begin with: letters and digits of `prefix`, all
+    /// else as `_`. A relative path of a file begins at `base`.
     ///
     /// # Errors
     /// Says what would have been right about the URL.
     pub fn new(url: Secret, prefix: &str, base: &Path) -> Result<Self, &'static str> {
-        let named = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
-        let settings = Self { url, prefix: prefix.chars().map(named).collect(), base: base.to_owned() };
+        let named = |c: char| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '_'
+            }
+        };
+        let settings = Self {
+            url,
+            prefix: prefix.chars().map(named).collect(),
+            base: base.to_owned(),
+        };
         settings.target(None)?;
         Ok(settings)
     }
 
     /// Whether names of tables can be made of this: short, and with a letter first.
     pub fn is_prefix(text: &str) -> bool {
-        text.len() <= Self::LONGEST_PREFIX && text.bytes().next().is_none_or(|first| first.is_ascii_alphabetic())
+        text.len() <= Self::LONGEST_PREFIX
+            && text
+                .bytes()
+                .next()
+                .is_none_or(|first| first.is_ascii_alphabetic())
     }
 
     /// What all tables begin with.
@@ -93,7 +108,9 @@ impl Settings {
     /// Whether password and tokens cross a network that others may read.
     pub fn is_in_the_clear(&self) -> bool {
         self.parts().is_ok_and(|parts| {
-            let is_here = |host: &String| host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+            let is_here = |host: &String| {
+                host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+            };
             !parts.tls && parts.socket.is_none() && !parts.host.as_ref().is_none_or(is_here)
         })
     }
@@ -102,13 +119,22 @@ impl Settings {
     pub(super) fn target(&self, ca_file: Option<&Path>) -> Result<Target, &'static str> {
         match self.dialect()? {
             Dialect::Sqlite => Ok(Target::Sqlite(Box::new(file(&self.path()?)))),
-            Dialect::Postgres => postgres(&self.parts()?, ca_file).map(|options| Target::Postgres(Box::new(options))),
-            Dialect::Mysql => mysql(&self.parts()?, ca_file).map(|options| Target::Mysql(Box::new(options))),
+            Dialect::Postgres => {
+                postgres(&self.parts()?, ca_file).map(|options| Target::Postgres(Box::new(options)))
+            }
+            Dialect::Mysql => {
+                mysql(&self.parts()?, ca_file).map(|options| Target::Mysql(Box::new(options)))
+            }
         }
     }
 
     pub(super) fn dialect(&self) -> Result<Dialect, &'static str> {
-        match self.url.expose().split_once("://").map(|(scheme, _)| scheme) {
+        match self
+            .url
+            .expose()
+            .split_once("://")
+            .map(|(scheme, _)| scheme)
+        {
             Some("sqlite") => Ok(Dialect::Sqlite),
             Some("postgres" | "postgresql") => Ok(Dialect::Postgres),
             Some("mysql" | "mariadb") => Ok(Dialect::Mysql),
@@ -118,18 +144,33 @@ impl Settings {
 
     /// The file of SQLite.
     pub(super) fn path(&self) -> Result<PathBuf, &'static str> {
-        let path = self.url.expose().strip_prefix("sqlite://").ok_or(PLAIN_FILE)?;
-        let is_file = !path.is_empty() && !path.ends_with('/') && !path.contains(['?', '#']) && !path.starts_with(':');
-        if is_file { Ok(self.base.join(path)) } else { Err(PLAIN_FILE) }
+        let path = self
+            .url
+            .expose()
+            .strip_prefix("sqlite://")
+            .ok_or(PLAIN_FILE)?;
+        let is_file = !path.is_empty()
+            && !path.ends_with('/')
+            && !path.contains(['?', '#'])
+            && !path.starts_with(':');
+        if is_file {
+            Ok(self.base.join(path))
+        } else {
+            Err(PLAIN_FILE)
+        }
     }
 
     fn parts(&self) -> Result<Parts, &'static str> {
         let url = Url::parse(self.url.expose()).map_err(|_| FORM)?;
         let mut parts = Parts {
-            host: url.host_str().map(|host| decoded(host.trim_matches(['[', ']'])).into_owned()),
+            host: url
+                .host_str()
+                .map(|host| decoded(host.trim_matches(['[', ']'])).into_owned()),
             port: url.port(),
             user: decoded(url.username()).into_owned(),
-            password: url.password().map(|password| decoded(password).into_owned()),
+            password: url
+                .password()
+                .map(|password| decoded(password).into_owned()),
             database: decoded(url.path().trim_start_matches('/')).into_owned(),
             tls: false,
             socket: None,
@@ -141,16 +182,23 @@ impl Settings {
                 "sslmode" | "ssl-mode" => parts.tls = verified(&value)?,
                 "sslcert" | "ssl-cert" => parts.certificate = Some(self.base.join(&*value)),
                 "sslkey" | "ssl-key" => parts.key = Some(self.base.join(&*value)),
-                "host" | "socket" if value.starts_with('/') => parts.socket = Some(PathBuf::from(&*value)),
+                "host" | "socket" if value.starts_with('/') => {
+                    parts.socket = Some(PathBuf::from(&*value))
+                }
                 _ => return Err(QUERY),
             }
         }
         if let Some(folder) = parts.host.take_if(|host| host.starts_with('/')) {
             parts.socket = Some(folder.into());
         }
-        let is_somewhere = parts.socket.is_some() || parts.host.as_ref().is_some_and(|host| !host.is_empty());
+        let is_somewhere =
+            parts.socket.is_some() || parts.host.as_ref().is_some_and(|host| !host.is_empty());
         let is_whole = is_somewhere && !parts.database.is_empty() && !parts.user.is_empty();
-        if is_whole && parts.certificate.is_some() == parts.key.is_some() { Ok(parts) } else { Err(FORM) }
+        if is_whole && parts.certificate.is_some() == parts.key.is_some() {
+            Ok(parts)
+        } else {
+            Err(FORM)
+        }
     }
 }
 
@@ -177,7 +225,11 @@ fn file(path: &Path) -> SqliteConnectOptions {
 }
 
 fn postgres(parts: &Parts, ca_file: Option<&Path>) -> Result<PgConnectOptions, &'static str> {
-    let mode = if parts.tls { PgSslMode::VerifyFull } else { PgSslMode::Disable };
+    let mode = if parts.tls {
+        PgSslMode::VerifyFull
+    } else {
+        PgSslMode::Disable
+    };
     let mut options = PgConnectOptions::new_without_pgpass()
         .username(&parts.user)
         .database(&parts.database)
@@ -204,7 +256,11 @@ fn postgres(parts: &Parts, ca_file: Option<&Path>) -> Result<PgConnectOptions, &
 }
 
 fn mysql(parts: &Parts, ca_file: Option<&Path>) -> Result<MySqlConnectOptions, &'static str> {
-    let mode = if parts.tls { MySqlSslMode::VerifyIdentity } else { MySqlSslMode::Disabled };
+    let mode = if parts.tls {
+        MySqlSslMode::VerifyIdentity
+    } else {
+        MySqlSslMode::Disabled
+    };
     let mut options = MySqlConnectOptions::new()
         .username(&parts.user)
         .database(&parts.database)
@@ -240,17 +296,41 @@ mod tests {
         for (url, dialect, in_the_clear) in [
             ("sqlite://tokens.db", Dialect::Sqlite, false),
             ("postgres://u:p@db.internal/wx", Dialect::Postgres, true),
-            ("postgresql://u:p@db.internal:6432/wx?sslmode=verify-full", Dialect::Postgres, false),
-            ("postgres://u@db.internal/wx?sslmode=disable", Dialect::Postgres, true),
-            ("postgres://u@%2Frun%2Fpostgresql/wx", Dialect::Postgres, false),
+            (
+                "postgresql://u:p@db.internal:6432/wx?sslmode=verify-full",
+                Dialect::Postgres,
+                false,
+            ),
+            (
+                "postgres://u@db.internal/wx?sslmode=disable",
+                Dialect::Postgres,
+                true,
+            ),
+            (
+                "postgres://u@%2Frun%2Fpostgresql/wx",
+                Dialect::Postgres,
+                false,
+            ),
             ("postgres://u@[::1]/wx", Dialect::Postgres, false),
             ("postgres://u@127.0.0.1/wx", Dialect::Postgres, false),
-            ("mysql://u:p@localhost/wx?socket=/run/mysqld.sock", Dialect::Mysql, false),
+            (
+                "mysql://u:p@localhost/wx?socket=/run/mysqld.sock",
+                Dialect::Mysql,
+                false,
+            ),
             ("mariadb://u:p@10.0.0.7/wx", Dialect::Mysql, true),
-            ("mysql://u:p@10.0.0.7/wx?ssl-mode=VERIFY_IDENTITY&sslcert=a.pem&sslkey=a.key", Dialect::Mysql, false),
+            (
+                "mysql://u:p@10.0.0.7/wx?ssl-mode=VERIFY_IDENTITY&sslcert=a.pem&sslkey=a.key",
+                Dialect::Mysql,
+                false,
+            ),
         ] {
             let settings = new(url).unwrap_or_else(|problem| panic!("{url}: {problem}"));
-            assert_eq!((settings.dialect(), settings.is_in_the_clear()), (Ok(dialect), in_the_clear), "{url}");
+            assert_eq!(
+                (settings.dialect(), settings.is_in_the_clear()),
+                (Ok(dialect), in_the_clear),
+                "{url}"
+            );
         }
     }
 
@@ -277,16 +357,32 @@ mod tests {
     #[test]
     fn a_prefix_becomes_a_name_that_every_database_takes() {
         let of = |prefix: &str| {
-            Settings::new(Secret::new("sqlite://a"), prefix, Path::new("/")).unwrap().prefix().to_owned()
+            Settings::new(Secret::new("sqlite://a"), prefix, Path::new("/"))
+                .unwrap()
+                .prefix()
+                .to_owned()
         };
-        assert_eq!((of("wxgate:"), of("Team-1."), of("")), ("wxgate_".into(), "team_1_".into(), String::new()));
+        assert_eq!(
+            (of("wxgate:"), of("Team-1."), of("")),
+            ("wxgate_".into(), "team_1_".into(), String::new())
+        );
         assert!(Settings::is_prefix("wxgate:") && Settings::is_prefix(""));
-        assert!(!Settings::is_prefix("1st") && !Settings::is_prefix(":") && !Settings::is_prefix(&"a".repeat(41)));
+        assert!(
+            !Settings::is_prefix("1st")
+                && !Settings::is_prefix(":")
+                && !Settings::is_prefix(&"a".repeat(41))
+        );
     }
 
     #[test]
     fn a_relative_file_lies_beside_the_configuration() {
-        assert_eq!(new("sqlite://tokens.db").unwrap().path(), Ok("/etc/wxgate/tokens.db".into()));
-        assert_eq!(new("sqlite:///var/lib/t.db").unwrap().path(), Ok("/var/lib/t.db".into()));
+        assert_eq!(
+            new("sqlite://tokens.db").unwrap().path(),
+            Ok("/etc/wxgate/tokens.db".into())
+        );
+        assert_eq!(
+            new("sqlite:///var/lib/t.db").unwrap().path(),
+            Ok("/var/lib/t.db".into())
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! The statements, in the words of each database.
 //!
-//! Text only. Every statement is whole by itself: what compares also writes, so that no transaction is needed and no
-//! lock is held between two calls. Names of tables are made of letters, digits and `_`; everything else is bound.
+//! Text only. Every statement is whole by itself: what compares also writes, so that no transaction
+//! is needed and no lock is held between two calls. Names of tables are made of letters, digits and
+//! `_`; everything else is bound.
 
 /// Whose words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,11 +18,14 @@ pub(super) enum Dialect {
 pub(super) struct Statements {
     /// Account, kept. Gives revision and content.
     pub(super) load: String,
-    /// [`COLUMNS`], account, kept; for PostgreSQL channel, name. Writes nothing when the row is there.
+    /// [`COLUMNS`], account, kept; for PostgreSQL channel, name. Writes nothing when the row is
+    /// there.
     pub(super) insert: String,
-    /// [`COLUMNS`], account, kept, the old revision; for PostgreSQL channel, name. Writes nothing when it has changed.
+    /// [`COLUMNS`], account, kept, the old revision; for PostgreSQL channel, name. Writes nothing
+    /// when it has changed.
     pub(super) update: String,
-    /// Owner, life in ms, account, kept, owner. Writes nothing when somebody else has it, or there is no row.
+    /// Owner, life in ms, account, kept, owner. Writes nothing when somebody else has it, or there
+    /// is no row.
     pub(super) renew: String,
     /// Owner, life in ms, account, kept. Writes nothing when there is a row.
     pub(super) take: String,
@@ -39,7 +43,8 @@ pub(super) struct Statements {
     pub(super) stamp: String,
 }
 
-/// What is written of a record, besides its key. All but the first two are for the eyes of operators.
+/// What is written of a record, besides its key. All but the first two are for the eyes of
+/// operators.
 const COLUMNS: [&str; 9] = [
     "revision",
     "content",
@@ -119,7 +124,9 @@ impl Dialect {
     /// The statement, and a word to the listeners if it has written.
     fn told(self, write: &str) -> String {
         match self {
-            Self::Postgres => format!("WITH written AS ({write} RETURNING 1) SELECT pg_notify(?, ?) FROM written"),
+            Self::Postgres => {
+                format!("WITH written AS ({write} RETURNING 1) SELECT pg_notify(?, ?) FROM written")
+            }
             Self::Sqlite | Self::Mysql => write.to_owned(),
         }
     }
@@ -131,7 +138,9 @@ impl Dialect {
         }
         let mut parts = text.split('?');
         let first = parts.next().unwrap_or_default().to_owned();
-        parts.zip(1..).fold(first, |text, (part, number)| format!("{text}${number}{part}"))
+        parts.zip(1..).fold(first, |text, (part, number)| {
+            format!("{text}${number}{part}")
+        })
     }
 
     fn create(self, records: &str, leases: &str, version: &str) -> Vec<String> {
@@ -139,12 +148,33 @@ impl Dialect {
         let (long, ending) = match self {
             Self::Sqlite => ("TEXT", " STRICT"),
             Self::Postgres => ("TEXT", ""),
-            Self::Mysql => ("MEDIUMTEXT", " ENGINE = InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"),
+            Self::Mysql => (
+                "MEDIUMTEXT",
+                " ENGINE = InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
+            ),
         };
-        let short = |length: u32| if self == Self::Sqlite { "TEXT".to_owned() } else { format!("VARCHAR({length})") };
-        let whole = if self == Self::Sqlite { "INTEGER" } else { "BIGINT" };
-        let index = if self == Self::Mysql { ", INDEX (changed_ms)" } else { "" };
-        let key = format!("account {} NOT NULL, kept {} NOT NULL", short(64), short(32));
+        let short = |length: u32| {
+            if self == Self::Sqlite {
+                "TEXT".to_owned()
+            } else {
+                format!("VARCHAR({length})")
+            }
+        };
+        let whole = if self == Self::Sqlite {
+            "INTEGER"
+        } else {
+            "BIGINT"
+        };
+        let index = if self == Self::Mysql {
+            ", INDEX (changed_ms)"
+        } else {
+            ""
+        };
+        let key = format!(
+            "account {} NOT NULL, kept {} NOT NULL",
+            short(64),
+            short(32)
+        );
         let mut statements = vec![
             format!(
                 "CREATE TABLE IF NOT EXISTS {records} ({key}, revision {whole} NOT NULL, appid {appid} NOT NULL, \
@@ -169,7 +199,9 @@ impl Dialect {
             // That a table is there already is no news.
             Self::Postgres => statements.insert(0, "SET client_min_messages TO warning".to_owned()),
             Self::Sqlite => {
-                statements.push(format!("CREATE INDEX IF NOT EXISTS {records}_changed ON {records} (changed_ms)"));
+                statements.push(format!(
+                    "CREATE INDEX IF NOT EXISTS {records}_changed ON {records} (changed_ms)"
+                ));
             }
             Self::Mysql => {}
         }
@@ -185,10 +217,15 @@ mod tests {
     fn placeholders_are_counted_for_the_one_that_wants_numbers() {
         let update = Dialect::Postgres.statements("wxgate_").update;
         assert!(
-            update.starts_with("WITH written AS (UPDATE wxgate_records SET revision = $1, content = $2,"),
+            update.starts_with(
+                "WITH written AS (UPDATE wxgate_records SET revision = $1, content = $2,"
+            ),
             "{update}"
         );
-        assert!(update.contains("revision = $12 RETURNING 1) SELECT pg_notify($13, $14)"), "{update}");
+        assert!(
+            update.contains("revision = $12 RETURNING 1) SELECT pg_notify($13, $14)"),
+            "{update}"
+        );
         assert_eq!(
             Dialect::Mysql.statements("").load,
             "SELECT revision, content FROM records WHERE account = ? AND kept = ?"

@@ -2,7 +2,10 @@
 
 use std::io;
 
-use sqlx::{Error, error::DatabaseError, mysql::MySqlDatabaseError, postgres::PgDatabaseError, sqlite::SqliteError};
+use sqlx::{
+    Error, error::DatabaseError, mysql::MySqlDatabaseError, postgres::PgDatabaseError,
+    sqlite::SqliteError,
+};
 
 use crate::token::store::ServerFault;
 
@@ -14,8 +17,11 @@ pub(super) fn of(error: &Error) -> ServerFault {
         Error::Io(error) if is_about_a_certificate(error) => ServerFault::Untrusted,
         Error::Io(_) | Error::Protocol(_) | Error::WorkerCrashed => ServerFault::Broken,
         Error::PoolTimedOut => ServerFault::Timeout,
-        Error::ColumnDecode { .. } | Error::ColumnIndexOutOfBounds { .. } | Error::Decode(_) => ServerFault::Tables,
-        // Of what cannot be known before a connection is made: a plugin for passwords that is not built in.
+        Error::ColumnDecode { .. } | Error::ColumnIndexOutOfBounds { .. } | Error::Decode(_) => {
+            ServerFault::Tables
+        }
+        // Of what cannot be known before a connection is made: a plugin for passwords that is not
+        // built in.
         Error::Configuration(_) => ServerFault::Denied,
         _ => ServerFault::Statement,
     }
@@ -30,7 +36,9 @@ pub(super) fn of_connecting(error: &Error) -> ServerFault {
 }
 
 fn is_about_a_certificate(error: &io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
 }
 
@@ -66,7 +74,9 @@ fn postgres(code: &str) -> ServerFault {
 /// By the numbers in the reference of MySQL's and MariaDB's errors.
 fn mysql(number: u16) -> ServerFault {
     match number {
-        1044 | 1045 | 1049 | 1142 | 1143 | 1227 | 1251 | 1370 | 1524 | 1698 | 3118 => ServerFault::Denied,
+        1044 | 1045 | 1049 | 1142 | 1143 | 1227 | 1251 | 1370 | 1524 | 1698 | 3118 => {
+            ServerFault::Denied
+        }
         1290 | 1792 | 1836 => ServerFault::ReadOnly,
         1021 | 1041 | 1114 => ServerFault::Full,
         1040 | 1053 | 1203 | 1205 | 1213 => ServerFault::Busy,

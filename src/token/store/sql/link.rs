@@ -1,6 +1,8 @@
-//! Stays connected to the database: one connection on which it looks and listens, and a few that calls take turns with.
+//! Stays connected to the database: one connection on which it looks and listens, and a few that
+//! calls take turns with.
 //!
-//! Whatever is wrong with the first, all are dropped and made anew after a pause; meanwhile calls fail at once.
+//! Whatever is wrong with the first, all are dropped and made anew after a pause; meanwhile calls
+//! fail at once.
 
 use std::{
     path::PathBuf,
@@ -81,7 +83,10 @@ enum Watch {
 const MOST: usize = 3;
 /// A call waits so long for its turn, or for the first attempt to connect.
 const TURN: Duration = Duration::from_secs(1);
-const PAUSE: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(1) };
+const PAUSE: Backoff = Backoff {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(1),
+};
 /// A connection that lasted so long was good.
 const PROVEN: Duration = Duration::from_secs(3);
 /// Between two looks whether the database still answers, has its tables, and what it takes.
@@ -110,14 +115,23 @@ impl Link {
             doubt: Notify::new(),
         });
         let keeper = Arc::clone(&shared);
-        Self { shared, turns: Arc::new(Semaphore::new(MOST)), task: tokio::spawn(async move { keeper.run().await }) }
+        Self {
+            shared,
+            turns: Arc::new(Semaphore::new(MOST)),
+            task: tokio::spawn(async move { keeper.run().await }),
+        }
     }
 
     /// A connection for one call, or what is wrong.
     pub(super) async fn lend(&self) -> Result<Lent, ServerFault> {
         let mut state = self.shared.state.subscribe();
         let turn = async {
-            down(*state.wait_for(|state| !matches!(state, State::Opening)).await.map_err(|_| ServerFault::Broken)?)?;
+            down(
+                *state
+                    .wait_for(|state| !matches!(state, State::Opening))
+                    .await
+                    .map_err(|_| ServerFault::Broken)?,
+            )?;
             tokio::select! {
                 turn = Arc::clone(&self.turns).acquire_owned() => turn.map_err(|_| ServerFault::Broken),
                 changed = state.wait_for(|state| matches!(state, State::Down(_))) => {
@@ -126,7 +140,9 @@ impl Link {
                 }
             }
         };
-        let turn = timeout(TURN, turn).await.unwrap_or(Err(ServerFault::Timeout))?;
+        let turn = timeout(TURN, turn)
+            .await
+            .unwrap_or(Err(ServerFault::Timeout))?;
         let (round, idle) = {
             let mut idle = self.shared.idle();
             (idle.round, idle.lines.pop())
@@ -135,7 +151,12 @@ impl Link {
             Some(line) => line,
             None => Line::open(&self.shared.target()?).await?,
         };
-        Ok(Lent { line, round, shared: Arc::clone(&self.shared), _turn: turn })
+        Ok(Lent {
+            line,
+            round,
+            shared: Arc::clone(&self.shared),
+            _turn: turn,
+        })
     }
 
     /// Whether there is a connection.
@@ -150,7 +171,11 @@ impl Link {
 }
 
 fn down(state: State) -> Result<(), ServerFault> {
-    if let State::Down(fault) = state { Err(fault) } else { Ok(()) }
+    if let State::Down(fault) = state {
+        Err(fault)
+    } else {
+        Ok(())
+    }
 }
 
 impl Lent {
@@ -169,7 +194,9 @@ impl Shared {
     }
 
     fn target(&self) -> Result<Target, ServerFault> {
-        self.settings.target(self.ca_file.as_deref()).map_err(|_| ServerFault::Unreachable)
+        self.settings
+            .target(self.ca_file.as_deref())
+            .map_err(|_| ServerFault::Unreachable)
     }
 
     fn forget(&self) {
@@ -192,7 +219,11 @@ impl Shared {
                     // Whatever happened meanwhile was not told.
                     self.bell.ring_all();
                     let fault = self.hold(watch).await;
-                    failures = if since.elapsed() < PROVEN { failures.saturating_add(1) } else { 1 };
+                    failures = if since.elapsed() < PROVEN {
+                        failures.saturating_add(1)
+                    } else {
+                        1
+                    };
                     fault
                 }
                 Err(fault) => {
@@ -205,7 +236,11 @@ impl Shared {
             if said.replace(fault) != Some(fault) {
                 tracing::warn!("the shared token store is gone, going on from memory: {fault}");
             }
-            sleep(PAUSE.jittered(failures, getrandom::u32().map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX)))).await;
+            sleep(PAUSE.jittered(
+                failures,
+                getrandom::u32().map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX)),
+            ))
+            .await;
         }
     }
 
@@ -213,17 +248,23 @@ impl Shared {
     async fn open(&self) -> Result<Watch, ServerFault> {
         let target = self.target()?;
         let mut line = Line::open(&target).await?;
-        timeout(CALL * 3, schema::ready(&mut line, &self.statements)).await.unwrap_or(Err(ServerFault::Timeout))?;
+        timeout(CALL * 3, schema::ready(&mut line, &self.statements))
+            .await
+            .unwrap_or(Err(ServerFault::Timeout))?;
         let watch = match &target {
             Target::Postgres(_) => Watch::Listening(Box::new(self.listen(&target).await?)),
-            Target::Sqlite(_) | Target::Mysql(_) => Watch::Looking(Box::new(Line::open(&target).await?), Vec::new()),
+            Target::Sqlite(_) | Target::Mysql(_) => {
+                Watch::Looking(Box::new(Line::open(&target).await?), Vec::new())
+            }
         };
         self.idle().lines.push(line);
         Ok(watch)
     }
 
     async fn listen(&self, target: &Target) -> Result<PgListener, ServerFault> {
-        let Target::Postgres(options) = target else { return Err(ServerFault::Statement) };
+        let Target::Postgres(options) = target else {
+            return Err(ServerFault::Statement);
+        };
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .idle_timeout(None)
@@ -237,7 +278,9 @@ impl Shared {
             listener.listen(&channel(self.settings.prefix())).await?;
             Ok(listener)
         };
-        let listening = timeout(CALL * 2, listening).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        let listening = timeout(CALL * 2, listening)
+            .await
+            .unwrap_or(Err(sqlx::Error::PoolTimedOut));
         listening.map_err(|error| fault::of_connecting(&error))
     }
 
@@ -257,8 +300,9 @@ impl Shared {
                 () = self.doubt.notified() => {}
                 _ = ticks.tick() => {}
             }
-            let looked =
-                timeout(CALL, watch.look(&self.statements, &self.bell)).await.unwrap_or(Err(ServerFault::Timeout));
+            let looked = timeout(CALL, watch.look(&self.statements, &self.bell))
+                .await
+                .unwrap_or(Err(ServerFault::Timeout));
             if let Err(fault) = looked {
                 return fault;
             }
@@ -279,12 +323,17 @@ impl Watch {
         }
     }
 
-    /// Whether the database still answers and has its tables. Where it tells nobody, what has changed is found so.
+    /// Whether the database still answers and has its tables. Where it tells nobody, what has
+    /// changed is found so.
     async fn look(&mut self, statements: &Statements, bell: &Bell) -> Result<(), ServerFault> {
         match self {
             Self::Listening(listener) => {
-                let asked = sqlx::query(sqlx::AssertSqlSafe(statements.version.clone())).persistent(false);
-                let row = asked.fetch_optional(&mut **listener).await.map_err(|error| fault::of(&error))?;
+                let asked =
+                    sqlx::query(sqlx::AssertSqlSafe(statements.version.clone())).persistent(false);
+                let row = asked
+                    .fetch_optional(&mut **listener)
+                    .await
+                    .map_err(|error| fault::of(&error))?;
                 schema::is_known(row.and_then(|row| row.try_get(0).ok()))
             }
             Self::Looking(line, last) => {

@@ -1,8 +1,9 @@
-//! Records in a database that any number of nodes share, each as one row: SQLite, PostgreSQL, MySQL or MariaDB.
+//! Records in a database that any number of nodes share, each as one row: SQLite, PostgreSQL, MySQL
+//! or MariaDB.
 //!
-//! A row is replaced by a statement that names the revision it replaces, so that no node can overwrite what it has not
-//! read; all else about records is decided here. Operators can read all columns; wxgate believes `content` alone.
-//! Staying connected is the business of `link`.
+//! A row is replaced by a statement that names the revision it replaces, so that no node can
+//! overwrite what it has not read; all else about records is decided here. Operators can read all
+//! columns; wxgate believes `content` alone. Staying connected is the business of `link`.
 
 mod address;
 mod dialect;
@@ -28,7 +29,8 @@ use self::{
     link::{Lent, Link},
 };
 use super::{
-    BoxFuture, Kept, Key, Keyring, Lease, Locked, Record, Saved, ServerFault, StoreError, TokenStore,
+    BoxFuture, Kept, Key, Keyring, Lease, Locked, Record, Saved, ServerFault, StoreError,
+    TokenStore,
     bell::Bell,
     codec::{Codec, Damage, Decoded},
     health::Health,
@@ -57,16 +59,29 @@ struct Held {
 const TRIES: u32 = 32;
 
 impl SqlStore {
-    /// Begins to connect, on the current runtime. The server need not be there yet; tables are made when it is. With
-    /// TLS, certificates of `ca_file` are trusted beside those of the platform.
+    /// Begins to connect, on the current runtime. The server need not be there yet; tables are made
+    /// when it is. With TLS, certificates of `ca_file` are trusted beside those of the platform.
     pub fn open(settings: &Settings, keys: Option<Keyring>, ca_file: Option<&Path>) -> Self {
         // Settings are only made of URLs that say which database it is.
         let dialect = settings.dialect().unwrap_or(Dialect::Sqlite);
         let statements = Arc::new(dialect.statements(settings.prefix()));
         let bell = Arc::new(Bell::default());
-        let link = Link::start(settings, ca_file.map(Path::to_owned), Arc::clone(&statements), Arc::clone(&bell));
+        let link = Link::start(
+            settings,
+            ca_file.map(Path::to_owned),
+            Arc::clone(&statements),
+            Arc::clone(&bell),
+        );
         let prefix = settings.prefix().to_owned();
-        Self { dialect, prefix, statements, link, bell, health: Health::default(), codec: Codec::new(keys) }
+        Self {
+            dialect,
+            prefix,
+            statements,
+            link,
+            bell,
+            health: Health::default(),
+            codec: Codec::new(keys),
+        }
     }
 
     async fn lend(&self, operation: &'static str, key: &Key) -> Result<Lent, ServerFault> {
@@ -111,7 +126,9 @@ impl SqlStore {
     }
 
     async fn read(&self, line: &mut Line, key: &Key) -> Result<Option<Held>, ServerFault> {
-        let Some(found) = line.find(&self.statements.load, &name(key)).await? else { return Ok(None) };
+        let Some(found) = line.find(&self.statements.load, &name(key)).await? else {
+            return Ok(None);
+        };
         let record = match self.codec.decode(key, &found.bytes) {
             Ok(Decoded { record, .. }) => {
                 self.health.works("read", key);
@@ -128,10 +145,18 @@ impl SqlStore {
                 return Err(ServerFault::Unreadable);
             }
         };
-        Ok(Some(Held { revision: found.number, record }))
+        Ok(Some(Held {
+            revision: found.number,
+            record,
+        }))
     }
 
-    async fn write(&self, line: &mut Line, key: &Key, record: &Record) -> Result<Saved, ServerFault> {
+    async fn write(
+        &self,
+        line: &mut Line,
+        key: &Key,
+        record: &Record,
+    ) -> Result<Saved, ServerFault> {
         for _ in 0..TRIES {
             let held = self.read(line, key).await?;
             let there = held.as_ref().and_then(|held| held.record.as_ref());
@@ -158,7 +183,13 @@ impl SqlStore {
         Err(ServerFault::Contended)
     }
 
-    async fn ask(&self, line: &mut Line, key: &Key, owner: &str, life: Duration) -> Result<Lease, ServerFault> {
+    async fn ask(
+        &self,
+        line: &mut Line,
+        key: &Key,
+        owner: &str,
+        life: Duration,
+    ) -> Result<Lease, ServerFault> {
         let [account, kept] = name(key);
         let mut values = vec![owner.into(), number(millis(life)), account, kept];
         for _ in 0..TRIES {
@@ -169,15 +200,22 @@ impl SqlStore {
             }
             values.pop();
             // Given back meanwhile, there is no row; over by now, nothing is left of it.
-            if let Some(found) = line.find(&self.statements.left, &name(key)).await?.filter(|found| found.number > 0) {
-                return Ok(Lease::Held { left: Duration::from_millis(found.number.unsigned_abs()) });
+            if let Some(found) = line
+                .find(&self.statements.left, &name(key))
+                .await?
+                .filter(|found| found.number > 0)
+            {
+                return Ok(Lease::Held {
+                    left: Duration::from_millis(found.number.unsigned_abs()),
+                });
             }
         }
         Err(ServerFault::Contended)
     }
 }
 
-/// Whether the statement wrote its row. Databases that lock rows may choose a victim among those who write the same one.
+/// Whether the statement wrote its row. Databases that lock rows may choose a victim among those
+/// who write the same one.
 async fn wrote(line: &mut Line, statement: &str, values: &[Value]) -> Result<bool, ServerFault> {
     match line.run(statement, values).await {
         Ok(rows) => Ok(rows > 0),
@@ -209,7 +247,9 @@ fn columns(record: &Record, content: &[u8]) -> Vec<Value> {
         Value::Text(token.map(|token| token.value.fingerprint())),
         time(token.map(|token| token.fetched_ms)),
         time(token.map(|token| token.expires_ms)),
-        humantime::format_rfc3339_millis(SystemTime::now()).to_string().into(),
+        humantime::format_rfc3339_millis(SystemTime::now())
+            .to_string()
+            .into(),
     ]
 }
 
@@ -225,7 +265,9 @@ fn number(number: u64) -> Value {
 }
 
 async fn in_time<T>(asked: impl Future<Output = Result<T, ServerFault>>) -> Result<T, ServerFault> {
-    timeout(CALL, asked).await.unwrap_or(Err(ServerFault::Timeout))
+    timeout(CALL, asked)
+        .await
+        .unwrap_or(Err(ServerFault::Timeout))
 }
 
 impl TokenStore for SqlStore {
@@ -233,11 +275,17 @@ impl TokenStore for SqlStore {
         Box::pin(async move {
             let mut lent = self.lend("load", key).await?;
             let held = in_time(self.read(&mut lent.line, key)).await;
-            Ok(self.settle("load", key, lent, held)?.and_then(|held| held.record))
+            Ok(self
+                .settle("load", key, lent, held)?
+                .and_then(|held| held.record))
         })
     }
 
-    fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
+    fn save<'a>(
+        &'a self,
+        key: &'a Key,
+        record: Record,
+    ) -> BoxFuture<'a, Result<Saved, StoreError>> {
         Box::pin(async move {
             let mut lent = self.lend("save", key).await?;
             let saved = in_time(self.write(&mut lent.line, key, &record)).await;
@@ -253,7 +301,12 @@ impl TokenStore for SqlStore {
         Some(self.bell.hear(key.to_string()))
     }
 
-    fn lease<'a>(&'a self, key: &'a Key, owner: &'a str, life: Duration) -> BoxFuture<'a, Result<Lease, StoreError>> {
+    fn lease<'a>(
+        &'a self,
+        key: &'a Key,
+        owner: &'a str,
+        life: Duration,
+    ) -> BoxFuture<'a, Result<Lease, StoreError>> {
         Box::pin(async move {
             let mut lent = self.lend("lease", key).await?;
             let lease = in_time(self.ask(&mut lent.line, key, owner, life)).await;
@@ -261,11 +314,19 @@ impl TokenStore for SqlStore {
         })
     }
 
-    fn release<'a>(&'a self, key: &'a Key, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn release<'a>(
+        &'a self,
+        key: &'a Key,
+        owner: &'a str,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
             let mut lent = self.lend("release", key).await?;
             let [account, kept] = name(key);
-            let released = in_time(lent.line.run(&self.statements.release, &[account, kept, owner.into()])).await;
+            let released = in_time(
+                lent.line
+                    .run(&self.statements.release, &[account, kept, owner.into()]),
+            )
+            .await;
             self.settle("release", key, lent, released)?;
             Ok(())
         })
@@ -274,6 +335,8 @@ impl TokenStore for SqlStore {
 
 impl fmt::Debug for SqlStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqlStore").field("prefix", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("SqlStore")
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
     }
 }

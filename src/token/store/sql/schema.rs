@@ -31,18 +31,27 @@ pub(super) async fn ready(line: &mut Line, statements: &Statements) -> Result<()
         }
     };
     // What the database said of the last attempt tells more than that it took long.
-    timeout(MAKE, making).await.unwrap_or_else(|_| made.and(Err(ServerFault::Timeout)))
+    timeout(MAKE, making)
+        .await
+        .unwrap_or_else(|_| made.and(Err(ServerFault::Timeout)))
 }
 
 /// Whether they are there, and of this version.
 pub(super) async fn check(line: &mut Line, statements: &Statements) -> Result<(), ServerFault> {
-    let version = line.find(&statements.version, &[]).await?.map(|found| found.number);
+    let version = line
+        .find(&statements.version, &[])
+        .await?
+        .map(|found| found.number);
     is_known(version)
 }
 
 /// Whether tables of this version can be used.
 pub(super) fn is_known(version: Option<i64>) -> Result<(), ServerFault> {
-    if version == Some(VERSION) { Ok(()) } else { Err(ServerFault::Tables) }
+    if version == Some(VERSION) {
+        Ok(())
+    } else {
+        Err(ServerFault::Tables)
+    }
 }
 
 async fn make(line: &mut Line, statements: &Statements) -> Result<(), ServerFault> {
@@ -50,6 +59,7 @@ async fn make(line: &mut Line, statements: &Statements) -> Result<(), ServerFaul
         line.run(statement, &[]).await?;
     }
     let made_by = concat!("wxgate ", env!("CARGO_PKG_VERSION"));
-    line.run(&statements.stamp, &[VERSION.into(), made_by.into()]).await?;
+    line.run(&statements.stamp, &[VERSION.into(), made_by.into()])
+        .await?;
     Ok(())
 }

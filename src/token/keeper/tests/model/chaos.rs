@@ -58,9 +58,20 @@ pub(super) struct Chaos {
 
 impl Chaos {
     pub(super) fn new(weather: Weather, mut dice: Dice, latency: Duration) -> Self {
-        let (next_fault, next_death, next_zombie) =
-            (dice.millis(1000..4000), dice.millis(2000..8000), dice.millis(3000..30_000));
-        Self { weather, dice, active: Vec::new(), next_fault, next_death, next_zombie, latency }
+        let (next_fault, next_death, next_zombie) = (
+            dice.millis(1000..4000),
+            dice.millis(2000..8000),
+            dice.millis(3000..30_000),
+        );
+        Self {
+            weather,
+            dice,
+            active: Vec::new(),
+            next_fault,
+            next_death,
+            next_zombie,
+            latency,
+        }
     }
 
     /// Breaks, ends and kills what is due.
@@ -73,7 +84,11 @@ impl Chaos {
         book: &Ledger,
     ) {
         let now = sim.elapsed();
-        let over: Vec<Fault> = self.active.extract_if(.., |(end, _)| *end <= now).map(|(_, fault)| fault).collect();
+        let over: Vec<Fault> = self
+            .active
+            .extract_if(.., |(end, _)| *end <= now)
+            .map(|(_, fault)| fault)
+            .collect();
         for fault in over {
             self.end(fault, sim, wechat, book);
         }
@@ -102,9 +117,20 @@ impl Chaos {
         }
     }
 
-    fn begin(&mut self, sim: &mut Sim<'_>, nodes: &[&'static str], shelf: &Shelf, wechat: &Wechat, book: &Ledger) {
+    fn begin(
+        &mut self,
+        sim: &mut Sim<'_>,
+        nodes: &[&'static str],
+        shelf: &Shelf,
+        wechat: &Wechat,
+        book: &Ledger,
+    ) {
         let fault = self.draw(nodes);
-        if self.active.iter().any(|(_, active)| active.is_in_the_way_of(&fault)) {
+        if self
+            .active
+            .iter()
+            .any(|(_, active)| active.is_in_the_way_of(&fault))
+        {
             return;
         }
         let now = sim.elapsed();
@@ -113,7 +139,9 @@ impl Chaos {
             Fault::OneWay((a, b)) => sim.partition_oneway(a, b),
             Fault::Held((a, b)) => sim.hold(a, b),
             Fault::Lossy((a, b)) => sim.set_link_fail_rate(a, b, 0.1),
-            Fault::Slow((a, b)) => sim.set_link_max_message_latency(a, b, self.dice.millis(200..2000)),
+            Fault::Slow((a, b)) => {
+                sim.set_link_max_message_latency(a, b, self.dice.millis(200..2000))
+            }
             Fault::NodeDown(node) => sim.crash(node),
             Fault::WechatSlow => wechat.set_slow(self.dice.within(500..6000)),
             Fault::StoreDown => {
@@ -132,8 +160,16 @@ impl Chaos {
     fn draw(&mut self, nodes: &[&'static str]) -> Fault {
         let node = *self.dice.pick(nodes);
         let storm = self.weather == Weather::Storm;
-        let other = if storm && self.dice.percent(65) { store::HOST } else { wechat::HOST };
-        let link = if self.dice.percent(50) { (node, other) } else { (other, node) };
+        let other = if storm && self.dice.percent(65) {
+            store::HOST
+        } else {
+            wechat::HOST
+        };
+        let link = if self.dice.percent(50) {
+            (node, other)
+        } else {
+            (other, node)
+        };
         match self.dice.within(0..if storm { 10 } else { 7 }) {
             0 | 1 => Fault::Cut(link),
             2 => Fault::OneWay(link),
@@ -167,9 +203,11 @@ impl Chaos {
 impl Fault {
     fn link(self) -> Option<Link> {
         match self {
-            Self::Cut(link) | Self::OneWay(link) | Self::Held(link) | Self::Lossy(link) | Self::Slow(link) => {
-                Some(link)
-            }
+            Self::Cut(link)
+            | Self::OneWay(link)
+            | Self::Held(link)
+            | Self::Lossy(link)
+            | Self::Slow(link) => Some(link),
             Self::StoreDown | Self::NodeDown(_) | Self::WechatSlow => None,
         }
     }

@@ -1,4 +1,5 @@
-//! Chance that a seed repeats: for the plan of a run, and one more stream for the jitter of keepers.
+//! Chance that a seed repeats: for the plan of a run, and one more stream for the jitter of
+//! keepers.
 //!
 //! Not for secrets.
 

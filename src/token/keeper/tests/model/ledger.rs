@@ -1,7 +1,7 @@
 //! What was seen in one run, and what must never be seen.
 //!
-//! Hosts note facts here; a breach is a sentence with the time in it, which ends the run. A panic inside a host would
-//! only end a task.
+//! Hosts note facts here; a breach is a sentence with the time in it, which ends the run. A panic
+//! inside a host would only end a task.
 
 use std::{
     sync::{Arc, Mutex},
@@ -48,13 +48,22 @@ impl Ledger {
 
     /// The store holds this after a write.
     pub(super) fn stored(&self, record: Option<&Record>) {
-        let now = record
-            .map(|record| (record.generation.0, record.token.as_ref().map(|token| token.value.expose().to_owned())));
+        let now = record.map(|record| {
+            (
+                record.generation.0,
+                record
+                    .token
+                    .as_ref()
+                    .map(|token| token.value.expose().to_owned()),
+            )
+        });
         let before = self.with(|book| std::mem::replace(&mut book.stored, now.clone()));
         if before != now {
             self.note(turmoil::sim_elapsed().unwrap(), format!("stored {now:?}"));
         }
-        let (Some(before), Some(now)) = (before, now) else { return };
+        let (Some(before), Some(now)) = (before, now) else {
+            return;
+        };
         let replaced = before.1.is_some() && now.1.is_some() && before.1 != now.1;
         if now.0 < before.0 || now.0 == before.0 && replaced {
             self.breach(format!("the store went from {before:?} to {now:?}"));
@@ -112,8 +121,17 @@ impl Ledger {
     pub(super) fn busiest(&self) -> usize {
         let window = Duration::from_secs(10);
         self.with(|book| {
-            let within = |from: Duration| book.fetched.iter().filter(|at| (from..from + window).contains(*at)).count();
-            book.fetched.iter().map(|from| within(*from)).max().unwrap_or(0)
+            let within = |from: Duration| {
+                book.fetched
+                    .iter()
+                    .filter(|at| (from..from + window).contains(*at))
+                    .count()
+            };
+            book.fetched
+                .iter()
+                .map(|from| within(*from))
+                .max()
+                .unwrap_or(0)
         })
     }
 

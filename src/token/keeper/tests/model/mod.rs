@@ -1,13 +1,16 @@
 //! The refresh protocol of several nodes in a simulated network, with chance for an opponent.
 //!
-//! Real keepers run on simulated hosts, and talk over simulated TCP to a store and to a WeChat. A seed decides which
-//! links, hosts and tokens break, and when; the same seed does the same again. What must hold stands in `ledger`,
-//! `node` and below. It stands here, beside the keeper, since clock and chance of a keeper are no part of its public face.
+//! Real keepers run on simulated hosts, and talk over simulated TCP to a store and to a WeChat. A
+//! seed decides which links, hosts and tokens break, and when; the same seed does the same again.
+//! What must hold stands in `ledger`, `node` and below. It stands here, beside the keeper, since
+//! clock and chance of a keeper are no part of its public face.
 //!
-//! Not modelled: a process that is stopped while its machine goes on (a held link comes near it), threads (everything
-//! runs on one), and the stores' own protocols. Segments that get lost are not sent again.
+//! Not modelled: a process that is stopped while its machine goes on (a held link comes near it),
+//! threads (everything runs on one), and the stores' own protocols. Segments that get lost are not
+//! sent again.
 //!
-//! `WXGATE_MODEL_SEEDS=5000..6000` tries other seeds than the usual ones, and `WXGATE_MODEL_SEEDS=17` one, with its story.
+//! `WXGATE_MODEL_SEEDS=5000..6000` tries other seeds than the usual ones, and
+//! `WXGATE_MODEL_SEEDS=17` one, with its story.
 
 mod chaos;
 mod dice;
@@ -64,11 +67,19 @@ impl Run {
     fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
         dice::seed_jitter(dice.next());
-        let weather = *dice.pick(&[Weather::Calm, Weather::Abroad, Weather::Storm, Weather::Storm]);
+        let weather = *dice.pick(&[
+            Weather::Calm,
+            Weather::Abroad,
+            Weather::Storm,
+            Weather::Storm,
+        ]);
         let manners = manners(&mut dice);
         let latency = dice.millis(1..80);
         let ledger = Ledger::default();
-        ledger.note(Duration::ZERO, format!("{weather:?} {manners:?} latency {latency:?}"));
+        ledger.note(
+            Duration::ZERO,
+            format!("{weather:?} {manners:?} latency {latency:?}"),
+        );
         let mut sim = Builder::new()
             .rng_seed(dice.next())
             .tick_duration(TICK)
@@ -79,7 +90,10 @@ impl Run {
             .tcp_capacity(1024)
             .build();
         let long_lived = manners.lifetime > Duration::from_secs(600);
-        let (shelf, wechat) = (Shelf::new(ledger.clone()), Wechat::new(manners, dice.split(), ledger.clone()));
+        let (shelf, wechat) = (
+            Shelf::new(ledger.clone()),
+            Wechat::new(manners, dice.split(), ledger.clone()),
+        );
         let host = Arc::clone(&shelf);
         sim.host(store::HOST, move || Arc::clone(&host).run());
         let host = Arc::clone(&wechat);
@@ -87,7 +101,11 @@ impl Run {
         let nodes: Vec<Node> = NODES
             .iter()
             .map(|name| {
-                let ahead = if long_lived { dice.millis(0..240_000) } else { Duration::ZERO };
+                let ahead = if long_lived {
+                    dice.millis(0..240_000)
+                } else {
+                    Duration::ZERO
+                };
                 Node {
                     name,
                     ahead,
@@ -104,12 +122,28 @@ impl Run {
             sim.host(node.name, move || node.clone().run());
         }
         let chaos = Chaos::new(weather, dice, latency);
-        Self { seed, weather, sim, chaos, shelf, wechat, nodes, ledger, long_lived }
+        Self {
+            seed,
+            weather,
+            sim,
+            chaos,
+            shelf,
+            wechat,
+            nodes,
+            ledger,
+            long_lived,
+        }
     }
 
     fn play(mut self) -> Ledger {
         while self.sim.elapsed() < TROUBLE {
-            self.chaos.act(&mut self.sim, &NODES, &self.shelf, &self.wechat, &self.ledger);
+            self.chaos.act(
+                &mut self.sim,
+                &NODES,
+                &self.shelf,
+                &self.wechat,
+                &self.ledger,
+            );
             self.step();
         }
         self.chaos.heal(&mut self.sim, &self.wechat, &self.ledger);
@@ -136,7 +170,11 @@ impl Run {
     }
 
     fn fail(&self, breach: &str) -> ! {
-        panic!("seed {}: {breach}\n{}", self.seed, tail(&self.ledger.story()));
+        panic!(
+            "seed {}: {breach}\n{}",
+            self.seed,
+            tail(&self.ledger.story())
+        );
     }
 
     fn check(&self, holds: bool, otherwise: impl FnOnce() -> String) {
@@ -149,13 +187,21 @@ impl Run {
         let (_, forced) = self.wechat.spent();
         let needless = self.ledger.needless_since(Duration::ZERO);
         if self.weather == Weather::Storm {
-            self.check(forced <= 3, || format!("{forced} forced refreshes for at most one dead token"));
+            self.check(forced <= 3, || {
+                format!("{forced} forced refreshes for at most one dead token")
+            });
         } else {
-            self.check(forced <= 1, || format!("{forced} forced refreshes for one dead token"));
-            self.check(needless == 0, || format!("{needless} good tokens killed although the store was there"));
+            self.check(forced <= 1, || {
+                format!("{forced} forced refreshes for one dead token")
+            });
+            self.check(needless == 0, || {
+                format!("{needless} good tokens killed although the store was there")
+            });
         }
         let busiest = self.ledger.busiest();
-        self.check(busiest <= 30, || format!("{busiest} fetches in ten seconds"));
+        self.check(busiest <= 30, || {
+            format!("{busiest} fetches in ten seconds")
+        });
     }
 
     fn all_have_one_token_within(&mut self, limit: Duration, may_wait: bool) {
@@ -166,13 +212,23 @@ impl Run {
         }
     }
 
-    /// Who has not the token that is in the store, or has a dead one; unless that waits for its replacement on purpose.
+    /// Who has not the token that is in the store, or has a dead one; unless that waits for its
+    /// replacement on purpose.
     fn dissent(&self, may_wait: bool) -> Option<String> {
         let stored = self.shelf.record().map(|record| {
-            (record.generation.0, record.token.map(|token| token.value.expose().to_owned()).unwrap_or_default())
+            (
+                record.generation.0,
+                record
+                    .token
+                    .map(|token| token.value.expose().to_owned())
+                    .unwrap_or_default(),
+            )
         });
         let now = self.sim.elapsed();
-        let waits = may_wait && self.ledger.has_waited_since(now.saturating_sub(Duration::from_secs(4)));
+        let waits = may_wait
+            && self
+                .ledger
+                .has_waited_since(now.saturating_sub(Duration::from_secs(4)));
         self.nodes.iter().find_map(|node| {
             let seen = node.seen.lock().unwrap().clone();
             if seen.is_none() || seen != stored {
@@ -190,15 +246,29 @@ impl Run {
         let fetches = self.wechat.spent().0 - before;
         // The other one: a token whose time had come anyway.
         let most = if self.long_lived { 1 } else { 2 };
-        self.check((1..=most).contains(&fetches), || format!("{fetches} fetches for one more dead token"));
+        self.check((1..=most).contains(&fetches), || {
+            format!("{fetches} fetches for one more dead token")
+        });
     }
 }
 
 fn manners(dice: &mut Dice) -> Manners {
     let kind = *dice.pick(&[Kind::Stable, Kind::Classic]);
-    let lifetime = if dice.percent(50) { Duration::from_secs(7200) } else { dice.millis(20_000..60_000) };
-    let overlap = if dice.percent(50) { Duration::ZERO } else { dice.millis(1000..8000) };
-    Manners { kind, lifetime, overlap }
+    let lifetime = if dice.percent(50) {
+        Duration::from_secs(7200)
+    } else {
+        dice.millis(20_000..60_000)
+    };
+    let overlap = if dice.percent(50) {
+        Duration::ZERO
+    } else {
+        dice.millis(1000..8000)
+    };
+    Manners {
+        kind,
+        lifetime,
+        overlap,
+    }
 }
 
 fn tail(story: &str) -> String {
@@ -207,10 +277,16 @@ fn tail(story: &str) -> String {
 }
 
 fn seeds(usual: Range<u64>) -> Range<u64> {
-    let Ok(wanted) = std::env::var("WXGATE_MODEL_SEEDS") else { return usual };
+    let Ok(wanted) = std::env::var("WXGATE_MODEL_SEEDS") else {
+        return usual;
+    };
     let (from, to) = wanted.split_once("..").unwrap_or((&wanted, ""));
     let from: u64 = from.parse().expect("a number, or two with .. between");
-    let to = if to.is_empty() { from + 1 } else { to.parse().expect("a number behind the ..") };
+    let to = if to.is_empty() {
+        from + 1
+    } else {
+        to.parse().expect("a number behind the ..")
+    };
     // Four tests share the work.
     let (part, quarter) = (usual.start / 250, (to - from).div_ceil(4));
     (from + part * quarter).min(to)..(from + (part + 1) * quarter).min(to)
@@ -255,7 +331,11 @@ fn nodes_agree_and_waste_nothing_whatever_breaks_in_the_fourth_quarter_of_seeds(
 fn a_seed_tells_the_same_story_again() {
     for seed in 0..6 {
         let (once, twice) = (Run::new(seed).play().story(), Run::new(seed).play().story());
-        if let Some((once, twice)) = once.lines().zip(twice.lines()).find(|(once, twice)| once != twice) {
+        if let Some((once, twice)) = once
+            .lines()
+            .zip(twice.lines())
+            .find(|(once, twice)| once != twice)
+        {
             panic!("seed {seed}: first {once}, then {twice}");
         }
     }

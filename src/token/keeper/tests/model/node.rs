@@ -1,5 +1,5 @@
-//! A node as a host: the real keeper, clients that use its tokens and tell it of stale ones, and a reader that watches
-//! it closely.
+//! A node as a host: the real keeper, clients that use its tokens and tell it of stale ones, and a
+//! reader that watches it closely.
 
 use std::{
     sync::{Arc, Mutex},
@@ -53,9 +53,18 @@ impl Node {
         let source = wechat::Remote::source(Arc::clone(&self.wechat), arrived.clone());
         // All hosts began at the same moment, so the wall clock is told by the simulation.
         let wall = NOON_MS + millis(turmoil::sim_elapsed().unwrap() + self.ahead);
-        let chance = Chance { clock: Clock::starting_at(wall), jitter };
-        let keeper =
-            Keeper::spawn_with(account, Settings::default(), source, store::Remote::connect(), metrics, chance);
+        let chance = Chance {
+            clock: Clock::starting_at(wall),
+            jitter,
+        };
+        let keeper = Keeper::spawn_with(
+            account,
+            Settings::default(),
+            source,
+            store::Remote::connect(),
+            metrics,
+            chance,
+        );
         // A second client that waited too would be woken before or after the first one by chance.
         for waits in [true, false] {
             tokio::spawn(self.clone().use_it(keeper.clone(), waits));
@@ -81,14 +90,18 @@ impl Node {
             self.ledger.called();
             if let Err(reason) = outcome {
                 let now = turmoil::sim_elapsed().unwrap();
-                self.ledger.note(now, format!("{}: a call failed: {reason}", self.name));
+                self.ledger
+                    .note(now, format!("{}: a call failed: {reason}", self.name));
                 if ["backoff", "budget", "path_lies"].contains(&reason.as_str()) {
                     self.ledger.waits(now);
                 }
                 // A replay may meet the next death, and then the token waits.
                 let lately = begun.saturating_sub(Duration::from_secs(1));
                 if self.strict && self.ledger.deaths_since(lately) < 2 && reason != "backoff" {
-                    self.ledger.breach(format!("{}: a call failed without need: {reason}", self.name));
+                    self.ledger.breach(format!(
+                        "{}: a call failed without need: {reason}",
+                        self.name
+                    ));
                 }
             }
         }
@@ -103,7 +116,10 @@ impl Node {
         match keeper.refresh_past(token.generation(), "/a").await {
             Refresh::GiveBack(reason) => Err(reason.slug().to_owned()),
             Refresh::Replay(fresh) if fresh.generation() <= token.generation() => {
-                self.ledger.breach(format!("{}: a replay with {:?} after {token:?}", self.name, fresh));
+                self.ledger.breach(format!(
+                    "{}: a replay with {:?} after {token:?}",
+                    self.name, fresh
+                ));
                 Err("an old token".to_owned())
             }
             Refresh::Replay(fresh) => {
@@ -117,14 +133,17 @@ impl Node {
     }
 
     async fn taken(&self, keeper: &Keeper, token: &Token) -> Result<bool, String> {
-        let taken = wechat::call(token.secret().expose()).await.map_err(|error| error.to_string())?;
+        let taken = wechat::call(token.secret().expose())
+            .await
+            .map_err(|error| error.to_string())?;
         if taken {
             keeper.accepted(token.generation());
         }
         Ok(taken)
     }
 
-    /// Looks all the time: a token that is good is never missing, and what is given never gets older.
+    /// Looks all the time: a token that is good is never missing, and what is given never gets
+    /// older.
     async fn watch(self, keeper: Keeper, arrived: Arrived) {
         let mut last: Option<Arc<Token>> = None;
         loop {
@@ -132,21 +151,32 @@ impl Node {
             let token = keeper.token();
             if let Some(last) = last.as_ref().filter(|last| last.is_alive()) {
                 match &token {
-                    None => self.ledger.breach(format!("{}: {last:?} is good, and a reader got none", self.name)),
+                    None => self.ledger.breach(format!(
+                        "{}: {last:?} is good, and a reader got none",
+                        self.name
+                    )),
                     Some(token) => self.compare(last, token, &arrived),
                 }
                 if !matches!(keeper.current().now_or_never(), Some(Ok(_))) {
-                    self.ledger.breach(format!("{}: a reader had to wait", self.name));
+                    self.ledger
+                        .breach(format!("{}: a reader had to wait", self.name));
                 }
             }
             if let Some(token) = token {
                 let now = (token.generation().0, token.secret().expose().to_owned());
                 let before = self.seen.lock().unwrap().replace(now.clone());
                 if before.as_ref() != Some(&now) {
-                    self.ledger.note(turmoil::sim_elapsed().unwrap(), format!("{}: has {now:?}", self.name));
+                    self.ledger.note(
+                        turmoil::sim_elapsed().unwrap(),
+                        format!("{}: has {now:?}", self.name),
+                    );
                 }
-                if last.as_ref().is_some_and(|last| last.generation() > token.generation()) {
-                    self.ledger.breach(format!("{}: went from {last:?} back to {now:?}", self.name));
+                if last
+                    .as_ref()
+                    .is_some_and(|last| last.generation() > token.generation())
+                {
+                    self.ledger
+                        .breach(format!("{}: went from {last:?} back to {now:?}", self.name));
                 }
                 last = Some(token);
             }
@@ -155,12 +185,22 @@ impl Node {
 
     /// An answer that comes after a later token's does not take its place.
     fn compare(&self, last: &Token, token: &Token, arrived: &Arrived) {
-        let (before, now) = (number(last.secret().expose()), number(token.secret().expose()));
+        let (before, now) = (
+            number(last.secret().expose()),
+            number(token.secret().expose()),
+        );
         if last.generation() == token.generation() && before != now {
-            self.ledger.breach(format!("{}: {} and T{before} have one number", self.name, token.fingerprint()));
+            self.ledger.breach(format!(
+                "{}: {} and T{before} have one number",
+                self.name,
+                token.fingerprint()
+            ));
         }
         if now < before && arrived.lately(now) {
-            self.ledger.breach(format!("{}: T{before} gave way to T{now}, its own late answer", self.name));
+            self.ledger.breach(format!(
+                "{}: T{before} gave way to T{now}, its own late answer",
+                self.name
+            ));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The shared store as a host, and the way of a node to it.
 //!
-//! The rules are those of [`MemoryStore`], which the host wraps; here they only travel. The host looks after each write
-//! whether what it holds went backwards.
+//! The rules are those of [`MemoryStore`], which the host wraps; here they only travel. The host
+//! looks after each write whether what it holds went backwards.
 
 use std::{
     io,
@@ -44,7 +44,11 @@ pub(super) struct Shelf {
 impl Shelf {
     pub(super) fn new(ledger: Ledger) -> Arc<Self> {
         let memory = Mutex::new(Arc::new(MemoryStore::shared()));
-        Arc::new(Self { memory, listeners: Mutex::default(), ledger })
+        Arc::new(Self {
+            memory,
+            listeners: Mutex::default(),
+            ledger,
+        })
     }
 
     fn memory(&self) -> Arc<MemoryStore> {
@@ -91,7 +95,10 @@ impl Shelf {
             self.ledger.stored(self.record().as_ref());
             return match saved {
                 Saved::Written => {
-                    self.listeners.lock().unwrap().retain(|listener| listener.send(()).is_ok());
+                    self.listeners
+                        .lock()
+                        .unwrap()
+                        .retain(|listener| listener.send(()).is_ok());
                     b"written".to_vec()
                 }
                 Saved::Newer(record) => bytes::encode(&key, &record),
@@ -99,7 +106,11 @@ impl Shelf {
         }
         let words: Vec<&str> = std::str::from_utf8(question).unwrap().split(' ').collect();
         match words[..] {
-            ["load"] => memory.load(&key).await.unwrap().map_or_else(Vec::new, |record| bytes::encode(&key, &record)),
+            ["load"] => memory
+                .load(&key)
+                .await
+                .unwrap()
+                .map_or_else(Vec::new, |record| bytes::encode(&key, &record)),
             ["lease", owner, life] => {
                 let life = Duration::from_millis(life.parse().unwrap());
                 let left = match memory.lease(&key, owner, life).await.unwrap() {
@@ -132,14 +143,20 @@ pub(super) struct Remote {
     ropes: Ropes,
 }
 
-/// One channel for each who listens: those of one channel would be woken in an order of its own each time.
+/// One channel for each who listens: those of one channel would be woken in an order of its own
+/// each time.
 type Ropes = Arc<Mutex<Vec<watch::Sender<u64>>>>;
 
 impl Remote {
     /// Begins to listen for changes, on the current host.
     pub(super) fn connect() -> Arc<dyn TokenStore> {
         let ropes = Ropes::default();
-        let (this, gone) = (Self { ropes: Arc::clone(&ropes) }, Arc::downgrade(&ropes));
+        let (this, gone) = (
+            Self {
+                ropes: Arc::clone(&ropes),
+            },
+            Arc::downgrade(&ropes),
+        );
         tokio::spawn(async move {
             while gone.strong_count() > 1 {
                 let _ = hear(&ropes).await;
@@ -150,11 +167,13 @@ impl Remote {
     }
 
     async fn ask(question: &[u8]) -> Result<Vec<u8>, StoreError> {
-        Ok(wire::ask(HOST, question, CALL).await.map_err(|error| match error.kind() {
-            io::ErrorKind::TimedOut => ServerFault::Timeout,
-            io::ErrorKind::ConnectionRefused => ServerFault::Unreachable,
-            _ => ServerFault::Broken,
-        })?)
+        Ok(wire::ask(HOST, question, CALL)
+            .await
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::TimedOut => ServerFault::Timeout,
+                io::ErrorKind::ConnectionRefused => ServerFault::Unreachable,
+                _ => ServerFault::Broken,
+            })?)
     }
 }
 
@@ -173,7 +192,9 @@ async fn hear(ropes: &Ropes) -> io::Result<()> {
 fn ring(ropes: &Ropes) {
     let mut ropes = ropes.lock().unwrap();
     ropes.retain(|rope| rope.receiver_count() > 0);
-    ropes.iter().for_each(|rope| rope.send_modify(|number| *number += 1));
+    ropes
+        .iter()
+        .for_each(|rope| rope.send_modify(|number| *number += 1));
 }
 
 impl TokenStore for Remote {
@@ -181,10 +202,16 @@ impl TokenStore for Remote {
         Box::pin(async move { Ok(bytes::decode(key, &Self::ask(b"load").await?)) })
     }
 
-    fn save<'a>(&'a self, key: &'a Key, record: Record) -> BoxFuture<'a, Result<Saved, StoreError>> {
+    fn save<'a>(
+        &'a self,
+        key: &'a Key,
+        record: Record,
+    ) -> BoxFuture<'a, Result<Saved, StoreError>> {
         Box::pin(async move {
-            let answer = Self::ask(&[b"save ".as_slice(), &bytes::encode(key, &record)].concat()).await?;
-            Ok(bytes::decode(key, &answer).map_or(Saved::Written, |record| Saved::Newer(Box::new(record))))
+            let answer =
+                Self::ask(&[b"save ".as_slice(), &bytes::encode(key, &record)].concat()).await?;
+            Ok(bytes::decode(key, &answer)
+                .map_or(Saved::Written, |record| Saved::Newer(Box::new(record))))
         })
     }
 
@@ -194,15 +221,31 @@ impl TokenStore for Remote {
         Some(changes)
     }
 
-    fn lease<'a>(&'a self, _: &'a Key, owner: &'a str, life: Duration) -> BoxFuture<'a, Result<Lease, StoreError>> {
+    fn lease<'a>(
+        &'a self,
+        _: &'a Key,
+        owner: &'a str,
+        life: Duration,
+    ) -> BoxFuture<'a, Result<Lease, StoreError>> {
         Box::pin(async move {
-            let answer = Self::ask(format!("lease {owner} {}", life.as_millis()).as_bytes()).await?;
+            let answer =
+                Self::ask(format!("lease {owner} {}", life.as_millis()).as_bytes()).await?;
             let left: u64 = String::from_utf8(answer).unwrap().parse().unwrap();
-            Ok(if left == 0 { Lease::Granted } else { Lease::Held { left: Duration::from_millis(left) } })
+            Ok(if left == 0 {
+                Lease::Granted
+            } else {
+                Lease::Held {
+                    left: Duration::from_millis(left),
+                }
+            })
         })
     }
 
     fn release<'a>(&'a self, _: &'a Key, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async move { Self::ask(format!("release {owner}").as_bytes()).await.map(drop) })
+        Box::pin(async move {
+            Self::ask(format!("release {owner}").as_bytes())
+                .await
+                .map(drop)
+        })
     }
 }

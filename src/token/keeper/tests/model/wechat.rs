@@ -1,7 +1,8 @@
-//! WeChat as a host: mints tokens, lets them die, and takes calls that need one. And a node's way to it.
+//! WeChat as a host: mints tokens, lets them die, and takes calls that need one. And a node's way
+//! to it.
 //!
-//! Knows which token is good, who made it and whether anybody received it, so it can tell a fetch that was needed from
-//! one that was not.
+//! Knows which token is good, who made it and whether anybody received it, so it can tell a fetch
+//! that was needed from one that was not.
 
 use std::{
     collections::HashMap,
@@ -74,7 +75,11 @@ impl Wechat {
             fetches: 0,
             forced: 0,
         };
-        Arc::new(Self { manners, state: Mutex::new(state), ledger })
+        Arc::new(Self {
+            manners,
+            state: Mutex::new(state),
+            ledger,
+        })
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
@@ -136,15 +141,27 @@ impl Wechat {
         let now = turmoil::sim_elapsed().unwrap();
         match question.split_once(' ') {
             Some(("fetch", mode)) => self.fetch(mode, now),
-            Some(("use", token)) => if self.takes(token, now) { "fine" } else { "stale" }.to_owned(),
+            Some(("use", token)) => if self.takes(token, now) {
+                "fine"
+            } else {
+                "stale"
+            }
+            .to_owned(),
             _ => unreachable!("{question}"),
         }
     }
 
     fn fetch(&self, mode: &str, now: Duration) -> String {
-        let Manners { kind, lifetime, overlap } = self.manners;
+        let Manners {
+            kind,
+            lifetime,
+            overlap,
+        } = self.manners;
         self.with(|state| {
-            let left = state.tokens.get(&state.latest).map_or(Duration::ZERO, |dies| dies.saturating_sub(now));
+            let left = state
+                .tokens
+                .get(&state.latest)
+                .map_or(Duration::ZERO, |dies| dies.saturating_sub(now));
             let healthy = !state.zombie && left > lifetime.mul_f64(0.6);
             let forced = mode == "forced";
             state.fetches += 1;
@@ -158,7 +175,10 @@ impl Wechat {
                 state.mint(&self.manners, now, overlap);
                 (state.ours, state.received) = (true, false);
             }
-            let left = state.tokens.get(&state.latest).map_or(lifetime, |dies| dies.saturating_sub(now));
+            let left = state
+                .tokens
+                .get(&state.latest)
+                .map_or(lifetime, |dies| dies.saturating_sub(now));
             format!("{} {}", state.latest, left.as_millis())
         })
     }
@@ -181,7 +201,8 @@ impl State {
         self.zombie = false;
         self.minted += 1;
         self.latest = format!("T{}", self.minted);
-        self.tokens.insert(self.latest.clone(), now + manners.lifetime);
+        self.tokens
+            .insert(self.latest.clone(), now + manners.lifetime);
     }
 
     fn pause(&mut self) -> Duration {
@@ -204,7 +225,8 @@ impl Arrived {
     /// Whether this one came a moment ago.
     pub(super) fn lately(&self, token: u64) -> bool {
         let (last, at) = *self.0.lock().unwrap();
-        last == token && turmoil::sim_elapsed().unwrap().saturating_sub(at) < Duration::from_millis(600)
+        last == token
+            && turmoil::sim_elapsed().unwrap().saturating_sub(at) < Duration::from_millis(600)
     }
 }
 
@@ -226,18 +248,28 @@ impl Remote {
 
 impl TokenSource for Remote {
     fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
-        let question = if mode == Mode::Forced { b"fetch forced".as_slice() } else { b"fetch normal" };
+        let question = if mode == Mode::Forced {
+            b"fetch forced".as_slice()
+        } else {
+            b"fetch normal"
+        };
         Box::pin(async move {
-            let answer = wire::ask(HOST, question, FETCH).await.map_err(|error| match error.kind() {
-                io::ErrorKind::TimedOut => FetchError::Timeout,
-                io::ErrorKind::ConnectionRefused => FetchError::Connect,
-                _ => FetchError::Broken,
-            })?;
+            let answer =
+                wire::ask(HOST, question, FETCH)
+                    .await
+                    .map_err(|error| match error.kind() {
+                        io::ErrorKind::TimedOut => FetchError::Timeout,
+                        io::ErrorKind::ConnectionRefused => FetchError::Connect,
+                        _ => FetchError::Broken,
+                    })?;
             let answer = String::from_utf8(answer).unwrap();
             let (token, left) = answer.split_once(' ').unwrap();
             self.wechat.received(token);
             *self.arrived.0.lock().unwrap() = (number(token), turmoil::sim_elapsed().unwrap());
-            Ok(Fetched { token: Secret::new(token), expires_in: Duration::from_millis(left.parse().unwrap()) })
+            Ok(Fetched {
+                token: Secret::new(token),
+                expires_in: Duration::from_millis(left.parse().unwrap()),
+            })
         })
     }
 

@@ -1,6 +1,7 @@
 //! One question and one answer per simulated connection, each as a length and so many bytes.
 //!
-//! Knows no content. A lost segment is never sent again here, so every question has a limit of its own.
+//! Knows no content. A lost segment is never sent again here, so every question has a limit of its
+//! own.
 
 use std::{io, time::Duration};
 
@@ -20,7 +21,9 @@ pub(super) async fn ask(host: &str, question: &[u8], limit: Duration) -> io::Res
         send(&mut stream, question).await?;
         receive(&mut stream).await
     };
-    timeout(limit, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    timeout(limit, exchange)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Takes connections, one task each.
@@ -37,7 +40,9 @@ where
 
 pub(super) async fn send(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
     let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-    stream.write_all(&[&length.to_be_bytes(), bytes].concat()).await
+    stream
+        .write_all(&[&length.to_be_bytes(), bytes].concat())
+        .await
 }
 
 pub(super) async fn receive(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
