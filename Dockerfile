@@ -5,14 +5,14 @@
 #
 # deploy/compose has two of it behind a load balancer.
 
-# The compiler that profile/ is of. Another one works, and makes a wxgate that takes more CPU.
-FROM rust:1.95.0-bookworm AS build
+FROM rust:1.95-bookworm AS build
+RUN rustup component add llvm-tools
 WORKDIR /src
 COPY . .
 # A store in databases: --build-arg FEATURES=sql
 ARG FEATURES=""
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin wxgate --features "$FEATURES" && cp target/release/wxgate /wxgate
+    scripts/release --features "$FEATURES" --out /
 
 FROM debian:bookworm-slim
 RUN apt-get update \

@@ -239,7 +239,7 @@ fn note(keeper: &Keeper, force: bool, result: &Result<Refreshed, TokenError>) {
             %account, force, refreshed = done.refreshed, generation = done.generation.0, "refreshed by hand"
         ),
         Err(error) => {
-            tracing::warn!(%account, force, reason = error.label(), "refresh by hand failed")
+            tracing::warn!(%account, force, reason = error.label(), "refresh by hand failed");
         }
     }
 }

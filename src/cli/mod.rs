@@ -37,7 +37,7 @@ const EXIT_CONFIG: u8 = 78;
 /// Internal services call it without credentials; it adds the cached token, notices when WeChat
 /// refuses it, fetches a new one once for everybody, and sends the request once more.
 #[derive(Debug, Parser)]
-#[command(name = "wxgate", version, max_term_width = 100)]
+#[command(name = "wxgate", version = env!("WXGATE_VERSION"), max_term_width = 100)]
 pub(crate) struct Cli {
     /// How log lines look
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"], env = "WXGATE_LOG_FORMAT")]

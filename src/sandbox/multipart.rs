@@ -122,7 +122,7 @@ impl Scanner {
             self.digest.update(bytes);
             match &mut self.kept {
                 Some(kept) if kept.len() + bytes.len() <= self.keep => {
-                    kept.extend_from_slice(bytes)
+                    kept.extend_from_slice(bytes);
                 }
                 kept => *kept = None,
             }

@@ -92,6 +92,21 @@ fn bad_usage_ends_with_2_and_help_with_0() {
 }
 
 #[test]
+fn the_version_tells_commit_and_features() {
+    let ended = finish(wxgate(&["--version"]));
+    let line = ended.stdout.trim();
+    let inside = line
+        .strip_prefix(concat!("wxgate ", env!("CARGO_PKG_VERSION"), " (commit "))
+        .and_then(|rest| rest.strip_suffix(')'))
+        .unwrap_or_else(|| panic!("{line}"));
+    let (commit, features) = inside.split_once(", features: ").expect("features");
+    let is_hash = commit.len() == 12 && commit.bytes().all(|b| b.is_ascii_hexdigit());
+    assert!(is_hash || commit == "unknown", "{line}");
+    let sql = if cfg!(feature = "sql") { "sql" } else { "none" };
+    assert_eq!(features, sql, "{line}");
+}
+
+#[test]
 fn bad_configuration_ends_with_78_and_names_the_key() {
     let account = "[[account]]\nname = \"shop\"\nappid = \"wx1\"\n";
     let value = "secret = { value = \"s\" }\n";

@@ -34,6 +34,7 @@ mod malformed;
 mod metrics;
 mod nodes;
 mod own_answers;
+mod packaging;
 mod paths;
 mod phantoms;
 mod phantoms_wecom;

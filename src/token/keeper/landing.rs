@@ -193,7 +193,7 @@ impl Task {
                 Err(denied) => self.give_back(reason(denied)),
                 Ok(()) if kind.is_ours() => self.probe(flight),
                 Ok(()) if flight.trigger == Trigger::Rejected => {
-                    self.fruitless(GiveBackReason::SameToken)
+                    self.fruitless(GiveBackReason::SameToken);
                 }
                 // A look that began before the rejection says nothing of what the other server did
                 // about it.

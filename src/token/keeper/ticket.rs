@@ -128,7 +128,7 @@ impl Task {
         let now = Instant::now();
         match &mut self.fault {
             Some(fault) if lacks_token(fault.cause) => {
-                (fault.until, self.next_attempt) = (now, now)
+                (fault.until, self.next_attempt) = (now, now);
             }
             None if self.current.is_some() && self.gate.ask(now, true).is_ok() => {
                 let _ = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper);

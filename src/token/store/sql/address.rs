@@ -183,7 +183,7 @@ impl Settings {
                 "sslcert" | "ssl-cert" => parts.certificate = Some(self.base.join(&*value)),
                 "sslkey" | "ssl-key" => parts.key = Some(self.base.join(&*value)),
                 "host" | "socket" if value.starts_with('/') => {
-                    parts.socket = Some(PathBuf::from(&*value))
+                    parts.socket = Some(PathBuf::from(&*value));
                 }
                 _ => return Err(QUERY),
             }

@@ -140,7 +140,7 @@ impl Chaos {
             Fault::Held((a, b)) => sim.hold(a, b),
             Fault::Lossy((a, b)) => sim.set_link_fail_rate(a, b, 0.1),
             Fault::Slow((a, b)) => {
-                sim.set_link_max_message_latency(a, b, self.dice.millis(200..2000))
+                sim.set_link_max_message_latency(a, b, self.dice.millis(200..2000));
             }
             Fault::NodeDown(node) => sim.crash(node),
             Fault::WechatSlow => wechat.set_slow(self.dice.within(500..6000)),
