@@ -75,6 +75,7 @@ use crate::{
 
 const X_WXGATE_ACCOUNT: HeaderName = HeaderName::from_static("x-wxgate-account");
 const X_WXGATE_ATTEMPTS: HeaderName = HeaderName::from_static("x-wxgate-attempts");
+const X_WXGATE_SENT: HeaderName = HeaderName::from_static("x-wxgate-sent");
 const X_WXGATE_REPLAY: HeaderName = HeaderName::from_static("x-wxgate-replay");
 
 /// Where the access log goes; `None` when nobody wants it.
@@ -305,12 +306,17 @@ async fn handle(
             answer.map(|body| Delivery::Own(Some(body))),
             refused.unwrap_or("ok"),
         ),
-        Err(error) => (
-            error
-                .response(error_style)
-                .map(|body| Delivery::Own(Some(body))),
-            error.slug(),
-        ),
+        Err(error) => {
+            let mut response = error.response(error_style);
+            let sent = if trail.attempts == 0 { "no" } else { "maybe" };
+            response
+                .headers_mut()
+                .insert(X_WXGATE_SENT, HeaderValue::from_static(sent));
+            (
+                response.map(|body| Delivery::Own(Some(body))),
+                error.slug(),
+            )
+        }
     };
     journey.audit(denied);
     journey.end(response.status().as_u16(), outcome);

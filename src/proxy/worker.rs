@@ -15,7 +15,7 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::{Instant, timeout},
+    time::timeout,
 };
 
 use super::{
@@ -43,17 +43,11 @@ pub(super) struct Worker {
     pub(super) upstream: Upstream,
     pub(super) access_log: Option<AccessLog>,
     pub(super) drain: Drain,
-    started: Instant,
     id_prefix: u32,
     next_id: AtomicU32,
 }
 
 impl Worker {
-    /// Seconds since the worker started.
-    pub(super) fn seconds(&self) -> u64 {
-        self.started.elapsed().as_secs()
-    }
-
     /// An id that no other request of this process has, and hardly any of another.
     pub(super) fn request_id(&self) -> RequestId {
         let next = self.next_id.fetch_add(1, Relaxed);
@@ -200,7 +194,6 @@ async fn serve(
         access_log: proxy.access_log(),
         proxy,
         drain: drain.clone(),
-        started: Instant::now(),
         id_prefix: u32::from_ne_bytes(random),
         next_id: AtomicU32::new(0),
     });

@@ -22,6 +22,7 @@ mod config_files;
 mod drain;
 mod early_answers;
 mod egress;
+mod failover;
 mod fake;
 mod first;
 mod flat_memory;
