@@ -258,18 +258,23 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
     } = &service;
     let Accepted { stream, peer } = accepted;
     let leaving = || worker.drain.is_leaving();
-    let origin = |names| Origin {
-        peer,
-        shown: peer.to_string(),
-        names,
-        last_key: LastKey::default(),
+    let origin = |names| {
+        Arc::new(Origin {
+            peer,
+            shown: peer.to_string(),
+            names,
+            last_key: LastKey::default(),
+        })
     };
     let tls = worker.proxy.live.load().tls.clone();
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
         None => {
             let origin = origin(Vec::new());
             let handler = |head, body| super::handle(worker, &origin, head, body);
-            connection::serve(stream, connections, leaving, handler).await;
+            let broken = connection::serve(stream, connections, leaving, handler).await;
+            if let Some(stream) = broken {
+                stream.reset_on_close();
+            }
         }
         Some(acceptor) => {
             let mut closing = worker.drain.clone();
@@ -282,7 +287,10 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
                 Ok(Ok(stream)) => {
                     let origin = origin(tls::names_of(stream.get_ref().1));
                     let handler = |head, body| super::handle(worker, &origin, head, body);
-                    Box::pin(connection::serve(stream, connections, leaving, handler)).await;
+                    let serving = connection::serve(stream, connections, leaving, handler);
+                    if let Some(stream) = Box::pin(serving).await {
+                        stream.get_ref().0.reset_on_close();
+                    }
                 }
                 Ok(Err(error)) => {
                     tracing::debug!(%peer, %error, "TLS handshake with a client failed")

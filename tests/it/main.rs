@@ -14,6 +14,7 @@
 mod access_log;
 mod admin;
 mod bodies;
+mod broken_answers;
 mod cli;
 mod clients;
 mod coexistence;

@@ -548,9 +548,13 @@ impl Call<'_> {
                 }
                 Err(error) => return Err(refusal(error)),
             };
-            let (answer, errcode) =
-                inspect::look(self.method, &mut head, body, patience).await;
+            let (answer, errcode) = inspect::look(self.method, &mut head, body, patience)
+                .await
+                .map_err(|_| refusal(SendError::broken_body(&candidate)))?;
             headers::to_client(&mut head.headers);
+            // An answer in HTTP/1.0 would be passed on as such, and its body end with the
+            // connection: the caller could not tell a broken one from a whole one.
+            head.version = Version::HTTP_11;
             if let Some(errcode) = errcode {
                 self.account.metrics.errcode(errcode);
             }

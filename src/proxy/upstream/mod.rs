@@ -32,11 +32,12 @@ use hyper::{
 use tokio::time::Instant;
 
 pub(crate) use self::{
+    candidates::Candidate,
     dial::{DialError, DialSetupError, Dialer, Origin},
     origins::Origins,
 };
 use self::{
-    candidates::{Candidate, Candidates},
+    candidates::Candidates,
     pool::{Connection, Pool},
     slots::Slots,
     timer::Timer,
@@ -173,6 +174,16 @@ pub(crate) enum SendError {
     /// The body is needed again and there is no copy.
     #[error("the request body cannot be sent again")]
     NotReplayable(#[from] NotReplayable),
+}
+
+impl SendError {
+    /// An answer whose head came and whose body did not end.
+    pub(crate) fn broken_body(candidate: &Candidate<'_>) -> Self {
+        Self::Broken {
+            host: candidate.origin.name().to_owned(),
+            what: "broke the connection within its answer",
+        }
+    }
 }
 
 impl Upstream {
@@ -509,11 +520,8 @@ impl Body for AnswerBody {
         match &polled {
             // hyper's server stops asking at the stated length, so the end may never be polled for.
             Poll::Ready(Some(Ok(_)) | None) => self.release_at_end(),
-            Poll::Ready(Some(Err(error))) => {
-                if let Some(held) = self.held.take() {
-                    tracing::warn!(host = held.pool.origin().name(), %error, "WeChat's answer broke off; the caller gets it cut short");
-                }
-            }
+            // The connection carries nothing more.
+            Poll::Ready(Some(Err(_))) => drop(self.held.take()),
             Poll::Pending => {}
         }
         polled
