@@ -273,6 +273,16 @@ pub enum Stream {
     Unix(UnixStream),
 }
 
+impl Stream {
+    /// Has the other end see a reset where it would see a clean end. A Unix socket knows none.
+    pub(crate) fn reset_on_close(&self) {
+        if let Self::Tcp(stream) = self {
+            // Of no use if the connection has gone already, and it fails only then.
+            let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
 macro_rules! either {
     ($stream:expr, $inner:ident => $call:expr) => {
         match $stream.get_mut() {

@@ -1,8 +1,9 @@
 //! A look at the beginning of an answer, and out of the way again.
 //!
-//! Only a small body that can be a JSON object is held back and read; anything else streams on at
-//! once. Nothing is changed: the bytes that were looked at are the bytes that are delivered. What a
-//! code means is decided elsewhere.
+//! A body of up to 64 KiB is complete before its head goes on, so that a broken one can still
+//! become an error. Only one that can be a small JSON object is read for a code. A body without a
+//! length that takes its time, or is longer, streams on. Nothing is changed: the bytes that were
+//! looked at are the bytes that are delivered. What a code means is decided elsewhere.
 
 use std::{
     io::Read as _,
@@ -24,69 +25,79 @@ use tokio::time::Instant;
 use super::upstream::AnswerBody;
 use crate::wechat::verdict::{self, WINDOW};
 
+/// The longest body that is complete before its head goes on.
+const MAX_HELD: usize = 64 * 1024;
+/// The longest time that a body without a length is held back for, unless it may hold a code: it
+/// may be a stream of events.
+const MAX_PAUSE: Duration = Duration::from_millis(250);
+
 /// The body of an answer on its way to the caller.
 pub(crate) enum Answer {
     /// Read to its end.
     Whole(Bytes),
     /// Begun, the rest is still to come.
     Begun(Bytes, AnswerBody),
-    /// Broken off after this much. The caller must see the error too: hyper reports it once, and
-    /// what a broken body says when asked again looks like a clean end.
-    Broken(Bytes, AnswerBody, Option<hyper::Error>),
 }
 
 /// Looks at the body of an answer. One that trickles is held back no longer than `patience`; one
 /// that has come whole gets a length.
+///
+/// # Errors
+/// When the body breaks off while it is held back, so that the caller has nothing of it yet.
 pub(crate) async fn look(
     method: &Method,
     head: &mut Parts,
     mut body: AnswerBody,
     patience: Duration,
-) -> (Answer, Option<i64>) {
-    let coding = Coding::of(&head.headers);
-    if !head.status.is_success()
-        || *method == Method::HEAD
+) -> hyper::Result<(Answer, Option<i64>)> {
+    let length = body.size_hint().exact();
+    if *method == Method::HEAD
         || body.is_end_stream()
-        || !worth_a_look(coding, &body)
+        || length.is_some_and(|length| length > MAX_HELD as u64)
     {
-        return (Answer::Begun(Bytes::new(), body), None);
+        return Ok((Answer::Begun(Bytes::new(), body), None));
     }
-    let mut deadline = None;
+    let coding = Coding::of(&head.headers);
+    let mut may_hold_code = head.status.is_success()
+        && coding != Coding::Opaque
+        && length.is_none_or(|length| length <= WINDOW as u64);
+    let mut waiting_since = None;
     let mut seen = Bytes::new();
     loop {
-        match body
-            .frame_before(|| *deadline.get_or_insert_with(|| Instant::now() + patience))
-            .await
-        {
-            Some(Some(Ok(frame))) => {
-                let Ok(data) = frame.into_data() else {
-                    continue;
-                };
-                seen = append(seen, data);
-                if seen.len() > WINDOW
-                    || (coding == Coding::Plain && verdict::may_be_object(&seen) == Some(false))
-                {
-                    break;
-                }
-            }
+        let limit = if length.is_some() || may_hold_code {
+            patience
+        } else {
+            MAX_PAUSE.min(patience)
+        };
+        let deadline = || *waiting_since.get_or_insert_with(Instant::now) + limit;
+        let is_over = match body.frame_before(deadline).await {
+            // It trickles: the caller gets what there is, as it comes.
+            None => return Ok((Answer::Begun(seen, body), None)),
             Some(None) => {
-                let errcode = read(coding, &seen);
                 // The whole is here, so a chunked answer gets a length.
                 head.headers.remove(header::TRANSFER_ENCODING);
                 head.headers
                     .insert(header::CONTENT_LENGTH, seen.len().into());
-                return (Answer::Whole(seen), errcode);
+                true
             }
-            Some(Some(Err(error))) => return (Answer::Broken(seen, body, Some(error)), None),
-            // It trickles: the caller gets what there is, as it comes.
-            None => break,
+            Some(Some(frame)) => {
+                if let Ok(data) = frame?.into_data() {
+                    seen = append(seen, data);
+                }
+                body.is_end_stream()
+            }
+        };
+        may_hold_code = may_hold_code
+            && seen.len() <= WINDOW
+            && (coding != Coding::Plain || verdict::may_be_object(&seen) != Some(false));
+        if is_over {
+            let errcode = may_hold_code.then(|| read(coding, &seen)).flatten();
+            return Ok((Answer::Whole(seen), errcode));
         }
-        if body.is_end_stream() {
-            let errcode = read(coding, &seen);
-            return (Answer::Whole(seen), errcode);
+        if seen.len() > MAX_HELD {
+            return Ok((Answer::Begun(seen, body), None));
         }
     }
-    (Answer::Begun(seen, body), None)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,14 +118,6 @@ impl Coding {
             },
         }
     }
-}
-
-fn worth_a_look(coding: Coding, body: &AnswerBody) -> bool {
-    let fits = body
-        .size_hint()
-        .exact()
-        .is_none_or(|length| length <= WINDOW as u64);
-    coding != Coding::Opaque && fits
 }
 
 fn append(seen: Bytes, data: Bytes) -> Bytes {
@@ -165,11 +168,10 @@ impl Body for Answer {
             Self::Whole(bytes) => {
                 Poll::Ready(Some(Ok(Frame::data(bytes.copy_to_bytes(bytes.len())))))
             }
-            Self::Begun(seen, _) | Self::Broken(seen, ..) if !seen.is_empty() => {
+            Self::Begun(seen, _) if !seen.is_empty() => {
                 Poll::Ready(Some(Ok(Frame::data(seen.copy_to_bytes(seen.len())))))
             }
             Self::Begun(_, rest) => Pin::new(rest).poll_frame(cx),
-            Self::Broken(_, _, error) => Poll::Ready(error.take().map(Err)),
         }
     }
 
@@ -177,14 +179,13 @@ impl Body for Answer {
         match self {
             Self::Whole(bytes) => bytes.is_empty(),
             Self::Begun(seen, rest) => seen.is_empty() && rest.is_end_stream(),
-            Self::Broken(_, _, error) => error.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Begun(seen, rest) | Self::Broken(seen, rest, _) => {
+            Self::Begun(seen, rest) => {
                 let mut hint = rest.size_hint();
                 let seen = seen.len() as u64;
                 // The upper bound first: the lower one must never pass it.

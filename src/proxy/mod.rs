@@ -75,6 +75,7 @@ use crate::{
 
 const X_WXGATE_ACCOUNT: HeaderName = HeaderName::from_static("x-wxgate-account");
 const X_WXGATE_ATTEMPTS: HeaderName = HeaderName::from_static("x-wxgate-attempts");
+const X_WXGATE_SENT: HeaderName = HeaderName::from_static("x-wxgate-sent");
 const X_WXGATE_REPLAY: HeaderName = HeaderName::from_static("x-wxgate-replay");
 
 /// Where the access log goes; `None` when nobody wants it.
@@ -259,8 +260,8 @@ impl Bound {
 /// Answers one request. Never fails: errors become answers here, and everything is counted and
 /// logged here.
 async fn handle(
-    worker: &Worker,
-    origin: &Origin,
+    worker: &Arc<Worker>,
+    origin: &Arc<Origin>,
     head: Box<Parts>,
     body: Incoming,
 ) -> Response<Delivery> {
@@ -272,13 +273,14 @@ async fn handle(
     };
     let id = adopted.unwrap_or_else(|| worker.request_id());
     let mut journey = Journey {
-        worker,
-        origin,
+        worker: Arc::clone(worker),
+        origin: Arc::clone(origin),
         head,
         id,
         trail: Trail::default(),
         started: Instant::now(),
-        over: false,
+        decided: None,
+        is_recorded: false,
     };
     let Journey { head, trail, .. } = &mut journey;
     trail.body_unread = !body.is_end_stream();
@@ -298,35 +300,59 @@ async fn handle(
         .map(ProxyError::slug)
         .or(refused);
     let (mut response, outcome) = match ran {
-        Ok((Outcome::Upstream(answer), guard)) => {
-            (answer.map(|body| Delivery::Upstream(body, guard)), "ok")
-        }
+        Ok((Outcome::Upstream(answer), guard)) => (
+            answer.map(|body| Delivery::Upstream(body, guard, None)),
+            "ok",
+        ),
         Ok((Outcome::Own(answer), _)) => (
             answer.map(|body| Delivery::Own(Some(body))),
             refused.unwrap_or("ok"),
         ),
-        Err(error) => (
-            error
-                .response(error_style)
-                .map(|body| Delivery::Own(Some(body))),
-            error.slug(),
-        ),
+        Err(error) => {
+            let mut response = error.response(error_style);
+            let sent = if trail.attempts == 0 { "no" } else { "maybe" };
+            response
+                .headers_mut()
+                .insert(X_WXGATE_SENT, HeaderValue::from_static(sent));
+            (response.map(|body| Delivery::Own(Some(body))), error.slug())
+        }
     };
     journey.audit(denied);
-    journey.end(response.status().as_u16(), outcome);
-    mark(response.headers_mut(), journey.id.take(), &journey.trail);
+    journey.decide(response.status().as_u16(), outcome);
+    if matches!(response.body(), Delivery::Upstream(Answer::Begun(..), ..))
+        && !response.body().is_end_stream()
+    {
+        let id = journey.id.value();
+        mark(response.headers_mut(), id, &journey.trail);
+        if let Delivery::Upstream(_, _, carried) = response.body_mut() {
+            *carried = Some(Box::new(journey));
+        }
+    } else {
+        journey.record();
+        mark(response.headers_mut(), journey.id.take(), &journey.trail);
+    }
     response
 }
 
-/// A request from its arrival until its answer is decided on; counted and logged exactly once.
-struct Journey<'c> {
-    worker: &'c Worker,
-    origin: &'c Origin,
+/// A request from its arrival until its answer is known: until the head goes out, or, where the
+/// body is still to come, until that has ended. Counted and logged exactly once, when dropped.
+struct Journey {
+    worker: Arc<Worker>,
+    origin: Arc<Origin>,
     head: Box<Parts>,
     id: RequestId,
     trail: Trail,
     started: Instant,
-    over: bool,
+    decided: Option<Decided>,
+    is_recorded: bool,
+}
+
+/// The answer to a request.
+struct Decided {
+    status: u16,
+    outcome: &'static str,
+    /// Until the head of the answer was there.
+    took: Duration,
 }
 
 /// The label of callers that nobody knows.
@@ -335,9 +361,33 @@ const NO_CLIENT: &str = "-";
 /// The status that nginx logs for a request whose caller went away; never sent.
 const NOBODY_LEFT: u16 = 499;
 
-impl Journey<'_> {
-    fn end(&mut self, status: u16, outcome: &'static str) {
-        self.over = true;
+/// The outcome of an answer that broke off behind its head.
+const UPSTREAM_BROKEN: &str = "upstream_broken";
+
+impl Journey {
+    fn decide(&mut self, status: u16, outcome: &'static str) {
+        self.decided = Some(Decided {
+            status,
+            outcome,
+            took: self.started.elapsed(),
+        });
+    }
+
+    /// WeChat's answer has broken off; its head, at least, is on the way to the caller.
+    fn break_off(&mut self, error: &hyper::Error) {
+        if let Some(decided) = &mut self.decided {
+            decided.outcome = UPSTREAM_BROKEN;
+        }
+        tracing::warn!(
+            account = self.trail.account.as_ref().map_or("-", |account| account.name.as_str()),
+            id = self.id.as_str(),
+            %error,
+            "WeChat's answer broke off behind its head; the caller's connection is reset",
+        );
+    }
+
+    fn record(&mut self) {
+        self.is_recorded = true;
         let Self {
             worker,
             origin,
@@ -345,9 +395,13 @@ impl Journey<'_> {
             id,
             trail,
             started,
+            decided,
             ..
         } = self;
-        let took = started.elapsed();
+        let (status, outcome, took) = match decided {
+            Some(decided) => (decided.status, decided.outcome, decided.took),
+            None => (NOBODY_LEFT, "abandoned", started.elapsed()),
+        };
         let metrics = trail
             .account
             .as_ref()
@@ -384,7 +438,7 @@ impl Journey<'_> {
     }
 }
 
-impl Journey<'_> {
+impl Journey {
     /// One line for a call that was denied, or would have been, and one more in the count.
     fn audit(&self, denied: Option<&'static str>) {
         let Self {
@@ -421,12 +475,12 @@ impl Journey<'_> {
     }
 }
 
-impl Drop for Journey<'_> {
-    /// The caller hung up, or a stop cut the request: WeChat may have executed it all the same, so
-    /// it must be seen.
+impl Drop for Journey {
+    /// Also where the caller hung up, or a stop cut the request: WeChat may have executed it all
+    /// the same, so it must be seen.
     fn drop(&mut self) {
-        if !self.over {
-            self.end(NOBODY_LEFT, "abandoned");
+        if !self.is_recorded {
+            self.record();
         }
     }
 }
@@ -460,6 +514,8 @@ enum Delivery {
     Upstream(
         Answer,
         #[allow(dead_code, reason = "ends the request when the body is dropped")] InFlight,
+        /// Of an answer whose body is still to come.
+        Option<Box<Journey>>,
     ),
     Own(Option<Bytes>),
 }
@@ -473,21 +529,27 @@ impl Body for Delivery {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Upstream(answer, _) => Pin::new(answer).poll_frame(cx),
+            Self::Upstream(answer, _, journey) => {
+                let polled = Pin::new(answer).poll_frame(cx);
+                if let (Poll::Ready(Some(Err(error))), Some(journey)) = (&polled, journey) {
+                    journey.break_off(error);
+                }
+                polled
+            }
             Self::Own(body) => Poll::Ready(body.take().map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Upstream(answer, _) => answer.is_end_stream(),
+            Self::Upstream(answer, ..) => answer.is_end_stream(),
             Self::Own(body) => body.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Upstream(answer, _) => answer.size_hint(),
+            Self::Upstream(answer, ..) => answer.size_hint(),
             Self::Own(body) => {
                 SizeHint::with_exact(body.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }

@@ -47,6 +47,11 @@ impl RequestId {
     pub(super) fn take(&mut self) -> HeaderValue {
         std::mem::replace(&mut self.0, HeaderValue::from_static(""))
     }
+
+    /// A copy, which costs an allocation, for a request that is logged after its head has gone out.
+    pub(super) fn value(&self) -> HeaderValue {
+        self.0.clone()
+    }
 }
 
 #[cfg(test)]

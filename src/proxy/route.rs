@@ -4,10 +4,7 @@
 //! tables are made once per configuration, so that a hundred accounts cost a request no more than
 //! one.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
-};
+use std::sync::Arc;
 
 use hyper::{HeaderMap, header::HeaderValue};
 use prometheus_client::registry::Registry;
@@ -27,9 +24,6 @@ use crate::{
     wechat::api::Platform,
 };
 
-/// How long a fall-back host is used before the first one is tried again, in seconds.
-const RETURN_AFTER: u64 = 60;
-
 /// An account as the path of a request needs it.
 pub(crate) struct Account {
     pub(crate) name: AccountName,
@@ -42,8 +36,6 @@ pub(crate) struct Account {
     api: Vec<BaseUrl>,
     /// The preferred host first.
     origins: Vec<Arc<Origin>>,
-    current: AtomicUsize,
-    moved_at: AtomicU64,
 }
 
 /// All accounts. The quick hash is no danger: callers only look, what is in here comes from the
@@ -75,33 +67,12 @@ impl Account {
             metrics,
             api: settings.api.clone(),
             origins,
-            current: AtomicUsize::new(0),
-            moved_at: AtomicU64::new(0),
         }
     }
 
-    /// The API hosts in the order to try them; `now` tells the seconds of any steady clock.
-    pub(crate) fn origins(
-        &self,
-        now: impl Fn() -> u64,
-    ) -> impl Iterator<Item = (usize, &Arc<Origin>)> {
-        if self.current.load(Relaxed) != 0
-            && now().saturating_sub(self.moved_at.load(Relaxed)) >= RETURN_AFTER
-        {
-            self.current.store(0, Relaxed);
-        }
-        let first = self.current.load(Relaxed);
-        (0..self.origins.len()).map(move |step| {
-            let place = (first + step) % self.origins.len();
-            (place, &self.origins[place])
-        })
-    }
-
-    /// The host at this place answered after another could not be reached.
-    pub(crate) fn prefer(&self, place: usize, now: u64) {
-        if self.current.swap(place, Relaxed) != place {
-            self.moved_at.store(now, Relaxed);
-        }
+    /// The API hosts as configured, the preferred one first.
+    pub(crate) fn origins(&self) -> &[Arc<Origin>] {
+        &self.origins
     }
 
     /// Whether an absolute-form request for this authority is meant for the account's API.

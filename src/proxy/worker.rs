@@ -15,7 +15,7 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::{Instant, timeout},
+    time::timeout,
 };
 
 use super::{
@@ -43,17 +43,11 @@ pub(super) struct Worker {
     pub(super) upstream: Upstream,
     pub(super) access_log: Option<AccessLog>,
     pub(super) drain: Drain,
-    started: Instant,
     id_prefix: u32,
     next_id: AtomicU32,
 }
 
 impl Worker {
-    /// Seconds since the worker started.
-    pub(super) fn seconds(&self) -> u64 {
-        self.started.elapsed().as_secs()
-    }
-
     /// An id that no other request of this process has, and hardly any of another.
     pub(super) fn request_id(&self) -> RequestId {
         let next = self.next_id.fetch_add(1, Relaxed);
@@ -200,7 +194,6 @@ async fn serve(
         access_log: proxy.access_log(),
         proxy,
         drain: drain.clone(),
-        started: Instant::now(),
         id_prefix: u32::from_ne_bytes(random),
         next_id: AtomicU32::new(0),
     });
@@ -265,18 +258,23 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
     } = &service;
     let Accepted { stream, peer } = accepted;
     let leaving = || worker.drain.is_leaving();
-    let origin = |names| Origin {
-        peer,
-        shown: peer.to_string(),
-        names,
-        last_key: LastKey::default(),
+    let origin = |names| {
+        Arc::new(Origin {
+            peer,
+            shown: peer.to_string(),
+            names,
+            last_key: LastKey::default(),
+        })
     };
     let tls = worker.proxy.live.load().tls.clone();
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
         None => {
             let origin = origin(Vec::new());
             let handler = |head, body| super::handle(worker, &origin, head, body);
-            connection::serve(stream, connections, leaving, handler).await;
+            let broken = connection::serve(stream, connections, leaving, handler).await;
+            if let Some(stream) = broken {
+                stream.reset_on_close();
+            }
         }
         Some(acceptor) => {
             let mut closing = worker.drain.clone();
@@ -289,7 +287,10 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
                 Ok(Ok(stream)) => {
                     let origin = origin(tls::names_of(stream.get_ref().1));
                     let handler = |head, body| super::handle(worker, &origin, head, body);
-                    Box::pin(connection::serve(stream, connections, leaving, handler)).await;
+                    let serving = connection::serve(stream, connections, leaving, handler);
+                    if let Some(stream) = Box::pin(serving).await {
+                        stream.get_ref().0.reset_on_close();
+                    }
                 }
                 Ok(Err(error)) => {
                     tracing::debug!(%peer, %error, "TLS handshake with a client failed");

@@ -64,6 +64,8 @@ pub enum Act {
     Answer(Vec<u8>),
     /// Writes this and closes.
     Close(Vec<u8>),
+    /// Writes this and closes below TLS, without its farewell.
+    Drop(Vec<u8>),
     /// Writes this and resets.
     Reset(Vec<u8>),
     /// Writes this and closes if nothing comes for so long.
@@ -297,7 +299,7 @@ async fn serve(mut stream: impl Wire, connection: usize, seen: &Seen, decide: &D
         seen.changed.notify_waiters();
         let (bytes, stays) = match &act {
             Act::Answer(bytes) | Act::Linger(bytes, _) => (bytes.as_slice(), true),
-            Act::Close(bytes) | Act::Reset(bytes) => (bytes.as_slice(), false),
+            Act::Close(bytes) | Act::Drop(bytes) | Act::Reset(bytes) => (bytes.as_slice(), false),
             Act::Silent => {
                 while read_more(&mut stream, &mut buffer, seen).await {}
                 return;
@@ -317,6 +319,9 @@ async fn serve(mut stream: impl Wire, connection: usize, seen: &Seen, decide: &D
         }
         if matches!(act, Act::Reset(_)) {
             return stream.arm_reset();
+        }
+        if matches!(act, Act::Drop(_)) {
+            return;
         }
         if !stays {
             let _ = stream.shutdown().await;

@@ -14,6 +14,7 @@
 mod access_log;
 mod admin;
 mod bodies;
+mod broken_answers;
 mod cli;
 mod clients;
 mod coexistence;
@@ -22,6 +23,7 @@ mod config_files;
 mod drain;
 mod early_answers;
 mod egress;
+mod failover;
 mod fake;
 mod first;
 mod flat_memory;

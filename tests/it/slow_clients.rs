@@ -61,7 +61,9 @@ async fn handle(head: Box<Parts>, body: Incoming) -> Answer {
 fn connect(connections: &Connections) -> (DuplexStream, tokio::task::JoinHandle<()>) {
     let (ours, theirs) = tokio::io::duplex(4 * 1024);
     let connections = connections.clone();
-    let serving = async move { connection::serve(theirs, &connections, || false, handle).await };
+    let serving = async move {
+        connection::serve(theirs, &connections, || false, handle).await;
+    };
     (ours, tokio::task::spawn_local(serving))
 }
 
@@ -335,7 +337,7 @@ async fn a_drain_in_front_asks_every_client_to_close() {
         let (mut client, theirs) = tokio::io::duplex(4096);
         let connections = Connections::default();
         tokio::task::spawn_local(async move {
-            connection::serve(theirs, &connections, || true, handle).await
+            connection::serve(theirs, &connections, || true, handle).await;
         });
         client.write_all(ASK).await.expect("it is read");
         let mut answer = String::new();

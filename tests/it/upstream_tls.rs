@@ -17,8 +17,9 @@ use tokio_rustls::TlsAcceptor;
 use wxgate::sandbox::DEFAULT_SECRET;
 
 use crate::{
-    fake::{Act, FAKE_TOKEN, Fake, Greeting},
+    fake::{Act, Call, FAKE_TOKEN, Fake, Greeting},
     support::{Gate, Setup, header, json, setup},
+    wire::Caller,
 };
 
 const INFO: &str = "/cgi-bin/user/info?openid=a";
@@ -324,4 +325,37 @@ async fn the_host_is_named_in_the_handshake() {
         [Some("localhost".to_owned()), Some("localhost".to_owned())],
         "token call and proxied call"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_without_a_length_ends_only_with_the_farewell_of_tls() {
+    let authority = Authority::new();
+    for length in [5, 200_000] {
+        let answer = [b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), vec![b'x'; length]].concat();
+        for whole in [true, false] {
+            let answer = answer.clone();
+            let act = move |_: &Call| {
+                if whole {
+                    Act::Close(answer.clone())
+                } else {
+                    Act::Drop(answer.clone())
+                }
+            };
+            let fake = Fake::start_at("127.0.0.1:0", authority.greeting(|_| {}), act).await;
+            let gate = start(setup(), &authority, &fake).await;
+            let mut caller = Caller::connect(gate.proxy).await;
+            let get = format!("GET {INFO} HTTP/1.1\r\nHost: a\r\n\r\n");
+            caller.write(get).await;
+            let reply = caller.reply(false).await;
+            let came = reply.as_ref().is_some_and(|reply| {
+                reply.status == 200 && reply.whole && reply.body.len() == length
+            });
+            assert_eq!(
+                came,
+                whole,
+                "{length}: {:?}",
+                reply.map(|reply| reply.headers)
+            );
+        }
+    }
 }

@@ -46,6 +46,10 @@ impl<I> Metered<I> {
         }
     }
 
+    pub(super) fn into_inner(self) -> I {
+        self.io
+    }
+
     /// Bytes that were read and not used. Behind them nothing has been put back yet.
     pub(super) fn put_back(&mut self, unused: Bytes) {
         self.ahead = unused;

@@ -148,13 +148,15 @@ impl Drop for Entered {
 }
 
 /// Serves one connection until either side is done with it. `handler` never fails; `leaving` says
-/// whether answers should ask their client to close.
+/// whether answers should ask their client to close. Returns the stream if the body of an answer
+/// broke off: closed as it is, it could look like the end of a whole one.
 pub async fn serve<I, H, F, B>(
     io: I,
     connections: &Connections,
     leaving: impl Fn() -> bool,
     handler: H,
-) where
+) -> Option<I>
+where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Box<Parts>, Incoming) -> F,
     F: Future<Output = Response<B>>,
@@ -176,15 +178,26 @@ pub async fn serve<I, H, F, B>(
             &leaving,
             &handler,
         ));
-        let Some(idle) = active.await else { return };
-        io = idle;
+        match active.await {
+            Left::Idle(idle) => io = idle,
+            Left::Broken(io) => return Some(io.into_inner()),
+            Left::Over => return None,
+        }
         if !parked(&mut io, activity, &watch, tick.as_mut()).await {
-            return;
+            return None;
         }
     }
 }
 
-/// Serves requests until the connection is over (`None`) or idle.
+/// The state in which [`active`] leaves a connection.
+enum Left<I> {
+    Idle(Metered<I>),
+    /// The body of an answer broke off.
+    Broken(Metered<I>),
+    Over,
+}
+
+/// Serves requests until the connection is over or idle.
 async fn active<I, H, F, B>(
     io: Metered<I>,
     activity: &Arc<Activity>,
@@ -192,7 +205,7 @@ async fn active<I, H, F, B>(
     mut tick: Pin<&mut Sleep>,
     leaving: &impl Fn() -> bool,
     handler: &H,
-) -> Option<Metered<I>>
+) -> Left<I>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Box<Parts>, Incoming) -> F,
@@ -237,20 +250,26 @@ where
             Pin::new(&mut connection).graceful_shutdown();
         }
         if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
-            if let Err(error) = ended {
-                tracing::debug!(%error, "connection ended early");
-            }
-            return Poll::Ready(false);
+            let Err(error) = ended else {
+                return Poll::Ready(Ended::Over);
+            };
+            tracing::debug!(%error, "connection ended early");
+            // The handler never fails, so it is the body of an answer that did.
+            return Poll::Ready(if error.is_user() {
+                Ended::Broken
+            } else {
+                Ended::Over
+            });
         }
         // Asked once, it wakes this task. Asking it again at each of a thousand requests would only
         // cost.
         while (!armed || tick.is_elapsed()) && tick.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             if watch.must_close(activity, now) {
-                return Poll::Ready(false);
+                return Poll::Ready(Ended::Over);
             }
             if watch.is_idle(activity) {
-                return Poll::Ready(true);
+                return Poll::Ready(Ended::Idle);
             }
             tick.as_mut().reset(now + TICK);
             armed = false;
@@ -258,13 +277,25 @@ where
         armed = true;
         Poll::Pending
     });
-    if !idle.await {
-        return None;
+    let ended = idle.await;
+    if ended == Ended::Over {
+        return Left::Over;
     }
     let parts = connection.into_parts();
     let mut io = parts.io.into_inner();
+    if ended == Ended::Broken {
+        return Left::Broken(io);
+    }
     io.put_back(parts.read_buf);
-    Some(io)
+    Left::Idle(io)
+}
+
+/// The way in which hyper's part of a connection ends.
+#[derive(PartialEq, Eq)]
+enum Ended {
+    Idle,
+    Broken,
+    Over,
 }
 
 /// hyper with the limits that it can watch itself; its timer would be set for each request.

@@ -28,7 +28,7 @@ use super::{
     retry::{self, Next},
     route::Account,
     settings::KeyDigest,
-    upstream::{DialError, Headers, Outgoing, SendError, Target},
+    upstream::{Attempt, DialError, Headers, Outgoing, SendError, Target},
     worker::Worker,
 };
 use crate::{
@@ -524,38 +524,37 @@ impl Call<'_> {
     ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
         let again = || target().ok();
         let target = Target::new(target()?, &again);
-        trail.attempts += 1;
         let mut outgoing = Outgoing {
             method: self.method,
             target,
             headers: &mut self.headers,
+            attempt: Attempt::new(&mut trail.attempts),
         };
-        let now = || self.worker.seconds();
         let patience = self.live.response_timeout;
         let mut unreachable = None;
-        for (place, origin) in self.account.origins(now) {
-            let (mut head, body) = {
-                let sent = self
-                    .worker
-                    .upstream
-                    .send(origin, &mut outgoing, &mut self.payload, patience)
-                    .await;
-                trail.body_unread = !self.payload.is_complete();
-                match sent {
-                    Ok(answer) => answer.into_parts(),
-                    // Nothing was sent, so another host may have it.
-                    Err(SendError::Dial(error)) => {
-                        unreachable = Some(error);
-                        continue;
-                    }
-                    Err(error) => return Err(refusal(error)),
+        for candidate in self.worker.upstream.candidates(self.account.origins()) {
+            let sent = self
+                .worker
+                .upstream
+                .send(&candidate, &mut outgoing, &mut self.payload, patience)
+                .await;
+            trail.body_unread = !self.payload.is_complete();
+            let (mut head, body) = match sent {
+                Ok(answer) => answer.into_parts(),
+                // Nothing was sent, so another host may have it.
+                Err(SendError::Dial(error)) => {
+                    unreachable = Some(error);
+                    continue;
                 }
+                Err(error) => return Err(refusal(error)),
             };
-            if unreachable.is_some() {
-                self.account.prefer(place, now());
-            }
-            let (answer, errcode) = inspect::look(self.method, &mut head, body, patience).await;
+            let (answer, errcode) = inspect::look(self.method, &mut head, body, patience)
+                .await
+                .map_err(|_| refusal(SendError::broken_body(&candidate)))?;
             headers::to_client(&mut head.headers);
+            // An answer in HTTP/1.0 would be passed on as such, and its body end with the
+            // connection: the caller could not tell a broken one from a whole one.
+            head.version = Version::HTTP_11;
             if let Some(errcode) = errcode {
                 self.account.metrics.errcode(errcode);
             }

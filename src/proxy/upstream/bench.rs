@@ -21,7 +21,7 @@ impl Kept {
     pub async fn turn(&self, count: usize) -> bool {
         let mut taken = Vec::with_capacity(count);
         for _ in 0..count {
-            taken.extend(self.0.checkout().await);
+            taken.extend(self.0.checkout(false).await);
         }
         let all = taken.len() == count;
         for connection in taken {

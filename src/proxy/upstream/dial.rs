@@ -19,7 +19,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
-use super::link::{Link, SharedTcp};
+use super::{
+    health::Health,
+    link::{Link, SharedTcp},
+};
 use crate::net::{
     address::BaseUrl,
     egress::{Egress, RootsError},
@@ -35,6 +38,7 @@ pub(crate) struct Origin {
     server_name: ServerName<'static>,
     /// What goes into the `Host` header.
     pub(crate) host: HeaderValue,
+    pub(super) health: Health,
 }
 
 /// Why a connection could not be opened. Nothing was sent.
@@ -80,6 +84,7 @@ impl Origin {
             uri,
             server_name,
             host,
+            health: Health::new(),
         })
     }
 
@@ -148,6 +153,11 @@ impl Dialer {
             tls: TlsConnector::from(egress.tls()?),
             timeout: egress.connect_timeout,
         })
+    }
+
+    /// The longest time that an attempt takes.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Opens one connection within `upstream.connect_timeout`.

@@ -4,8 +4,10 @@
 //! nothing of tokens or of replays after a stale answer. One instance per worker thread.
 
 pub(super) mod bench;
+mod candidates;
 mod dial;
 mod driver;
+mod health;
 mod link;
 mod origins;
 mod pool;
@@ -30,10 +32,12 @@ use hyper::{
 use tokio::time::Instant;
 
 pub(crate) use self::{
+    candidates::Candidate,
     dial::{DialError, DialSetupError, Dialer, Origin},
     origins::Origins,
 };
 use self::{
+    candidates::Candidates,
     pool::{Connection, Pool},
     slots::Slots,
     timer::Timer,
@@ -52,6 +56,39 @@ pub(crate) struct Outgoing<'r> {
     pub(crate) method: &'r Method,
     pub(crate) target: Target<'r>,
     pub(crate) headers: &'r mut Headers,
+    pub(crate) attempt: Attempt<'r>,
+}
+
+/// An attempt's place in the count of attempts. It is taken before the first byte of the request is
+/// written, since the request may be dropped at any moment from then on, and given back if nothing
+/// was written.
+pub(crate) struct Attempt<'r> {
+    count: &'r mut u8,
+    is_counted: bool,
+}
+
+impl<'r> Attempt<'r> {
+    pub(crate) fn new(count: &'r mut u8) -> Self {
+        Self {
+            count,
+            is_counted: false,
+        }
+    }
+
+    /// Returns false if an earlier connection of the same attempt has written something already.
+    fn begin(&mut self) -> bool {
+        if self.is_counted {
+            return false;
+        }
+        self.is_counted = true;
+        *self.count += 1;
+        true
+    }
+
+    fn take_back(&mut self) {
+        self.is_counted = false;
+        *self.count -= 1;
+    }
 }
 
 /// The target of a request that may have to be sent more than once.
@@ -139,6 +176,16 @@ pub(crate) enum SendError {
     NotReplayable(#[from] NotReplayable),
 }
 
+impl SendError {
+    /// An answer whose head came and whose body did not end.
+    pub(crate) fn broken_body(candidate: &Candidate<'_>) -> Self {
+        Self::Broken {
+            host: candidate.origin.name().to_owned(),
+            what: "broke the connection within its answer",
+        }
+    }
+}
+
 impl Upstream {
     /// No connection yet; `pool_idle` is how long one may be idle.
     pub(crate) fn new(dialer: Dialer, pool_idle: Duration) -> Self {
@@ -154,25 +201,39 @@ impl Upstream {
         self.pools.iter().for_each(|pool| pool.reap());
     }
 
-    /// Sends to this origin. `response_timeout`, the time until the head, counts from the last sign
+    /// The hosts of an account in the order to try them.
+    pub(crate) fn candidates<'c>(&'c self, hosts: &'c [Arc<Origin>]) -> Candidates<'c> {
+        Candidates::new(self, hosts)
+    }
+
+    /// Sends to this host. `response_timeout`, the time until the head, counts from the last sign
     /// of life of the request body.
     pub(crate) async fn send(
         &self,
-        origin: &Arc<Origin>,
+        candidate: &Candidate<'_>,
         outgoing: &mut Outgoing<'_>,
         payload: &mut Payload,
         response_timeout: Duration,
     ) -> Result<Response<AnswerBody>, SendError> {
-        let pool = self.pools.get_or_init(origin.index, || {
-            Pool::new(Arc::clone(origin), self.dialer.clone(), self.pool_idle)
-        });
+        let pool = self.pool(candidate.origin);
         let now = Instant::now();
         let mut patience = Patience {
             window: response_timeout,
             deadline: now + response_timeout,
             pace: payload.pace(),
+            may_move_on: !candidate.is_last,
         };
         exchange(pool, now, outgoing, payload, &mut patience).await
+    }
+
+    fn probe(&self, origin: &Arc<Origin>) {
+        self.pool(origin).probe();
+    }
+
+    fn pool(&self, origin: &Arc<Origin>) -> &Arc<Pool> {
+        self.pools.get_or_init(origin.index, || {
+            Pool::new(Arc::clone(origin), self.dialer.clone(), self.pool_idle)
+        })
     }
 }
 
@@ -181,6 +242,8 @@ struct Patience {
     window: Duration,
     deadline: Instant,
     pace: Option<Pace>,
+    /// A connection is not waited for once its host is down: another one is left.
+    may_move_on: bool,
 }
 
 impl Patience {
@@ -224,9 +287,8 @@ async fn exchange(
         Some(connection) => connection,
         // Waiting is rare, and needs so much room that every request would pay for it.
         None => {
-            patience
-                .with(&mut Timer::default(), Box::pin(pool.checkout()))
-                .await??
+            let checkout = Box::pin(pool.checkout(patience.may_move_on));
+            patience.with(&mut Timer::default(), checkout).await??
         }
     };
     let before = connection.begin();
@@ -244,11 +306,17 @@ async fn exchange(
             .sender
             .send_request(request(pool, outgoing, body)?)
     );
-    let error = match answered(&mut connection, answer, patience).await? {
-        Ok(answer) => return deliver(pool, connection, answer, payload),
-        Err(error) => error,
+    let is_first = outgoing.attempt.begin();
+    let failure = match answered(&mut connection, answer, patience).await {
+        Ok(Ok(answer)) => return deliver(pool, connection, answer, payload),
+        Ok(Err(error)) => Ok(error),
+        Err(error) => Err(error),
     };
     let after = connection.mark();
+    if is_first && after.written == before.written {
+        outgoing.attempt.take_back();
+    }
+    let error = failure?;
     let unanswered = connection.is_reused() && after.read == before.read;
     let harmless = matches!(*outgoing.method, Method::GET | Method::HEAD) && payload.len() == 0;
     let may_move = unanswered && (after.written == before.written || harmless);
@@ -277,19 +345,27 @@ async fn once_more(
     let body = patience
         .with(&mut Timer::default(), pin!(payload.body()))
         .await??;
-    let mut connection = patience
-        .with(&mut Timer::default(), pin!(pool.dial_fresh()))
-        .await??;
+    let dialling = pin!(pool.dial_fresh(patience.may_move_on));
+    let mut connection = patience.with(&mut Timer::default(), dialling).await??;
+    let before = connection.begin();
     let answer = pin!(
         connection
             .sender
             .send_request(request(pool, outgoing, body)?)
     );
-    match answered(&mut connection, answer, patience).await? {
-        Ok(answer) => deliver(pool, connection, answer, payload),
-        Err(_) if payload.caller_failed() => Err(SendError::Caller),
-        Err(error) => Err(broken(pool, &error)),
+    let is_first = outgoing.attempt.begin();
+    let failure = match answered(&mut connection, answer, patience).await {
+        Ok(Ok(answer)) => return deliver(pool, connection, answer, payload),
+        Ok(Err(error)) => broken(pool, &error),
+        Err(error) => error,
+    };
+    if is_first && connection.mark().written == before.written {
+        outgoing.attempt.take_back();
     }
+    if payload.caller_failed() {
+        return Err(SendError::Caller);
+    }
+    Err(failure)
 }
 
 /// The outer error: there was no answer in time. The inner one: the connection broke.
@@ -444,11 +520,8 @@ impl Body for AnswerBody {
         match &polled {
             // hyper's server stops asking at the stated length, so the end may never be polled for.
             Poll::Ready(Some(Ok(_)) | None) => self.release_at_end(),
-            Poll::Ready(Some(Err(error))) => {
-                if let Some(held) = self.held.take() {
-                    tracing::warn!(host = held.pool.origin().name(), %error, "WeChat's answer broke off; the caller gets it cut short");
-                }
-            }
+            // The connection carries nothing more.
+            Poll::Ready(Some(Err(_))) => drop(self.held.take()),
             Poll::Pending => {}
         }
         polled

@@ -8,6 +8,7 @@
 
 use std::{
     collections::VecDeque,
+    future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,6 +21,7 @@ use super::{
     super::body::OutBody,
     dial::{DialError, Dialer, Origin},
     driver::Driver,
+    health::Failed,
     link::{self, Mark, Traffic},
     timer::Timer,
 };
@@ -52,9 +54,16 @@ pub(super) struct Pool {
 struct State {
     /// In boxes, since a connection changes hands ten times for each request.
     idle: VecDeque<Box<Connection>>,
-    waiters: VecDeque<oneshot::Sender<Result<Box<Connection>, DialError>>>,
+    waiters: VecDeque<Waiter>,
     dialing: usize,
     closings: Closings,
+}
+
+/// A call that waits for a connection.
+struct Waiter {
+    sender: oneshot::Sender<Result<Box<Connection>, DialError>>,
+    /// The call has another host to go to once this one is down.
+    may_move_on: bool,
 }
 
 /// When the other end closed idle connections, and after how long: the two latest events. One alone
@@ -155,12 +164,19 @@ impl Pool {
         connection.is_ready().then_some(connection)
     }
 
-    /// A connection that is ready for a request: an idle one, or whichever comes first.
-    pub(super) async fn checkout(self: &Arc<Self>) -> Result<Box<Connection>, DialError> {
+    /// A connection that is ready for a request: an idle one, or whichever comes first. A call that
+    /// `may_move_on` to another host does so as soon as this one is found to be down.
+    pub(super) async fn checkout(
+        self: &Arc<Self>,
+        may_move_on: bool,
+    ) -> Result<Box<Connection>, DialError> {
         loop {
             let (mut connection, waited) = match self.take_idle(Instant::now()) {
                 Some(connection) => (connection, false),
-                None => (self.wait().await?, true),
+                None => {
+                    let waiting = self.wait(may_move_on);
+                    (self.unless_down(may_move_on, waiting).await?, true)
+                }
             };
             if connection.is_ready() {
                 connection.reused |= !waited;
@@ -170,8 +186,41 @@ impl Pool {
     }
 
     /// A connection that has carried nothing yet.
-    pub(super) async fn dial_fresh(self: &Arc<Self>) -> Result<Box<Connection>, DialError> {
-        self.dial().await
+    pub(super) async fn dial_fresh(
+        self: &Arc<Self>,
+        may_move_on: bool,
+    ) -> Result<Box<Connection>, DialError> {
+        self.unless_down(may_move_on, self.dial()).await
+    }
+
+    /// Tries in the background whether a host that is down can be reached again.
+    pub(super) fn probe(self: &Arc<Self>) {
+        if self.origin.health.take_probe(self.dialer.timeout()) {
+            let pool = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Ok(connection) = pool.dial().await {
+                    pool.hand_out(connection);
+                }
+            });
+        }
+    }
+
+    /// Waits for a connection, and no longer than until any worker finds the host to be down.
+    async fn unless_down<T>(
+        &self,
+        may_move_on: bool,
+        connecting: impl Future<Output = Result<T, DialError>>,
+    ) -> Result<T, DialError> {
+        if !may_move_on {
+            return connecting.await;
+        }
+        let mut failures = self.origin.health.failures();
+        tokio::select! {
+            // A connection that has come would be lost otherwise.
+            biased;
+            connected = connecting => connected,
+            error = failures.next() => Err(error),
+        }
     }
 
     /// Takes a connection back whose answer has been read to its end.
@@ -231,14 +280,17 @@ impl Pool {
         }
     }
 
-    async fn wait(self: &Arc<Self>) -> Result<Box<Connection>, DialError> {
-        let (tx, rx) = oneshot::channel();
+    async fn wait(self: &Arc<Self>, may_move_on: bool) -> Result<Box<Connection>, DialError> {
+        let (sender, connected) = oneshot::channel();
         {
             let mut state = self.lock();
-            state.waiters.push_back(tx);
+            state.waiters.push_back(Waiter {
+                sender,
+                may_move_on,
+            });
             self.dial_for_waiters(&mut state);
         }
-        match rx.await {
+        match connected.await {
             Ok(connection) => connection,
             // The dialling task can only vanish with the runtime.
             Err(_) => Err(DialError::Timeout {
@@ -262,21 +314,33 @@ impl Pool {
         self.lock().dialing -= 1;
         match dialled {
             Ok(connection) => self.hand_out(connection),
-            Err(error) => {
-                let waiter = std::iter::from_fn(|| self.lock().waiters.pop_front())
-                    .find(|waiter| !waiter.is_closed());
-                if let Some(waiter) = waiter {
-                    let _ = waiter.send(Err(error));
-                }
-            }
+            Err(error) => self.disappoint(&error),
         }
         self.dial_for_waiters(&mut self.lock());
+    }
+
+    /// Tells the waiters that an attempt has failed. If the host is down, those leave that have
+    /// another host; if it kept silent, all do, since each attempt of their own would last as long
+    /// again. In all other cases it was the attempt of one.
+    fn disappoint(&self, error: &DialError) {
+        let mut state = self.lock();
+        state.waiters.retain(|waiter| !waiter.sender.is_closed());
+        let is_down = self.origin.health.is_down();
+        let leave_all = is_down && matches!(error, DialError::Timeout { .. });
+        let mut is_first = true;
+        for waiter in std::mem::take(&mut state.waiters) {
+            if leave_all || (is_down && waiter.may_move_on) || std::mem::take(&mut is_first) {
+                let _ = waiter.sender.send(Err(error.clone()));
+            } else {
+                state.waiters.push_back(waiter);
+            }
+        }
     }
 
     fn hand_out(&self, mut connection: Box<Connection>) {
         let mut state = self.lock();
         while let Some(waiter) = state.waiters.pop_front() {
-            match waiter.send(Ok(connection)) {
+            match waiter.sender.send(Ok(connection)) {
                 Err(Ok(back)) => connection = back,
                 Ok(()) | Err(Err(_)) => return,
             }
@@ -288,6 +352,25 @@ impl Pool {
     }
 
     async fn dial(&self) -> Result<Box<Connection>, DialError> {
+        let began = Instant::now();
+        let dialled = self.connect().await;
+        let (health, host) = (&self.origin.health, self.origin.name());
+        match &dialled {
+            Ok(_) => {
+                if health.succeed() {
+                    tracing::info!(host, "an API host can be reached again");
+                }
+            }
+            Err(error) => {
+                if health.fail(began, error) == Failed::NowDown {
+                    tracing::warn!(host, %error, "an API host is down; calls go to the next one in api, if there is one");
+                }
+            }
+        }
+        dialled
+    }
+
+    async fn connect(&self) -> Result<Box<Connection>, DialError> {
         let (link, tcp) = self.dialer.dial(&self.origin).await?;
         let traffic = link.traffic();
         let handshake = http1::Builder::new().handshake(TokioIo::new(link)).await;

@@ -5,10 +5,15 @@
 //! token. It follows no redirect, reads no proxy from the environment and hands out no foreign
 //! error, since those may hold a URL with a secret in it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use reqwest::{Client, ClientBuilder, Proxy, RequestBuilder, Response, redirect};
 use rustls::ClientConfig;
+use tokio::time::Instant;
 
 use super::FetchError;
 use crate::net::{
@@ -24,7 +29,13 @@ pub struct TokenClient {
     direct: Client,
     tls: Arc<ClientConfig>,
     timeout: Duration,
+    silent: Arc<SilentHosts>,
 }
+
+/// The hosts that gave no connection or no answer in time. They are asked behind the others for a
+/// while: two of them in front would use up the time of every call.
+#[derive(Debug, Default)]
+struct SilentHosts(Mutex<Vec<(BaseUrl, Instant)>>);
 
 /// Why no client can be made of the settings.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +53,9 @@ pub enum ClientError {
     Build,
 }
 
+/// How long a host that kept silent is asked behind the others. Longer than a token lives, since
+/// that is how far apart calls are when all is well.
+const BEHIND_FOR: Duration = Duration::from_secs(3 * 3600);
 /// A token answer has a few hundred bytes; what is longer is something else.
 const MOST_BODY: usize = 64 * 1024;
 
@@ -77,6 +91,7 @@ impl TokenClient {
             direct,
             tls,
             timeout,
+            silent: Arc::default(),
         })
     }
 
@@ -117,18 +132,24 @@ impl TokenClient {
             .unwrap_or(Err(FetchError::Timeout))
     }
 
-    /// Sends what `request` makes for the first base URL that can be reached; status and body of
-    /// the answer.
+    /// Sends what `request` makes for the first base URL that can be reached, those that kept silent
+    /// of late behind the others; status and body of the answer.
     pub(super) async fn call(
         &self,
         bases: &[BaseUrl],
         request: impl Fn(&Client, &BaseUrl) -> RequestBuilder,
     ) -> Result<(u16, Vec<u8>), FetchError> {
+        let mut asked = None;
         let attempts = async {
-            for base in bases {
+            for base in self.silent.order(bases) {
+                asked = Some(base);
                 match request(&self.http, base).send().await {
-                    Ok(response) => return read(response).await,
+                    Ok(response) => {
+                        self.silent.remove(base);
+                        return read(response).await;
+                    }
                     Err(error) if error.is_connect() => {
+                        self.silent.note(base);
                         tracing::warn!(host = %base.host, "no connection to the token endpoint");
                     }
                     Err(error) => return Err(lost(&error)),
@@ -136,9 +157,37 @@ impl TokenClient {
             }
             Err(FetchError::Connect)
         };
-        tokio::time::timeout(self.timeout, attempts)
-            .await
-            .unwrap_or(Err(FetchError::Timeout))
+        let outcome = tokio::time::timeout(self.timeout, attempts).await;
+        outcome.unwrap_or_else(|_| {
+            if let Some(base) = asked {
+                self.silent.note(base);
+            }
+            Err(FetchError::Timeout)
+        })
+    }
+}
+
+impl SilentHosts {
+    fn order<'b>(&self, bases: &'b [BaseUrl]) -> Vec<&'b BaseUrl> {
+        let mut hosts = self.lock();
+        hosts.retain(|(_, since)| since.elapsed() < BEHIND_FOR);
+        let mut ordered: Vec<_> = bases.iter().collect();
+        // The sort is stable: among themselves they stay as configured.
+        ordered.sort_by_key(|base| hosts.iter().any(|(silent, _)| silent == *base));
+        ordered
+    }
+
+    fn note(&self, base: &BaseUrl) {
+        self.remove(base);
+        self.lock().push((base.clone(), Instant::now()));
+    }
+
+    fn remove(&self, base: &BaseUrl) {
+        self.lock().retain(|(silent, _)| silent != base);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(BaseUrl, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

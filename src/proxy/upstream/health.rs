@@ -1,0 +1,179 @@
+//! Reachability of an API host, as the connection attempts of all workers tell it.
+//!
+//! A host is down once an attempt has failed and none has succeeded since that one began. Calls
+//! then pass the host over while another one is left, and an attempt in the background every few
+//! seconds decides about its return. Requests and answers say nothing here.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::dial::DialError;
+
+/// Between the end of one probe of a host that is down and the begin of the next.
+const PROBE_PAUSE: Duration = Duration::from_secs(5);
+
+/// See the module. Shared by all workers and accounts.
+#[derive(Debug)]
+pub(super) struct Health {
+    /// Read for every request of an account with several hosts; all else only around attempts.
+    down: AtomicBool,
+    latest_success: Mutex<Option<Instant>>,
+    /// The latest failure of a host that is down; each one wakes the calls that may move on.
+    failures: watch::Sender<Option<DialError>>,
+    epoch: Instant,
+    /// Milliseconds since `epoch`.
+    next_probe: AtomicU64,
+}
+
+impl Health {
+    pub(super) fn new() -> Self {
+        Self {
+            down: AtomicBool::new(false),
+            latest_success: Mutex::default(),
+            failures: watch::Sender::new(None),
+            epoch: Instant::now(),
+            next_probe: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn is_down(&self) -> bool {
+        self.down.load(Acquire)
+    }
+
+    /// Notes a connection. Returns true for the one that ends the time of a host that was down.
+    pub(super) fn succeed(&self) -> bool {
+        let mut latest_success = self.lock();
+        *latest_success = Some(Instant::now());
+        // Under the lock, or a failure that is noted at this moment would be overwritten.
+        self.down.swap(false, Release)
+    }
+
+    /// Notes a failed attempt that began at that moment.
+    pub(super) fn fail(&self, began: Instant, error: &DialError) -> Failed {
+        let latest_success = self.lock();
+        if latest_success.is_some_and(|at| at >= began) {
+            return Failed::Alone;
+        }
+        self.next_probe
+            .store(self.millis(Instant::now() + PROBE_PAUSE), Relaxed);
+        let was_down = self.down.swap(true, Release);
+        drop(latest_success);
+        self.failures.send_replace(Some(error.clone()));
+        if was_down {
+            Failed::StillDown
+        } else {
+            Failed::NowDown
+        }
+    }
+
+    /// Whether a probe is due, which takes at most that long. Only one of all callers is told so.
+    pub(super) fn take_probe(&self, timeout: Duration) -> bool {
+        let now = Instant::now();
+        let due = self.next_probe.load(Relaxed);
+        // Should the probe be lost with its worker, another one follows all the same.
+        let next = self.millis(now + timeout + PROBE_PAUSE);
+        due <= self.millis(now)
+            && self
+                .next_probe
+                .compare_exchange(due, next, Relaxed, Relaxed)
+                .is_ok()
+    }
+
+    /// The failures from now on.
+    pub(super) fn failures(&self) -> Failures {
+        Failures(self.failures.subscribe())
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        u64::try_from((at - self.epoch).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.latest_success
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The meaning of a failed attempt for its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failed {
+    /// Another attempt has succeeded meanwhile: the host can be reached.
+    Alone,
+    NowDown,
+    StillDown,
+}
+
+/// See [`Health::failures`].
+pub(super) struct Failures(watch::Receiver<Option<DialError>>);
+
+impl Failures {
+    /// Waits for the next failure of a host that is down by then.
+    pub(super) async fn next(&mut self) -> DialError {
+        loop {
+            if self.0.changed().await.is_err() {
+                // The host cannot go while a pool holds it.
+                std::future::pending::<()>().await;
+            }
+            if let Some(error) = self.0.borrow_and_update().clone() {
+                return error;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused() -> DialError {
+        DialError::Connect {
+            host: "a".into(),
+            reason: "refused".into(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_is_down_only_while_no_attempt_succeeds() {
+        let health = Health::new();
+        let began = Instant::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!health.succeed(), "it was not down");
+        assert_eq!(health.fail(began, &refused()), Failed::Alone);
+        assert!(!health.is_down());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let began = Instant::now();
+        assert_eq!(health.fail(began, &refused()), Failed::NowDown);
+        assert_eq!(health.fail(began, &refused()), Failed::StillDown);
+        assert!(health.is_down());
+        assert!(health.succeed());
+        assert!(!health.is_down());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_probe_at_a_time_and_seconds_apart() {
+        let health = Health::new();
+        let timeout = Duration::from_secs(3);
+        health.fail(Instant::now(), &refused());
+        assert!(!health.take_probe(timeout));
+        tokio::time::advance(PROBE_PAUSE).await;
+        assert!(health.take_probe(timeout));
+        assert!(!health.take_probe(timeout), "one is under way");
+        tokio::time::advance(timeout).await;
+        health.fail(Instant::now(), &refused());
+        tokio::time::advance(PROBE_PAUSE - Duration::from_millis(10)).await;
+        assert!(!health.take_probe(timeout));
+        tokio::time::advance(Duration::from_millis(10)).await;
+        assert!(health.take_probe(timeout));
+    }
+}
