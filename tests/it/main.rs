@@ -26,6 +26,7 @@ mod fake;
 mod first;
 mod flat_memory;
 mod grid;
+mod half_closed;
 mod header_fields;
 mod layering;
 mod listeners;
@@ -58,6 +59,7 @@ mod slow_clients;
 #[cfg(feature = "sql")]
 mod sql;
 mod stale_shapes;
+mod stops_under_load;
 mod store_contract;
 mod store_files;
 mod storms;
