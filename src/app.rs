@@ -3,6 +3,7 @@
 //! Builds every part, hands each what it needs, and drains them in order at the end. Holds no logic
 //! of its own, and knows nothing of the sandbox: the demo puts the two together from outside.
 
+pub mod descriptors;
 mod keepers;
 mod loops;
 mod reload;

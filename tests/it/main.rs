@@ -19,6 +19,7 @@ mod clients;
 mod coexistence;
 mod config_clients;
 mod config_files;
+mod descriptors;
 mod drain;
 mod early_answers;
 mod egress;
