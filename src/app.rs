@@ -3,6 +3,7 @@
 //! Builds every part, hands each what it needs, and drains them in order at the end. Holds no logic
 //! of its own, and knows nothing of the sandbox: the demo puts the two together from outside.
 
+pub mod descriptors;
 mod keepers;
 mod loops;
 mod reload;
@@ -34,11 +35,17 @@ use crate::{
     },
 };
 
+/// Time in which threads say how many requests they have cut.
+const CUT: Duration = Duration::from_secs(1);
+
 /// How long each step of a stop may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Grace {
     /// Readiness is gone, connections are still taken.
     pub leaving: Duration,
+    /// Kept-alive connections may send one more request. From the begin of the stop, like
+    /// `leaving`.
+    pub idle: Duration,
     /// Requests in flight may end.
     pub closing: Duration,
 }
@@ -47,6 +54,7 @@ impl Default for Grace {
     fn default() -> Self {
         Self {
             leaving: Duration::from_secs(3),
+            idle: Duration::from_secs(5),
             closing: Duration::from_secs(25),
         }
     }
@@ -198,7 +206,7 @@ impl App {
         let proxy = proxy.run(drain);
         tokio::pin!(proxy, stop, abort);
         tokio::select! {
-            ended = &mut proxy => return ended,
+            ended = &mut proxy => return ended.map(|_| ()),
             () = &mut stop => {}
         }
         tracing::info!(
@@ -211,23 +219,42 @@ impl App {
         let draining = async {
             tokio::time::sleep(grace.leaving).await;
             control.advance(Phase::Closing);
-            timeout(grace.closing, &mut proxy).await
+            let ending = async {
+                let idle = tokio::time::sleep(grace.idle.saturating_sub(grace.leaving));
+                tokio::select! {
+                    ended = &mut proxy => return ended,
+                    () = idle => control.advance(Phase::ClosingIdle),
+                }
+                (&mut proxy).await
+            };
+            timeout(grace.closing, ending).await
         };
         let drained = tokio::select! {
             drained = draining => Some(drained),
             () = &mut abort => None,
         };
         control.advance(Phase::Aborting);
-        let result = match drained {
-            Some(Ok(ended)) => ended,
-            Some(Err(_)) => Err(io::Error::other(
-                "requests were still in flight at the end of the grace and were cut",
-            )),
-            None => Err(io::Error::other(
-                "stopped at once; requests in flight were cut",
-            )),
-        };
-        let _ = timeout(Duration::from_secs(1), admin).await;
-        result
+        let admin = timeout(CUT, admin);
+        match drained {
+            Some(Ok(ended)) => {
+                let _ = admin.await;
+                ended.map(|_| ())
+            }
+            Some(Err(_)) => {
+                let (ended, _) = tokio::join!(timeout(CUT, proxy), admin);
+                match ended {
+                    Ok(Ok(0)) => Ok(()),
+                    _ => Err(io::Error::other(
+                        "requests were still in flight at the end of the grace and were cut",
+                    )),
+                }
+            }
+            None => {
+                let _ = admin.await;
+                Err(io::Error::other(
+                    "stopped at once; requests in flight were cut",
+                ))
+            }
+        }
     }
 }

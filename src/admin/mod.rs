@@ -17,7 +17,7 @@ mod site;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, io, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use axum::body::Body;
 
@@ -28,6 +28,7 @@ pub use self::{
 use self::{settings::Settings, site::Site};
 use crate::{
     net::{
+        bind,
         drain::Drain,
         listen::{BoundAddr, Listener},
         serve::serve,
@@ -56,14 +57,12 @@ pub enum BindError {
         address: String,
     },
     /// The system said no.
-    #[error(
-        "cannot listen on {address}: {source}; choose another admin.listen or stop what stands there"
-    )]
+    #[error("cannot listen on {address}, as admin.listen says: {source}")]
     Listen {
         /// As configured.
         address: String,
-        /// The system's words.
-        source: io::Error,
+        /// The cause.
+        source: bind::BindError,
     },
 }
 

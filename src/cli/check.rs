@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use super::{Failure, background_runtime, print};
 use crate::{
-    app::{self, Names},
+    app::{self, Names, descriptors},
     config::{self, Config},
     token::{
         Cause, Kind,
@@ -17,7 +17,11 @@ use crate::{
 pub(super) fn run(config: &Config, live: bool) -> Result<(), Failure> {
     let names = if live { Names::Ask } else { Names::Leave };
     app::check_loops(config, names).map_err(|error| Failure::Config(error.to_string()))?;
-    let mut report = config::check_text(config);
+    let mut report = String::new();
+    if let Some(shortage) = descriptors::shortage(&config.proxy) {
+        let _ = writeln!(report, "warning: {shortage}");
+    }
+    report.push_str(&config::check_text(config));
     report.push('\n');
     let mut refused = 0;
     if live {

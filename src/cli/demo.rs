@@ -29,6 +29,7 @@ pub(super) fn run(once: bool) -> Result<(), Failure> {
         let running = tokio::spawn(
             app.with_grace(Grace {
                 leaving: Duration::ZERO,
+                idle: Duration::ZERO,
                 closing: Duration::from_secs(1),
             })
             .run(

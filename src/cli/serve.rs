@@ -10,13 +10,14 @@ use tokio::{
 
 use super::{ConfigFile, Failure, StopSignals, background_runtime};
 use crate::{
-    app::{App, Reloader, StartError},
+    app::{App, Reloader, StartError, descriptors},
     proxy::AccessLogSettings,
     telemetry::{logging::Format, output::Output},
 };
 
 pub(super) fn run(file: &ConfigFile, format: Format) -> Result<(), Failure> {
     keep_memory_private();
+    descriptors::raise_limit();
     background_runtime()?.block_on(async {
         // First of all: without a handler, a SIGHUP ends the process.
         let hangup = signal(SignalKind::hangup())?;
@@ -26,6 +27,9 @@ pub(super) fn run(file: &ConfigFile, format: Format) -> Result<(), Failure> {
         let config = load().map_err(|problems| Failure::Config(problems.to_string()))?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
+        }
+        if let Some(shortage) = descriptors::shortage(&config.proxy) {
+            tracing::warn!("{shortage}");
         }
         let app = App::build(&config, access_log(format)).map_err(|error| match error {
             StartError::Loop(_) => Failure::Config(error.to_string()),

@@ -16,8 +16,11 @@ pub enum Phase {
     Serving,
     /// Readiness is gone, connections are still taken, each answer asks its client to close.
     Leaving,
-    /// No connection is taken any more; idle ones are closed, requests in flight go on.
+    /// The listeners are emptied and closed; requests in flight go on, and a connection without a
+    /// request waits for one.
     Closing,
+    /// Kept-alive connections without a request are closed too.
+    ClosingIdle,
     /// Whatever is left is cut.
     Aborting,
 }

@@ -1,20 +1,25 @@
 //! Watches the bytes of a connection for requests that say twice how long they are.
 //!
-//! hyper drops a `Content-Length` beside `Transfer-Encoding` and merges equal ones before anybody
-//! can see them; a proxy in front of us may have believed the other one. This file follows heads
-//! and bodies by their line ends only, so that such a request can be refused. It parses nothing
-//! else: what is no HTTP is left to hyper.
+//! hyper drops a `Content-Length` beside `Transfer-Encoding` and merges equal ones before the
+//! handler can see them. It closes the connection behind a request with both, so nothing is
+//! smuggled, but the request itself would be executed by a length that a proxy in front may not
+//! have believed. This file follows heads and bodies by their line ends only, so that such a
+//! request is answered 400 instead, and so that an idle connection is known to be between requests
+//! before it is parked. It parses nothing else: what is no HTTP is left to hyper.
 
 use memchr::memchr;
 
-/// Longer lines are cut off: no framing field needs as much, and hyper refuses the head.
+/// Bytes that are kept of a line. The same for a line that comes whole, so that the verdict does
+/// not depend on where packets end. A longer line is refused where its content frames a body; the
+/// request line and other fields may be as long as hyper allows.
 const MAX_LINE: usize = 1024;
 
 /// Follows one connection.
 #[derive(Debug, Default)]
 pub(super) struct FramingWatch {
     place: Place,
-    /// The begin of a line whose end has not come yet.
+    /// The begin of a line whose end has not come yet; one byte over [`MAX_LINE`] at most, which
+    /// marks it as too long.
     line: Vec<u8>,
     fields: Fields,
     heads: u64,
@@ -89,21 +94,27 @@ impl FramingWatch {
 
     fn take_line<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
         let Some(end) = memchr(b'\n', bytes) else {
-            let room = MAX_LINE.saturating_sub(self.line.len()).min(bytes.len());
-            self.line.extend_from_slice(&bytes[..room]);
+            self.keep(bytes);
             return &[];
         };
         if self.line.is_empty() {
             self.end_of_line(&bytes[..end]);
         } else {
-            let mut line = std::mem::take(&mut self.line);
-            line.extend_from_slice(&bytes[..end.min(MAX_LINE)]);
+            self.keep(&bytes[..end]);
+            let line = std::mem::take(&mut self.line);
             self.end_of_line(&line);
         }
         &bytes[end + 1..]
     }
 
+    fn keep(&mut self, bytes: &[u8]) {
+        let room = (MAX_LINE + 1).saturating_sub(self.line.len());
+        self.line.extend_from_slice(&bytes[..room.min(bytes.len())]);
+    }
+
     fn end_of_line(&mut self, line: &[u8]) {
+        let is_cut = line.len() > MAX_LINE;
+        let line = &line[..line.len().min(MAX_LINE)];
         let bare = line.strip_suffix(b"\r");
         // In heads a lone line feed is an end as well; in chunks it is not.
         let text = bare.unwrap_or(line);
@@ -118,9 +129,11 @@ impl FramingWatch {
             }
             (Place::Fields, _) if text.is_empty() => self.end_of_head(),
             (Place::Fields, _) => {
-                self.fields.add(text);
+                self.fields.add(text, is_cut);
                 Place::Fields
             }
+            // Chunk sizes and trailers: what was cut off may have said anything.
+            _ if is_cut => Place::Lost,
             (Place::ChunkSize, Some(text)) => {
                 chunk_size(text).map_or(Place::Lost, |size| match size {
                     0 => Place::Trailers,
@@ -155,30 +168,59 @@ impl FramingWatch {
 }
 
 impl Fields {
-    fn add(&mut self, line: &[u8]) {
+    /// Takes a line of the head. The one place that judges fields: a framing field must be spelt
+    /// the one way in which every parser reads it alike, and everything else is refused.
+    fn add(&mut self, line: &[u8], is_cut: bool) {
+        if line.first().is_some_and(u8::is_ascii_whitespace) {
+            // A folded line continues the value above it, for those who still know folding.
+            self.is_plain = false;
+            return;
+        }
         if !line.first().is_some_and(|first| is_telling(*first)) {
             return;
         }
         let Some(colon) = memchr(b':', line) else {
+            // Without a colon it is no field, unless the colon is behind the cut.
+            self.is_plain &= !is_cut;
             return;
         };
-        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        let (spelt, value) = (&line[..colon], trim(&line[colon + 1..]));
+        let name = spelt.trim_ascii_end();
+        // Some parsers overlook blanks before the colon, others skip the field.
+        let is_plain = spelt.len() == name.len() && !is_cut;
         if name.eq_ignore_ascii_case(b"content-length") {
             self.lengths += 1;
-            match std::str::from_utf8(value)
-                .ok()
-                .and_then(|digits| digits.parse().ok())
-            {
-                Some(length) => self.length = length,
-                None => self.is_plain = false,
+            match decimal(value) {
+                Some(length) if is_plain => self.length = length,
+                _ => self.is_plain = false,
             }
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.codings += 1;
-            self.is_plain &= value.eq_ignore_ascii_case(b"chunked");
+            self.is_plain &= is_plain && value.eq_ignore_ascii_case(b"chunked");
         } else if name.eq_ignore_ascii_case(b"connection") {
             self.is_last |= value.eq_ignore_ascii_case(b"close");
         }
     }
+}
+
+/// Strips the blanks that HTTP allows around a value.
+fn trim(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+/// Digits and nothing else: `str::parse` would take a sign too.
+fn decimal(digits: &[u8]) -> Option<u64> {
+    number(digits, 10, u8::is_ascii_digit)
+}
+
+fn number(digits: &[u8], radix: u32, is_digit: fn(&u8) -> bool) -> Option<u64> {
+    if !digits.iter().all(is_digit) {
+        return None;
+    }
+    u64::from_str_radix(std::str::from_utf8(digits).ok()?, radix).ok()
 }
 
 /// Passes over whole lines of fields that say nothing about the body, which are most of a head.
@@ -203,7 +245,7 @@ fn is_telling(first: u8) -> bool {
 /// The size in front of an extension, if any.
 fn chunk_size(line: &[u8]) -> Option<u64> {
     let digits = line.split(|byte| *byte == b';').next()?.trim_ascii_end();
-    u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+    number(digits, 16, u8::is_ascii_hexdigit)
 }
 
 #[cfg(test)]
@@ -250,12 +292,60 @@ mod tests {
             "Transfer-Encoding: gzip, chunked",
             "Transfer-Encoding: xchunked",
             "Transfer-Encoding:",
+            "Content-Length: +5",
+            "Content-Length: -0",
+            "Content-Length: 5 5",
+            "Content-Length: 0x5",
+            "Content-Length: 18446744073709551621",
+            "Content-Length : 5",
+            "Transfer-Encoding\t: chunked",
+            "Content-Length: 5\r\n 5",
+            "Content-Length:\r\n\t5",
+            "X: a\r\n Content-Length: 5",
+            " Content-Length: 5",
         ] {
             assert_eq!(
                 odd(&format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n")),
                 Some(1),
                 "{fields}"
             );
+        }
+    }
+
+    #[test]
+    fn a_framing_line_that_is_too_long_to_be_kept_is_refused_and_another_is_not() {
+        let (zeros, blanks) = ("0".repeat(1100), " ".repeat(1100));
+        let hidden = "GET /hidden HTTP/1.1\r\n\r\n";
+        let length = hidden.len();
+        for fields in [
+            format!("Content-Length: {zeros}{length}"),
+            format!("Content-Length:{blanks}{length}"),
+            format!("Content-Length: {length}{blanks}"),
+            format!("Content-Length{blanks}: {length}"),
+            format!("Transfer-Encoding: chunked{blanks}"),
+            format!("Transfer-Encoding:{blanks}chunked"),
+            format!("Content-Length: {zeros}{length}\r\nContent-Length: {length}"),
+        ] {
+            let text = format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n{hidden}");
+            assert_eq!(odd(&text), Some(1), "{fields}");
+        }
+        for edge in MAX_LINE - 3..MAX_LINE + 3 {
+            let cookie = "c".repeat(edge - "Cookie: ".len());
+            let get = format!("GET /{cookie} HTTP/1.1\r\nCookie: {cookie}\r\n\r\n");
+            assert_eq!(odd(&format!("{get}{get}")), None, "{edge}");
+        }
+    }
+
+    #[test]
+    fn a_chunk_line_that_is_too_long_to_be_kept_is_refused() {
+        let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let long = "0".repeat(1100);
+        for body in [
+            format!("{long}5\r\nhello\r\n0\r\n\r\n"),
+            format!("5;{long}\r\nhello\r\n0\r\n\r\n"),
+            format!("5\r\nhello\r\n0\r\nX: {long}\r\n\r\n"),
+        ] {
+            assert_eq!(odd(&format!("{head}{body}")), Some(2));
         }
     }
 
@@ -270,6 +360,8 @@ mod tests {
             "1\r\na\n",
             "0\r\nX: a\n\r\n",
             "11111111111111111\r\n",
+            "+1\r\n",
+            "-0\r\n",
         ] {
             assert_eq!(odd(&format!("{head}{body}")), Some(2), "{body:?}");
         }

@@ -6,23 +6,38 @@
 
 use std::{
     fmt, io,
-    net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream, ToSocketAddrs},
+    net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
     os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 
+use socket2::{SockFilter, SockRef};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    time::Instant,
 };
 
-use super::address::{ListenAddr, Peer};
+use super::{
+    address::{ListenAddr, Peer},
+    bind::{self, BindError, SocketFile},
+};
 
-/// How many connections the kernel may hold for us before they are accepted.
-const BACKLOG: i32 = 4096;
+/// Time between two log lines about connections that cannot be accepted.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+
+/// A classic BPF program that drops what begins a TCP connection (SYN without ACK, in byte 13 of
+/// the TCP header) and lets everything else through, handshakes under way among it.
+const DROP_SYN: [SockFilter; 5] = [
+    SockFilter::new(0x30, 0, 0, 13),       // ldb [13]
+    SockFilter::new(0x54, 0, 0, 0x12),     // and #SYN|ACK
+    SockFilter::new(0x15, 0, 1, 0x02),     // jeq #SYN
+    SockFilter::new(0x06, 0, 0, 0),        // ret #0: drop
+    SockFilter::new(0x06, 0, 0, u32::MAX), // ret #-1: keep
+];
 
 /// A listener that is bound: connections wait until it is started.
 #[derive(Debug)]
@@ -34,7 +49,7 @@ pub struct Listener {
 #[derive(Debug)]
 enum Bound<T, U> {
     Tcp(T),
-    Unix(U, SocketFile),
+    Unix(U, Option<SocketFile>),
 }
 
 /// A listener that takes connections, watched by the runtime in which it was started.
@@ -42,6 +57,14 @@ enum Bound<T, U> {
 pub struct Acceptor {
     socket: Bound<TcpListener, UnixListener>,
     address: BoundAddr,
+    trouble: Trouble,
+}
+
+/// Errors of `accept` (no descriptors left, say): waited out, and told once a minute.
+#[derive(Debug, Default)]
+struct Trouble {
+    told: Option<Instant>,
+    untold: u64,
 }
 
 /// Where a listener really stands, port included.
@@ -69,16 +92,6 @@ impl fmt::Display for BoundAddr {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
-    }
-}
-
-/// Removes the socket file when the listener goes.
-#[derive(Debug)]
-struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -142,61 +155,25 @@ impl Listener {
     /// Takes the address.
     ///
     /// # Errors
-    /// When the name cannot be resolved, the address is taken, or the socket file belongs to a
-    /// living process.
-    pub fn bind(address: &ListenAddr) -> io::Result<Self> {
+    /// See [`BindError`].
+    pub fn bind(address: &ListenAddr) -> Result<Self, BindError> {
         match address {
-            ListenAddr::Tcp(address) => Self::bind_tcp(address),
-            ListenAddr::Unix(path) => Self::bind_unix(path),
-        }
-    }
-
-    fn bind_tcp(address: &str) -> io::Result<Self> {
-        let mut last = io::Error::new(
-            io::ErrorKind::AddrNotAvailable,
-            "the host name has no address",
-        );
-        for address in address.to_socket_addrs()? {
-            let socket = socket2::Socket::new(
-                socket2::Domain::for_address(address),
-                socket2::Type::STREAM.nonblocking().cloexec(),
-                None,
-            )?;
-            socket.set_reuse_address(true)?;
-            // Handed down to every connection that is accepted.
-            socket.set_tcp_nodelay(true)?;
-            match socket
-                .bind(&address.into())
-                .and_then(|()| socket.listen(BACKLOG))
-            {
-                Ok(()) => {
-                    let listener = StdTcpListener::from(socket);
-                    let address = BoundAddr::Tcp(listener.local_addr()?);
-                    return Ok(Self {
-                        socket: Bound::Tcp(listener),
-                        address,
-                    });
-                }
-                Err(error) => last = error,
+            ListenAddr::Tcp(address) => {
+                let listener = bind::tcp(address)?;
+                let address = listener.local_addr().map_err(BindError::Other)?;
+                Ok(Self {
+                    socket: Bound::Tcp(listener),
+                    address: BoundAddr::Tcp(address),
+                })
+            }
+            ListenAddr::Unix(path) => {
+                let (listener, file) = bind::unix(path)?;
+                Ok(Self {
+                    socket: Bound::Unix(listener, Some(file)),
+                    address: BoundAddr::Unix(path.clone()),
+                })
             }
         }
-        Err(last)
-    }
-
-    fn bind_unix(path: &Path) -> io::Result<Self> {
-        let listener = match StdUnixListener::bind(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
-                std::fs::remove_file(path)?;
-                StdUnixListener::bind(path)?
-            }
-            other => other?,
-        };
-        let file = SocketFile(path.to_owned());
-        listener.set_nonblocking(true)?;
-        Ok(Self {
-            socket: Bound::Unix(listener, file),
-            address: BoundAddr::Unix(path.to_owned()),
-        })
     }
 
     /// Where it stands.
@@ -216,27 +193,98 @@ impl Listener {
         Ok(Acceptor {
             socket,
             address: self.address,
+            trouble: Trouble::default(),
         })
     }
+
+    /// The next connection that the kernel holds, if any, without waiting for one. Before
+    /// [`Listener::start`], or after [`Acceptor::stop`].
+    ///
+    /// # Errors
+    /// Those of `accept`; the connection is still held then.
+    pub fn take_waiting(&self) -> io::Result<Option<Unwatched>> {
+        loop {
+            let taken = match &self.socket {
+                Bound::Tcp(listener) => listener.accept().and_then(|(socket, peer)| {
+                    socket.set_nonblocking(true)?;
+                    Ok(Unwatched {
+                        socket: Socket::Tcp(socket),
+                        peer: Peer::Ip(peer.ip()),
+                    })
+                }),
+                Bound::Unix(listener, _) => listener.accept().and_then(|(socket, _)| {
+                    socket.set_nonblocking(true)?;
+                    Ok(Unwatched {
+                        socket: Socket::Unix(socket),
+                        peer: Peer::Unix,
+                    })
+                }),
+            };
+            return match taken {
+                Ok(unwatched) => Ok(Some(unwatched)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                // The client has gone again, or a signal came: the next one may be waiting.
+                Err(error) if is_passing(&error) => continue,
+                Err(error) => Err(error),
+            };
+        }
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+    )
 }
 
 impl Acceptor {
     /// The next connection. Errors are waited out, so this only returns with a connection in hand.
-    pub async fn accept(&self) -> Accepted {
+    pub async fn accept(&mut self) -> Accepted {
         let mut wait = Duration::from_millis(5);
         loop {
             match self.try_accept().await {
                 Ok(accepted) => return accepted,
-                // The client was gone before we came: the next one is already waiting.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) if is_passing(&error) => {}
                 Err(error) => {
-                    tracing::warn!(listener = %self.address, %error, wait_ms = wait.as_millis(),
-                        "cannot accept connections; is the file descriptor limit too low?");
+                    self.trouble.tell(&self.address, &error);
+                    // The connection stays in the queue, so that without a pause this would spin.
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(Duration::from_secs(1));
                 }
             }
         }
+    }
+
+    /// Lets no new connection into the queue, as far as the system can do that: a client that comes
+    /// from now on is refused, or asks again and meets a successor. Connections in the queue, and
+    /// those whose handshake is under way, can still be accepted.
+    pub fn close_entrance(&mut self) {
+        match &mut self.socket {
+            Bound::Tcp(listener) => {
+                // Between the last `accept` and the close, a connection could enter the queue and
+                // be reset by the kernel although its client had seen it succeed.
+                if let Err(error) = SockRef::from(&*listener).attach_filter(&DROP_SYN) {
+                    tracing::debug!(%error, "connections cannot be kept out of the queue");
+                }
+            }
+            Bound::Unix(_, file) => drop(file.take()),
+        }
+    }
+
+    /// Goes back to a listener that nobody watches, whose queue is as it is.
+    ///
+    /// # Errors
+    /// When the runtime does not let it go.
+    pub fn stop(self) -> io::Result<Listener> {
+        let socket = match self.socket {
+            Bound::Tcp(socket) => Bound::Tcp(socket.into_std()?),
+            Bound::Unix(socket, file) => Bound::Unix(socket.into_std()?, file),
+        };
+        Ok(Listener {
+            socket,
+            address: self.address,
+        })
     }
 
     async fn try_accept(&self) -> io::Result<Accepted> {
@@ -259,9 +307,20 @@ impl Acceptor {
     }
 }
 
-/// A socket file that nobody answers at is left over from a process that died.
-fn is_stale(path: &Path) -> bool {
-    matches!(StdUnixStream::connect(path), Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+impl Trouble {
+    fn tell(&mut self, listener: &BoundAddr, error: &io::Error) {
+        let now = Instant::now();
+        if self.told.is_some_and(|told| now - told < TELL_AGAIN) {
+            self.untold += 1;
+            return;
+        }
+        tracing::warn!(%listener, %error, again = self.untold,
+            "cannot accept connections; is the file descriptor limit too low?");
+        *self = Self {
+            told: Some(now),
+            untold: 0,
+        };
+    }
 }
 
 /// A connection that the current runtime watches.

@@ -4,6 +4,7 @@
 //! Knows HTTP/1.1 and sockets, nothing of WeChat, tokens or what is served over them.
 
 pub mod address;
+pub mod bind;
 pub mod connection;
 pub mod drain;
 pub mod egress;

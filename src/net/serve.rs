@@ -2,15 +2,32 @@
 //!
 //! The data path has an accept loop of its own, which spreads connections over worker threads.
 
-use std::{convert::Infallible, future::Future, sync::Arc};
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
 use hyper::{Request, Response, body::Incoming, http::request::Parts};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 use super::{
-    connection::{self, Connections},
+    connection::{self, Connections, Limits},
     drain::{Drain, Phase},
     listen::Listener,
 };
+
+/// Connections at a time. Operators, probes and scrapers need a few; each takes a descriptor that
+/// the data listeners could use.
+pub const MAX_CONNECTIONS: usize = 64;
+/// Deadlines: shorter than those of callers, since whoever asks here knows its question.
+const LIMITS: Limits = Limits {
+    first_head: Duration::from_secs(5),
+    head: Duration::from_secs(5),
+    idle: Duration::from_secs(30),
+};
+
+/// Time that a connection which was told to go has for that, before another one is told.
+const SHED: Duration = Duration::from_millis(20);
 
 /// Serves until the drain reaches [`Phase::Aborting`]: probes want an answer for as long as
 /// requests are in flight.
@@ -23,15 +40,17 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let service = Arc::new(service);
-    let connections = Connections::default();
+    let connections = Connections::with_limits(LIMITS);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut aborting = drain.clone();
-    let acceptor = match listener.start() {
+    let mut acceptor = match listener.start() {
         Ok(acceptor) => acceptor,
         Err(error) => return tracing::error!(%error, "a listener cannot be watched"),
     };
     let accepting = async {
         loop {
             let accepted = acceptor.accept().await;
+            let place = place(&places, &connections).await;
             let (service, connections, drain) =
                 (Arc::clone(&service), connections.clone(), drain.clone());
             tokio::spawn(async move {
@@ -46,6 +65,7 @@ where
                     handler,
                 )
                 .await;
+                drop(place);
             });
         }
     };
@@ -53,7 +73,21 @@ where
         () = accepting => {}
         () = aborting.reached(Phase::Aborting) => {}
     }
-    connections.close_gracefully();
+    connections.close_unanswered();
     // What is being answered now gets a moment; the caller decides how long it waits for us.
     connections.all_gone().await;
+}
+
+/// A place for one more connection. Silent ones make room at once: a probe must not wait until they
+/// reach their deadline.
+async fn place(places: &Arc<Semaphore>, connections: &Connections) -> Option<OwnedSemaphorePermit> {
+    if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+        return Some(place);
+    }
+    loop {
+        connections.shed();
+        if let Ok(place) = timeout(SHED, Arc::clone(places).acquire_owned()).await {
+            return place.ok();
+        }
+    }
 }

@@ -66,6 +66,7 @@ use self::{
 };
 use crate::{
     net::{
+        bind::BindError,
         drain::{Drain, Phase},
         listen::{BoundAddr, Listener},
     },
@@ -91,12 +92,12 @@ pub struct AccessLogSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// A listener could not be bound.
-    #[error("cannot listen on {address}: {error}; is another process using it?")]
+    #[error("cannot listen on {address}: {error}")]
     Listen {
         /// As configured.
         address: String,
-        /// The system's reason.
-        error: io::Error,
+        /// The cause.
+        error: BindError,
     },
     /// `server.tls` cannot be used.
     #[error("server.tls: {0}")]
@@ -235,11 +236,11 @@ impl Bound {
         Control::of(&self.proxy)
     }
 
-    /// Serves until the drain is over and every worker has ended.
+    /// Serves until the drain is over and every worker has ended. Returns how many requests were cut.
     ///
     /// # Errors
     /// When a worker thread cannot be started.
-    pub async fn run(self, mut drain: Drain) -> io::Result<()> {
+    pub async fn run(self, mut drain: Drain) -> io::Result<usize> {
         let workers = (0..self.workers)
             .map(|index| worker::spawn(index, Arc::clone(&self.proxy), drain.clone()))
             .collect::<io::Result<Vec<_>>>()?;
@@ -250,10 +251,11 @@ impl Bound {
             &Arc::new(Semaphore::new(self.max_connections)),
         );
         drain.reached(Phase::Closing).await;
+        let mut cut = 0;
         for ended in ended {
-            let _ = ended.await;
+            cut += ended.await.unwrap_or(0);
         }
-        Ok(())
+        Ok(cut)
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::timeout,
 };
 
@@ -26,7 +26,7 @@ use crate::net::{
     address::Peer,
     connection::{self, Connections},
     drain::{Drain, Phase},
-    listen::{Accepted, Listener, Unwatched},
+    listen::{Accepted, Acceptor, Listener, Unwatched},
     tls,
 };
 
@@ -36,6 +36,11 @@ const FILL: usize = 16;
 const HOUSEKEEPING: Duration = Duration::from_millis(200);
 /// A client that has not finished its TLS handshake by then is cut.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Time in which handshakes under way may reach the queue of a listener that is about to close. A
+/// round trip between callers and wxgate takes a fraction of it.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Pause before the queue is asked again when it could not be read.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
 
 /// What one thread owns.
 pub(super) struct Worker {
@@ -59,7 +64,14 @@ impl Worker {
 #[derive(Debug)]
 pub(super) struct Handle {
     orders: mpsc::UnboundedSender<Order>,
-    open: Arc<AtomicUsize>,
+    open: Arc<OpenCount>,
+}
+
+/// Connections of a worker, from the moment they are dealt out.
+#[derive(Debug, Default)]
+struct OpenCount {
+    count: AtomicUsize,
+    emptied: Notify,
 }
 
 /// What a worker is told to do.
@@ -69,19 +81,35 @@ enum Order {
     Accept(Listener, Arc<[Handle]>, Arc<Semaphore>),
 }
 
-/// Resolves when the thread has ended, however it did.
-pub(super) type Ended = oneshot::Receiver<()>;
+/// Resolves when the thread has ended, however it did, with the number of requests that it cut.
+pub(super) type Ended = oneshot::Receiver<usize>;
 
 /// A place among the open connections of a worker and of the process.
 #[derive(Debug)]
 pub(super) struct Slot {
-    open: Arc<AtomicUsize>,
+    open: Arc<OpenCount>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.open.fetch_sub(1, Relaxed);
+        if self.open.count.fetch_sub(1, Relaxed) == 1 {
+            self.open.emptied.notify_waiters();
+        }
+    }
+}
+
+impl OpenCount {
+    /// Returns when there is none.
+    async fn empty(&self) {
+        loop {
+            let mut emptied = std::pin::pin!(self.emptied.notified());
+            emptied.as_mut().enable();
+            if self.count.load(Relaxed) == 0 {
+                return;
+            }
+            emptied.await;
+        }
     }
 }
 
@@ -91,16 +119,16 @@ pub(super) fn spawn(index: usize, proxy: Arc<Proxy>, drain: Drain) -> io::Result
         .enable_all()
         .build()?;
     let (orders, incoming) = mpsc::unbounded_channel();
-    let open = Arc::new(AtomicUsize::new(0));
+    let open = Arc::new(OpenCount::default());
     let counted = Arc::clone(&open);
-    let (alive, ended) = oneshot::channel::<()>();
+    let (alive, ended) = oneshot::channel();
     std::thread::Builder::new()
         .name(format!("wxgate-{index}"))
         .spawn(move || {
-            runtime.block_on(serve(proxy, drain, incoming, &counted));
+            let cut = runtime.block_on(serve(proxy, drain, incoming, &counted));
             // Dialling tasks and the like have nobody left to serve.
             runtime.shutdown_background();
-            drop(alive);
+            let _ = alive.send(cut);
         })?;
     Ok((Handle { orders, open }, ended))
 }
@@ -131,44 +159,96 @@ impl Service {
     }
 }
 
-/// Runs on the first worker.
+/// Deals connections out, on the first worker.
+struct Dealer {
+    workers: Arc<[Handle]>,
+    limit: Arc<Semaphore>,
+    service: Service,
+}
+
+/// Takes connections until the drain closes the listener, then those that the kernel holds.
 async fn accept(
     listener: Listener,
     workers: Arc<[Handle]>,
     limit: Arc<Semaphore>,
     service: Service,
 ) {
-    let acceptor = match listener.start() {
+    let mut acceptor = match listener.start() {
         Ok(acceptor) => acceptor,
         Err(error) => return tracing::error!(%error, "a listener cannot be watched"),
     };
     let mut drain = service.worker.drain.clone();
-    let accepting = async {
-        loop {
-            // Beyond max_connections the kernel's backlog holds them until one ends.
-            let Ok(permit) = Arc::clone(&limit).acquire_owned().await else {
-                return;
-            };
-            let accepted = acceptor.accept().await;
-            let fullness = |(_, worker): &(usize, &Handle)| worker.open.load(Relaxed) / FILL;
-            let Some((index, worker)) = workers.iter().enumerate().min_by_key(fullness) else {
-                return;
-            };
-            worker.open.fetch_add(1, Relaxed);
-            let slot = Slot {
-                open: Arc::clone(&worker.open),
-                _permit: permit,
-            };
-            if index == 0 {
-                service.begin(accepted, slot);
-            } else if let Err(error) = worker.take(accepted, slot) {
-                tracing::error!(%error, "a connection is dropped");
-            }
+    let dealer = Dealer {
+        workers,
+        limit,
+        service,
+    };
+    tokio::select! {
+        () = dealer.accept(&mut acceptor) => {}
+        () = drain.reached(Phase::Closing) => {}
+    }
+    acceptor.close_entrance();
+    let _ = timeout(SETTLE, dealer.accept(&mut acceptor)).await;
+    let emptied = async {
+        match acceptor.stop() {
+            Ok(listener) => dealer.empty(&listener).await,
+            Err(error) => tracing::error!(%error, "the queue of a listener cannot be emptied"),
         }
     };
     tokio::select! {
-        () = accepting => {}
-        () = drain.reached(Phase::Closing) => {}
+        () = emptied => {}
+        () = drain.reached(Phase::Aborting) => {}
+    }
+}
+
+impl Dealer {
+    /// Takes connections for ever. Being dropped loses none.
+    async fn accept(&self, acceptor: &mut Acceptor) {
+        loop {
+            // Beyond max_connections the kernel's backlog holds them until one ends.
+            let Ok(permit) = Arc::clone(&self.limit).acquire_owned().await else {
+                return;
+            };
+            let accepted = acceptor.accept().await;
+            self.deal(accepted, permit);
+        }
+    }
+
+    /// Takes what the kernel holds.
+    async fn empty(&self, listener: &Listener) {
+        loop {
+            let Ok(permit) = Arc::clone(&self.limit).acquire_owned().await else {
+                return;
+            };
+            match listener.take_waiting() {
+                Ok(None) => return,
+                Ok(Some(unwatched)) => match unwatched.watch() {
+                    Ok(accepted) => self.deal(accepted, permit),
+                    Err(error) => tracing::error!(%error, "a connection is dropped"),
+                },
+                Err(error) => {
+                    tracing::debug!(%error, "the queue of a listener cannot be read");
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    fn deal(&self, accepted: Accepted, permit: OwnedSemaphorePermit) {
+        let fullness = |(_, worker): &(usize, &Handle)| worker.open.count.load(Relaxed) / FILL;
+        let Some((index, worker)) = self.workers.iter().enumerate().min_by_key(fullness) else {
+            return;
+        };
+        worker.open.count.fetch_add(1, Relaxed);
+        let slot = Slot {
+            open: Arc::clone(&worker.open),
+            _permit: permit,
+        };
+        if index == 0 {
+            self.service.begin(accepted, slot);
+        } else if let Err(error) = worker.take(accepted, slot) {
+            tracing::error!(%error, "a connection is dropped");
+        }
     }
 }
 
@@ -181,12 +261,13 @@ impl Handle {
     }
 }
 
+/// Runs a worker to its end. Returns how many requests were cut.
 async fn serve(
     proxy: Arc<Proxy>,
     mut drain: Drain,
     mut incoming: mpsc::UnboundedReceiver<Order>,
-    open: &AtomicUsize,
-) {
+    open: &OpenCount,
+) -> usize {
     let mut random = [0; 4];
     let _ = getrandom::fill(&mut random);
     let worker = Arc::new(Worker {
@@ -204,41 +285,34 @@ async fn serve(
     };
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     let mut closing = drain.clone();
+    let closing_idle = closing.reached(Phase::ClosingIdle);
+    tokio::pin!(closing_idle);
     let mut told = false;
-    let stopping = async {
-        closing.reached(Phase::Closing).await;
-    };
-    tokio::pin!(stopping);
-    loop {
+    // Whether whoever accepts has gone, so that nothing more will come.
+    let mut is_last = false;
+    let cut = loop {
         tokio::select! {
-            next = incoming.recv(), if !incoming.is_closed() || !incoming.is_empty() => {
-                match next {
-                    Some(Order::Serve(unwatched, slot)) => match unwatched.watch() {
-                        Ok(accepted) => service.begin(accepted, slot),
-                        Err(error) => tracing::warn!(%error, "an accepted connection could not be watched"),
-                    },
-                    Some(Order::Accept(listener, workers, limit)) => {
-                        tokio::spawn(accept(listener, workers, limit, service.clone()));
-                    }
-                    None => {}
+            next = incoming.recv(), if !is_last => match next {
+                Some(Order::Serve(unwatched, slot)) => match unwatched.watch() {
+                    Ok(accepted) => service.begin(accepted, slot),
+                    Err(error) => tracing::warn!(%error, "an accepted connection could not be watched"),
+                },
+                Some(Order::Accept(listener, workers, limit)) => {
+                    tokio::spawn(accept(listener, workers, limit, service.clone()));
                 }
-            }
+                None => is_last = true,
+            },
             _ = housekeeping.tick() => worker.keep_house(),
-            () = &mut stopping, if !told => {
+            () = &mut closing_idle, if !told => {
                 told = true;
-                connections.close_gracefully();
+                connections.close_idle();
             }
-            () = connections.all_gone(), if told => {
-                // One that was accepted last may still be on its way to its task.
-                if open.load(Relaxed) == 0 {
-                    break;
-                }
-                tokio::task::yield_now().await;
-            }
-            () = drain.reached(Phase::Aborting) => break,
+            () = open.empty(), if is_last => break 0,
+            () = drain.reached(Phase::Aborting) => break connections.answering(),
         }
-    }
+    };
     worker.keep_house();
+    cut
 }
 
 impl Worker {
@@ -277,13 +351,8 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
             }
         }
         Some(acceptor) => {
-            let mut closing = worker.drain.clone();
-            let shaken = tokio::select! {
-                shaken = Box::pin(timeout(HANDSHAKE, acceptor.accept(stream))) => shaken,
-                // Nothing was asked yet, so nothing is lost.
-                () = closing.reached(Phase::Closing) => return,
-            };
-            match shaken {
+            // A stop does not cut it short: behind it comes a request.
+            match Box::pin(timeout(HANDSHAKE, acceptor.accept(stream))).await {
                 Ok(Ok(stream)) => {
                     let origin = origin(tls::names_of(stream.get_ref().1));
                     let handler = |head, body| super::handle(worker, &origin, head, body);

@@ -201,7 +201,7 @@ impl Drop for Door {
 
 /// Takes connections for ever. Being dropped ends those that it took.
 async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
-    let Ok(acceptor) = listener.start() else {
+    let Ok(mut acceptor) = listener.start() else {
         return;
     };
     let mut connections = JoinSet::new();

@@ -18,6 +18,7 @@ use wxgate::sandbox;
 use crate::{
     program::{LIMIT, Program, folder, serve},
     support::{header, setup, start},
+    wire::Caller,
 };
 
 /// What stands in every value that the clients below send; upper case, so that it cannot be part of
@@ -296,17 +297,15 @@ async fn a_request_whose_caller_went_away_is_logged_and_counted_too() {
     let rule = gate
         .control()
         .fault(sandbox::Rule::new("/cgi-bin/user/get", sandbox::Fault::Pass).hold());
-    let request = tokio::spawn(
-        gate.client
-            .get(gate.url("/cgi-bin/user/get"))
-            .header("x-request-id", "gone")
-            .send(),
-    );
+    let mut caller = Caller::connect(gate.proxy).await;
+    caller
+        .write("GET /cgi-bin/user/get HTTP/1.1\r\nHost: gate\r\nX-Request-Id: gone\r\n\r\n")
+        .await;
     let arrived = gate.control().until(|control| control.hits(rule) == 1);
     tokio::time::timeout(LIMIT, arrived)
         .await
         .expect("the request arrives");
-    request.abort();
+    caller.reset();
     let counted =
         "wxgate_requests_total{account=\"shop\",client=\"network\",outcome=\"abandoned\"} 1";
     let asking = async {

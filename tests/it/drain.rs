@@ -230,6 +230,7 @@ async fn clients_that_never_retry_lose_nothing_when_they_are_asked_to_close() {
 async fn what_is_still_in_flight_after_the_grace_is_cut_and_said() {
     let grace = Grace {
         leaving: Duration::ZERO,
+        idle: Duration::ZERO,
         closing: Duration::from_millis(200),
     };
     let gate = setup().grace(grace).start().await;

@@ -4,6 +4,8 @@
 //! made, no framing but our own, and the next ordinary request gets its own answer, on the same
 //! connection if that stayed open.
 
+use std::time::Duration;
+
 use wxgate::sandbox::{Framing, Record};
 
 use crate::{
@@ -126,7 +128,35 @@ fn lengths() -> Vec<(&'static str, Vec<u8>, Verdict)> {
             Ended(400),
         ),
         ("CL with zeros", post("Content-Length: 002", "{}"), Passes),
+        (
+            "CL longer than a line may be",
+            post(&format!("Content-Length: {}2", "0".repeat(1100)), "{}"),
+            Ended(400),
+        ),
+        ("folded CL", post("Content-Length:\r\n 2", "{}"), Ended(400)),
     ]
+}
+
+/// Where packets end must not decide what is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_that_is_cut_by_a_packet_is_refused_like_a_whole_one() {
+    let gate = setup().start().await;
+    gate.warm().await;
+    let before = gate.control().counters().requests;
+    let hidden = "GET /cgi-bin/user/get HTTP/1.1\r\nHost: gate\r\n\r\n";
+    for twice in ["", "Content-Length: 2\r\n"] {
+        let mut wire = Wire::connect(gate.proxy).await;
+        let zeros = "0".repeat(1100);
+        let head = "POST /cgi-bin/message/custom/send HTTP/1.1\r\nHost: gate\r\n";
+        wire.send(format!("{head}{twice}Content-Length: {zeros}"))
+            .await;
+        // The proxy must have read the first packet before the second one comes.
+        assert!(wire.is_silent_for(Duration::from_millis(200)).await);
+        wire.send(format!("{}\r\n\r\n{hidden}", hidden.len())).await;
+        assert_eq!(wire.reply().await.expect("an answer").status, 400);
+        assert!(wire.is_closed().await, "nothing behind it is served");
+    }
+    assert_eq!(gate.control().counters().requests, before);
 }
 
 fn codings() -> Vec<(&'static str, Vec<u8>, Verdict)> {

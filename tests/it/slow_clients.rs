@@ -301,7 +301,7 @@ async fn a_drain_ends_idle_and_stalled_connections_and_lets_requests_end() {
             .expect("it is read");
         sleep(Duration::from_secs(1)).await;
         assert_eq!(connections.count(), 4);
-        connections.close_gracefully();
+        connections.close_idle();
         assert_eq!(cut_after(&mut idle).await, 0);
         let (seconds, _) = tokio::join!(cut_after(&mut silent), cut_after(&mut half));
         assert!(seconds <= 15, "{seconds} s");
@@ -327,6 +327,118 @@ async fn a_drain_ends_idle_and_stalled_connections_and_lets_requests_end() {
             answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"),
             "{answer}"
         );
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_has_begun_when_idle_connections_are_closed_is_answered() {
+    local(async {
+        let connections = Connections::default();
+        let (mut kept, _a) = connect(&connections);
+        ask(&mut kept, ASK, b"\r\n\r\n").await;
+        kept.write_all(&ASK[..20]).await.expect("it is read");
+        let (mut woken, _b) = connect(&connections);
+        ask(&mut woken, ASK, b"\r\n\r\n").await;
+        parked(&connections, 1).await;
+        woken.write_all(&ASK[..1]).await.expect("it is read");
+        let (mut body, _c) = connect(&connections);
+        let post = b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbo";
+        body.write_all(post).await.expect("it is read");
+        let (mut silent, _d) = connect(&connections);
+        sleep(Duration::from_secs(1)).await;
+        connections.close_idle();
+        sleep(Duration::from_secs(3)).await;
+        let rests = [&ASK[20..], &ASK[1..], b"dy", ASK];
+        for (client, rest) in [&mut kept, &mut woken, &mut body, &mut silent]
+            .into_iter()
+            .zip(rests)
+        {
+            client.write_all(rest).await.expect("it is read");
+            let mut answer = String::new();
+            client
+                .read_to_string(&mut answer)
+                .await
+                .expect("an answer and an end");
+            assert!(
+                answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"),
+                "{answer}"
+            );
+        }
+        connections.all_gone().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_taken_during_a_stop_may_be_silent_until_its_end() {
+    local(async {
+        let connections = Connections::default();
+        let (mut client, theirs) = tokio::io::duplex(4096);
+        let all = connections.clone();
+        tokio::task::spawn_local(async move {
+            connection::serve(theirs, &all, || true, handle).await;
+        });
+        sleep(Duration::from_secs(24)).await;
+        client.write_all(&ASK[..20]).await.expect("it is read");
+        sleep(Duration::from_secs(5)).await;
+        ask(&mut client, &ASK[20..], b"\r\n\r\n").await;
+        assert_eq!(cut_after(&mut client).await, 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_was_closed_by_its_answer_is_neither_parked_nor_served_again() {
+    local(async {
+        let connections = Connections::default();
+        let (mut client, theirs) = tokio::io::duplex(4096);
+        let all = connections.clone();
+        tokio::task::spawn_local(async move {
+            connection::serve(theirs, &all, || true, handle).await;
+        });
+        client.write_all(ASK).await.expect("it is read");
+        let mut answer = String::new();
+        client
+            .read_to_string(&mut answer)
+            .await
+            .expect("an answer and an end");
+        assert!(answer.contains("connection: close"), "{answer}");
+        // The client keeps its side open. It gets time to read, and no more than that.
+        let closed = Instant::now();
+        while connections.count() > 0 {
+            assert_eq!(connections.parked(), 0);
+            assert!(closed.elapsed() < Duration::from_secs(4), "it is kept");
+            sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_oldest_connection_that_is_not_answered_makes_room() {
+    local(async {
+        let connections = Connections::default();
+        let (mut busy, _a) = connect(&connections);
+        busy.write_all(b"GET /wait/5 HTTP/1.1\r\nHost: h\r\n\r\n")
+            .await
+            .expect("it is read");
+        let (mut idle, _b) = connect(&connections);
+        ask(&mut idle, ASK, b"\r\n\r\n").await;
+        parked(&connections, 1).await;
+        let (mut silent, _c) = connect(&connections);
+        sleep(Duration::from_millis(10)).await;
+        connections.shed();
+        assert_eq!(cut_after(&mut idle).await, 0);
+        assert_eq!(connections.count(), 2);
+        connections.close_unanswered();
+        assert_eq!(cut_after(&mut silent).await, 0);
+        let mut answer = String::new();
+        busy.read_to_string(&mut answer)
+            .await
+            .expect("an answer and an end");
+        assert!(answer.ends_with("waited"), "{answer}");
+        connections.all_gone().await;
     })
     .await;
 }
@@ -454,7 +566,7 @@ async fn parked_connections_are_closed_at_a_stop_and_by_their_clients() {
         drop(leaving);
         second.await.expect("it ended");
         assert_eq!(connections.count(), 1);
-        connections.close_gracefully();
+        connections.close_idle();
         assert_eq!(cut_after(&mut staying).await, 0);
         connections.all_gone().await;
     })

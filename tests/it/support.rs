@@ -67,6 +67,7 @@ pub fn setup() -> Setup {
         plain: false,
         grace: Grace {
             leaving: Duration::ZERO,
+            idle: Duration::ZERO,
             closing: Duration::from_secs(5),
         },
     }

@@ -88,6 +88,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
         let new = &buf.filled()[before..];
+        let is_end = matches!(polled, Poll::Ready(Ok(()))) && new.is_empty();
+        if is_end && buf.remaining() > 0 && this.withholds_end() {
+            this.activity.half_closed.store(true, Relaxed);
+            return Poll::Pending;
+        }
         this.activity.read.fetch_add(new.len() as u64, Relaxed);
         if let Some(number) = this.framing.feed(new) {
             this.activity.odd.store(number, Relaxed);
@@ -99,12 +104,23 @@ impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
     }
 }
 
+impl<I> Metered<I> {
+    /// Whether the end of what the client sends must not be seen by hyper yet, which would drop the
+    /// request. A client that closes its sending side behind a whole request (`nc -N`) still reads
+    /// the answer; one that has gone looks the same until something is written to it. An end inside
+    /// a request is passed on: the rest will never come.
+    fn withholds_end(&self) -> bool {
+        self.framing.is_between_requests() && self.activity.is_busy()
+    }
+}
+
 impl<I: AsyncWrite + Unpin> Metered<I> {
     fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(count)) = &polled {
             self.activity.written.fetch_add(*count as u64, Relaxed);
-            self.activity.unflushed.store(true, Relaxed);
         }
+        // Also when nothing was taken: hyper has bytes that the client has not.
+        self.activity.unflushed.store(true, Relaxed);
         polled
     }
 }
@@ -134,13 +150,18 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-        self.activity.unflushed.store(false, Relaxed);
+        // hyper flushes at each poll, so only a flush that changes something may wake it again.
+        if self.activity.unflushed.load(Relaxed) {
+            self.activity.unflushed.store(false, Relaxed);
+            self.activity.wake_half_closed();
+        }
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.lingering.is_none() {
             ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+            self.activity.shut.store(true, Relaxed);
             if self.framing.is_over() {
                 return Poll::Ready(Ok(()));
             }

@@ -34,8 +34,9 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
+pub use self::activity::Limits;
 use self::{
-    activity::{Activity, IDLE, TICK, Watch},
+    activity::{Activity, TICK, Watch},
     io::Metered,
 };
 
@@ -58,6 +59,7 @@ pub struct Connections(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
+    limits: Limits,
     open: Mutex<Open>,
     gone: Notify,
 }
@@ -70,6 +72,14 @@ struct Open {
 }
 
 impl Connections {
+    /// Connections that are cut at these deadlines.
+    pub fn with_limits(limits: Limits) -> Self {
+        Self(Arc::new(Shared {
+            limits,
+            ..Shared::default()
+        }))
+    }
+
     /// How many are open.
     pub fn count(&self) -> usize {
         self.lock().by_id.len()
@@ -84,15 +94,42 @@ impl Connections {
             .count()
     }
 
-    /// Lets each finish what it is doing and closes the idle ones; later ones are closed after one
-    /// answer.
-    pub fn close_gracefully(&self) {
+    /// Closes the idle ones. Those that have begun a request, and those that have sent nothing so
+    /// far, get one answer, and so does every later one.
+    pub fn close_idle(&self) {
         let mut open = self.lock();
         open.closing = true;
         for activity in open.by_id.values() {
             activity.closing.store(true, Relaxed);
             activity.waker.wake();
         }
+    }
+
+    /// Closes all that are not being answered, and the rest behind their answer.
+    pub fn close_unanswered(&self) {
+        self.close_idle();
+        let open = self.lock();
+        for activity in open.by_id.values().filter(|a| !a.is_busy()) {
+            activity.cut();
+        }
+    }
+
+    /// Closes the oldest that is not being answered, to make room for another one.
+    pub fn shed(&self) {
+        let open = self.lock();
+        let unanswered = open
+            .by_id
+            .iter()
+            .filter(|(_, activity)| !activity.is_busy() && !activity.cut.load(Relaxed));
+        if let Some((_, oldest)) = unanswered.min_by_key(|(id, _)| **id) {
+            oldest.cut();
+        }
+    }
+
+    /// How many are being answered.
+    pub fn answering(&self) -> usize {
+        let open = self.lock();
+        open.by_id.values().filter(|a| a.is_busy()).count()
     }
 
     /// Returns when none is open.
@@ -167,7 +204,7 @@ where
     let activity = &entered.activity;
     let mut io = Metered::new(io, Arc::clone(activity));
     let mut tick = pin!(sleep(TICK));
-    let mut watch = Watch::new(Instant::now());
+    let mut watch = Watch::new(Instant::now(), connections.0.limits, leaving());
     loop {
         // On the heap, so that nothing of it is left while the connection is parked.
         let active = Box::pin(active(
@@ -240,14 +277,19 @@ where
     });
     let mut connection = limited().serve_connection(TokioIo::new(io), service);
     tick.as_mut().reset(Instant::now() + TICK);
-    // Closing a connection that comes late before it has said anything would lose its request.
-    let mut told = activity.closing.load(Relaxed);
+    let mut told = false;
     let mut armed = false;
     let idle = poll_fn(|cx| {
         activity.waker.register(cx.waker());
+        if activity.cut.load(Relaxed) {
+            return Poll::Ready(false);
+        }
+        // hyper's own graceful shutdown would close a connection that has said nothing yet, or half
+        // a head. Here it is closed where it would be parked, which only an idle one is.
         if !told && activity.closing.load(Relaxed) {
             told = true;
-            Pin::new(&mut connection).graceful_shutdown();
+            tick.as_mut().reset(Instant::now() + activity.tick());
+            armed = false;
         }
         if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
             let Err(error) = ended else {
@@ -271,7 +313,7 @@ where
             if watch.is_idle(activity) {
                 return Poll::Ready(Ended::Idle);
             }
-            tick.as_mut().reset(now + TICK);
+            tick.as_mut().reset(now + activity.tick());
             armed = false;
         }
         armed = true;
@@ -316,10 +358,13 @@ async fn parked<I: AsyncRead + AsyncWrite + Unpin>(
     watch: &Watch,
     mut tick: Pin<&mut Sleep>,
 ) -> bool {
-    tick.as_mut().reset(watch.still_since() + IDLE);
+    tick.as_mut().reset(watch.idle_until());
     activity.parked.store(true, Relaxed);
     let woken = poll_fn(|cx| {
         activity.waker.register(cx.waker());
+        if activity.cut.load(Relaxed) {
+            return Poll::Ready(Parked::Forgotten);
+        }
         match io.poll_ahead(cx) {
             // Whoever has said something is answered, even if all the others are told to leave.
             Poll::Ready(true) => Poll::Ready(Parked::Woken),
@@ -382,6 +427,7 @@ impl Delivery {
 impl Drop for Delivery {
     fn drop(&mut self) {
         self.0.delivering.fetch_sub(1, Relaxed);
+        self.0.wake_half_closed();
     }
 }
 
