@@ -1,8 +1,12 @@
 //! The keepers of the running configuration, and which of them the next one takes over.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use crate::{
+    base::AccountName,
     config::Config,
     token::{
         self, AccountSettings, Accounts, Keeper, Tickets,
@@ -52,15 +56,23 @@ impl Keepers {
     pub(super) fn follow(&mut self, config: &Config) -> (Changes, Leaving) {
         let same_settings = self.settings == config.token;
         self.settings = config.token;
-        let mut before = std::mem::take(&mut self.running);
+        let mut before: Vec<Option<(AccountSettings, Keeper)>> = std::mem::take(&mut self.running)
+            .into_iter()
+            .map(Some)
+            .collect();
+        let names = before.iter().flatten().map(|(old, _)| old.name.clone());
+        let places: HashMap<AccountName, usize> = names.zip(0..).collect();
         let mut changes = Changes::default();
         for account in &config.accounts {
-            let old = before.iter().position(|(old, _)| old.name == account.name);
-            let reusable = |at: &usize| same_settings && before[*at].0.share_keeper(account);
-            let keeper = if let Some(at) = old.filter(reusable) {
-                before.swap_remove(at).1
+            let old = places.get(&account.name).and_then(|at| before.get_mut(*at));
+            let existed = old.is_some();
+            let reusable = |(old, _): &mut (AccountSettings, Keeper)| {
+                same_settings && old.share_keeper(account)
+            };
+            let keeper = if let Some((_, keeper)) = old.and_then(|old| old.take_if(reusable)) {
+                keeper
             } else {
-                let list = if old.is_some() {
+                let list = if existed {
                     &mut changes.changed
                 } else {
                     &mut changes.added
@@ -70,22 +82,19 @@ impl Keepers {
             };
             self.running.push((account.clone(), keeper));
         }
-        let gone = before
-            .iter()
-            .filter(|(old, _)| !config.accounts.iter().any(|new| new.name == old.name));
+        let leaving: Vec<_> = before.into_iter().flatten().collect();
+        let stay: HashSet<&AccountName> = config.accounts.iter().map(|new| &new.name).collect();
+        let gone = leaving.iter().filter(|(old, _)| !stay.contains(&old.name));
         changes.removed = gone.map(|(old, _)| old.name.to_string()).collect();
-        (changes, Leaving(before))
+        (changes, Leaving(leaving))
     }
 
     /// Lets those go that were replaced or removed.
     pub(super) fn dismiss(&self, leaving: Leaving) {
+        let running: HashSet<&AccountName> = self.running.iter().map(|(on, _)| &on.name).collect();
         for (account, keeper) in leaving.0 {
             keeper.retire();
-            if !self
-                .running
-                .iter()
-                .any(|(running, _)| running.name == account.name)
-            {
+            if !running.contains(&account.name) {
                 self.metrics.forget(&account.name);
             }
         }

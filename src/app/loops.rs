@@ -6,7 +6,7 @@
 //! request (`proxy`).
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
     sync::mpsc,
     time::Duration,
@@ -92,17 +92,17 @@ pub(super) fn check(
         .filter(is_candidate)
         .cloned();
     let found = addresses(wanted.collect(), egress, names);
-    let own_at = |api: &BaseUrl| {
-        let at = found
-            .iter()
-            .filter(|(host, _)| host.host == api.host && host.port == api.port);
-        at.flat_map(|(_, list)| list)
-            .find(|address| own.iter().any(|own| is_same(*own, **address)))
-            .copied()
-    };
+    // Judged once per host, since that asks the kernel, and accounts share their hosts.
+    let own_at: HashMap<(&str, u16), SocketAddr> = found
+        .iter()
+        .filter_map(|(host, list)| {
+            let is_own = |address: &&SocketAddr| own.iter().any(|own| is_same(*own, **address));
+            Some(((host.host.as_str(), host.port), *list.iter().find(is_own)?))
+        })
+        .collect();
     for account in accounts {
         for api in &account.api {
-            if let Some(address) = own_at(api) {
+            if let Some(&address) = own_at.get(&(api.host.as_str(), api.port)) {
                 let advice = if api.host.parse::<IpAddr>().is_ok() {
                     "name WeChat's host in the account's api"
                 } else {

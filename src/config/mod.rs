@@ -36,8 +36,8 @@ use tree::{Entry, Node, Value};
 /// The file that is used when none is named, if it exists; relative to the current directory.
 pub const DEFAULT_FILE: &str = "config/wxgate.toml";
 
-/// Nobody writes a longer one; a device or a log file named by mistake is one.
-const LONGEST_FILE: u64 = 1 << 20;
+/// Room for some 500,000 accounts. A longer file is a device or a log named by mistake.
+const MAX_FILE: u64 = 64 << 20;
 
 /// A whole configuration, proven right.
 #[derive(Debug, Clone)]
@@ -259,11 +259,11 @@ fn entry(key: &str, value: Value, variable: &str) -> Entry {
 fn read_file(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     std::fs::File::open(path)?
-        .take(LONGEST_FILE + 1)
+        .take(MAX_FILE + 1)
         .read_to_string(&mut text)?;
-    if text.len() as u64 > LONGEST_FILE {
+    if text.len() as u64 > MAX_FILE {
         return Err(io::Error::other(
-            "it is longer than 1MiB, which no configuration is",
+            "it is longer than 64MiB, which no configuration is: name the right file",
         ));
     }
     Ok(text)

@@ -3,7 +3,7 @@
 //! All problems of a file come together. No text here ever holds a value of the file: a secret may
 //! stand in any place.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{collections::HashSet, fmt, path::Path, sync::Arc};
 
 /// Everything that keeps a configuration from being used, in the order of the file. Prints one
 /// problem per line.
@@ -46,8 +46,10 @@ pub(super) struct Place {
 /// Collects problems and warnings.
 #[derive(Debug)]
 pub(super) struct Report {
-    pub(super) problems: Vec<Problem>,
-    pub(super) warnings: Vec<Problem>,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+    /// Paths of all keys that have a problem, and of the tables and lists around them.
+    concerned: HashSet<String>,
     whole: Origin,
 }
 
@@ -154,6 +156,7 @@ impl Report {
         Self {
             problems: Vec::new(),
             warnings: Vec::new(),
+            concerned: HashSet::new(),
             whole,
         }
     }
@@ -168,6 +171,18 @@ impl Report {
 
     pub(super) fn problem(&mut self, place: &Place, message: impl Into<String>) {
         self.problems.push(note(place, message));
+        let path = &place.path;
+        if self.concerned.insert(path.clone()) {
+            let ends = path.match_indices(['.', '[']).map(|(end, _)| end);
+            self.concerned
+                .extend(ends.map(|end| path[..end].to_owned()));
+        }
+    }
+
+    /// Whether something at this key or below it has been reported already, so that it is not
+    /// merely missing.
+    pub(super) fn concerns(&self, place: &Place) -> bool {
+        self.concerned.contains(&place.path)
     }
 
     pub(super) fn warning(&mut self, place: &Place, message: impl Into<String>) {

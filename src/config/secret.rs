@@ -125,17 +125,6 @@ impl<T> At<T> {
     }
 }
 
-impl Report {
-    /// Whether something at this key or below it has been reported already, so that it is not
-    /// merely missing.
-    pub(super) fn concerns(&self, place: &Place) -> bool {
-        self.problems.iter().any(|problem| {
-            let rest = problem.key_path.strip_prefix(&place.path);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        })
-    }
-}
-
 // An AppSecret is 32 hex digits.
 fn looks_like_a_secret(text: &str) -> bool {
     text.len() >= 16 && text.bytes().all(|b| b.is_ascii_hexdigit())

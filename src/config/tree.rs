@@ -42,9 +42,10 @@ pub(super) struct Entry {
 impl Node {
     /// Reads a whole file. Every syntax error is reported; then there is no tree.
     pub(super) fn from_file(text: &str, name: &Arc<str>, report: &mut Report) -> Option<Self> {
+        let lines = LineIndex::of(text);
         let origin = |span: Range<usize>| Origin::File {
             name: Arc::clone(name),
-            line: Some(line(text, span.start)),
+            line: Some(lines.line(span.start)),
         };
         let (root, errors) = DeTable::parse_recoverable(text);
         for error in &errors {
@@ -117,12 +118,19 @@ fn table(entries: DeTable<'_>, origin: &dyn Fn(Range<usize>) -> Origin) -> Value
     Value::Table(entries.collect())
 }
 
-fn line(text: &str, offset: usize) -> usize {
-    1 + text
-        .bytes()
-        .take(offset)
-        .filter(|byte| *byte == b'\n')
-        .count()
+/// Offsets of the line breaks of a text, in order. Every value has a line, so counting from the top
+/// for each of them would cost the square of the file's length.
+struct LineIndex(Vec<usize>);
+
+impl LineIndex {
+    fn of(text: &str) -> Self {
+        Self(memchr::memchr_iter(b'\n', text.as_bytes()).collect())
+    }
+
+    /// Line of the byte at `offset`, counted from one.
+    fn line(&self, offset: usize) -> usize {
+        1 + self.0.partition_point(|line_break| *line_break < offset)
+    }
 }
 
 #[cfg(test)]
@@ -146,6 +154,17 @@ mod tests {
         {
             Origin::File { line, .. } => *line,
             Origin::Variable(_) => None,
+        }
+    }
+
+    #[test]
+    fn the_index_agrees_with_counting_at_every_offset() {
+        for text in ["", "\n", "a\n\nb\r\n店\n", "a = 1", "\n\n\n"] {
+            let lines = LineIndex::of(text);
+            for offset in 0..=text.len() + 1 {
+                let counted = text.bytes().take(offset).filter(|b| *b == b'\n').count();
+                assert_eq!(lines.line(offset), 1 + counted, "{text:?} at {offset}");
+            }
         }
     }
 

@@ -13,6 +13,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
 };
@@ -440,7 +441,7 @@ fn the_default_file_is_found_and_its_paths_start_from_its_folder() {
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("long.toml"), "#".repeat((1 << 20) + 1)).unwrap();
+    fs::write(folder.path().join("long.toml"), "#".repeat((64 << 20) + 1)).unwrap();
     fs::write(folder.path().join("latin1.toml"), b"# \xe9\n").unwrap();
     let said = |name: &str| refused(config::load(Some(Path::new(name)), folder.path(), &shop()));
     assert_eq!(
@@ -449,9 +450,94 @@ fn a_file_that_cannot_be_read_is_named() {
     );
     assert_eq!(
         said("long.toml"),
-        "long.toml: cannot be read: it is longer than 1MiB, which no configuration is"
+        "long.toml: cannot be read: it is longer than 64MiB, which no configuration is: name the right file"
     );
     assert!(said("latin1.toml").starts_with("latin1.toml: cannot be read: "));
+}
+
+/// Time that this thread has spent on a processor, in nanoseconds: other tests do not count.
+fn processor_time() -> u64 {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// As many accounts as clients; each client has a key and names one account.
+fn many(count: usize) -> String {
+    let mut text = String::new();
+    for n in 0..count {
+        let _ = write!(
+            text,
+            "[[account]]\nname = \"a{n}\"\nappid = \"wx{n:016x}\"\nsecret = {{ value = \"{n:032x}\" }}\n\
+             api = [\"https://h{n}.example\"]\n\
+             [[client]]\nname = \"c{n}\"\nkey = {{ value = \"key-of-client-{n:08}\" }}\naccounts = [\"a{n}\"]\n"
+        );
+    }
+    text
+}
+
+/// Reading takes time in proportion to the file: eight times the accounts and clients must not take
+/// much more than eight times as long, where pairwise work would take sixty-four times.
+#[test]
+fn eight_thousand_accounts_and_clients_are_read_in_linear_time() {
+    let cost = |count: usize| {
+        let text = many(count);
+        let round = || {
+            let begun = processor_time();
+            let config = parse(&text, &Variables::new()).unwrap();
+            assert_eq!(
+                (config.accounts.len(), config.proxy.clients.len()),
+                (count, count)
+            );
+            processor_time() - begun
+        };
+        (0..3).map(|_| round()).min().unwrap()
+    };
+    let (small, large) = (cost(1000), cost(8000));
+    assert!(
+        large < 24 * small,
+        "{small} ns for 1000, {large} ns for 8000"
+    );
+}
+
+/// The same where every section has a mistake.
+#[test]
+fn thousands_of_mistakes_are_told_in_linear_time() {
+    let cost = |count: usize| {
+        let text = many(count)
+            .replace("secret", "# ")
+            .replace("accounts = [\"a", "accounts = [\"b");
+        let round = || {
+            let begun = processor_time();
+            let Problems(problems) = parse(&text, &Variables::new()).unwrap_err();
+            assert!(problems.len() >= count);
+            processor_time() - begun
+        };
+        (0..3).map(|_| round()).min().unwrap()
+    };
+    let (small, large) = (cost(500), cost(4000));
+    assert!(
+        large < 24 * small,
+        "{small} ns for 500, {large} ns for 4000"
+    );
+}
+
+/// `check` and a start read files of this size; no more than ten names stand in a message.
+#[test]
+fn a_file_of_several_megabytes_is_read_and_its_messages_stay_short() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!("default_account = \"none\"\n{}", many(8000));
+    assert!(text.len() > 1 << 20);
+    fs::write(folder.path().join("many.toml"), text).unwrap();
+    let said = refused(config::load(
+        Some(Path::new("many.toml")),
+        folder.path(),
+        &shop(),
+    ));
+    assert_eq!(
+        said,
+        "many.toml:1: default_account: no account has this name; there is: a0, a1, a2, a3, a4, a5, a6, a7, a8, a9 and 7990 \
+         more"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `[[account]]` and `default_account`, but for tokens that another server keeps.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::{
     base::AccountName,
@@ -15,6 +15,38 @@ const fn api_of(platform: Platform) -> &'static str {
     match platform {
         Platform::Wechat => "https://api.weixin.qq.com",
         Platform::Wecom => "https://qyapi.weixin.qq.com",
+    }
+}
+
+/// Most account names that a message lists.
+const MAX_LISTED: usize = 10;
+
+/// Names of the accounts, indexed once for all keys that refer to one.
+pub(super) struct AccountNames<'a> {
+    ordered: Vec<&'a str>,
+    known: HashSet<&'a str>,
+    /// No account of the file is wrong, so a name that is not here is nobody's.
+    complete: bool,
+}
+
+impl<'a> AccountNames<'a> {
+    pub(super) fn of(accounts: &'a [Option<AccountSettings>]) -> Self {
+        let right = accounts.iter().flatten();
+        let ordered: Vec<&str> = right.map(|account| account.name.as_str()).collect();
+        Self {
+            known: ordered.iter().copied().collect(),
+            complete: !accounts.is_empty() && ordered.len() == accounts.len(),
+            ordered,
+        }
+    }
+
+    /// Names for a message, so few that they fit in a line.
+    fn listed(&self) -> String {
+        let some = self.ordered.get(..MAX_LISTED).unwrap_or(&self.ordered);
+        match self.ordered.len() - some.len() {
+            0 => some.join(", "),
+            more => format!("{} and {more} more", some.join(", ")),
+        }
     }
 }
 
@@ -45,7 +77,7 @@ impl Context<'_> {
     pub(super) fn default_account(
         &mut self,
         raw: Option<At<AccountName>>,
-        accounts: &[Option<AccountSettings>],
+        accounts: &AccountNames<'_>,
     ) -> Option<AccountName> {
         let name = raw?;
         self.existing_account(&name, accounts);
@@ -53,23 +85,11 @@ impl Context<'_> {
     }
 
     /// Reports a name that no account has.
-    pub(super) fn existing_account(
-        &mut self,
-        name: &At<AccountName>,
-        accounts: &[Option<AccountSettings>],
-    ) {
+    pub(super) fn existing_account(&mut self, name: &At<AccountName>, accounts: &AccountNames<'_>) {
         // A wrong account may be the one that is meant.
-        let complete = !accounts.is_empty() && accounts.iter().all(Option::is_some);
-        let names: Vec<&str> = accounts
-            .iter()
-            .flatten()
-            .map(|account| account.name.as_str())
-            .collect();
-        if complete && !names.contains(&name.value.as_str()) {
-            self.report.problem(
-                &name.place,
-                format!("no account has this name; there is: {}", names.join(", ")),
-            );
+        if accounts.complete && !accounts.known.contains(name.value.as_str()) {
+            let message = format!("no account has this name; there is: {}", accounts.listed());
+            self.report.problem(&name.place, message);
         }
     }
 

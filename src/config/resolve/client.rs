@@ -4,9 +4,12 @@
 //! warnings here repeat its rule: a key names exactly one client, and a caller without one is the
 //! first keyless client that fits, those with a certificate before those with networks only.
 
-use std::{collections::HashMap, num::NonZeroU32};
+use std::{
+    collections::{HashMap, HashSet},
+    num::NonZeroU32,
+};
 
-use super::server::set;
+use super::{account::AccountNames, server::set};
 use crate::{
     base::AccountName,
     config::{
@@ -31,7 +34,9 @@ const SHORTEST_KEY: usize = 16;
 
 /// What of the other tables decides whether a client makes sense.
 pub(super) struct Around<'a> {
-    pub(super) accounts: &'a [Option<AccountSettings>],
+    pub(super) accounts: &'a AccountNames<'a>,
+    /// Digests of all AppSecrets, see [`app_secrets`].
+    pub(super) app_secrets: HashSet<KeyDigest>,
     /// Whether callers are asked for certificates.
     pub(super) certificates: bool,
     /// Where `server.allow` stands, if it was set.
@@ -45,6 +50,17 @@ struct Found {
     key: Place,
     from: Place,
     cert: Place,
+}
+
+/// Digests of the AppSecrets, to find a client's key among them by one look-up.
+pub(super) fn app_secrets(accounts: &[Option<AccountSettings>]) -> HashSet<KeyDigest> {
+    let secrets = accounts
+        .iter()
+        .flatten()
+        .filter_map(|account| account.secret.as_ref());
+    secrets
+        .map(|secret| KeyDigest::of(secret.expose()))
+        .collect()
 }
 
 impl Context<'_> {
@@ -129,7 +145,7 @@ impl Context<'_> {
         let cert_place = stands("cert", raw.cert.as_ref().map(|at| &at.place));
         let key = raw
             .key
-            .map(|form| self.client_key(&form, around.accounts).ok_or(()))
+            .map(|form| self.client_key(&form, around).ok_or(()))
             .transpose();
         let rate = raw.rate.map(|rate| self.rate(&rate).ok_or(())).transpose();
         let deny: Vec<_> = raw
@@ -139,6 +155,10 @@ impl Context<'_> {
             .into_iter()
             .map(|at| at.value)
             .collect();
+        let (key, key_length) = match key.ok()? {
+            Some((digest, length)) => (Some(digest), length),
+            None => (None, None),
+        };
         let client = Client {
             from: raw.from.map(|from| self.client_networks(&from)),
             cert: raw.cert.map(|at| at.value.0),
@@ -151,7 +171,8 @@ impl Context<'_> {
                 .unwrap_or_default(),
             mode: self.client_mode(raw.mode),
             name: name?,
-            key: key.ok()?,
+            key,
+            key_length,
             rate: rate.ok()?,
         };
         if client.key.is_none()
@@ -197,8 +218,8 @@ impl Context<'_> {
     fn client_key(
         &mut self,
         form: &At<raw::KeyForm>,
-        accounts: &[Option<AccountSettings>],
-    ) -> Option<KeyDigest> {
+        around: &Around<'_>,
+    ) -> Option<(KeyDigest, Option<usize>)> {
         let raw::KeyForm {
             env,
             file,
@@ -212,7 +233,7 @@ impl Context<'_> {
             ("sha256", sha256),
         ];
         let (kind, text) = self.only_one(&form.place, given)?;
-        let digest = if kind == "sha256" {
+        let (digest, length) = if kind == "sha256" {
             let digest = KeyDigest::from_hex(&text.value.0);
             if digest.is_none() {
                 self.report.problem(
@@ -220,7 +241,7 @@ impl Context<'_> {
                     "expected 64 hex digits, as `printf %s \"$KEY\" | sha256sum` prints them",
                 );
             }
-            digest?
+            (digest?, None)
         } else {
             let key = self.look_up(kind, text)?;
             let key = key.expose();
@@ -234,19 +255,14 @@ impl Context<'_> {
                                rand -hex 16` prints";
                 self.report.warning(&text.place, message);
             }
-            KeyDigest::of(key)
+            (KeyDigest::of(key), Some(key.len()))
         };
-        if accounts
-            .iter()
-            .flatten()
-            .filter_map(|account| account.secret.as_ref())
-            .any(|secret| KeyDigest::of(secret.expose()).matches(&digest))
-        {
+        if around.app_secrets.contains(&digest) {
             let message = "is an account's AppSecret, with which the caller can get tokens from WeChat past wxgate: give it \
                            a key of its own";
             self.report.warning(&form.place, message);
         }
-        Some(digest)
+        Some((digest, length))
     }
 
     fn client_networks(&mut self, from: &At<Vec<At<Network>>>) -> NetworkSet {
@@ -261,7 +277,7 @@ impl Context<'_> {
         &mut self,
         raw: Option<At<Vec<At<AccountName>>>>,
         place: &Place,
-        accounts: &[Option<AccountSettings>],
+        accounts: &AccountNames<'_>,
     ) -> Option<Vec<AccountName>> {
         let Some(At { value, place: list }) = raw else {
             let place = place.child("accounts");
@@ -363,20 +379,23 @@ impl Context<'_> {
     /// Keyless clients that can never be found, because an earlier one takes every caller of
     /// theirs.
     fn shadows(&mut self, found: &[Found]) {
-        let keyless = || found.iter().filter(|found| found.client.key.is_none());
-        for (index, later) in keyless().enumerate() {
+        // Only clients with the same certificate, or with none, can take each other's callers.
+        let mut by_certificate: HashMap<Option<&str>, Vec<&Found>> = HashMap::new();
+        for later in found.iter().filter(|found| found.client.key.is_none()) {
+            let earlier = by_certificate
+                .entry(later.client.cert.as_deref())
+                .or_default();
+            earlier.push(later);
+            let (_, earlier) = earlier.split_last().unwrap_or((&later, &[]));
             if later.client.from.as_ref().is_some_and(NetworkSet::is_empty) {
                 continue;
             }
-            let takes_all = |earlier: &&Found| {
-                earlier.client.cert == later.client.cert
-                    && match (&earlier.client.from, &later.client.from) {
-                        (None, _) => true,
-                        (Some(wide), Some(narrow)) => wide.includes(narrow),
-                        (Some(_), None) => false,
-                    }
+            let takes_all = |earlier: &&&Found| match (&earlier.client.from, &later.client.from) {
+                (None, _) => true,
+                (Some(wide), Some(narrow)) => wide.includes(narrow),
+                (Some(_), None) => false,
             };
-            let Some(earlier) = keyless().take(index).find(takes_all) else {
+            let Some(earlier) = earlier.iter().find(takes_all) else {
                 continue;
             };
             let (place, what) = if later.client.cert.is_some() {

@@ -37,13 +37,15 @@ pub(super) fn resolve(raw: raw::File, context: &mut Context<'_>) -> Config {
         &whole,
     );
     let accounts = context.accounts(raw.account, &whole);
+    let names = account::AccountNames::of(&accounts);
     let around = client::Around {
-        accounts: &accounts,
+        accounts: &names,
+        app_secrets: client::app_secrets(&accounts),
         certificates,
         allow: allow.as_ref(),
     };
     proxy.clients = context.clients(raw.client, &around);
-    proxy.default_account = context.default_account(raw.default_account, &accounts);
+    proxy.default_account = context.default_account(raw.default_account, &names);
     Config {
         proxy,
         admin,

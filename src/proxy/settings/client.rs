@@ -19,6 +19,8 @@ pub struct Client {
     pub name: AccountName,
     /// What the caller shows; no two clients have the same.
     pub key: Option<KeyDigest>,
+    /// Length of the key; `None` where the configuration has only its digest.
+    pub key_length: Option<usize>,
     /// Where it calls from.
     pub from: Option<NetworkSet>,
     /// A DNS or URI name of its certificate, in lower case.
@@ -90,6 +92,7 @@ impl Client {
         Self {
             name,
             key: None,
+            key_length: None,
             from: None,
             cert: None,
             accounts: None,

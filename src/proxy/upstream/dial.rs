@@ -88,10 +88,6 @@ impl Origin {
         })
     }
 
-    pub(super) fn is(&self, base: &BaseUrl) -> bool {
-        self.base == *base
-    }
-
     /// Host name, for messages.
     pub(crate) fn name(&self) -> &str {
         &self.base.host

@@ -1,14 +1,17 @@
 //! API hosts, each one once, however many accounts use it and however often the configuration is
 //! loaded.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::dial::{DialSetupError, Origin};
 use crate::net::address::BaseUrl;
 
 /// Only ever grows: workers keep their pools by an origin's index.
 #[derive(Debug, Default)]
-pub(crate) struct Origins(Mutex<Vec<Arc<Origin>>>);
+pub(crate) struct Origins(Mutex<HashMap<BaseUrl, Arc<Origin>>>);
 
 impl Origins {
     /// The origins of these base URLs, in their order.
@@ -21,11 +24,11 @@ impl Origins {
 
     fn place(&self, base: &BaseUrl) -> Result<Arc<Origin>, DialSetupError> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(origin) = known.iter().find(|origin| origin.is(base)) {
+        if let Some(origin) = known.get(base) {
             return Ok(Arc::clone(origin));
         }
         let origin = Arc::new(Origin::new(known.len(), base.clone())?);
-        known.push(Arc::clone(&origin));
+        known.insert(base.clone(), Arc::clone(&origin));
         Ok(origin)
     }
 }
