@@ -25,6 +25,7 @@ pub mod route;
 pub mod settings;
 mod spool;
 mod upstream;
+mod watchdog;
 mod worker;
 
 use std::{
@@ -69,7 +70,7 @@ use crate::{
         drain::{Drain, Phase},
         listen::{BoundAddr, Listener},
     },
-    telemetry::{logging::Format, output::Output, registry},
+    telemetry::{logging::Format, output::Output, registry, workers::StuckWorkers},
     token::{AccountSettings, Keeper},
 };
 
@@ -116,6 +117,7 @@ pub struct Proxy {
     spool: Arc<spool::Budget>,
     log: Option<AccessLogSettings>,
     loop_mark: LoopMark,
+    stuck: StuckWorkers,
 }
 
 /// The addresses of the data path, taken. Connections wait until it runs.
@@ -198,6 +200,7 @@ impl Proxy {
             spool: spool::Budget::new(settings.replay.memory_total),
             log,
             loop_mark: LoopMark::random(),
+            stuck: registry.register(StuckWorkers::register),
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = if settings.workers == 0 {
@@ -229,6 +232,11 @@ impl Bound {
             .collect()
     }
 
+    /// The workers that the watchdog finds stuck.
+    pub fn stuck_workers(&self) -> StuckWorkers {
+        self.proxy.stuck.clone()
+    }
+
     /// Changes the configuration from now on, also while it runs.
     pub fn control(&self) -> Control {
         Control::of(&self.proxy)
@@ -243,12 +251,19 @@ impl Bound {
             .map(|index| worker::spawn(index, Arc::clone(&self.proxy), drain.clone()))
             .collect::<io::Result<Vec<_>>>()?;
         let (workers, ended): (Vec<_>, Vec<_>) = workers.into_iter().unzip();
+        let workers = workers.into();
         worker::start(
             self.listeners,
-            &workers.into(),
+            &workers,
             &Arc::new(Semaphore::new(self.max_connections)),
         );
-        drain.reached(Phase::Closing).await;
+        tokio::select! {
+            () = drain.reached(Phase::Closing) => {}
+            () = watchdog::watch(workers, self.proxy.stuck.clone()) => {
+                // Every worker has ended; the stop finds that out.
+                drain.reached(Phase::Closing).await;
+            }
+        }
         for ended in ended {
             let _ = ended.await;
         }

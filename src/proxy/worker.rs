@@ -22,12 +22,15 @@ use super::{
     Proxy, access::LastKey, access_log::AccessLog, pipeline::Origin, request_id::RequestId,
     upstream::Upstream,
 };
-use crate::net::{
-    address::Peer,
-    connection::{self, Connections},
-    drain::{Drain, Phase},
-    listen::{Accepted, Listener, Unwatched},
-    tls,
+use crate::{
+    net::{
+        address::Peer,
+        connection::{self, Connections},
+        drain::{Drain, Phase},
+        listen::{Accepted, Listener, Unwatched},
+        tls,
+    },
+    telemetry::workers::StuckWorkers,
 };
 
 /// A worker gets this many connections before the next one gets its first.
@@ -73,6 +76,7 @@ pub(super) struct Handle {
 enum Order {
     Serve(Unwatched, Slot),
     Accept(Listener, Arc<[Handle]>, Arc<Semaphore>),
+    Probe(oneshot::Sender<()>),
 }
 
 /// Resolves when the thread has ended, however it did.
@@ -137,6 +141,21 @@ impl Service {
     }
 }
 
+/// A listener whose connections are taken. Dropped before a stop, it counts as stuck.
+struct OpenListener {
+    address: String,
+    drain: Drain,
+    stuck: StuckWorkers,
+}
+
+impl Drop for OpenListener {
+    fn drop(&mut self) {
+        if self.drain.phase() < Phase::Closing {
+            self.stuck.insert(&self.address, Instant::now());
+        }
+    }
+}
+
 /// Runs on the first worker.
 async fn accept(
     listener: Listener,
@@ -144,6 +163,11 @@ async fn accept(
     limit: Arc<Semaphore>,
     service: Service,
 ) {
+    let _open = OpenListener {
+        address: listener.address().to_string(),
+        drain: service.worker.drain.clone(),
+        stuck: service.worker.proxy.stuck.clone(),
+    };
     let acceptor = match listener.start() {
         Ok(acceptor) => acceptor,
         Err(error) => return tracing::error!(%error, "a listener cannot be watched"),
@@ -184,6 +208,13 @@ impl Handle {
         self.orders
             .send(Order::Serve(unwatched, slot))
             .map_err(|_| io::Error::other("a worker thread has ended"))
+    }
+
+    /// Asks the worker for a sign of life. An error comes back where the thread has ended.
+    pub(super) fn probe(&self) -> oneshot::Receiver<()> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.orders.send(Order::Probe(answer));
+        answered
     }
 }
 
@@ -226,6 +257,10 @@ async fn serve(
                     },
                     Some(Order::Accept(listener, workers, limit)) => {
                         tokio::spawn(accept(listener, workers, limit, service.clone()));
+                    }
+                    // Answered by a task, as a request would be.
+                    Some(Order::Probe(answer)) => {
+                        tokio::spawn(async move { answer.send(()) });
                     }
                     None => {}
                 }
@@ -297,5 +332,27 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
                 Err(_) => tracing::debug!(%peer, "TLS handshake with a client took too long"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::drain;
+
+    #[test]
+    fn a_listener_that_ends_before_a_stop_counts_as_stuck() {
+        let (control, drain) = drain::drain();
+        let stuck = StuckWorkers::default();
+        let open = |address: &str| OpenListener {
+            address: address.to_owned(),
+            drain: drain.clone(),
+            stuck: stuck.clone(),
+        };
+        drop(open("127.0.0.1:8080"));
+        control.advance(Phase::Closing);
+        drop(open("127.0.0.1:8081"));
+        let names: Vec<_> = stuck.list().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["127.0.0.1:8080"]);
     }
 }

@@ -58,6 +58,7 @@ mod slow_clients;
 #[cfg(feature = "sql")]
 mod sql;
 mod stale_shapes;
+mod stalled_log;
 mod store_contract;
 mod store_files;
 mod storms;
@@ -69,5 +70,6 @@ mod token_tools;
 mod trespass;
 mod upstream_faults;
 mod upstream_tls;
+mod watchdog;
 mod wecom;
 mod wire;
