@@ -27,7 +27,7 @@ use crate::{
         listen::BoundAddr,
     },
     proxy::{self, AccessLogSettings, Listeners, Proxy},
-    telemetry::registry::Metrics,
+    telemetry::{output::Output, registry::Metrics},
     token::{
         self,
         source::{ClientError, TokenClient},
@@ -132,7 +132,8 @@ impl App {
             log,
             &metrics,
         )?;
-        let admin = Admin::on(admin, &config.admin, keepers.by_name(), metrics);
+        let admin = Admin::on(admin, &config.admin, keepers.by_name(), metrics)
+            .with_workers(proxy.stuck_workers());
         let running = Running {
             // Without secrets that may be replaced one day.
             started: Config {
@@ -166,6 +167,15 @@ impl App {
         let reloader = Reloader::new(load, Arc::clone(&self.running));
         self.admin = self.admin.with_reload(reloader.handler());
         (self, reloader)
+    }
+
+    /// Shows the condition of the log in readiness and metrics.
+    #[must_use]
+    pub fn with_log(mut self, log: &Output) -> Self {
+        if let Output::Queue(queue) = log {
+            self.admin = self.admin.with_log(Arc::clone(queue));
+        }
+        self
     }
 
     /// Shortens or lengthens the stop.

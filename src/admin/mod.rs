@@ -25,7 +25,7 @@ pub use self::{
     live::Control,
     reload::{Reload, Reloaded},
 };
-use self::{settings::Settings, site::Site};
+use self::{readiness::NodeHealth, settings::Settings, site::Site};
 use crate::{
     net::{
         bind,
@@ -33,7 +33,7 @@ use crate::{
         listen::{BoundAddr, Listener},
         serve::serve,
     },
-    telemetry::registry::Metrics,
+    telemetry::{queue::LogQueue, registry::Metrics, workers::StuckWorkers},
     token::Accounts,
 };
 
@@ -42,6 +42,7 @@ pub struct Admin {
     listener: Listener,
     control: Control,
     metrics: Metrics,
+    health: NodeHealth,
     reload: Option<Reload>,
 }
 
@@ -101,6 +102,7 @@ impl Admin {
             listener,
             control: Control::new(settings, accounts),
             metrics,
+            health: NodeHealth::default(),
             reload: None,
         }
     }
@@ -109,6 +111,21 @@ impl Admin {
     #[must_use]
     pub fn with_reload(mut self, reload: Reload) -> Self {
         self.reload = Some(reload);
+        self
+    }
+
+    /// Takes readiness away while a worker is stuck.
+    #[must_use]
+    pub fn with_workers(mut self, workers: StuckWorkers) -> Self {
+        self.health.workers = workers;
+        self
+    }
+
+    /// Tells of the log's condition in the body of readiness, and counts its dropped lines.
+    #[must_use]
+    pub fn with_log(mut self, log: Arc<LogQueue>) -> Self {
+        self.metrics.register(|registry| log.register(registry));
+        self.health.log = Some(log);
         self
     }
 
@@ -129,6 +146,7 @@ impl Admin {
             self.control,
             self.metrics,
             drain.clone(),
+            self.health,
             self.reload,
         ));
         serve(self.listener, drain, move |request| {

@@ -1,5 +1,7 @@
 //! Whether this node should get traffic: a pure judgement over the accounts' statuses.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
     http::StatusCode,
@@ -10,6 +12,10 @@ use serde::Serialize;
 use super::accounts::word;
 use crate::{
     base::AccountName,
+    telemetry::{
+        queue::{LogHealth, LogQueue},
+        workers::StuckWorkers,
+    },
     token::{Condition, Status},
 };
 
@@ -21,8 +27,36 @@ pub(super) struct Readiness {
     pub(super) error: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) message: Option<&'static str>,
+    /// Parts of the data path that do not answer the watchdog.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) stuck: Vec<StuckWorker>,
+    /// Trouble with the log, which leaves the node ready: calls do not wait for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) log: Option<LogTrouble>,
     /// The accounts without a usable token. There may be some although the node is ready.
     pub(super) lacking: Vec<Lack>,
+}
+
+/// Health of the node itself, which readiness tells besides that of the accounts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct NodeHealth {
+    pub(super) workers: StuckWorkers,
+    pub(super) log: Option<Arc<LogQueue>>,
+}
+
+/// A worker thread or a listener that does not answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct StuckWorker {
+    worker: String,
+    seconds: u64,
+}
+
+/// Trouble with the log, and the lines that it cost so far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct LogTrouble {
+    state: &'static str,
+    lines_dropped: u64,
+    message: String,
 }
 
 /// One account without a usable token, and why.
@@ -66,7 +100,65 @@ pub(super) fn judge(accounts: &[(AccountName, Status)], all: bool, leaving: bool
         ready: trouble.is_none(),
         error: trouble.map(|(slug, _)| slug),
         message: trouble.map(|(_, message)| message),
+        stuck: Vec::new(),
+        log: None,
         lacking: lacking.collect(),
+    }
+}
+
+impl NodeHealth {
+    /// Adds the node's own health to a judgement over its accounts.
+    pub(super) fn complete(&self, mut readiness: Readiness) -> Readiness {
+        let stuck = self.workers.list();
+        if readiness.error != Some("draining") && !stuck.is_empty() {
+            readiness.ready = false;
+            readiness.error = Some("data_path_stuck");
+            readiness.message = Some(
+                "worker threads do not answer and their calls wait: send requests to another \
+                 node; restart wxgate if it stays so",
+            );
+        }
+        readiness.stuck = stuck
+            .into_iter()
+            .map(|(worker, since)| StuckWorker {
+                worker,
+                seconds: since.as_secs(),
+            })
+            .collect();
+        let log = self.log.as_ref().map(|log| log.health());
+        readiness.log = log.and_then(LogTrouble::of);
+        readiness
+    }
+}
+
+impl LogTrouble {
+    fn of(health: LogHealth) -> Option<Self> {
+        let (state, lines_dropped, trouble) = match health {
+            LogHealth::Flowing => return None,
+            LogHealth::Behind { dropped } => (
+                "behind",
+                dropped,
+                "standard error is read more slowly than lines are written".to_owned(),
+            ),
+            LogHealth::Stalled { since, dropped } => (
+                "stalled",
+                dropped,
+                format!("standard error has not been read for {} s", since.as_secs()),
+            ),
+            LogHealth::Failing { error, dropped } => (
+                "failing",
+                dropped,
+                format!("standard error cannot be written ({error})"),
+            ),
+        };
+        let message = format!(
+            "{trouble}: calls are served, log lines are dropped; look at the program that reads it"
+        );
+        Some(Self {
+            state,
+            lines_dropped,
+            message,
+        })
     }
 }
 
@@ -107,7 +199,10 @@ impl IntoResponse for Readiness {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
+    use tokio::time::Instant;
 
     use super::*;
     use crate::token::LastError;
@@ -220,6 +315,57 @@ mod tests {
                 ],
             })
         );
+    }
+
+    #[test]
+    fn a_stuck_worker_takes_readiness_away_and_a_stop_stays_a_stop() {
+        let node = NodeHealth::default();
+        let judged = |leaving| judge(&accounts(&[Condition::Ok]), false, leaving);
+        assert_eq!(node.complete(judged(false)), judged(false));
+        node.workers.insert("wxgate-1", Instant::now());
+        let stuck = node.complete(judged(false));
+        assert_eq!(
+            serde_json::to_value(&stuck).unwrap(),
+            serde_json::json!({
+                "ready": false,
+                "error": "data_path_stuck",
+                "message": "worker threads do not answer and their calls wait: send requests to \
+                            another node; restart wxgate if it stays so",
+                "stuck": [{ "worker": "wxgate-1", "seconds": 0 }],
+                "lacking": [],
+            })
+        );
+        let leaving = node.complete(judged(true));
+        assert_eq!((leaving.ready, leaving.error), (false, Some("draining")));
+        node.workers.remove("wxgate-1");
+        assert_eq!(node.complete(judged(false)), judged(false));
+    }
+
+    #[test]
+    fn trouble_with_the_log_is_told_and_leaves_the_node_ready() {
+        let dropped = 7;
+        for (health, state) in [
+            (LogHealth::Behind { dropped }, "behind"),
+            (
+                LogHealth::Stalled {
+                    since: Duration::from_secs(5),
+                    dropped,
+                },
+                "stalled",
+            ),
+            (
+                LogHealth::Failing {
+                    error: "Broken pipe".to_owned(),
+                    dropped,
+                },
+                "failing",
+            ),
+        ] {
+            let trouble = LogTrouble::of(health).expect("trouble");
+            assert_eq!((trouble.state, trouble.lines_dropped), (state, 7));
+            assert!(trouble.message.contains("standard error"));
+        }
+        assert_eq!(LogTrouble::of(LogHealth::Flowing), None);
     }
 
     #[test]

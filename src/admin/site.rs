@@ -18,7 +18,7 @@ use super::{
     guard::Denied,
     live::Control,
     page,
-    readiness::{self, Readiness},
+    readiness::{self, NodeHealth, Readiness},
     reload::{self, Reload},
 };
 use crate::{
@@ -38,6 +38,7 @@ struct Sources {
     control: Control,
     metrics: Metrics,
     drain: Drain,
+    health: NodeHealth,
     reload: Option<Reload>,
 }
 
@@ -52,12 +53,14 @@ impl Site {
         control: Control,
         metrics: Metrics,
         drain: Drain,
+        health: NodeHealth,
         reload: Option<Reload>,
     ) -> Self {
         let sources = Sources {
             control: control.clone(),
             metrics,
             drain,
+            health,
             reload,
         };
         let router = Router::new()
@@ -137,10 +140,8 @@ impl Sources {
     }
 
     fn readiness(&self, all: bool) -> Readiness {
-        readiness::judge(
-            &accounts::statuses(&self.accounts()),
-            all,
-            self.drain.is_leaving(),
-        )
+        let accounts = accounts::statuses(&self.accounts());
+        self.health
+            .complete(readiness::judge(&accounts, all, self.drain.is_leaving()))
     }
 }

@@ -18,7 +18,9 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Admin, BindError, live::Control, settings::Settings, site::Site};
+use super::{
+    Admin, BindError, live::Control, readiness::NodeHealth, settings::Settings, site::Site,
+};
 use crate::{
     base::{AccountName, Secret},
     net::drain::{self, DrainControl, Phase},
@@ -130,7 +132,13 @@ impl Bench {
         let accounts = settled(scripts, &metrics).await;
         let (control, drain) = drain::drain();
         Self {
-            site: Site::new(Control::new(settings, accounts), metrics, drain, None),
+            site: Site::new(
+                Control::new(settings, accounts),
+                metrics,
+                drain,
+                NodeHealth::default(),
+                None,
+            ),
             control,
         }
     }

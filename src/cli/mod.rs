@@ -5,6 +5,7 @@
 
 mod check;
 mod demo;
+mod log;
 mod sandbox;
 mod serve;
 mod token;
@@ -18,6 +19,7 @@ use std::{
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use self::log::LogAtExit;
 use crate::{
     app::Loader,
     base::AccountName,
@@ -107,6 +109,23 @@ pub(crate) enum Failure {
     Config(String),
 }
 
+impl Cli {
+    fn format(&self) -> Format {
+        if self.log_format == "json" {
+            Format::Json
+        } else {
+            Format::Text
+        }
+    }
+}
+
+impl Command {
+    /// Serves until a signal, under a supervisor perhaps.
+    fn is_service(&self) -> bool {
+        matches!(self, Self::Serve(_) | Self::Demo { .. } | Self::Sandbox(_))
+    }
+}
+
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Running(error.to_string())
@@ -116,7 +135,15 @@ impl From<io::Error> for Failure {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli) {
+    let log = match LogAtExit::start(&cli) {
+        Ok(log) => log,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "the log cannot be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    log.take_panics();
+    match run(cli, &log.output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let (message, status) = match failure {
@@ -125,18 +152,14 @@ pub fn main() -> ExitCode {
                 Failure::Config(message) => (message, EXIT_CONFIG),
             };
             // A closed standard error leaves the status to speak for itself.
-            let _ = writeln!(io::stderr(), "{message}");
+            log.output.write_lines(format!("{message}\n").as_bytes());
             ExitCode::from(status)
         }
     }
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
-    let format = if cli.log_format == "json" {
-        Format::Json
-    } else {
-        Format::Text
-    };
+fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
+    let format = cli.format();
     let log = |default: &str| {
         // What WXGATE_LOG says of one part must not silence the others; a level of its own
         // overrides the default.
@@ -147,12 +170,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
             || default.to_owned(),
             |wanted| format!("{default},{wanted}"),
         );
-        logging::init(format, Some(&directives), Output::Stderr).map_err(Failure::Usage)
+        logging::init(format, Some(&directives), output.clone()).map_err(Failure::Usage)
     };
     match cli.command {
         Command::Serve(file) => {
             log("info")?;
-            serve::run(&file, format)
+            serve::run(&file, format, output)
         }
         Command::Check { file, live } => {
             log("warn")?;

@@ -15,7 +15,7 @@ use crate::{
     telemetry::{logging::Format, output::Output},
 };
 
-pub(super) fn run(file: &ConfigFile, format: Format) -> Result<(), Failure> {
+pub(super) fn run(file: &ConfigFile, format: Format, log: &Output) -> Result<(), Failure> {
     keep_memory_private();
     descriptors::raise_limit();
     background_runtime()?.block_on(async {
@@ -31,11 +31,11 @@ pub(super) fn run(file: &ConfigFile, format: Format) -> Result<(), Failure> {
         if let Some(shortage) = descriptors::shortage(&config.proxy) {
             tracing::warn!("{shortage}");
         }
-        let app = App::build(&config, access_log(format)).map_err(|error| match error {
+        let app = App::build(&config, access_log(format, log)).map_err(|error| match error {
             StartError::Loop(_) => Failure::Config(error.to_string()),
             _ => Failure::Running(error.to_string()),
         })?;
-        let (app, reloader) = app.reloading(load);
+        let (app, reloader) = app.with_log(log).reloading(load);
         tokio::spawn(reload_at(hangup, reloader));
         for address in app.addresses() {
             tracing::info!(%address, "serving WeChat's API; no token is needed here");
@@ -60,10 +60,10 @@ async fn reload_at(mut hangup: Signal, reloader: Reloader) {
 
 /// The access log goes where the log goes, unless the filter leaves it out
 /// (`WXGATE_LOG=access=off`).
-fn access_log(format: Format) -> Option<AccessLogSettings> {
+fn access_log(format: Format, log: &Output) -> Option<AccessLogSettings> {
     tracing::enabled!(target: "access", tracing::Level::INFO).then_some(AccessLogSettings {
         format,
-        output: Output::Stderr,
+        output: log.clone(),
     })
 }
 

@@ -25,6 +25,7 @@ pub mod route;
 pub mod settings;
 mod spool;
 mod upstream;
+mod watchdog;
 mod worker;
 
 use std::{
@@ -70,7 +71,7 @@ use crate::{
         drain::{Drain, Phase},
         listen::{BoundAddr, Listener},
     },
-    telemetry::{logging::Format, output::Output, registry},
+    telemetry::{logging::Format, output::Output, registry, workers::StuckWorkers},
     token::{AccountSettings, Keeper},
 };
 
@@ -118,6 +119,7 @@ pub struct Proxy {
     spool: Arc<spool::Budget>,
     log: Option<AccessLogSettings>,
     loop_mark: LoopMark,
+    stuck: StuckWorkers,
 }
 
 /// The addresses of the data path, taken. Connections wait until it runs.
@@ -200,6 +202,7 @@ impl Proxy {
             spool: spool::Budget::new(settings.replay.memory_total),
             log,
             loop_mark: LoopMark::random(),
+            stuck: registry.register(StuckWorkers::register),
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = if settings.workers == 0 {
@@ -231,6 +234,11 @@ impl Bound {
             .collect()
     }
 
+    /// The workers that the watchdog finds stuck.
+    pub fn stuck_workers(&self) -> StuckWorkers {
+        self.proxy.stuck.clone()
+    }
+
     /// Changes the configuration from now on, also while it runs.
     pub fn control(&self) -> Control {
         Control::of(&self.proxy)
@@ -245,12 +253,19 @@ impl Bound {
             .map(|index| worker::spawn(index, Arc::clone(&self.proxy), drain.clone()))
             .collect::<io::Result<Vec<_>>>()?;
         let (workers, ended): (Vec<_>, Vec<_>) = workers.into_iter().unzip();
+        let workers = workers.into();
         worker::start(
             self.listeners,
-            &workers.into(),
+            &workers,
             &Arc::new(Semaphore::new(self.max_connections)),
         );
-        drain.reached(Phase::Closing).await;
+        tokio::select! {
+            () = drain.reached(Phase::Closing) => {}
+            () = watchdog::watch(workers, self.proxy.stuck.clone()) => {
+                // Every worker has ended; the stop finds that out.
+                drain.reached(Phase::Closing).await;
+            }
+        }
         let mut cut = 0;
         for ended in ended {
             cut += ended.await.unwrap_or(0);

@@ -15,19 +15,22 @@ use std::{
 
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{
     Proxy, access::LastKey, access_log::AccessLog, pipeline::Origin, request_id::RequestId,
     upstream::Upstream,
 };
-use crate::net::{
-    address::Peer,
-    connection::{self, Connections},
-    drain::{Drain, Phase},
-    listen::{Accepted, Acceptor, Listener, Unwatched},
-    tls,
+use crate::{
+    net::{
+        address::Peer,
+        connection::{self, Connections},
+        drain::{Drain, Phase},
+        listen::{Accepted, Acceptor, Listener, Unwatched},
+        tls,
+    },
+    telemetry::workers::StuckWorkers,
 };
 
 /// A worker gets this many connections before the next one gets its first.
@@ -79,6 +82,7 @@ struct OpenCount {
 enum Order {
     Serve(Unwatched, Slot),
     Accept(Listener, Arc<[Handle]>, Arc<Semaphore>),
+    Probe(oneshot::Sender<()>),
 }
 
 /// Resolves when the thread has ended, however it did, with the number of requests that it cut.
@@ -159,6 +163,21 @@ impl Service {
     }
 }
 
+/// A listener whose connections are taken. Dropped before a stop, it counts as stuck.
+struct OpenListener {
+    address: String,
+    drain: Drain,
+    stuck: StuckWorkers,
+}
+
+impl Drop for OpenListener {
+    fn drop(&mut self) {
+        if self.drain.phase() < Phase::Closing {
+            self.stuck.insert(&self.address, Instant::now());
+        }
+    }
+}
+
 /// Deals connections out, on the first worker.
 struct Dealer {
     workers: Arc<[Handle]>,
@@ -173,6 +192,11 @@ async fn accept(
     limit: Arc<Semaphore>,
     service: Service,
 ) {
+    let _open = OpenListener {
+        address: listener.address().to_string(),
+        drain: service.worker.drain.clone(),
+        stuck: service.worker.proxy.stuck.clone(),
+    };
     let mut acceptor = match listener.start() {
         Ok(acceptor) => acceptor,
         Err(error) => return tracing::error!(%error, "a listener cannot be watched"),
@@ -259,6 +283,13 @@ impl Handle {
             .send(Order::Serve(unwatched, slot))
             .map_err(|_| io::Error::other("a worker thread has ended"))
     }
+
+    /// Asks the worker for a sign of life. An error comes back where the thread has ended.
+    pub(super) fn probe(&self) -> oneshot::Receiver<()> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.orders.send(Order::Probe(answer));
+        answered
+    }
 }
 
 /// Runs a worker to its end. Returns how many requests were cut.
@@ -299,6 +330,10 @@ async fn serve(
                 },
                 Some(Order::Accept(listener, workers, limit)) => {
                     tokio::spawn(accept(listener, workers, limit, service.clone()));
+                }
+                // Answered by a task, as a request would be.
+                Some(Order::Probe(answer)) => {
+                    tokio::spawn(async move { answer.send(()) });
                 }
                 None => is_last = true,
             },
@@ -367,5 +402,27 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
                 Err(_) => tracing::debug!(%peer, "TLS handshake with a client took too long"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::drain;
+
+    #[test]
+    fn a_listener_that_ends_before_a_stop_counts_as_stuck() {
+        let (control, drain) = drain::drain();
+        let stuck = StuckWorkers::default();
+        let open = |address: &str| OpenListener {
+            address: address.to_owned(),
+            drain: drain.clone(),
+            stuck: stuck.clone(),
+        };
+        drop(open("127.0.0.1:8080"));
+        control.advance(Phase::Closing);
+        drop(open("127.0.0.1:8081"));
+        let names: Vec<_> = stuck.list().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["127.0.0.1:8080"]);
     }
 }

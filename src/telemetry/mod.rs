@@ -5,4 +5,6 @@
 
 pub mod logging;
 pub mod output;
+pub mod queue;
 pub mod registry;
+pub mod workers;

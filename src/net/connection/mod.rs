@@ -282,7 +282,7 @@ where
     let idle = poll_fn(|cx| {
         activity.waker.register(cx.waker());
         if activity.cut.load(Relaxed) {
-            return Poll::Ready(false);
+            return Poll::Ready(Ended::Over);
         }
         // hyper's own graceful shutdown would close a connection that has said nothing yet, or half
         // a head. Here it is closed where it would be parked, which only an idle one is.
