@@ -75,6 +75,22 @@ impl Child {
         })
     }
 
+    /// Starts it with a pipe as standard error whose other end is held here and never read.
+    pub(crate) fn spawn_unread(command: &mut Command) -> Outcome<Self> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let process = command.spawn();
+        let process = process.map_err(|error| {
+            format!("cannot start {}: {error}", command.get_program().display())
+        })?;
+        Ok(Self {
+            process,
+            output: PathBuf::new(),
+        })
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }

@@ -9,6 +9,7 @@ mod accounts;
 mod clients;
 mod connections;
 mod flight;
+mod isolation;
 mod nodes;
 mod plan;
 mod refresh;
@@ -46,6 +47,8 @@ enum Curve {
     Storm,
     /// Latency while a token is refreshed that is still good.
     Refresh,
+    /// Latency of a healthy account while something beside it is sick.
+    Isolation,
     /// 10 to 1,000 accounts on three nodes that share a Redis.
     Nodes,
 }
@@ -68,6 +71,7 @@ pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
             Curve::Flight => flight::run(&world),
             Curve::Storm => storm::run(&world),
             Curve::Refresh => refresh::run(&world),
+            Curve::Isolation => isolation::run(&world),
             Curve::Nodes => nodes::run(&world),
         };
         if let Err(reason) = outcome {

@@ -23,6 +23,8 @@ pub(super) struct Plan {
     /// The last one is who calls; it may use every account.
     pub(super) clients: usize,
     pub(super) by: By,
+    /// Callers from 127.0.0.2 are another client than those from 127.0.0.1.
+    pub(super) neighbour: bool,
     /// A base URL instead of that of the upstream of the comparison.
     pub(super) api: Option<String>,
     /// The section `[store]`.
@@ -35,6 +37,7 @@ impl Plan {
             accounts: 1,
             clients: 1,
             by: By::Network,
+            neighbour: false,
             api: None,
             store: "kind = \"memory\"\n".to_owned(),
         }
@@ -53,8 +56,13 @@ impl Plan {
     /// The file.
     pub(super) fn text(&self, world: &World, port: u16, admin: u16) -> String {
         let ca = world.path("ca.pem");
+        let default = if self.neighbour {
+            "default_account = \"a0000\"\n"
+        } else {
+            ""
+        };
         let mut text = format!(
-            "[server]\nlisten = [\"127.0.0.1:{port}\"]\nworkers = 1\nmax_connections = 12000\n\
+            "{default}[server]\nlisten = [\"127.0.0.1:{port}\"]\nworkers = 1\nmax_connections = 12000\n\
              [admin]\nlisten = \"127.0.0.1:{admin}\"\n\
              [upstream]\nca_file = \"{}\"\nresolve = {{ \"{HOST}\" = [\"127.0.0.1\"] }}\nmax_in_flight = 6000\n\
              connect_timeout = \"60s\"\nresponse_timeout = \"60s\"\n\
@@ -72,6 +80,13 @@ impl Plan {
                 "[[account]]\nname = \"a{account:04}\"\nappid = \"wx{account:016x}\"\n\
                  secret = {{ value = \"secret-{account}\" }}\napi = [\"{api}\"]\n"
             );
+        }
+        if self.neighbour {
+            text.push_str(
+                "[[client]]\nname = \"healthy\"\nfrom = [\"127.0.0.1\"]\n\
+                 [[client]]\nname = \"sick\"\nfrom = [\"127.0.0.2\"]\n",
+            );
+            return text;
         }
         for client in 1..=self.clients {
             let _ = write!(

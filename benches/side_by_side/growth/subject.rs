@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -38,15 +38,25 @@ pub(super) struct Subject {
 impl Subject {
     /// As it is in daily life; every account has its token when this returns.
     pub(super) fn start(world: &World, plan: &Plan) -> Outcome<Self> {
-        Self::start_under(world, plan, None)
+        Self::start_under(world, plan, None, Child::spawn)
+    }
+
+    /// Its log goes into a pipe that nobody reads.
+    pub(super) fn start_unread(world: &World, plan: &Plan) -> Outcome<Self> {
+        Self::start_under(world, plan, None, |command, _| Child::spawn_unread(command))
     }
 
     /// Some fifty times slower, for [`Subject::instructions`].
     pub(super) fn counted(world: &World, plan: &Plan) -> Outcome<Self> {
-        Self::start_under(world, plan, Some(Tool::Callgrind))
+        Self::start_under(world, plan, Some(Tool::Callgrind), Child::spawn)
     }
 
-    fn start_under(world: &World, plan: &Plan, tool: Option<Tool>) -> Outcome<Self> {
+    fn start_under(
+        world: &World,
+        plan: &Plan,
+        tool: Option<Tool>,
+        spawn: fn(&mut Command, &Path) -> Outcome<Child>,
+    ) -> Outcome<Self> {
         let (port, admin) = (free_port()?, free_port()?);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let (config, counted) = (
@@ -61,7 +71,7 @@ impl Subject {
             None => command,
         };
         let output = world.path(&format!("growth-{number}.out"));
-        let mut child = Child::spawn(&mut pinned(&command, world.proxy_core), &output)?;
+        let mut child = spawn(&mut pinned(&command, world.proxy_core), &output)?;
         child.listens(admin, Duration::from_secs(120))?;
         child.listens(port, Duration::from_secs(120))?;
         let subject = Self {
