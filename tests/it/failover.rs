@@ -27,9 +27,9 @@ async fn burst(gate: &Gate) -> (Vec<u16>, Duration) {
     (statuses.collect(), started.elapsed())
 }
 
-async fn gate(hosts: &[String], connect_timeout: &str) -> Gate {
+async fn gate(hosts: &[String], connect_timeout: &str, workers: u8) -> Gate {
     setup()
-        .set("server", "workers = 2")
+        .set("server", &format!("workers = {workers}"))
         .set(
             "upstream",
             &format!("connect_timeout = \"{connect_timeout}\""),
@@ -54,7 +54,7 @@ async fn all_callers_of_a_host_that_is_left_move_on_at_once() {
             vec![hole_url, format!("http://{refused}"), good_url.clone()],
         ),
     ] {
-        let gate = gate(&hosts, "2s").await;
+        let gate = gate(&hosts, "2s", 2).await;
         let (statuses, took) = burst(&gate).await;
         assert_eq!(statuses, vec![200; CALLS], "{case}");
         // One connect_timeout for the token and one for the calls, not one for each 32 of them.
@@ -101,7 +101,7 @@ async fn calls_return_to_a_host_that_is_back_and_none_of_them_is_the_probe() {
         format!("https://localhost:{}", no_tls.address.port()),
         format!("http://{}", second.address),
     ];
-    let gate = gate(&hosts, "2s").await;
+    let gate = gate(&hosts, "2s", 2).await;
     assert_eq!(json(gate.get(INFO).await).await["host"], 2);
     let dialled = no_tls.seen.connections();
     drop(socket);
@@ -135,7 +135,7 @@ async fn with_all_hosts_down_each_call_gets_its_answer_in_time() {
         }
         let addresses: Vec<_> = fakes.iter().map(|fake| fake.address).collect();
         let hosts: Vec<_> = addresses.iter().map(|at| format!("http://{at}")).collect();
-        let gate = gate(&hosts, "1500ms").await;
+        let gate = gate(&hosts, "1500ms", 1).await;
         // The token is there before they go.
         gate.warm().await;
         for fake in fakes {

@@ -171,9 +171,9 @@ mod tests {
         assert!(!health.take_probe(timeout), "one is under way");
         tokio::time::advance(timeout).await;
         health.fail(Instant::now(), &refused());
-        tokio::time::advance(PROBE_PAUSE - Duration::from_millis(10)).await;
+        tokio::time::advance(PROBE_PAUSE / 2).await;
         assert!(!health.take_probe(timeout));
-        tokio::time::advance(Duration::from_millis(10)).await;
+        tokio::time::advance(PROBE_PAUSE / 2).await;
         assert!(health.take_probe(timeout));
     }
 }
