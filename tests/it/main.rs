@@ -24,6 +24,7 @@ mod early_answers;
 mod egress;
 mod fake;
 mod first;
+mod first_fetches;
 mod flat_memory;
 mod grid;
 mod header_fields;

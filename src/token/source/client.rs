@@ -11,9 +11,12 @@ use reqwest::{Client, ClientBuilder, Proxy, RequestBuilder, Response, redirect};
 use rustls::ClientConfig;
 
 use super::FetchError;
-use crate::net::{
-    address::BaseUrl,
-    egress::{Egress, RootsError},
+use crate::{
+    net::{
+        address::BaseUrl,
+        egress::{Egress, RootsError},
+    },
+    token::pacer::Pacer,
 };
 
 /// Cheap to clone; one serves all accounts.
@@ -24,6 +27,8 @@ pub struct TokenClient {
     direct: Client,
     tls: Arc<ClientConfig>,
     timeout: Duration,
+    /// Common to all clones, since all accounts share the API hosts.
+    pacer: Pacer,
 }
 
 /// Why no client can be made of the settings.
@@ -77,6 +82,7 @@ impl TokenClient {
             direct,
             tls,
             timeout,
+            pacer: Pacer::default(),
         })
     }
 
@@ -85,6 +91,11 @@ impl TokenClient {
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
+    }
+
+    /// The pace of first fetches.
+    pub(super) fn pacer(&self) -> &Pacer {
+        &self.pacer
     }
 
     /// The limit for one call.
