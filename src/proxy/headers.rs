@@ -3,12 +3,14 @@
 //! Pure functions on header maps. Framing (`Content-Length`, `Transfer-Encoding`) is never copied:
 //! it is stated anew from the body that is really sent.
 
+use std::borrow::Cow;
+
 use hyper::{
     HeaderMap,
     header::{self, HeaderName, HeaderValue},
 };
-use memchr::memmem;
-use percent_encoding::{percent_decode, percent_decode_str};
+use memchr::{memchr, memmem};
+use percent_encoding::percent_decode_str;
 use smallvec::SmallVec;
 
 /// Which of the headers that wxgate itself reads a request has. Found in one walk, because looking
@@ -98,48 +100,78 @@ pub fn to_client(headers: &mut HeaderMap) {
     remove(headers, |name| {
         is_hop_by_hop(name) || *name == header::TRANSFER_ENCODING || is_ours(name)
     });
-    // A walk over the few headers of an answer costs less than a look for one that is hardly ever
-    // there.
-    let location = headers.iter().find(|(name, _)| **name == header::LOCATION);
-    if let Some((_, location)) = location
-        && let Some(clean) = without_token(location)
-    {
-        headers.insert(header::LOCATION, clean);
-    }
 }
 
-/// Takes out the headers that would show the caller the token, in any percent-encoding: servers
-/// echo what they were asked. `token` is the value as it stood in the query.
-pub fn hide_token(headers: &mut HeaderMap, token: &str) {
-    const ECHOES: [HeaderName; 5] = [
-        header::LOCATION,
-        header::CONTENT_LOCATION,
-        header::LINK,
-        header::REFRESH,
-        header::SET_COOKIE,
-    ];
-    let showing = |headers: &HeaderMap| {
-        let mut lines = headers.iter().filter(|(name, _)| ECHOES.contains(name));
-        lines
-            .find(|(_, value)| shows(value.as_bytes(), token))
-            .map(|(name, _)| name.clone())
-    };
-    while let Some(name) = showing(headers) {
-        headers.remove(name);
-    }
+/// Length of the longest header value. No secret that is longer stands in any of them.
+pub fn longest_value(headers: &HeaderMap) -> usize {
+    headers.values().map(HeaderValue::len).max().unwrap_or(0)
 }
 
-/// Whether the token is in it, encoded up to twice more than it was sent.
-fn shows(value: &[u8], token: &str) -> bool {
-    let token: Vec<u8> = percent_decode_str(token).collect();
-    let mut text = value.to_vec();
-    for _ in 0..3 {
-        text = percent_decode(&text).collect();
-        if memmem::find(&text, &token).is_some() {
-            return true;
+/// Replaces a secret in header values by as many `*`, however it is percent-encoded. `secret` may be
+/// percent-encoded itself, as it stood in the query.
+pub fn mask(headers: &mut HeaderMap, secret: &str) {
+    let secret: Cow<'_, [u8]> = percent_decode_str(secret).into();
+    if secret.is_empty() {
+        return;
+    }
+    for value in headers.values_mut() {
+        if value.len() < secret.len() {
+            continue;
+        }
+        // Asterisks can stand in every header value.
+        if let Some(masked) = masked(value.as_bytes(), &secret)
+            && let Ok(masked) = HeaderValue::from_bytes(&masked)
+        {
+            *value = masked;
         }
     }
-    false
+}
+
+/// The text with each occurrence of the secret masked; `None` where there is none. An echo may have
+/// been encoded up to twice more than it was sent.
+fn masked(text: &[u8], secret: &[u8]) -> Option<Vec<u8>> {
+    let mut result: Option<Vec<u8>> = None;
+    // Each byte of the decoded text with the place in `text` at which its encoded form begins.
+    let mut decoded = text.to_vec();
+    let mut places: Vec<usize> = (0..=text.len()).collect();
+    for _ in 0..4 {
+        let mut from = 0;
+        while let Some(found) = memmem::find(&decoded[from..], secret) {
+            let start = from + found;
+            let encoded = places[start]..places[start + secret.len()];
+            result.get_or_insert_with(|| text.to_vec())[encoded].fill(b'*');
+            // Two occurrences may overlap.
+            from = start + 1;
+        }
+        if memchr(b'%', &decoded).is_none() {
+            break;
+        }
+        (decoded, places) = decode_once(&decoded, &places);
+    }
+    result
+}
+
+/// Percent-decodes a text, and tells where each byte came from.
+fn decode_once(text: &[u8], places: &[usize]) -> (Vec<u8>, Vec<usize>) {
+    let (mut decoded, mut from) = (Vec::with_capacity(text.len()), Vec::new());
+    let digit = |at: usize| char::from(*text.get(at)?).to_digit(16);
+    let mut at = 0;
+    while let Some(byte) = text.get(at) {
+        from.push(places[at]);
+        match (byte, digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                // Two hex digits fit a byte.
+                decoded.push(u8::try_from(high * 16 + low).unwrap_or_default());
+                at += 3;
+            }
+            _ => {
+                decoded.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    from.push(places[text.len()]);
+    (decoded, from)
 }
 
 /// Whether gzip may be answered: named with a weight above zero.
@@ -226,31 +258,10 @@ fn is_ours(name: &HeaderName) -> bool {
     name.as_str().starts_with("x-wxgate-")
 }
 
-/// A redirect may echo the request target; the token in it is not for the caller.
-fn without_token(location: &HeaderValue) -> Option<HeaderValue> {
-    let text = location.to_str().ok()?;
-    let (base, query) = text.split_once('?')?;
-    let (query, fragment) = query
-        .split_once('#')
-        .map_or((query, None), |(q, f)| (q, Some(f)));
-    let kept: Vec<&str> = query
-        .split('&')
-        .filter(|pair| !pair.to_ascii_lowercase().contains("access_token"))
-        .collect();
-    let mut clean = base.to_owned();
-    if !kept.is_empty() {
-        clean.push('?');
-        clean.push_str(&kept.join("&"));
-    }
-    if let Some(fragment) = fragment {
-        clean.push('#');
-        clean.push_str(fragment);
-    }
-    HeaderValue::from_str(&clean).ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -329,35 +340,72 @@ mod tests {
     }
 
     #[test]
-    fn no_header_shows_the_token_however_it_is_encoded() {
-        for value in [
-            "https://h/p?ACCESS%5FTOKEN=8_a%2Fb-c",
-            "/8_a/b-c",
-            "https://h/?to=https%3A%2F%2Fh%2F%3Faccess_token%3D8_a%252Fb-c",
-            "/%38_a%2fb%2Dc",
+    fn a_secret_is_masked_in_every_header_however_it_is_encoded() {
+        for (value, shown) in [
+            ("8_a/b-c", "*******"),
+            ("x8_a/b-cy 8_a/b-c", "x*******y *******"),
+            (
+                "https://h/p?ACCESS%5FTOKEN=8_a%2Fb-c&a=%31",
+                "https://h/p?ACCESS%5FTOKEN=*********&a=%31",
+            ),
+            (
+                "https://h/?to=https%3A%2F%2Fh%2F%3Faccess_token%3D8_a%252Fb-c%26",
+                "https://h/?to=https%3A%2F%2Fh%2F%3Faccess_token%3D***********%26",
+            ),
+            ("/%38_a%2fb%2Dc", "/*************"),
+            ("%2525388_a/b-c%", "%252538*******%"),
+            ("8_a%2Fb-d", "8_a%2Fb-d"),
+            ("8_a/b-", "8_a/b-"),
+            ("%", "%"),
         ] {
-            let mut headers = map(&[("location", value), ("set-cookie", value), ("x-other", "1")]);
-            hide_token(&mut headers, "8_a%2Fb-c");
+            let mut headers = map(&[("location", value), ("x-other", value), ("server", "nginx")]);
+            headers.append("set-cookie", HeaderValue::from_static(value));
+            headers.append("set-cookie", HeaderValue::from_static("a=b"));
+            mask(&mut headers, "8_a%2Fb-c");
             assert_eq!(
-                headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(),
-                ["x-other"],
-                "{value}"
+                (&headers["location"], &headers["x-other"]),
+                (&shown.parse().unwrap(), &shown.parse().unwrap())
             );
+            let cookies: Vec<_> = headers.get_all("set-cookie").iter().collect();
+            assert_eq!(cookies, [shown, "a=b"]);
+            assert_eq!(headers["server"], "nginx");
         }
-        let mut headers = map(&[("location", "/8_a%2Fb-d"), ("set-cookie", "a=b")]);
-        hide_token(&mut headers, "8_a%2Fb-c");
-        assert_eq!(headers.len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn no_encoding_of_a_secret_is_left(
+            secret in "[A-Za-z0-9_/+=-]{1,20}",
+            before in "[ -$&-~]{0,8}",
+            behind in "[ -~]{0,8}",
+            coded in prop::collection::vec(0..4_u8, 20),
+        ) {
+            let echo: String = secret
+                .bytes()
+                .zip(coded)
+                .map(|(byte, times)| match times {
+                    0 => char::from(byte).to_string(),
+                    times => format!("%{}{byte:02X}", "25".repeat(usize::from(times) - 1)),
+                })
+                .collect();
+            let text = format!("{before}{echo}{behind}");
+            let masked = masked(text.as_bytes(), secret.as_bytes()).unwrap();
+            prop_assert_eq!(masked.len(), text.len());
+            prop_assert!(masked.windows(echo.len()).all(|part| part != echo.as_bytes() || part.contains(&b'*')));
+            let stars = &masked[before.len()..before.len() + echo.len()];
+            prop_assert!(stars.iter().all(|byte| *byte == b'*'), "{} {:?}", text, masked);
+        }
     }
 
     #[test]
-    fn the_answer_loses_hops_ours_and_a_token_in_a_redirect() {
+    fn the_answer_loses_hops_and_ours() {
         let mut headers = map(&[
             ("connection", "keep-alive, x-hop"),
             ("x-hop", "1"),
             ("transfer-encoding", "chunked"),
             ("x-wxgate-error", "forged"),
             ("content-length", "2"),
-            ("location", "https://h/p?access_token=T&a=1#f"),
+            ("location", "https://h/p?a=1#f"),
             ("logicret", "40164"),
         ]);
         to_client(&mut headers);

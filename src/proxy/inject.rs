@@ -12,10 +12,13 @@ use memchr::{memchr, memchr2, memmem};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::path::ApiPath;
-use crate::{service::phantom, wechat::api};
-
-/// The parameter that carries the token.
-const NAME: &str = "access_token";
+use crate::{
+    service::phantom::{self, Phantom},
+    wechat::{
+        api,
+        look_alike::{TOKEN_PARAMETER as NAME, reads_as_token},
+    },
+};
 
 /// Why a query was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +37,18 @@ pub enum QueryError {
     /// Two appids that are not the same.
     #[error("the query holds several different appids; send one")]
     SeveralAppids,
+    /// A key of the caller's client in a parameter that would be sent on.
+    #[error(
+        "the query holds the client's key where WeChat wants a secret that wxgate cannot fill in here; the key is not sent \
+         on"
+    )]
+    ClientKey,
+    /// A phantom token in a parameter that would be sent on.
+    #[error(
+        "the query holds a token of wxgate in another parameter than access_token, or percent-encoded; WeChat cannot use it, \
+         so it is not sent on"
+    )]
+    StrayPhantom,
     /// Bytes that no URL may hold.
     #[error("the query holds bytes that must be percent-encoded")]
     NotAQuery,
@@ -101,9 +116,64 @@ pub fn login(query: Option<&str>) -> Result<Login<'_>, QueryError> {
     Ok(login)
 }
 
-/// Whether a parameter of any name has such a value, percent-decoded.
-pub fn holds(query: Option<&str>, is_such: impl Fn(&str) -> bool) -> bool {
-    pairs(query).map(decoded).any(|(_, value)| is_such(&value))
+/// Which of the caller's parameters stay here when a call is sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    /// All that are named `access_token`.
+    Token,
+    /// Phantoms under that name.
+    Phantom,
+    /// The same, and `secret`.
+    PhantomAndSecret,
+}
+
+/// Refuses a query that would take a key of the caller's client or a phantom to WeChat, under
+/// whatever name. `is_key` costs a digest, so it is asked only of values that pass `may_be_key`.
+///
+/// # Errors
+/// [`QueryError::ClientKey`], [`QueryError::StrayPhantom`].
+pub fn keep_secrets(
+    query: Option<&str>,
+    removed: Removed,
+    may_be_key: impl Fn(&str) -> bool,
+    is_key: impl Fn(&str) -> bool,
+) -> Result<(), QueryError> {
+    let is_plain = query.is_none_or(|query| memchr2(b'%', b';', query.as_bytes()).is_none());
+    let suspect = |value: &str| value.starts_with(phantom::PREFIX) || may_be_key(value);
+    for pair in pairs(query) {
+        let (name, value) = pair.split_once('=').unwrap_or(("", pair));
+        // The only look at nearly all pairs.
+        if is_plain && !suspect(value) && !suspect(pair) {
+            continue;
+        }
+        let goes = match (&*decode(name), removed) {
+            (NAME, Removed::Token) | ("secret", Removed::PhantomAndSecret) => true,
+            (NAME, _) => phantom_in(pair).is_some(),
+            _ => false,
+        };
+        if goes {
+            continue;
+        }
+        // The whole pair is a value to those who forgot the name; a key may end in `=`.
+        let (value, whole) = (decode(value), decode(pair));
+        for part in readings(&value).chain([&*whole]) {
+            if Phantom::parse(part).is_some() {
+                return Err(QueryError::StrayPhantom);
+            }
+            if may_be_key(part) && is_key(part) {
+                return Err(QueryError::ClientKey);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A value, and the values that a parser finds in it which also splits at `;`.
+fn readings(value: &str) -> impl Iterator<Item = &str> {
+    let is_split = memchr(b';', value.as_bytes()).is_some();
+    let parts = is_split.then(|| value.split(';')).into_iter().flatten();
+    let values = parts.map(|part| part.split_once('=').map_or(part, |(_, value)| value));
+    std::iter::once(value).chain(values)
 }
 
 /// Builds the target of a login code exchange with the account's own credential: `secret` takes the
@@ -247,14 +317,14 @@ fn name_of(pair: &str) -> Name {
         && pair
             .split(';')
             .skip(1)
-            .any(|part| folds_to_token(&decode(raw_name(part))))
+            .any(|part| reads_as_token(&decode(raw_name(part))))
     {
         return Name::LookAlike;
     }
     let name = decode(raw_name(pair));
     if name == NAME {
         Name::Token
-    } else if folds_to_token(&name) {
+    } else if reads_as_token(&name) {
         Name::LookAlike
     } else if api::replaces_token(&name) {
         Name::Credential
@@ -294,39 +364,14 @@ fn decode(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether some parser could read the name as the token's: without case, with blanks or brackets
-/// around it, in full-width letters, or with the separators that PHP turns into underscores.
-fn folds_to_token(name: &str) -> bool {
-    // Every spelling has at least the letters, so most names are out at once.
-    if name.len() < NAME.len() {
-        return false;
-    }
-    let folded: String = name
-        .chars()
-        .map(|c| match c {
-            '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c),
-            other => other,
-        })
-        .map(|c| c.to_ascii_lowercase())
-        .collect();
-    let core = folded.trim_matches(|c: char| c.is_whitespace() || c.is_control() || c == '+');
-    let core = core
-        .split(['[', ';', '\0'])
-        .next()
-        .unwrap_or_default()
-        .trim_end_matches(['+', ' ']);
-    core.len() == NAME.len()
-        && core
-            .chars()
-            .zip(NAME.chars())
-            .all(|(c, n)| c == n || n == '_' && matches!(c, ' ' | '.' | '+'))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use std::time::Duration;
+
     use super::{super::path::SplitPath, *};
+    use crate::service::phantom::PhantomKey;
 
     fn rewritten(query: Option<&str>) -> Result<String, QueryError> {
         let path = SplitPath::new("/p").check().unwrap();
@@ -375,6 +420,9 @@ mod tests {
             "access_token%20=1",
             "+access_token=1",
             "access%00_token=1&access_token%00=1",
+            "access[token=1",
+            "a=1&ACCESS%5Btoken[]=1",
+            "x%3Baccess_token=1",
             "access.token=1",
             "access+token=1",
             "access%20token=1",
@@ -476,9 +524,100 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_found_under_any_name() {
-        let found = |query| holds(Some(query), |value| value == "k1");
-        assert!(found("a=k1") && found("x&%73ecret=%6b1") && !found("k1=a&b=k12&c"));
+    fn neither_keys_nor_phantoms_are_sent_on_under_any_name() {
+        const KEY: &str = "key-of-crm+0123=";
+        let phantom = PhantomKey::new("shop", None, "crm", None).mint(Duration::from_secs(1));
+        let encoded_key: String = KEY.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let encoded_phantom = phantom.replacen('_', "%5F", 1);
+        let kept = |query: &str, removed| {
+            keep_secrets(Some(query), removed, |v| v.len() == KEY.len(), |v| v == KEY)
+        };
+        let all = [Removed::Token, Removed::Phantom, Removed::PhantomAndSecret];
+        for value in [
+            KEY,
+            &encoded_key,
+            &format!("1;x={KEY}"),
+            &format!("{KEY};x"),
+        ] {
+            for name in ["corpsecret=", "a=1&%73ecre=", "x&y=", "&&token=", ""] {
+                let query = format!("{name}{value}&b=2");
+                for removed in all {
+                    let refused = kept(&query, removed);
+                    assert_eq!(refused, Err(QueryError::ClientKey), "{query} {removed:?}");
+                }
+            }
+        }
+        for value in [&phantom, &encoded_phantom, &format!("1;x={phantom}")] {
+            for name in ["token=", "a=1&corpsecret=", "", "secret2="] {
+                let query = format!("{name}{value}&b=2");
+                for removed in all {
+                    let refused = kept(&query, removed);
+                    assert_eq!(
+                        refused,
+                        Err(QueryError::StrayPhantom),
+                        "{query} {removed:?}"
+                    );
+                }
+            }
+        }
+        for (query, removed) in [
+            (format!("access_token={KEY}&a=1"), Removed::Token),
+            (format!("access%5Ftoken={encoded_key}"), Removed::Token),
+            (format!("access_token={encoded_phantom}"), Removed::Token),
+            (format!("a=1&access_token={phantom}"), Removed::Phantom),
+            (
+                format!("secret={KEY}&access_token={phantom}"),
+                Removed::PhantomAndSecret,
+            ),
+            (format!("%73ecret={encoded_key}"), Removed::PhantomAndSecret),
+            (
+                format!("a=x{KEY}&b={KEY}x&c=wxg1_hello&{KEY}=1"),
+                Removed::Phantom,
+            ),
+            (
+                format!("url=http://h/?access_token={phantom}"),
+                Removed::Token,
+            ),
+        ] {
+            assert_eq!(kept(&query, removed), Ok(()), "{query}");
+        }
+        for (query, removed, error) in [
+            (
+                format!("access_token={encoded_phantom}"),
+                Removed::Phantom,
+                QueryError::StrayPhantom,
+            ),
+            (
+                format!("access_token={KEY}"),
+                Removed::Phantom,
+                QueryError::ClientKey,
+            ),
+            (
+                format!("secret={KEY}"),
+                Removed::Phantom,
+                QueryError::ClientKey,
+            ),
+            (
+                format!("secret={phantom}"),
+                Removed::Token,
+                QueryError::StrayPhantom,
+            ),
+        ] {
+            assert_eq!(kept(&query, removed), Err(error), "{query}");
+        }
+    }
+
+    /// The digest of a value is worth some hundred instructions.
+    #[test]
+    fn a_value_that_cannot_be_a_key_is_not_compared() {
+        let asked = std::cell::Cell::new(0);
+        let is_key = |_: &str| {
+            asked.set(asked.get() + 1);
+            false
+        };
+        let query = Some("openid=o6_bmjrPTlm6_2sgVt7hMZOPfL2M&lang=zh_CN&a=%E4%B8%AD&b=0123456789");
+        keep_secrets(query, Removed::Token, |value| value.len() == 10, is_key).unwrap();
+        assert_eq!(asked.get(), 1);
     }
 
     /// The names that a lenient parser could find: split at `&` and `;`, brackets cut, case folded.

@@ -27,6 +27,8 @@ pub struct Account<'r> {
     pub appid: &'r str,
     /// Of its token and its tickets.
     pub keeper: &'r Keeper,
+    /// Whether the caller may have the current token replaced without naming it.
+    pub may_refresh_current: bool,
 }
 
 /// An answer without the headers that every answer gets. Never to be cached, since the body
@@ -51,6 +53,10 @@ const BAD_ORDER: Refusal = Refusal::BadRequest(
     "the body must be empty or {\"rejected\":\"TOKEN\"}, where TOKEN is the access token that WeChat refused",
 );
 
+const UNNAMED_TOKEN: Refusal = Refusal::BadRequest(
+    "say which token WeChat refused: {\"rejected\":\"TOKEN\"}; only a client whose may names \"refresh\" may leave it out",
+);
+
 impl Call {
     /// Answers. `if_none_match` is the header of that name. A call that waits is cut short when
     /// `hurry` resolves, and answers as at the end of its wait.
@@ -69,7 +75,10 @@ impl Call {
             Order::Token { wait } => {
                 show(account.keeper, "access_token", known, *wait, hurry).await
             }
-            Order::Refresh => refresh(account.keeper, read(body)?).await,
+            Order::Refresh => match read(body)? {
+                None if !account.may_refresh_current => Err(UNNAMED_TOKEN),
+                rejected => refresh(account.keeper, rejected).await,
+            },
             Order::Ticket { name, wait } => {
                 let kind = TicketType::named(account.platform, name).ok_or(Refusal::NotFound)?;
                 let keeper = account.ticket(kind)?;

@@ -73,6 +73,11 @@ impl Token {
         self.query.expose()
     }
 
+    /// Length of the token as WeChat gave it, in bytes.
+    pub(crate) fn length(&self) -> usize {
+        self.secret.expose().len()
+    }
+
     /// The token as WeChat gave it.
     pub fn secret(&self) -> &Secret {
         &self.secret

@@ -5,5 +5,6 @@
 
 pub mod api;
 pub mod codes;
+pub mod look_alike;
 pub mod ticket;
 pub mod verdict;

@@ -27,6 +27,7 @@ mod egress;
 mod failover;
 mod fake;
 mod first;
+mod first_fetches;
 mod flat_memory;
 mod grid;
 mod half_closed;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use percent_encoding::percent_decode_str;
 use wxgate::sandbox::{DEFAULT_APPID, DEFAULT_SECRET, TokenKind, TokenState};
 
@@ -250,6 +251,11 @@ async fn what_only_looks_like_the_token_is_refused() {
         "access_tokeN",
         "ACCESS%5FTOKEN=x",
         "access_token[]=x",
+        "access[token=x",
+        "ACCESS%5Btoken=x",
+        "%20access[token[0]=x",
+        "access[token",
+        "x%3Baccess_token=x",
         "access_token[0]=x",
         "access_token%5B%5D=x",
         "access_token%20=x",
@@ -402,4 +408,80 @@ async fn a_query_of_raw_bytes_passes_as_it_came_or_not_at_all() {
         }
     }
     assert!(passed > 90, "only {passed} bytes passed");
+}
+
+/// Neither a key nor a phantom is anything to WeChat: under whatever name, a call that would take one
+/// there is refused, and named by what stands there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_or_a_phantom_under_another_name_is_not_sent_on() {
+    const DIGESTED: &str = "digested-key-0123456789";
+    let sha256 = digest(&SHA256, DIGESTED.as_bytes());
+    let sha256: String = sha256
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let clients = format!(
+        "[[client]]\nname = \"crm\"\nkey = {{ value = \"crm-key-0123456789\" }}\naccounts = [\"shop\"]\n\
+         [[client]]\nname = \"erp\"\nkey = {{ sha256 = \"{sha256}\" }}\naccounts = [\"shop\"]\n"
+    );
+    let gate = setup().plain().more(&clients).start().await;
+    let mut wire = Wire::connect(gate.proxy).await;
+    for key in ["crm-key-0123456789", DIGESTED] {
+        let target = format!(
+            "/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret={key}"
+        );
+        let phantom = get(&gate, &mut wire, &target).await.json()["access_token"].clone();
+        let phantom = phantom.as_str().expect("a phantom");
+        let encoded: String = key.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        gate.control().until(|control| control.fetches() == 1).await;
+        gate.control().clear_record();
+        let ask = async |wire: &mut Wire, target: &str| {
+            let request =
+                format!("GET {target} HTTP/1.1\r\nHost: gate\r\nX-Wxgate-Key: {key}\r\n\r\n");
+            let reply = wire.ask(request).await.expect("an answer");
+            if reply.closes() {
+                *wire = Wire::connect(gate.proxy).await;
+            }
+            reply
+        };
+        for query in [
+            format!("corpsecret={key}"),
+            format!("a=1&corpsecret={encoded}&b=2"),
+            format!("anything={key}"),
+            format!("a=1&{key}"),
+            format!("access_token={phantom}&corpsecret={key}"),
+            format!("token={phantom}"),
+            format!("a=1&corpsecret={}", phantom.replacen('_', "%5F", 1)),
+            format!("secret={key}"),
+            format!("component_access_token=c&a={key}"),
+            format!(
+                "component_access_token=c&access_token={}",
+                phantom.replacen('_', "%5f", 1)
+            ),
+        ] {
+            for path in ["/cgi-bin/menu/get", "/sns/userinfo"] {
+                let reply = ask(&mut wire, &format!("{path}?{query}")).await;
+                assert_eq!(
+                    (reply.status, reply.slug()),
+                    (400, "bad_request"),
+                    "{path}?{query}"
+                );
+                assert!(!reply.text().contains(key) && !reply.text().contains(phantom));
+            }
+        }
+        let login =
+            format!("/sns/jscode2session?appid={DEFAULT_APPID}&secret={key}&js_code=c&x={key}");
+        assert_eq!(ask(&mut wire, &login).await.status, 400);
+        assert!(gate.control().requests("/**").is_empty());
+        // What is removed in any case is no reason to refuse, and neither is a part of a value.
+        for query in [
+            format!("access_token={key}"),
+            format!("a=x{key}"),
+            format!("a={key}x"),
+        ] {
+            let reply = ask(&mut wire, &format!("/cgi-bin/menu/get?{query}")).await;
+            assert_eq!((reply.status, reply.slug()), (200, ""), "{query}");
+        }
+    }
 }

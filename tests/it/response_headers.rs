@@ -1,6 +1,6 @@
 //! The headers that tell a caller what became of its request.
 
-use wxgate::sandbox::{DEFAULT_APPID, Fault, Response, Rule};
+use wxgate::sandbox::{DEFAULT_APPID, DEFAULT_SECRET, Fault, Response, Rule, TokenKind};
 
 use crate::{
     support::{header, setup},
@@ -180,4 +180,75 @@ async fn headers_of_this_family_from_upstream_do_not_reach_the_caller() {
     assert_eq!(values("logicret"), ["0"], "what is WeChat's passes");
     let next = said(gate.client.get(gate.url(&format!("/@a0{USER}")))).await;
     assert!(next.is_fine());
+}
+
+/// Servers echo what they were asked: neither the token of this call nor the one that it replaced, nor
+/// the AppSecret, comes back in a header.
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_in_headers_of_an_answer_are_masked() {
+    let gate = setup().start().await;
+    gate.warm().await;
+    let current = || {
+        let token = gate
+            .control()
+            .current_token(DEFAULT_APPID, TokenKind::Stable);
+        token.expect("a token")
+    };
+    let former = current();
+    gate.control().revoke(DEFAULT_APPID);
+    gate.warm().await;
+    let token = current();
+    assert_ne!(former, token);
+    let hex = |text: &str| {
+        text.bytes()
+            .map(|byte| format!("%25{byte:02x}"))
+            .collect::<String>()
+    };
+    let echo = |name: &str, value: String| (name.to_owned(), value);
+    let response = Response {
+        status: 302,
+        headers: vec![
+            echo("location", format!("https://h/p?access_token={token}&a=1")),
+            echo("x-request-uri", format!("/p?access_token={former}")),
+            echo("set-cookie", format!("uri={}; path=/", hex(&token))),
+            echo("set-cookie", "plain=1".to_owned()),
+            echo("x-secret", format!("<{DEFAULT_SECRET}{token}>")),
+            echo("x-other", "z".repeat(200)),
+        ],
+        body: "{\"errcode\":0}".to_owned(),
+        ..Response::default()
+    };
+    gate.control()
+        .fault(Rule::new("/**", Fault::Respond(response)).always());
+    let stars = |text: &str| "*".repeat(text.len());
+    for target in [
+        "/wxa/echo".to_owned(),
+        "/sns/userinfo?access_token=user".to_owned(),
+        format!("/sns/jscode2session?appid={DEFAULT_APPID}&js_code=c"),
+    ] {
+        let answer = gate.get(&target).await;
+        assert_eq!(
+            header(&answer, "location"),
+            format!("https://h/p?access_token={}&a=1", stars(&token)),
+            "{target}"
+        );
+        assert_eq!(
+            header(&answer, "x-request-uri"),
+            format!("/p?access_token={}", stars(&former))
+        );
+        let cookies: Vec<_> = answer.headers().get_all("set-cookie").iter().collect();
+        assert_eq!(
+            cookies,
+            [&*format!("uri={}; path=/", stars(&hex(&token))), "plain=1"]
+        );
+        assert_eq!(
+            header(&answer, "x-secret"),
+            format!("<{}{}>", stars(DEFAULT_SECRET), stars(&token))
+        );
+        assert_eq!(
+            header(&answer, "x-other"),
+            "z".repeat(200),
+            "what is no secret passes"
+        );
+    }
 }

@@ -297,9 +297,53 @@ async fn a_refresh_compares_first_so_that_latecomers_cost_nothing() {
     }
 }
 
+/// A client that is known by its network.
+fn ops(more: &str) -> String {
+    format!("[[client]]\nname = \"ops\"\nfrom = [\"127.0.0.0/8\"]\naccounts = [\"shop\"]\n{more}\n")
+}
+
+/// Else anybody inside `server.allow` could end the token of all again and again, without ever having
+/// had one.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_client_with_the_scope_may_leave_out_which_token_was_refused() {
+    let orders = ["", "{}", "  ", "{ }"];
+    let keyless = setup().account("token = \"classic\"").start().await;
+    keyless.warm().await;
+    for _ in 0..5 {
+        for order in orders {
+            let answer = refresh(&keyless, order).await;
+            assert_eq!(
+                (answer.status, &*answer.error),
+                (400, "bad_request"),
+                "{order:?}"
+            );
+            assert!(answer.text().contains("rejected") && answer.text().contains("may"));
+        }
+    }
+    assert_eq!(keyless.control().fetches(), 1, "the token was not replaced");
+    // On trial, a client is let through what it lacks; this is not a matter of letting through.
+    let trial = setup()
+        .account("token = \"classic\"")
+        .more(&ops("mode = \"report\""))
+        .start()
+        .await;
+    trial.warm().await;
+    assert_eq!(refresh(&trial, "").await.status, 400);
+    assert_eq!(trial.control().fetches(), 1);
+    let named = setup()
+        .account("token = \"classic\"")
+        .more(&ops("may = [\"refresh\"]"))
+        .start()
+        .await;
+    named.warm().await;
+    let report = read(&refresh(&named, "").await);
+    assert_eq!(report["refreshed"], true, "{report}");
+    assert_eq!(named.control().fetches(), 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refresh_that_brings_no_other_token_says_why() {
-    let gate = start().await;
+    let gate = setup().more(&ops("may = [\"refresh\"]")).start().await;
     gate.warm().await;
     // The token is good, and WeChat gives it again.
     for order in [

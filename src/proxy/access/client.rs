@@ -13,6 +13,10 @@ use crate::{
     service::Scope,
 };
 
+/// Least length of a key that the configuration gives as a digest, for it to be looked for among
+/// the parameters of a call. Shorter values are too many to take the digest of each.
+const MIN_DIGESTED_KEY: usize = 8;
+
 /// A client and the state of its rate limit.
 pub(crate) struct Client {
     settings: settings::Client,
@@ -75,6 +79,30 @@ impl Client {
     /// The digest of its key.
     pub(crate) fn key(&self) -> Option<&KeyDigest> {
         self.settings.key.as_ref()
+    }
+
+    /// Whether a text has the form of its key. Of a key that the configuration gives as a digest
+    /// only the least length is known.
+    pub(crate) fn key_may_be(&self, text: &str) -> bool {
+        let settings = &self.settings;
+        settings.key.is_some()
+            && match settings.key_length {
+                Some(length) => text.len() == length,
+                None => {
+                    text.len() >= MIN_DIGESTED_KEY && text.bytes().all(|b| b.is_ascii_graphic())
+                }
+            }
+    }
+
+    /// Whether a text is its key.
+    pub(crate) fn has_key(&self, text: &str) -> bool {
+        self.key()
+            .is_some_and(|own| own.matches(&KeyDigest::of(text)))
+    }
+
+    /// Whether its `may` names this extra.
+    pub(super) fn may(&self, scope: Scope) -> bool {
+        self.settings.may.contains(scope)
     }
 
     /// The one account it may use, if it is exactly one.

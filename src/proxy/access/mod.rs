@@ -91,12 +91,11 @@ impl Access {
         } else {
             clients
         };
+        let former = before.into_iter().flat_map(|before| &before.clients);
+        let former: HashMap<_, _> = former.map(|client| (client.name(), client)).collect();
         let kept = |settings: &settings::Client| {
-            before?
-                .clients
-                .iter()
-                .find(|client| client.settings() == settings)
-                .map(Arc::clone)
+            let same = former.get(&settings.name)?;
+            (same.settings() == settings).then(|| Arc::clone(same))
         };
         let make = |settings| kept(&settings).unwrap_or_else(|| Arc::new(Client::new(settings)));
         let clients: Vec<Arc<Client>> = clients.into_iter().map(make).collect();
@@ -193,6 +192,12 @@ impl Access {
         } else {
             Err(Stranger::Elsewhere)
         }
+    }
+
+    /// Whether this caller may have a token replaced without naming it: only where a `[[client]]`
+    /// says so. Whoever is let in by network alone could end everybody's token again and again.
+    pub(crate) fn may_refresh_current(&self, client: &Client) -> bool {
+        !self.open && client.may(Scope::Refresh)
     }
 
     /// The client whose key this is, wherever it calls from.

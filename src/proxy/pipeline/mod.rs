@@ -12,8 +12,9 @@ use bytes::Bytes;
 use hyper::{
     Method, Response, Uri, Version,
     body::{Body as _, Incoming},
+    ext::ReasonPhrase,
     header::{self, HeaderValue},
-    http::{request::Parts, uri::PathAndQuery},
+    http::{request::Parts, response, uri::PathAndQuery},
 };
 
 use super::{
@@ -21,17 +22,17 @@ use super::{
     body::Payload,
     error::ProxyError,
     headers::{self, Present, Read},
-    inject::{self, Login, Query, QueryError},
+    inject::{self, Login, Query, QueryError, Removed},
     inspect::{self, Answer},
     live::Live,
     path::{ApiPath, SplitPath},
     retry::{self, Next},
     route::Account,
-    settings::KeyDigest,
     upstream::{Attempt, DialError, Headers, Outgoing, SendError, Target},
     worker::Worker,
 };
 use crate::{
+    base::Secret,
     net::{address::Peer, connection::OddFraming},
     token::{Keeper, Refresh, Token},
     wechat::api::{self, Endpoint, Platform},
@@ -151,7 +152,7 @@ pub(super) async fn run(
     };
     let admitted = admit(client, account, right, trail)?;
     let plan = plan(endpoint, account, client, &login, head.uri.query()).await?;
-    keep_keys_here(live, &plan, head.uri.query(), &body)?;
+    keep_secrets_here(live, client, &plan, head.uri.query(), &body)?;
     let payload = Payload::accept(body, live.max_body, &live.replay, &worker.proxy.spool).await?;
     trail.body_unread = !payload.is_complete();
     headers::to_upstream(&mut head.headers, present);
@@ -340,11 +341,7 @@ async fn plan(
             Query::OwnCredential => Ok(Plan::PassThrough),
         },
         Endpoint::Login => {
-            let is_own = |key: &Cow<'_, str>| {
-                client
-                    .key()
-                    .is_some_and(|own| own.matches(&KeyDigest::of(key)))
-            };
+            let is_own = |key: &Cow<'_, str>| client.has_key(key);
             let belongs_here = account.platform == Platform::Wechat && account.secret.is_some();
             if !belongs_here || login.secret.as_ref().is_some_and(|secret| !is_own(secret)) {
                 return Ok(Plan::PassThrough);
@@ -370,28 +367,39 @@ async fn current_token(keeper: &Keeper) -> Result<Arc<Token>, ProxyError> {
     }
 }
 
-/// WeChat never sees the key of a client, which some SDKs put wherever a secret belongs.
-fn keep_keys_here(
+/// WeChat never sees the key of a client, which some SDKs put wherever a secret belongs, and no
+/// phantom.
+fn keep_secrets_here(
     live: &Live,
+    client: &Client,
     plan: &Plan,
     query: Option<&str>,
     body: &Incoming,
 ) -> Result<(), ProxyError> {
+    let may_be_own = |value: &str| client.key_may_be(value);
+    let is_own = |value: &str| client.has_key(value);
     match plan {
-        Plan::PassThrough
-            if inject::holds(query, |value| live.access.with_key(value).is_some()) =>
-        {
-            Err(ProxyError::BadRequest(
-                "the query holds a client's key where WeChat wants a secret that wxgate cannot fill in here; the key is \
-                 not sent on",
-            ))
+        Plan::Inject { .. } => {
+            inject::keep_secrets(query, Removed::Token, may_be_own, is_own)?;
         }
-        // It may hold the key, and WeChat's description of these calls knows no body.
-        Plan::FillLogin { .. } if !body.is_end_stream() => Err(ProxyError::BadRequest(
-            "a login code exchange has no body; put its parameters into the query, and send GET",
-        )),
-        _ => Ok(()),
+        // These are few, and bring credentials: nobody's key belongs there.
+        Plan::PassThrough => inject::keep_secrets(
+            query,
+            Removed::Phantom,
+            |value| !value.is_empty(),
+            |value| live.access.with_key(value).is_some(),
+        )?,
+        // The body may hold the key, and WeChat's description of these calls knows no body.
+        Plan::FillLogin { .. } if !body.is_end_stream() => {
+            return Err(ProxyError::BadRequest(
+                "a login code exchange has no body; put its parameters into the query, and send GET",
+            ));
+        }
+        Plan::FillLogin { .. } => {
+            inject::keep_secrets(query, Removed::PhantomAndSecret, may_be_own, is_own)?;
+        }
     }
+    Ok(())
 }
 
 /// One call, as it can be sent.
@@ -430,8 +438,7 @@ impl Call<'_> {
         let secret = secret.clone();
         let (path, query) = (self.path, self.query);
         let target = || inject::fill_login(path, query, appid, secret.expose());
-        let (mut answer, errcode) = self.attempt(&target, trail).await?;
-        headers::hide_token(answer.headers_mut(), secret.expose());
+        let (answer, errcode) = self.attempt(&target, trail).await?;
         trail.errcode = errcode;
         Ok(answer)
     }
@@ -488,8 +495,7 @@ impl Call<'_> {
     ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
         let (path, query) = (self.path, self.query);
         let target = || inject::inject(path, query, own, token.query_value());
-        let (mut answer, errcode) = self.attempt(&target, trail).await?;
-        headers::hide_token(answer.headers_mut(), token.query_value());
+        let (answer, errcode) = self.attempt(&target, trail).await?;
         trail.errcode = errcode;
         match retry::after(self.account.platform, true, answer.status(), errcode) {
             Next::Refresh { errcode } => Ok((answer, Some(errcode))),
@@ -555,12 +561,28 @@ impl Call<'_> {
             // An answer in HTTP/1.0 would be passed on as such, and its body end with the
             // connection: the caller could not tell a broken one from a whole one.
             head.version = Version::HTTP_11;
+            mask(self.account, &mut head);
             if let Some(errcode) = errcode {
                 self.account.metrics.errcode(errcode);
             }
             return Ok((Response::from_parts(head, answer), errcode));
         }
         Err(unreachable.map_or(ProxyError::UpstreamTimeout, |error| refusal(error.into())))
+    }
+}
+
+/// Masks the account's credentials in the head of an answer: servers echo what they were asked.
+fn mask(account: &Account, head: &mut response::Parts) {
+    // In the reason phrase, which nobody needs, nothing is looked for.
+    head.extensions.remove::<ReasonPhrase>();
+    let longest = headers::longest_value(&head.headers);
+    for token in account.keeper.known_tokens(longest) {
+        headers::mask(&mut head.headers, token.query_value());
+    }
+    if let Some(secret) = account.secret.as_ref().map(Secret::expose)
+        && longest >= secret.len()
+    {
+        headers::mask(&mut head.headers, secret);
     }
 }
 

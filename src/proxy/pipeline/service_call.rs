@@ -59,6 +59,7 @@ pub(super) async fn answer(
         platform: account.platform,
         appid: &account.appid,
         keeper: &account.keeper,
+        may_refresh_current: live.access.may_refresh_current(client),
     };
     let mut drain = worker.drain.clone();
     // Who waits for a token that need not come must not hold up a stop, nor calls of others, nor

@@ -26,7 +26,6 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwapOption;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
@@ -40,6 +39,8 @@ use super::{
     error::{Cause, TokenError},
     kept::{Kept, Key},
     metrics::AccountMetrics,
+    pacer::Turn,
+    published::Published,
     source::TokenSource,
     store::{Record, TokenStore},
     tickets::Tickets,
@@ -101,7 +102,9 @@ struct Shared {
     kept: Kept,
     wait: Duration,
     patience: Duration,
-    token: ArcSwapOption<Token>,
+    token: Published,
+    /// Its turn among the first fetches of the API host.
+    turn: Turn,
     /// The generation that was accepted since the task last cleared this; 0 for none.
     evidence: AtomicU64,
     started: Instant,
@@ -194,7 +197,8 @@ impl Keeper {
             kept,
             wait: settings.wait,
             patience: settings.fetch_timeout + settings.wait,
-            token: ArcSwapOption::empty(),
+            token: Published::default(),
+            turn: source.turn(),
             evidence: AtomicU64::new(0),
             started: Instant::now(),
             wanted: AtomicU64::new(0),
@@ -255,6 +259,16 @@ impl Keeper {
             .filter(|token| token.is_alive())
     }
 
+    /// The current token and those replaced less than 7200 s ago, if a text of this length can hold
+    /// one of them.
+    pub(crate) fn known_tokens(&self, length: usize) -> Vec<Arc<Token>> {
+        if self.shared.token.fits_into(length) {
+            self.shared.token.known()
+        } else {
+            Vec::new()
+        }
+    }
+
     /// The token, or what there is after at most `token.wait`.
     ///
     /// # Errors
@@ -273,6 +287,7 @@ impl Keeper {
             if let Some(error) = self.hopeless(&state.borrow_and_update(), deadline) {
                 return Err(error);
             }
+            self.shared.turn.hurry();
             match timeout_at(deadline, state.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(self.error(Cause::Stopped, Duration::from_secs(1))),

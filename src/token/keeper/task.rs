@@ -7,7 +7,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Duration, Instant, sleep_until},
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -182,7 +182,7 @@ impl Task {
                     Some(command) => self.on_command(command),
                     None => open = false,
                 },
-                () = sleep_until(self.next_attempt), if open && self.may_set_out() => self.on_timer(),
+                () = self.shared.turn.due(self.next_attempt, self.current.is_none()), if open && self.may_set_out() => self.on_timer(),
             }
         }
     }

@@ -7,7 +7,10 @@ use super::{
     BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource,
     endpoint::{Endpoint, encoded},
 };
-use crate::{base::Secret, token::AccountSettings};
+use crate::{
+    base::Secret,
+    token::{AccountSettings, pacer::Turn},
+};
 
 /// The classic endpoint of one account.
 #[derive(Debug)]
@@ -33,6 +36,10 @@ impl TokenSource for Classic {
                 .ask(|http, base| http.get(format!("{base}/cgi-bin/token?{}", query.expose())))
                 .await
         })
+    }
+
+    fn turn(&self) -> Turn {
+        self.0.turn()
     }
 
     fn probe<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Probe> {

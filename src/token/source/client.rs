@@ -16,9 +16,12 @@ use rustls::ClientConfig;
 use tokio::time::Instant;
 
 use super::FetchError;
-use crate::net::{
-    address::BaseUrl,
-    egress::{Egress, RootsError},
+use crate::{
+    net::{
+        address::BaseUrl,
+        egress::{Egress, RootsError},
+    },
+    token::pacer::Pacer,
 };
 
 /// Cheap to clone; one serves all accounts.
@@ -30,6 +33,8 @@ pub struct TokenClient {
     tls: Arc<ClientConfig>,
     timeout: Duration,
     silent: Arc<SilentHosts>,
+    /// Common to all clones, since all accounts share the API hosts.
+    pacer: Pacer,
 }
 
 /// The hosts that gave no connection or no answer in time. They are asked behind the others for a
@@ -92,6 +97,7 @@ impl TokenClient {
             tls,
             timeout,
             silent: Arc::default(),
+            pacer: Pacer::default(),
         })
     }
 
@@ -100,6 +106,11 @@ impl TokenClient {
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
+    }
+
+    /// The pace of first fetches.
+    pub(super) fn pacer(&self) -> &Pacer {
+        &self.pacer
     }
 
     /// The limit for one call.

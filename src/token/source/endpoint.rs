@@ -7,7 +7,12 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Client, RequestBuilder};
 
 use super::{FetchError, Fetched, Probe, TokenClient, answer};
-use crate::{base::Secret, net::address::BaseUrl, token::AccountSettings, wechat::api::Platform};
+use crate::{
+    base::Secret,
+    net::address::BaseUrl,
+    token::{AccountSettings, pacer::Turn},
+    wechat::api::Platform,
+};
 
 /// One account at the API hosts of its platform.
 #[derive(Debug)]
@@ -30,6 +35,12 @@ impl Endpoint {
             appid: account.appid.clone(),
             secret: account.secret.clone().unwrap_or_else(|| Secret::new("")),
         }
+    }
+
+    /// A turn among the first fetches of the account's first API host.
+    pub(super) fn turn(&self) -> Turn {
+        let host = self.api.first().map(BaseUrl::authority);
+        self.client.pacer().turn(&host.unwrap_or_default())
     }
 
     /// The verdict on what the first API host that can be reached answers.

@@ -22,7 +22,7 @@ pub use stable::Stable;
 pub use ticket::TicketSource;
 pub use wecom::Wecom;
 
-use super::{AccountSettings, Origin};
+use super::{AccountSettings, Origin, pacer::Turn};
 use crate::{
     base::Secret,
     wechat::{
@@ -49,6 +49,12 @@ pub trait TokenSource: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Fetched, FetchError>> {
         let _ = rejected;
         self.fetch(Mode::Normal)
+    }
+
+    /// A turn among the first fetches of the API host; one that is always granted where no host of
+    /// WeChat's is asked.
+    fn turn(&self) -> Turn {
+        Turn::default()
     }
 
     /// Asks WeChat what it thinks of a token, by a cheap call that needs one.

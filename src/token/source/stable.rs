@@ -9,7 +9,10 @@ use serde_json::json;
 use super::{
     BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource, endpoint::Endpoint,
 };
-use crate::{base::Secret, token::AccountSettings};
+use crate::{
+    base::Secret,
+    token::{AccountSettings, pacer::Turn},
+};
 
 /// The stable endpoint of one account.
 #[derive(Debug)]
@@ -40,6 +43,10 @@ impl TokenSource for Stable {
                 })
                 .await
         })
+    }
+
+    fn turn(&self) -> Turn {
+        self.0.turn()
     }
 
     fn probe<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Probe> {

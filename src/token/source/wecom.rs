@@ -8,7 +8,10 @@ use super::{
     BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource,
     endpoint::{Endpoint, encoded},
 };
-use crate::{base::Secret, token::AccountSettings};
+use crate::{
+    base::Secret,
+    token::{AccountSettings, pacer::Turn},
+};
 
 /// The token endpoint of one agent.
 #[derive(Debug)]
@@ -34,6 +37,10 @@ impl TokenSource for Wecom {
                 .ask(|http, base| http.get(format!("{base}/cgi-bin/gettoken?{}", query.expose())))
                 .await
         })
+    }
+
+    fn turn(&self) -> Turn {
+        self.0.turn()
     }
 
     fn probe<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Probe> {
