@@ -69,7 +69,8 @@ pub(crate) enum ProxyError {
     )]
     TokenEndpoint,
     #[error(
-        "this endpoint resets what all callers share, so it is forwarded for a client only whose allow names it exactly"
+        "this endpoint resets what all callers share or hands out a credential, so it is forwarded for a client only \
+             whose allow names it exactly"
     )]
     GuardedEndpoint,
     #[error("there is nothing at this address below /-/")]

@@ -5,5 +5,6 @@
 
 pub mod api;
 pub mod codes;
+pub mod credential;
 pub mod ticket;
 pub mod verdict;
