@@ -7,5 +7,6 @@ pub mod address;
 pub mod api;
 pub mod codes;
 pub mod credential;
+pub mod signing;
 pub mod ticket;
 pub mod verdict;
