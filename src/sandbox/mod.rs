@@ -32,6 +32,7 @@ mod deliver;
 mod digest;
 mod effect;
 mod endpoints;
+mod failures;
 mod faults;
 mod issue;
 mod multipart;
@@ -48,7 +49,13 @@ mod tests;
 mod tls;
 
 pub use control::{AccountView, Control, Revocation, TokenView, Which};
-pub use endpoints::media::Upload;
+pub use endpoints::{
+    media::Upload,
+    others::{
+        AUTHORIZED_CORP, AUTHORIZER, COMPONENT, DOWNSTREAM_CORP, MODEL, PROVIDER,
+        SECRET as OTHERS_SECRET, SUITE,
+    },
+};
 pub use faults::{AfterEarly, Ending, Fault, Response, Rule};
 pub use recorder::{Counters, Delivery, PathCount, Record};
 pub use request::Framing;
@@ -77,6 +84,7 @@ struct Shared {
     script: script::Script,
     recorder: recorder::Recorder,
     shelf: endpoints::media::Shelf,
+    failures: failures::Failures,
     ca_pem: String,
     media_keep: usize,
     /// Milliseconds; 0 for never.
@@ -106,6 +114,7 @@ pub async fn start(settings: Settings) -> io::Result<Sandbox> {
         script: script::Script::default(),
         recorder: recorder::Recorder::new(settings.record, settings.record_capacity),
         shelf: endpoints::media::Shelf::default(),
+        failures: failures::Failures::default(),
         ca_pem: identity.ca_pem,
         media_keep: settings.media_keep,
         idle_close: AtomicU64::new(0),

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     clock::{Clock, Millis, Noise, millis},
+    endpoints::others::Owner,
     settings::{Platform, SandboxAccount, Settings},
 };
 use crate::base::Secret;
@@ -66,6 +67,8 @@ pub(super) struct Ledger {
     pub(super) used_codes: HashSet<String>,
     /// Tokens of users (`sns/*`), which have nothing to do with those of accounts.
     pub(super) user_tokens: HashSet<String>,
+    /// Tokens of components, suites, providers and devices.
+    pub(super) others: HashMap<String, Owner>,
 }
 
 #[derive(Debug)]
