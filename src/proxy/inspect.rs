@@ -157,10 +157,9 @@ fn read(coding: Coding, body: &[u8]) -> Option<i64> {
         Coding::Plain | Coding::Opaque => None,
     };
     match verdict::code(decoded.as_deref().unwrap_or(body))? {
-        Code::Errcode(code) => Some(code),
         // Counted and logged, never judged: as `ret` these numbers mean something else.
         Code::Ret(code) if codes::says_something_of_tokens(code) => None,
-        Code::Ret(code) => Some(code),
+        Code::Errcode(code) | Code::Ret(code) => Some(code),
     }
 }
 

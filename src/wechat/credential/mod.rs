@@ -110,13 +110,13 @@ pub fn platform_of(path: &str) -> Option<Platform> {
     let Some(rest) = strip_prefix(path, "/cgi-bin/") else {
         return Some(Platform::Wechat);
     };
-    let is_below = |name: &&str| {
+    let is_below = |name: &str| {
         strip_prefix(rest, name).is_some_and(|behind| behind.is_empty() || behind.starts_with('/'))
     };
     // No name of one platform is below a name of the other, so the first hit is the only one.
     PLATFORMS
         .iter()
-        .find(|(_, names)| names.iter().any(|name| is_below(&name)))
+        .find(|(_, names)| names.iter().any(|name| is_below(name)))
         .map(|(platform, _)| *platform)
 }
 
