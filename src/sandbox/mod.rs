@@ -3,8 +3,8 @@
 //!
 //! For our own tests, in process on free ports; for `wxgate demo`; and alone, for people who test
 //! their own services (docs/sandbox.md). It is the second, independent statement of the protocol,
-//! so it shares no constant with the rest of the crate. It checks no IP whitelist and no signature,
-//! and its tokens open nothing anywhere.
+//! so it shares no constant with the rest of the crate. It checks no IP whitelist, and its
+//! tokens open nothing anywhere.
 
 use std::{
     io,
@@ -32,6 +32,7 @@ mod deliver;
 mod digest;
 mod effect;
 mod endpoints;
+mod envelope;
 mod failures;
 mod faults;
 mod issue;
@@ -56,6 +57,7 @@ pub use endpoints::{
         SECRET as OTHERS_SECRET, SUITE,
     },
 };
+pub use envelope::ApiSigning;
 pub use faults::{AfterEarly, Ending, Fault, Response, Rule};
 pub use recorder::{Counters, Delivery, PathCount, Record};
 pub use request::Framing;

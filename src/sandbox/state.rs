@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     clock::{Clock, Millis, Noise, millis},
     endpoints::others::Owner,
+    envelope::ApiSigning,
     settings::{Platform, SandboxAccount, Settings},
 };
 use crate::base::Secret;
@@ -41,6 +42,8 @@ pub(super) struct State {
     pub(super) limits: Limits,
     pub(super) clock: Clock,
     pub(super) noise: Noise,
+    /// Spares calls the lock while nobody signs.
+    pub(super) signs: AtomicBool,
     inner: Mutex<Ledger>,
 }
 
@@ -69,6 +72,8 @@ pub(super) struct Ledger {
     pub(super) user_tokens: HashSet<String>,
     /// Tokens of components, suites, providers and devices.
     pub(super) others: HashMap<String, Owner>,
+    /// Keys of API signing by appid.
+    pub(super) signing: HashMap<String, Arc<ApiSigning>>,
 }
 
 #[derive(Debug)]
@@ -151,6 +156,7 @@ impl State {
             limits: Limits::from(settings),
             clock: Clock::start(),
             noise: Noise::new(settings.seed),
+            signs: AtomicBool::new(false),
             inner: Mutex::default(),
         };
         for account in &settings.accounts {

@@ -54,6 +54,7 @@ mod sealing;
 mod secrets;
 mod selection;
 mod service_api;
+mod signing;
 mod slow_clients;
 #[cfg(feature = "sql")]
 mod sql;

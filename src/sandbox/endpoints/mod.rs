@@ -11,6 +11,7 @@ use super::{
     Shared,
     answer::{Answer, JSON_CHARSET, JSON_ENCODING, TEXT, content_type, message, wording},
     body::Received,
+    envelope,
     recorder::Count,
     request::{Framing, Head},
     settings::Platform,
@@ -77,6 +78,13 @@ pub(super) fn answer(call: Call<'_>) -> Answer {
         call.shared.recorder.count(Count::Chunked);
         return Answer::empty(412);
     }
+    match envelope::answer(call, plain_answer) {
+        Some(answer) => answer,
+        None => plain_answer(call),
+    }
+}
+
+fn plain_answer(call: Call<'_>) -> Answer {
     let path = call.head.path();
     match path {
         token::CLASSIC => token::classic(call),
