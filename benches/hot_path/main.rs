@@ -7,6 +7,7 @@
 
 mod access;
 mod accounts;
+mod credential;
 mod pool;
 mod request;
 mod token;
@@ -22,6 +23,7 @@ criterion_group!(
     request::paths,
     request::injection,
     request::header_cleaning,
+    credential::lookups,
     verdict::verdicts,
     accounts::selection,
     access::rights,

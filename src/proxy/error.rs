@@ -13,7 +13,12 @@ use hyper::{
 };
 
 use super::{inject::QueryError, path::PathError, settings::ErrorStyle};
-use crate::{base::AccountName, service::Scope, token::TokenError};
+use crate::{
+    base::AccountName,
+    service::Scope,
+    token::TokenError,
+    wechat::{api::Platform, codes},
+};
 
 /// The header that marks an answer of wxgate's own.
 pub(crate) const X_WXGATE_ERROR: HeaderName = HeaderName::from_static("x-wxgate-error");
@@ -63,13 +68,14 @@ pub(crate) enum ProxyError {
         "this token is no longer good or never was: fetch another one from cgi-bin/token, cgi-bin/stable_token or \
              cgi-bin/gettoken of wxgate"
     )]
-    PhantomRefused,
+    PhantomRefused(Platform),
     #[error(
         "wxgate keeps the token itself, so this endpoint is not forwarded; call the API without a token instead"
     )]
     TokenEndpoint,
     #[error(
-        "this endpoint resets what all callers share, so it is forwarded for a client only whose allow names it exactly"
+        "this endpoint resets what all callers share or hands out a credential, so it is forwarded for a client only \
+             whose allow names it exactly"
     )]
     GuardedEndpoint,
     #[error("there is nothing at this address below /-/")]
@@ -99,8 +105,12 @@ impl ProxyError {
                 (StatusCode::BAD_REQUEST, 990_400, "account_unknown")
             }
             Self::AccountConflict => (StatusCode::BAD_REQUEST, 990_400, "account_conflict"),
-            // WeChat's own words, so that an SDK asks for another token.
-            Self::PhantomRefused => (StatusCode::OK, 40001, "phantom_refused"),
+            // The platform's own words, so that an SDK asks for another token.
+            Self::PhantomRefused(platform) => (
+                StatusCode::OK,
+                codes::stale_code(*platform),
+                "phantom_refused",
+            ),
             Self::ClientUnknown(_) => (StatusCode::UNAUTHORIZED, 990_401, "client_unknown"),
             Self::AccountDenied { .. } => (StatusCode::FORBIDDEN, 990_403, "account_denied"),
             Self::PathDenied { .. } => (StatusCode::FORBIDDEN, 990_403, "path_denied"),
@@ -145,14 +155,17 @@ impl ProxyError {
         matches!(
             self.row().0,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
-        ) || matches!(self, Self::PhantomRefused)
+        ) || matches!(self, Self::PhantomRefused(_))
     }
 
     /// The answer, still without the headers that every answer gets.
     pub(crate) fn response(&self, style: ErrorStyle) -> Response<Bytes> {
         let (status, errcode, slug) = self.row();
         let prefix = match self {
-            Self::PhantomRefused => "invalid credential, access_token is invalid or not latest, ",
+            Self::PhantomRefused(Platform::Wechat) => {
+                "invalid credential, access_token is invalid or not latest, "
+            }
+            Self::PhantomRefused(Platform::Wecom) => "invalid access_token, ",
             _ => "",
         };
         let message = serde_json::Value::from(format!("{prefix}wxgate: {self}"));
@@ -168,7 +181,7 @@ impl ProxyError {
             CONTENT_TYPE,
             HeaderValue::from_static("application/json; charset=utf-8"),
         );
-        if !matches!(self, Self::PhantomRefused) {
+        if !matches!(self, Self::PhantomRefused(_)) {
             headers.insert(X_WXGATE_ERROR, HeaderValue::from_static(slug));
         }
         if let Some(after) = self.retry_after() {

@@ -23,7 +23,10 @@ use hyper::{
 use tokio::time::Instant;
 
 use super::upstream::AnswerBody;
-use crate::wechat::verdict::{self, WINDOW};
+use crate::wechat::{
+    codes,
+    verdict::{self, Code, WINDOW},
+};
 
 /// The longest body that is complete before its head goes on.
 const MAX_HELD: usize = 64 * 1024;
@@ -91,7 +94,9 @@ pub(crate) async fn look(
             && seen.len() <= WINDOW
             && (coding != Coding::Plain || verdict::may_be_object(&seen) != Some(false));
         if is_over {
-            let errcode = may_hold_code.then(|| read(coding, &seen)).flatten();
+            let errcode = may_hold_code
+                .then(|| judge(&head.headers, coding, &seen))
+                .flatten();
             return Ok((Answer::Whole(seen), errcode));
         }
         if seen.len() > MAX_HELD {
@@ -129,13 +134,38 @@ fn append(seen: Bytes, data: Bytes) -> Bytes {
     both.freeze()
 }
 
+/// The code that an answer gives, if it is an answer and not a file: `media/get` may well deliver a
+/// JSON document that somebody uploaded.
+fn judge(headers: &HeaderMap, coding: Coding, body: &[u8]) -> Option<i64> {
+    // The header is looked for last, since few answers hold a code at all.
+    read(coding, body).filter(|_| !is_file(headers))
+}
+
+fn is_file(headers: &HeaderMap) -> bool {
+    const ATTACHMENT: &[u8] = b"attachment";
+    headers
+        .get_all(header::CONTENT_DISPOSITION)
+        .iter()
+        .any(|value| {
+            value
+                .as_bytes()
+                .trim_ascii_start()
+                .get(..ATTACHMENT.len())
+                .is_some_and(|kind| kind.eq_ignore_ascii_case(ATTACHMENT))
+        })
+}
+
 /// The code in a whole body. A body that is labelled gzip and is not gets read as it is.
 fn read(coding: Coding, body: &[u8]) -> Option<i64> {
     let decoded = match coding {
         Coding::Gzip => gunzip(body)?,
         Coding::Plain | Coding::Opaque => None,
     };
-    verdict::errcode(decoded.as_deref().unwrap_or(body))
+    match verdict::code(decoded.as_deref().unwrap_or(body))? {
+        // Counted and logged, never judged: as `ret` these numbers mean something else.
+        Code::Ret(code) if codes::says_something_of_tokens(code) => None,
+        Code::Errcode(code) | Code::Ret(code) => Some(code),
+    }
 }
 
 /// At most [`WINDOW`] bytes of content: `None` when there is more, `Some(None)` when it is no gzip.
@@ -209,6 +239,30 @@ mod tests {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
         encoder.write_all(data).unwrap();
         encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn a_ret_is_passed_on_unless_it_would_be_judged() {
+        let code = |body: &[u8]| read(Coding::Plain, body);
+        assert_eq!(code(br#"{"base_resp":{"ret":45009}}"#), Some(45009));
+        assert_eq!(code(br#"{"ret":2009}"#), Some(2009));
+        for judged in [40001, 40014, 42001, 41001, 40164, 45035, 60020, 61004] {
+            let body = format!(r#"{{"ret":{judged}}}"#);
+            assert_eq!(code(body.as_bytes()), None, "{judged}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_told_by_its_disposition() {
+        let is_file = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_DISPOSITION, value.parse().unwrap());
+            super::is_file(&headers)
+        };
+        assert!(is_file("attachment; filename=\"a.json\""));
+        assert!(is_file(" Attachment") && is_file("attachment"));
+        assert!(!is_file("inline") && !is_file("") && !is_file("attach"));
+        assert!(!super::is_file(&HeaderMap::new()));
     }
 
     #[test]

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     service::phantom::{Phantom, PhantomKey, Tag},
     token::{AccountSettings, Keeper, clock::Clock},
+    wechat::{api::Platform, credential},
 };
 
 /// One configuration.
@@ -207,18 +208,36 @@ impl Live {
         )
     }
 
-    /// Whose phantom this is: the account and the client that it names, if it is good.
-    pub(super) fn phantom(&self, text: &str) -> Option<(&Arc<Account>, &Arc<Client>)> {
-        let phantom = Phantom::parse(text)?;
-        let account = self.accounts.tagged(phantom.account())?;
+    /// The account and the client that a phantom names, if it is good; else the platform in whose
+    /// words it is to be refused: that of its account, of the path, or of the default account.
+    pub(super) fn phantom(
+        &self,
+        text: &str,
+        path: Option<&str>,
+    ) -> Result<(&Arc<Account>, &Arc<Client>), Platform> {
+        let phantom = Phantom::parse(text);
+        let account = phantom
+            .as_ref()
+            .and_then(|phantom| self.accounts.tagged(phantom.account()));
+        if let (Some(phantom), Some(account)) = (phantom, account) {
+            let client = self.client_of(&phantom, account);
+            return client
+                .map(|client| (account, client))
+                .ok_or(account.platform);
+        }
+        Err(path
+            .and_then(credential::platform_of)
+            .unwrap_or_else(|| self.accounts.likely_platform()))
+    }
+
+    fn client_of(&self, phantom: &Phantom, account: &Account) -> Option<&Arc<Client>> {
         let client = self.access.named(phantom.client())?;
         let known = self
             .phantoms
             .get(&(phantom.account(), phantom.client()))
             .map(|key| Arc::clone(&key));
         let key = known.unwrap_or_else(|| self.phantom_key(account, client));
-        key.accepts(&phantom, self.now())
-            .then_some((account, client))
+        key.accepts(phantom, self.now()).then_some(client)
     }
 
     /// Time since 1970, by the wall clock: the windows of phantoms are the same on every node.

@@ -4,7 +4,7 @@
 
 use hyper::StatusCode;
 
-use crate::wechat::{api::Platform, codes};
+use crate::wechat::{address, api::Platform, codes};
 
 /// What to do with an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub(crate) fn after(
         Some(errcode) if codes::is_stale(platform, errcode) => Next::Refresh { errcode },
         // 41001: the token did not arrive. Proof of nothing.
         Some(41001) => Next::Deliver,
+        // The address is looked at before the token, so this is no proof either.
+        Some(errcode) if address::may_be_refused(platform, errcode) => Next::Deliver,
         _ if status == StatusCode::OK => Next::DeliverAccepted,
         _ => Next::Deliver,
     }
@@ -69,6 +71,15 @@ mod tests {
                 Next::DeliverAccepted,
             ),
             (Platform::Wechat, true, ok, None, Next::DeliverAccepted),
+            (Platform::Wechat, true, ok, Some(40164), Next::Deliver),
+            (Platform::Wecom, true, ok, Some(60020), Next::Deliver),
+            (
+                Platform::Wechat,
+                true,
+                ok,
+                Some(60020),
+                Next::DeliverAccepted,
+            ),
             (Platform::Wechat, true, ok, Some(41001), Next::Deliver),
             (
                 Platform::Wechat,

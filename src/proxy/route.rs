@@ -182,6 +182,17 @@ impl Accounts {
         self.by_appid.get(appid).map_or(&[], Vec::as_slice)
     }
 
+    /// The platform of a caller of which nothing else is known: that of the default account, or the
+    /// only one configured.
+    pub(crate) fn likely_platform(&self) -> Platform {
+        let mut platforms = self.by_name.values().map(|account| account.platform);
+        match (&self.fallback, platforms.next()) {
+            (Some(account), _) => account.platform,
+            (None, Some(first)) if platforms.all(|platform| platform == first) => first,
+            _ => Platform::Wechat,
+        }
+    }
+
     /// The account that a phantom names.
     pub(crate) fn tagged(&self, tag: Tag) -> Option<&Arc<Account>> {
         self.by_tag.get(&tag)

@@ -23,6 +23,7 @@ use super::{
     deliver::{End, Manner, Plan, deliver},
     effect::{self, Effect, LINGER, Outcome},
     endpoints::{self, Call, media, token},
+    failures::{self, Failure},
     faults::{AfterEarly, Fault},
     multipart::Scanner,
     recorder::{BODY_KEPT, Count, Entry, Verdict},
@@ -216,6 +217,7 @@ impl<W: Wire> Connection<'_, W> {
             .as_ref()
             .or(early.as_ref())
             .map(|hit| hit.rule.fault.label());
+        self.note_failure(&head, &body, &caller, &effect);
         self.record(&head, body, Some(caller), &effect, fault);
         if let Some(hit) = &hit {
             hit.wait().await;
@@ -233,6 +235,29 @@ impl<W: Wire> Connection<'_, W> {
                 Ok(Next::Hang)
             }
         }
+    }
+
+    /// Keeps what a call that failed looked like, if its answer has a request id to ask for it.
+    fn note_failure(&self, head: &Head, body: &Received, caller: &Caller, effect: &Effect) {
+        let Outcome::Answer(answer, _) = &effect.outcome else {
+            return;
+        };
+        if effect.errcode.is_none_or(|code| code == 0) {
+            return;
+        }
+        let response = answer.body.piece(0, u64::MAX);
+        let response = String::from_utf8_lossy(&response);
+        let (Some(rid), Some(account)) = (failures::rid_in(&response), &caller.account) else {
+            return;
+        };
+        self.shared.failures.note(Failure {
+            rid: rid.to_owned(),
+            account: account.clone(),
+            at: self.shared.state.clock.unix(),
+            query: head.query().unwrap_or_default().to_owned(),
+            request: String::from_utf8_lossy(&body.kept).into_owned(),
+            response: response.into_owned(),
+        });
     }
 
     /// What happens while the body is still with the client. `Some` when that was all.

@@ -13,6 +13,7 @@ use super::{
     Shared,
     clock::millis,
     endpoints::media::Upload,
+    envelope::ApiSigning,
     faults::Rule,
     recorder::{Counters, Delivery, PathCount, Record},
     script::{RuleView, path_matches},
@@ -85,6 +86,14 @@ impl Control {
     /// added).
     pub fn add_account(&self, account: &SandboxAccount) {
         self.0.state.ledger().put_account(account);
+    }
+
+    /// From now on calls of the account to these paths must be signed and encrypted.
+    pub fn sign_api(&self, appid: &str, signing: ApiSigning) {
+        let signing = Arc::new(signing);
+        let mut ledger = self.0.state.ledger();
+        ledger.signing.insert(appid.to_owned(), signing);
+        self.0.state.signs.store(true, Ordering::Relaxed);
     }
 
     /// Kills the current tokens at once. Returns how many.

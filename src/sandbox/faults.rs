@@ -27,6 +27,9 @@ pub struct Rule {
     /// Only calls that carry this token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// Only calls that are no token endpoint: an address that may fetch a token and nothing else.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub business: bool,
     /// So many matching calls go by unharmed first.
     #[serde(default)]
     pub skip: u64,
@@ -241,6 +244,7 @@ impl Rule {
             method: None,
             account: None,
             token: None,
+            business: false,
             skip: 0,
             times: Some(1),
             hold: false,
@@ -296,6 +300,15 @@ impl Rule {
     pub fn token(self, token: impl Into<String>) -> Self {
         Self {
             token: Some(token.into()),
+            ..self
+        }
+    }
+
+    /// Hits only calls that are no token endpoint.
+    #[must_use]
+    pub fn business(self) -> Self {
+        Self {
+            business: true,
             ..self
         }
     }
@@ -383,6 +396,12 @@ impl Default for Response {
             executed: false,
         }
     }
+}
+
+// serde hands over a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn everywhere() -> String {

@@ -3,8 +3,8 @@
 //!
 //! For our own tests, in process on free ports; for `wxgate demo`; and alone, for people who test
 //! their own services (docs/sandbox.md). It is the second, independent statement of the protocol,
-//! so it shares no constant with the rest of the crate. It checks no IP whitelist and no signature,
-//! and its tokens open nothing anywhere.
+//! so it shares no constant with the rest of the crate. It checks no IP whitelist, and its
+//! tokens open nothing anywhere.
 
 use std::{
     io,
@@ -32,6 +32,8 @@ mod deliver;
 mod digest;
 mod effect;
 mod endpoints;
+mod envelope;
+mod failures;
 mod faults;
 mod issue;
 mod multipart;
@@ -48,7 +50,14 @@ mod tests;
 mod tls;
 
 pub use control::{AccountView, Control, Revocation, TokenView, Which};
-pub use endpoints::media::Upload;
+pub use endpoints::{
+    media::Upload,
+    others::{
+        AUTHORIZED_CORP, AUTHORIZER, COMPONENT, DOWNSTREAM_CORP, MODEL, PROVIDER,
+        SECRET as OTHERS_SECRET, SUITE,
+    },
+};
+pub use envelope::ApiSigning;
 pub use faults::{AfterEarly, Ending, Fault, Response, Rule};
 pub use recorder::{Counters, Delivery, PathCount, Record};
 pub use request::Framing;
@@ -77,6 +86,7 @@ struct Shared {
     script: script::Script,
     recorder: recorder::Recorder,
     shelf: endpoints::media::Shelf,
+    failures: failures::Failures,
     ca_pem: String,
     media_keep: usize,
     /// Milliseconds; 0 for never.
@@ -106,6 +116,7 @@ pub async fn start(settings: Settings) -> io::Result<Sandbox> {
         script: script::Script::default(),
         recorder: recorder::Recorder::new(settings.record, settings.record_capacity),
         shelf: endpoints::media::Shelf::default(),
+        failures: failures::Failures::default(),
         ca_pem: identity.ca_pem,
         media_keep: settings.media_keep,
         idle_close: AtomicU64::new(0),

@@ -9,6 +9,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use super::{
+    endpoints::token::is_token_endpoint,
     faults::{Fault, Rule},
     request::Head,
 };
@@ -173,6 +174,7 @@ fn matches(rule: &Rule, target: Target<'_>) -> bool {
             .method
             .as_deref()
             .is_none_or(|method| method.eq_ignore_ascii_case(target.head.method()))
+        && !(rule.business && is_token_endpoint(target.head.path()))
         && wanted(&rule.account, target.account)
         && wanted(&rule.token, target.token)
         && path_matches(&rule.path, target.head.path())

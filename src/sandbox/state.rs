@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     clock::{Clock, Millis, Noise, millis},
+    endpoints::others::Owner,
+    envelope::ApiSigning,
     settings::{Platform, SandboxAccount, Settings},
 };
 use crate::base::Secret;
@@ -40,6 +42,8 @@ pub(super) struct State {
     pub(super) limits: Limits,
     pub(super) clock: Clock,
     pub(super) noise: Noise,
+    /// Spares calls the lock while nobody signs.
+    pub(super) signs: AtomicBool,
     inner: Mutex<Ledger>,
 }
 
@@ -66,6 +70,10 @@ pub(super) struct Ledger {
     pub(super) used_codes: HashSet<String>,
     /// Tokens of users (`sns/*`), which have nothing to do with those of accounts.
     pub(super) user_tokens: HashSet<String>,
+    /// Tokens of components, suites, providers and devices.
+    pub(super) others: HashMap<String, Owner>,
+    /// Keys of API signing by appid.
+    pub(super) signing: HashMap<String, Arc<ApiSigning>>,
 }
 
 #[derive(Debug)]
@@ -148,6 +156,7 @@ impl State {
             limits: Limits::from(settings),
             clock: Clock::start(),
             noise: Noise::new(settings.seed),
+            signs: AtomicBool::new(false),
             inner: Mutex::default(),
         };
         for account in &settings.accounts {

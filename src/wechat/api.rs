@@ -1,6 +1,8 @@
-//! Platforms, their hosts, and what each endpoint does with the account's token.
+//! Platforms, and the coarse view of the table in [`super::credential`].
 //!
-//! Only tables and comparisons; whether a caller may call an endpoint is decided elsewhere.
+//! Only comparisons; whether a caller may call an endpoint is decided elsewhere.
+
+use super::credential::{self, Class, Minting, Parameters};
 
 /// A family of accounts that shares token endpoint, error codes and hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,77 +34,31 @@ pub enum Endpoint {
     Login,
     /// Hands out the account's token: never forwarded.
     Token,
-    /// Resets the account's quota or credential: refused unless allowed by its exact name.
+    /// Resets what all callers share, or hands out a credential: refused unless allowed by its exact
+    /// name.
     Guarded,
 }
 
-/// `cgi-bin/token`, `cgi-bin/stable_token` and WeCom's `cgi-bin/gettoken`: each call may replace
-/// the token that everybody else uses.
-const TOKEN: [&str; 3] = [
-    "/cgi-bin/token",
-    "/cgi-bin/stable_token",
-    "/cgi-bin/gettoken",
-];
-
-/// The ten clearings a month are shared by these calls (openApi management pages), and a started
-/// ticket push goes on.
-const GUARDED: [&str; 6] = [
-    "/cgi-bin/clear_quota",
-    "/cgi-bin/clear_quota/v2",
-    "/cgi-bin/openapi/quota/clear",
-    "/cgi-bin/component/clear_quota",
-    "/cgi-bin/component/clear_quota/v2",
-    "/cgi-bin/component/api_start_push_ticket",
-];
-
-/// Credentials in the request itself: component secrets, AppSecrets, login codes.
-const OWN_CREDENTIAL: [&str; 2] = [
-    "/cgi-bin/component/api_component_token",
-    "/donut/code2verifyinfo",
-];
-
-/// The first segment of the login endpoints: `access_token` there is a *user's* OAuth token.
-const USER_LEVEL: &str = "/sns/";
-
-/// Code exchange of 小程序 (code2Session) and of 网页授权 (OAuth 2): `appid` and `secret` in the query.
-const LOGIN: [&str; 2] = ["/sns/jscode2session", "/sns/oauth2/access_token"];
-
-/// Parameters that replace the token: an AppSecret, or the token of another kind (cloud hosting,
-/// third-party platform).
-const OWN_CREDENTIAL_PARAMETERS: [&str; 4] = [
-    "secret",
-    "appsecret",
-    "component_access_token",
-    "cloudbase_access_token",
-];
-
-/// The class of a path that has already passed the path grammar. Compared without case, because
-/// nobody knows how tolerant the other end is.
+/// The class of a path that has already passed the path grammar, as far as the path alone decides
+/// it; [`super::credential`] has the table.
 pub fn classify(path: &str) -> Endpoint {
-    let is_one_of = |list: &[&str]| list.iter().any(|known| path.eq_ignore_ascii_case(known));
-    // Nearly every call is a plain one, so the cheap test of the length comes first in each
-    // comparison.
-    if is_one_of(&TOKEN) {
-        Endpoint::Token
-    } else if is_one_of(&GUARDED) {
-        Endpoint::Guarded
-    } else if is_one_of(&LOGIN) {
-        Endpoint::Login
-    } else if is_one_of(&OWN_CREDENTIAL)
-        || path
-            .as_bytes()
-            .get(..USER_LEVEL.len())
-            .is_some_and(|head| head.eq_ignore_ascii_case(USER_LEVEL.as_bytes()))
-    {
-        Endpoint::OwnCredential
-    } else {
-        Endpoint::TakesToken
+    // A group robot's calls without a key are left to WeChat's refusal.
+    let mut with_key = Parameters::default();
+    with_key.add("key", true);
+    match credential::of_path(path).class(with_key) {
+        Class::Minting(Minting::Classic | Minting::Stable | Minting::Wecom) => Endpoint::Token,
+        Class::Minting(Minting::Ticket(_) | Minting::JsapiTicket) | Class::Account => {
+            Endpoint::TakesToken
+        }
+        Class::Guarded => Endpoint::Guarded,
+        Class::Login => Endpoint::Login,
+        Class::User | Class::None | Class::Own(_) => Endpoint::OwnCredential,
     }
 }
 
 /// Whether a parameter of this (decoded) name brings a credential of its own.
 pub fn replaces_token(parameter: &str) -> bool {
-    OWN_CREDENTIAL_PARAMETERS.contains(&parameter)
+    credential::replaces_token(parameter)
 }
 
 #[cfg(test)]

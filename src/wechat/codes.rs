@@ -6,7 +6,7 @@
 //! ours. Which codes make a business answer stale is here too; how an answer is searched for them
 //! is not.
 
-use super::api::Platform;
+use super::{address, api::Platform};
 
 /// What a refusal by a token endpoint means for the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,7 +77,7 @@ pub const TOKEN_CODES: &[TokenCode] = &[
     line(
         40234,
         Class::Other,
-        "API signing is on for this account and wxgate does not sign: switch it off for the token endpoint",
+        "WeChat wants this token call signed, which its own list of signed calls does not have: look at API 安全 (开发管理, 开发设置) of this account",
     ),
     line(
         40243,
@@ -229,6 +229,7 @@ const UNKNOWN: &str =
 const LABELS: &[(i64, &str)] = &[
     (-1, "-1"),
     (0, "0"),
+    (2009, "2009"),
     (40001, "40001"),
     (40002, "40002"),
     (40003, "40003"),
@@ -237,18 +238,36 @@ const LABELS: &[(i64, &str)] = &[
     (40013, "40013"),
     (40014, "40014"),
     (40029, "40029"),
+    (40030, "40030"),
     (40036, "40036"),
     (40037, "40037"),
     (40066, "40066"),
+    (40080, "40080"),
+    (40082, "40082"),
+    (40084, "40084"),
+    (40085, "40085"),
     (40097, "40097"),
     (40125, "40125"),
     (40163, "40163"),
     (40164, "40164"),
+    (40230, "40230"),
+    (40231, "40231"),
+    (40232, "40232"),
+    (40233, "40233"),
     (40234, "40234"),
+    (40235, "40235"),
+    (40236, "40236"),
+    (40237, "40237"),
+    (40238, "40238"),
+    (40239, "40239"),
+    (40240, "40240"),
     (40243, "40243"),
     (41001, "41001"),
     (41002, "41002"),
     (41004, "41004"),
+    (41018, "41018"),
+    (41021, "41021"),
+    (41022, "41022"),
     (41030, "41030"),
     (42001, "42001"),
     (42002, "42002"),
@@ -272,6 +291,7 @@ const LABELS: &[(i64, &str)] = &[
     (47003, "47003"),
     (48001, "48001"),
     (48002, "48002"),
+    (48003, "48003"),
     (48004, "48004"),
     (48006, "48006"),
     (50002, "50002"),
@@ -279,19 +299,31 @@ const LABELS: &[(i64, &str)] = &[
     (50004, "50004"),
     (50007, "50007"),
     (60020, "60020"),
+    (61003, "61003"),
     (61004, "61004"),
+    (61005, "61005"),
+    (61006, "61006"),
     (61007, "61007"),
+    (61011, "61011"),
     (61014, "61014"),
     (61015, "61015"),
+    (61023, "61023"),
     (61024, "61024"),
+    (76001, "76001"),
+    (76002, "76002"),
+    (76003, "76003"),
+    (76004, "76004"),
     (81013, "81013"),
     (85107, "85107"),
+    (87009, "87009"),
     (87014, "87014"),
     (89501, "89501"),
     (89503, "89503"),
     (89506, "89506"),
     (89507, "89507"),
+    (93000, "93000"),
     (301_002, "301002"),
+    (934_011, "934011"),
 ];
 
 const fn line(code: i64, class: Class, advice: &'static str) -> TokenCode {
@@ -327,6 +359,26 @@ pub const fn is_stale(platform: Platform, code: i64) -> bool {
     match platform {
         Platform::Wechat => matches!(code, 40001 | 40014 | 42001),
         Platform::Wecom => matches!(code, 40014 | 42001),
+    }
+}
+
+/// Whether any rule reads the number as news of the token or of the address. Only an `errcode` is
+/// such news.
+pub const fn says_something_of_tokens(code: i64) -> bool {
+    code == 41001
+        || is_stale(Platform::Wechat, code)
+        || is_stale(Platform::Wecom, code)
+        || address::may_be_refused(Platform::Wechat, code)
+        || address::may_be_refused(Platform::Wecom, code)
+}
+
+/// The code that tells a caller that its phantom token is dead, so that an SDK asks for another one.
+/// Each platform's SDKs know this one best: those of WeCom take 40001 for a wrong secret and give
+/// up.
+pub const fn stale_code(platform: Platform) -> u32 {
+    match platform {
+        Platform::Wechat => 40001,
+        Platform::Wecom => 40014,
     }
 }
 
@@ -383,6 +435,9 @@ mod tests {
         assert!(is_stale(Platform::Wechat, 40001) && !is_stale(Platform::Wecom, 40001));
         for code in [40014, 42001] {
             assert!(is_stale(Platform::Wechat, code) && is_stale(Platform::Wecom, code));
+        }
+        for platform in [Platform::Wechat, Platform::Wecom] {
+            assert!(is_stale(platform, i64::from(stale_code(platform))));
         }
         for code in [0, -1, 41001, 42002, 42007, 48001] {
             assert!(

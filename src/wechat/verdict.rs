@@ -22,25 +22,70 @@ pub fn may_be_object(head: &[u8]) -> Option<bool> {
         .map(|byte| *byte == b'{')
 }
 
-/// The `errcode` at the top level or in `base_resp`, as a number or a string; the last one where
-/// there are several, as JSON parsers have it. `None` when the bytes are no object or name no code.
-pub fn errcode(body: &[u8]) -> Option<i64> {
+/// The code of an answer, and the name that it stands under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// `errcode`, which says what became of the token too.
+    Errcode(i64),
+    /// `ret`, the name that advertising and data interfaces use for their own codes. What is wrong
+    /// with a token is told as `errcode` even there.
+    Ret(i64),
+}
+
+/// The code at the top level or in `base_resp`, as a number or a string; the last one where there
+/// are several, as JSON parsers have it; `errcode` before `ret`. `None` when the bytes are no object
+/// or name no code.
+pub fn code(body: &[u8]) -> Option<Code> {
     // An escaped key ("\u0065rrcode") is legal JSON, so a backslash keeps the door open.
-    if KEY.find(body).is_none() && memchr::memchr(b'\\', body).is_none() {
+    let may_name_one = ERRCODE.find(body).is_some()
+        || RET.find(body).is_some()
+        || memchr::memchr(b'\\', body).is_some();
+    if !may_name_one {
         return None;
     }
     let mut scanner = Scanner {
         rest: skip_bom(body),
     };
-    let (top, nested) = scanner.object(true)?;
-    top.or(nested)
+    let found = scanner.object(true)?;
+    found
+        .errcode
+        .or(found.nested_errcode)
+        .map(Code::Errcode)
+        .or_else(|| found.ret.or(found.nested_ret).map(Code::Ret))
 }
 
-/// Every answer is searched, so the search is prepared once.
-static KEY: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("errcode"));
+/// [`code`], if it stands under `errcode`.
+pub fn errcode(body: &[u8]) -> Option<i64> {
+    match code(body)? {
+        Code::Errcode(code) => Some(code),
+        Code::Ret(_) => None,
+    }
+}
+
+/// The text that explains the code: `errmsg`, or `err_msg` beside a `ret`, at the top level or in
+/// `base_resp`. Reads the body once more, so only for answers whose code is worth it.
+pub fn message(body: &[u8]) -> Option<String> {
+    let mut scanner = Scanner {
+        rest: skip_bom(body),
+    };
+    scanner.message(true)
+}
+
+// Every answer is searched, so the searches are prepared once.
+static ERRCODE: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("errcode"));
+static RET: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("\"ret\""));
 
 fn skip_bom(body: &[u8]) -> &[u8] {
     body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
+}
+
+/// The codes of an object and of the `base_resp` in it.
+#[derive(Default)]
+struct Found {
+    errcode: Option<i64>,
+    ret: Option<i64>,
+    nested_errcode: Option<i64>,
+    nested_ret: Option<i64>,
 }
 
 struct Scanner<'b> {
@@ -48,22 +93,27 @@ struct Scanner<'b> {
 }
 
 impl<'b> Scanner<'b> {
-    /// Reads an object; returns the code of this level and the one of `base_resp`. `None` if it
-    /// does not begin as one; what was found before the text breaks off still counts.
-    fn object(&mut self, descend: bool) -> Option<(Option<i64>, Option<i64>)> {
+    /// Reads an object; returns the codes of this level and those of `base_resp`. `None` if it does
+    /// not begin as one; what was found before the text breaks off still counts.
+    fn object(&mut self, descend: bool) -> Option<Found> {
         if !self.eat(b'{') {
             return None;
         }
-        let mut found = (None, None);
+        let mut found = Found::default();
         while let Some(key) = self.key() {
             match &*key {
                 b"errcode" => match self.code() {
-                    Some(code) => found.0 = Some(code),
+                    Some(code) => found.errcode = Some(code),
+                    None => self.skip_value(),
+                },
+                b"ret" => match self.code() {
+                    Some(code) => found.ret = Some(code),
                     None => self.skip_value(),
                 },
                 b"base_resp" if descend && self.peek() == Some(b'{') => {
-                    if let Some((code, _)) = self.object(false) {
-                        found.1 = code.or(found.1);
+                    if let Some(nested) = self.object(false) {
+                        found.nested_errcode = nested.errcode.or(found.nested_errcode);
+                        found.nested_ret = nested.ret.or(found.nested_ret);
                     }
                 }
                 _ => self.skip_value(),
@@ -74,6 +124,32 @@ impl<'b> Scanner<'b> {
         }
         self.eat(b'}');
         Some(found)
+    }
+
+    /// Reads an object like [`Self::object`] and returns its message.
+    fn message(&mut self, descend: bool) -> Option<String> {
+        if !self.eat(b'{') {
+            return None;
+        }
+        let mut found = None;
+        while let Some(key) = self.key() {
+            let is_text = self.peek() == Some(b'"');
+            match &*key {
+                b"errmsg" | b"err_msg" if is_text => {
+                    let text = unescape(self.string()?);
+                    found = Some(String::from_utf8_lossy(&text).into_owned());
+                }
+                b"base_resp" if descend && self.peek() == Some(b'{') => {
+                    found = found.or(self.message(false));
+                }
+                _ => self.skip_value(),
+            }
+            if !self.eat(b',') {
+                break;
+            }
+        }
+        self.eat(b'}');
+        found
     }
 
     fn key(&mut self) -> Option<Cow<'b, [u8]>> {
@@ -254,6 +330,54 @@ mod tests {
     }
 
     #[test]
+    fn a_ret_is_read_where_no_errcode_stands() {
+        for (body, expected) in [
+            (
+                r#"{"base_resp":{"err_msg":"quota","ret":45009}}"#,
+                Some(Code::Ret(45009)),
+            ),
+            (r#"{"ret":2009,"err_msg":"no"}"#, Some(Code::Ret(2009))),
+            (r#"{"ret":0,"list":[{"ret":7}]}"#, Some(Code::Ret(0))),
+            (r#"{"ret":"1807"}"#, Some(Code::Ret(1807))),
+            (
+                r#"{"\u0072et":2009,"base_resp":{"ret":1}}"#,
+                Some(Code::Ret(2009)),
+            ),
+            (
+                r#"{"ret":2009,"base_resp":{"errcode":40001}}"#,
+                Some(Code::Errcode(40001)),
+            ),
+            (
+                r#"{"errcode":0,"ret":2009,"base_resp":{"ret":7}}"#,
+                Some(Code::Errcode(0)),
+            ),
+            (r#"{"ret":{"errcode":1}}"#, None),
+            (r#"{"ret":"OK"}"#, None),
+            (r#"{"data":{"ret":2009}}"#, None),
+            (r#"{"retry":2009,"secret":1}"#, None),
+        ] {
+            assert_eq!(code(body.as_bytes()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_message_is_read_from_both_levels() {
+        for (body, expected) in [
+            (
+                r#"{"errcode":40164,"errmsg":"invalid ip 1.2.3.4, not in whitelist"}"#,
+                Some("invalid ip 1.2.3.4, not in whitelist"),
+            ),
+            (r#"{"base_resp":{"ret":1,"err_msg":"a\"b"}}"#, Some("a\"b")),
+            (r#"{"data":{"errmsg":"x"},"errcode":1}"#, None),
+            (r#"{"errmsg":5}"#, None),
+            (r#"{"errmsg":"cut"#, None),
+            ("", None),
+        ] {
+            assert_eq!(message(body.as_bytes()).as_deref(), expected, "{body}");
+        }
+    }
+
+    #[test]
     fn deep_nesting_costs_no_stack() {
         let body = format!("{}{}", "{\"a\":".repeat(100_000), "\"errcode\"");
         assert_eq!(errcode(body.as_bytes()), None);
@@ -324,6 +448,7 @@ mod tests {
             let mut body = b"{\"errcode\"".to_vec();
             body.extend(bytes);
             let _ = errcode(&body);
+            let _ = message(&body);
         }
     }
 }

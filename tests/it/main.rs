@@ -60,12 +60,13 @@ mod sealing;
 mod secrets;
 mod selection;
 mod service_api;
+mod signing;
 mod slow_clients;
 #[cfg(feature = "sql")]
 mod sql;
 mod stale_shapes;
-mod stops_under_load;
 mod stalled_log;
+mod stops_under_load;
 mod store_contract;
 mod store_files;
 mod storms;

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use tokio::time::timeout;
-use wxgate::sandbox::{DEFAULT_APPID, Fault, Rule, TokenKind, Which};
+use wxgate::sandbox::{self, DEFAULT_APPID, Fault, Rule, TokenKind, Which};
 
 use crate::{
     program::LIMIT,
@@ -413,4 +413,35 @@ async fn nothing_that_a_caller_or_wechat_makes_up_becomes_a_label() {
         .current_token(DEFAULT_APPID, TokenKind::Stable)
         .expect("one is there");
     assert!(!after.keys().any(|series| series.contains(&token)));
+}
+
+/// Advertising and data interfaces tell their codes as `ret`, at the top level or in `base_resp`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_that_is_called_ret_is_counted_too() {
+    let gate = setup().start().await;
+    gate.warm().await;
+    for body in [
+        r#"{"base_resp":{"ret":45009,"err_msg":"reach limit"}}"#,
+        r#"{"ret":2009,"err_msg":"no permission"}"#,
+    ] {
+        let answer = sandbox::Response {
+            body: body.to_owned(),
+            ..sandbox::Response::default()
+        };
+        gate.control()
+            .fault(Rule::new("/publisher/stat", Fault::Respond(answer)));
+        let target = "/publisher/stat?action=publisher_adpos_general";
+        assert_eq!(outcome(&gate, target).await, 200);
+    }
+    let page = page(&gate).await;
+    for code in ["45009", "2009"] {
+        let series =
+            format!("wxgate_upstream_errcode_total{{account=\"shop\",errcode=\"{code}\"}}");
+        assert_eq!(value(&page, &series), 1.0, "{series}");
+    }
+    assert_eq!(
+        gate.control().fetches(),
+        1,
+        "none of them is about the token"
+    );
 }

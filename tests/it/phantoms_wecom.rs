@@ -267,13 +267,25 @@ async fn what_is_wrong_is_told_in_the_codes_of_wecom() {
             let answer = send(&gate, &bad, "u").await;
             assert_eq!(
                 (answer.status, answer.errcode(), answer.attempts.as_str()),
-                (200, Some(40001), ""),
+                (200, Some(40014), ""),
                 "{bad}"
             );
         }
     }
-    let narrowed = gate
-        .file()
+    // Programs for WeCom know 40014 and 42001 only, also on the paths that both platforms have.
+    let shared = |phantom: &str| format!("/cgi-bin/getcallbackip?access_token={phantom}");
+    let answer = get(&gate, &shared(&format!("{}A", &good[..68]))).await;
+    assert_eq!((answer.status, answer.errcode()), (200, Some(40014)));
+    assert!(answer.text().contains("invalid access_token, wxgate: "));
+    // Nothing says whose it was: the default account is one of WeChat.
+    let answer = get(&gate, &shared("wxg1_nonsense")).await;
+    assert_eq!((answer.status, answer.errcode()), (200, Some(40001)));
+    let changed = gate.file().replace(MAIL, "mail-key-9876543210");
+    assert_eq!(gate.reload(&changed).await.status(), 200);
+    let answer = get(&gate, &shared(&good)).await;
+    assert_eq!((answer.status, answer.errcode()), (200, Some(40014)));
+    let narrowed = changed
+        .replace("mail-key-9876543210", MAIL)
         .replace("accounts = [\"mail\"]", "accounts = [\"pay\"]");
     assert_eq!(gate.reload(&narrowed).await.status(), 200);
     let answer = send(&gate, &good, "u").await;

@@ -241,6 +241,13 @@ fn plain(body: &str) -> Response {
     }
 }
 
+fn file(body: &str, disposition: &str) -> Response {
+    Response {
+        headers: vec![("Content-Disposition".to_owned(), disposition.to_owned())],
+        ..plain(body)
+    }
+}
+
 const STALE: &str = r#"{"errcode":40001,"errmsg":"invalid credential, access_token is invalid or not latest rid: 1"}"#;
 
 /// Name, answer. None of them says that our token is stale.
@@ -335,6 +342,23 @@ fn let_through() -> Vec<(&'static str, Response)> {
         ),
         ("an empty answer", plain("")),
         ("an empty object", plain("{}")),
+        (
+            "a file that somebody uploaded",
+            file(STALE, "attachment; filename=\"token.json\""),
+        ),
+        (
+            "a file in gzip",
+            Response {
+                gzip: true,
+                ..file(STALE, "Attachment")
+            },
+        ),
+        // Advertising and data interfaces have codes of their own under this name.
+        ("a ret", plain(r#"{"ret":40001,"err_msg":"x"}"#)),
+        (
+            "a ret in base_resp",
+            plain(r#"{"base_resp":{"ret":42001,"err_msg":"x"}}"#),
+        ),
         ("not quite a code", plain(r#"{"errcode":400010}"#)),
         ("another key", plain(r#"{"Errcode":40001,"code":42001}"#)),
     ];

@@ -213,7 +213,7 @@ async fn the_key_of_a_client_never_travels_to_wechat_in_place_of_a_secret() {
             "bad_request",
         ),
         (
-            format!("/donut/code2verifyinfo?code=c&key={CRM}"),
+            format!("/wxa/gettemplatelist?code=c&key={CRM}"),
             CRM,
             "bad_request",
         ),

@@ -317,7 +317,8 @@ impl Context<'_> {
                     "has no effect: wxgate answers this endpoint itself, for every client"
                 }
                 Endpoint::Guarded => {
-                    "is open to this client, since it is named exactly: it resets what all callers of the account share"
+                    "is open to this client, since it is named exactly: it resets what all callers share, or hands out \
+                     a credential"
                 }
                 Endpoint::TakesToken | Endpoint::OwnCredential | Endpoint::Login => continue,
             };

@@ -114,7 +114,13 @@ pub(super) async fn run(
         return Box::pin(answer).await.map(Outcome::Own);
     }
     let phantom = match inject::phantom(head.uri.query())? {
-        Some(text) => Some(live.phantom(text).ok_or(ProxyError::PhantomRefused)?),
+        Some(text) => {
+            let path = path.as_ref().ok().map(ApiPath::as_str);
+            Some(
+                live.phantom(text, path)
+                    .map_err(ProxyError::PhantomRefused)?,
+            )
+        }
         None => None,
     };
     let login = if endpoint == Endpoint::Login {

@@ -1,15 +1,23 @@
-//! What an account has: followers, menu, templates, QR codes. The answers are fixed, nothing is
-//! kept.
+//! What an account has: followers, members, menu, templates, QR codes, drafts, balances. The answers
+//! are fixed, nothing is kept; and what is known of calls that failed.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Call, text};
-use crate::sandbox::answer::Answer;
+use crate::sandbox::{answer::Answer, settings::Platform, shape::SEEN_IP};
 
 /// A call to one of these paths, `None` for all others.
 pub(super) fn answer(call: Call<'_>) -> Option<Answer> {
     Some(match call.head.path() {
         "/cgi-bin/user/info" => user_info(call),
+        "/cgi-bin/user/get" if call.judged.platform == Platform::Wecom => member(call),
+        "/cgi-bin/auth/getuserinfo" | "/cgi-bin/user/getuserinfo" => web_login(call),
+        "/cgi-bin/draft/add" => draft(call),
+        "/cgi-bin/openapi/rid/get" => failure(call),
+        "/xpay/query_user_balance" => call.ok(&json!({
+            "errcode": 0, "errmsg": "ok", "balance": 100, "present_balance": 20, "sum_save": 100,
+            "sum_present": 20, "sum_balance": 120, "sum_cost": 0, "first_save_flag": true
+        })),
         "/cgi-bin/user/get" => {
             let openids = ["o-sandbox-user-0001", "o-sandbox-user-0002"];
             call.ok(&json!({"total": 2, "count": 2, "data": {"openid": openids}, "next_openid": openids[1]}))
@@ -29,7 +37,74 @@ pub(super) fn answer(call: Call<'_>) -> Option<Answer> {
 
 /// Whether the path reads its JSON body.
 pub(super) fn reads_body(path: &str) -> bool {
-    path == "/cgi-bin/qrcode/create"
+    matches!(
+        path,
+        "/cgi-bin/qrcode/create" | "/cgi-bin/draft/add" | "/cgi-bin/openapi/rid/get"
+    )
+}
+
+/// `GET cgi-bin/user/get?userid=` of WeCom: a member.
+fn member(call: Call<'_>) -> Answer {
+    let Some(userid) = call.head.param("userid") else {
+        return call.error(40003);
+    };
+    call.ok(&json!({
+        "userid": userid, "name": "Sandbox", "department": [1], "order": [0], "position": "",
+        "is_leader_in_dept": [0], "direct_leader": [], "alias": "", "telephone": "", "status": 1,
+        "enable": 1, "isleader": 0, "hide_mobile": 0, "main_department": 1, "extattr": {"attrs": []},
+        "external_profile": {"external_attr": []}
+    }))
+}
+
+/// `GET cgi-bin/auth/getuserinfo?code=` of WeCom: the member that logged in, with a ticket for its
+/// private data. The older path is spelt with capitals in its answer.
+fn web_login(call: Call<'_>) -> Answer {
+    let code = call.head.param("code");
+    if code.is_none_or(|code| code.starts_with("bad")) {
+        return call.error(40029);
+    }
+    let ticket = call.shared.state.noise.text(64);
+    if call.head.path() == "/cgi-bin/auth/getuserinfo" {
+        return call.ok(&json!({"userid": "sandbox-member", "user_ticket": ticket}));
+    }
+    call.ok(&json!({
+        "UserId": "sandbox-member", "DeviceId": "", "user_ticket": ticket, "expires_in": 1800
+    }))
+}
+
+/// `POST cgi-bin/draft/add`.
+fn draft(call: Call<'_>) -> Answer {
+    let Some(body) = call.json() else {
+        return call.error(47001);
+    };
+    let is_article = |article: &Value| {
+        text(article, "title").is_some()
+            && (text(article, "thumb_media_id").is_some() || article["article_type"] == "newspic")
+    };
+    match body["articles"].as_array() {
+        Some(articles) if !articles.is_empty() && articles.iter().all(is_article) => {
+            call.ok(&json!({"media_id": call.shared.state.noise.text(64)}))
+        }
+        _ => call.error(40007),
+    }
+}
+
+/// `POST cgi-bin/openapi/rid/get`: the call that failed, its token and all.
+fn failure(call: Call<'_>) -> Answer {
+    let body = call.json().unwrap_or(Value::Null);
+    let Some(rid) = text(&body, "rid") else {
+        return call.error(76002);
+    };
+    let Some(failure) = call.shared.failures.find(&rid) else {
+        return call.error(76001);
+    };
+    if failure.account != call.account() {
+        return call.error(76003);
+    }
+    call.ok(&json!({"errcode": 0, "errmsg": "ok", "request": {
+        "invoke_time": failure.at, "cost_in_ms": 30, "request_url": failure.query,
+        "request_body": failure.request, "response_body": failure.response, "client_ip": SEEN_IP
+    }}))
 }
 
 fn user_info(call: Call<'_>) -> Answer {

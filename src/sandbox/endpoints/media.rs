@@ -13,6 +13,7 @@ use super::{Call, text};
 use crate::sandbox::{
     answer::{Answer, Body, blob_piece},
     multipart::File,
+    settings::Platform,
 };
 
 /// So much of all uploads together can be downloaded again.
@@ -117,6 +118,9 @@ pub(super) fn upload(call: Call<'_>) -> Answer {
             call.ok(&json!({"url": format!("http://mmbiz.qpic.cn/mmbiz/{media_id}/0")}))
         }
         "/cgi-bin/material/add_material" => call.ok(&json!({"media_id": media_id})),
+        // WeCom writes the number as a text.
+        _ if call.judged.platform == Platform::Wecom => call
+            .ok(&json!({"type": kind, "media_id": media_id, "created_at": created_at.to_string()})),
         _ => call.ok(&json!({"type": kind, "media_id": media_id, "created_at": created_at})),
     }
 }

@@ -30,6 +30,10 @@ pub(super) fn send(call: Call<'_>) -> Answer {
         return call.error(40003);
     };
     let kind = text(&body, "msgtype").unwrap_or("template".into());
+    let wants_media = matches!(&*kind, "image" | "voice" | "video" | "file" | "mpnews");
+    if wants_media && text(&body[&*kind], "media_id").is_none() {
+        return call.error(40007);
+    }
     let id = call.shared.recorder.deliver(|id| Delivery {
         id,
         at_ms: call.shared.state.clock.now(),

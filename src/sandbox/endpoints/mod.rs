@@ -11,6 +11,7 @@ use super::{
     Shared,
     answer::{Answer, JSON_CHARSET, JSON_ENCODING, TEXT, content_type, message, wording},
     body::Received,
+    envelope,
     recorder::Count,
     request::{Framing, Head},
     settings::Platform,
@@ -21,6 +22,7 @@ use super::{
 mod holdings;
 pub(super) mod media;
 mod messages;
+pub(super) mod others;
 mod sns;
 mod tickets;
 pub(super) mod token;
@@ -76,23 +78,39 @@ pub(super) fn answer(call: Call<'_>) -> Answer {
         call.shared.recorder.count(Count::Chunked);
         return Answer::empty(412);
     }
+    match envelope::answer(call, plain_answer) {
+        Some(answer) => answer,
+        None => plain_answer(call),
+    }
+}
+
+fn plain_answer(call: Call<'_>) -> Answer {
     let path = call.head.path();
     match path {
         token::CLASSIC => token::classic(call),
         token::STABLE => token::stable(call),
         token::WECOM => token::wecom(call),
         "/cgi-bin/clear_quota/v2" => token::clear_quota_v2(call),
-        "/cgi-bin/component/api_component_token" | "/cgi-bin/component/api_start_push_ticket" => {
-            call.error(61011)
-        }
-        _ if path.starts_with("/sns/") => sns::answer(call),
-        _ if !is_in_use(path) => unknown(call),
-        _ => match call.judged.state {
-            TokenState::None => call.error(41001),
-            TokenState::Unknown => refused(call, overwritten_code(call.judged.platform)),
-            TokenState::Stale(code) => refused(call, code),
-            TokenState::Current | TokenState::Overlapping => business(call),
-        },
+        "/cgi-bin/component/api_start_push_ticket" => call.error(61011),
+        _ => others::answer(call).unwrap_or_else(|| with_token(call)),
+    }
+}
+
+/// Logins of users, and the calls that take the token of the account.
+fn with_token(call: Call<'_>) -> Answer {
+    let path = call.head.path();
+    if path.starts_with("/sns/") {
+        return sns::answer(call);
+    }
+    if !is_in_use(path) {
+        return unknown(call);
+    }
+    match call.judged.state {
+        TokenState::None => others::no_token(call).unwrap_or_else(|| call.error(41001)),
+        TokenState::Unknown => others::unknown_token(call)
+            .unwrap_or_else(|| refused(call, overwritten_code(call.judged.platform))),
+        TokenState::Stale(code) => refused(call, code),
+        TokenState::Current | TokenState::Overlapping => business(call),
     }
 }
 
@@ -100,7 +118,11 @@ pub(super) fn answer(call: Call<'_>) -> Answer {
 pub(super) fn keep(path: &str) -> usize {
     match path {
         token::STABLE | "/cgi-bin/clear_quota" | "/cgi-bin/clear_quota/v2" => JSON_KEPT,
-        _ if messages::is_send(path) || media::reads_body(path) || holdings::reads_body(path) => {
+        _ if messages::is_send(path)
+            || media::reads_body(path)
+            || holdings::reads_body(path)
+            || others::reads_body(path) =>
+        {
             JSON_KEPT
         }
         _ => 0,
@@ -119,6 +141,7 @@ fn business(call: Call<'_>) -> Answer {
             media::code(call)
         }
         "/cgi-bin/clear_quota" => token::clear_quota(call),
+        others::DOWNSTREAM_TOKEN => others::downstream_token(call),
         "/cgi-bin/get_api_domain_ip" => {
             call.ok(&json!({"ip_list": ["203.0.113.10", "203.0.113.11"]}))
         }
@@ -133,7 +156,9 @@ fn business(call: Call<'_>) -> Answer {
 fn plain(call: Call<'_>) -> Answer {
     let path = call.head.path();
     match call.judged.platform {
-        _ if path.starts_with("/cgi-bin/component/") => call.error(61014),
+        _ if path.starts_with("/cgi-bin/component/") && !others::is_for_accounts(path) => {
+            call.error(61014)
+        }
         Platform::Wecom => call.ok(&json!({})),
         // The commonest answer of all, in load tests too.
         Platform::Wechat => {

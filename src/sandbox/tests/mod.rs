@@ -14,6 +14,7 @@ use super::*;
 mod control;
 mod endpoints;
 mod faults;
+mod others;
 mod wire;
 
 trait Pipe: AsyncRead + AsyncWrite + Unpin + Send {}

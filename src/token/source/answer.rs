@@ -1,7 +1,7 @@
 //! What the body of a token endpoint says. Pure; lenient about form, strict about what ends up in a
 //! request.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -9,6 +9,7 @@ use super::{FetchError, Fetched, Probe};
 use crate::{
     base::Secret,
     wechat::{
+        address,
         api::Platform,
         codes::{self, Class},
     },
@@ -79,7 +80,7 @@ fn credential(
             Class::Address | Class::Approval
         );
         let ip = if about_address {
-            echoed_ip(message)
+            address::named_in(message)
         } else {
             None
         };
@@ -170,21 +171,6 @@ fn whole(value: &Value) -> Option<i64> {
             .filter(|f| f.fract() == 0.0)
             .map(|f| f as i64)
     })
-}
-
-/// The address in `invalid ip 47.94.148.108 ipv6 ::ffff:47.94.148.108, not in whitelist` (40164,
-/// all eras since 2018), `requestIP: 47.106.1.2` (61004; often masked, then nothing) and `from ip:
-/// 9.30.0.138` (WeCom's 60020).
-pub(super) fn echoed_ip(message: &str) -> Option<IpAddr> {
-    ["invalid ip ", "from ip: ", "requestIP: "]
-        .iter()
-        .find_map(|mark| {
-            let (_, rest) = message.split_once(mark)?;
-            let end = rest
-                .find(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':')
-                .unwrap_or(rest.len());
-            rest.get(..end)?.trim_end_matches(['.', ':']).parse().ok()
-        })
 }
 
 #[cfg(test)]
@@ -350,39 +336,6 @@ mod tests {
     }
 
     #[test]
-    fn the_address_that_wechat_saw_is_read_from_every_era() {
-        for (message, ip) in [
-            (
-                "invalid ip 47.94.148.108 ipv6 ::ffff:47.94.148.108, not in whitelist rid: 5fab84d2-09424a07-00bd7fe3",
-                "47.94.148.108",
-            ),
-            (
-                "invalid ip 101.45.43.1 ipv6 ::ffff:101.45.43.1, not in whitelist hint: [jotvMa01143580]",
-                "101.45.43.1",
-            ),
-            (
-                "invalid ip 118.24.127.95, not in whitelist hint: [92.00884559]",
-                "118.24.127.95",
-            ),
-            ("invalid ip 240e::1, not in whitelist", "240e::1"),
-            (
-                "not allow to access from your ip, hint: [1576065934_28_x], from ip: 9.30.0.138, more info at https://x",
-                "9.30.0.138",
-            ),
-        ] {
-            assert_eq!(echoed_ip(message), Some(ip.parse().unwrap()), "{message}");
-        }
-        for message in [
-            "",
-            "invalid ip ",
-            "invalid ip <script>",
-            "requestIP: 47.106.*.* rid: x",
-        ] {
-            assert_eq!(echoed_ip(message), None, "{message}");
-        }
-    }
-
-    #[test]
     fn a_probe_says_stale_only_when_wechat_does() {
         let wechat = |status, body: &str| probe(Platform::Wechat, status, body.as_bytes());
         assert_eq!(wechat(200, r#"{"ip_list":["1.2.3.4"]}"#), Probe::Fine);
@@ -416,7 +369,7 @@ mod tests {
             let _ = token(Platform::Wechat, status, &body);
             let _ = ticket(Platform::Wecom, status, &body);
             let _ = probe(Platform::Wechat, status, &body);
-            let _ = echoed_ip(&String::from_utf8_lossy(&body));
+            let _ = address::named_in(&String::from_utf8_lossy(&body));
         }
     }
 }

@@ -1,0 +1,56 @@
+//! Calls that failed, by the request id in their answer: what `cgi-bin/openapi/rid/get` tells.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// So many are remembered.
+const KEPT: usize = 1000;
+
+/// A call that failed.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    pub(super) rid: String,
+    pub(super) account: String,
+    /// Unix time.
+    pub(super) at: u64,
+    /// The query string, with the token in it, as WeChat repeats it.
+    pub(super) query: String,
+    pub(super) request: String,
+    pub(super) response: String,
+}
+
+/// The latest failures, newest last.
+#[derive(Debug, Default)]
+pub(super) struct Failures(Mutex<VecDeque<Arc<Failure>>>);
+
+impl Failures {
+    pub(super) fn note(&self, failure: Failure) {
+        let mut list = self.list();
+        if list.len() >= KEPT {
+            list.pop_front();
+        }
+        list.push_back(Arc::new(failure));
+    }
+
+    pub(super) fn find(&self, rid: &str) -> Option<Arc<Failure>> {
+        self.list()
+            .iter()
+            .find(|failure| failure.rid == rid)
+            .map(Arc::clone)
+    }
+
+    fn list(&self) -> MutexGuard<'_, VecDeque<Arc<Failure>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The request id in the text of an error.
+pub(super) fn rid_in(body: &str) -> Option<&str> {
+    let (_, rest) = body.split_once("rid: ")?;
+    let end = rest
+        .find(|c: char| !c.is_ascii_hexdigit() && c != '-')
+        .unwrap_or(rest.len());
+    rest.get(..end).filter(|rid| !rid.is_empty())
+}

@@ -1,0 +1,346 @@
+//! The credential that a call takes, decided by its path and its query.
+//!
+//! Most calls take the account's token. [`table`] names those that take the credential of somebody
+//! else, none at all, or give one away. A proxy that owns the account's token must put it into calls
+//! of [`Class::Account`] and [`Class::Guarded`] only, and must judge only their answers: a refusal of
+//! a provider's token is no news about the agent's.
+//!
+//! A caller asks in two steps, so that the query is read once, together with everything else that is
+//! looked for in it: [`of_path`], then [`PathRule::class`] with the [`Parameters`] that were found.
+//! Everything is compared without case, because nobody knows how tolerant the other end is.
+
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
+
+use self::table::{PLATFORMS, SECRETS, TABLE, TOKENS};
+use super::{api::Platform, ticket::TicketType};
+
+/// Kinds of calls, in the order in which they are decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Gives a token or a ticket that is kept here.
+    Minting(Minting),
+    /// Takes the account's token and is open only to a client whose `allow` names it exactly.
+    Guarded,
+    /// Exchanges a login code for which WeChat wants the AppSecret in the query.
+    Login,
+    /// Brings the token of a user.
+    User,
+    /// Brings a key that is bound to no account: a group robot's, or a callback's code.
+    None,
+    /// Brings a secret, or the token of another kind or owner.
+    Own(Brings),
+    /// Takes the account's token.
+    Account,
+}
+
+/// Calls that wxgate answers from what it keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Minting {
+    /// `cgi-bin/token`.
+    Classic,
+    /// `cgi-bin/stable_token`.
+    Stable,
+    /// WeCom's `cgi-bin/gettoken`.
+    Wecom,
+    /// A ticket of the type that the parameter `type` names; see [`Minting::ticket`].
+    Ticket(Platform),
+    /// WeCom's `cgi-bin/get_jsapi_ticket`.
+    JsapiTicket,
+}
+
+/// The credential in a call of [`Class::Own`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Brings {
+    /// A secret, in the query or, by its path, in the body. A wrong one can get the address that it
+    /// comes from banned.
+    Secret,
+    /// A token in the query.
+    Token,
+    /// None that shows in the query.
+    Nothing,
+}
+
+/// The part of the decision that the path makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathRule(Kind);
+
+/// The credentials that a query holds, as far as they decide the class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Parameters(u8);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Minting(Minting),
+    /// With a phrase that says why.
+    Guarded(&'static str),
+    Login,
+    User,
+    /// [`Class::None`] with a `key`.
+    Webhook,
+    ResponseCode,
+    SecretInBody,
+    /// Never takes the account's token, whatever the query holds.
+    Other,
+    Account,
+    AccountBesideSecret,
+    AccountRepeating,
+}
+
+#[derive(Debug)]
+struct Row {
+    path: &'static str,
+    kind: Kind,
+}
+
+/// Finds the rule of a path that has already passed the path grammar.
+pub fn of_path(path: &str) -> PathRule {
+    let path = path.as_bytes();
+    let kind = find(path).or_else(|| family(path).and_then(find));
+    PathRule(kind.unwrap_or(Kind::Account))
+}
+
+/// Returns the platform of a path that only one platform has.
+pub fn platform_of(path: &str) -> Option<Platform> {
+    let Some(rest) = strip_prefix(path, "/cgi-bin/") else {
+        return Some(Platform::Wechat);
+    };
+    let is_below = |name: &str| {
+        strip_prefix(rest, name).is_some_and(|behind| behind.is_empty() || behind.starts_with('/'))
+    };
+    // No name of one platform is below a name of the other, so the first hit is the only one.
+    PLATFORMS
+        .iter()
+        .find(|(_, names)| names.iter().any(|name| is_below(name)))
+        .map(|(platform, _)| *platform)
+}
+
+impl PathRule {
+    /// Decides the class. Minting, guarded, login and user calls are so by their path alone; `own`
+    /// is what brings another credential.
+    pub fn class(self, found: Parameters) -> Class {
+        match self.0 {
+            Kind::Minting(minting) => Class::Minting(minting),
+            Kind::Guarded(_) => Class::Guarded,
+            Kind::Login => Class::Login,
+            Kind::User => Class::User,
+            Kind::Webhook if found.has(Parameters::KEY) => Class::None,
+            Kind::ResponseCode => Class::None,
+            Kind::SecretInBody => Class::Own(Brings::Secret),
+            Kind::Other => Class::Own(found.brings()),
+            Kind::AccountBesideSecret if !found.has(Parameters::TOKEN) => Class::Account,
+            _ if found.has(Parameters::TOKEN | Parameters::SECRET) => Class::Own(found.brings()),
+            Kind::Webhook | Kind::Account | Kind::AccountBesideSecret | Kind::AccountRepeating => {
+                Class::Account
+            }
+        }
+    }
+
+    /// Returns what a guarded call does, as a phrase for the sentence that refuses it.
+    pub fn guarded_because(self) -> Option<&'static str> {
+        match self.0 {
+            Kind::Guarded(does) => Some(does),
+            _ => None,
+        }
+    }
+
+    /// Returns whether the answer repeats the URL and the bodies of another call, and so may hold
+    /// the account's token.
+    pub fn repeats_another_call(self) -> bool {
+        self.0 == Kind::AccountRepeating
+    }
+}
+
+impl Minting {
+    /// Returns the kept ticket that the call asks for, given its parameter `type`. A call of another
+    /// type is [`Class::Account`].
+    pub fn ticket(self, kind: Option<&str>) -> Option<TicketType> {
+        match self {
+            Self::Ticket(platform) => TicketType::named(platform, kind?)
+                // WeCom gives the `jsapi` ticket at another path.
+                .filter(|ticket| {
+                    ticket
+                        .endpoint(platform)
+                        .is_some_and(|at| at.kind.is_some())
+                }),
+            Self::JsapiTicket => Some(TicketType::Jsapi),
+            Self::Classic | Self::Stable | Self::Wecom => None,
+        }
+    }
+}
+
+impl Parameters {
+    const SECRET: u8 = 1;
+    const SECRET_VALUE: u8 = 1 << 1;
+    const TOKEN: u8 = 1 << 2;
+    const TOKEN_VALUE: u8 = 1 << 3;
+    const KEY: u8 = 1 << 4;
+
+    /// Reads a whole query.
+    pub fn of_query(query: &str) -> Self {
+        let mut found = Self::default();
+        for pair in query.split('&') {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            found.add(&decode(name), !value.is_empty());
+        }
+        found
+    }
+
+    /// Notes a parameter by its percent-decoded name. A phantom and a key of wxgate's own are no
+    /// values.
+    pub fn add(&mut self, name: &str, has_value: bool) {
+        let is_one_of = |list: &[&str]| list.iter().any(|one| one.eq_ignore_ascii_case(name));
+        let (kind, value) = if is_one_of(&TOKENS) {
+            (Self::TOKEN, Self::TOKEN_VALUE)
+        } else if is_one_of(&SECRETS) {
+            (Self::SECRET, Self::SECRET_VALUE)
+        } else if name.eq_ignore_ascii_case("access_token") {
+            // Decides nothing by itself, but is a token where the path takes another one.
+            (0, Self::TOKEN_VALUE)
+        } else if name.eq_ignore_ascii_case("key") {
+            (0, Self::KEY)
+        } else {
+            return;
+        };
+        self.0 |= kind | if has_value { value } else { 0 };
+    }
+
+    fn has(self, any_of: u8) -> bool {
+        self.0 & any_of != 0
+    }
+
+    fn brings(self) -> Brings {
+        if self.has(Self::SECRET_VALUE) {
+            Brings::Secret
+        } else if self.has(Self::TOKEN_VALUE) {
+            Brings::Token
+        } else {
+            Brings::Nothing
+        }
+    }
+}
+
+/// Returns whether a parameter of this (decoded) name brings another credential than the account's.
+pub fn replaces_token(parameter: &str) -> bool {
+    let mut found = Parameters::default();
+    found.add(parameter, false);
+    found.has(Parameters::TOKEN | Parameters::SECRET)
+}
+
+fn decode(name: &str) -> Cow<'_, str> {
+    percent_decode_str(name).decode_utf8_lossy()
+}
+
+fn strip_prefix<'p>(path: &'p str, prefix: &str) -> Option<&'p str> {
+    let (head, rest) = path.split_at_checked(prefix.len())?;
+    head.eq_ignore_ascii_case(prefix).then_some(rest)
+}
+
+/// The beginning of a path under which its family stands in the table: `/sns/`, `/cgi-bin/service/`.
+fn family(path: &[u8]) -> Option<&[u8]> {
+    let first_slash = |from: usize| {
+        let rest = path.get(from..)?;
+        Some(from + rest.iter().position(|byte| *byte == b'/')?)
+    };
+    // Eight bytes in one comparison; the ninth is the slash that ends the segment.
+    let is_cgi_bin = path
+        .first_chunk::<8>()
+        .is_some_and(|head| u64::from_le_bytes(*head) | LOWER_CASE == CGI_BIN)
+        && path.get(8) == Some(&b'/');
+    let end = first_slash(if is_cgi_bin { 9 } else { 1 })?;
+    path.get(..=end)
+}
+
+/// The kind of exactly this path or family.
+fn find(path: &[u8]) -> Option<Kind> {
+    let hash = hash(path);
+    let mut slot = hash as usize % SLOTS;
+    loop {
+        let entry = INDEX.get(slot)?;
+        if entry.row == 0 {
+            return None;
+        }
+        // Compares the whole path only where the hashes are the same.
+        if entry.hash == hash {
+            let row = TABLE.get(usize::from(entry.row) - 1)?;
+            if row.path.as_bytes().eq_ignore_ascii_case(path) {
+                return Some(row.kind);
+            }
+        }
+        slot = (slot + 1) % SLOTS;
+    }
+}
+
+/// A slot of the hash index.
+#[derive(Clone, Copy)]
+struct Entry {
+    hash: u32,
+    /// The number of the row, counted from 1; 0 is an empty slot.
+    row: u8,
+}
+
+/// A power of two with room for four times the rows, so that nearly every look-up ends at its first
+/// slot.
+const SLOTS: usize = 256;
+
+/// Finds the rows without comparing each: most calls are in none of them, and all pay for the look.
+static INDEX: [Entry; SLOTS] = index();
+
+/// Sets the bit that tells lower-case letters from upper-case ones in eight bytes.
+const LOWER_CASE: u64 = u64::from_le_bytes([b' '; 8]);
+
+const CGI_BIN: u64 = u64::from_le_bytes(*b"/cgi-bin") | LOWER_CASE;
+
+const fn index() -> [Entry; SLOTS] {
+    assert!(TABLE.len() < SLOTS / 2, "a full index is a slow one");
+    let mut index = [Entry { hash: 0, row: 0 }; SLOTS];
+    let mut row = 0;
+    while row < TABLE.len() {
+        let hash = hash(TABLE[row].path.as_bytes());
+        let mut slot = hash as usize % SLOTS;
+        while index[slot].row != 0 {
+            slot = (slot + 1) % SLOTS;
+        }
+        row += 1;
+        #[allow(clippy::cast_possible_truncation, reason = "below SLOTS / 2")]
+        let number = row as u8;
+        index[slot] = Entry { hash, row: number };
+    }
+    index
+}
+
+/// A hash without case of a path, eight bytes at a time. Collisions cost a comparison, nothing else.
+const fn hash(path: &[u8]) -> u32 {
+    let mut state = path.len() as u64;
+    let mut rest = path;
+    while let Some((chunk, behind)) = rest.split_first_chunk::<8>() {
+        state = mix(state, u64::from_le_bytes(*chunk));
+        rest = behind;
+    }
+    // The last eight bytes, of which some may be in already, instead of a loop over the rest.
+    let tail = match path.last_chunk::<8>() {
+        Some(tail) => u64::from_le_bytes(*tail),
+        None => short(path),
+    };
+    (mix(state, tail) >> 32) as u32
+}
+
+const fn short(path: &[u8]) -> u64 {
+    let mut packed = 0;
+    let mut rest = path;
+    while let Some((byte, behind)) = rest.split_first() {
+        packed = (packed << 8) | *byte as u64;
+        rest = behind;
+    }
+    packed
+}
+
+const fn mix(state: u64, chunk: u64) -> u64 {
+    let product = (state ^ (chunk | LOWER_CASE)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    product ^ (product >> 29)
+}

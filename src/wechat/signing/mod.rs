@@ -1,0 +1,349 @@
+//! API signing and encryption (服务端 API 签名与加密): a plain call into a signed envelope, a signed
+//! envelope into a plain answer.
+//!
+//! RSA with AES-256-GCM; SM2 and SM4 are refused when the keys are read. Pure but for the random
+//! bytes of nonces and signatures: the caller says what time it is, and sends.
+//!
+//! Source: the page `getting_started/api_signature` of the mini-program documentation, whose printed
+//! examples are among the tests. The signed text holds no serial number; the additional data of the
+//! cipher holds that of the symmetric key.
+
+mod error;
+mod json;
+mod keys;
+#[cfg(test)]
+mod tests;
+
+use std::{borrow::Cow, fmt};
+
+use aws_lc_rs::{
+    aead::{Aad, LessSafeKey, NONCE_LEN, Nonce},
+    rand::{SecureRandom as _, SystemRandom},
+    signature::{ParsedPublicKey, RSA_PSS_SHA256, RsaKeyPair},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+pub use self::error::{AnswerError, KeyError, SignError, explain};
+use self::json::{RESERVED, content, members};
+use super::verdict;
+
+/// Header of call and answer: whose keys are used.
+pub const APPID: &str = "wechatmp-appid";
+/// Header of call and answer: when it was signed, in seconds.
+pub const TIMESTAMP: &str = "wechatmp-timestamp";
+/// Header of call and answer.
+pub const SIGNATURE: &str = "wechatmp-signature";
+/// Header of an answer: the number of the certificate behind [`SIGNATURE`].
+pub const SERIAL: &str = "wechatmp-serial";
+/// Header of an answer while WeChat changes its certificate: a second signature, by the old one.
+pub const SIGNATURE_DEPRECATED: &str = "wechatmp-signature-deprecated";
+/// Header of an answer: the number of the certificate behind [`SIGNATURE_DEPRECATED`].
+pub const SERIAL_DEPRECATED: &str = "wechatmp-serial-deprecated";
+
+/// Age in seconds up to which an answer is taken, as in WeChat's own samples. They do not look the
+/// other way; a clock that is behind would make every replay look fresh.
+const MAX_SKEW: u64 = 300;
+const TAG_LEN: usize = 16;
+/// The keys of an account, as they are configured.
+#[derive(Clone, Copy)]
+pub struct KeyTexts<'t> {
+    /// PEM, PKCS#1 (as the console gives it) or PKCS#8.
+    pub private_key: &'t [u8],
+    /// Base64.
+    pub aes_key: &'t str,
+    /// Number of the symmetric key in the console.
+    pub aes_serial: &'t str,
+    /// WeChat's certificates: the number in the console, and PEM.
+    pub platform_certs: &'t [(String, Vec<u8>)],
+}
+
+/// The keys of an account, ready for use.
+pub struct SigningKeys {
+    appid: String,
+    aes_serial: String,
+    aes: LessSafeKey,
+    rsa: RsaKeyPair,
+    platform: Vec<PlatformKey>,
+    random: SystemRandom,
+}
+
+struct PlatformKey {
+    serial: String,
+    key: ParsedPublicKey,
+}
+
+/// A call in its envelope. [`APPID`] is that of the account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signed {
+    /// JSON, to be sent byte for byte.
+    pub body: String,
+    /// Value of [`TIMESTAMP`].
+    pub timestamp: u64,
+    /// Value of [`SIGNATURE`].
+    pub signature: String,
+}
+
+/// The headers of an answer that matter here; `None` for those that are not there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AnswerHeaders<'h> {
+    /// [`APPID`].
+    pub appid: Option<&'h str>,
+    /// [`TIMESTAMP`].
+    pub timestamp: Option<&'h str>,
+    /// [`SERIAL`].
+    pub serial: Option<&'h str>,
+    /// [`SIGNATURE`].
+    pub signature: Option<&'h str>,
+    /// [`SERIAL_DEPRECATED`].
+    pub serial_deprecated: Option<&'h str>,
+    /// [`SIGNATURE_DEPRECATED`].
+    pub signature_deprecated: Option<&'h str>,
+}
+
+/// An answer that may be passed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opened {
+    /// A plain refusal: the body goes on as it is.
+    Refusal,
+    /// A verified answer.
+    Content {
+        /// The plain JSON.
+        body: Vec<u8>,
+        /// Only the certificate that WeChat is about to retire was known.
+        by_deprecated: bool,
+    },
+}
+
+impl SigningKeys {
+    /// Reads the keys of the account with this appid.
+    pub fn new(appid: &str, texts: KeyTexts<'_>) -> Result<Self, KeyError> {
+        if !matches!(texts.platform_certs.len(), 1 | 2) {
+            return Err(KeyError::Certificates);
+        }
+        let platform = texts.platform_certs.iter().map(|(serial, pem)| {
+            let key = keys::platform(pem)?;
+            Ok(PlatformKey {
+                serial: serial.clone(),
+                key,
+            })
+        });
+        Ok(Self {
+            appid: appid.to_owned(),
+            aes_serial: texts.aes_serial.to_owned(),
+            aes: keys::symmetric(texts.aes_key)?,
+            rsa: keys::private(texts.private_key)?,
+            platform: platform.collect::<Result<_, _>>()?,
+            random: SystemRandom::new(),
+        })
+    }
+
+    /// Puts a call into an envelope. `url` is WeChat's own, without query; `parameters` are those of
+    /// the query but for the token, decoded; an empty body counts as `{}`.
+    pub fn sign(
+        &self,
+        url: &str,
+        parameters: &[(Cow<'_, str>, Cow<'_, str>)],
+        body: &[u8],
+        now: u64,
+    ) -> Result<Signed, SignError> {
+        let mut random = [0; 16];
+        self.random
+            .fill(&mut random)
+            .map_err(|_| SignError::Crypto)?;
+        let nonce = STANDARD.encode(random);
+        let mut iv = [0; NONCE_LEN];
+        self.random.fill(&mut iv).map_err(|_| SignError::Crypto)?;
+        let head = json!({"_n": nonce, "_appid": self.appid, "_timestamp": now}).to_string();
+        let content = content(head, parameters, body)?;
+        let body = self.seal(url, now, iv, content.into_bytes())?;
+        let text = self.signed_text(url, now, body.as_bytes());
+        let mut signature = vec![0; self.rsa.public_modulus_len()];
+        self.rsa
+            .sign(&RSA_PSS_SHA256, &self.random, &text, &mut signature)
+            .map_err(|_| SignError::Crypto)?;
+        Ok(Signed {
+            body,
+            timestamp: now,
+            signature: STANDARD.encode(signature),
+        })
+    }
+
+    /// Verifies and decrypts an answer. A plain body with an `errcode` is WeChat's refusal.
+    pub fn open(
+        &self,
+        url: &str,
+        headers: AnswerHeaders<'_>,
+        body: &[u8],
+        now: u64,
+    ) -> Result<Opened, AnswerError> {
+        if headers.signature.is_none() && headers.signature_deprecated.is_none() {
+            let is_refusal = verdict::errcode(body).is_some_and(|code| code != 0);
+            return if is_refusal {
+                Ok(Opened::Refusal)
+            } else {
+                Err(AnswerError::Unsigned)
+            };
+        }
+        let appid = headers.appid.ok_or(AnswerError::Incomplete(APPID))?;
+        if appid != self.appid {
+            return Err(AnswerError::OtherAppid);
+        }
+        let (key, signature, by_deprecated) = self.choose(headers)?;
+        let timestamp = headers
+            .timestamp
+            .ok_or(AnswerError::Incomplete(TIMESTAMP))?;
+        let timestamp: u64 = timestamp.parse().map_err(|_| AnswerError::Timestamp)?;
+        if now > timestamp.saturating_add(MAX_SKEW) {
+            return Err(AnswerError::Old(now - timestamp));
+        }
+        if timestamp > now.saturating_add(MAX_SKEW) {
+            return Err(AnswerError::Ahead(timestamp - now));
+        }
+        let signature = STANDARD
+            .decode(signature)
+            .map_err(|_| AnswerError::Signature)?;
+        key.key
+            .verify_sig(&self.signed_text(url, timestamp, body), &signature)
+            .map_err(|_| AnswerError::Signature)?;
+        let content = self.unseal(url, timestamp, body)?;
+        let body = self.plain(&content, timestamp)?;
+        Ok(Opened::Content {
+            body,
+            by_deprecated,
+        })
+    }
+
+    /// The signature to check: that of a certificate which is configured.
+    fn choose<'s>(
+        &'s self,
+        headers: AnswerHeaders<'s>,
+    ) -> Result<(&'s PlatformKey, &'s str, bool), AnswerError> {
+        let known = |serial: &str| self.platform.iter().find(|key| key.serial == serial);
+        let serial = headers.serial.ok_or(AnswerError::Incomplete(SERIAL))?;
+        if let Some(key) = known(serial) {
+            let signature = headers
+                .signature
+                .ok_or(AnswerError::Incomplete(SIGNATURE))?;
+            return Ok((key, signature, false));
+        }
+        match headers.serial_deprecated.and_then(known) {
+            Some(key) => {
+                let signature = headers
+                    .signature_deprecated
+                    .ok_or(AnswerError::Incomplete(SIGNATURE_DEPRECATED))?;
+                Ok((key, signature, true))
+            }
+            // It comes from outside and ends up in a log.
+            None => Err(AnswerError::UnknownSerial(
+                serial
+                    .chars()
+                    .filter(char::is_ascii_alphanumeric)
+                    .take(64)
+                    .collect(),
+            )),
+        }
+    }
+
+    fn signed_text(&self, url: &str, timestamp: u64, body: &[u8]) -> Vec<u8> {
+        let mut text = format!("{url}\n{}\n{timestamp}\n", self.appid).into_bytes();
+        text.extend_from_slice(body);
+        text
+    }
+
+    fn additional_data(&self, url: &str, timestamp: u64) -> Aad<String> {
+        let (appid, serial) = (&self.appid, &self.aes_serial);
+        Aad::from(format!("{url}|{appid}|{timestamp}|{serial}"))
+    }
+
+    fn seal(
+        &self,
+        url: &str,
+        timestamp: u64,
+        iv: [u8; NONCE_LEN],
+        mut content: Vec<u8>,
+    ) -> Result<String, SignError> {
+        let aad = self.additional_data(url, timestamp);
+        let tag = self
+            .aes
+            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(iv), aad, &mut content)
+            .map_err(|_| SignError::Crypto)?;
+        let (iv, data) = (STANDARD.encode(iv), STANDARD.encode(content));
+        let tag = STANDARD.encode(tag.as_ref());
+        Ok(format!(
+            r#"{{"iv":"{iv}","data":"{data}","authtag":"{tag}"}}"#
+        ))
+    }
+
+    fn unseal(&self, url: &str, timestamp: u64, body: &[u8]) -> Result<Vec<u8>, AnswerError> {
+        #[derive(Deserialize)]
+        struct Envelope {
+            iv: String,
+            data: String,
+            authtag: String,
+        }
+        let envelope: Envelope =
+            serde_json::from_slice(body).map_err(|_| AnswerError::NotAnEnvelope)?;
+        let decoded = |text: &str| {
+            STANDARD
+                .decode(text)
+                .map_err(|_| AnswerError::NotAnEnvelope)
+        };
+        let iv = decoded(&envelope.iv)?;
+        let tag = decoded(&envelope.authtag)?;
+        // A shorter tag would be easier to forge.
+        if tag.len() != TAG_LEN {
+            return Err(AnswerError::NotAnEnvelope);
+        }
+        let nonce =
+            Nonce::try_assume_unique_for_key(&iv).map_err(|_| AnswerError::NotAnEnvelope)?;
+        let mut data = decoded(&envelope.data)?;
+        data.extend_from_slice(&tag);
+        let aad = self.additional_data(url, timestamp);
+        let length = self
+            .aes
+            .open_in_place(nonce, aad, &mut data)
+            .map_err(|_| AnswerError::Undecryptable)?
+            .len();
+        data.truncate(length);
+        Ok(data)
+    }
+
+    /// The content without the members of the envelope, all others byte for byte.
+    fn plain(&self, content: &[u8], timestamp: u64) -> Result<Vec<u8>, AnswerError> {
+        let members = members(content).ok_or(AnswerError::Content)?;
+        let is = |name: &str, right: &Value| {
+            let mut same_name = members.iter().filter(|member| member.name == name);
+            let value = |text| serde_json::from_slice::<Value>(text).ok();
+            let first = same_name.next().and_then(|member| value(member.value));
+            first.as_ref() == Some(right) && same_name.next().is_none()
+        };
+        if !is("_appid", &json!(self.appid)) {
+            return Err(AnswerError::ContentAppid);
+        }
+        if !is("_timestamp", &json!(timestamp)) {
+            return Err(AnswerError::ContentTimestamp);
+        }
+        let mut plain = vec![b'{'];
+        for member in members
+            .iter()
+            .filter(|member| !RESERVED.contains(&&*member.name))
+        {
+            if plain.len() > 1 {
+                plain.push(b',');
+            }
+            plain.extend_from_slice(member.text);
+        }
+        plain.push(b'}');
+        Ok(plain)
+    }
+}
+
+impl fmt::Debug for SigningKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SigningKeys")
+            .field("appid", &self.appid)
+            .finish_non_exhaustive()
+    }
+}
