@@ -46,7 +46,7 @@ pub struct Exhausted(pub Duration);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forcer {
     /// wxgate, after a rejection: six a day, 60 s apart.
-    Keeper,
+    Refresher,
     /// A person: up to WeChat's own twenty a day, 30 s apart.
     Operator,
     /// wxgate, on a node that cannot tell the others: one a day.
@@ -67,7 +67,7 @@ impl Budget {
     /// Takes one forced refresh.
     pub fn spend_forced(&mut self, now_ms: u64, who: Forcer) -> Result<(), Exhausted> {
         let (limit, apart) = match who {
-            Forcer::Keeper => (FORCED_PER_DAY, FORCED_APART),
+            Forcer::Refresher => (FORCED_PER_DAY, FORCED_APART),
             Forcer::Operator => (FORCED_PER_DAY_OPERATOR, FORCED_APART_OPERATOR),
             Forcer::Alone => (FORCED_PER_DAY_ALONE, FORCED_APART),
         };
@@ -192,9 +192,9 @@ mod tests {
     #[test]
     fn forced_refreshes_are_few_and_apart() {
         let mut budget = Budget::default();
-        budget.spend_forced(NOON, Forcer::Keeper).unwrap();
+        budget.spend_forced(NOON, Forcer::Refresher).unwrap();
         assert_eq!(
-            budget.spend_forced(NOON + 10_000, Forcer::Keeper),
+            budget.spend_forced(NOON + 10_000, Forcer::Refresher),
             Err(Exhausted(Duration::from_secs(50)))
         );
         assert_eq!(
@@ -203,12 +203,12 @@ mod tests {
         );
         for n in 1..6 {
             budget
-                .spend_forced(NOON + n * 60_000, Forcer::Keeper)
+                .spend_forced(NOON + n * 60_000, Forcer::Refresher)
                 .unwrap();
         }
         assert!(
             budget
-                .spend_forced(NOON + 3_600_000, Forcer::Keeper)
+                .spend_forced(NOON + 3_600_000, Forcer::Refresher)
                 .is_err()
         );
         for n in 0..14 {
@@ -227,9 +227,9 @@ mod tests {
     #[test]
     fn a_clock_that_jumps_ahead_and_back_gives_one_budget_more_and_locks_nobody_out() {
         let mut budget = Budget::default();
-        budget.spend_forced(NOON, Forcer::Keeper).unwrap();
+        budget.spend_forced(NOON, Forcer::Refresher).unwrap();
         budget
-            .spend_forced(NOON + 3650 * DAY_MS, Forcer::Keeper)
+            .spend_forced(NOON + 3650 * DAY_MS, Forcer::Refresher)
             .unwrap();
         assert_eq!(budget.forced_left(NOON + 60_000), FORCED_PER_DAY - 1);
         assert_eq!(
@@ -238,9 +238,11 @@ mod tests {
             "kept for the day of the first look"
         );
         budget
-            .spend_forced(NOON + 120_000, Forcer::Keeper)
+            .spend_forced(NOON + 120_000, Forcer::Refresher)
             .unwrap_err();
-        budget.spend_forced(NOON + 180_000, Forcer::Keeper).unwrap();
+        budget
+            .spend_forced(NOON + 180_000, Forcer::Refresher)
+            .unwrap();
         assert_eq!(budget.forced_left(NOON + DAY_MS), FORCED_PER_DAY);
     }
 

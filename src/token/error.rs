@@ -107,7 +107,7 @@ impl fmt::Display for Cause {
                 f,
                 "today's budget of {kind} fetches is spent or the last one is too recent: find out who makes tokens die, or wait"
             ),
-            Self::CannotForce(Kind::Elsewhere) => f.write_str(
+            Self::CannotForce(Kind::External) => f.write_str(
                 "another server keeps this token, so it cannot be forced from here: have it refreshed there, or ask without force",
             ),
             Self::CannotForce(_) => f.write_str(
@@ -179,7 +179,7 @@ mod tests {
             }),
             Cause::Fetch(FetchError::Phantom),
             Cause::CannotForce(Kind::Wecom),
-            Cause::CannotForce(Kind::Elsewhere),
+            Cause::CannotForce(Kind::External),
             Cause::Budget("classic"),
             Cause::Waiting,
             Cause::Stopped,

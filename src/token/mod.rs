@@ -1,7 +1,7 @@
 //! The life of a token: one task per account fetches, keeps and replaces it; requests only read.
 //!
-//! Knows nothing of the requests that are proxied. To them it offers [`Keeper::current`],
-//! [`Keeper::refresh_past`] and two ways to tell what WeChat thought of a token.
+//! Knows nothing of the requests that are proxied. To them it offers [`TokenRefresher::current`],
+//! [`TokenRefresher::refresh_past`] and two ways to tell what WeChat thought of a token.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::{
 
 pub mod budget;
 pub mod clock;
+mod denylist;
 mod dial;
 mod error;
-mod gate;
-pub mod keeper;
 mod kept;
+mod limiter;
 pub mod metrics;
-mod paths;
+pub mod refresher;
 mod registry;
 pub mod schedule;
 pub mod source;
@@ -28,8 +28,11 @@ mod tickets;
 mod value;
 
 pub use error::{Cause, TokenError};
-pub use keeper::{Condition, GiveBackReason, Keeper, LastError, Refresh, Refreshed, Status};
 pub use kept::Kept;
+pub use refresher::{
+    Condition, GiveBackReason, LastError, Refresh, Refreshed, Status, TokenRefresher,
+    TokenRefresher as Keeper,
+};
 pub use registry::Accounts;
 pub use tickets::Tickets;
 pub use value::{Generation, Token};
@@ -66,7 +69,7 @@ pub enum Kind {
     /// `GET /cgi-bin/gettoken` of WeCom.
     Wecom,
     /// Another central server keeps the token.
-    Elsewhere,
+    External,
 }
 
 /// Where an account's token comes from.
@@ -78,13 +81,13 @@ pub enum Origin {
     Classic,
     /// See [`Kind::Wecom`].
     Wecom,
-    /// See [`Kind::Elsewhere`]; and where that is.
-    Elsewhere(source::elsewhere::Settings),
+    /// See [`Kind::External`]; and where that is.
+    External(source::external::Settings),
 }
 
 impl Kind {
     /// Every kind there is.
-    pub const ALL: [Self; 4] = [Self::Stable, Self::Classic, Self::Wecom, Self::Elsewhere];
+    pub const ALL: [Self; 4] = [Self::Stable, Self::Classic, Self::Wecom, Self::External];
 
     /// The word that stands for it in stores.
     pub fn as_str(self) -> &'static str {
@@ -92,13 +95,13 @@ impl Kind {
             Self::Stable => "stable",
             Self::Classic => "classic",
             Self::Wecom => "wecom",
-            Self::Elsewhere => "elsewhere",
+            Self::External => "elsewhere",
         }
     }
 
     /// Whether wxgate fetches the token from WeChat and is the one that keeps it.
     pub fn is_ours(self) -> bool {
-        self != Self::Elsewhere
+        self != Self::External
     }
 
     /// Whether a token can be replaced that the endpoint would give again: by its forced mode, or
@@ -116,7 +119,7 @@ impl Origin {
             Self::Stable => Kind::Stable,
             Self::Classic => Kind::Classic,
             Self::Wecom => Kind::Wecom,
-            Self::Elsewhere(_) => Kind::Elsewhere,
+            Self::External(_) => Kind::External,
         }
     }
 }

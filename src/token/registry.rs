@@ -5,19 +5,19 @@
 
 use std::collections::HashMap;
 
-use super::keeper::Keeper;
+use super::refresher::TokenRefresher;
 use crate::base::AccountName;
 
 /// Account name → keeper.
 #[derive(Debug, Clone, Default)]
 pub struct Accounts {
-    order: Vec<(AccountName, Keeper)>,
+    order: Vec<(AccountName, TokenRefresher)>,
     places: HashMap<AccountName, usize>,
 }
 
 impl Accounts {
     /// The keeper of an account, if there is such an account.
-    pub fn get(&self, name: &AccountName) -> Option<&Keeper> {
+    pub fn get(&self, name: &AccountName) -> Option<&TokenRefresher> {
         self.places
             .get(name)
             .and_then(|at| self.order.get(*at))
@@ -25,7 +25,7 @@ impl Accounts {
     }
 
     /// All of them, in the order of the configuration.
-    pub fn iter(&self) -> impl Iterator<Item = (&AccountName, &Keeper)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&AccountName, &TokenRefresher)> {
         self.order.iter().map(|(name, keeper)| (name, keeper))
     }
 
@@ -40,10 +40,10 @@ impl Accounts {
     }
 }
 
-impl FromIterator<(AccountName, Keeper)> for Accounts {
+impl FromIterator<(AccountName, TokenRefresher)> for Accounts {
     /// Of two accounts with one name, the first counts; the configuration makes sure that there are
     /// none.
-    fn from_iter<I: IntoIterator<Item = (AccountName, Keeper)>>(accounts: I) -> Self {
+    fn from_iter<I: IntoIterator<Item = (AccountName, TokenRefresher)>>(accounts: I) -> Self {
         let mut all = Self::default();
         for (name, keeper) in accounts {
             if !all.places.contains_key(&name) {

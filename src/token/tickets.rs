@@ -11,8 +11,8 @@ use tokio::runtime::Handle;
 
 use super::{
     AccountSettings, Settings,
-    keeper::{Keeper, Status},
     metrics::Metrics,
+    refresher::{Status, TokenRefresher},
     source::{TicketSource, TokenClient},
     store::TokenStore,
 };
@@ -26,8 +26,8 @@ pub struct Tickets {
     store: Arc<dyn TokenStore>,
     metrics: Metrics,
     runtime: Handle,
-    token: Keeper,
-    keepers: [OnceLock<Keeper>; TicketType::ALL.len()],
+    token: TokenRefresher,
+    keepers: [OnceLock<TokenRefresher>; TicketType::ALL.len()],
 }
 
 impl Tickets {
@@ -38,7 +38,7 @@ impl Tickets {
         client: TokenClient,
         store: Arc<dyn TokenStore>,
         metrics: Metrics,
-        token: &Keeper,
+        token: &TokenRefresher,
     ) -> Self {
         let (runtime, token) = (Handle::current(), token.without_tickets());
         Self {
@@ -55,7 +55,7 @@ impl Tickets {
 
     /// The keeper of a ticket; `None` where the platform has no such ticket. From now on it is kept
     /// fresh, until nobody has asked for four hours.
-    pub fn get(&self, kind: TicketType) -> Option<&Keeper> {
+    pub fn get(&self, kind: TicketType) -> Option<&TokenRefresher> {
         kind.endpoint(self.account.platform)?;
         let keeper = self
             .keepers
@@ -73,15 +73,15 @@ impl Tickets {
             .filter_map(|(kind, slot)| Some((kind, slot.get()?.status())))
     }
 
-    /// See [`Keeper::retire`].
+    /// See [`TokenRefresher::retire`].
     pub(super) fn retire(&self) {
         self.keepers
             .iter()
             .filter_map(OnceLock::get)
-            .for_each(Keeper::retire);
+            .for_each(TokenRefresher::retire);
     }
 
-    fn start(&self, kind: TicketType) -> Keeper {
+    fn start(&self, kind: TicketType) -> TokenRefresher {
         let _inside = self.runtime.enter();
         let made_with = Arc::new(AtomicU64::new(0));
         let client = self
@@ -98,7 +98,7 @@ impl Tickets {
         // Two calls for the ticket, and between them two waits for the token, one of which may
         // fetch it.
         let limit = self.settings.fetch_timeout * 3 + self.settings.wait * 2;
-        Keeper::spawn_ticket(
+        TokenRefresher::spawn_ticket(
             kind,
             self.account.clone(),
             Settings {

@@ -6,8 +6,8 @@
 mod answer;
 mod classic;
 mod client;
-pub mod elsewhere;
 mod endpoint;
+pub mod external;
 mod stable;
 #[cfg(test)]
 mod tests;
@@ -144,7 +144,7 @@ pub enum FetchError {
     Phantom,
     /// The server that keeps the token gave none.
     #[error(transparent)]
-    Elsewhere(#[from] elsewhere::Absent),
+    External(#[from] external::Absent),
     /// The source itself failed.
     #[error("the token source failed: report this as a bug of wxgate")]
     Panicked,
@@ -163,7 +163,7 @@ impl FetchError {
             Self::Redirect => "redirect",
             Self::Malformed(_) => "malformed",
             Self::Phantom => "phantom",
-            Self::Elsewhere(absent) => absent.label(),
+            Self::External(absent) => absent.label(),
             Self::Panicked => "panic",
         }
     }
@@ -178,7 +178,7 @@ impl FetchError {
                 | Self::NoToken
                 | Self::Connect
                 | Self::Phantom
-                | Self::Elsewhere(_)
+                | Self::External(_)
         )
     }
 
@@ -210,7 +210,7 @@ impl FetchError {
     /// Whether trying again soon may help without anybody doing anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Elsewhere(absent) => absent.is_transient(),
+            Self::External(absent) => absent.is_transient(),
             _ => matches!(self.class(), None | Some(Class::Busy)),
         }
     }
@@ -222,6 +222,6 @@ pub fn for_account(account: &AccountSettings, client: TokenClient) -> Arc<dyn To
         Origin::Stable => Arc::new(Stable::new(account, client)),
         Origin::Classic => Arc::new(Classic::new(account, client)),
         Origin::Wecom => Arc::new(Wecom::new(account, client)),
-        Origin::Elsewhere(settings) => elsewhere::source(settings, client),
+        Origin::External(settings) => external::source(settings, client),
     }
 }

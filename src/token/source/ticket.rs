@@ -16,7 +16,7 @@ use crate::{
     net::address::BaseUrl,
     token::{
         AccountSettings, Token,
-        keeper::{Keeper, Refresh},
+        refresher::{Refresh, TokenRefresher},
     },
     wechat::{
         api::Platform,
@@ -32,7 +32,7 @@ pub struct TicketSource {
     api: Vec<BaseUrl>,
     platform: Platform,
     endpoint: Option<Endpoint>,
-    keeper: Keeper,
+    keeper: TokenRefresher,
     made_with: Arc<AtomicU64>,
 }
 
@@ -43,7 +43,7 @@ impl TicketSource {
         kind: TicketType,
         account: &AccountSettings,
         client: TokenClient,
-        keeper: Keeper,
+        keeper: TokenRefresher,
         made_with: Arc<AtomicU64>,
     ) -> Self {
         let endpoint = kind.endpoint(account.platform);

@@ -1,7 +1,7 @@
 //! What follows when no token can be had.
 
 use super::*;
-use crate::token::keeper::Condition;
+use crate::token::refresher::Condition;
 
 const FATAL_IP: FetchError = FetchError::Refused {
     platform: Platform::Wechat,

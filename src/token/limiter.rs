@@ -1,6 +1,6 @@
-//! Whether a rejected token may be replaced now: what WeChat thought of the last one decides.
+//! Limiter of the refreshes that follow a rejection: the acceptance of the last token decides.
 //!
-//! Pure state of one account; its owner tells it what happened and when.
+//! Pure state of one account; its owner reports events with their time.
 
 use std::time::Duration;
 
@@ -13,18 +13,19 @@ use crate::base::backoff::Backoff;
 /// back-off of 30 s, doubling to 5 min, since its refusal has another cause than age. Over both
 /// stands a bucket of ten and one a minute.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub(crate) struct RefreshLimiter {
     accepted: bool,
-    futile: u32,
+    /// Refreshes in a row that brought no accepted token.
+    rejections: u32,
     since: Instant,
     bucket: Bucket,
     /// Another server keeps the token: looking there again costs WeChat nothing.
-    elsewhere: bool,
+    external: bool,
     /// The last look there brought nothing new.
-    in_vain: bool,
+    found_nothing: bool,
 }
 
-/// Why not now.
+/// Reason against a refresh now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
     /// The current token was never accepted and is too young to be blamed again.
@@ -40,82 +41,77 @@ const BACKOFF: Backoff = Backoff {
 /// Between two looks at another server that has nothing new.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
-impl Gate {
+impl RefreshLimiter {
     /// For tokens that wxgate fetches itself.
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             accepted: false,
-            futile: 0,
+            rejections: 0,
             since: now,
             bucket: Bucket::full(now),
-            elsewhere: false,
-            in_vain: false,
+            external: false,
+            found_nothing: false,
         }
     }
 
     /// For a token that another server keeps: no budget, and a look at most every three seconds
     /// while it has nothing new, so that a server that has died costs no look per call.
-    pub(crate) fn elsewhere(now: Instant) -> Self {
+    pub(crate) fn external(now: Instant) -> Self {
         Self {
-            elsewhere: true,
+            external: true,
             ..Self::new(now)
         }
     }
 
-    /// WeChat took the current token for good.
+    /// Notes that WeChat accepted the current token.
     pub(crate) fn accept(&mut self) {
         self.accepted = true;
-        self.futile = 0;
+        self.rejections = 0;
     }
 
-    /// Whether it did so since the last change.
-    pub(crate) fn is_accepted(&self) -> bool {
-        self.accepted
-    }
-
-    /// Another token took its place at `now`, after a rejection or in its time.
+    /// Notes that another token took its place at `now`, after a rejection or in its time.
     pub(crate) fn renewed(&mut self, now: Instant, after_rejection: bool) {
-        self.futile = if after_rejection && !self.accepted {
-            self.futile.saturating_add(1)
+        self.rejections = if after_rejection && !self.accepted {
+            self.rejections.saturating_add(1)
         } else {
             1
         };
         self.accepted = false;
-        self.in_vain = false;
+        self.found_nothing = false;
         self.since = now;
     }
 
-    /// An attempt to replace it changed nothing.
-    pub(crate) fn fruitless(&mut self, now: Instant) {
+    /// Notes that a refresh brought no other token.
+    pub(crate) fn unchanged(&mut self, now: Instant) {
         self.renewed(now, true);
-        self.in_vain = true;
+        self.found_nothing = true;
     }
 
-    /// What was asked for last was not needed: another node had done it already.
-    pub(crate) fn not_needed(&mut self, now: Instant) {
+    /// Gives back the last admission, since another node had refreshed already.
+    pub(crate) fn put_back(&mut self, now: Instant) {
         self.bucket.put_back(now);
     }
 
     /// Forgets the back-off, because an operator asked for it.
     pub(crate) fn reset(&mut self) {
-        self.futile = 0;
-        self.in_vain = false;
+        self.rejections = 0;
+        self.found_nothing = false;
     }
 
-    /// Asks for one replacement. `suspect` passes the back-off, not the bucket.
-    pub(crate) fn ask(&mut self, now: Instant, suspect: bool) -> Result<(), Denied> {
-        if self.elsewhere {
-            let too_soon = self.in_vain && now < self.since + LOOK_AGAIN;
+    /// Admits one refresh, or says why not. `suspect` passes the back-off, not the bucket.
+    pub(crate) fn admit(&mut self, now: Instant, suspect: bool) -> Result<(), Denied> {
+        if self.external {
+            let too_soon = self.found_nothing && now < self.since + LOOK_AGAIN;
             return if too_soon {
                 Err(Denied::Backoff)
             } else {
                 Ok(())
             };
         }
-        let pause = if self.accepted || suspect || self.futile == 0 {
+        let pause = if self.accepted || suspect || self.rejections == 0 {
             Duration::ZERO
         } else {
-            BACKOFF.plain(self.futile)
+            BACKOFF.plain(self.rejections)
         };
         if now < self.since + pause {
             return Err(Denied::Backoff);
@@ -135,24 +131,24 @@ mod tests {
     #[test]
     fn five_honest_revocations_in_two_seconds_pass() {
         let start = Instant::now();
-        let mut gate = Gate::new(start);
+        let mut limiter = RefreshLimiter::new(start);
         for n in 0..5 {
-            gate.accept();
+            limiter.accept();
             let now = start + Duration::from_millis(n * 400);
-            assert_eq!(gate.ask(now, false), Ok(()));
-            gate.renewed(now, true);
+            assert_eq!(limiter.admit(now, false), Ok(()));
+            limiter.renewed(now, true);
         }
     }
 
     #[test]
     fn a_token_that_was_never_accepted_waits_longer_each_time() {
         let start = Instant::now();
-        let mut gate = Gate::new(start);
-        gate.renewed(start, false);
+        let mut limiter = RefreshLimiter::new(start);
+        limiter.renewed(start, false);
         let mut replaced = Vec::new();
         for second in 0..1200 {
-            if gate.ask(start + secs(second), false).is_ok() {
-                gate.renewed(start + secs(second), true);
+            if limiter.admit(start + secs(second), false).is_ok() {
+                limiter.renewed(start + secs(second), true);
                 replaced.push(second);
             }
         }
@@ -163,29 +159,29 @@ mod tests {
     fn another_server_is_looked_at_whenever_it_may_have_news_and_every_three_seconds_when_it_has_none()
      {
         let now = Instant::now();
-        let mut gate = Gate::elsewhere(now);
+        let mut limiter = RefreshLimiter::external(now);
         for _ in 0..100 {
-            assert_eq!(gate.ask(now, false), Ok(()));
-            gate.renewed(now, true);
+            assert_eq!(limiter.admit(now, false), Ok(()));
+            limiter.renewed(now, true);
         }
-        gate.fruitless(now);
-        gate.accept();
-        assert_eq!(gate.ask(now + secs(2), true), Err(Denied::Backoff));
-        assert_eq!(gate.ask(now + secs(3), false), Ok(()));
-        gate.fruitless(now);
-        gate.reset();
-        assert_eq!(gate.ask(now, false), Ok(()), "an operator has spoken");
+        limiter.unchanged(now);
+        limiter.accept();
+        assert_eq!(limiter.admit(now + secs(2), true), Err(Denied::Backoff));
+        assert_eq!(limiter.admit(now + secs(3), false), Ok(()));
+        limiter.unchanged(now);
+        limiter.reset();
+        assert_eq!(limiter.admit(now, false), Ok(()), "an operator has spoken");
     }
 
     #[test]
     fn a_suspect_token_passes_the_back_off_but_not_the_bucket() {
         let now = Instant::now();
-        let mut gate = Gate::new(now);
-        gate.renewed(now, false);
-        assert_eq!(gate.ask(now, false), Err(Denied::Backoff));
+        let mut limiter = RefreshLimiter::new(now);
+        limiter.renewed(now, false);
+        assert_eq!(limiter.admit(now, false), Err(Denied::Backoff));
         for _ in 0..Bucket::SIZE {
-            assert_eq!(gate.ask(now, true), Ok(()));
+            assert_eq!(limiter.admit(now, true), Ok(()));
         }
-        assert_eq!(gate.ask(now, true), Err(Denied::Bucket));
+        assert_eq!(limiter.admit(now, true), Err(Denied::Bucket));
     }
 }

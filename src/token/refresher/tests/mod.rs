@@ -3,7 +3,7 @@
 //! The model knows which token is good right now; a test scripts what goes wrong.
 
 mod clocks;
-mod elsewhere_kept;
+mod external_token;
 mod failure;
 mod lifetime;
 mod model;
@@ -23,7 +23,7 @@ use std::{
 use prometheus_client::registry::Registry;
 use tokio::time::{Instant, sleep};
 
-use super::{Chance, Keeper, Refresh};
+use super::{Chance, Refresh, TokenRefresher};
 use crate::{
     base::{AccountName, Secret},
     token::{
@@ -32,7 +32,7 @@ use crate::{
         metrics::Metrics,
         source::{
             BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource,
-            elsewhere::{self, RedisSettings},
+            external::{self, RedisSettings},
         },
         store::{MemoryStore, TokenStore},
     },
@@ -159,7 +159,7 @@ impl World {
                 Kind::Classic => false,
                 Kind::Wecom => !left.is_zero(),
                 // Whoever keeps it renews it in time.
-                Kind::Elsewhere => left >= Duration::from_secs(300),
+                Kind::External => left >= Duration::from_secs(300),
             };
             if !keeps || matches!(scripted, Some(Scripted::Rotates)) {
                 state.mint();
@@ -223,10 +223,10 @@ pub(super) fn account(kind: Kind) -> AccountSettings {
         Kind::Stable => Origin::Stable,
         Kind::Classic => Origin::Classic,
         Kind::Wecom => Origin::Wecom,
-        Kind::Elsewhere => {
+        Kind::External => {
             let place =
                 RedisSettings::new(Secret::new("redis://127.0.0.1"), "key".to_owned(), None);
-            Origin::Elsewhere(elsewhere::Settings::Redis(place.unwrap()))
+            Origin::External(external::Settings::Redis(place.unwrap()))
         }
     };
     AccountSettings {
@@ -242,7 +242,7 @@ pub(super) fn account(kind: Kind) -> AccountSettings {
 
 pub(super) struct Bench {
     pub(super) world: Arc<World>,
-    pub(super) keeper: Keeper,
+    pub(super) keeper: TokenRefresher,
     pub(super) store: Arc<MemoryStore>,
     pub(super) clock: Clock,
     pub(super) registry: Registry,
@@ -271,7 +271,7 @@ impl Bench {
         let mut registry = Registry::default();
         let account = account(world.kind);
         let metrics = Metrics::register(&mut registry).for_account(&account.name);
-        let keeper = Keeper::spawn_with(
+        let keeper = TokenRefresher::spawn_with(
             account,
             Settings::default(),
             Arc::clone(&world) as Arc<dyn TokenSource>,

@@ -1,7 +1,7 @@
 //! What follows when WeChat rejects a token.
 
 use super::*;
-use crate::token::keeper::{Command, Condition};
+use crate::token::refresher::{Command, Condition};
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_rejections_at_once_cost_one_fetch() {

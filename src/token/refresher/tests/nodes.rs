@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 
 use super::{ticket::ticket, *};
 use crate::token::{
-    keeper::Condition,
+    refresher::Condition,
     store::{Key, Record, Saved},
 };
 
@@ -21,7 +21,7 @@ pub(super) fn node(world: &Arc<World>, store: Arc<dyn TokenStore>, clock: Clock)
     let metrics = Metrics::register(&mut registry).for_account(&account.name);
     let source = Arc::clone(world) as Arc<dyn TokenSource>;
     let jitter = || f64::from(getrandom::u32().unwrap()) / f64::from(u32::MAX);
-    let keeper = Keeper::spawn_with(
+    let keeper = TokenRefresher::spawn_with(
         account,
         Settings::default(),
         source,

@@ -21,7 +21,7 @@ use super::{
     wire::{self, PORT},
 };
 use crate::token::{
-    keeper::tests::nodes::key,
+    refresher::tests::nodes::key,
     source::BoxFuture,
     store::{Key, Lease, MemoryStore, Record, Saved, ServerFault, StoreError, TokenStore, bytes},
 };

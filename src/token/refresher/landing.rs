@@ -108,7 +108,7 @@ impl Task {
             let now = Instant::now();
             self.next_attempt = self.due(now, &token);
             self.note_acceptance();
-            self.gate.renewed(now, after_rejection);
+            self.limiter.renewed(now, after_rejection);
             (self.welcome, self.proven) = (false, false);
             self.shared.evidence.store(0, Ordering::Relaxed);
             let token = Arc::new(token);
@@ -140,7 +140,7 @@ impl Task {
         self.answer_operators(flight, true);
         if !self.waiters.is_empty()
             && self
-                .begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper)
+                .begin(Trigger::Rejected, Mode::Normal, Forcer::Refresher)
                 .is_err()
         {
             self.give_back(GiveBackReason::Budget);
@@ -187,7 +187,7 @@ impl Task {
             let admitted = if flight.trigger == Trigger::Rejected {
                 Ok(())
             } else {
-                self.gate.ask(now, false)
+                self.limiter.admit(now, false)
             };
             match admitted {
                 Err(denied) => self.give_back(reason(denied)),
@@ -198,7 +198,7 @@ impl Task {
                 // A look that began before the rejection says nothing of what the other server did
                 // about it.
                 Ok(()) => {
-                    let _ = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper);
+                    let _ = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Refresher);
                 }
             }
         }
@@ -215,7 +215,7 @@ impl Task {
     fn on_probed(&mut self, probe: Probe) {
         match probe {
             Probe::Fine => {
-                self.gate.fruitless(Instant::now());
+                self.limiter.unchanged(Instant::now());
                 self.convict();
             }
             Probe::Unknown => self.fruitless(GiveBackReason::SameToken),
@@ -229,7 +229,7 @@ impl Task {
             }
             Probe::Stale => {
                 if self
-                    .begin(Trigger::Forced, Mode::Forced, Forcer::Keeper)
+                    .begin(Trigger::Forced, Mode::Forced, Forcer::Refresher)
                     .is_err()
                 {
                     self.on_no_force_left();
@@ -262,13 +262,13 @@ impl Task {
     fn convict(&mut self) {
         let now = Instant::now();
         for waiter in &self.waiters {
-            self.paths.convict(&waiter.path, now);
+            self.denylist.insert(&waiter.path, now);
         }
         self.give_back(GiveBackReason::SameToken);
     }
 
     fn fruitless(&mut self, reason: GiveBackReason) {
-        self.gate.fruitless(Instant::now());
+        self.limiter.unchanged(Instant::now());
         self.give_back(reason);
     }
 

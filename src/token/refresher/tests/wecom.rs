@@ -1,7 +1,7 @@
 //! Tokens of WeCom agents: the same again until their end, and no way to force another one.
 
 use super::{nodes::Nodes, *};
-use crate::token::{Cause, keeper::Condition};
+use crate::token::{Cause, refresher::Condition};
 
 #[tokio::test(start_paused = true)]
 async fn the_same_token_again_that_is_dead_goes_back_and_nothing_is_forced() {

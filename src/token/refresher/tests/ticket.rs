@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::{
-    token::{Kept, budget::Budget, keeper::Condition, store::Key},
+    token::{Kept, budget::Budget, refresher::Condition, store::Key},
     wechat::ticket::TicketType,
 };
 
 /// WeChat's endpoint of tickets: the same one until it is over, then another.
 pub(super) struct Office {
-    keeper: Keeper,
+    keeper: TokenRefresher,
     made_with: Arc<AtomicU64>,
     calls: AtomicU64,
     given: Mutex<(u64, Instant)>,
@@ -43,7 +43,7 @@ impl TokenSource for Office {
     }
 }
 
-pub(super) fn ticket(bench: &mut Bench) -> (Keeper, Arc<Office>) {
+pub(super) fn ticket(bench: &mut Bench) -> (TokenRefresher, Arc<Office>) {
     let made_with = Arc::new(AtomicU64::new(0));
     let office = Arc::new(Office {
         keeper: bench.keeper.clone(),
@@ -57,7 +57,7 @@ pub(super) fn ticket(bench: &mut Bench) -> (Keeper, Arc<Office>) {
     let source = Arc::clone(&office) as Arc<dyn TokenSource>;
     let store = Arc::clone(&bench.store) as Arc<dyn TokenStore>;
     let settings = Settings::default();
-    let keeper = Keeper::spawn_ticket(
+    let keeper = TokenRefresher::spawn_ticket(
         TicketType::Jsapi,
         account,
         settings,
@@ -77,7 +77,7 @@ impl Office {
     }
 }
 
-async fn shown(keeper: &Keeper) -> String {
+async fn shown(keeper: &TokenRefresher) -> String {
     keeper.want();
     keeper.current().await.unwrap().secret().expose().to_owned()
 }

@@ -15,7 +15,7 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use super::{Chance, Command, Keeper, Shared, State, flight::Trigger, jitter, task::Task};
+use super::{Chance, Command, Shared, State, TokenRefresher, flight::Trigger, jitter, task::Task};
 use crate::{
     token::{
         AccountSettings, Settings,
@@ -33,7 +33,7 @@ use crate::{
 /// Two lifetimes without a question, and the ticket is not renewed any more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(4 * 3600);
 
-impl Keeper {
+impl TokenRefresher {
     /// Starts the keeper of a ticket on the current runtime, which must not be one that serves
     /// requests. `made_with` is where the source leaves the generation of the token that it asked
     /// with; `token` is that token's keeper.
@@ -130,8 +130,8 @@ impl Task {
             Some(fault) if lacks_token(fault.cause) => {
                 (fault.until, self.next_attempt) = (now, now)
             }
-            None if self.current.is_some() && self.gate.ask(now, true).is_ok() => {
-                let _ = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper);
+            None if self.current.is_some() && self.limiter.admit(now, true).is_ok() => {
+                let _ = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Refresher);
             }
             _ => return,
         }

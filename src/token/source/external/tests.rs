@@ -175,7 +175,7 @@ fn what_is_no_token_is_not_taken_for_one() {
     ] {
         let error = found(text, field).unwrap_err();
         assert!(
-            matches!(error, FetchError::Elsewhere(Absent::Shape(_))),
+            matches!(error, FetchError::External(Absent::Shape(_))),
             "{text}: {error:?}"
         );
     }

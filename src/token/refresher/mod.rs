@@ -50,7 +50,7 @@ use crate::base::AccountName;
 /// The handle of one account's keeper. The last one that is dropped ends the task, after a fetch
 /// that is under way.
 #[derive(Clone)]
-pub struct Keeper {
+pub struct TokenRefresher {
     shared: Arc<Shared>,
     mailbox: mpsc::UnboundedSender<Command>,
     state: watch::Receiver<State>,
@@ -137,7 +137,7 @@ enum Command {
 /// From this many failures in a row on, requests do not wait for the next attempt any more.
 const BREAKER: u32 = 3;
 
-impl Keeper {
+impl TokenRefresher {
     /// Starts the keeper of an account on the current runtime, which must not be one that serves
     /// requests.
     pub fn spawn(
@@ -160,7 +160,7 @@ impl Keeper {
         )
     }
 
-    /// As [`Keeper::spawn`], with clock and chance of one's own.
+    /// As [`TokenRefresher::spawn`], with clock and chance of one's own.
     pub(crate) fn spawn_with(
         account: AccountSettings,
         settings: Settings,
@@ -421,9 +421,9 @@ impl Keeper {
     }
 }
 
-impl fmt::Debug for Keeper {
+impl fmt::Debug for TokenRefresher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keeper")
+        f.debug_struct("TokenRefresher")
             .field("name", &self.shared.name)
             .finish_non_exhaustive()
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::token::{
     budget::CLASSIC_PER_DAY,
-    keeper::Condition,
+    refresher::Condition,
     store::{FileStore, Key, Record, Saved, StoreError},
 };
 
@@ -264,7 +264,7 @@ async fn a_token_is_on_disk_before_a_request_sees_it() {
     let start = |store: FileStore| {
         let metrics = Metrics::default().for_account(&AccountName::new("shop").unwrap());
         let source = Arc::clone(&world) as Arc<dyn TokenSource>;
-        Keeper::spawn(
+        TokenRefresher::spawn(
             account(Kind::Classic),
             Settings::default(),
             source,
@@ -344,7 +344,7 @@ async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_a
         });
         let world = World::new(Kind::Classic);
         let mut registry = Registry::default();
-        let keeper = Keeper::spawn_with(
+        let keeper = TokenRefresher::spawn_with(
             account(Kind::Classic),
             Settings::default(),
             Arc::clone(&world) as Arc<dyn TokenSource>,

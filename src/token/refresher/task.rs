@@ -21,10 +21,10 @@ use super::{
 use crate::token::{
     AccountSettings, Generation, Kind, Settings,
     budget::{Budget, Exhausted, Forcer},
+    denylist::PathDenylist,
     error::{Cause, TokenError},
-    gate::{Denied, Gate},
+    limiter::{Denied, RefreshLimiter},
     metrics::AccountMetrics,
-    paths::Paths,
     schedule,
     source::{Mode, TokenSource},
     store::{Identity, Record, StoredToken},
@@ -52,8 +52,8 @@ pub(super) struct Task {
     pub(super) publish: watch::Sender<State>,
     pub(super) record: Record,
     pub(super) current: Option<Arc<Token>>,
-    pub(super) gate: Gate,
-    pub(super) paths: Paths,
+    pub(super) limiter: RefreshLimiter,
+    pub(super) denylist: PathDenylist,
     pub(super) fault: Option<Fault>,
     pub(super) alarm: Alarm,
     pub(super) flight: Option<Flight>,
@@ -71,7 +71,7 @@ pub(super) struct Task {
     pub(super) early_death: Option<(Generation, Instant)>,
     pub(super) conflicts: u64,
     pub(super) warned_of_conflict: Option<Instant>,
-    /// See [`super::Keeper::retire`].
+    /// See [`super::TokenRefresher::retire`].
     pub(super) retired: bool,
     /// A ticket that nobody has asked for lately is left to expire.
     pub(super) dormant: bool,
@@ -123,10 +123,10 @@ impl Task {
     ) -> Self {
         let identity = Identity::of(&account);
         let now = Instant::now();
-        let gate = if account.kind().is_ours() {
-            Gate::new(now)
+        let limiter = if account.kind().is_ours() {
+            RefreshLimiter::new(now)
         } else {
-            Gate::elsewhere(now)
+            RefreshLimiter::external(now)
         };
         Self {
             account,
@@ -146,8 +146,8 @@ impl Task {
                 asked_ms: 0,
             },
             current: None,
-            gate,
-            paths: Paths::default(),
+            limiter,
+            denylist: PathDenylist::default(),
             fault: None,
             alarm: Alarm::Quiet,
             flight: None,
@@ -214,9 +214,9 @@ impl Task {
         self.record.token.clone_from(&stored.token);
         self.record.asked_ms = stored.asked_ms;
         self.show(Arc::new(token));
-        self.gate.renewed(now, false);
+        self.limiter.renewed(now, false);
         if trusted {
-            self.gate.accept();
+            self.limiter.accept();
         }
         (self.welcome, self.proven) = (trusted, false);
     }
@@ -279,7 +279,7 @@ impl Task {
                     (fault.failures, fault.until) = (0, Instant::now());
                 }
                 self.alarm = Alarm::Quiet;
-                self.gate.reset();
+                self.limiter.reset();
                 self.operators.push(Operator { force, reply });
                 self.serve_operators();
                 self.publish();
@@ -302,7 +302,8 @@ impl Task {
             (Some(_), true) if !self.account.kind().is_ours() => Trigger::Poll,
             (Some(_), true) => Trigger::Timer,
         };
-        if let Err((kind, Exhausted(after))) = self.begin(trigger, Mode::Normal, Forcer::Keeper) {
+        if let Err((kind, Exhausted(after))) = self.begin(trigger, Mode::Normal, Forcer::Refresher)
+        {
             self.out_of_budget(kind, after);
         }
         self.publish();
@@ -327,7 +328,7 @@ impl Task {
         self.note_acceptance();
         // From here on, only what is accepted after this rejection is evidence for the token.
         self.shared.evidence.store(0, Ordering::Relaxed);
-        if self.paths.lies(&path, now) {
+        if self.denylist.contains(&path, now) {
             let _ = reply.send(Refresh::GiveBack(GiveBackReason::PathLies));
             return;
         }
@@ -350,8 +351,8 @@ impl Task {
 
     /// Starts the flight that a rejection asks for, if gate and budget let it.
     fn depart(&mut self, now: Instant) -> Result<(), GiveBackReason> {
-        self.gate.ask(now, self.suspect).map_err(reason)?;
-        let departed = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Keeper);
+        self.limiter.admit(now, self.suspect).map_err(reason)?;
+        let departed = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Refresher);
         self.publish();
         departed.map_err(|_| GiveBackReason::Budget)
     }
@@ -366,7 +367,7 @@ impl Task {
         if accepted && generation == self.generation() {
             self.welcome();
         }
-        self.paths.suspect(path, generation, Instant::now());
+        self.denylist.watch(path, generation, Instant::now());
     }
 
     /// Starts what operators wait for, when nothing is under way.
@@ -431,7 +432,7 @@ impl Task {
     ) -> Result<(), (&'static str, Exhausted)> {
         let mut budget = self.record.budget;
         let spent = self.spend(&mut budget, mode, who)?;
-        if self.alone && mode == Mode::Forced && who == Forcer::Keeper {
+        if self.alone && mode == Mode::Forced && who == Forcer::Refresher {
             let wall = self.chance.clock.now_ms();
             self.spent_alone
                 .spend_forced(wall, Forcer::Alone)
@@ -481,7 +482,7 @@ impl Task {
                 .spend_forced(wall, who)
                 .map_err(|e| ("forced", e))
                 .map(|()| true),
-            (Kind::Stable, Mode::Normal) | (Kind::Wecom | Kind::Elsewhere, _) => Ok(false),
+            (Kind::Stable, Mode::Normal) | (Kind::Wecom | Kind::External, _) => Ok(false),
         }
     }
 
@@ -505,7 +506,7 @@ impl Task {
         let current = self.generation();
         let accepted = current.0 > 0 && self.shared.evidence.load(Ordering::Relaxed) == current.0;
         if accepted {
-            self.paths.accepted(current);
+            self.denylist.confirm(current);
             self.welcome();
         }
         accepted
@@ -513,11 +514,9 @@ impl Task {
 
     /// A request of this node was answered well with the current token.
     fn welcome(&mut self) {
-        if !(self.welcome && self.gate.is_accepted()) {
-            self.gate.accept();
-            self.welcome = true;
-            self.dead = false;
-        }
+        self.limiter.accept();
+        self.welcome = true;
+        self.dead = false;
         self.proven = true;
     }
 

@@ -20,8 +20,8 @@ use super::{
 use crate::token::{
     Settings, Token,
     clock::Clock,
-    keeper::{Chance, Keeper, Refresh},
     metrics::Metrics,
+    refresher::{Chance, Refresh, TokenRefresher},
 };
 
 /// Between two looks of the reader.
@@ -57,7 +57,7 @@ impl Node {
             clock: Clock::starting_at(wall),
             jitter,
         };
-        let keeper = Keeper::spawn_with(
+        let keeper = TokenRefresher::spawn_with(
             account,
             Settings::default(),
             source,
@@ -78,7 +78,7 @@ impl Node {
     }
 
     /// A client: one call after the other.
-    async fn use_it(self, keeper: Keeper, waits: bool) {
+    async fn use_it(self, keeper: TokenRefresher, waits: bool) {
         loop {
             let pause = self.throw(100..2000);
             sleep(pause).await;
@@ -108,7 +108,7 @@ impl Node {
     }
 
     /// As the proxy does it.
-    async fn call(&self, keeper: &Keeper) -> Result<(), String> {
+    async fn call(&self, keeper: &TokenRefresher) -> Result<(), String> {
         let token = keeper.current().await.map_err(|error| error.to_string())?;
         if self.taken(keeper, &token).await? {
             return Ok(());
@@ -132,7 +132,7 @@ impl Node {
         }
     }
 
-    async fn taken(&self, keeper: &Keeper, token: &Token) -> Result<bool, String> {
+    async fn taken(&self, keeper: &TokenRefresher, token: &Token) -> Result<bool, String> {
         let taken = wechat::call(token.secret().expose())
             .await
             .map_err(|error| error.to_string())?;
@@ -144,7 +144,7 @@ impl Node {
 
     /// Looks all the time: a token that is good is never missing, and what is given never gets
     /// older.
-    async fn watch(self, keeper: Keeper, arrived: Arrived) {
+    async fn watch(self, keeper: TokenRefresher, arrived: Arrived) {
         let mut last: Option<Arc<Token>> = None;
         loop {
             sleep(LOOK).await;

@@ -38,7 +38,7 @@ impl Task {
         // Its token may also have come while the question was under way.
         if self.generation() != flight.past {
             if flight.trigger == Trigger::Rejected {
-                self.gate.not_needed(Instant::now());
+                self.limiter.put_back(Instant::now());
             }
             self.answer_operators(flight, true);
         } else if !refused
