@@ -38,6 +38,15 @@ pub struct Budget {
     last_forced_ms: u64,
 }
 
+/// Daily budgets of an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BudgetKind {
+    /// Fetches of a classic token, each of which replaces the previous token.
+    Classic,
+    /// Forced refreshes of a stable token.
+    Forced,
+}
+
 /// Something was spent already; try again after the time inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exhausted(pub Duration);
@@ -51,6 +60,19 @@ pub enum Forcer {
     Operator,
     /// wxgate, on a node that cannot tell the others: one a day.
     Alone,
+}
+
+impl BudgetKind {
+    /// Every budget there is.
+    pub const ALL: [Self; 2] = [Self::Classic, Self::Forced];
+
+    /// Word for metrics and messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Forced => "forced",
+        }
+    }
 }
 
 impl Budget {

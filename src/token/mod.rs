@@ -150,10 +150,10 @@ impl AccountSettings {
         self.origin.kind()
     }
 
-    /// Whether a keeper that was started with these settings also serves `next`.
+    /// True if a refresher that was started with these settings also serves `next`.
     pub fn share_keeper(&self, next: &Self) -> bool {
         // Spelt out, so that a new setting cannot be forgotten here. Who selects the account is
-        // none of the keeper's business.
+        // none of the refresher's business.
         let Self {
             name,
             platform,

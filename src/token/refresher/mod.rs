@@ -1,21 +1,22 @@
-//! The keeper of one account's token: a cheap handle for requests, in front of the task that owns
-//! everything.
+//! Token refresher: a cheap handle for requests, in front of the actor that keeps one credential
+//! fresh.
 //!
-//! Requests read what the task publishes and post what WeChat said; they never fetch, so none that
-//! goes away cancels anything. The handle works from any runtime; the task lives on the one where
-//! it was spawned.
+//! Requests read the token that the actor publishes and post what WeChat said of it; they never
+//! fetch, so a request that goes away cancels nothing. The handle works from any runtime; the actor
+//! lives on the one where it was started. All decisions are made in `life`.
 
-mod alarm;
-mod flight;
-mod landing;
-mod news;
-mod persist;
-mod shared;
+mod actor;
+mod cluster;
+mod expiry_warning;
+mod life;
+mod notices;
+mod policy;
 mod status;
-mod task;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod ticket;
+mod writer;
 
 use std::{
     fmt,
@@ -33,7 +34,15 @@ use tokio::{
 };
 
 pub use self::status::{Condition, LastError, Status};
-use self::{shared::Sharing, status::State, task::Stores};
+use self::{
+    actor::{Actor, Running},
+    cluster::Cluster,
+    life::Life,
+    notices::Journal,
+    policy::Policy,
+    status::State,
+    steps::Steps,
+};
 use super::{
     AccountSettings, Settings,
     clock::Clock,
@@ -47,8 +56,8 @@ use super::{
 };
 use crate::base::AccountName;
 
-/// The handle of one account's keeper. The last one that is dropped ends the task, after a fetch
-/// that is under way.
+/// Handle of the refresher of one credential. The last handle that is dropped ends the actor, after
+/// a refresh that is under way.
 #[derive(Clone)]
 pub struct TokenRefresher {
     shared: Arc<Shared>,
@@ -58,7 +67,7 @@ pub struct TokenRefresher {
     tickets: Option<Arc<Tickets>>,
 }
 
-/// What to do with a stale answer.
+/// Advice for a request whose token was rejected.
 #[derive(Debug, Clone)]
 pub enum Refresh {
     /// Send the request once more, with this newer token.
@@ -67,49 +76,49 @@ pub enum Refresh {
     GiveBack(GiveBackReason),
 }
 
-/// Why a stale answer is not cured.
+/// Reason why a stale answer is not cured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GiveBackReason {
     /// WeChat gave the same token again, and it is not dead, or nothing more can be done about it.
     SameToken,
-    /// This path rejects tokens that are welcome elsewhere.
-    PathLies,
+    /// This path rejects tokens that other paths take.
+    PathDenied,
     /// Too many replacements lately, or no forced refresh left today.
     Budget,
     /// The token was never accepted and is too young to be blamed again.
     Backoff,
     /// No new token could be had.
     RefreshFailed,
-    /// It took too long.
+    /// The refresh took too long.
     Timeout,
 }
 
-/// What an operator's refresh did.
+/// Result of an operator's refresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refreshed {
-    /// Whether there is another token than before.
+    /// True if there is another token than before.
     pub refreshed: bool,
     /// The current generation.
     pub generation: Generation,
-    /// What remains of it.
+    /// Rest of its life.
     pub expires_in: Duration,
 }
 
-/// What requests and the task have in common.
+/// State that requests and the actor share.
 struct Shared {
     name: AccountName,
     kept: Kept,
     wait: Duration,
     patience: Duration,
     token: ArcSwapOption<Token>,
-    /// The generation that was accepted since the task last cleared this; 0 for none.
+    /// Generation that was accepted since the actor last cleared this; 0 for none.
     evidence: AtomicU64,
     started: Instant,
-    /// Milliseconds after `started` at which somebody last asked for it; of tickets only.
+    /// Milliseconds after `started` at which the ticket was last asked for.
     wanted: AtomicU64,
 }
 
-/// What the handle posts to the task. The mailbox has no bound of its own: every message belongs to
+/// Message of a handle to the actor. The mailbox has no bound of its own: every message belongs to
 /// a request in flight, and those are bounded.
 enum Command {
     Rejected {
@@ -117,29 +126,39 @@ enum Command {
         path: Box<str>,
         reply: oneshot::Sender<Refresh>,
     },
-    ReplayWasStale {
+    ReplayRejected {
         generation: Generation,
         path: Box<str>,
-        /// Some call with this generation went well before.
+        /// True if another call with this generation went well before.
         accepted: bool,
     },
-    Operator {
+    Order {
         force: bool,
         reply: oneshot::Sender<Result<Refreshed, TokenError>>,
     },
     Retire,
-    Wanted,
-    Renew,
-    /// What a shared store holds now.
-    Stored(Option<Box<Record>>),
+    Want,
+    TokenReplaced,
+    /// Content of the shared store.
+    Replicated(Option<Box<Record>>),
+}
+
+/// Everything that a refresher is made of.
+pub(crate) struct Parts {
+    pub(crate) account: AccountSettings,
+    pub(crate) settings: Settings,
+    pub(crate) source: Arc<dyn TokenSource>,
+    pub(crate) store: Arc<dyn TokenStore>,
+    pub(crate) metrics: AccountMetrics,
+    pub(crate) chance: Chance,
 }
 
 /// From this many failures in a row on, requests do not wait for the next attempt any more.
 const BREAKER: u32 = 3;
 
 impl TokenRefresher {
-    /// Starts the keeper of an account on the current runtime, which must not be one that serves
-    /// requests.
+    /// Starts the refresher of an account's token on the current runtime, which must not be one
+    /// that serves requests.
     pub fn spawn(
         account: AccountSettings,
         settings: Settings,
@@ -147,48 +166,30 @@ impl TokenRefresher {
         store: Arc<dyn TokenStore>,
         metrics: AccountMetrics,
     ) -> Self {
-        Self::spawn_with(
+        Self::spawn_from(Parts {
             account,
             settings,
             source,
             store,
             metrics,
-            Chance {
-                clock: Clock::system(),
-                jitter,
-            },
-        )
+            chance: Chance::system(),
+        })
     }
 
-    /// As [`TokenRefresher::spawn`], with clock and chance of one's own.
-    pub(crate) fn spawn_with(
-        account: AccountSettings,
-        settings: Settings,
-        source: Arc<dyn TokenSource>,
-        store: Arc<dyn TokenStore>,
-        metrics: AccountMetrics,
-        chance: Chance,
-    ) -> Self {
-        Self::start(
-            Kept::Token,
+    /// As [`TokenRefresher::spawn`], with a clock and random numbers of one's own.
+    pub(crate) fn spawn_from(parts: Parts) -> Self {
+        Self::start(Kept::Token, parts)
+    }
+
+    fn start(kept: Kept, parts: Parts) -> Self {
+        let Parts {
             account,
             settings,
             source,
             store,
             metrics,
             chance,
-        )
-    }
-
-    fn start(
-        kept: Kept,
-        account: AccountSettings,
-        settings: Settings,
-        source: Arc<dyn TokenSource>,
-        store: Arc<dyn TokenStore>,
-        metrics: AccountMetrics,
-        chance: Chance,
-    ) -> Self {
+        } = parts;
         let shared = Arc::new(Shared {
             name: account.name.clone(),
             kept,
@@ -205,26 +206,37 @@ impl TokenRefresher {
             account: account.name.clone(),
             kept,
         };
-        // A token that another server keeps is read there by each node.
-        let sharing = Sharing::of(&key, &store, &metrics).filter(|_| account.kind().is_ours());
-        if let Some(sharing) = sharing.clone() {
-            tokio::spawn(sharing.watch(mailbox.downgrade(), chance.jitter));
+        let policy = Policy::of(kept, account.kind());
+        let cluster = Cluster::of(&key, &store, &metrics, chance.clock).filter(|_| policy.stored);
+        if let Some(cluster) = cluster.clone() {
+            tokio::spawn(cluster.watch(mailbox.downgrade(), chance.jitter));
         }
-        let stores = Stores {
-            persister: persist::spawn(key, store, metrics.clone()),
-            sharing,
-        };
-        let task = task::Task::new(
-            account,
-            settings,
-            source,
-            stores,
-            metrics,
-            chance,
-            Arc::clone(&shared),
+        let actor = Actor {
+            life: Life::new(
+                &account,
+                policy,
+                settings.refresh_before,
+                cluster.is_some(),
+                chance.moment(0.5, 0),
+            ),
+            shared: Arc::clone(&shared),
             publish,
-        );
-        tokio::spawn(task.run(commands));
+            chance,
+            writer: writer::spawn(key.clone(), store, metrics.clone()),
+            steps: Steps {
+                source,
+                cluster,
+                limit: settings.fetch_timeout,
+            },
+            running: Running::default(),
+            journal: Journal {
+                key,
+                kind: account.kind(),
+                appid: account.appid,
+                metrics,
+            },
+        };
+        tokio::spawn(actor.run(commands));
         Self {
             shared,
             mailbox,
@@ -233,7 +245,7 @@ impl TokenRefresher {
         }
     }
 
-    /// The same keeper with the tickets of its account.
+    /// The same refresher with the tickets of its account.
     #[must_use]
     pub fn with_tickets(self, tickets: Tickets) -> Self {
         Self {
@@ -282,7 +294,7 @@ impl TokenRefresher {
     }
 
     /// A token that is newer than `known`, as soon as there is one; `None` when `deadline` comes
-    /// first or the keeper ends. Asks WeChat for nothing.
+    /// first or the refresher ends. Asks WeChat for nothing.
     pub async fn wait_past(&self, known: Generation, deadline: Instant) -> Option<Arc<Token>> {
         let mut state = self.state.clone();
         loop {
@@ -306,7 +318,7 @@ impl TokenRefresher {
 
     /// WeChat called this generation stale on `path`. Returns a newer token as soon as there is
     /// one, fetched once for all who ask; else says why not. Takes at most `token.fetch_timeout` +
-    /// `token.wait`. An empty path is not remembered as one that lies.
+    /// `token.wait`. An empty path does not come on the denylist.
     pub async fn refresh_past(&self, rejected: Generation, path: &str) -> Refresh {
         if let Some(token) = self.token().filter(|token| token.generation() > rejected) {
             return Refresh::Replay(token);
@@ -330,7 +342,7 @@ impl TokenRefresher {
     /// A replay on `path` with this newer generation was stale again.
     pub fn replay_was_stale(&self, generation: Generation, path: &str) {
         // From here on, only what is accepted after this answer is evidence against the path: the
-        // token may have died just before it. Taken back here and not by the task, which may come
+        // token may have died just before it. Taken back here and not by the actor, which may come
         // to it later than the next acceptance.
         let evidence = self.shared.evidence.compare_exchange(
             generation.0,
@@ -338,7 +350,7 @@ impl TokenRefresher {
             Ordering::Relaxed,
             Ordering::Relaxed,
         );
-        let command = Command::ReplayWasStale {
+        let command = Command::ReplayRejected {
             generation,
             path: path.into(),
             accepted: evidence.is_ok(),
@@ -354,11 +366,7 @@ impl TokenRefresher {
     /// When no answer, a refusal, or no budget is left.
     pub async fn refresh_now(&self, force: bool) -> Result<Refreshed, TokenError> {
         let (reply, answer) = oneshot::channel();
-        if self
-            .mailbox
-            .send(Command::Operator { force, reply })
-            .is_err()
-        {
+        if self.mailbox.send(Command::Order { force, reply }).is_err() {
             return Err(self.error(Cause::Stopped, Duration::from_secs(1)));
         }
         match timeout(self.shared.patience * 2, answer).await {
@@ -368,9 +376,9 @@ impl TokenRefresher {
         }
     }
 
-    /// The account is gone or has another keeper: from now on only requests in flight are served.
-    /// Without them nothing is fetched any more, so that two keepers do not replace each other's
-    /// tokens.
+    /// The account is gone or has another refresher: from now on only requests in flight are
+    /// served. Without them nothing is fetched any more, so that two refreshers do not replace each
+    /// other's tokens.
     pub fn retire(&self) {
         let _ = self.mailbox.send(Command::Retire);
         if let Some(tickets) = &self.tickets {
@@ -378,17 +386,17 @@ impl TokenRefresher {
         }
     }
 
-    /// Whether both are handles of one keeper.
+    /// True if both are handles of one refresher.
     pub fn is_same_as(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// Why there is no newer token, as far as it is known.
+    /// Reason why there is no newer token, as far as it is known.
     pub fn trouble(&self) -> TokenError {
         self.last_error(&self.state.borrow())
     }
 
-    /// How things stand.
+    /// Snapshot of the state.
     pub fn status(&self) -> Status {
         Status::of(&self.state.borrow(), self.shared.token.load().as_deref())
     }
@@ -401,7 +409,7 @@ impl TokenRefresher {
     /// The error that waiting until `deadline` would not cure.
     fn hopeless(&self, state: &State, deadline: Instant) -> Option<TokenError> {
         let fault = state.fault.as_ref()?;
-        let in_vain = !state.flying && state.next_attempt.is_some_and(|next| next >= deadline);
+        let in_vain = !state.refreshing && state.next_attempt.is_some_and(|next| next >= deadline);
         let broken = fault.failures >= BREAKER || !fault.transient;
         (in_vain || broken).then(|| self.last_error(state))
     }
@@ -434,7 +442,7 @@ impl GiveBackReason {
     pub fn slug(self) -> &'static str {
         match self {
             Self::SameToken => "same_token",
-            Self::PathLies => "path_lies",
+            Self::PathDenied => "path_lies",
             Self::Budget => "budget",
             Self::Backoff => "backoff",
             Self::RefreshFailed => "refresh_failed",
@@ -443,7 +451,7 @@ impl GiveBackReason {
     }
 }
 
-/// Where a keeper takes wall time and random numbers from.
+/// Source of wall time and random numbers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Chance {
     pub(crate) clock: Clock,
@@ -451,7 +459,17 @@ pub(crate) struct Chance {
     pub(crate) jitter: fn() -> f64,
 }
 
-/// Evenly between 0 and 1; one half should the system have no randomness to give.
+impl Chance {
+    /// Clock and random numbers of the system.
+    pub(crate) fn system() -> Self {
+        Self {
+            clock: Clock::system(),
+            jitter,
+        }
+    }
+}
+
+/// Random number, evenly between 0 and 1; one half should the system have no randomness to give.
 fn jitter() -> f64 {
     getrandom::u32().map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX))
 }

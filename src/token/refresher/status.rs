@@ -1,5 +1,4 @@
-//! What the keeper tells the outside about itself, for health checks, the admin API and requests
-//! that wait.
+//! Status of a credential for health checks, the admin API and requests that wait.
 
 use std::time::Duration;
 
@@ -8,14 +7,15 @@ use tokio::time::Instant;
 
 use crate::token::{
     error::Cause,
+    source::FetchError,
     value::{Generation, Token},
 };
 
-/// What the task publishes besides the token.
-#[derive(Debug, Clone, Default)]
+/// State that the actor publishes besides the token.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct State {
     pub(super) fault: Option<Fault>,
-    pub(super) flying: bool,
+    pub(super) refreshing: bool,
     pub(super) next_attempt: Option<Instant>,
     pub(super) dead: bool,
     pub(super) classic_left: Option<u32>,
@@ -26,7 +26,7 @@ pub(super) struct State {
 }
 
 /// The last failure, until the next success.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) cause: Cause,
     pub(super) transient: bool,
@@ -36,7 +36,7 @@ pub(super) struct Fault {
     pub(super) until: Instant,
 }
 
-/// How an account stands, in one word.
+/// Condition of an account, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Condition {
@@ -48,7 +48,7 @@ pub enum Condition {
     Degraded,
     /// No token, and attempts fail in a way that may pass by itself.
     Failing,
-    /// No token, and somebody has to do something.
+    /// No token, and an operator has to act.
     Fatal,
 }
 
@@ -57,7 +57,7 @@ pub enum Condition {
 pub struct Status {
     /// In one word.
     pub condition: Condition,
-    /// Whether a request would get a token right now.
+    /// True if a request would get a token right now.
     pub usable: bool,
     /// Number of the last token; 0 before the first.
     pub generation: u64,
@@ -67,7 +67,7 @@ pub struct Status {
     pub expires_in: Option<u64>,
     /// Seconds since it was asked for.
     pub age: Option<u64>,
-    /// Why there was no success lately.
+    /// Last failure, until the next success.
     pub last_error: Option<LastError>,
     /// Seconds until the next attempt; 0 while one is under way.
     pub next_attempt_in: Option<u64>,
@@ -75,7 +75,7 @@ pub struct Status {
     pub classic_left: Option<u32>,
     /// Forced refreshes that wxgate would still do on its own today; only for stable tokens.
     pub forced_left: Option<u32>,
-    /// Tokens that somebody else seems to have replaced.
+    /// Tokens that another program seems to have replaced.
     pub conflicts: u64,
 }
 
@@ -86,10 +86,22 @@ pub struct LastError {
     pub label: &'static str,
     /// WeChat's own code.
     pub errcode: Option<i64>,
-    /// What to do.
+    /// Cause, and what to do.
     pub sentence: String,
-    /// How often in a row.
+    /// Failures of this kind in a row.
     pub failures: u32,
+}
+
+impl Fault {
+    /// True for a ticket that waits for its access token.
+    pub(super) fn lacks_token(&self) -> bool {
+        self.cause == Cause::Fetch(FetchError::NoToken)
+    }
+
+    /// True if any other node of the account would be refused too.
+    pub(super) fn holds_for_every_node(&self) -> bool {
+        matches!(self.cause, Cause::Fetch(error) if error.is_true_for_every_node())
+    }
 }
 
 impl Status {
@@ -117,7 +129,7 @@ impl Status {
                 sentence: fault.cause.to_string(),
                 failures: fault.failures,
             }),
-            next_attempt_in: if state.flying {
+            next_attempt_in: if state.refreshing {
                 Some(0)
             } else {
                 state.next_attempt.map(until)

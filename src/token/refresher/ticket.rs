@@ -1,9 +1,5 @@
-//! What the keeper of a ticket does beyond that of a token: it works only while somebody wants the
-//! ticket, and asks anew when the token that the ticket was fetched with turns out to have been
-//! dead.
-//!
-//! Whether a ticket dies with its token is not documented, so it is served until the next one is
-//! there.
+//! Refresher of a ticket: works only while the ticket is asked for, and asks anew when the token
+//! that the ticket was fetched with turns out to have been dead.
 
 use std::sync::{
     Arc,
@@ -12,76 +8,45 @@ use std::sync::{
 
 use tokio::{
     sync::{mpsc, watch},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use super::{Chance, Command, Shared, State, TokenRefresher, flight::Trigger, jitter, task::Task};
+use super::{Command, Parts, Shared, State, TokenRefresher};
 use crate::{
-    token::{
-        AccountSettings, Settings,
-        budget::Forcer,
-        clock::{Clock, millis},
-        error::Cause,
-        kept::Kept,
-        metrics::AccountMetrics,
-        source::{FetchError, Mode, TokenSource},
-        store::TokenStore,
-    },
+    token::{clock::millis, kept::Kept},
     wechat::ticket::TicketType,
 };
 
-/// Two lifetimes without a question, and the ticket is not renewed any more.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(4 * 3600);
-
 impl TokenRefresher {
-    /// Starts the keeper of a ticket on the current runtime, which must not be one that serves
-    /// requests. `made_with` is where the source leaves the generation of the token that it asked
-    /// with; `token` is that token's keeper.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the parts of one ticket, put together in one place"
-    )]
+    /// Starts the refresher of a ticket on the current runtime, which must not be one that serves
+    /// requests. The source leaves the generation of the token that it asked with in `made_with`;
+    /// `token` is that token's refresher.
     pub(in crate::token) fn spawn_ticket(
         kind: TicketType,
-        account: AccountSettings,
-        settings: Settings,
-        source: Arc<dyn TokenSource>,
-        store: Arc<dyn TokenStore>,
-        metrics: AccountMetrics,
+        parts: Parts,
         token: &Self,
         made_with: Arc<AtomicU64>,
     ) -> Self {
-        let chance = Chance {
-            clock: Clock::system(),
-            jitter,
-        };
-        let keeper = Self::start(
-            Kept::Ticket(kind),
-            account,
-            settings,
-            source,
-            store,
-            metrics,
-            chance,
-        );
+        let ticket = Self::start(Kept::Ticket(kind), parts);
         tokio::spawn(follow(
             token.state.clone(),
-            keeper.state.clone(),
-            keeper.mailbox.downgrade(),
+            ticket.state.clone(),
+            ticket.mailbox.downgrade(),
             made_with,
         ));
-        keeper
+        ticket
     }
 
-    /// Somebody asks for the ticket: it is kept fresh, and fetched if it was left to expire.
+    /// Notes a question for the ticket: it is kept fresh, and fetched if it was left to expire.
     pub(in crate::token) fn want(&self) {
         self.shared.want();
         if self.token().is_none() {
-            let _ = self.mailbox.send(Command::Wanted);
+            let _ = self.mailbox.send(Command::Want);
         }
     }
 
-    /// The same keeper, which cannot give tickets. For what lives inside the tickets.
+    /// The same refresher without its tickets, for the tickets themselves, which would else keep
+    /// themselves alive.
     pub(in crate::token) fn without_tickets(&self) -> Self {
         Self {
             tickets: None,
@@ -96,51 +61,12 @@ impl Shared {
             .store(millis(self.started.elapsed()), Ordering::Relaxed);
     }
 
-    fn unwanted_for(&self) -> Duration {
+    /// Time since the last question for the ticket.
+    pub(super) fn unused_for(&self) -> Duration {
         self.started
             .elapsed()
             .saturating_sub(Duration::from_millis(self.wanted.load(Ordering::Relaxed)))
     }
-}
-
-impl Task {
-    pub(super) fn is_ticket(&self) -> bool {
-        self.shared.kept != Kept::Token
-    }
-
-    pub(super) fn is_unwanted(&self) -> bool {
-        self.is_ticket() && self.shared.unwanted_for() > FORGOTTEN_AFTER
-    }
-
-    pub(super) fn on_wanted(&mut self) {
-        if std::mem::take(&mut self.dormant) {
-            let now = Instant::now();
-            self.next_attempt = self.fault.map_or(now, |fault| fault.until.max(now));
-            self.publish();
-        }
-    }
-
-    /// The account's token was replaced because it was dead, or is there at last.
-    pub(super) fn on_renew(&mut self) {
-        if self.flight.is_some() || self.dormant || self.retired {
-            return;
-        }
-        let now = Instant::now();
-        match &mut self.fault {
-            Some(fault) if lacks_token(fault.cause) => {
-                (fault.until, self.next_attempt) = (now, now)
-            }
-            None if self.current.is_some() && self.limiter.admit(now, true).is_ok() => {
-                let _ = self.begin(Trigger::Rejected, Mode::Normal, Forcer::Refresher);
-            }
-            _ => return,
-        }
-        self.publish();
-    }
-}
-
-fn lacks_token(cause: Cause) -> bool {
-    cause == Cause::Fetch(FetchError::NoToken)
 }
 
 /// Watches the token for its ticket, until one of the two has gone. Holds neither.
@@ -156,11 +82,11 @@ async fn follow(
             let state = token.borrow_and_update();
             (state.refused.0, state.fault.is_none())
         };
-        // What is under way may be made with the new token already.
+        // A refresh under way may be made with the new token already.
         let Ok(lacks) = ticket
-            .wait_for(|state| !state.flying)
+            .wait_for(|state| !state.refreshing)
             .await
-            .map(|state| state.fault.is_some_and(|fault| lacks_token(fault.cause)))
+            .map(|state| state.fault.is_some_and(|fault| fault.lacks_token()))
         else {
             return;
         };
@@ -170,7 +96,7 @@ async fn follow(
             let Some(mailbox) = mailbox.upgrade() else {
                 return;
             };
-            let _ = mailbox.send(Command::Renew);
+            let _ = mailbox.send(Command::TokenReplaced);
         }
         if token.changed().await.is_err() {
             return;

@@ -1,5 +1,5 @@
-//! Where tokens come from: the seam between the keeper, which decides when, and the endpoint, which
-//! is asked.
+//! Where tokens come from: the seam between the refresher, which decides when, and the endpoint,
+//! which is asked.
 //!
 //! A source does one call and says what came of it. It neither retries nor remembers.
 
@@ -36,7 +36,7 @@ use crate::{
 pub type BoxFuture<'f, T> = Pin<Box<dyn Future<Output = T> + Send + 'f>>;
 
 /// One place where one account's token comes from. Calls are bounded in time by the implementation,
-/// and once more by the keeper.
+/// and once more by the refresher.
 pub trait TokenSource: Send + Sync + 'static {
     /// Asks for a token.
     fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>>;

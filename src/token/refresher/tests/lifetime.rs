@@ -344,17 +344,18 @@ async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_a
         });
         let world = World::new(Kind::Classic);
         let mut registry = Registry::default();
-        let keeper = TokenRefresher::spawn_with(
-            account(Kind::Classic),
-            Settings::default(),
-            Arc::clone(&world) as Arc<dyn TokenSource>,
-            Arc::clone(&store) as Arc<dyn TokenStore>,
-            Metrics::register(&mut registry).for_account(&AccountName::new("shop").unwrap()),
-            Chance {
+        let keeper = TokenRefresher::spawn_from(Parts {
+            account: account(Kind::Classic),
+            settings: Settings::default(),
+            source: Arc::clone(&world) as Arc<dyn TokenSource>,
+            store: Arc::clone(&store) as Arc<dyn TokenStore>,
+            metrics: Metrics::register(&mut registry)
+                .for_account(&AccountName::new("shop").unwrap()),
+            chance: Chance {
                 clock: Clock::starting_at(NOON_MS),
                 jitter: || 0.5,
             },
-        );
+        });
         let bench = Bench {
             world,
             keeper,

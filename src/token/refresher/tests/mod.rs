@@ -23,7 +23,7 @@ use std::{
 use prometheus_client::registry::Registry;
 use tokio::time::{Instant, sleep};
 
-use super::{Chance, Refresh, TokenRefresher};
+use super::{Chance, Parts, Refresh, TokenRefresher};
 use crate::{
     base::{AccountName, Secret},
     token::{
@@ -271,17 +271,17 @@ impl Bench {
         let mut registry = Registry::default();
         let account = account(world.kind);
         let metrics = Metrics::register(&mut registry).for_account(&account.name);
-        let keeper = TokenRefresher::spawn_with(
+        let keeper = TokenRefresher::spawn_from(Parts {
             account,
-            Settings::default(),
-            Arc::clone(&world) as Arc<dyn TokenSource>,
-            Arc::clone(&store) as Arc<dyn TokenStore>,
+            settings: Settings::default(),
+            source: Arc::clone(&world) as Arc<dyn TokenSource>,
+            store: Arc::clone(&store) as Arc<dyn TokenStore>,
             metrics,
-            Chance {
+            chance: Chance {
                 clock,
                 jitter: || 0.5,
             },
-        );
+        });
         Self {
             world,
             keeper,

@@ -21,14 +21,14 @@ pub(super) fn node(world: &Arc<World>, store: Arc<dyn TokenStore>, clock: Clock)
     let metrics = Metrics::register(&mut registry).for_account(&account.name);
     let source = Arc::clone(world) as Arc<dyn TokenSource>;
     let jitter = || f64::from(getrandom::u32().unwrap()) / f64::from(u32::MAX);
-    let keeper = TokenRefresher::spawn_with(
+    let keeper = TokenRefresher::spawn_from(Parts {
         account,
-        Settings::default(),
+        settings: Settings::default(),
         source,
         store,
         metrics,
-        Chance { clock, jitter },
-    );
+        chance: Chance { clock, jitter },
+    });
     Bench {
         world: Arc::clone(world),
         keeper,

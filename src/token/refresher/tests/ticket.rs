@@ -59,11 +59,14 @@ pub(super) fn ticket(bench: &mut Bench) -> (TokenRefresher, Arc<Office>) {
     let settings = Settings::default();
     let keeper = TokenRefresher::spawn_ticket(
         TicketType::Jsapi,
-        account,
-        settings,
-        source,
-        store,
-        metrics,
+        Parts {
+            account,
+            settings,
+            source,
+            store,
+            metrics,
+            chance: Chance::system(),
+        },
         &bench.keeper,
         made_with,
     );

@@ -1,7 +1,7 @@
 //! Tokens that another central server keeps: read there, never fetched from WeChat, never written.
 //!
 //! How to reach the server is said by `redis` and `http`, what it holds by `value`. A source reads
-//! once and says what it found; when to read again is the keeper's business.
+//! once and says what it found; when to read again is the refresher's business.
 
 mod http;
 mod php;

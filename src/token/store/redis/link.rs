@@ -47,7 +47,7 @@ enum State {
 }
 
 /// What the task works with.
-struct TokenRefresher {
+struct Keeper {
     settings: Settings,
     tls: Arc<ClientConfig>,
     bell: Arc<Bell>,
@@ -97,7 +97,7 @@ impl Link {
     pub(super) fn start(settings: &Settings, tls: Arc<ClientConfig>, bell: Arc<Bell>) -> Self {
         let (publish, state) = watch::channel(State::Opening);
         let doubt = Arc::new(Notify::new());
-        let keeper = TokenRefresher {
+        let keeper = Keeper {
             settings: settings.clone(),
             tls,
             bell,
@@ -136,7 +136,7 @@ impl Link {
     }
 }
 
-impl TokenRefresher {
+impl Keeper {
     async fn run(self, state: watch::Sender<State>) {
         let mut failures = 0_u32;
         let mut said = None;

@@ -21,7 +21,7 @@ use crate::token::{
     Settings, Token,
     clock::Clock,
     metrics::Metrics,
-    refresher::{Chance, Refresh, TokenRefresher},
+    refresher::{Chance, Parts, Refresh, TokenRefresher},
 };
 
 /// Between two looks of the reader.
@@ -57,14 +57,14 @@ impl Node {
             clock: Clock::starting_at(wall),
             jitter,
         };
-        let keeper = TokenRefresher::spawn_with(
+        let keeper = TokenRefresher::spawn_from(Parts {
             account,
-            Settings::default(),
+            settings: Settings::default(),
             source,
-            store::Remote::connect(),
+            store: store::Remote::connect(),
             metrics,
             chance,
-        );
+        });
         // A second client that waited too would be woken before or after the first one by chance.
         for waits in [true, false] {
             tokio::spawn(self.clone().use_it(keeper.clone(), waits));

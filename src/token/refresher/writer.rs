@@ -1,5 +1,4 @@
-//! Writes the keeper's record to the store, one write at a time and always the latest, apart from
-//! the keeper's own task.
+//! Writer of the record: one write at a time and always the latest, in a task of its own.
 //!
 //! A store that is slow or failing delays nobody for long: writes are bounded in time, tried again
 //! until they succeed, counted, and complained about once.
@@ -19,8 +18,8 @@ use crate::{
     },
 };
 
-/// The keeper's end.
-pub(super) struct Persister {
+/// Handle of the writer.
+pub(super) struct RecordWriter {
     key: Key,
     store: Arc<dyn TokenStore>,
     metrics: AccountMetrics,
@@ -28,8 +27,8 @@ pub(super) struct Persister {
     outcome: watch::Receiver<Outcome>,
 }
 
-/// A write that was asked for.
-pub(super) struct Ticket {
+/// Receipt of a write that was asked for.
+pub(super) struct WriteReceipt {
     number: u64,
     outcome: watch::Receiver<Outcome>,
 }
@@ -40,7 +39,7 @@ struct Job {
     record: Option<Record>,
 }
 
-/// How far the writer has come. A failed attempt counts as an attempt: nobody waits for a broken
+/// Progress of the writer. A failed attempt counts as an attempt: no one waits for a broken
 /// store.
 #[derive(Clone, Default)]
 struct Outcome {
@@ -61,8 +60,8 @@ const SHARED_RETRY: Backoff = Backoff {
     max: Duration::from_secs(1),
 };
 
-/// Starts the writer on the current runtime. It ends with the persister, after the last write.
-pub(super) fn spawn(key: Key, store: Arc<dyn TokenStore>, metrics: AccountMetrics) -> Persister {
+/// Starts the writer on the current runtime. It ends with the handle, after the last write.
+pub(super) fn spawn(key: Key, store: Arc<dyn TokenStore>, metrics: AccountMetrics) -> RecordWriter {
     let (latest, jobs) = watch::channel(Job::default());
     let (report, outcome) = watch::channel(Outcome::default());
     tokio::spawn(write(
@@ -72,7 +71,7 @@ pub(super) fn spawn(key: Key, store: Arc<dyn TokenStore>, metrics: AccountMetric
         jobs,
         report,
     ));
-    Persister {
+    RecordWriter {
         key,
         store,
         metrics,
@@ -81,8 +80,8 @@ pub(super) fn spawn(key: Key, store: Arc<dyn TokenStore>, metrics: AccountMetric
     }
 }
 
-impl Persister {
-    /// What the store remembers; nothing when it fails.
+impl RecordWriter {
+    /// Record in the store; `None` when the store fails.
     pub(super) async fn load(&self) -> Option<Record> {
         let problem = match timeout(LIMIT, self.store.load(&self.key)).await {
             Ok(Ok(record)) => return record,
@@ -95,31 +94,31 @@ impl Persister {
     }
 
     /// The last write that was asked for.
-    pub(super) fn latest(&self) -> Ticket {
-        Ticket {
+    pub(super) fn latest(&self) -> WriteReceipt {
+        WriteReceipt {
             number: self.latest.borrow().number,
             outcome: self.outcome.clone(),
         }
     }
 
     /// Has this record written as soon as possible, in place of any that still waits.
-    pub(super) fn save(&self, record: Record) -> Ticket {
+    pub(super) fn save(&self, record: Record) -> WriteReceipt {
         let mut number = 0;
         self.latest.send_modify(|job| {
             job.number += 1;
             number = job.number;
             job.record = Some(record);
         });
-        Ticket {
+        WriteReceipt {
             number,
             outcome: self.outcome.clone(),
         }
     }
 }
 
-impl Ticket {
-    /// Waits until the write was tried, or `limit` is over. What the store held instead comes back,
-    /// if it is newer.
+impl WriteReceipt {
+    /// Waits until the write was tried, or `limit` is over. Gives the record that the store holds
+    /// instead, if that one is newer.
     pub(super) async fn tried(mut self, limit: Duration) -> Option<Box<Record>> {
         let number = self.number;
         let outcome = timeout(
