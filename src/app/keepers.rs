@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     config::Config,
     token::{
-        self, AccountSettings, Accounts, Keeper, Tickets,
+        self, AccountSettings, AccountTokens, Accounts, Keeper, Tickets,
         source::{self, TokenClient},
         store::TokenStore,
     },
@@ -17,7 +17,7 @@ pub(super) struct Keepers {
     store: Arc<dyn TokenStore>,
     metrics: token::metrics::Metrics,
     settings: token::Settings,
-    running: Vec<(AccountSettings, Keeper)>,
+    running: Vec<(AccountSettings, AccountTokens)>,
 }
 
 /// What became of the accounts, by name.
@@ -29,7 +29,7 @@ pub(super) struct Changes {
 }
 
 /// Keepers that nothing asks any more once the new configuration is in force.
-pub(super) struct Leaving(Vec<(AccountSettings, Keeper)>);
+pub(super) struct Leaving(Vec<(AccountSettings, AccountTokens)>);
 
 impl Keepers {
     /// None yet.
@@ -92,7 +92,7 @@ impl Keepers {
     }
 
     /// Account by account, in the order of the configuration.
-    pub(super) fn running(&self) -> &[(AccountSettings, Keeper)] {
+    pub(super) fn running(&self) -> &[(AccountSettings, AccountTokens)] {
         &self.running
     }
 
@@ -106,7 +106,7 @@ impl Keepers {
         )
     }
 
-    fn spawn(&self, account: &AccountSettings) -> Keeper {
+    fn spawn(&self, account: &AccountSettings) -> AccountTokens {
         let source = source::for_account(
             account,
             self.client
@@ -115,7 +115,7 @@ impl Keepers {
         );
         let counters = self.metrics.for_account(&account.name);
         let store = || Arc::clone(&self.store);
-        let keeper = Keeper::spawn(account.clone(), self.settings, source, store(), counters);
+        let token = Keeper::spawn(account.clone(), self.settings, source, store(), counters);
         let (client, metrics) = (self.client.clone(), self.metrics.clone());
         let tickets = Tickets::new(
             account.clone(),
@@ -123,9 +123,12 @@ impl Keepers {
             client,
             store(),
             metrics,
-            &keeper,
+            &token,
         );
-        keeper.with_tickets(tickets)
+        AccountTokens {
+            token,
+            tickets: Some(Arc::new(tickets)),
+        }
     }
 }
 
@@ -181,7 +184,7 @@ mod tests {
         }
     }
 
-    fn handles(keepers: &Keepers) -> Vec<Keeper> {
+    fn handles(keepers: &Keepers) -> Vec<AccountTokens> {
         keepers
             .running()
             .iter()
@@ -201,7 +204,8 @@ mod tests {
         assert_eq!(keepers.follow(&hosts).0, changes(&[], &[], &[]));
         let after = handles(&keepers);
         assert!(
-            after[0].is_same_as(&before[1]) && after[1].is_same_as(&before[0]),
+            after[0].token.is_same_as(&before[1].token)
+                && after[1].token.is_same_as(&before[0].token),
             "in another order"
         );
         for changed in [
@@ -214,8 +218,8 @@ mod tests {
                 changes(&[], &["a"], &[])
             );
             assert!(
-                !handles(&keepers)[0].is_same_as(&before[0])
-                    && handles(&keepers)[1].is_same_as(&before[1])
+                !handles(&keepers)[0].token.is_same_as(&before[0].token)
+                    && handles(&keepers)[1].token.is_same_as(&before[1].token)
             );
         }
     }
@@ -237,7 +241,7 @@ mod tests {
         let keeper = handles(&keepers).remove(0);
         let pass = async |seconds| tokio::time::sleep(Duration::from_secs(seconds)).await;
         let failures = || {
-            let tickets = keeper.tickets().unwrap();
+            let tickets = keeper.tickets.as_ref().unwrap();
             assert!(tickets.get(TicketType::Jsapi).is_some());
             tickets
                 .statuses()

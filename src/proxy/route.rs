@@ -23,7 +23,7 @@ use crate::{
     base::{AccountName, Secret},
     net::address::BaseUrl,
     service::phantom::Tag,
-    token::{AccountSettings, Keeper},
+    token::{AccountSettings, AccountTokens, Keeper, Tickets},
     wechat::api::Platform,
 };
 
@@ -38,6 +38,7 @@ pub(crate) struct Account {
     pub(crate) appid: String,
     pub(crate) secret: Option<Secret>,
     pub(crate) keeper: Keeper,
+    pub(crate) tickets: Option<Arc<Tickets>>,
     pub(crate) metrics: AccountMetrics,
     api: Vec<BaseUrl>,
     /// The preferred host first.
@@ -59,7 +60,7 @@ pub(crate) struct Accounts {
 impl Account {
     pub(crate) fn new(
         settings: &AccountSettings,
-        keeper: Keeper,
+        tokens: AccountTokens,
         metrics: AccountMetrics,
         origins: Vec<Arc<Origin>>,
     ) -> Self {
@@ -71,7 +72,8 @@ impl Account {
             platform: settings.platform,
             appid: settings.appid.clone(),
             secret: settings.secret.clone(),
-            keeper,
+            keeper: tokens.token,
+            tickets: tokens.tickets,
             metrics,
             api: settings.api.clone(),
             origins,
@@ -216,11 +218,11 @@ impl Accounts {
         self.by_tag.get(&tag)
     }
 
-    /// The account of this name that has this very keeper.
-    pub(crate) fn kept(&self, name: &AccountName, keeper: &Keeper) -> Option<&Arc<Account>> {
+    /// The account of this name that has this very refresher.
+    pub(crate) fn kept(&self, name: &AccountName, tokens: &AccountTokens) -> Option<&Arc<Account>> {
         self.by_name
             .get(name.as_str())
-            .filter(|account| account.keeper.is_same_as(keeper))
+            .filter(|account| account.keeper.is_same_as(&tokens.token))
     }
 
     /// By name or appid; a name wins over an appid that happens to be spelt the same.
@@ -247,7 +249,7 @@ impl Selection {
         let account = |(settings, keeper): (AccountSettings, Keeper)| {
             let account = Account::new(
                 &settings,
-                keeper,
+                keeper.into(),
                 metrics.for_account(&settings.name),
                 Vec::new(),
             );

@@ -76,6 +76,7 @@ fn about(keeper: &Keeper) -> Account<'_> {
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef",
         keeper,
+        tickets: None,
     }
 }
 

@@ -33,7 +33,7 @@ pub use refresher::{
     Condition, GiveBackReason, LastError, Refresh, Refreshed, Status, TokenRefresher,
     TokenRefresher as Keeper,
 };
-pub use registry::Accounts;
+pub use registry::{AccountTokens, Accounts};
 pub use tickets::Tickets;
 pub use value::{Generation, Token};
 

@@ -41,7 +41,7 @@ impl Tickets {
         metrics: Metrics,
         token: &TokenRefresher,
     ) -> Self {
-        let (runtime, token) = (Handle::current(), token.without_tickets());
+        let (runtime, token) = (Handle::current(), token.clone());
         Self {
             account,
             settings,

@@ -59,6 +59,7 @@ pub(super) async fn answer(
         platform: account.platform,
         appid: &account.appid,
         keeper: &account.keeper,
+        tickets: account.tickets.as_deref(),
     };
     let mut drain = worker.drain.clone();
     // Who waits for a token that need not come must not hold up a stop, nor calls of others, nor

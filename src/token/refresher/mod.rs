@@ -51,7 +51,6 @@ use super::{
     metrics::AccountMetrics,
     source::TokenSource,
     store::{Record, TokenStore},
-    tickets::Tickets,
     value::{Generation, Token},
 };
 use crate::base::AccountName;
@@ -63,8 +62,6 @@ pub struct TokenRefresher {
     shared: Arc<Shared>,
     mailbox: mpsc::UnboundedSender<Command>,
     state: watch::Receiver<State>,
-    /// Not in the handles that the sources of tickets hold, so that nobody keeps himself alive.
-    tickets: Option<Arc<Tickets>>,
 }
 
 /// Advice for a request whose token was rejected.
@@ -241,22 +238,7 @@ impl TokenRefresher {
             shared,
             mailbox,
             state,
-            tickets: None,
         }
-    }
-
-    /// The same refresher with the tickets of its account.
-    #[must_use]
-    pub fn with_tickets(self, tickets: Tickets) -> Self {
-        Self {
-            tickets: Some(Arc::new(tickets)),
-            ..self
-        }
-    }
-
-    /// The tickets of the account; `None` where nobody gave it any.
-    pub fn tickets(&self) -> Option<&Tickets> {
-        self.tickets.as_deref()
     }
 
     /// The token, if there is one that is good right now. No lock, no wait.
@@ -381,9 +363,6 @@ impl TokenRefresher {
     /// other's tokens.
     pub fn retire(&self) {
         let _ = self.mailbox.send(Command::Retire);
-        if let Some(tickets) = &self.tickets {
-            tickets.retire();
-        }
     }
 
     /// True if both are handles of one refresher.

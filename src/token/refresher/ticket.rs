@@ -44,15 +44,6 @@ impl TokenRefresher {
             let _ = self.mailbox.send(Command::Want);
         }
     }
-
-    /// The same refresher without its tickets, for the tickets themselves, which would else keep
-    /// themselves alive.
-    pub(in crate::token) fn without_tickets(&self) -> Self {
-        Self {
-            tickets: None,
-            ..self.clone()
-        }
-    }
 }
 
 impl Shared {

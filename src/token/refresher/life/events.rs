@@ -70,7 +70,7 @@ pub(crate) enum Event {
     StepEnded(Outcome),
 }
 
-/// Input and output of one refresh, one after the other; at most one is under way.
+/// I/O of a refresh, one step after the other; at most one is under way.
 #[derive(Debug)]
 pub(crate) enum Step {
     /// Asks the other nodes for the lease and for what they know.

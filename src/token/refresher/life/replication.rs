@@ -17,7 +17,7 @@ use crate::token::{
 
 impl Life {
     /// The other nodes have been asked: their record is enough, or WeChat is asked now.
-    pub(super) fn on_preflight(&mut self, attempt: Attempt, preflight: Preflight) {
+    pub(super) fn on_preflight(&mut self, attempt: Attempt, preflight: &Preflight) {
         let Attempt { trigger, past } = attempt;
         if let Some(peers) = &mut self.peers {
             (peers.leased, peers.unreachable) = (preflight.leased, !preflight.heard);

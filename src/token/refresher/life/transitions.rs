@@ -33,10 +33,10 @@ impl Life {
         };
         match (stage, outcome) {
             (Stage::Preflight, Outcome::Preflight(preflight)) => {
-                self.on_preflight(attempt, preflight);
+                self.on_preflight(attempt, &preflight);
             }
             (Stage::Preflight, Outcome::Panicked) => {
-                self.on_preflight(attempt, Preflight::default());
+                self.on_preflight(attempt, &Preflight::default());
             }
             (Stage::Fetch, Outcome::Fetched { sent, result }) => match result {
                 Ok(fetched) => self.on_fetched(attempt, sent, fetched),
