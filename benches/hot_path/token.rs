@@ -16,7 +16,7 @@ use wxgate::{
     base::Secret,
     token::{
         AccountSettings, Keeper, Origin,
-        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource, elsewhere},
+        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource, external},
     },
 };
 
@@ -121,9 +121,9 @@ pub(super) fn read(c: &mut Criterion) {
     // Looks at what another server keeps spend no budget, so that there can be as many new tokens
     // as this needs.
     let http =
-        elsewhere::HttpSettings::new(Secret::new("http://127.0.0.1:9/token"), Vec::new(), None)
+        external::HttpSettings::new(Secret::new("http://127.0.0.1:9/token"), Vec::new(), None)
             .unwrap();
-    let origin = Origin::Elsewhere(elsewhere::Settings::Http(http));
+    let origin = Origin::External(external::Settings::Http(http));
     let busy = ready(
         &AccountSettings {
             origin,

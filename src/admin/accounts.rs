@@ -16,7 +16,7 @@ use super::answer::Problem;
 use crate::{
     base::AccountName,
     token::{
-        Accounts, Cause, Condition, Keeper, LastError, Refreshed, Status, Tickets, TokenError,
+        AccountTokens, Accounts, Cause, Condition, Keeper, LastError, Refreshed, Status, TokenError,
     },
     wechat::ticket::TicketType,
 };
@@ -90,17 +90,17 @@ const MAX_ORDER: usize = 4096;
 pub(super) fn statuses(accounts: &Accounts) -> Vec<(AccountName, Status)> {
     accounts
         .iter()
-        .map(|(name, keeper)| (name.clone(), keeper.status()))
+        .map(|(name, tokens)| (name.clone(), tokens.token.status()))
         .collect()
 }
 
 /// Every account as a row, in the order of the configuration.
 pub(super) fn rows(accounts: &Accounts) -> Vec<Row> {
-    let row = |(name, keeper): (&AccountName, &Keeper)| {
-        let tickets = keeper.tickets().into_iter().flat_map(Tickets::statuses);
+    let row = |(name, tokens): (&AccountName, &AccountTokens)| {
+        let tickets = tokens.tickets.iter().flat_map(|tickets| tickets.statuses());
         Row {
             tickets: tickets.map(TicketRow::from).collect(),
-            ..Row::of(name, keeper.status())
+            ..Row::of(name, tokens.token.status())
         }
     };
     accounts.iter().map(row).collect()
@@ -125,6 +125,7 @@ pub(super) async fn refresh(
 ) -> Result<Response, Problem> {
     let keeper = AccountName::new(name)
         .and_then(|name| accounts.get(&name))
+        .map(|tokens| &tokens.token)
         .ok_or_else(unknown_account)?;
     let order = read_order(body).await?;
     let result = keeper.refresh_now(order.force).await;

@@ -113,7 +113,7 @@ async fn settled(
         let store = Arc::new(MemoryStore::default());
         let keeper = Keeper::spawn(account, token::Settings::default(), script, store, counted);
         let _ = keeper.current().await;
-        keepers.push((name, keeper));
+        keepers.push((name, keeper.into()));
     }
     Arc::new(keepers.into_iter().collect())
 }

@@ -9,7 +9,7 @@ use crate::{
     base::AccountName,
     config::Config,
     token::{
-        self, AccountSettings, Accounts, Keeper, Tickets,
+        self, AccountSettings, AccountTokens, Accounts, Keeper, Tickets,
         source::{self, TokenClient},
         store::TokenStore,
     },
@@ -21,7 +21,7 @@ pub(super) struct Keepers {
     store: Arc<dyn TokenStore>,
     metrics: token::metrics::Metrics,
     settings: token::Settings,
-    running: Vec<(AccountSettings, Keeper)>,
+    running: Vec<(AccountSettings, AccountTokens)>,
 }
 
 /// What became of the accounts, by name.
@@ -33,7 +33,7 @@ pub(super) struct Changes {
 }
 
 /// Keepers that nothing asks any more once the new configuration is in force.
-pub(super) struct Leaving(Vec<(AccountSettings, Keeper)>);
+pub(super) struct Leaving(Vec<(AccountSettings, AccountTokens)>);
 
 impl Keepers {
     /// None yet.
@@ -56,17 +56,18 @@ impl Keepers {
     pub(super) fn follow(&mut self, config: &Config) -> (Changes, Leaving) {
         let same_settings = self.settings == config.token;
         self.settings = config.token;
-        let mut before: Vec<Option<(AccountSettings, Keeper)>> = std::mem::take(&mut self.running)
-            .into_iter()
-            .map(Some)
-            .collect();
+        let mut before: Vec<Option<(AccountSettings, AccountTokens)>> =
+            std::mem::take(&mut self.running)
+                .into_iter()
+                .map(Some)
+                .collect();
         let names = before.iter().flatten().map(|(old, _)| old.name.clone());
         let places: HashMap<AccountName, usize> = names.zip(0..).collect();
         let mut changes = Changes::default();
         for account in &config.accounts {
             let old = places.get(&account.name).and_then(|at| before.get_mut(*at));
             let existed = old.is_some();
-            let reusable = |(old, _): &mut (AccountSettings, Keeper)| {
+            let reusable = |(old, _): &mut (AccountSettings, AccountTokens)| {
                 same_settings && old.share_keeper(account)
             };
             let keeper = if let Some((_, keeper)) = old.and_then(|old| old.take_if(reusable)) {
@@ -101,7 +102,7 @@ impl Keepers {
     }
 
     /// Account by account, in the order of the configuration.
-    pub(super) fn running(&self) -> &[(AccountSettings, Keeper)] {
+    pub(super) fn running(&self) -> &[(AccountSettings, AccountTokens)] {
         &self.running
     }
 
@@ -115,7 +116,7 @@ impl Keepers {
         )
     }
 
-    fn spawn(&self, account: &AccountSettings) -> Keeper {
+    fn spawn(&self, account: &AccountSettings) -> AccountTokens {
         let source = source::for_account(
             account,
             self.client
@@ -124,7 +125,7 @@ impl Keepers {
         );
         let counters = self.metrics.for_account(&account.name);
         let store = || Arc::clone(&self.store);
-        let keeper = Keeper::spawn(account.clone(), self.settings, source, store(), counters);
+        let token = Keeper::spawn(account.clone(), self.settings, source, store(), counters);
         let (client, metrics) = (self.client.clone(), self.metrics.clone());
         let tickets = Tickets::new(
             account.clone(),
@@ -132,9 +133,12 @@ impl Keepers {
             client,
             store(),
             metrics,
-            &keeper,
+            &token,
         );
-        keeper.with_tickets(tickets)
+        AccountTokens {
+            token,
+            tickets: Some(Arc::new(tickets)),
+        }
     }
 }
 
@@ -190,7 +194,7 @@ mod tests {
         }
     }
 
-    fn handles(keepers: &Keepers) -> Vec<Keeper> {
+    fn handles(keepers: &Keepers) -> Vec<AccountTokens> {
         keepers
             .running()
             .iter()
@@ -210,7 +214,8 @@ mod tests {
         assert_eq!(keepers.follow(&hosts).0, changes(&[], &[], &[]));
         let after = handles(&keepers);
         assert!(
-            after[0].is_same_as(&before[1]) && after[1].is_same_as(&before[0]),
+            after[0].token.is_same_as(&before[1].token)
+                && after[1].token.is_same_as(&before[0].token),
             "in another order"
         );
         for changed in [
@@ -223,8 +228,8 @@ mod tests {
                 changes(&[], &["a"], &[])
             );
             assert!(
-                !handles(&keepers)[0].is_same_as(&before[0])
-                    && handles(&keepers)[1].is_same_as(&before[1])
+                !handles(&keepers)[0].token.is_same_as(&before[0].token)
+                    && handles(&keepers)[1].token.is_same_as(&before[1].token)
             );
         }
     }
@@ -246,7 +251,7 @@ mod tests {
         let keeper = handles(&keepers).remove(0);
         let pass = async |seconds| tokio::time::sleep(Duration::from_secs(seconds)).await;
         let failures = || {
-            let tickets = keeper.tickets().unwrap();
+            let tickets = keeper.tickets.as_ref().unwrap();
             assert!(tickets.get(TicketType::Jsapi).is_some());
             tickets
                 .statuses()

@@ -39,7 +39,7 @@ pub(super) fn run(config: &Config, live: bool) -> Result<(), Failure> {
                             "; a running wxgate now holds the previous one and will replace it",
                         ),
                         Kind::Wecom => ("WeCom gave", ""),
-                        Kind::Elsewhere => ("the other server keeps", ""),
+                        Kind::External => ("the other server keeps", ""),
                     };
                     format!(
                         "{who} a token that is good for {} s{note}",

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     service::phantom::{Phantom, PhantomKey, Tag},
-    token::{AccountSettings, Keeper, clock::Clock},
+    token::{AccountSettings, AccountTokens, clock::Clock},
     wechat::{api::Platform, credential},
 };
 
@@ -102,7 +102,7 @@ impl Control {
     /// Puts the plan into force: requests that come from now on see it, those under way end as they
     /// began. `keepers` are those of the plan's accounts, in its order. An account that still has
     /// the same keeper goes on unchanged.
-    pub fn switch(&self, plan: Plan, keepers: impl IntoIterator<Item = Keeper>) {
+    pub fn switch(&self, plan: Plan, keepers: impl IntoIterator<Item = AccountTokens>) {
         self.0.spool.resize(plan.settings.replay.memory_total);
         let live = self.0.live.load_full();
         let next = Live::new(
@@ -142,7 +142,7 @@ impl Live {
     /// `before` is what was in force until now.
     pub(super) fn new(
         plan: Plan,
-        keepers: impl IntoIterator<Item = Keeper>,
+        keepers: impl IntoIterator<Item = AccountTokens>,
         metrics: &Metrics,
         before: Option<&Self>,
         load: Arc<Load>,
@@ -155,13 +155,13 @@ impl Live {
         let routed = accounts
             .into_iter()
             .zip(keepers)
-            .map(|((account, origins), keeper)| {
+            .map(|((account, origins), tokens)| {
                 let route =
-                    match before.and_then(|before| before.accounts.kept(&account.name, &keeper)) {
+                    match before.and_then(|before| before.accounts.kept(&account.name, &tokens)) {
                         Some(unchanged) => Arc::clone(unchanged),
                         None => Arc::new(Account::new(
                             &account,
-                            keeper,
+                            tokens,
                             metrics.for_account(&account.name),
                             origins,
                         )),

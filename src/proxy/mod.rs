@@ -3,8 +3,9 @@
 //! A request goes through these files in this order, called by `pipeline` alone: `access` and
 //! `route` (who, for which account), `path` (what may be called), `body` (kept for a replay),
 //! `inject` and `headers` (the token in, everything private out), `upstream` (there and back),
-//! `inspect` and `retry` (what the answer says about the token). Of tokens it knows what [`Keeper`]
-//! offers: the current one, and one past a rejected one.
+//! `inspect` and `retry` (what the answer says about the token). Of tokens it knows what
+//! [`TokenRefresher`](crate::token::TokenRefresher) offers: the current one, and one past a rejected
+//! one.
 
 mod access;
 mod access_log;
@@ -72,7 +73,7 @@ use crate::{
         listen::{BoundAddr, Listener},
     },
     telemetry::{logging::Format, output::Output, registry, workers::StuckWorkers},
-    token::{AccountSettings, Keeper},
+    token::{AccountSettings, AccountTokens},
 };
 
 const X_WXGATE_ACCOUNT: HeaderName = HeaderName::from_static("x-wxgate-account");
@@ -178,7 +179,7 @@ impl Proxy {
     pub fn build(
         listeners: Listeners,
         settings: &Settings,
-        accounts: Vec<(AccountSettings, Keeper)>,
+        accounts: Vec<(AccountSettings, AccountTokens)>,
         log: Option<AccessLogSettings>,
         registry: &registry::Metrics,
     ) -> Result<Bound, BuildError> {

@@ -20,7 +20,7 @@ use crate::{
     base::{AccountName, Secret},
     net::address::BaseUrl,
     service::phantom::Tag,
-    token::{AccountSettings, Keeper},
+    token::{AccountSettings, AccountTokens, Keeper, Tickets},
     wechat::api::Platform,
 };
 
@@ -32,6 +32,7 @@ pub(crate) struct Account {
     pub(crate) appid: String,
     pub(crate) secret: Option<Secret>,
     pub(crate) keeper: Keeper,
+    pub(crate) tickets: Option<Arc<Tickets>>,
     pub(crate) metrics: AccountMetrics,
     api: Vec<BaseUrl>,
     /// The preferred host first.
@@ -51,7 +52,7 @@ pub(crate) struct Accounts {
 impl Account {
     pub(crate) fn new(
         settings: &AccountSettings,
-        keeper: Keeper,
+        tokens: AccountTokens,
         metrics: AccountMetrics,
         origins: Vec<Arc<Origin>>,
     ) -> Self {
@@ -63,7 +64,8 @@ impl Account {
             platform: settings.platform,
             appid: settings.appid.clone(),
             secret: settings.secret.clone(),
-            keeper,
+            keeper: tokens.token,
+            tickets: tokens.tickets,
             metrics,
             api: settings.api.clone(),
             origins,
@@ -198,11 +200,11 @@ impl Accounts {
         self.by_tag.get(&tag)
     }
 
-    /// The account of this name that has this very keeper.
-    pub(crate) fn kept(&self, name: &AccountName, keeper: &Keeper) -> Option<&Arc<Account>> {
+    /// The account of this name that has this very refresher.
+    pub(crate) fn kept(&self, name: &AccountName, tokens: &AccountTokens) -> Option<&Arc<Account>> {
         self.by_name
             .get(name.as_str())
-            .filter(|account| account.keeper.is_same_as(keeper))
+            .filter(|account| account.keeper.is_same_as(&tokens.token))
     }
 
     /// By name or appid; a name wins over an appid that happens to be spelt the same.
@@ -229,7 +231,7 @@ impl Selection {
         let account = |(settings, keeper): (AccountSettings, Keeper)| {
             let account = Account::new(
                 &settings,
-                keeper,
+                keeper.into(),
                 metrics.for_account(&settings.name),
                 Vec::new(),
             );

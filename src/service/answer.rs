@@ -14,7 +14,7 @@ use super::{
     jssdk::{self, PageUrl},
 };
 use crate::{
-    token::{GiveBackReason, Keeper, Refresh, Token, clock::Clock},
+    token::{GiveBackReason, Keeper, Refresh, Tickets, Token, clock::Clock},
     wechat::{api::Platform, ticket::TicketType},
 };
 
@@ -25,10 +25,12 @@ pub struct Account<'r> {
     pub platform: Platform,
     /// The appid or corpid, for signatures.
     pub appid: &'r str,
-    /// Of its token and its tickets.
+    /// Refresher of its token.
     pub keeper: &'r Keeper,
     /// Whether the caller may have the current token replaced without naming it.
     pub may_refresh_current: bool,
+    /// Its tickets.
+    pub tickets: Option<&'r Tickets>,
 }
 
 /// An answer without the headers that every answer gets. Never to be cached, since the body
@@ -93,8 +95,7 @@ impl Call {
 
 impl Account<'_> {
     fn ticket(&self, kind: TicketType) -> Result<&Keeper, Refusal> {
-        self.keeper
-            .tickets()
+        self.tickets
             .and_then(|tickets| tickets.get(kind))
             .ok_or(Refusal::NotFound)
     }

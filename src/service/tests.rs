@@ -77,6 +77,7 @@ fn about(keeper: &Keeper) -> Account<'_> {
         appid: "wx0123456789abcdef",
         keeper,
         may_refresh_current: true,
+        tickets: None,
     }
 }
 

@@ -38,6 +38,15 @@ pub struct Budget {
     last_forced_ms: u64,
 }
 
+/// Daily budgets of an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BudgetKind {
+    /// Fetches of a classic token, each of which replaces the previous token.
+    Classic,
+    /// Forced refreshes of a stable token.
+    Forced,
+}
+
 /// Something was spent already; try again after the time inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exhausted(pub Duration);
@@ -46,11 +55,24 @@ pub struct Exhausted(pub Duration);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forcer {
     /// wxgate, after a rejection: six a day, 60 s apart.
-    Keeper,
+    Refresher,
     /// A person: up to WeChat's own twenty a day, 30 s apart.
     Operator,
     /// wxgate, on a node that cannot tell the others: one a day.
     Alone,
+}
+
+impl BudgetKind {
+    /// Every budget there is.
+    pub const ALL: [Self; 2] = [Self::Classic, Self::Forced];
+
+    /// Word for metrics and messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Forced => "forced",
+        }
+    }
 }
 
 impl Budget {
@@ -67,7 +89,7 @@ impl Budget {
     /// Takes one forced refresh.
     pub fn spend_forced(&mut self, now_ms: u64, who: Forcer) -> Result<(), Exhausted> {
         let (limit, apart) = match who {
-            Forcer::Keeper => (FORCED_PER_DAY, FORCED_APART),
+            Forcer::Refresher => (FORCED_PER_DAY, FORCED_APART),
             Forcer::Operator => (FORCED_PER_DAY_OPERATOR, FORCED_APART_OPERATOR),
             Forcer::Alone => (FORCED_PER_DAY_ALONE, FORCED_APART),
         };
@@ -192,9 +214,9 @@ mod tests {
     #[test]
     fn forced_refreshes_are_few_and_apart() {
         let mut budget = Budget::default();
-        budget.spend_forced(NOON, Forcer::Keeper).unwrap();
+        budget.spend_forced(NOON, Forcer::Refresher).unwrap();
         assert_eq!(
-            budget.spend_forced(NOON + 10_000, Forcer::Keeper),
+            budget.spend_forced(NOON + 10_000, Forcer::Refresher),
             Err(Exhausted(Duration::from_secs(50)))
         );
         assert_eq!(
@@ -203,12 +225,12 @@ mod tests {
         );
         for n in 1..6 {
             budget
-                .spend_forced(NOON + n * 60_000, Forcer::Keeper)
+                .spend_forced(NOON + n * 60_000, Forcer::Refresher)
                 .unwrap();
         }
         assert!(
             budget
-                .spend_forced(NOON + 3_600_000, Forcer::Keeper)
+                .spend_forced(NOON + 3_600_000, Forcer::Refresher)
                 .is_err()
         );
         for n in 0..14 {
@@ -227,9 +249,9 @@ mod tests {
     #[test]
     fn a_clock_that_jumps_ahead_and_back_gives_one_budget_more_and_locks_nobody_out() {
         let mut budget = Budget::default();
-        budget.spend_forced(NOON, Forcer::Keeper).unwrap();
+        budget.spend_forced(NOON, Forcer::Refresher).unwrap();
         budget
-            .spend_forced(NOON + 3650 * DAY_MS, Forcer::Keeper)
+            .spend_forced(NOON + 3650 * DAY_MS, Forcer::Refresher)
             .unwrap();
         assert_eq!(budget.forced_left(NOON + 60_000), FORCED_PER_DAY - 1);
         assert_eq!(
@@ -238,9 +260,11 @@ mod tests {
             "kept for the day of the first look"
         );
         budget
-            .spend_forced(NOON + 120_000, Forcer::Keeper)
+            .spend_forced(NOON + 120_000, Forcer::Refresher)
             .unwrap_err();
-        budget.spend_forced(NOON + 180_000, Forcer::Keeper).unwrap();
+        budget
+            .spend_forced(NOON + 180_000, Forcer::Refresher)
+            .unwrap();
         assert_eq!(budget.forced_left(NOON + DAY_MS), FORCED_PER_DAY);
     }
 

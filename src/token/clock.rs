@@ -10,7 +10,16 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use tokio::time::Instant;
 
-/// Where wall time comes from.
+/// One moment on both clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Time {
+    /// Monotonic clock.
+    pub now: Instant,
+    /// Wall clock, in milliseconds since 1970.
+    pub wall_ms: u64,
+}
+
+/// Source of wall time.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Clock {
     anchor: Option<(Instant, u64)>,
@@ -66,12 +75,26 @@ impl Clock {
         told
     }
 
+    /// This moment on both clocks.
+    pub fn time(&self) -> Time {
+        Time {
+            now: Instant::now(),
+            wall_ms: self.now_ms(),
+        }
+    }
+
     /// The wall time of an instant, as far as today's clock can tell.
     pub fn to_unix_ms(self, instant: Instant) -> u64 {
-        let now = Instant::now();
-        let wall = self.now_ms();
-        wall.saturating_add(millis(instant.saturating_duration_since(now)))
-            .saturating_sub(millis(now.saturating_duration_since(instant)))
+        self.time().to_unix_ms(instant)
+    }
+}
+
+impl Time {
+    /// Wall time of an instant, counted from this moment.
+    pub fn to_unix_ms(self, instant: Instant) -> u64 {
+        self.wall_ms
+            .saturating_add(millis(instant.saturating_duration_since(self.now)))
+            .saturating_sub(millis(self.now.saturating_duration_since(instant)))
     }
 }
 

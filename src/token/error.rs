@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use super::{Kind, kept::Kept, source::FetchError};
+use super::{Kind, budget::BudgetKind, kept::Kept, source::FetchError};
 use crate::base::AccountName;
 
 /// No usable token or ticket. `Display` is one sentence that says what to do; it holds no token,
@@ -20,13 +20,13 @@ pub struct TokenError {
 pub enum Cause {
     /// The last fetch failed.
     Fetch(FetchError),
-    /// The day's budget for this kind of call is spent: `classic` or `forced`.
-    Budget(&'static str),
+    /// The day's budget for this kind of call is spent.
+    Budget(BudgetKind),
     /// A forced refresh was asked of a kind of token that knows none.
     CannotForce(Kind),
     /// The first answer is still to come.
     Waiting,
-    /// The keeper has ended, because the account was removed or wxgate is stopping.
+    /// The refresher has ended, because the account was removed or wxgate is stopping.
     Stopped,
 }
 
@@ -105,9 +105,10 @@ impl fmt::Display for Cause {
             Self::Fetch(error) => error.fmt(f),
             Self::Budget(kind) => write!(
                 f,
-                "today's budget of {kind} fetches is spent or the last one is too recent: find out who makes tokens die, or wait"
+                "today's budget of {} fetches is spent or the last one is too recent: find out who makes tokens die, or wait",
+                kind.as_str()
             ),
-            Self::CannotForce(Kind::Elsewhere) => f.write_str(
+            Self::CannotForce(Kind::External) => f.write_str(
                 "another server keeps this token, so it cannot be forced from here: have it refreshed there, or ask without force",
             ),
             Self::CannotForce(_) => f.write_str(
@@ -179,8 +180,8 @@ mod tests {
             }),
             Cause::Fetch(FetchError::Phantom),
             Cause::CannotForce(Kind::Wecom),
-            Cause::CannotForce(Kind::Elsewhere),
-            Cause::Budget("classic"),
+            Cause::CannotForce(Kind::External),
+            Cause::Budget(BudgetKind::Classic),
             Cause::Waiting,
             Cause::Stopped,
         ] {

@@ -1,4 +1,5 @@
-//! What a keeper keeps: an account's token, or one of the tickets that are fetched with it.
+//! Credential that a refresher keeps fresh: an account's token, or one of the tickets that are
+//! fetched with it.
 //!
 //! Names only. What follows from the difference stands where it follows.
 

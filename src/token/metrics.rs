@@ -6,6 +6,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::budget::BudgetKind;
 use crate::{base::AccountName, wechat::ticket::TicketType};
 
 /// The metrics of all accounts. Cheap to clone.
@@ -155,10 +156,10 @@ impl Metrics {
         };
         self.expiry.remove(&labels);
         self.generation.remove(&labels);
-        for kind in ["classic", "forced"] {
+        for kind in BudgetKind::ALL {
             self.budget.remove(&BudgetLabels {
                 account: name.as_str().to_owned(),
-                kind,
+                kind: kind.as_str(),
             });
         }
         for kind in TicketType::ALL {
@@ -202,12 +203,12 @@ impl AccountMetrics {
             .set(i64::try_from(expires_unix_ms / 1000).unwrap_or(i64::MAX));
     }
 
-    pub(crate) fn budget(&self, kind: &'static str, left: u32) {
+    pub(crate) fn budget(&self, kind: BudgetKind, left: u32) {
         self.all
             .budget
             .get_or_create(&BudgetLabels {
                 account: self.account.clone(),
-                kind,
+                kind: kind.as_str(),
             })
             .set(i64::from(left));
     }
@@ -238,7 +239,7 @@ mod tests {
         let metrics = all.for_account(&shop);
         metrics.fetched("start", "new");
         metrics.installed(7, 1_700_000_000_999);
-        metrics.budget("forced", 6);
+        metrics.budget(BudgetKind::Forced, 6);
         metrics.conflict();
         metrics.store_error("save");
         let ticket = all.for_ticket(&shop, TicketType::WxCard);

@@ -1,7 +1,7 @@
 //! The life of a token: one task per account fetches, keeps and replaces it; requests only read.
 //!
-//! Knows nothing of the requests that are proxied. To them it offers [`Keeper::current`],
-//! [`Keeper::refresh_past`] and two ways to tell what WeChat thought of a token.
+//! Knows nothing of the requests that are proxied. To them it offers [`TokenRefresher::current`],
+//! [`TokenRefresher::refresh_past`] and two ways to tell what WeChat thought of a token.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use crate::{
 
 pub mod budget;
 pub mod clock;
+mod denylist;
 mod dial;
 mod error;
-mod gate;
-pub mod keeper;
 mod kept;
+mod limiter;
 pub mod metrics;
 pub mod pacer;
-mod paths;
 mod published;
+pub mod refresher;
 mod registry;
 pub mod schedule;
 pub mod source;
@@ -30,9 +30,12 @@ mod tickets;
 mod value;
 
 pub use error::{Cause, TokenError};
-pub use keeper::{Condition, GiveBackReason, Keeper, LastError, Refresh, Refreshed, Status};
 pub use kept::Kept;
-pub use registry::Accounts;
+pub use refresher::{
+    Condition, GiveBackReason, LastError, Refresh, Refreshed, Status, TokenRefresher,
+    TokenRefresher as Keeper,
+};
+pub use registry::{AccountTokens, Accounts};
 pub use tickets::Tickets;
 pub use value::{Generation, Token};
 
@@ -68,7 +71,7 @@ pub enum Kind {
     /// `GET /cgi-bin/gettoken` of WeCom.
     Wecom,
     /// Another central server keeps the token.
-    Elsewhere,
+    External,
 }
 
 /// Where an account's token comes from.
@@ -80,13 +83,13 @@ pub enum Origin {
     Classic,
     /// See [`Kind::Wecom`].
     Wecom,
-    /// See [`Kind::Elsewhere`]; and where that is.
-    Elsewhere(source::elsewhere::Settings),
+    /// See [`Kind::External`]; and where that is.
+    External(source::external::Settings),
 }
 
 impl Kind {
     /// Every kind there is.
-    pub const ALL: [Self; 4] = [Self::Stable, Self::Classic, Self::Wecom, Self::Elsewhere];
+    pub const ALL: [Self; 4] = [Self::Stable, Self::Classic, Self::Wecom, Self::External];
 
     /// The word that stands for it in stores.
     pub fn as_str(self) -> &'static str {
@@ -94,13 +97,13 @@ impl Kind {
             Self::Stable => "stable",
             Self::Classic => "classic",
             Self::Wecom => "wecom",
-            Self::Elsewhere => "elsewhere",
+            Self::External => "elsewhere",
         }
     }
 
     /// Whether wxgate fetches the token from WeChat and is the one that keeps it.
     pub fn is_ours(self) -> bool {
-        self != Self::Elsewhere
+        self != Self::External
     }
 
     /// Whether a token can be replaced that the endpoint would give again: by its forced mode, or
@@ -118,7 +121,7 @@ impl Origin {
             Self::Stable => Kind::Stable,
             Self::Classic => Kind::Classic,
             Self::Wecom => Kind::Wecom,
-            Self::Elsewhere(_) => Kind::Elsewhere,
+            Self::External(_) => Kind::External,
         }
     }
 }
@@ -149,10 +152,10 @@ impl AccountSettings {
         self.origin.kind()
     }
 
-    /// Whether a keeper that was started with these settings also serves `next`.
+    /// True if a refresher that was started with these settings also serves `next`.
     pub fn share_keeper(&self, next: &Self) -> bool {
         // Spelt out, so that a new setting cannot be forgotten here. Who selects the account is
-        // none of the keeper's business.
+        // none of the refresher's business.
         let Self {
             name,
             platform,

@@ -10,6 +10,8 @@ use crate::{base::backoff::Backoff, wechat::codes::Class};
 
 /// No attempt follows another one sooner, whatever WeChat says about lifetimes.
 pub const LEAST_PAUSE: Duration = Duration::from_secs(5);
+/// Longest pause between two attempts.
+pub const MAX_PAUSE: Duration = Duration::from_secs(600);
 /// The platform replaces a stable token when less than this remains (getStableAccessToken page).
 pub const ROTATION: Duration = Duration::from_secs(300);
 

@@ -1,6 +1,6 @@
-//! The tickets of one account: a keeper for each type, started when somebody first asks for it.
+//! The tickets of one account: a refresher for each type, started when somebody first asks for it.
 //!
-//! Knows which there are and how to start one; their life is the keeper's.
+//! Knows which there are and how to start one; their life is the refresher's.
 
 use std::{
     fmt,
@@ -11,14 +11,14 @@ use tokio::runtime::Handle;
 
 use super::{
     AccountSettings, Settings,
-    keeper::{Keeper, Status},
     metrics::Metrics,
+    refresher::{Chance, Parts, Status, TokenRefresher},
     source::{TicketSource, TokenClient},
     store::TokenStore,
 };
 use crate::wechat::ticket::TicketType;
 
-/// Everything it takes to start a keeper of a ticket, and those that were.
+/// Everything it takes to start a refresher of a ticket, and those that were.
 pub struct Tickets {
     account: AccountSettings,
     settings: Settings,
@@ -26,21 +26,22 @@ pub struct Tickets {
     store: Arc<dyn TokenStore>,
     metrics: Metrics,
     runtime: Handle,
-    token: Keeper,
-    keepers: [OnceLock<Keeper>; TicketType::ALL.len()],
+    token: TokenRefresher,
+    refreshers: [OnceLock<TokenRefresher>; TicketType::ALL.len()],
 }
 
 impl Tickets {
-    /// For the account of `token`. Keepers will run on the current runtime, whoever asks for them.
+    /// For the account of `token`. Refreshers will run on the current runtime, whoever asks for
+    /// them.
     pub fn new(
         account: AccountSettings,
         settings: Settings,
         client: TokenClient,
         store: Arc<dyn TokenStore>,
         metrics: Metrics,
-        token: &Keeper,
+        token: &TokenRefresher,
     ) -> Self {
-        let (runtime, token) = (Handle::current(), token.without_tickets());
+        let (runtime, token) = (Handle::current(), token.clone());
         Self {
             account,
             settings,
@@ -49,39 +50,39 @@ impl Tickets {
             metrics,
             runtime,
             token,
-            keepers: Default::default(),
+            refreshers: Default::default(),
         }
     }
 
-    /// The keeper of a ticket; `None` where the platform has no such ticket. From now on it is kept
-    /// fresh, until nobody has asked for four hours.
-    pub fn get(&self, kind: TicketType) -> Option<&Keeper> {
+    /// The refresher of a ticket; `None` where the platform has no such ticket. From now on it is
+    /// kept fresh, until nobody has asked for four hours.
+    pub fn get(&self, kind: TicketType) -> Option<&TokenRefresher> {
         kind.endpoint(self.account.platform)?;
-        let keeper = self
-            .keepers
+        let refresher = self
+            .refreshers
             .get(kind as usize)?
             .get_or_init(|| self.start(kind));
-        keeper.want();
-        Some(keeper)
+        refresher.want();
+        Some(refresher)
     }
 
     /// Those that somebody has asked for, and how they stand.
     pub fn statuses(&self) -> impl Iterator<Item = (TicketType, Status)> {
         TicketType::ALL
             .into_iter()
-            .zip(&self.keepers)
+            .zip(&self.refreshers)
             .filter_map(|(kind, slot)| Some((kind, slot.get()?.status())))
     }
 
-    /// See [`Keeper::retire`].
+    /// See [`TokenRefresher::retire`].
     pub(super) fn retire(&self) {
-        self.keepers
+        self.refreshers
             .iter()
             .filter_map(OnceLock::get)
-            .for_each(Keeper::retire);
+            .for_each(TokenRefresher::retire);
     }
 
-    fn start(&self, kind: TicketType) -> Keeper {
+    fn start(&self, kind: TicketType) -> TokenRefresher {
         let _inside = self.runtime.enter();
         let made_with = Arc::new(AtomicU64::new(0));
         let client = self
@@ -98,16 +99,19 @@ impl Tickets {
         // Two calls for the ticket, and between them two waits for the token, one of which may
         // fetch it.
         let limit = self.settings.fetch_timeout * 3 + self.settings.wait * 2;
-        Keeper::spawn_ticket(
+        TokenRefresher::spawn_ticket(
             kind,
-            self.account.clone(),
-            Settings {
-                fetch_timeout: limit,
-                ..self.settings
+            Parts {
+                account: self.account.clone(),
+                settings: Settings {
+                    fetch_timeout: limit,
+                    ..self.settings
+                },
+                source: Arc::new(source),
+                store: Arc::clone(&self.store),
+                metrics: self.metrics.for_ticket(&self.account.name, kind),
+                chance: Chance::system(),
             },
-            Arc::new(source),
-            Arc::clone(&self.store),
-            self.metrics.for_ticket(&self.account.name, kind),
             &self.token,
             made_with,
         )

@@ -93,6 +93,11 @@ impl Token {
         self.expires.saturating_duration_since(Instant::now())
     }
 
+    /// Rest of its life as of `now`; zero when it has ended.
+    pub(crate) fn left_at(&self, now: Instant) -> Duration {
+        self.expires.saturating_duration_since(now)
+    }
+
     /// The first eight hex digits of its SHA-256.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint

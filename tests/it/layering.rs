@@ -131,8 +131,8 @@ const REVEALERS: &[&str] = &[
     // The token into a probe.
     "token/source/endpoint.rs",
     // Address, password and key of another server, the rejected token to another wxgate.
-    "token/source/elsewhere/http.rs",
-    "token/source/elsewhere/redis.rs",
+    "token/source/external/http.rs",
+    "token/source/external/redis.rs",
     // Address and password of the shared store.
     "token/store/redis/address.rs",
     // The token into the store.

@@ -194,7 +194,7 @@ impl Context<'_> {
         };
         match (value, platform) {
             (raw::TokenForm::Elsewhere(form), _) => {
-                self.elsewhere(*form, &place).map(Origin::Elsewhere)
+                self.elsewhere(*form, &place).map(Origin::External)
             }
             (raw::TokenForm::Kind(raw::TokenKind::Stable), Platform::Wechat) => {
                 Some(Origin::Stable)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     config::{problem::Place, raw, read::At, secret::Context},
-    token::source::elsewhere::{Header, HttpSettings, RedisSettings, Settings},
+    token::source::external::{Header, HttpSettings, RedisSettings, Settings},
 };
 
 impl Context<'_> {

@@ -60,6 +60,7 @@ pub(super) async fn answer(
         appid: &account.appid,
         keeper: &account.keeper,
         may_refresh_current: live.access.may_refresh_current(client),
+        tickets: account.tickets.as_deref(),
     };
     let mut drain = worker.drain.clone();
     // Who waits for a token that need not come must not hold up a stop, nor calls of others, nor

@@ -1,13 +1,13 @@
-//! Where tokens come from: the seam between the keeper, which decides when, and the endpoint, which
-//! is asked.
+//! Where tokens come from: the seam between the refresher, which decides when, and the endpoint,
+//! which is asked.
 //!
 //! A source does one call and says what came of it. It neither retries nor remembers.
 
 mod answer;
 mod classic;
 mod client;
-pub mod elsewhere;
 mod endpoint;
+pub mod external;
 mod stable;
 #[cfg(test)]
 mod tests;
@@ -36,7 +36,7 @@ use crate::{
 pub type BoxFuture<'f, T> = Pin<Box<dyn Future<Output = T> + Send + 'f>>;
 
 /// One place where one account's token comes from. Calls are bounded in time by the implementation,
-/// and once more by the keeper.
+/// and once more by the refresher.
 pub trait TokenSource: Send + Sync + 'static {
     /// Asks for a token.
     fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>>;
@@ -150,7 +150,7 @@ pub enum FetchError {
     Phantom,
     /// The server that keeps the token gave none.
     #[error(transparent)]
-    Elsewhere(#[from] elsewhere::Absent),
+    External(#[from] external::Absent),
     /// The source itself failed.
     #[error("the token source failed: report this as a bug of wxgate")]
     Panicked,
@@ -169,7 +169,7 @@ impl FetchError {
             Self::Redirect => "redirect",
             Self::Malformed(_) => "malformed",
             Self::Phantom => "phantom",
-            Self::Elsewhere(absent) => absent.label(),
+            Self::External(absent) => absent.label(),
             Self::Panicked => "panic",
         }
     }
@@ -184,7 +184,7 @@ impl FetchError {
                 | Self::NoToken
                 | Self::Connect
                 | Self::Phantom
-                | Self::Elsewhere(_)
+                | Self::External(_)
         )
     }
 
@@ -216,7 +216,7 @@ impl FetchError {
     /// Whether trying again soon may help without anybody doing anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Elsewhere(absent) => absent.is_transient(),
+            Self::External(absent) => absent.is_transient(),
             _ => matches!(self.class(), None | Some(Class::Busy)),
         }
     }
@@ -228,6 +228,6 @@ pub fn for_account(account: &AccountSettings, client: TokenClient) -> Arc<dyn To
         Origin::Stable => Arc::new(Stable::new(account, client)),
         Origin::Classic => Arc::new(Classic::new(account, client)),
         Origin::Wecom => Arc::new(Wecom::new(account, client)),
-        Origin::Elsewhere(settings) => elsewhere::source(settings, client),
+        Origin::External(settings) => external::source(settings, client),
     }
 }

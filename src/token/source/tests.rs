@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     base::AccountName,
     net::{address::BaseUrl, egress::Egress},
-    token::{Keeper, Settings, metrics::Metrics, store::MemoryStore},
+    token::{Settings, TokenRefresher, metrics::Metrics, store::MemoryStore},
     wechat::{api::Platform, ticket::TicketType},
 };
 
@@ -426,7 +426,7 @@ fn tickets(platform: Platform, ticket: TicketType, base: BaseUrl) -> TicketSourc
     };
     let counters = Metrics::register(&mut Registry::default()).for_account(&account.name);
     let store = Arc::new(MemoryStore::default());
-    let keeper = Keeper::spawn(
+    let keeper = TokenRefresher::spawn(
         account.clone(),
         Settings::default(),
         Arc::new(Fixed),

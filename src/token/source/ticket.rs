@@ -2,7 +2,7 @@
 //! cured like any other.
 //!
 //! Source of the protocol: WeChat's page of api_getticket; WeCom's 96909 and 90506. Unlike its
-//! siblings this source asks the account's keeper, and has it replace a token that WeChat calls
+//! siblings this source asks the account's refresher, and has it replace a token that WeChat calls
 //! stale, once.
 
 use std::sync::{
@@ -16,7 +16,7 @@ use crate::{
     net::address::BaseUrl,
     token::{
         AccountSettings, Token,
-        keeper::{Keeper, Refresh},
+        refresher::{Refresh, TokenRefresher},
     },
     wechat::{
         api::Platform,
@@ -32,18 +32,18 @@ pub struct TicketSource {
     api: Vec<BaseUrl>,
     platform: Platform,
     endpoint: Option<Endpoint>,
-    keeper: Keeper,
+    refresher: TokenRefresher,
     made_with: Arc<AtomicU64>,
 }
 
 impl TicketSource {
-    /// `keeper` is that of the account's token. The generation of the token that was last asked
+    /// `refresher` is that of the account's token. The generation of the token that was last asked
     /// with is left in `made_with`.
     pub fn new(
         kind: TicketType,
         account: &AccountSettings,
         client: TokenClient,
-        keeper: Keeper,
+        refresher: TokenRefresher,
         made_with: Arc<AtomicU64>,
     ) -> Self {
         let endpoint = kind.endpoint(account.platform);
@@ -52,14 +52,14 @@ impl TicketSource {
             api: account.api.clone(),
             platform: account.platform,
             endpoint,
-            keeper,
+            refresher,
             made_with,
         }
     }
 
     async fn fetch_and_cure(&self, endpoint: Endpoint) -> Result<Fetched, FetchError> {
         let token = self
-            .keeper
+            .refresher
             .current()
             .await
             .map_err(|_| FetchError::NoToken)?;
@@ -68,7 +68,7 @@ impl TicketSource {
             return first.map_err(as_ticket);
         };
         let Refresh::Replay(newer) = self
-            .keeper
+            .refresher
             .refresh_past(token.generation(), endpoint.path)
             .await
         else {
@@ -79,7 +79,7 @@ impl TicketSource {
         };
         let second = self.ask(endpoint, &newer).await;
         if self.stale(&second).is_some() {
-            self.keeper
+            self.refresher
                 .replay_was_stale(newer.generation(), endpoint.path);
         }
         second.map_err(as_ticket)
@@ -102,7 +102,7 @@ impl TicketSource {
         // 41001: the token did not arrive. Proof of nothing.
         let silent = matches!(answer, Err(FetchError::Refused { code: 41001, .. }));
         if status == 200 && !silent && self.stale(&answer).is_none() {
-            self.keeper.accepted(token.generation());
+            self.refresher.accepted(token.generation());
         }
         answer
     }

@@ -1,5 +1,5 @@
 //! A store that forgets everything at the end of the process. For those who want no file, and,
-//! shared by several keepers of one account, for tests.
+//! shared by several refreshers of one account, for tests.
 
 use std::{
     collections::HashMap,
@@ -15,7 +15,7 @@ use super::{BoxFuture, Key, Lease, Record, Saved, StoreError, TokenStore, bell::
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     inner: Mutex<Inner>,
-    /// Only of a store that several keepers share.
+    /// Only of a store that several refreshers share.
     bell: Option<Bell>,
 }
 

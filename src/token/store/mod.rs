@@ -1,5 +1,5 @@
-//! Where tokens survive: the seam between the keeper and a place that outlives it, and the settings
-//! of the stores.
+//! Where tokens survive: the seam between the refresher and a place that outlives it, and the
+//! settings of the stores.
 //!
 //! A store keeps one record per key and compares generations before it writes. It is a cache with
 //! counters: losing it costs one fetch each, so no failure of a store is a failure of the service.
@@ -80,8 +80,8 @@ pub enum Settings {
     },
 }
 
-/// One record per account's token and per ticket. The keeper bounds every call in time and goes on
-/// without the store when one fails.
+/// One record per account's token and per ticket. The refresher bounds every call in time and goes
+/// on without the store when one fails.
 ///
 /// A store that several nodes share says so by [`TokenStore::changes`], and lends the right to
 /// fetch to one of them at a time. The lease only saves fetches; what is true is decided by

@@ -6,18 +6,16 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
-
 use crate::{
     base::Secret,
     token::{
         AccountSettings, Generation, Kind,
         budget::Budget,
-        clock::{Clock, millis},
+        clock::{Time, millis},
         value::Token,
     },
 };
+use serde::{Deserialize, Serialize};
 
 /// Whose token it is. A record of other credentials gives no token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,11 +96,11 @@ impl Identity {
 
 impl StoredToken {
     /// The token in wall time.
-    pub fn of(token: &Token, clock: Clock) -> Self {
+    pub fn of(token: &Token, at: Time) -> Self {
         Self {
             value: token.secret().clone(),
-            fetched_ms: clock.to_unix_ms(token.sent()),
-            expires_ms: clock.to_unix_ms(token.expires()),
+            fetched_ms: at.to_unix_ms(token.sent()),
+            expires_ms: at.to_unix_ms(token.expires()),
         }
     }
 }
@@ -110,9 +108,9 @@ impl StoredToken {
 impl Record {
     /// The token on today's monotonic clock, if it is still good and its times are possible:
     /// fetched at most five minutes in the future, living at most two hours, not expired.
-    pub fn revive(&self, clock: Clock) -> Option<Token> {
+    pub fn revive(&self, at: Time) -> Option<Token> {
         let stored = self.token.as_ref()?;
-        let (now, wall) = (Instant::now(), clock.now_ms());
+        let (now, wall) = (at.now, at.wall_ms);
         let lifetime = stored.expires_ms.checked_sub(stored.fetched_ms)?;
         if stored.fetched_ms > wall.saturating_add(millis(SKEW)) || lifetime > millis(LONGEST) {
             return None;
@@ -137,25 +135,26 @@ impl Record {
     /// The token of a record that was written while this node was there to hear of it. Times that
     /// leave less than half of its life can then only come of clocks that differ, and it counts as
     /// fetched just now. At most two hours.
-    pub fn revive_as_news(&self, clock: Clock) -> Option<Token> {
-        let plausible =
-            |token: &Token| token.expires_in() >= token.expires().duration_since(token.sent()) / 2;
-        if let Some(token) = self.revive(clock).filter(plausible) {
-            return Some(token);
+    pub fn revive_as_news(&self, at: Time) -> Option<Token> {
+        if let Some(token) = self.revive(at) {
+            let lifetime = token.expires().duration_since(token.sent());
+            if token.left_at(at.now) >= lifetime / 2 {
+                return Some(token);
+            }
         }
         let stored = self.token.as_ref()?;
         let lifetime = Duration::from_millis(stored.expires_ms.checked_sub(stored.fetched_ms)?);
-        let now = Instant::now();
+        let now = at.now;
         let possible = !lifetime.is_zero() && lifetime <= LONGEST;
         possible.then(|| Token::new(self.generation, stored.value.clone(), now, now + lifetime))
     }
 
     /// The refusal that still holds, and for how long. At most eleven minutes.
-    pub fn refused(&self, clock: Clock) -> Option<(Refusal, Duration)> {
+    pub fn refused(&self, at: Time) -> Option<(Refusal, Duration)> {
         let refusal = self.refusal?;
         let left = refusal
             .until_ms
-            .checked_sub(clock.now_ms())
+            .checked_sub(at.wall_ms)
             .filter(|left| *left > 0)?;
         Some((refusal, Duration::from_millis(left).min(LONGEST_REFUSAL)))
     }
@@ -184,6 +183,7 @@ impl Record {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::token::clock::Clock;
 
     pub(crate) fn sample(generation: u64, token: Option<&str>) -> Record {
         Record {
@@ -207,13 +207,15 @@ pub(crate) mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_token_is_revived_with_what_remains_of_it() {
         let record = sample(4, Some("t"));
-        let token = record.revive(Clock::starting_at(11_000_000)).unwrap();
+        let token = record
+            .revive(Clock::starting_at(11_000_000).time())
+            .unwrap();
         assert_eq!(
             (token.generation(), token.expires_in().as_millis()),
             (Generation(4), 6_200_000)
         );
         assert_eq!(
-            StoredToken::of(&token, Clock::starting_at(11_000_000)),
+            StoredToken::of(&token, Clock::starting_at(11_000_000).time()),
             record.token.unwrap()
         );
     }
@@ -230,7 +232,7 @@ pub(crate) mod tests {
                 token,
                 ..sample(1, None)
             }
-            .revive(Clock::starting_at(wall))
+            .revive(Clock::starting_at(wall).time())
             .map(|token| token.expires_in().as_millis())
         };
         assert_eq!(with(10_000_000, 17_200_000, 17_200_000), None, "expired");

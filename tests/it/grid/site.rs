@@ -229,7 +229,7 @@ impl Site {
             };
             let _ = record
                 .budget
-                .spend_forced(u64::try_from(now).expect("not yet"), Forcer::Keeper);
+                .spend_forced(u64::try_from(now).expect("not yet"), Forcer::Refresher);
             store.save(&key, record).await.is_ok()
         })
         .await;

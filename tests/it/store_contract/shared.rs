@@ -104,7 +104,7 @@ async fn spending(one: &dyn TokenStore, other: &dyn TokenStore) {
         for n in 0..times {
             record
                 .budget
-                .spend_forced(NOON_MS + n * 60_000, Forcer::Keeper)
+                .spend_forced(NOON_MS + n * 60_000, Forcer::Refresher)
                 .unwrap();
         }
         record

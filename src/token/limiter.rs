@@ -1,0 +1,187 @@
+//! Limiter of the refreshes that follow a rejection: the acceptance of the last token decides.
+//!
+//! Pure state of one account; its owner reports events with their time.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::budget::{Bucket, Exhausted};
+use crate::base::backoff::Backoff;
+
+/// A token that was accepted at least once is replaced at once; one that never was waits out a
+/// back-off of 30 s, doubling to 5 min, since its refusal has another cause than age. Over both
+/// stands a bucket of ten and one a minute.
+#[derive(Debug)]
+pub(crate) struct RefreshLimiter {
+    accepted: bool,
+    /// Refreshes in a row that brought no accepted token.
+    rejections: u32,
+    since: Instant,
+    bucket: Bucket,
+    /// Another server keeps the token: looking there again costs WeChat nothing.
+    external: bool,
+    /// The last look there brought nothing new.
+    found_nothing: bool,
+}
+
+/// Reason against a refresh now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Denied {
+    /// The current token was never accepted and is too young to be blamed again.
+    Backoff,
+    /// The bucket is empty.
+    Bucket,
+}
+
+const BACKOFF: Backoff = Backoff {
+    min: Duration::from_secs(30),
+    max: Duration::from_secs(300),
+};
+/// Between two looks at another server that has nothing new.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
+
+impl RefreshLimiter {
+    /// For tokens that wxgate fetches itself.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            accepted: false,
+            rejections: 0,
+            since: now,
+            bucket: Bucket::full(now),
+            external: false,
+            found_nothing: false,
+        }
+    }
+
+    /// For a token that another server keeps: no budget, and a look at most every three seconds
+    /// while it has nothing new, so that a server that has died costs no look per call.
+    pub(crate) fn external(now: Instant) -> Self {
+        Self {
+            external: true,
+            ..Self::new(now)
+        }
+    }
+
+    /// Notes that WeChat accepted the current token.
+    pub(crate) fn accept(&mut self) {
+        self.accepted = true;
+        self.rejections = 0;
+    }
+
+    /// Notes that another token took its place at `now`, after a rejection or in its time.
+    pub(crate) fn renewed(&mut self, now: Instant, after_rejection: bool) {
+        self.rejections = if after_rejection && !self.accepted {
+            self.rejections.saturating_add(1)
+        } else {
+            1
+        };
+        self.accepted = false;
+        self.found_nothing = false;
+        self.since = now;
+    }
+
+    /// Notes that a refresh brought no other token.
+    pub(crate) fn unchanged(&mut self, now: Instant) {
+        self.renewed(now, true);
+        self.found_nothing = true;
+    }
+
+    /// Gives back the last admission, since another node had refreshed already.
+    pub(crate) fn put_back(&mut self, now: Instant) {
+        self.bucket.put_back(now);
+    }
+
+    /// Forgets the back-off, because an operator asked for it.
+    pub(crate) fn reset(&mut self) {
+        self.rejections = 0;
+        self.found_nothing = false;
+    }
+
+    /// Admits one refresh, or says why not. `suspect` passes the back-off, not the bucket.
+    pub(crate) fn admit(&mut self, now: Instant, suspect: bool) -> Result<(), Denied> {
+        if self.external {
+            let too_soon = self.found_nothing && now < self.since + LOOK_AGAIN;
+            return if too_soon {
+                Err(Denied::Backoff)
+            } else {
+                Ok(())
+            };
+        }
+        let pause = if self.accepted || suspect || self.rejections == 0 {
+            Duration::ZERO
+        } else {
+            BACKOFF.plain(self.rejections)
+        };
+        if now < self.since + pause {
+            return Err(Denied::Backoff);
+        }
+        self.bucket.take(now).map_err(|Exhausted(_)| Denied::Bucket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn five_honest_revocations_in_two_seconds_pass() {
+        let start = Instant::now();
+        let mut limiter = RefreshLimiter::new(start);
+        for n in 0..5 {
+            limiter.accept();
+            let now = start + Duration::from_millis(n * 400);
+            assert_eq!(limiter.admit(now, false), Ok(()));
+            limiter.renewed(now, true);
+        }
+    }
+
+    #[test]
+    fn a_token_that_was_never_accepted_waits_longer_each_time() {
+        let start = Instant::now();
+        let mut limiter = RefreshLimiter::new(start);
+        limiter.renewed(start, false);
+        let mut replaced = Vec::new();
+        for second in 0..1200 {
+            if limiter.admit(start + secs(second), false).is_ok() {
+                limiter.renewed(start + secs(second), true);
+                replaced.push(second);
+            }
+        }
+        assert_eq!(replaced, [30, 90, 210, 450, 750, 1050]);
+    }
+
+    #[test]
+    fn another_server_is_looked_at_whenever_it_may_have_news_and_every_three_seconds_when_it_has_none()
+     {
+        let now = Instant::now();
+        let mut limiter = RefreshLimiter::external(now);
+        for _ in 0..100 {
+            assert_eq!(limiter.admit(now, false), Ok(()));
+            limiter.renewed(now, true);
+        }
+        limiter.unchanged(now);
+        limiter.accept();
+        assert_eq!(limiter.admit(now + secs(2), true), Err(Denied::Backoff));
+        assert_eq!(limiter.admit(now + secs(3), false), Ok(()));
+        limiter.unchanged(now);
+        limiter.reset();
+        assert_eq!(limiter.admit(now, false), Ok(()), "an operator has spoken");
+    }
+
+    #[test]
+    fn a_suspect_token_passes_the_back_off_but_not_the_bucket() {
+        let now = Instant::now();
+        let mut limiter = RefreshLimiter::new(now);
+        limiter.renewed(now, false);
+        assert_eq!(limiter.admit(now, false), Err(Denied::Backoff));
+        for _ in 0..Bucket::SIZE {
+            assert_eq!(limiter.admit(now, true), Ok(()));
+        }
+        assert_eq!(limiter.admit(now, true), Err(Denied::Bucket));
+    }
+}

@@ -1,0 +1,217 @@
+//! Actor around the state machine of one credential: turns messages, ends of steps and the deadline
+//! into events, and carries out what follows.
+//!
+//! It never waits for anything else, so the mailbox is always read.
+
+use std::{collections::HashMap, mem, sync::Arc, sync::atomic::Ordering};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+
+use super::{
+    Chance, Command, Refresh, Refreshed, Shared,
+    cluster::LeaseGuard,
+    life::{Blocked, CallerId, Effects, Event, Life, Moment, OperatorId},
+    notices::Journal,
+    status::State,
+    steps::{self, Ended, Steps},
+    writer::RecordWriter,
+};
+use crate::token::{Generation, budget::BudgetKind, error::TokenError};
+
+/// One state machine, and everything through which it acts.
+pub(super) struct Actor {
+    pub(super) life: Life,
+    pub(super) shared: Arc<Shared>,
+    pub(super) publish: watch::Sender<State>,
+    pub(super) journal: Journal,
+    pub(super) chance: Chance,
+    pub(super) writer: RecordWriter,
+    pub(super) steps: Steps,
+    pub(super) running: Running,
+}
+
+/// State of the outside world that the state machine knows by number only.
+#[derive(Default)]
+pub(super) struct Running {
+    step: Option<JoinHandle<Ended>>,
+    lease: Option<LeaseGuard>,
+    callers: HashMap<CallerId, oneshot::Sender<Refresh>>,
+    operators: HashMap<OperatorId, oneshot::Sender<Result<Refreshed, TokenError>>>,
+    last_id: u64,
+}
+
+impl Chance {
+    /// The moment of an event that finds this evidence.
+    pub(super) fn moment(&self, jitter: f64, accepted: u64) -> Moment {
+        Moment {
+            time: self.clock.time(),
+            jitter,
+            accepted: Generation(accepted),
+        }
+    }
+}
+
+impl Actor {
+    /// Runs until the last handle is gone and the refresh under way has ended.
+    pub(super) async fn run(mut self, mut mailbox: mpsc::UnboundedReceiver<Command>) {
+        let stored = self.writer.load().await;
+        self.handle(Event::Loaded(stored.map(Box::new)));
+        let mut open = true;
+        while open || self.life.is_refreshing() {
+            let deadline = self.life.deadline().filter(|_| open);
+            // First fetches of many accounts keep to a pace; every later one is due by itself.
+            let is_first = self.shared.token.load().is_none();
+            let due = self
+                .shared
+                .turn
+                .due(deadline.unwrap_or_else(Instant::now), is_first);
+            tokio::select! {
+                biased;
+                ended = steps::ended(&mut self.running.step) => {
+                    // Before the event, which may give the lease back.
+                    if ended.lease.is_some() {
+                        self.running.lease = ended.lease;
+                    }
+                    self.handle(Event::StepEnded(ended.outcome));
+                }
+                command = mailbox.recv(), if open => match command {
+                    Some(command) => {
+                        let event = self.event(command);
+                        self.handle(event);
+                    }
+                    None => open = false,
+                },
+                () = due, if deadline.is_some() => {
+                    let unused_for = self.shared.unused_for();
+                    self.handle(Event::Deadline { unused_for });
+                }
+            }
+        }
+    }
+
+    fn event(&mut self, command: Command) -> Event {
+        match command {
+            Command::Rejected {
+                generation,
+                path,
+                reply,
+            } => {
+                let caller = CallerId(self.running.next_id());
+                self.running.callers.insert(caller, reply);
+                Event::Rejected {
+                    caller,
+                    generation,
+                    path,
+                }
+            }
+            Command::ReplayRejected {
+                generation,
+                path,
+                accepted,
+            } => Event::ReplayRejected {
+                generation,
+                path,
+                accepted,
+            },
+            Command::Order { force, reply } => {
+                let operator = OperatorId(self.running.next_id());
+                self.running.operators.insert(operator, reply);
+                Event::Ordered { operator, force }
+            }
+            Command::Retire => Event::Retired,
+            Command::Want => Event::Wanted,
+            Command::TokenReplaced => Event::TokenReplaced,
+            Command::Replicated(record) => Event::Replicated(record),
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        // A draw is a system call, so requests do without one.
+        let jitter = if event.is_scheduling() {
+            (self.chance.jitter)()
+        } else {
+            0.5
+        };
+        let accepted = self.shared.evidence.load(Ordering::Relaxed);
+        let effects = self.life.on(self.chance.moment(jitter, accepted), event);
+        self.carry_out(effects);
+    }
+
+    /// See [`Effects`] for the order.
+    fn carry_out(&mut self, effects: Effects) {
+        if effects.clear_evidence {
+            self.shared.evidence.store(0, Ordering::Relaxed);
+        }
+        let is_new = effects.install.is_some();
+        if let Some(token) = effects.install {
+            let expires = self.chance.clock.to_unix_ms(token.expires());
+            self.journal
+                .metrics
+                .installed(token.generation().0, expires);
+            self.shared.token.store(Some(token));
+        }
+        self.publish(is_new);
+        if effects.save {
+            self.writer.save(self.life.record().clone());
+        }
+        for notice in effects.notices {
+            self.journal.write(notice);
+        }
+        for (caller, refresh) in effects.replies {
+            if let Some(reply) = self.running.callers.remove(&caller) {
+                let _ = reply.send(refresh);
+            }
+        }
+        for (operator, report) in effects.reports {
+            if let Some(reply) = self.running.operators.remove(&operator) {
+                let _ = reply.send(report.map_err(|blocked| self.error(blocked)));
+            }
+        }
+        if let Some(step) = effects.step {
+            self.running.step = Some(self.steps.start(step, self.writer.latest()));
+        }
+        if effects.release_lease
+            && let Some(lease) = mem::take(&mut self.running.lease)
+        {
+            lease.release(self.writer.latest());
+        }
+    }
+
+    /// Tells everybody who waits or asks, if there is news.
+    fn publish(&self, is_new: bool) {
+        let state = self.life.state();
+        let budgets = [
+            (BudgetKind::Classic, state.classic_left),
+            (BudgetKind::Forced, state.forced_left),
+        ];
+        let changed = self.publish.send_if_modified(|published| {
+            let changed = is_new || *published != state;
+            *published = state;
+            changed
+        });
+        // The gauges of an account that is gone are off the page and have to stay there.
+        if changed && !self.life.is_retired() {
+            for (budget, left) in budgets {
+                if let Some(left) = left {
+                    self.journal.metrics.budget(budget, left);
+                }
+            }
+        }
+    }
+
+    fn error(&self, blocked: Blocked) -> TokenError {
+        let account = self.shared.name.clone();
+        TokenError::new(account, blocked.cause, blocked.retry_after)
+    }
+}
+
+impl Running {
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+}

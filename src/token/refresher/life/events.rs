@@ -1,0 +1,256 @@
+//! Events that go into the state machine, and effects that come out of it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::super::{GiveBackReason, Refresh, Refreshed, notices::Notice};
+use crate::{
+    base::Secret,
+    token::{
+        budget::Forcer,
+        clock::Time,
+        error::Cause,
+        limiter::Denied,
+        source::{FetchError, Fetched, Mode, Probe},
+        store::{Identity, Record},
+        value::{Generation, Token},
+    },
+};
+
+/// Clocks, chance and the word of the requests at the moment of an event.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    pub(crate) time: Time,
+    /// Random number, evenly between 0 and 1.
+    pub(crate) jitter: f64,
+    /// Generation that a request saw accepted since [`Effects::clear_evidence`]; 0 for none.
+    pub(crate) accepted: Generation,
+}
+
+/// Number of a request that waits for a newer token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct CallerId(pub(in crate::token::refresher) u64);
+
+/// Number of an operator's order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct OperatorId(pub(in crate::token::refresher) u64);
+
+/// Something that happened outside.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The store was read for the first time.
+    Loaded(Option<Box<Record>>),
+    /// The deadline has passed. `unused_for` is the time since the last question for a ticket.
+    Deadline { unused_for: Duration },
+    /// A request's token was rejected on `path`, and the request waits for a newer one.
+    Rejected {
+        caller: CallerId,
+        generation: Generation,
+        path: Box<str>,
+    },
+    /// A replay on `path` was rejected too. `accepted` if another request saw that generation
+    /// accepted before.
+    ReplayRejected {
+        generation: Generation,
+        path: Box<str>,
+        accepted: bool,
+    },
+    /// An operator ordered a refresh.
+    Ordered { operator: OperatorId, force: bool },
+    /// The account is gone or has another refresher.
+    Retired,
+    /// A ticket was asked for and is not there.
+    Wanted,
+    /// The token of a ticket was rejected and replaced, or is there at last.
+    TokenReplaced,
+    /// The shared store holds this now.
+    Replicated(Option<Box<Record>>),
+    /// The step under way has ended.
+    StepEnded(Outcome),
+}
+
+/// I/O of a refresh, one step after the other; at most one is under way.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Asks the other nodes for the lease and for what they know.
+    Preflight(Known),
+    /// Asks the source. With `costs`, the record has to be written first, within some patience.
+    Fetch {
+        mode: Mode,
+        costs: bool,
+        rejected: Option<Secret>,
+    },
+    /// Asks WeChat whether it takes the token.
+    Probe(Secret),
+    /// Waits until the record is written, within some patience.
+    Write,
+}
+
+/// End of a step.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Preflight(Preflight),
+    Fetched {
+        sent: Instant,
+        result: Result<Fetched, FetchError>,
+    },
+    Probed(Probe),
+    /// Written or not; `newer` is what the store holds instead.
+    Written {
+        newer: Option<Box<Record>>,
+    },
+    /// The step ended by a panic.
+    Panicked,
+}
+
+/// Knowledge of this node, against which the record of another node is compared.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) identity: Identity,
+    pub(crate) generation: Generation,
+    pub(crate) token: Option<Secret>,
+    /// True if a person asks, so that a remembered refusal does not count.
+    pub(crate) insists: bool,
+}
+
+/// Answer of the other nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Preflight {
+    /// Their record, as far as it could be read.
+    pub(crate) record: Option<Box<Record>>,
+    /// True if that record makes the fetch needless.
+    pub(crate) settled: bool,
+    /// True if this node has the lease.
+    pub(crate) leased: bool,
+    /// True if the store answered, so that the other nodes learn what is spent.
+    pub(crate) heard: bool,
+}
+
+/// Everything that follows from one event. The fields stand in the order in which they are carried
+/// out.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    /// Requests start to gather evidence anew. First, so that none for the new token gets lost.
+    pub(crate) clear_evidence: bool,
+    /// Token that requests get from now on.
+    pub(crate) install: Option<Arc<Token>>,
+    /// The record is written.
+    pub(crate) save: bool,
+    /// Log lines and counters. Their reader finds the token and the state in place already.
+    pub(crate) notices: Vec<Notice>,
+    /// Answers to requests that waited.
+    pub(crate) replies: Vec<(CallerId, Refresh)>,
+    /// Answers to operators.
+    pub(crate) reports: Vec<(OperatorId, Result<Refreshed, Blocked>)>,
+    /// Next step; never while another is under way.
+    pub(crate) step: Option<Step>,
+    /// The lease is given back once the record is written.
+    pub(crate) release_lease: bool,
+}
+
+/// Reason why an operator's order was not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Blocked {
+    pub(crate) cause: Cause,
+    pub(crate) retry_after: Duration,
+}
+
+/// Reason of a refresh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trigger {
+    /// There is no token yet.
+    Start,
+    /// The token comes to its end.
+    Timer,
+    /// A token that another server keeps is read again. Costs nothing at WeChat.
+    Poll,
+    /// WeChat rejected the token.
+    Rejected,
+    /// WeChat rejected the token and gives it again.
+    Forced,
+    /// A person wants it.
+    Operator { force: bool },
+}
+
+impl Event {
+    /// True if the event may set the time of a later refresh, for which chance is needed.
+    pub(crate) fn is_scheduling(&self) -> bool {
+        matches!(
+            self,
+            Self::Loaded(_) | Self::Replicated(_) | Self::StepEnded(_)
+        )
+    }
+}
+
+impl Trigger {
+    /// Label for metrics; bounded.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Timer => "timer",
+            Self::Poll => "poll",
+            Self::Rejected => "rejected",
+            Self::Forced => "forced",
+            Self::Operator { .. } => "operator",
+        }
+    }
+
+    /// True if a rejection is the reason.
+    pub(super) fn is_rejection(self) -> bool {
+        matches!(self, Self::Rejected | Self::Forced)
+    }
+
+    pub(super) fn is_operator(self) -> bool {
+        matches!(self, Self::Operator { .. })
+    }
+
+    /// Mode of the fetch.
+    pub(crate) fn mode(self) -> Mode {
+        match self {
+            Self::Forced | Self::Operator { force: true } => Mode::Forced,
+            _ => Mode::Normal,
+        }
+    }
+
+    /// Share of the forced budget that pays.
+    pub(crate) fn forcer(self) -> Forcer {
+        if self.is_operator() {
+            Forcer::Operator
+        } else {
+            Forcer::Refresher
+        }
+    }
+}
+
+impl Known {
+    /// True if the record makes a fetch needless: by a token that is new here, or because WeChat
+    /// has refused.
+    pub(crate) fn is_settled_by(&self, record: &Record, at: Time) -> bool {
+        if record.identity != self.identity {
+            return false;
+        }
+        let refused = !self.insists && record.refused(at).is_some();
+        let unheard = self.token.is_some() && record.generation > self.generation;
+        let is_new = record.generation >= self.generation
+            && record
+                .token
+                .as_ref()
+                .is_some_and(|token| Some(&token.value) != self.token.as_ref());
+        let revived = if unheard {
+            record.revive_as_news(at)
+        } else {
+            record.revive(at)
+        };
+        refused || is_new && revived.is_some()
+    }
+}
+
+impl From<Denied> for GiveBackReason {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Backoff => Self::Backoff,
+            Denied::Bucket => Self::Budget,
+        }
+    }
+}

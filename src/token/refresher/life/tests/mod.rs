@@ -1,0 +1,113 @@
+//! The state machine called directly: `table` has one row for each transition, `properties` what
+//! holds for every sequence of events.
+
+mod properties;
+mod table;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::*;
+use crate::token::{
+    Kind,
+    clock::Time,
+    kept::Kept,
+    refresher::{
+        Refresh,
+        tests::{NOON_MS, account},
+    },
+    source::{FetchError, Fetched, Probe},
+};
+
+/// State machine with a clock of its own and what it would have under way.
+struct Machine {
+    life: Life,
+    at: Moment,
+}
+
+impl Machine {
+    /// Has read an empty store.
+    fn new(kept: Kept, kind: Kind, shared: bool) -> Self {
+        let at = Moment {
+            time: Time {
+                now: Instant::now(),
+                wall_ms: NOON_MS,
+            },
+            jitter: 0.5,
+            accepted: Generation(0),
+        };
+        let policy = Policy::of(kept, kind);
+        let before = Duration::from_secs(300);
+        let life = Life::new(&account(kind), policy, before, shared, at);
+        Self { life, at }
+    }
+
+    fn on(&mut self, event: Event) -> Effects {
+        let effects = self.life.on(self.at, event);
+        if effects.clear_evidence {
+            self.at.accepted = Generation(0);
+        }
+        effects
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.at.time.now += time;
+        self.at.time.wall_ms += u64::try_from(time.as_millis()).unwrap();
+    }
+
+    /// After an event that is of no interest.
+    fn then(mut self, event: Event) -> Self {
+        self.on(event);
+        self
+    }
+
+    fn after(mut self, seconds: u64) -> Self {
+        self.pass(Duration::from_secs(seconds));
+        self
+    }
+
+    /// A request saw the current token accepted.
+    fn accepted(mut self) -> Self {
+        self.at.accepted = self.life.generation();
+        self
+    }
+}
+
+const DEADLINE: Event = Event::Deadline {
+    unused_for: Duration::ZERO,
+};
+
+fn fetched(token: &str, sent: Instant, expires_in: u64) -> Event {
+    let result = Ok(Fetched {
+        token: crate::base::Secret::new(token.to_owned()),
+        expires_in: Duration::from_secs(expires_in),
+    });
+    Event::StepEnded(Outcome::Fetched { sent, result })
+}
+
+fn failed(sent: Instant, error: FetchError) -> Event {
+    let result = Err(error);
+    Event::StepEnded(Outcome::Fetched { sent, result })
+}
+
+fn probed(probe: Probe) -> Event {
+    Event::StepEnded(Outcome::Probed(probe))
+}
+
+fn written() -> Event {
+    Event::StepEnded(Outcome::Written { newer: None })
+}
+
+fn rejected(caller: u64, generation: u64, path: &str) -> Event {
+    Event::Rejected {
+        caller: CallerId(caller),
+        generation: Generation(generation),
+        path: path.into(),
+    }
+}
+
+fn ordered(operator: u64, force: bool) -> Event {
+    let operator = OperatorId(operator);
+    Event::Ordered { operator, force }
+}

@@ -1,0 +1,437 @@
+//! Invariants over random sequences of events: generations never go back, at most one refresh is
+//! under way, a failure costs no token, budgets hold, and everybody who waits is answered.
+
+use std::collections::{HashMap, HashSet};
+
+use proptest::{prelude::*, sample::select};
+
+use super::*;
+use crate::{
+    base::Secret,
+    token::{
+        budget::{CLASSIC_PER_DAY, FORCED_PER_DAY, FORCED_PER_DAY_OPERATOR},
+        store::Refusal,
+    },
+    wechat::ticket::TicketType,
+};
+
+/// One thing that chance does next.
+#[derive(Debug, Clone)]
+enum Act {
+    Pass(u64),
+    Deadline {
+        unused: bool,
+    },
+    Accept,
+    Reject {
+        old: bool,
+        path: u8,
+    },
+    RejectReplay {
+        accepted: bool,
+    },
+    Order {
+        force: bool,
+    },
+    Retire,
+    Want,
+    ReplaceToken,
+    /// Another node's record: so many generations ahead, this token, refused or not.
+    Replicate {
+        ahead: i8,
+        token: u8,
+        refused: bool,
+    },
+    LoseRecord,
+    End(End),
+}
+
+/// End of the step under way; the part that fits its kind.
+#[derive(Debug, Clone)]
+struct End {
+    fetched: Result<(bool, u64), FetchError>,
+    probe: Probe,
+    peers: Option<(i8, u8)>,
+    leased: bool,
+    heard: bool,
+    panics: bool,
+}
+
+/// Machine, and the account of what it owes and has spent.
+struct Run {
+    machine: Machine,
+    kind: Kind,
+    step: Option<Step>,
+    /// Requests that wait, with the generation that was rejected.
+    callers: HashMap<CallerId, Generation>,
+    operators: HashSet<OperatorId>,
+    ids: u64,
+    minted: u64,
+    spent: HashMap<u64, Spent>,
+}
+
+/// Fetches of one day.
+#[derive(Default)]
+struct Spent {
+    classic: u32,
+    forced: u32,
+    forced_alone: u32,
+}
+
+const ERRORS: [FetchError; 7] = [
+    FetchError::Connect,
+    FetchError::Broken,
+    FetchError::NoToken,
+    FetchError::Panicked,
+    refusal(-1),
+    refusal(40125),
+    refusal(45009),
+];
+
+const fn refusal(code: i64) -> FetchError {
+    FetchError::Refused {
+        platform: Platform::Wechat,
+        code,
+        ip: None,
+    }
+}
+
+fn end() -> impl Strategy<Value = End> {
+    let fetched = prop_oneof![
+        3 => (any::<bool>(), 1_u64..7200).prop_map(Ok),
+        2 => select(&ERRORS[..]).prop_map(Err),
+    ];
+    let probe = select(vec![
+        Probe::Fine,
+        Probe::Stale,
+        Probe::Stale,
+        Probe::Unknown,
+    ]);
+    let peers = proptest::option::of((-1_i8..3, 0_u8..4));
+    let rare = prop::bool::weighted(0.05);
+    (fetched, probe, peers, any::<bool>(), any::<bool>(), rare).prop_map(
+        |(fetched, probe, peers, leased, heard, panics)| End {
+            fetched,
+            probe,
+            peers,
+            leased: leased && heard,
+            heard,
+            panics,
+        },
+    )
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        8 => end().prop_map(Act::End),
+        4 => (any::<bool>(), 0_u8..3).prop_map(|(old, path)| Act::Reject { old, path }),
+        3 => select(vec![1, 100, 1000, 20_000, 60_000, 300_000, 3_600_000]).prop_map(Act::Pass),
+        3 => prop::bool::weighted(0.1).prop_map(|unused| Act::Deadline { unused }),
+        2 => Just(Act::Accept),
+        1 => any::<bool>().prop_map(|accepted| Act::RejectReplay { accepted }),
+        1 => any::<bool>().prop_map(|force| Act::Order { force }),
+        1 => Just(Act::Want),
+        1 => Just(Act::ReplaceToken),
+        1 => (-1_i8..3, 0_u8..4, prop::bool::weighted(0.2))
+            .prop_map(|(ahead, token, refused)| Act::Replicate { ahead, token, refused }),
+        1 => Just(Act::LoseRecord),
+    ]
+}
+
+fn credential() -> impl Strategy<Value = (Kept, Kind, bool)> {
+    let kept = select(vec![
+        Kept::Token,
+        Kept::Token,
+        Kept::Token,
+        Kept::Ticket(TicketType::Jsapi),
+    ]);
+    (kept, select(&Kind::ALL[..]), any::<bool>())
+}
+
+impl Run {
+    /// With most of the day's budgets spent before.
+    fn new((kept, kind, shared): (Kept, Kind, bool), spent: (u32, u32)) -> Self {
+        let shared = shared && Policy::of(kept, kind).stored;
+        let mut run = Self {
+            machine: Machine::new(kept, kind, shared),
+            kind,
+            step: None,
+            callers: HashMap::new(),
+            operators: HashSet::new(),
+            ids: 0,
+            minted: 0,
+            spent: HashMap::new(),
+        };
+        let mut record = run.record(0, 0);
+        let today = run.spent.entry(run.day()).or_default();
+        for _ in 0..spent.0 {
+            record.budget.spend_classic(NOON_MS - 1).unwrap();
+            today.classic += 1;
+        }
+        for n in 0..spent.1 {
+            let then = NOON_MS - 600_000 + u64::from(n) * 60_000;
+            record.budget.spend_forced(then, Forcer::Refresher).unwrap();
+            today.forced += 1;
+        }
+        run.on(Event::Loaded(Some(Box::new(record))));
+        run
+    }
+
+    fn day(&self) -> u64 {
+        (self.machine.at.time.wall_ms + 8 * 3_600_000) / 86_400_000
+    }
+
+    /// Record of another node that is so far ahead.
+    fn record(&self, ahead: i8, token: u8) -> Record {
+        let wall = self.machine.at.time.wall_ms;
+        let life = &self.machine.life;
+        let generation = life.record.generation.0.saturating_add_signed(ahead.into());
+        let value = match token {
+            0 => None,
+            1 => life.token.as_ref().map(|token| token.secret().clone()),
+            n => Some(Secret::new(format!("peer-{n}-{generation}"))),
+        };
+        Record {
+            generation: Generation(generation),
+            token: value
+                .filter(|_| life.policy.stored)
+                .map(|value| StoredToken {
+                    value,
+                    fetched_ms: wall - 1000,
+                    expires_ms: wall + 3_600_000,
+                }),
+            refusal: None,
+            asked_ms: wall,
+            ..life.record.clone()
+        }
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Pass(ms) => self.machine.pass(Duration::from_millis(ms)),
+            Act::Deadline { unused } => self.on(Event::Deadline {
+                unused_for: Duration::from_secs(if unused { 5 * 3600 } else { 0 }),
+            }),
+            Act::Accept => self.machine.at.accepted = self.machine.life.generation(),
+            Act::Reject { old, path } => {
+                let generation = self.machine.life.generation().0.saturating_sub(old.into());
+                self.ids += 1;
+                self.callers
+                    .insert(CallerId(self.ids), Generation(generation));
+                self.on(rejected(self.ids, generation, &format!("/{path}")));
+            }
+            Act::RejectReplay { accepted } => self.on(Event::ReplayRejected {
+                generation: self.machine.life.generation(),
+                path: "/0".into(),
+                accepted,
+            }),
+            Act::Order { force } => {
+                self.ids += 1;
+                self.operators.insert(OperatorId(self.ids));
+                self.on(ordered(self.ids, force));
+            }
+            Act::Retire => self.on(Event::Retired),
+            Act::Want => self.on(Event::Wanted),
+            Act::ReplaceToken => self.on(Event::TokenReplaced),
+            Act::LoseRecord => self.on(Event::Replicated(None)),
+            Act::Replicate {
+                ahead,
+                token,
+                refused,
+            } => {
+                let mut record = self.record(ahead, token);
+                record.refusal = refused.then_some(Refusal {
+                    code: 40125,
+                    failures: 1,
+                    until_ms: self.machine.at.time.wall_ms + 5000,
+                });
+                self.on(Event::Replicated(Some(Box::new(record))));
+            }
+            Act::End(end) => self.end(end),
+        }
+    }
+
+    fn end(&mut self, end: End) {
+        let Some(step) = self.step.take() else { return };
+        if end.panics {
+            return self.on(Event::StepEnded(Outcome::Panicked));
+        }
+        let sent = self.machine.at.time.now;
+        let outcome = match step {
+            Step::Preflight(known) => {
+                let record = end.peers.map(|(ahead, token)| self.record(ahead, token));
+                let is_settled = |r: &Record| known.is_settled_by(r, self.machine.at.time);
+                Outcome::Preflight(Preflight {
+                    settled: record.as_ref().is_some_and(is_settled),
+                    record: record.map(Box::new),
+                    leased: end.leased,
+                    heard: end.heard,
+                })
+            }
+            Step::Fetch { .. } => Outcome::Fetched {
+                sent,
+                result: end.fetched.map(|(same, life)| self.mint(same, life)),
+            },
+            Step::Probe(_) => Outcome::Probed(end.probe),
+            Step::Write => Outcome::Written { newer: None },
+        };
+        let failure = !matches!(
+            outcome,
+            Outcome::Fetched { result: Ok(_), .. }
+                | Outcome::Preflight(_)
+                | Outcome::Written { .. }
+        );
+        let before = self.machine.life.token.clone();
+        self.on(Event::StepEnded(outcome));
+        if failure {
+            let after = &self.machine.life.token;
+            let value = |token: &Option<Arc<Token>>| token.as_ref().map(|t| t.secret().clone());
+            assert_eq!(value(&before), value(after), "a failure cost the token");
+        }
+    }
+
+    fn mint(&mut self, same: bool, life: u64) -> Fetched {
+        let current = self.machine.life.token.as_ref().filter(|_| same);
+        self.minted += 1;
+        Fetched {
+            token: match current {
+                Some(token) => token.secret().clone(),
+                None => Secret::new(format!("T{}", self.minted)),
+            },
+            expires_in: Duration::from_secs(life),
+        }
+    }
+
+    /// Gives the event, and holds the effects against the account.
+    fn on(&mut self, event: Event) {
+        let before = self.machine.life.generation();
+        let had_token = self.machine.life.token.is_some();
+        let effects = self.machine.on(event);
+        let life = &self.machine.life;
+        assert!(life.generation() >= before, "the generation went back");
+        assert!(life.token.is_some() || !had_token, "the token was dropped");
+        for (caller, refresh) in effects.replies {
+            let known = self.callers.remove(&caller);
+            assert!(known.is_some(), "answered twice");
+            if let Refresh::Replay(token) = refresh {
+                assert!(
+                    known < Some(token.generation()),
+                    "a replay with an old token"
+                );
+            }
+        }
+        for (operator, _) in effects.reports {
+            assert!(
+                self.operators.remove(&operator),
+                "an operator answered twice"
+            );
+        }
+        if let Some(step) = effects.step {
+            assert!(self.step.is_none(), "two refreshes at a time");
+            self.pay(&step);
+            self.step = Some(step);
+        }
+        let life = &self.machine.life;
+        assert_eq!(life.is_refreshing(), self.step.is_some());
+        let waits = life.callers.len() + life.operators.len();
+        assert_eq!(
+            waits,
+            self.callers.len() + self.operators.len(),
+            "forgotten"
+        );
+        assert!(
+            self.callers.is_empty() || self.step.is_some() || life.deadline().is_some(),
+            "callers wait for nothing"
+        );
+        assert!(
+            self.operators.is_empty() || self.step.is_some(),
+            "operators wait for nothing"
+        );
+    }
+
+    fn pay(&mut self, step: &Step) {
+        let Step::Fetch { mode, .. } = step else {
+            return;
+        };
+        let life = &self.machine.life;
+        let Some(in_flight) = &life.in_flight else {
+            return;
+        };
+        let by_operator = in_flight.attempt.trigger.is_operator();
+        let unreachable = life.peers.as_ref().is_some_and(|peers| peers.unreachable);
+        let budget = life.policy.budget;
+        let day = self.day();
+        let spent = self.spent.entry(day).or_default();
+        match (budget, mode) {
+            (Some(BudgetKind::Classic), _) => {
+                spent.classic += 1;
+                assert!(spent.classic <= CLASSIC_PER_DAY, "classic budget");
+            }
+            (Some(BudgetKind::Forced), Mode::Forced) => {
+                spent.forced += 1;
+                spent.forced_alone += u32::from(unreachable && !by_operator);
+                let limit = if by_operator {
+                    FORCED_PER_DAY_OPERATOR
+                } else {
+                    FORCED_PER_DAY
+                };
+                assert!(spent.forced <= limit, "forced budget");
+                assert!(spent.forced_alone <= 1, "forced budget of a lonely node");
+            }
+            (None, Mode::Forced) => panic!("{:?} cannot force", self.kind),
+            _ => {}
+        }
+    }
+
+    /// Lets everything fail until nobody waits any more.
+    fn drain(&mut self) {
+        let fails = End {
+            fetched: Err(FetchError::Connect),
+            probe: Probe::Unknown,
+            peers: None,
+            leased: false,
+            heard: false,
+            panics: false,
+        };
+        for _ in 0..20 {
+            if self.step.is_some() {
+                self.end(fails.clone());
+            } else if let Some(due) = self
+                .machine
+                .life
+                .deadline()
+                .filter(|_| !self.callers.is_empty())
+            {
+                let wait = due.saturating_duration_since(self.machine.at.time.now);
+                self.machine.pass(wait);
+                self.on(DEADLINE);
+            }
+        }
+        assert!(
+            self.callers.is_empty() && self.operators.is_empty(),
+            "somebody still waits"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn whatever_happens_the_invariants_hold(
+        credential in credential(),
+        classic in 1990_u32..=2000,
+        forced in 0_u32..=6,
+        acts in prop::collection::vec(act(), 1..120),
+        retires in prop::bool::weighted(0.2),
+        more in prop::collection::vec(act(), 0..30),
+    ) {
+        let mut run = Run::new(credential, (classic, forced));
+        acts.into_iter().for_each(|act| run.act(act));
+        if retires {
+            run.act(Act::Retire);
+        }
+        more.into_iter().for_each(|act| run.act(act));
+        run.drain();
+    }
+}

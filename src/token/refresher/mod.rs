@@ -1,0 +1,469 @@
+//! Token refresher: a cheap handle for requests, in front of the actor that keeps one credential
+//! fresh.
+//!
+//! Requests read the token that the actor publishes and post what WeChat said of it; they never
+//! fetch, so a request that goes away cancels nothing. The handle works from any runtime; the actor
+//! lives on the one where it was started. All decisions are made in `life`.
+
+mod actor;
+mod cluster;
+mod expiry_warning;
+mod life;
+mod notices;
+mod policy;
+mod status;
+mod steps;
+#[cfg(test)]
+mod tests;
+mod ticket;
+mod writer;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout, timeout_at},
+};
+
+pub use self::status::{Condition, LastError, Status};
+use self::{
+    actor::{Actor, Running},
+    cluster::Cluster,
+    life::Life,
+    notices::Journal,
+    policy::Policy,
+    status::State,
+    steps::Steps,
+};
+use super::{
+    AccountSettings, Settings,
+    clock::Clock,
+    error::{Cause, TokenError},
+    kept::{Kept, Key},
+    metrics::AccountMetrics,
+    pacer::Turn,
+    published::Published,
+    source::TokenSource,
+    store::{Record, TokenStore},
+    value::{Generation, Token},
+};
+use crate::base::AccountName;
+
+/// Handle of the refresher of one credential. The last handle that is dropped ends the actor, after
+/// a refresh that is under way.
+#[derive(Clone)]
+pub struct TokenRefresher {
+    shared: Arc<Shared>,
+    mailbox: mpsc::UnboundedSender<Command>,
+    state: watch::Receiver<State>,
+}
+
+/// Advice for a request whose token was rejected.
+#[derive(Debug, Clone)]
+pub enum Refresh {
+    /// Send the request once more, with this newer token.
+    Replay(Arc<Token>),
+    /// Give WeChat's answer to the caller.
+    GiveBack(GiveBackReason),
+}
+
+/// Reason why a stale answer is not cured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GiveBackReason {
+    /// WeChat gave the same token again, and it is not dead, or nothing more can be done about it.
+    SameToken,
+    /// This path rejects tokens that other paths take.
+    PathDenied,
+    /// Too many replacements lately, or no forced refresh left today.
+    Budget,
+    /// The token was never accepted and is too young to be blamed again.
+    Backoff,
+    /// No new token could be had.
+    RefreshFailed,
+    /// The refresh took too long.
+    Timeout,
+}
+
+/// Result of an operator's refresh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refreshed {
+    /// True if there is another token than before.
+    pub refreshed: bool,
+    /// The current generation.
+    pub generation: Generation,
+    /// Rest of its life.
+    pub expires_in: Duration,
+}
+
+/// State that requests and the actor share.
+struct Shared {
+    name: AccountName,
+    kept: Kept,
+    wait: Duration,
+    patience: Duration,
+    token: Published,
+    /// Its turn among the first fetches of the API host.
+    turn: Turn,
+    /// Generation that was accepted since the actor last cleared this; 0 for none.
+    evidence: AtomicU64,
+    started: Instant,
+    /// Milliseconds after `started` at which the ticket was last asked for.
+    wanted: AtomicU64,
+}
+
+/// Message of a handle to the actor. The mailbox has no bound of its own: every message belongs to
+/// a request in flight, and those are bounded.
+enum Command {
+    Rejected {
+        generation: Generation,
+        path: Box<str>,
+        reply: oneshot::Sender<Refresh>,
+    },
+    ReplayRejected {
+        generation: Generation,
+        path: Box<str>,
+        /// True if another call with this generation went well before.
+        accepted: bool,
+    },
+    Order {
+        force: bool,
+        reply: oneshot::Sender<Result<Refreshed, TokenError>>,
+    },
+    Retire,
+    Want,
+    TokenReplaced,
+    /// Content of the shared store.
+    Replicated(Option<Box<Record>>),
+}
+
+/// Everything that a refresher is made of.
+pub(crate) struct Parts {
+    pub(crate) account: AccountSettings,
+    pub(crate) settings: Settings,
+    pub(crate) source: Arc<dyn TokenSource>,
+    pub(crate) store: Arc<dyn TokenStore>,
+    pub(crate) metrics: AccountMetrics,
+    pub(crate) chance: Chance,
+}
+
+/// From this many failures in a row on, requests do not wait for the next attempt any more.
+const BREAKER: u32 = 3;
+
+impl TokenRefresher {
+    /// Starts the refresher of an account's token on the current runtime, which must not be one
+    /// that serves requests.
+    pub fn spawn(
+        account: AccountSettings,
+        settings: Settings,
+        source: Arc<dyn TokenSource>,
+        store: Arc<dyn TokenStore>,
+        metrics: AccountMetrics,
+    ) -> Self {
+        Self::spawn_from(Parts {
+            account,
+            settings,
+            source,
+            store,
+            metrics,
+            chance: Chance::system(),
+        })
+    }
+
+    /// As [`TokenRefresher::spawn`], with a clock and random numbers of one's own.
+    pub(crate) fn spawn_from(parts: Parts) -> Self {
+        Self::start(Kept::Token, parts)
+    }
+
+    fn start(kept: Kept, parts: Parts) -> Self {
+        let Parts {
+            account,
+            settings,
+            source,
+            store,
+            metrics,
+            chance,
+        } = parts;
+        let shared = Arc::new(Shared {
+            name: account.name.clone(),
+            kept,
+            wait: settings.wait,
+            patience: settings.fetch_timeout + settings.wait,
+            token: Published::default(),
+            turn: source.turn(),
+            evidence: AtomicU64::new(0),
+            started: Instant::now(),
+            wanted: AtomicU64::new(0),
+        });
+        let (mailbox, commands) = mpsc::unbounded_channel();
+        let (publish, state) = watch::channel(State::default());
+        let key = Key {
+            account: account.name.clone(),
+            kept,
+        };
+        let policy = Policy::of(kept, account.kind());
+        let cluster = Cluster::of(&key, &store, &metrics, chance.clock).filter(|_| policy.stored);
+        if let Some(cluster) = cluster.clone() {
+            tokio::spawn(cluster.watch(mailbox.downgrade(), chance.jitter));
+        }
+        let actor = Actor {
+            life: Life::new(
+                &account,
+                policy,
+                settings.refresh_before,
+                cluster.is_some(),
+                chance.moment(0.5, 0),
+            ),
+            shared: Arc::clone(&shared),
+            publish,
+            chance,
+            writer: writer::spawn(key.clone(), store, metrics.clone()),
+            steps: Steps {
+                source,
+                cluster,
+                limit: settings.fetch_timeout,
+            },
+            running: Running::default(),
+            journal: Journal {
+                key,
+                kind: account.kind(),
+                appid: account.appid,
+                metrics,
+            },
+        };
+        tokio::spawn(actor.run(commands));
+        Self {
+            shared,
+            mailbox,
+            state,
+        }
+    }
+
+    /// The token, if there is one that is good right now. No lock, no wait.
+    pub fn token(&self) -> Option<Arc<Token>> {
+        self.shared
+            .token
+            .load_full()
+            .filter(|token| token.is_alive())
+    }
+
+    /// The current token and those replaced less than 7200 s ago, if a text of this length can hold
+    /// one of them.
+    pub(crate) fn known_tokens(&self, length: usize) -> Vec<Arc<Token>> {
+        if self.shared.token.fits_into(length) {
+            self.shared.token.known()
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// The token, or what there is after at most `token.wait`.
+    ///
+    /// # Errors
+    /// At once when a refusal is remembered or the next attempt is too far away; else when the wait
+    /// is over.
+    pub async fn current(&self) -> Result<Arc<Token>, TokenError> {
+        if let Some(token) = self.token() {
+            return Ok(token);
+        }
+        let deadline = Instant::now() + self.shared.wait;
+        let mut state = self.state.clone();
+        loop {
+            if let Some(token) = self.token() {
+                return Ok(token);
+            }
+            if let Some(error) = self.hopeless(&state.borrow_and_update(), deadline) {
+                return Err(error);
+            }
+            self.shared.turn.hurry();
+            match timeout_at(deadline, state.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(self.error(Cause::Stopped, Duration::from_secs(1))),
+                Err(_) => return self.token().ok_or_else(|| self.last_error(&state.borrow())),
+            }
+        }
+    }
+
+    /// A token that is newer than `known`, as soon as there is one; `None` when `deadline` comes
+    /// first or the refresher ends. Asks WeChat for nothing.
+    pub async fn wait_past(&self, known: Generation, deadline: Instant) -> Option<Arc<Token>> {
+        let mut state = self.state.clone();
+        loop {
+            // Before the look at the token, so that no change between the two is missed.
+            state.borrow_and_update();
+            if let Some(token) = self.token().filter(|token| token.generation() > known) {
+                return Some(token);
+            }
+            timeout_at(deadline, state.changed()).await.ok()?.ok()?;
+        }
+    }
+
+    /// WeChat answered a request with this generation with something that is not stale.
+    pub fn accepted(&self, generation: Generation) {
+        // The order does not matter: a note that comes a moment late is as good. An older
+        // generation says nothing new.
+        if self.shared.evidence.load(Ordering::Relaxed) < generation.0 {
+            self.shared.evidence.store(generation.0, Ordering::Relaxed);
+        }
+    }
+
+    /// WeChat called this generation stale on `path`. Returns a newer token as soon as there is
+    /// one, fetched once for all who ask; else says why not. Takes at most `token.fetch_timeout` +
+    /// `token.wait`. An empty path does not come on the denylist.
+    pub async fn refresh_past(&self, rejected: Generation, path: &str) -> Refresh {
+        if let Some(token) = self.token().filter(|token| token.generation() > rejected) {
+            return Refresh::Replay(token);
+        }
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Rejected {
+            generation: rejected,
+            path: path.into(),
+            reply,
+        };
+        if self.mailbox.send(command).is_err() {
+            return Refresh::GiveBack(GiveBackReason::RefreshFailed);
+        }
+        match timeout(self.shared.patience, answer).await {
+            Ok(Ok(refresh)) => refresh,
+            Ok(Err(_)) => Refresh::GiveBack(GiveBackReason::RefreshFailed),
+            Err(_) => Refresh::GiveBack(GiveBackReason::Timeout),
+        }
+    }
+
+    /// A replay on `path` with this newer generation was stale again.
+    pub fn replay_was_stale(&self, generation: Generation, path: &str) {
+        // From here on, only what is accepted after this answer is evidence against the path: the
+        // token may have died just before it. Taken back here and not by the actor, which may come
+        // to it later than the next acceptance.
+        let evidence = self.shared.evidence.compare_exchange(
+            generation.0,
+            0,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        let command = Command::ReplayRejected {
+            generation,
+            path: path.into(),
+            accepted: evidence.is_ok(),
+        };
+        let _ = self.mailbox.send(command);
+    }
+
+    /// The operator's refresh: forgets remembered refusals and asks WeChat now. `force` kills the
+    /// current token where the endpoint can do that (at most twenty times a day, 30 s apart). Daily
+    /// budgets count.
+    ///
+    /// # Errors
+    /// When no answer, a refusal, or no budget is left.
+    pub async fn refresh_now(&self, force: bool) -> Result<Refreshed, TokenError> {
+        let (reply, answer) = oneshot::channel();
+        if self.mailbox.send(Command::Order { force, reply }).is_err() {
+            return Err(self.error(Cause::Stopped, Duration::from_secs(1)));
+        }
+        match timeout(self.shared.patience * 2, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(self.error(Cause::Stopped, Duration::from_secs(1))),
+            Err(_) => Err(self.error(Cause::Waiting, Duration::from_secs(1))),
+        }
+    }
+
+    /// The account is gone or has another refresher: from now on only requests in flight are
+    /// served. Without them nothing is fetched any more, so that two refreshers do not replace each
+    /// other's tokens.
+    pub fn retire(&self) {
+        let _ = self.mailbox.send(Command::Retire);
+    }
+
+    /// True if both are handles of one refresher.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Reason why there is no newer token, as far as it is known.
+    pub fn trouble(&self) -> TokenError {
+        self.last_error(&self.state.borrow())
+    }
+
+    /// Snapshot of the state.
+    pub fn status(&self) -> Status {
+        Status::of(&self.state.borrow(), self.shared.token.load().as_deref())
+    }
+
+    /// The account's name.
+    pub fn name(&self) -> &AccountName {
+        &self.shared.name
+    }
+
+    /// The error that waiting until `deadline` would not cure.
+    fn hopeless(&self, state: &State, deadline: Instant) -> Option<TokenError> {
+        let fault = state.fault.as_ref()?;
+        let in_vain = !state.refreshing && state.next_attempt.is_some_and(|next| next >= deadline);
+        let broken = fault.failures >= BREAKER || !fault.transient;
+        (in_vain || broken).then(|| self.last_error(state))
+    }
+
+    fn last_error(&self, state: &State) -> TokenError {
+        match &state.fault {
+            Some(fault) => self.error(
+                fault.cause,
+                fault.until.saturating_duration_since(Instant::now()),
+            ),
+            None => self.error(Cause::Waiting, Duration::from_secs(1)),
+        }
+    }
+
+    fn error(&self, cause: Cause, retry_after: Duration) -> TokenError {
+        TokenError::new(self.shared.name.clone(), cause, retry_after).about(self.shared.kept)
+    }
+}
+
+impl fmt::Debug for TokenRefresher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenRefresher")
+            .field("name", &self.shared.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl GiveBackReason {
+    /// For the header `x-wxgate-replay` and for metrics; bounded.
+    pub fn slug(self) -> &'static str {
+        match self {
+            Self::SameToken => "same_token",
+            Self::PathDenied => "path_lies",
+            Self::Budget => "budget",
+            Self::Backoff => "backoff",
+            Self::RefreshFailed => "refresh_failed",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+/// Source of wall time and random numbers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chance {
+    pub(crate) clock: Clock,
+    /// Between 0 and 1.
+    pub(crate) jitter: fn() -> f64,
+}
+
+impl Chance {
+    /// Clock and random numbers of the system.
+    pub(crate) fn system() -> Self {
+        Self {
+            clock: Clock::system(),
+            jitter,
+        }
+    }
+}
+
+/// Random number, evenly between 0 and 1; one half should the system have no randomness to give.
+fn jitter() -> f64 {
+    getrandom::u32().map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX))
+}

@@ -1,0 +1,150 @@
+//! Notices: what the state machine has to say to operators, in log lines and counters.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    life::{Conflict, Trigger},
+    status::Fault,
+};
+use crate::token::{
+    Kind, Token, budget::BudgetKind, error::Cause, kept::Key, metrics::AccountMetrics,
+    source::FetchError,
+};
+
+/// One thing worth a log line or a count.
+#[derive(Debug, Clone)]
+pub(super) enum Notice {
+    /// The source has answered.
+    Fetched {
+        trigger: Trigger,
+        result: FetchResult,
+    },
+    /// The first success after failures.
+    EndpointWorks,
+    NewToken {
+        token: Arc<Token>,
+        trigger: Trigger,
+    },
+    /// Another node fetched this token.
+    TokenFromPeer(Arc<Token>),
+    /// Another node was refused.
+    PeerRefused(Cause),
+    /// A fetch failed, `valid_for` before the end of the current token.
+    Failed {
+        fault: Fault,
+        valid_for: Duration,
+    },
+    /// Half of the life that was left at the first failure is over.
+    HalfLifeOver {
+        fault: Fault,
+        valid_for: Duration,
+    },
+    /// The token is rejected, and the endpoint has no way to get another one.
+    NoOtherToken,
+    /// The token is rejected and given again, and no forced refresh is left.
+    NoForceLeft,
+    OutOfBudget(BudgetKind),
+    /// Another program fetches tokens for this account.
+    Conflict(Conflict),
+}
+
+/// Result of a fetch, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FetchResult {
+    New,
+    Same,
+    /// Another node's token has come meanwhile.
+    Late,
+    Failed(FetchError),
+}
+
+/// Log and counters of one credential.
+pub(super) struct Journal {
+    pub(super) key: Key,
+    pub(super) kind: Kind,
+    pub(super) appid: String,
+    pub(super) metrics: AccountMetrics,
+}
+
+impl FetchResult {
+    fn label(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Same => "same",
+            Self::Late => "late",
+            Self::Failed(error) => error.label(),
+        }
+    }
+}
+
+impl Journal {
+    pub(super) fn write(&self, notice: Notice) {
+        let Key { account, kept } = &self.key;
+        match notice {
+            Notice::Fetched { trigger, result } => {
+                self.metrics.fetched(trigger.label(), result.label());
+            }
+            Notice::EndpointWorks => {
+                tracing::info!(%account, %kept, "the token endpoint works again");
+            }
+            Notice::NewToken { token, trigger } => tracing::info!(
+                %account, generation = token.generation().0, token = token.fingerprint(),
+                expires_in = token.expires_in().as_secs(), trigger = trigger.label(), "new {kept}"
+            ),
+            Notice::TokenFromPeer(token) => tracing::info!(
+                %account, generation = token.generation().0, token = token.fingerprint(),
+                expires_in = token.expires_in().as_secs(), "new {kept} from another node"
+            ),
+            Notice::PeerRefused(cause) => {
+                tracing::error!(%account, "another node was refused: {cause}");
+            }
+            Notice::Failed { fault, valid_for } => self.failed(&fault, valid_for),
+            Notice::HalfLifeOver { fault, valid_for } => tracing::error!(
+                %account, %kept, valid_for = valid_for.as_secs(), failures = fault.failures,
+                "half of its remaining life is over and it still cannot be renewed: {}", fault.cause
+            ),
+            Notice::NoOtherToken => tracing::error!(
+                %account,
+                "WeCom rejects the token and gives no other: wait for its end, or reset the agent's secret"
+            ),
+            Notice::NoForceLeft => tracing::error!(
+                %account,
+                "WeChat rejects the token and gives no other, and no forced refresh is left for now: find out who \
+                 makes tokens die, or force a refresh by hand"
+            ),
+            Notice::OutOfBudget(budget) => {
+                let kind = budget.as_str();
+                tracing::error!(%account, kind, "{}", Cause::Budget(budget));
+            }
+            Notice::Conflict(conflict) => self.conflict(conflict),
+        }
+    }
+
+    /// Logs an error when the first failure needs a person, else a warning.
+    fn failed(&self, fault: &Fault, valid_for: Duration) {
+        let Key { account, kept } = &self.key;
+        let (cause, failures, valid_for) = (fault.cause, fault.failures, valid_for.as_secs());
+        if failures == 1 && !fault.transient {
+            tracing::error!(%account, %kept, valid_for, "{cause}");
+        } else {
+            tracing::warn!(%account, %kept, valid_for, failures, "{cause}");
+        }
+    }
+
+    fn conflict(&self, Conflict { count, warn }: Conflict) {
+        self.metrics.conflict();
+        if !warn {
+            return;
+        }
+        let advice = match self.kind {
+            Kind::Wecom => "look whether somebody changes the agent in the console of WeCom",
+            _ => {
+                "somebody else fetches tokens for this appid. Let that program ask wxgate, and keep token = \"stable\""
+            }
+        };
+        tracing::warn!(
+            account = %self.key.account, appid = %self.appid, conflicts = count,
+            "tokens of this account die long before their time: {advice}"
+        );
+    }
+}

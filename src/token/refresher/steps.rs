@@ -1,0 +1,135 @@
+//! Steps of a refresh as I/O, each in a task of its own: the question to the other nodes, a fetch,
+//! a probe, or the wait for the store.
+//!
+//! A step never decides what follows from it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+use super::{
+    cluster::{Cluster, LeaseGuard},
+    life::{Known, Outcome, Preflight, Step},
+    writer::WriteReceipt,
+};
+use crate::base::Secret;
+use crate::token::source::{FetchError, Mode, Probe, TokenSource};
+
+/// Everything that steps ask.
+pub(super) struct Steps {
+    pub(super) source: Arc<dyn TokenSource>,
+    /// Only where other nodes use the store too.
+    pub(super) cluster: Option<Cluster>,
+    /// Limit of one call of the source.
+    pub(super) limit: Duration,
+}
+
+/// End of a step, and the lease that it brought.
+pub(super) struct Ended {
+    pub(super) outcome: Outcome,
+    pub(super) lease: Option<LeaseGuard>,
+}
+
+/// Time in which a fetch waits until the store has noted what it costs.
+const COST_WAIT: Duration = Duration::from_secs(2);
+/// The same for a store that is a network away and answers fast or not at all.
+const SHARED_COST_WAIT: Duration = Duration::from_millis(250);
+/// Time in which a fresh token waits until it is stored; after that, requests come first.
+const TOKEN_WAIT: Duration = Duration::from_millis(250);
+/// A source keeps its own limit; this is for one that does not.
+const GRACE: Duration = Duration::from_secs(1);
+
+impl Steps {
+    /// Starts a step. `written` is the receipt of the last write of the record.
+    pub(super) fn start(&self, step: Step, written: WriteReceipt) -> JoinHandle<Ended> {
+        let (source, limit) = (Arc::clone(&self.source), self.limit);
+        match step {
+            Step::Preflight(known) => {
+                tokio::spawn(preflight(self.cluster.clone(), known, self.limit))
+            }
+            Step::Fetch {
+                mode,
+                costs,
+                rejected,
+            } => {
+                // Without a lease the shared store is in trouble, and will hardly note it now.
+                let patience = match self.cluster {
+                    Some(_) => SHARED_COST_WAIT,
+                    None => COST_WAIT,
+                };
+                let cost = costs.then_some((written, patience));
+                tokio::spawn(fetch(source, limit, mode, rejected, cost))
+            }
+            Step::Probe(token) => tokio::spawn(probe(source, limit, token)),
+            Step::Write => tokio::spawn(async move {
+                let newer = written.tried(TOKEN_WAIT).await;
+                Outcome::Written { newer }.into()
+            }),
+        }
+    }
+}
+
+impl From<Outcome> for Ended {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            lease: None,
+        }
+    }
+}
+
+/// End of the step under way, which is taken out; never, when there is none. Can be cancelled and
+/// called again.
+pub(super) async fn ended(step: &mut Option<JoinHandle<Ended>>) -> Ended {
+    let Some(running) = step.as_mut() else {
+        return std::future::pending().await;
+    };
+    let ended = running.await;
+    *step = None;
+    // A step that panics has an outcome like any other.
+    ended.unwrap_or_else(|_| Outcome::Panicked.into())
+}
+
+async fn preflight(cluster: Option<Cluster>, known: Known, limit: Duration) -> Ended {
+    let (preflight, lease) = match cluster {
+        Some(cluster) => cluster.preflight(known, limit).await,
+        None => (Preflight::default(), None),
+    };
+    Ended {
+        outcome: Outcome::Preflight(preflight),
+        lease,
+    }
+}
+
+/// Asks the source, after the cost of the fetch is on record; for another token than `rejected`, if
+/// there is one.
+async fn fetch(
+    source: Arc<dyn TokenSource>,
+    limit: Duration,
+    mode: Mode,
+    rejected: Option<Secret>,
+    cost: Option<(WriteReceipt, Duration)>,
+) -> Ended {
+    if let Some((written, patience)) = cost {
+        written.tried(patience).await;
+    }
+    let sent = Instant::now();
+    let asked = match &rejected {
+        Some(rejected) => source.fetch_past(rejected),
+        None => source.fetch(mode),
+    };
+    let result = timeout(limit + GRACE, asked)
+        .await
+        .unwrap_or(Err(FetchError::Timeout));
+    Outcome::Fetched { sent, result }.into()
+}
+
+async fn probe(source: Arc<dyn TokenSource>, limit: Duration, token: Secret) -> Ended {
+    let probe = timeout(limit + GRACE, source.probe(&token))
+        .await
+        .unwrap_or(Probe::Unknown);
+    Outcome::Probed(probe).into()
+}

@@ -1,0 +1,373 @@
+//! The keeper against a small model of WeChat's token service, in paused time.
+//!
+//! The model knows which token is good right now; a test scripts what goes wrong.
+
+mod clocks;
+mod external_token;
+mod failure;
+mod lifetime;
+mod model;
+mod nodes;
+mod nodes_in_trouble;
+mod orders;
+mod rejection;
+mod ticket;
+mod wecom;
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use prometheus_client::registry::Registry;
+use tokio::time::{Instant, sleep};
+
+use super::{Chance, Parts, Refresh, TokenRefresher};
+use crate::{
+    base::{AccountName, Secret},
+    token::{
+        AccountSettings, Generation, Kind, Origin, Settings, Token,
+        clock::Clock,
+        metrics::Metrics,
+        source::{
+            BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource,
+            external::{self, RedisSettings},
+        },
+        store::{MemoryStore, TokenStore},
+    },
+    wechat::api::Platform,
+};
+
+/// Noon in Beijing on some day.
+pub(super) const NOON_MS: u64 = 20_000 * 86_400_000 + 4 * 3_600_000;
+
+/// WeChat, as far as tokens go.
+pub(super) struct World {
+    pub(super) kind: Kind,
+    state: Mutex<State>,
+}
+
+pub(super) struct State {
+    minted: u64,
+    /// The latest token; the only one that is good.
+    latest: String,
+    dies: Instant,
+    /// Nothing is good, whatever it is.
+    pub(super) rejects_all: bool,
+    /// How long an answer takes.
+    pub(super) delay: Duration,
+    /// How long the next answer takes to come back once WeChat has made the token.
+    pub(super) linger: Duration,
+    /// What the next fetches bring instead of a token.
+    pub(super) script: VecDeque<Scripted>,
+    /// What probes say instead of the truth.
+    pub(super) probe: Option<Probe>,
+    pub(super) lifetime: u64,
+    pub(super) fetches: Vec<(Instant, Mode)>,
+    pub(super) probes: u32,
+}
+
+pub(super) enum Scripted {
+    Fails(FetchError),
+    Panics,
+    /// The token is made, the answer gets lost.
+    Lost,
+    /// The stable endpoint makes another one by itself.
+    Rotates,
+}
+
+/// What one business call came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Ok { calls: u32 },
+    Stale { calls: u32, reason: &'static str },
+    NoToken(String),
+}
+
+impl World {
+    pub(super) fn new(kind: Kind) -> Arc<Self> {
+        let state = State {
+            minted: 0,
+            latest: String::new(),
+            dies: Instant::now(),
+            rejects_all: false,
+            delay: Duration::from_millis(100),
+            linger: Duration::ZERO,
+            script: VecDeque::new(),
+            probe: None,
+            lifetime: 7200,
+            fetches: Vec::new(),
+            probes: 0,
+        };
+        Arc::new(Self {
+            kind,
+            state: Mutex::new(state),
+        })
+    }
+
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn script(&self, steps: impl IntoIterator<Item = Scripted>) {
+        self.with(|state| state.script.extend(steps));
+    }
+
+    /// Somebody else makes a new token: whatever we hold is dead.
+    pub(super) fn revoke(&self) {
+        self.with(State::mint);
+    }
+
+    /// The token we hold is dead, and the stable endpoint goes on giving it.
+    pub(super) fn kill_but_keep_giving(&self) {
+        self.with(|state| state.rejects_all = true);
+    }
+
+    pub(super) fn takes(&self, token: &str) -> bool {
+        self.with(|state| {
+            !state.rejects_all && token == state.latest && Instant::now() < state.dies
+        })
+    }
+
+    pub(super) fn fetches(&self) -> usize {
+        self.with(|state| state.fetches.len())
+    }
+
+    pub(super) fn forced(&self) -> usize {
+        self.with(|state| {
+            state
+                .fetches
+                .iter()
+                .filter(|(_, mode)| *mode == Mode::Forced)
+                .count()
+        })
+    }
+
+    fn answer(&self, mode: Mode) -> Result<Fetched, FetchError> {
+        self.with(|state| {
+            state.fetches.push((Instant::now(), mode));
+            let scripted = state.script.pop_front();
+            let left = state.dies.saturating_duration_since(Instant::now());
+            match &scripted {
+                Some(Scripted::Fails(error)) => return Err(*error),
+                Some(Scripted::Panics) => panic!("a source that panics, as the test wants it"),
+                _ => {}
+            }
+            let keeps = match self.kind {
+                Kind::Stable => mode == Mode::Normal && left >= Duration::from_secs(300),
+                Kind::Classic => false,
+                Kind::Wecom => !left.is_zero(),
+                // Whoever keeps it renews it in time.
+                Kind::External => left >= Duration::from_secs(300),
+            };
+            if !keeps || matches!(scripted, Some(Scripted::Rotates)) {
+                state.mint();
+            }
+            if matches!(scripted, Some(Scripted::Lost)) {
+                return Err(FetchError::Broken);
+            }
+            let expires_in = state.dies.saturating_duration_since(Instant::now());
+            Ok(Fetched {
+                token: Secret::new(state.latest.clone()),
+                expires_in,
+            })
+        })
+    }
+}
+
+impl State {
+    /// The latest token has come to its end.
+    pub(super) fn expire(&mut self) {
+        self.dies = Instant::now();
+    }
+
+    fn mint(&mut self) {
+        self.minted += 1;
+        self.latest = format!("T{}", self.minted);
+        self.dies = Instant::now() + Duration::from_secs(self.lifetime);
+    }
+}
+
+impl TokenSource for World {
+    fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+        Box::pin(async move {
+            sleep(self.with(|state| state.delay)).await;
+            let (answer, linger) = (
+                self.answer(mode),
+                self.with(|state| std::mem::take(&mut state.linger)),
+            );
+            sleep(linger).await;
+            answer
+        })
+    }
+
+    fn probe<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Probe> {
+        Box::pin(async move {
+            sleep(self.with(|state| state.delay)).await;
+            let scripted = self.with(|state| {
+                state.probes += 1;
+                state.probe
+            });
+            scripted.unwrap_or(if self.takes(token.expose()) {
+                Probe::Fine
+            } else {
+                Probe::Stale
+            })
+        })
+    }
+}
+
+pub(super) fn account(kind: Kind) -> AccountSettings {
+    let origin = match kind {
+        Kind::Stable => Origin::Stable,
+        Kind::Classic => Origin::Classic,
+        Kind::Wecom => Origin::Wecom,
+        Kind::External => {
+            let place =
+                RedisSettings::new(Secret::new("redis://127.0.0.1"), "key".to_owned(), None);
+            Origin::External(external::Settings::Redis(place.unwrap()))
+        }
+    };
+    AccountSettings {
+        name: AccountName::new("shop").unwrap(),
+        platform: Platform::Wechat,
+        appid: "wx0123456789abcdef".into(),
+        secret: Some(Secret::new("s3cret")),
+        origin,
+        api: vec!["https://api.weixin.qq.com".parse().unwrap()],
+        hosts: Vec::new(),
+    }
+}
+
+pub(super) struct Bench {
+    pub(super) world: Arc<World>,
+    pub(super) keeper: TokenRefresher,
+    pub(super) store: Arc<MemoryStore>,
+    pub(super) clock: Clock,
+    pub(super) registry: Registry,
+}
+
+impl Bench {
+    /// A keeper with its first token in hand, accepted once.
+    pub(super) async fn ready(kind: Kind) -> Self {
+        let bench = Self::start(World::new(kind));
+        assert_eq!(bench.call("/ok").await, Outcome::Ok { calls: 1 });
+        bench
+    }
+
+    pub(super) fn start(world: Arc<World>) -> Self {
+        let clock = Clock::starting_at(NOON_MS);
+        let store = Arc::new(MemoryStore::default());
+        Self::start_with(world, store, clock, account)
+    }
+
+    pub(super) fn start_with(
+        world: Arc<World>,
+        store: Arc<MemoryStore>,
+        clock: Clock,
+        account: fn(Kind) -> AccountSettings,
+    ) -> Self {
+        let mut registry = Registry::default();
+        let account = account(world.kind);
+        let metrics = Metrics::register(&mut registry).for_account(&account.name);
+        let keeper = TokenRefresher::spawn_from(Parts {
+            account,
+            settings: Settings::default(),
+            source: Arc::clone(&world) as Arc<dyn TokenSource>,
+            store: Arc::clone(&store) as Arc<dyn TokenStore>,
+            metrics,
+            chance: Chance {
+                clock,
+                jitter: || 0.5,
+            },
+        });
+        Self {
+            world,
+            keeper,
+            store,
+            clock,
+            registry,
+        }
+    }
+
+    /// The same account after a restart, with what the store remembers.
+    pub(super) fn restarted(self) -> Self {
+        self.restarted_as(account)
+    }
+
+    pub(super) fn restarted_as(self, account: fn(Kind) -> AccountSettings) -> Self {
+        drop(self.keeper);
+        Self::start_with(self.world, self.store, self.clock, account)
+    }
+
+    /// One request, as the proxy makes it.
+    pub(super) async fn call(&self, path: &str) -> Outcome {
+        self.call_where(path, |_| false).await
+    }
+
+    /// A request on a path that rejects every token.
+    pub(super) async fn call_liar(&self, path: &str) -> Outcome {
+        self.call_where(path, |_| true).await
+    }
+
+    async fn call_where(&self, path: &str, lies: impl Fn(u32) -> bool) -> Outcome {
+        match self.keeper.current().await {
+            Ok(token) => self.call_with(&token, path, lies).await,
+            Err(error) => Outcome::NoToken(error.to_string()),
+        }
+    }
+
+    /// The rest of a request that was sent with this token.
+    pub(super) async fn call_with(
+        &self,
+        token: &Token,
+        path: &str,
+        lies: impl Fn(u32) -> bool,
+    ) -> Outcome {
+        if !lies(1) && self.world.takes(token.secret().expose()) {
+            self.keeper.accepted(token.generation());
+            return Outcome::Ok { calls: 1 };
+        }
+        match self.keeper.refresh_past(token.generation(), path).await {
+            Refresh::GiveBack(reason) => Outcome::Stale {
+                calls: 1,
+                reason: reason.slug(),
+            },
+            Refresh::Replay(fresh) => {
+                assert!(
+                    fresh.generation() > token.generation(),
+                    "a replay needs a newer generation"
+                );
+                if !lies(2) && self.world.takes(fresh.secret().expose()) {
+                    self.keeper.accepted(fresh.generation());
+                    return Outcome::Ok { calls: 2 };
+                }
+                self.keeper.replay_was_stale(fresh.generation(), path);
+                Outcome::Stale {
+                    calls: 2,
+                    reason: "replay",
+                }
+            }
+        }
+    }
+
+    pub(super) fn generation(&self) -> Generation {
+        self.keeper.token().unwrap().generation()
+    }
+
+    pub(super) fn metric(&self, line_start: &str) -> Option<f64> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text.lines()
+            .find_map(|line| line.strip_prefix(line_start)?.trim().parse().ok())
+    }
+}
+
+pub(super) fn stale(reason: &'static str) -> Outcome {
+    Outcome::Stale { calls: 1, reason }
+}
+
+pub(super) fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}

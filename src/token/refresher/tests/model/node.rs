@@ -1,0 +1,210 @@
+//! A node as a host: the real keeper, clients that use its tokens and tell it of stale ones, and a
+//! reader that watches it closely.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use prometheus_client::registry::Registry;
+use tokio::time::sleep;
+
+use super::{
+    super::{NOON_MS, account},
+    dice::{Dice, jitter},
+    ledger::Ledger,
+    store,
+    wechat::{self, Arrived, Wechat, number},
+};
+use crate::token::{
+    Settings, Token,
+    clock::Clock,
+    metrics::Metrics,
+    refresher::{Chance, Parts, Refresh, TokenRefresher},
+};
+
+/// Between two looks of the reader.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What a node needs; outlives its crashes.
+#[derive(Clone)]
+pub(super) struct Node {
+    pub(super) name: &'static str,
+    /// Its wall clock, against that of the others.
+    pub(super) ahead: Duration,
+    pub(super) wechat: Arc<Wechat>,
+    pub(super) ledger: Ledger,
+    pub(super) dice: Arc<Mutex<Dice>>,
+    /// Every call has to end well.
+    pub(super) strict: bool,
+    /// What its reader saw last: generation and token.
+    pub(super) seen: Arc<Mutex<Option<(u64, String)>>>,
+}
+
+impl Node {
+    pub(super) async fn run(self) -> turmoil::Result {
+        *self.seen.lock().unwrap() = None;
+        let pause = self.throw(0..300);
+        sleep(pause).await;
+        let account = account(self.wechat.kind());
+        let metrics = Metrics::register(&mut Registry::default()).for_account(&account.name);
+        let arrived = Arrived::default();
+        let source = wechat::Remote::source(Arc::clone(&self.wechat), arrived.clone());
+        // All hosts began at the same moment, so the wall clock is told by the simulation.
+        let wall = NOON_MS + millis(turmoil::sim_elapsed().unwrap() + self.ahead);
+        let chance = Chance {
+            clock: Clock::starting_at(wall),
+            jitter,
+        };
+        let keeper = TokenRefresher::spawn_from(Parts {
+            account,
+            settings: Settings::default(),
+            source,
+            store: store::Remote::connect(),
+            metrics,
+            chance,
+        });
+        // A second client that waited too would be woken before or after the first one by chance.
+        for waits in [true, false] {
+            tokio::spawn(self.clone().use_it(keeper.clone(), waits));
+        }
+        self.watch(keeper, arrived).await;
+        Ok(())
+    }
+
+    fn throw(&self, range: std::ops::Range<u64>) -> Duration {
+        self.dice.lock().unwrap().millis(range)
+    }
+
+    /// A client: one call after the other.
+    async fn use_it(self, keeper: TokenRefresher, waits: bool) {
+        loop {
+            let pause = self.throw(100..2000);
+            sleep(pause).await;
+            if !waits && keeper.token().is_none() {
+                continue;
+            }
+            let begun = turmoil::sim_elapsed().unwrap();
+            let outcome = self.call(&keeper).await;
+            self.ledger.called();
+            if let Err(reason) = outcome {
+                let now = turmoil::sim_elapsed().unwrap();
+                self.ledger
+                    .note(now, format!("{}: a call failed: {reason}", self.name));
+                if ["backoff", "budget", "path_lies"].contains(&reason.as_str()) {
+                    self.ledger.waits(now);
+                }
+                // A replay may meet the next death, and then the token waits.
+                let lately = begun.saturating_sub(Duration::from_secs(1));
+                if self.strict && self.ledger.deaths_since(lately) < 2 && reason != "backoff" {
+                    self.ledger.breach(format!(
+                        "{}: a call failed without need: {reason}",
+                        self.name
+                    ));
+                }
+            }
+        }
+    }
+
+    /// As the proxy does it.
+    async fn call(&self, keeper: &TokenRefresher) -> Result<(), String> {
+        let token = keeper.current().await.map_err(|error| error.to_string())?;
+        if self.taken(keeper, &token).await? {
+            return Ok(());
+        }
+        match keeper.refresh_past(token.generation(), "/a").await {
+            Refresh::GiveBack(reason) => Err(reason.slug().to_owned()),
+            Refresh::Replay(fresh) if fresh.generation() <= token.generation() => {
+                self.ledger.breach(format!(
+                    "{}: a replay with {:?} after {token:?}",
+                    self.name, fresh
+                ));
+                Err("an old token".to_owned())
+            }
+            Refresh::Replay(fresh) => {
+                if self.taken(keeper, &fresh).await? {
+                    return Ok(());
+                }
+                keeper.replay_was_stale(fresh.generation(), "/a");
+                Err("the replay was stale".to_owned())
+            }
+        }
+    }
+
+    async fn taken(&self, keeper: &TokenRefresher, token: &Token) -> Result<bool, String> {
+        let taken = wechat::call(token.secret().expose())
+            .await
+            .map_err(|error| error.to_string())?;
+        if taken {
+            keeper.accepted(token.generation());
+        }
+        Ok(taken)
+    }
+
+    /// Looks all the time: a token that is good is never missing, and what is given never gets
+    /// older.
+    async fn watch(self, keeper: TokenRefresher, arrived: Arrived) {
+        let mut last: Option<Arc<Token>> = None;
+        loop {
+            sleep(LOOK).await;
+            let token = keeper.token();
+            if let Some(last) = last.as_ref().filter(|last| last.is_alive()) {
+                match &token {
+                    None => self.ledger.breach(format!(
+                        "{}: {last:?} is good, and a reader got none",
+                        self.name
+                    )),
+                    Some(token) => self.compare(last, token, &arrived),
+                }
+                if !matches!(keeper.current().now_or_never(), Some(Ok(_))) {
+                    self.ledger
+                        .breach(format!("{}: a reader had to wait", self.name));
+                }
+            }
+            if let Some(token) = token {
+                let now = (token.generation().0, token.secret().expose().to_owned());
+                let before = self.seen.lock().unwrap().replace(now.clone());
+                if before.as_ref() != Some(&now) {
+                    self.ledger.note(
+                        turmoil::sim_elapsed().unwrap(),
+                        format!("{}: has {now:?}", self.name),
+                    );
+                }
+                if last
+                    .as_ref()
+                    .is_some_and(|last| last.generation() > token.generation())
+                {
+                    self.ledger
+                        .breach(format!("{}: went from {last:?} back to {now:?}", self.name));
+                }
+                last = Some(token);
+            }
+        }
+    }
+
+    /// An answer that comes after a later token's does not take its place.
+    fn compare(&self, last: &Token, token: &Token, arrived: &Arrived) {
+        let (before, now) = (
+            number(last.secret().expose()),
+            number(token.secret().expose()),
+        );
+        if last.generation() == token.generation() && before != now {
+            self.ledger.breach(format!(
+                "{}: {} and T{before} have one number",
+                self.name,
+                token.fingerprint()
+            ));
+        }
+        if now < before && arrived.lately(now) {
+            self.ledger.breach(format!(
+                "{}: T{before} gave way to T{now}, its own late answer",
+                self.name
+            ));
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap()
+}

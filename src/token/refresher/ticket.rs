@@ -1,0 +1,96 @@
+//! Refresher of a ticket: works only while the ticket is asked for, and asks anew when the token
+//! that the ticket was fetched with turns out to have been dead.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::Duration,
+};
+
+use super::{Command, Parts, Shared, State, TokenRefresher};
+use crate::{
+    token::{clock::millis, kept::Kept},
+    wechat::ticket::TicketType,
+};
+
+impl TokenRefresher {
+    /// Starts the refresher of a ticket on the current runtime, which must not be one that serves
+    /// requests. The source leaves the generation of the token that it asked with in `made_with`;
+    /// `token` is that token's refresher.
+    pub(in crate::token) fn spawn_ticket(
+        kind: TicketType,
+        parts: Parts,
+        token: &Self,
+        made_with: Arc<AtomicU64>,
+    ) -> Self {
+        let ticket = Self::start(Kept::Ticket(kind), parts);
+        tokio::spawn(follow(
+            token.state.clone(),
+            ticket.state.clone(),
+            ticket.mailbox.downgrade(),
+            made_with,
+        ));
+        ticket
+    }
+
+    /// Notes a question for the ticket: it is kept fresh, and fetched if it was left to expire.
+    pub(in crate::token) fn want(&self) {
+        self.shared.want();
+        if self.token().is_none() {
+            let _ = self.mailbox.send(Command::Want);
+        }
+    }
+}
+
+impl Shared {
+    fn want(&self) {
+        self.wanted
+            .store(millis(self.started.elapsed()), Ordering::Relaxed);
+    }
+
+    /// Time since the last question for the ticket.
+    pub(super) fn unused_for(&self) -> Duration {
+        self.started
+            .elapsed()
+            .saturating_sub(Duration::from_millis(self.wanted.load(Ordering::Relaxed)))
+    }
+}
+
+/// Watches the token for its ticket, until one of the two has gone. Holds neither.
+async fn follow(
+    mut token: watch::Receiver<State>,
+    mut ticket: watch::Receiver<State>,
+    mailbox: mpsc::WeakUnboundedSender<Command>,
+    made_with: Arc<AtomicU64>,
+) {
+    let mut told = 0;
+    loop {
+        let (refused, works) = {
+            let state = token.borrow_and_update();
+            (state.refused.0, state.fault.is_none())
+        };
+        // A refresh under way may be made with the new token already.
+        let Ok(lacks) = ticket
+            .wait_for(|state| !state.refreshing)
+            .await
+            .map(|state| state.fault.is_some_and(|fault| fault.lacks_token()))
+        else {
+            return;
+        };
+        let outlived = refused > told && refused >= made_with.load(Ordering::Relaxed);
+        if outlived || lacks && works {
+            told = told.max(refused);
+            let Some(mailbox) = mailbox.upgrade() else {
+                return;
+            };
+            let _ = mailbox.send(Command::TokenReplaced);
+        }
+        if token.changed().await.is_err() {
+            return;
+        }
+    }
+}
