@@ -27,7 +27,7 @@ pub use schema::schema;
 
 use crate::{
     admin, proxy,
-    token::{self, AccountSettings},
+    token::{self, AccountSettings, store::StoreSettings},
 };
 use problem::Report;
 use read::{Read as _, Reader};
@@ -36,8 +36,11 @@ use tree::{Entry, Node, Value};
 /// The file that is used when none is named, if it exists; relative to the current directory.
 pub const DEFAULT_FILE: &str = "config/wxgate.toml";
 
-/// Nobody writes a longer one; a device or a log file named by mistake is one.
-const LONGEST_FILE: u64 = 1 << 20;
+/// Size limit of a configuration file, against a device or a log file named by mistake.
+const MAX_FILE: u64 = 1 << 20;
+/// Warning of `check` alone: every first start is like that, so the log of a start leaves it out.
+const PLAIN_TOKENS: &str = "warning: store.encryption_key: not set, so that tokens stand in the \
+    store in plain text, for whoever can read it; `openssl rand -base64 32` makes a key";
 
 /// A whole configuration, proven right.
 #[derive(Debug, Clone)]
@@ -49,7 +52,7 @@ pub struct Config {
     /// `[token]`.
     pub token: token::Settings,
     /// `[store]`.
-    pub store: token::store::Settings,
+    pub store: StoreSettings,
     /// Every `[[account]]`, at least one, in the order of the file.
     pub accounts: Vec<AccountSettings>,
     /// What works but should be looked at, in the order of the file.
@@ -131,7 +134,9 @@ pub fn check_text(config: &Config) -> String {
         .iter()
         .map(|warning| format!("warning: {warning}"))
         .collect();
-    lines.extend(plain_text(&config.store).map(str::to_owned));
+    if config.store.persists_plain_tokens() {
+        lines.push(PLAIN_TOKENS.to_owned());
+    }
     lines.push(format!(
         "the configuration is fine: {} account(s): {}{clients}; listening on {}; admin on {}",
         accounts.len(),
@@ -140,20 +145,6 @@ pub fn check_text(config: &Config) -> String {
         config.admin.listen,
     ));
     lines.join("\n")
-}
-
-/// Said by `check` only: it is what everybody starts with, and no reason to complain at every
-/// start.
-fn plain_text(store: &token::store::Settings) -> Option<&'static str> {
-    use token::store::Settings;
-    let open = matches!(
-        store,
-        Settings::File { keys: None, .. } | Settings::Redis { keys: None, .. }
-    );
-    open.then_some(
-        "warning: store.encryption_key: not set, so that tokens stand in the store in plain text, for whoever can read \
-         it; `openssl rand -base64 32` makes a key",
-    )
 }
 
 fn build(
@@ -259,9 +250,9 @@ fn entry(key: &str, value: Value, variable: &str) -> Entry {
 fn read_file(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     std::fs::File::open(path)?
-        .take(LONGEST_FILE + 1)
+        .take(MAX_FILE + 1)
         .read_to_string(&mut text)?;
-    if text.len() as u64 > LONGEST_FILE {
+    if text.len() as u64 > MAX_FILE {
         return Err(io::Error::other(
             "it is longer than 1MiB, which no configuration is",
         ));

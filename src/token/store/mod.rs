@@ -53,31 +53,38 @@ pub(in crate::token) mod bytes {
 
 /// The table `[store]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settings {
-    /// Nothing survives a restart.
+pub struct StoreSettings {
+    /// Place of the records.
+    pub location: StoreLocation,
+    /// Keys that seal the tokens of any location. Without them, tokens are stored in plain text.
+    pub keys: Option<Keyring>,
+}
+
+/// Place of the records, by `store.kind`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreLocation {
+    /// Memory of this process; nothing survives a restart.
     Memory,
-    /// One small file per account and ticket below this folder.
-    File {
-        /// Made with mode 0700 when missing.
-        path: PathBuf,
-        /// Without any, tokens stand in the files in plain text.
-        keys: Option<Keyring>,
-    },
-    /// A Redis or Valkey that other nodes may use as well.
-    Redis {
-        /// Where it is.
-        server: RedisSettings,
-        /// Without any, tokens stand there in plain text.
-        keys: Option<Keyring>,
-    },
-    /// A database that other nodes may use as well.
+    /// Folder with one small file per account and ticket, made with mode 0700 when missing.
+    File(PathBuf),
+    /// Redis or Valkey, which several nodes may share.
+    Redis(RedisSettings),
+    /// Database, which several nodes may share.
     #[cfg(feature = "sql")]
-    Sql {
-        /// Where it is.
-        server: SqlSettings,
-        /// Without any, tokens stand there in plain text.
-        keys: Option<Keyring>,
-    },
+    Sql(SqlSettings),
+}
+
+impl StoreSettings {
+    /// Store without persistence.
+    pub const MEMORY: Self = Self {
+        location: StoreLocation::Memory,
+        keys: None,
+    };
+
+    /// Tells if tokens in plain text outlive the process.
+    pub fn persists_plain_tokens(&self) -> bool {
+        self.keys.is_none() && self.location != StoreLocation::Memory
+    }
 }
 
 /// One record per account's token and per ticket. The keeper bounds every call in time and goes on
