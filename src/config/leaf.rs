@@ -16,7 +16,7 @@ use super::{
 use crate::{
     base::{AccountName, Secret, units},
     net::{
-        address::{BaseUrl, ListenAddr, NetworkSet},
+        address::{BaseUrl, ListenAddr, NetworkSet, split_port},
         egress::EgressProxy,
     },
     proxy::settings::PathPattern,
@@ -372,7 +372,7 @@ fn egress_proxy(text: &str) -> Result<EgressProxy, &'static str> {
         .map_or((None, rest), |(credentials, authority)| {
             (Some(credentials), authority)
         });
-    let (host, port) = authority.rsplit_once(':').ok_or(FORM)?;
+    let (host, port) = split_port(authority).ok_or(FORM)?;
     let host = match host
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'))
@@ -383,7 +383,10 @@ fn egress_proxy(text: &str) -> Result<EgressProxy, &'static str> {
             .to_string(),
         None => HostName::parse(host).map_err(|_| FORM)?.0,
     };
-    let port = port.parse().ok().filter(|port| *port != 0).ok_or(FORM)?;
+    let port = port
+        .and_then(|port| port.parse().ok())
+        .filter(|port| *port != 0)
+        .ok_or(FORM)?;
     // Percent-encoded as in any URL; the first colon parts user and password, so none in the user
     // may be encoded.
     let credentials = match credentials

@@ -6,6 +6,39 @@ use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr};
 
 use ipnet::IpNet;
 
+/// Splits `host`, `host:port`, `[v6]` or `[v6]:port` into host and port. The host keeps its
+/// brackets; the port is digits of any length. `None` for anything else, such as an IPv6 address
+/// without brackets.
+pub(crate) fn split_port(authority: &str) -> Option<(&str, Option<&str>)> {
+    let host_end = match authority.strip_prefix('[') {
+        Some(inner) => inner.find(']')? + 2,
+        None => authority.find(':').unwrap_or(authority.len()),
+    };
+    let (host, rest) = authority.split_at(host_end);
+    match rest.strip_prefix(':') {
+        None if rest.is_empty() => Some((host, None)),
+        Some(port) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Some((host, Some(port)))
+        }
+        _ => None,
+    }
+}
+
+/// Host of a URL or `Host` header as resolvers and address parsers take it.
+pub(crate) fn without_brackets(host: &str) -> &str {
+    host.strip_prefix('[')
+        .and_then(|inner| inner.strip_suffix(']'))
+        .unwrap_or(host)
+}
+
+/// Tells if a host, with or without brackets, is this machine: what is sent there crosses no
+/// network.
+pub(crate) fn is_loopback_host(host: &str) -> bool {
+    let host = without_brackets(host);
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
 /// Where a listener stands: `"host:port"` or `"unix:/path"`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddr {
@@ -21,11 +54,7 @@ impl ListenAddr {
         match self {
             Self::Unix(_) => true,
             Self::Tcp(address) => {
-                let host = address
-                    .rsplit_once(':')
-                    .map_or(address.as_str(), |(host, _)| host);
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+                split_port(address).is_some_and(|(host, _)| is_loopback_host(host))
             }
         }
     }
@@ -41,12 +70,12 @@ impl FromStr for ListenAddr {
             }
             return Ok(Self::Unix(path.into()));
         }
-        match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
-                    return Err("an IPv6 address stands in brackets: write \"[::1]:8080\"");
-                }
+        match split_port(text) {
+            Some((host, Some(port))) if !host.is_empty() && port.parse::<u16>().is_ok() => {
                 Ok(Self::Tcp(text.to_owned()))
+            }
+            None if text.matches(':').count() > 1 && !text.starts_with('[') => {
+                Err("an IPv6 address stands in brackets: write \"[::1]:8080\"")
             }
             _ => Err("expected \"host:port\" or \"unix:/path\", such as \"127.0.0.1:8080\""),
         }
@@ -228,16 +257,11 @@ impl FromStr for BaseUrl {
         {
             return Err("no path, query or user belongs here: write scheme, host and port only");
         }
-        let host = authority
-            .host()
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_ascii_lowercase();
+        let host = without_brackets(authority.host()).to_ascii_lowercase();
         if host.is_empty() {
             return Err(FORM);
         }
-        let local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        if !tls && !local {
+        if !tls && !is_loopback_host(&host) {
             return Err(
                 "http:// is allowed to this machine only, since the token would travel in the clear: use https://",
             );
@@ -289,6 +313,34 @@ mod tests {
             "http://api.weixin.qq.com",
         ] {
             assert!(bad.parse::<BaseUrl>().is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn hosts_are_split_from_ports_and_recognised_as_this_machine() {
+        for (text, split, is_here) in [
+            ("localhost", Some(("localhost", None)), true),
+            ("LOCALHOST:80", Some(("LOCALHOST", Some("80"))), true),
+            ("127.0.0.9:1", Some(("127.0.0.9", Some("1"))), true),
+            ("[::1]", Some(("[::1]", None)), true),
+            ("[::1]:8443", Some(("[::1]", Some("8443"))), true),
+            ("[2001:db8::7]:1", Some(("[2001:db8::7]", Some("1"))), false),
+            ("10.0.0.1", Some(("10.0.0.1", None)), false),
+            (
+                "localhost.evil:1",
+                Some(("localhost.evil", Some("1"))),
+                false,
+            ),
+            ("[::1]evil:1", None, false),
+            ("[::1", None, false),
+            ("::1", None, true),
+            ("::1:80", None, false),
+            ("host:", None, false),
+            ("host:http", None, false),
+        ] {
+            assert_eq!(split_port(text), split, "{text}");
+            let host = split.map_or(text, |(host, _)| host);
+            assert_eq!(is_loopback_host(host), is_here, "{text}");
         }
     }
 

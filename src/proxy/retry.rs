@@ -31,8 +31,7 @@ pub(crate) fn after(
     match errcode {
         _ if !injected => Next::Deliver,
         Some(errcode) if codes::is_stale(platform, errcode) => Next::Refresh { errcode },
-        // 41001: the token did not arrive. Proof of nothing.
-        Some(41001) => Next::Deliver,
+        Some(codes::TOKEN_MISSING) => Next::Deliver,
         _ if status == StatusCode::OK => Next::DeliverAccepted,
         _ => Next::Deliver,
     }

@@ -2,11 +2,12 @@
 //!
 //! The URL may hold a password, so it stays a secret and is taken apart anew for each connection.
 
-use std::net::IpAddr;
-
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo};
 
-use crate::base::Secret;
+use crate::{
+    base::Secret,
+    net::address::{is_loopback_host, split_port, without_brackets},
+};
 
 /// `kind = "redis"`, proven right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,9 +70,7 @@ impl Settings {
     /// Whether password and tokens cross a network that others may read.
     pub fn is_in_the_clear(&self) -> bool {
         let open = |address: &ConnectionAddr| match address {
-            ConnectionAddr::Tcp(host, _) => {
-                host != "localhost" && !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-            }
+            ConnectionAddr::Tcp(host, _) => !is_loopback_host(host),
             _ => false,
         };
         match self.target() {
@@ -122,20 +121,9 @@ fn sentinel(rest: &str) -> Option<Target> {
 }
 
 fn address(text: &str) -> Option<ConnectionAddr> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (host, rest) = rest.split_once(']')?;
-            (
-                host,
-                rest.strip_prefix(':')
-                    .map_or(Some(SENTINEL_PORT), |port| port.parse().ok())?,
-            )
-        }
-        None => match text.split_once(':') {
-            Some((host, port)) => (host, port.parse().ok()?),
-            None => (text, SENTINEL_PORT),
-        },
-    };
+    let (host, port) = split_port(text)?;
+    let port = port.map_or(Some(SENTINEL_PORT), |port| port.parse().ok())?;
+    let host = without_brackets(host);
     (!host.is_empty()).then(|| ConnectionAddr::Tcp(host.to_owned(), port))
 }
 

@@ -6,7 +6,6 @@
 
 use std::{
     borrow::Cow,
-    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -20,7 +19,10 @@ use sqlx::{
 };
 
 use super::{dialect::Dialect, line::CALL};
-use crate::base::Secret;
+use crate::{
+    base::Secret,
+    net::address::{is_loopback_host, without_brackets},
+};
 
 /// `kind = "sql"`, proven right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,10 +110,11 @@ impl Settings {
     /// Whether password and tokens cross a network that others may read.
     pub fn is_in_the_clear(&self) -> bool {
         self.parts().is_ok_and(|parts| {
-            let is_here = |host: &String| {
-                host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-            };
-            !parts.tls && parts.socket.is_none() && !parts.host.as_ref().is_none_or(is_here)
+            let is_remote = parts
+                .host
+                .as_ref()
+                .is_some_and(|host| !is_loopback_host(host));
+            is_remote && !parts.tls && parts.socket.is_none()
         })
     }
 
@@ -165,7 +168,7 @@ impl Settings {
         let mut parts = Parts {
             host: url
                 .host_str()
-                .map(|host| decoded(host.trim_matches(['[', ']'])).into_owned()),
+                .map(|host| decoded(without_brackets(host)).into_owned()),
             port: url.port(),
             user: decoded(url.username()).into_owned(),
             password: url
