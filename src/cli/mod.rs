@@ -98,10 +98,10 @@ struct ConfigFile {
     config: Option<PathBuf>,
 }
 
-/// What a command ends with, short of success.
+/// Failure of a command, by its exit status.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// Said on standard error already, or to be said now.
+    /// Failure while running, with the text for standard error.
     Running(String),
     Usage(String),
     Config(String),
@@ -138,7 +138,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Format::Text
     };
     let log = |default: &str| {
-        // What WXGATE_LOG says of one part must not silence the others; a level of its own
+        // A directive of WXGATE_LOG for one part must not silence the others; a level by itself
         // overrides the default.
         let wanted = std::env::var("WXGATE_LOG")
             .ok()

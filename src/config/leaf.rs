@@ -1,7 +1,6 @@
-//! The values that keys may have: what each looks like in the file, in the schema and in Rust.
+//! Types of the values that keys may have: their form in the file, in the schema and in Rust.
 //!
-//! Grammar and ranges live here, in the types; what depends on more than one key lives in
-//! `resolve`.
+//! Grammar and ranges live here, in the types; rules over more than one key live in `resolve`.
 
 use std::{borrow::Cow, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -50,7 +49,7 @@ pub(super) struct AppId(pub(super) String);
 #[derive(Debug)]
 pub(super) struct CertName(pub(super) String);
 
-/// Text whose value nobody prints.
+/// Text that is never printed.
 pub(super) struct Plain(pub(super) String);
 
 /// The bounds of `Count` and `Time` where there is no upper one.
@@ -118,7 +117,7 @@ impl std::fmt::Debug for Plain {
     }
 }
 
-/// Types that are text in the file: how it is parsed, and what the schema says of it.
+/// Types that are text in the file: their parser and their schema.
 macro_rules! texts {
     ($($type:ty: $parse:expr, $schema:tt;)*) => {$(
         impl Read for $type {

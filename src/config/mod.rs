@@ -42,7 +42,7 @@ const MAX_FILE: u64 = 1 << 20;
 const PLAIN_TOKENS: &str = "warning: store.encryption_key: not set, so that tokens stand in the \
     store in plain text, for whoever can read it; `openssl rand -base64 32` makes a key";
 
-/// A whole configuration, proven right.
+/// Whole configuration, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `[server]`, `[upstream]`, `[replay]` and `default_account`.
@@ -55,7 +55,7 @@ pub struct Config {
     pub store: StoreSettings,
     /// Every `[[account]]`, at least one, in the order of the file.
     pub accounts: Vec<AccountSettings>,
-    /// What works but should be looked at, in the order of the file.
+    /// Warnings, in the order of the file.
     pub warnings: Vec<Problem>,
 }
 
@@ -63,7 +63,7 @@ pub struct Config {
 /// that exists, and else from the environment alone.
 ///
 /// # Errors
-/// Everything that is wrong, at once.
+/// All problems of the configuration.
 pub fn load(
     path: Option<&Path>,
     current_dir: &Path,
@@ -87,7 +87,7 @@ pub fn load(
 /// as `file_name`.
 ///
 /// # Errors
-/// Everything that is wrong, at once.
+/// All problems of the configuration.
 pub fn parse(
     text: &str,
     base_dir: &Path,
@@ -105,8 +105,8 @@ pub fn parse(
     build(root, base_dir, environment, report)
 }
 
-/// What `wxgate check` says of a configuration that can be used: one line per warning, then what
-/// was understood. No newline at the end.
+/// Report of `wxgate check` on a configuration that can be used: one line per warning, then a
+/// summary. No newline at the end.
 pub fn check_text(config: &Config) -> String {
     let accounts: Vec<&str> = config
         .accounts

@@ -1,6 +1,6 @@
-//! Addresses as the configuration writes them: where to listen, whom to let in, whom to call.
+//! Addresses as the configuration writes them: listeners, networks of callers, base URLs.
 //!
-//! Values only; binding and dialling are done elsewhere.
+//! Values only; `listen` binds them, and the clients dial them.
 
 use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr};
 
@@ -39,7 +39,7 @@ pub(crate) fn is_loopback_host(host: &str) -> bool {
         || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Where a listener stands: `"host:port"` or `"unix:/path"`.
+/// Address of a listener: `"host:port"` or `"unix:/path"`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddr {
     /// Resolved when it is bound; port 0 takes a free one.
@@ -49,7 +49,7 @@ pub enum ListenAddr {
 }
 
 impl ListenAddr {
-    /// Whether only this machine can reach it.
+    /// Tells if only this machine can reach the listener.
     pub fn is_local(&self) -> bool {
         match self {
             Self::Unix(_) => true,
@@ -91,12 +91,12 @@ impl fmt::Display for ListenAddr {
     }
 }
 
-/// Who is at the other end of a connection.
+/// Peer of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
-    /// A TCP client.
+    /// TCP client.
     Ip(IpAddr),
-    /// A process on this machine, over a Unix socket.
+    /// Process on this machine, over a Unix socket.
     Unix,
 }
 
@@ -109,7 +109,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// A set of networks: CIDRs, single addresses, `"loopback"` (Unix sockets too) and `"private"` (RFC
+/// Set of networks: CIDRs, single addresses, `"loopback"` (Unix sockets too) and `"private"` (RFC
 /// 1918, RFC 6598, RFC 4193 and link-local addresses).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSet {
@@ -132,7 +132,7 @@ impl NetworkSet {
     /// Adds one entry of the configuration.
     ///
     /// # Errors
-    /// A sentence that says what would have been right.
+    /// The form that an entry must have.
     pub fn add(&mut self, entry: &str) -> Result<(), &'static str> {
         match entry {
             "loopback" => {
@@ -155,14 +155,14 @@ impl NetworkSet {
         Ok(())
     }
 
-    /// The default of `server.allow`.
+    /// Default of `server.allow`.
     pub fn loopback() -> Self {
         let mut set = Self::default();
         let _ = set.add("loopback");
         set
     }
 
-    /// Whether the peer is inside. IPv4-mapped IPv6 addresses count as the IPv4 address that they
+    /// Tells if the peer is inside. IPv4-mapped IPv6 addresses count as the IPv4 address that they
     /// carry.
     pub fn contains(&self, peer: &Peer) -> bool {
         match peer {
@@ -174,12 +174,12 @@ impl NetworkSet {
         }
     }
 
-    /// Each network by itself, as it was written; Unix sockets are in none of them.
+    /// Networks as they were written; Unix sockets are in none of them.
     pub fn networks(&self) -> &[IpNet] {
         &self.nets
     }
 
-    /// Whether somebody outside this machine is inside.
+    /// Tells if the set holds an address outside this machine.
     pub fn reaches_beyond_loopback(&self) -> bool {
         self.nets.iter().any(|net| {
             !LOOPBACK
@@ -189,7 +189,7 @@ impl NetworkSet {
         })
     }
 
-    /// Whether everybody in `other` is inside too.
+    /// Tells if the set holds all of `other`.
     pub fn includes(&self, other: &Self) -> bool {
         let nets = IpNet::aggregate(&self.nets);
         (self.unix || !other.unix)
@@ -199,20 +199,20 @@ impl NetworkSet {
                 .all(|inner| nets.iter().any(|net| net.contains(inner)))
     }
 
-    /// Whether every IPv4 address or every IPv6 address is inside.
+    /// Tells if the set holds every IPv4 address or every IPv6 address.
     pub fn holds_everybody(&self) -> bool {
         IpNet::aggregate(&self.nets)
             .iter()
             .any(|net| net.prefix_len() == 0)
     }
 
-    /// Whether nobody is inside.
+    /// Tells if the set is empty.
     pub fn is_empty(&self) -> bool {
         self.nets.is_empty() && !self.unix
     }
 }
 
-/// The base URL of an API host: scheme, host and port, nothing behind them.
+/// Base URL of an API host: scheme, host and port, nothing behind them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BaseUrl {
     /// `https`, or `http` towards this machine only.
@@ -224,7 +224,7 @@ pub struct BaseUrl {
 }
 
 impl BaseUrl {
-    /// What stands in the `Host` header: the port only where it is not the scheme's own.
+    /// Value of the `Host` header: the port only where it is not the scheme's own.
     pub fn authority(&self) -> String {
         let host = if self.host.contains(':') {
             format!("[{}]", self.host)

@@ -1,4 +1,4 @@
-//! Where log lines go: standard error, or memory in tests.
+//! Sinks of log lines: standard error, or memory in tests.
 //!
 //! One write is one or more whole lines; lines of several threads never mix.
 
@@ -15,7 +15,7 @@ pub enum Output {
     /// Standard error.
     #[default]
     Stderr,
-    /// Kept, for whoever holds the other clone.
+    /// Memory, which another clone reads.
     Memory(Arc<Mutex<Vec<u8>>>),
 }
 
@@ -25,7 +25,7 @@ impl Output {
         Self::Memory(Arc::default())
     }
 
-    /// What a sink in memory has got so far; empty for others.
+    /// Lines of a sink in memory so far; empty for others.
     pub fn contents(&self) -> String {
         match self {
             Self::Stderr => String::new(),
@@ -36,7 +36,7 @@ impl Output {
         }
     }
 
-    /// Writes whole lines. A closed standard error is nobody's fault, so errors are dropped.
+    /// Writes whole lines. Errors are dropped: a closed standard error must stop nothing.
     pub fn write_lines(&self, lines: &[u8]) {
         let _ = self.clone().write_all(lines);
     }

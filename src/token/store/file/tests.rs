@@ -166,12 +166,12 @@ async fn links_pipes_sockets_folders_and_giants_are_set_aside() {
     let odd: [(&str, Make); 5] = [
         ("link", |path, elsewhere| symlink(elsewhere, path).unwrap()),
         ("pipe", |path, _| {
-            rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::from(0o600)).unwrap()
+            rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::from(0o600)).unwrap();
         }),
         ("socket", |path, _| drop(UnixListener::bind(path).unwrap())),
         ("folder", |path, _| fs::create_dir(path).unwrap()),
         ("giant", |path, _| {
-            File::create(path).unwrap().set_len(1 << 30).unwrap()
+            File::create(path).unwrap().set_len(1 << 30).unwrap();
         }),
     ];
     for (what, make) in odd {
