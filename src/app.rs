@@ -31,7 +31,7 @@ use crate::{
     token::{
         self,
         source::{ClientError, TokenClient},
-        store::{self, FileStore, MemoryStore, OpenError, RedisStore, TokenStore},
+        store::{FileStore, MemoryStore, OpenError, RedisStore, StoreLocation, TokenStore},
     },
 };
 
@@ -99,16 +99,15 @@ impl App {
     pub fn build(config: &Config, log: Option<AccessLogSettings>) -> Result<Self, StartError> {
         let metrics = Metrics::default();
         let client = TokenClient::new(&config.proxy.upstream.egress, config.token.fetch_timeout)?;
-        let store: Arc<dyn TokenStore> = match &config.store {
-            store::Settings::Memory => Arc::new(MemoryStore::default()),
-            store::Settings::File { path, keys } => Arc::new(FileStore::open(path, keys.clone())?),
-            store::Settings::Redis { server, keys } => {
-                Arc::new(RedisStore::open(server, keys.clone(), client.tls()))
-            }
+        let keys = config.store.keys.clone();
+        let store: Arc<dyn TokenStore> = match &config.store.location {
+            StoreLocation::Memory => Arc::new(MemoryStore::default()),
+            StoreLocation::File(path) => Arc::new(FileStore::open(path, keys)?),
+            StoreLocation::Redis(server) => Arc::new(RedisStore::open(server, keys, client.tls())),
             #[cfg(feature = "sql")]
-            store::Settings::Sql { server, keys } => {
+            StoreLocation::Sql(server) => {
                 let ca_file = config.proxy.upstream.egress.ca_file.as_deref();
-                Arc::new(store::SqlStore::open(server, keys.clone(), ca_file))
+                Arc::new(token::store::SqlStore::open(server, keys, ca_file))
             }
         };
         // Before the first token is asked for: a second instance that was started by mistake must

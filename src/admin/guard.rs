@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
 
 use super::{answer::Problem, settings::Settings};
-use crate::base::Secret;
+use crate::{base::Secret, net::address::split_port};
 
 /// What must hold for a request.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Guard {
     }
 
     fn knows(&self, authority: &str) -> bool {
-        let Some(host) = host_of(authority) else {
+        let Some((host, _)) = split_port(authority) else {
             return false;
         };
         if let Some(v6) = host
@@ -128,22 +128,6 @@ fn authorities<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Option<Vec<&'r str>>
                 .map(|host| host.to_str().ok()),
         )
         .collect()
-}
-
-/// The part before the port; brackets stay.
-fn host_of(authority: &str) -> Option<&str> {
-    let end = authority.find(']').map_or(0, |bracket| bracket + 1);
-    match authority.get(end..)?.split_once(':') {
-        None => Some(authority),
-        Some((before, port)) => {
-            let is_port = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-            if is_port {
-                authority.get(..end + before.len())
-            } else {
-                None
-            }
-        }
-    }
 }
 
 /// Browsers say where a request comes from: all current ones by `Sec-Fetch-Site`, older ones by

@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     net::egress::Egress,
     proxy::settings::{Settings, Upstream},
-    token::store,
+    token::store::{StoreLocation, StoreSettings},
 };
 
 /// The keys, as the file spells them. Settings are taken apart here, so that a new one has to be
@@ -96,46 +96,24 @@ fn upstream(old: &Upstream, new: &Upstream) -> Compared {
     ]
 }
 
-fn stored(old: &store::Settings, new: &store::Settings) -> Compared {
-    match (old, new) {
-        (store::Settings::Memory, store::Settings::Memory) => Vec::new(),
-        (
-            store::Settings::File { path, keys },
-            store::Settings::File {
-                path: new_path,
-                keys: new_keys,
-            },
-        ) => {
-            vec![
-                ("store.path", path == new_path),
-                ("store.encryption_key", keys == new_keys),
-            ]
-        }
-        (
-            store::Settings::Redis { server, keys },
-            store::Settings::Redis {
-                server: new,
-                keys: new_keys,
-            },
-        ) => vec![
-            ("store.url", server.has_same_url(new)),
-            ("store.prefix", server.prefix() == new.prefix()),
-            ("store.encryption_key", keys == new_keys),
+fn stored(old: &StoreSettings, new: &StoreSettings) -> Compared {
+    let StoreSettings { location, keys } = new;
+    let place = match (&old.location, location) {
+        (StoreLocation::Memory, StoreLocation::Memory) => return Vec::new(),
+        (StoreLocation::File(old), StoreLocation::File(new)) => vec![("store.path", old == new)],
+        (StoreLocation::Redis(old), StoreLocation::Redis(new)) => vec![
+            ("store.url", old.has_same_url(new)),
+            ("store.prefix", old.prefix() == new.prefix()),
         ],
         #[cfg(feature = "sql")]
-        (
-            store::Settings::Sql { server, keys },
-            store::Settings::Sql {
-                server: new,
-                keys: new_keys,
-            },
-        ) => vec![
-            ("store.url", server.has_same_url(new)),
-            ("store.prefix", server.prefix() == new.prefix()),
-            ("store.encryption_key", keys == new_keys),
+        (StoreLocation::Sql(old), StoreLocation::Sql(new)) => vec![
+            ("store.url", old.has_same_url(new)),
+            ("store.prefix", old.prefix() == new.prefix()),
         ],
-        _ => vec![("store.kind", false)],
-    }
+        _ => return vec![("store.kind", false)],
+    };
+    let sealed = ("store.encryption_key", *keys == old.keys);
+    place.into_iter().chain([sealed]).collect()
 }
 
 #[cfg(test)]

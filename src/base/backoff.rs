@@ -1,20 +1,21 @@
-//! How long to wait before trying again: doubling between two bounds, spread by jitter.
+//! Delays between attempts: doubling between two bounds, spread by jitter.
 //!
-//! Pure: the random number is an argument, so that a test can ask for each delay there is.
+//! [`Backoff::jittered`] takes the random number as an argument, so that a test can ask for each
+//! delay there is; [`random_fraction`] is the number that production code passes.
 
 use std::time::Duration;
 
-/// Doubles from `min` to `max`.
+/// Bounds of a delay that doubles from `min` to `max`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
-    /// The delay after the first failure.
+    /// Delay after the first failure.
     pub min: Duration,
-    /// No delay is longer.
+    /// Longest delay.
     pub max: Duration,
 }
 
 impl Backoff {
-    /// The delay after `failures` failures in a row, counted from one, without jitter.
+    /// Delay after `failures` failures in a row, counted from one, without jitter.
     pub fn plain(&self, failures: u32) -> Duration {
         let doubled = self.min.saturating_mul(
             1_u32
@@ -24,12 +25,16 @@ impl Backoff {
         doubled.clamp(self.min, self.max)
     }
 
-    /// The same, moved to somewhere between half and all of itself; `jitter` is taken from
-    /// `0.0..=1.0`.
+    /// Delay between half and all of [`Backoff::plain`]; `jitter` is taken from `0.0..=1.0`.
     pub fn jittered(&self, failures: u32, jitter: f64) -> Duration {
         self.plain(failures)
             .mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
     }
+}
+
+/// Random number between 0 and 1; one half where the system has no randomness to give.
+pub fn random_fraction() -> f64 {
+    getrandom::u32().map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What may be shown of a query string: its names, never its values.
+//! Masking of query strings: names are shown, values never.
 //!
 //! Tokens, secrets and login codes travel in the query of WeChat's API, so masking is not an option
 //! that can be off.
@@ -9,15 +9,15 @@ use memchr::memchr;
 
 /// Formats a raw query with every value replaced: `openid=…&access_token=…`. Bytes outside
 /// printable ASCII, quotes and backslashes in a name are shown as `?`, so that the result can stand
-/// in one line of text or in a JSON string as it is. What looks like a value in the place of a name
-/// is hidden too: it is long, or goes on behind an encoded character.
+/// in one line of text or in a JSON string as it is. A name that may be a value is hidden too: a
+/// long one, and the part behind an encoded character.
 #[derive(Debug, Clone, Copy)]
 pub struct MaskedQuery<'q>(pub &'q str);
 
-/// WeChat's own names have at most 22 characters.
-const LONGEST_NAME: usize = 32;
-/// A name that stands alone.
-const LONGEST_FLAG: usize = 16;
+/// Longest name that is shown. WeChat's own names have at most 22 characters.
+const MAX_NAME: usize = 32;
+/// Longest name that is shown without a value beside it.
+const MAX_FLAG: usize = 16;
 
 impl MaskedQuery<'_> {
     /// Appends the text, as UTF-8. Every request that is logged pays for it, so it goes around the
@@ -38,13 +38,8 @@ impl MaskedQuery<'_> {
 fn append_pair(out: &mut Vec<u8>, pair: &[u8]) {
     let end = memchr(b'=', pair);
     let name = &pair[..end.unwrap_or(pair.len())];
-    // Without `=` the whole pair could be a value that somebody forgot to name; an AppSecret has 32
-    // characters.
-    let longest = if end.is_some() {
-        LONGEST_NAME
-    } else {
-        LONGEST_FLAG
-    };
+    // Without `=` the whole pair could be a value without its name; an AppSecret has 32 characters.
+    let longest = if end.is_some() { MAX_NAME } else { MAX_FLAG };
     let shown = if name.len() > longest { &[] } else { name };
     let before = out.len();
     // To the end in any case, so that many bytes are looked at in one instruction.
@@ -63,7 +58,7 @@ fn append_pair(out: &mut Vec<u8>, pair: &[u8]) {
     }
 }
 
-/// Whether it stands in one line of text, or in a JSON string, as it is.
+/// Tells if a byte can stand in a line of text, or in a JSON string, as it is.
 pub(crate) fn is_plain(byte: u8) -> bool {
     byte.is_ascii_graphic() && byte != b'"' && byte != b'\\'
 }

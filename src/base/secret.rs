@@ -1,30 +1,29 @@
-//! A value that nobody can print by accident.
+//! Secret values, which cannot be printed by accident.
 //!
 //! `Secret` has no `Display`, no `Serialize` and an opaque `Debug`; its content is reached only by
 //! [`Secret::expose`], so that every place that reveals one can be searched for. It is wiped when
-//! dropped. It does not promise that no copy ever existed: parsers, URL strings and socket buffers
-//! keep theirs.
+//! dropped. Other copies may exist: parsers, URL strings and socket buffers keep theirs.
 
 use std::fmt;
 
 use zeroize::Zeroizing;
 
-/// An AppSecret, access token, ticket or key.
+/// AppSecret, access token, ticket or key.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes the value over; the caller's other copies are the caller's business.
+    /// Secret with this value. Other copies of the value are not wiped.
     pub fn new(value: impl Into<String>) -> Self {
         Self(Zeroizing::new(value.into()))
     }
 
-    /// The value itself. Callers are few and listed in ARCHITECTURE.md.
+    /// Value in the clear. Callers are few and listed in ARCHITECTURE.md.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// The first eight hex digits of the SHA-256: enough to tell two values apart in a log, useless
+    /// First eight hex digits of the SHA-256: enough to tell two values apart in a log, useless
     /// to guess from.
     pub fn fingerprint(&self) -> String {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.0.as_bytes());

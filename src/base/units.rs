@@ -2,25 +2,25 @@
 
 use std::time::Duration;
 
-/// Why a duration or size was refused; `Display` says what would have been right.
+/// Reason why a duration or size was refused; `Display` gives the right form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
-    /// Digits were expected first.
+    /// No digits at the start.
     #[error("expected a whole number followed by a unit, such as {example}")]
     NotANumber {
-        /// A value of the right form.
+        /// Value of the right form.
         example: &'static str,
     },
     /// `15` instead of `15s`.
     #[error("the unit is missing: write {example}")]
     MissingUnit {
-        /// A value of the right form.
+        /// Value of the right form.
         example: &'static str,
     },
-    /// A unit nobody knows.
+    /// Unknown unit.
     #[error("unknown unit; use one of {units}")]
     UnknownUnit {
-        /// The units that are known.
+        /// Known units.
         units: &'static str,
     },
     /// The value does not fit.

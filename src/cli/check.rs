@@ -1,4 +1,4 @@
-//! `wxgate check`: is the configuration right, and does WeChat agree?
+//! `wxgate check`: checks the configuration and, with `--live`, tries it at WeChat.
 //!
 //! Without `--live` nothing leaves the machine.
 

@@ -100,10 +100,10 @@ struct ConfigFile {
     config: Option<PathBuf>,
 }
 
-/// What a command ends with, short of success.
+/// Failure of a command, by its exit status.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// Said on standard error already, or to be said now.
+    /// Failure while running, with the text for standard error.
     Running(String),
     Usage(String),
     Config(String),
@@ -161,7 +161,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
     let format = cli.format();
     let log = |default: &str| {
-        // What WXGATE_LOG says of one part must not silence the others; a level of its own
+        // A directive of WXGATE_LOG for one part must not silence the others; a level by itself
         // overrides the default.
         let wanted = std::env::var("WXGATE_LOG")
             .ok()

@@ -1,6 +1,6 @@
 //! `wxgate serve`: the main job, from configuration to drained.
 //!
-//! Hardens the process, starts the application and translates signals; what is served is the
+//! Hardens the process, starts the application and translates signals; the service itself is the
 //! application's business.
 
 use tokio::{

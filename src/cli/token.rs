@@ -6,7 +6,11 @@ use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::Value;
 
 use super::{Failure, background_runtime, print};
-use crate::{base::AccountName, config::Config, net::address::ListenAddr};
+use crate::{
+    base::AccountName,
+    config::Config,
+    net::address::{ListenAddr, split_port},
+};
 
 pub(super) fn run(config: &Config, account: &AccountName, refresh: bool) -> Result<(), Failure> {
     background_runtime()?.block_on(async {
@@ -101,9 +105,9 @@ impl<'c> AdminClient<'c> {
 
 /// A listener on all addresses is reached on this machine.
 fn reachable(address: &str) -> String {
-    match address.rsplit_once(':') {
-        Some(("0.0.0.0", port)) => format!("127.0.0.1:{port}"),
-        Some(("[::]", port)) => format!("[::1]:{port}"),
+    match split_port(address) {
+        Some(("0.0.0.0", Some(port))) => format!("127.0.0.1:{port}"),
+        Some(("[::]", Some(port))) => format!("[::1]:{port}"),
         _ => address.to_owned(),
     }
 }

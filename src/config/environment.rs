@@ -1,9 +1,9 @@
-//! Environment variables: where secrets are looked up, and an override for every key outside the
-//! arrays of tables.
+//! Environment variables: a source of secrets, and an override for every key outside the arrays of
+//! tables.
 //!
 //! `WXGATE_SERVER__LISTEN` sets `server.listen`: two underscores stand for the dot. Variables
-//! without them are left alone, save `WXGATE_DEFAULT_ACCOUNT`. What a value means is decided where
-//! its key is read.
+//! without them are left alone, save `WXGATE_DEFAULT_ACCOUNT`. The reader of a key gives a value its
+//! meaning.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,7 +15,7 @@ use super::{
     tree::{Entry, Node, Value},
 };
 
-/// Where variables come from; tests pass a map.
+/// Source of variables; tests pass a map.
 pub trait Environment {
     /// The value of a variable, if it is set and UTF-8.
     fn get(&self, name: &str) -> Option<String>;

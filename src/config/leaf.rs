@@ -1,7 +1,6 @@
-//! The values that keys may have: what each looks like in the file, in the schema and in Rust.
+//! Types of the values that keys may have: their form in the file, in the schema and in Rust.
 //!
-//! Grammar and ranges live here, in the types; what depends on more than one key lives in
-//! `resolve`.
+//! Grammar and ranges live here, in the types; rules over more than one key live in `resolve`.
 
 use std::{borrow::Cow, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -16,7 +15,7 @@ use super::{
 use crate::{
     base::{AccountName, Secret, units},
     net::{
-        address::{BaseUrl, ListenAddr, NetworkSet},
+        address::{BaseUrl, ListenAddr, NetworkSet, split_port},
         egress::EgressProxy,
     },
     proxy::settings::PathPattern,
@@ -50,7 +49,7 @@ pub(super) struct AppId(pub(super) String);
 #[derive(Debug)]
 pub(super) struct CertName(pub(super) String);
 
-/// Text whose value nobody prints.
+/// Text that is never printed.
 pub(super) struct Plain(pub(super) String);
 
 /// The bounds of `Count` and `Time` where there is no upper one.
@@ -118,7 +117,7 @@ impl std::fmt::Debug for Plain {
     }
 }
 
-/// Types that are text in the file: how it is parsed, and what the schema says of it.
+/// Types that are text in the file: their parser and their schema.
 macro_rules! texts {
     ($($type:ty: $parse:expr, $schema:tt;)*) => {$(
         impl Read for $type {
@@ -372,7 +371,7 @@ fn egress_proxy(text: &str) -> Result<EgressProxy, &'static str> {
         .map_or((None, rest), |(credentials, authority)| {
             (Some(credentials), authority)
         });
-    let (host, port) = authority.rsplit_once(':').ok_or(FORM)?;
+    let (host, port) = split_port(authority).ok_or(FORM)?;
     let host = match host
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'))
@@ -383,7 +382,10 @@ fn egress_proxy(text: &str) -> Result<EgressProxy, &'static str> {
             .to_string(),
         None => HostName::parse(host).map_err(|_| FORM)?.0,
     };
-    let port = port.parse().ok().filter(|port| *port != 0).ok_or(FORM)?;
+    let port = port
+        .and_then(|port| port.parse().ok())
+        .filter(|port| *port != 0)
+        .ok_or(FORM)?;
     // Percent-encoded as in any URL; the first colon parts user and password, so none in the user
     // may be encoded.
     let credentials = match credentials

@@ -27,7 +27,7 @@ pub use schema::schema;
 
 use crate::{
     admin, proxy,
-    token::{self, AccountSettings},
+    token::{self, AccountSettings, store::StoreSettings},
 };
 use problem::Report;
 use read::{Read as _, Reader};
@@ -38,8 +38,11 @@ pub const DEFAULT_FILE: &str = "config/wxgate.toml";
 
 /// Room for some 500,000 accounts. A longer file is a device or a log named by mistake.
 const MAX_FILE: u64 = 64 << 20;
+/// Warning of `check` alone: every first start is like that, so the log of a start leaves it out.
+const PLAIN_TOKENS: &str = "warning: store.encryption_key: not set, so that tokens stand in the \
+    store in plain text, for whoever can read it; `openssl rand -base64 32` makes a key";
 
-/// A whole configuration, proven right.
+/// Whole configuration, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `[server]`, `[upstream]`, `[replay]` and `default_account`.
@@ -49,10 +52,10 @@ pub struct Config {
     /// `[token]`.
     pub token: token::Settings,
     /// `[store]`.
-    pub store: token::store::Settings,
+    pub store: StoreSettings,
     /// Every `[[account]]`, at least one, in the order of the file.
     pub accounts: Vec<AccountSettings>,
-    /// What works but should be looked at, in the order of the file.
+    /// Warnings, in the order of the file.
     pub warnings: Vec<Problem>,
 }
 
@@ -60,7 +63,7 @@ pub struct Config {
 /// that exists, and else from the environment alone.
 ///
 /// # Errors
-/// Everything that is wrong, at once.
+/// All problems of the configuration.
 pub fn load(
     path: Option<&Path>,
     current_dir: &Path,
@@ -84,7 +87,7 @@ pub fn load(
 /// as `file_name`.
 ///
 /// # Errors
-/// Everything that is wrong, at once.
+/// All problems of the configuration.
 pub fn parse(
     text: &str,
     base_dir: &Path,
@@ -102,8 +105,8 @@ pub fn parse(
     build(root, base_dir, environment, report)
 }
 
-/// What `wxgate check` says of a configuration that can be used: one line per warning, then what
-/// was understood. No newline at the end.
+/// Report of `wxgate check` on a configuration that can be used: one line per warning, then a
+/// summary. No newline at the end.
 pub fn check_text(config: &Config) -> String {
     let accounts: Vec<&str> = config
         .accounts
@@ -131,7 +134,9 @@ pub fn check_text(config: &Config) -> String {
         .iter()
         .map(|warning| format!("warning: {warning}"))
         .collect();
-    lines.extend(plain_text(&config.store).map(str::to_owned));
+    if config.store.persists_plain_tokens() {
+        lines.push(PLAIN_TOKENS.to_owned());
+    }
     lines.push(format!(
         "the configuration is fine: {} account(s): {}{clients}; listening on {}; admin on {}",
         accounts.len(),
@@ -140,20 +145,6 @@ pub fn check_text(config: &Config) -> String {
         config.admin.listen,
     ));
     lines.join("\n")
-}
-
-/// Said by `check` only: it is what everybody starts with, and no reason to complain at every
-/// start.
-fn plain_text(store: &token::store::Settings) -> Option<&'static str> {
-    use token::store::Settings;
-    let open = matches!(
-        store,
-        Settings::File { keys: None, .. } | Settings::Redis { keys: None, .. }
-    );
-    open.then_some(
-        "warning: store.encryption_key: not set, so that tokens stand in the store in plain text, for whoever can read \
-         it; `openssl rand -base64 32` makes a key",
-    )
 }
 
 fn build(

@@ -1,42 +1,41 @@
-//! What is wrong with a configuration, where, and what to write instead.
+//! Problems of a configuration: the place, the mistake, and what to write instead.
 //!
 //! All problems of a file come together. No text here ever holds a value of the file: a secret may
 //! stand in any place.
 
 use std::{collections::HashSet, fmt, path::Path, sync::Arc};
 
-/// Everything that keeps a configuration from being used, in the order of the file. Prints one
+/// All problems that keep a configuration from being used, in the order of the file. Prints one
 /// problem per line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Problems(pub Vec<Problem>);
 
-/// One mistake, or one warning.
+/// Mistake or warning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The key as in `account[0].secret` (counted from zero); empty when it is about the whole
-    /// file.
+    /// Key, as in `account[0].secret` (counted from zero); empty when the whole file is meant.
     pub key_path: String,
-    /// Where the value came from.
+    /// Source of the value.
     pub origin: Origin,
-    /// What is wrong and what to do next.
+    /// The mistake, and what to do next.
     pub message: String,
 }
 
-/// Where a value came from.
+/// Source of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// The configuration file; the line, counted from one, is missing where something is absent.
     File {
-        /// As the operator named it.
+        /// Name that the operator gave.
         name: Arc<str>,
-        /// Where in it.
+        /// Line, counted from one.
         line: Option<usize>,
     },
     /// An environment variable.
     Variable(Arc<str>),
 }
 
-/// A key and where its value came from, so that a later check can still point at it.
+/// Key and source of a value, so that a later check can still point at it.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     pub(super) path: String,
@@ -161,7 +160,7 @@ impl Report {
         }
     }
 
-    /// The configuration as a whole, for what stands nowhere.
+    /// Place of the whole configuration, for keys that are absent.
     pub(super) fn whole(&self) -> Place {
         Place {
             path: String::new(),
@@ -210,24 +209,27 @@ fn note(place: &Place, message: impl Into<String>) -> Problem {
     }
 }
 
-// A key is written by the operator but may be anything: it must not break the line or flood it.
+// An operator's key may be any text: it must not break the line or flood it.
 fn quoted(key: &str) -> String {
-    const LONGEST: usize = 64;
+    const MAX_SHOWN: usize = 64;
     let bare = !key.is_empty()
         && key
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if bare && key.len() <= LONGEST {
+    if bare && key.len() <= MAX_SHOWN {
         return key.to_owned();
     }
-    let cut = if key.chars().count() > LONGEST {
+    let cut = if key.chars().count() > MAX_SHOWN {
         "…"
     } else {
         ""
     };
     format!(
         "\"{}{cut}\"",
-        key.chars().take(LONGEST).collect::<String>().escape_debug()
+        key.chars()
+            .take(MAX_SHOWN)
+            .collect::<String>()
+            .escape_debug()
     )
 }
 

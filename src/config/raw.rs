@@ -307,7 +307,7 @@ words! {
         File = "file",
         /// In Redis or Valkey, which several nodes may share.
         Redis = "redis",
-        /// In SQLite, PostgreSQL or MySQL. Not yet built.
+        /// In SQLite, PostgreSQL, MySQL or MariaDB, where wxgate was built with it.
         Sql = "sql",
     }
 

@@ -1,8 +1,8 @@
 //! Reading the tree: every value is read by its type, every mistake is noted and reading goes on.
 //!
 //! `tables!` makes a struct, its JSON Schema and its reader from one list of keys, so that they
-//! cannot drift apart. `words!` does the same for a choice between words. What a value may be is
-//! said by the types in `leaf`.
+//! cannot drift apart. `words!` does the same for a choice between words. The types in `leaf` say
+//! which values are allowed.
 
 use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
@@ -15,24 +15,24 @@ use super::{
 
 /// A value that can stand in the file.
 pub(super) trait Read: Sized + JsonSchema {
-    /// Whether it is a table, so that a list of it is written `[[name]]`.
+    /// True for a table, a list of which is written `[[name]]`.
     const TABLE: bool = false;
 
-    /// `None` when it is wrong; that has been reported then.
+    /// Reads a value; `None` after a problem was reported.
     fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self>;
 }
 
-/// A value and where it stands.
+/// Value and its place.
 #[derive(Debug)]
 pub(super) struct At<T> {
     pub(super) value: T,
     pub(super) place: Place,
 }
 
-/// What reading needs besides the tree.
+/// Context of reading: the report, and the folder of the file.
 pub(super) struct Reader<'r> {
     pub(super) report: &'r mut Report,
-    /// What relative paths are relative to.
+    /// Folder at which relative paths begin.
     pub(super) base_dir: &'r Path,
 }
 
@@ -43,13 +43,13 @@ pub(super) struct Keys<'n> {
 }
 
 impl Reader<'_> {
-    /// Notes what was expected, and what stands there instead.
+    /// Reports a value of another kind than expected.
     pub(super) fn mismatch(&mut self, node: &Node, place: &Place, expected: &str) {
         self.report
             .problem(place, format!("expected {expected}, found {}", node.kind()));
     }
 
-    /// Text that `parse` takes; `parse` says what would have been right.
+    /// Reads text that `parse` accepts; the error of `parse` gives the right form.
     pub(super) fn text<T, E: Into<String>>(
         &mut self,
         node: &Node,
@@ -109,7 +109,7 @@ impl Keys<'_> {
     }
 }
 
-/// What to say of a word that is not in the list.
+/// Message about a word that is not in the list.
 pub(super) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
     let close = known
         .iter()

@@ -93,6 +93,40 @@ mod tests {
         }
     }
 
+    fn collect_unbuilt(schema: &Value, found: &mut Vec<String>) {
+        match schema {
+            Value::Object(members) => {
+                let description = schema["description"].as_str().unwrap_or_default();
+                if description.to_lowercase().contains("not yet built") {
+                    found.extend(schema["const"].as_str().map(str::to_owned));
+                }
+                members
+                    .values()
+                    .for_each(|inner| collect_unbuilt(inner, found));
+            }
+            Value::Array(items) => items.iter().for_each(|inner| collect_unbuilt(inner, found)),
+            _ => {}
+        }
+    }
+
+    /// Editors show these texts beside each value, so they must not disown what works.
+    #[test]
+    fn values_that_the_schema_calls_unbuilt_are_those_that_are_refused() {
+        let mut unbuilt = Vec::new();
+        collect_unbuilt(&parsed(), &mut unbuilt);
+        assert_eq!(unbuilt, ["component"]);
+        let refused = |text: &str| {
+            let problems = parse(text, Path::new("/etc"), "f", &BTreeMap::new()).unwrap_err();
+            problems.to_string().contains("not built yet")
+        };
+        for kind in ["memory", "file", "redis", "sql"] {
+            assert!(!refused(&format!("[store]\nkind = \"{kind}\"\n")), "{kind}");
+        }
+        assert!(refused(
+            "[[account]]\nname = \"a\"\nplatform = \"component\"\n"
+        ));
+    }
+
     #[test]
     fn the_defaults_of_the_schema_are_those_of_the_settings() {
         let account = "[[account]]\nname = \"a\"\nappid = \"wx1\"\nsecret = { value = \"s\" }\n";

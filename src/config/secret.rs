@@ -1,8 +1,8 @@
 //! Secrets: `{ env = "NAME" }`, `{ file = "path" }` or `{ value = "…" }`, looked up when the
 //! configuration is read.
 //!
-//! One that cannot be found is a problem. Its value never gets into a message, not even where an
-//! operator wrote it in the place of a name or path.
+//! A secret that cannot be found is a problem. Its value never gets into a message, not even where
+//! an operator wrote the secret in the place of a name or path.
 
 use std::{io::Read as _, path::Path};
 
@@ -15,16 +15,16 @@ use super::{
 };
 use crate::base::Secret;
 
-/// What resolving needs besides the raw configuration.
+/// Context of resolving: the report, the environment, and the folder of the file.
 pub(super) struct Context<'c> {
     pub(super) report: &'c mut Report,
     pub(super) environment: &'c dyn Environment,
-    /// What relative paths are relative to.
+    /// Folder at which relative paths begin.
     pub(super) base_dir: &'c Path,
 }
 
-/// Longer than any key, shorter than a file named by mistake.
-const LONGEST: u64 = 64 << 10;
+/// Size limit of a file with a secret: longer than any key, shorter than a file named by mistake.
+const MAX_FILE: u64 = 64 << 10;
 
 impl Context<'_> {
     /// Looks a secret up; `None` after a problem was reported.
@@ -47,7 +47,7 @@ impl Context<'_> {
             .iter()
             .filter_map(|(kind, text)| Some((*kind, text.as_ref()?)))
             .collect();
-        // WXGATE_ADMIN__KEY__FILE replaces whatever form the file has.
+        // WXGATE_ADMIN__KEY__FILE replaces any form that the file has.
         if given.iter().any(|(_, text)| text.is_variable()) {
             given.retain(|(_, text)| text.is_variable());
         }
@@ -65,7 +65,7 @@ impl Context<'_> {
         None
     }
 
-    /// Looks up what stands behind `env`, `file` or `value`; `None` after a problem was reported.
+    /// Looks up the secret behind `env`, `file` or `value`; `None` after a problem was reported.
     pub(super) fn look_up(&mut self, kind: &str, text: &At<Plain>) -> Option<Secret> {
         let found = match kind {
             "env" => self.variable(&text.value.0),
@@ -108,10 +108,10 @@ impl Context<'_> {
         let path = self.base_dir.join(path);
         let mut text = String::new();
         let read = std::fs::File::open(&path)
-            .and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
+            .and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
         match read {
             Err(error) => Err(format!("cannot read {}: {error}", path.display())),
-            Ok(length) if length as u64 > LONGEST => {
+            Ok(length) if length as u64 > MAX_FILE => {
                 Err(format!("{} is too long for a secret", path.display()))
             }
             Ok(_) => Ok(text.trim_end_matches(['\n', '\r']).to_owned()),

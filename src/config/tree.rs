@@ -1,5 +1,5 @@
-//! The configuration as one tree of values that know where they came from: lines of the file,
-//! environment variables.
+//! The configuration as one tree of values with their sources: lines of the file, environment
+//! variables.
 //!
 //! Knows TOML, but no key and no meaning.
 
@@ -18,7 +18,7 @@ pub(super) struct Node {
     pub(super) origin: Origin,
 }
 
-/// What TOML knows, and `Text`: a value from the environment, whose type depends on the key.
+/// Kinds of values in TOML, and `Text`: a value from the environment, whose type depends on the key.
 pub(super) enum Value {
     String(String),
     Text(String),
@@ -74,7 +74,7 @@ impl Node {
         Some(node(value, &|_| origin.clone()))
     }
 
-    /// What an operator would call this kind of value.
+    /// Operator's word for this kind of value.
     pub(super) fn kind(&self) -> &'static str {
         match self.value {
             Value::String(_) | Value::Text(_) => "text",

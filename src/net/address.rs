@@ -1,12 +1,45 @@
-//! Addresses as the configuration writes them: where to listen, whom to let in, whom to call.
+//! Addresses as the configuration writes them: listeners, networks of callers, base URLs.
 //!
-//! Values only; binding and dialling are done elsewhere.
+//! Values only; `listen` binds them, and the clients dial them.
 
 use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr};
 
 use ipnet::IpNet;
 
-/// Where a listener stands: `"host:port"` or `"unix:/path"`.
+/// Splits `host`, `host:port`, `[v6]` or `[v6]:port` into host and port. The host keeps its
+/// brackets; the port is digits of any length. `None` for anything else, such as an IPv6 address
+/// without brackets.
+pub(crate) fn split_port(authority: &str) -> Option<(&str, Option<&str>)> {
+    let host_end = match authority.strip_prefix('[') {
+        Some(inner) => inner.find(']')? + 2,
+        None => authority.find(':').unwrap_or(authority.len()),
+    };
+    let (host, rest) = authority.split_at(host_end);
+    match rest.strip_prefix(':') {
+        None if rest.is_empty() => Some((host, None)),
+        Some(port) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Some((host, Some(port)))
+        }
+        _ => None,
+    }
+}
+
+/// Host of a URL or `Host` header as resolvers and address parsers take it.
+pub(crate) fn without_brackets(host: &str) -> &str {
+    host.strip_prefix('[')
+        .and_then(|inner| inner.strip_suffix(']'))
+        .unwrap_or(host)
+}
+
+/// Tells if a host, with or without brackets, is this machine: what is sent there crosses no
+/// network.
+pub(crate) fn is_loopback_host(host: &str) -> bool {
+    let host = without_brackets(host);
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// Address of a listener: `"host:port"` or `"unix:/path"`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddr {
     /// Resolved when it is bound; port 0 takes a free one.
@@ -16,16 +49,12 @@ pub enum ListenAddr {
 }
 
 impl ListenAddr {
-    /// Whether only this machine can reach it.
+    /// Tells if only this machine can reach the listener.
     pub fn is_local(&self) -> bool {
         match self {
             Self::Unix(_) => true,
             Self::Tcp(address) => {
-                let host = address
-                    .rsplit_once(':')
-                    .map_or(address.as_str(), |(host, _)| host);
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+                split_port(address).is_some_and(|(host, _)| is_loopback_host(host))
             }
         }
     }
@@ -41,12 +70,12 @@ impl FromStr for ListenAddr {
             }
             return Ok(Self::Unix(path.into()));
         }
-        match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
-                    return Err("an IPv6 address stands in brackets: write \"[::1]:8080\"");
-                }
+        match split_port(text) {
+            Some((host, Some(port))) if !host.is_empty() && port.parse::<u16>().is_ok() => {
                 Ok(Self::Tcp(text.to_owned()))
+            }
+            None if text.matches(':').count() > 1 && !text.starts_with('[') => {
+                Err("an IPv6 address stands in brackets: write \"[::1]:8080\"")
             }
             _ => Err("expected \"host:port\" or \"unix:/path\", such as \"127.0.0.1:8080\""),
         }
@@ -62,12 +91,12 @@ impl fmt::Display for ListenAddr {
     }
 }
 
-/// Who is at the other end of a connection.
+/// Peer of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
-    /// A TCP client.
+    /// TCP client.
     Ip(IpAddr),
-    /// A process on this machine, over a Unix socket.
+    /// Process on this machine, over a Unix socket.
     Unix,
 }
 
@@ -80,7 +109,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// A set of networks: CIDRs, single addresses, `"loopback"` (Unix sockets too) and `"private"` (RFC
+/// Set of networks: CIDRs, single addresses, `"loopback"` (Unix sockets too) and `"private"` (RFC
 /// 1918, RFC 6598, RFC 4193 and link-local addresses).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSet {
@@ -103,7 +132,7 @@ impl NetworkSet {
     /// Adds one entry of the configuration.
     ///
     /// # Errors
-    /// A sentence that says what would have been right.
+    /// The form that an entry must have.
     pub fn add(&mut self, entry: &str) -> Result<(), &'static str> {
         match entry {
             "loopback" => {
@@ -126,14 +155,14 @@ impl NetworkSet {
         Ok(())
     }
 
-    /// The default of `server.allow`.
+    /// Default of `server.allow`.
     pub fn loopback() -> Self {
         let mut set = Self::default();
         let _ = set.add("loopback");
         set
     }
 
-    /// Whether the peer is inside. IPv4-mapped IPv6 addresses count as the IPv4 address that they
+    /// Tells if the peer is inside. IPv4-mapped IPv6 addresses count as the IPv4 address that they
     /// carry.
     pub fn contains(&self, peer: &Peer) -> bool {
         match peer {
@@ -145,12 +174,12 @@ impl NetworkSet {
         }
     }
 
-    /// Each network by itself, as it was written; Unix sockets are in none of them.
+    /// Networks as they were written; Unix sockets are in none of them.
     pub fn networks(&self) -> &[IpNet] {
         &self.nets
     }
 
-    /// Whether somebody outside this machine is inside.
+    /// Tells if the set holds an address outside this machine.
     pub fn reaches_beyond_loopback(&self) -> bool {
         self.nets.iter().any(|net| {
             !LOOPBACK
@@ -160,7 +189,7 @@ impl NetworkSet {
         })
     }
 
-    /// Whether everybody in `other` is inside too.
+    /// Tells if the set holds all of `other`.
     pub fn includes(&self, other: &Self) -> bool {
         let nets = IpNet::aggregate(&self.nets);
         (self.unix || !other.unix)
@@ -170,20 +199,20 @@ impl NetworkSet {
                 .all(|inner| nets.iter().any(|net| net.contains(inner)))
     }
 
-    /// Whether every IPv4 address or every IPv6 address is inside.
+    /// Tells if the set holds every IPv4 address or every IPv6 address.
     pub fn holds_everybody(&self) -> bool {
         IpNet::aggregate(&self.nets)
             .iter()
             .any(|net| net.prefix_len() == 0)
     }
 
-    /// Whether nobody is inside.
+    /// Tells if the set is empty.
     pub fn is_empty(&self) -> bool {
         self.nets.is_empty() && !self.unix
     }
 }
 
-/// The base URL of an API host: scheme, host and port, nothing behind them.
+/// Base URL of an API host: scheme, host and port, nothing behind them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BaseUrl {
     /// `https`, or `http` towards this machine only.
@@ -195,7 +224,7 @@ pub struct BaseUrl {
 }
 
 impl BaseUrl {
-    /// What stands in the `Host` header: the port only where it is not the scheme's own.
+    /// Value of the `Host` header: the port only where it is not the scheme's own.
     pub fn authority(&self) -> String {
         let host = if self.host.contains(':') {
             format!("[{}]", self.host)
@@ -228,16 +257,11 @@ impl FromStr for BaseUrl {
         {
             return Err("no path, query or user belongs here: write scheme, host and port only");
         }
-        let host = authority
-            .host()
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_ascii_lowercase();
+        let host = without_brackets(authority.host()).to_ascii_lowercase();
         if host.is_empty() {
             return Err(FORM);
         }
-        let local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        if !tls && !local {
+        if !tls && !is_loopback_host(&host) {
             return Err(
                 "http:// is allowed to this machine only, since the token would travel in the clear: use https://",
             );
@@ -289,6 +313,34 @@ mod tests {
             "http://api.weixin.qq.com",
         ] {
             assert!(bad.parse::<BaseUrl>().is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn hosts_are_split_from_ports_and_recognised_as_this_machine() {
+        for (text, split, is_here) in [
+            ("localhost", Some(("localhost", None)), true),
+            ("LOCALHOST:80", Some(("LOCALHOST", Some("80"))), true),
+            ("127.0.0.9:1", Some(("127.0.0.9", Some("1"))), true),
+            ("[::1]", Some(("[::1]", None)), true),
+            ("[::1]:8443", Some(("[::1]", Some("8443"))), true),
+            ("[2001:db8::7]:1", Some(("[2001:db8::7]", Some("1"))), false),
+            ("10.0.0.1", Some(("10.0.0.1", None)), false),
+            (
+                "localhost.evil:1",
+                Some(("localhost.evil", Some("1"))),
+                false,
+            ),
+            ("[::1]evil:1", None, false),
+            ("[::1", None, false),
+            ("::1", None, true),
+            ("::1:80", None, false),
+            ("host:", None, false),
+            ("host:http", None, false),
+        ] {
+            assert_eq!(split_port(text), split, "{text}");
+            let host = split.map_or(text, |(host, _)| host);
+            assert_eq!(is_loopback_host(host), is_here, "{text}");
         }
     }
 

@@ -1,7 +1,7 @@
-//! How wxgate reaches the outside: trusted roots, source address, egress proxy, fixed addresses.
+//! Egress settings: trusted roots, source address, egress proxy, fixed addresses.
 //!
 //! One settings value for everything that dials WeChat (the data path and the token sources), so
-//! that both always leave by the same way. The dialling itself is theirs.
+//! that both always leave by the same way. They do the dialling.
 
 use std::{
     collections::HashMap,
@@ -26,7 +26,7 @@ use crate::base::Secret;
 pub struct Egress {
     /// A PEM file with roots in addition to the platform's.
     pub ca_file: Option<PathBuf>,
-    /// TCP and TLS together.
+    /// Time limit for TCP and TLS together.
     pub connect_timeout: Duration,
     /// A CONNECT proxy.
     pub proxy: Option<EgressProxy>,
@@ -71,7 +71,7 @@ impl EgressProxy {
     }
 }
 
-/// Why the roots could not be loaded.
+/// Reason why the roots could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum RootsError {
     /// `upstream.ca_file` cannot be read or holds no certificate.
@@ -79,7 +79,7 @@ pub enum RootsError {
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Fault of the file.
         reason: String,
     },
     /// Neither the platform nor `upstream.ca_file` gave any root.
@@ -127,7 +127,7 @@ impl Egress {
     }
 }
 
-/// Every certificate of a PEM file.
+/// Certificates of a PEM file.
 ///
 /// # Errors
 /// When the file cannot be read or holds none.

@@ -31,8 +31,8 @@ pub(crate) fn after(
     match errcode {
         _ if !injected => Next::Deliver,
         Some(errcode) if codes::is_stale(platform, errcode) => Next::Refresh { errcode },
-        // 41001: the token did not arrive. Proof of nothing.
-        Some(41001) => Next::Deliver,
+        // The token did not arrive, which proves nothing.
+        Some(codes::TOKEN_MISSING) => Next::Deliver,
         // The address is looked at before the token, so this is no proof either.
         Some(errcode) if address::may_be_refused(platform, errcode) => Next::Deliver,
         _ if status == StatusCode::OK => Next::DeliverAccepted,

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     base::{AccountName, Secret},
-    net::address::BaseUrl,
+    net::address::{BaseUrl, split_port},
     service::phantom::Tag,
     token::{AccountSettings, AccountTokens, Keeper, Tickets},
     wechat::api::Platform,
@@ -259,13 +259,7 @@ impl Selection {
 
 /// `host` or `[v6]` without its port.
 fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port))
-            if port.bytes().all(|b| b.is_ascii_digit())
-                && (!name.contains(':') || name.ends_with(']')) =>
-        {
-            name
-        }
-        _ => host,
-    }
+    // RFC 9110 lets the port be empty behind its colon.
+    let host = host.strip_suffix(':').unwrap_or(host);
+    split_port(host).map_or(host, |(name, _)| name)
 }

@@ -18,10 +18,9 @@ use aws_lc_rs::{
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
+pub use crate::base::PHANTOM_PREFIX as PREFIX;
 use crate::base::Secret;
 
-/// What every phantom begins with, and no token of WeChat's does.
-pub const PREFIX: &str = "wxg1_";
 /// What `expires_in` says: some SDKs subtract up to 1500 s and refuse what is left of less.
 pub const EXPIRES_IN: u64 = 7200;
 

@@ -1,7 +1,7 @@
-//! The log: text or JSON lines, filtered like `RUST_LOG`, with the chatty libraries held down.
+//! Setup of the log: text or JSON lines, filtered like `RUST_LOG`.
 //!
 //! The HTTP and TLS libraries print whole URLs and buffers below `info`, and WeChat's tokens travel
-//! in URLs. So their level is capped in code, whatever the filter says.
+//! in URLs. So their level is capped in code, and no filter can raise it.
 
 use std::str::FromStr;
 
@@ -29,10 +29,10 @@ const CAPPED: [&str; 9] = [
     "mio",
 ];
 
-/// How a line looks.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
     /// One JSON object per line.
@@ -62,7 +62,7 @@ pub fn init(format: Format, directives: Option<&str>, output: Output) -> Result<
         .map_err(|error| error.to_string())
 }
 
-/// The same for the current thread until the guard is dropped, for tests.
+/// Sets the log up for the current thread until the guard is dropped, for tests.
 ///
 /// # Errors
 /// When the directives cannot be read.

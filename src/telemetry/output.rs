@@ -38,7 +38,7 @@ impl Output {
         Self::Memory(Arc::default())
     }
 
-    /// What a sink in memory has got so far; empty for others.
+    /// Lines of a sink in memory so far; empty for others.
     pub fn contents(&self) -> String {
         match self {
             Self::Queue(_) => String::new(),

@@ -42,6 +42,10 @@ pub struct TokenCode {
     pub advice: &'static str,
 }
 
+/// `errcode` of a call that arrived without its token. Says nothing about the token itself: it is
+/// neither accepted nor refused.
+pub const TOKEN_MISSING: i64 = 41001;
+
 /// The table for the token endpoints of the WeChat platform. Codes outside it get [`Class::Other`].
 pub const TOKEN_CODES: &[TokenCode] = &[
     line(

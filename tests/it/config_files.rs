@@ -18,7 +18,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use wxgate::config::{self, Config, Problems};
+use wxgate::{
+    config::{self, Config, Problems},
+    token::store::{StoreLocation, StoreSettings},
+};
 
 const DATA: &str = "tests/data/config";
 const PLANTED: &str = "PLANTED-5a1d0c";
@@ -278,7 +281,7 @@ fn a_variable_wins_over_the_file() {
             .resolve
             .contains_key("api.weixin.qq.com")
     );
-    assert_eq!(config.store, wxgate::token::store::Settings::Memory);
+    assert_eq!(config.store, StoreSettings::MEMORY);
     assert_eq!(config.warnings, []);
 }
 
@@ -374,8 +377,8 @@ fn without_a_file_two_variables_make_an_account() {
     assert_eq!((config.accounts.len(), config.proxy.workers), (1, 2));
     assert_eq!(
         config.store,
-        wxgate::token::store::Settings::File {
-            path: folder.path().join("wxgate-state"),
+        StoreSettings {
+            location: StoreLocation::File(folder.path().join("wxgate-state")),
             keys: None
         }
     );
@@ -427,8 +430,8 @@ fn the_default_file_is_found_and_its_paths_start_from_its_folder() {
     );
     assert_eq!(
         config.store,
-        wxgate::token::store::Settings::File {
-            path: config_dir.join("state"),
+        StoreSettings {
+            location: StoreLocation::File(config_dir.join("state")),
             keys: None
         }
     );
@@ -612,10 +615,12 @@ fn a_good_configuration_is_summed_up() {
 
 #[test]
 fn tokens_that_would_lie_open_are_named_by_check_in_one_line() {
-    let said = |store: &str| {
+    #[cfg(feature = "sql")]
+    const SQL: &str = "kind = \"sql\"\nurl = { env = \"URL\" }";
+    let said = |store: &str, url: &str, key: &str| {
         let config = parse(
-            &format!("{store}{}", account("")),
-            &variables([("SHOP_SECRET", PLANTED), ("KEY", KEY)]),
+            &format!("[store]\n{store}\n{key}\n{}", account("")),
+            &variables([("SHOP_SECRET", PLANTED), ("KEY", KEY), ("URL", url)]),
         )
         .unwrap();
         assert_eq!(config.warnings, [], "no start complains about it");
@@ -624,9 +629,24 @@ fn tokens_that_would_lie_open_are_named_by_check_in_one_line() {
             .filter(|line| line.starts_with("warning: store.encryption_key: not set"))
             .count()
     };
-    assert_eq!(said(""), 1);
-    assert_eq!(said("[store]\nencryption_key = { env = \"KEY\" }\n"), 0);
-    assert_eq!(said("[store]\nkind = \"memory\"\n"), 0);
+    assert_eq!(said("kind = \"memory\"", "", ""), 0);
+    for (store, url) in [
+        ("", ""),
+        ("kind = \"file\"", ""),
+        (
+            "kind = \"redis\"\nurl = { env = \"URL\" }",
+            "redis://localhost",
+        ),
+        #[cfg(feature = "sql")]
+        (SQL, "sqlite://tokens.db"),
+        #[cfg(feature = "sql")]
+        (SQL, "postgres://u@localhost/wx"),
+        #[cfg(feature = "sql")]
+        (SQL, "mysql://u@localhost/wx"),
+    ] {
+        let keyed = said(store, url, "encryption_key = { env = \"KEY\" }");
+        assert_eq!((said(store, url, ""), keyed), (1, 0), "{store} {url}");
+    }
 }
 
 #[test]
@@ -636,18 +656,8 @@ fn the_keys_of_the_store_are_taken_in_the_order_of_the_list() {
             "[store]\nencryption_key = {{ env = \"KEY\" }}\n{}",
             account("")
         );
-        match parse(
-            &text,
-            &variables([("SHOP_SECRET", PLANTED), ("KEY", value)]),
-        )
-        .unwrap()
-        .store
-        {
-            wxgate::token::store::Settings::File {
-                keys: Some(keys), ..
-            } => keys,
-            other => panic!("{other:?}"),
-        }
+        let variables = variables([("SHOP_SECRET", PLANTED), ("KEY", value)]);
+        parse(&text, &variables).unwrap().store.keys.unwrap()
     };
     let other = "ab".repeat(32);
     assert_eq!(keys(KEY), keys(KEY.trim_end_matches('=')));

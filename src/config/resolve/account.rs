@@ -10,7 +10,7 @@ use crate::{
     wechat::api::Platform,
 };
 
-/// Where the platform's API stands.
+/// Default API host of the platform.
 const fn api_of(platform: Platform) -> &'static str {
     match platform {
         Platform::Wechat => "https://api.weixin.qq.com",

@@ -1,6 +1,6 @@
-//! `[[client]]`: who each caller is and what it may do.
+//! `[[client]]`: callers and their rights.
 //!
-//! Also says what of it can never come to pass. Recognising a caller is `proxy`'s business; the
+//! Also warns of rights that can never be used. Recognising a caller is `proxy`'s business; the
 //! warnings here repeat its rule: a key names exactly one client, and a caller without one is the
 //! first keyless client that fits, those with a certificate before those with networks only.
 
@@ -26,20 +26,20 @@ use crate::{
     wechat::api::{self, Endpoint},
 };
 
-/// Labels of callers that are no client: those of `server.allow`, and those that nobody knows.
+/// Labels of callers that are no client: those of `server.allow`, and unknown ones.
 const TAKEN: [&str; 2] = ["network", "-"];
 
-/// Shorter keys can be found by trying.
-const SHORTEST_KEY: usize = 16;
+/// Shortest key without a warning; shorter ones can be found by trying.
+const MIN_KEY: usize = 16;
 
-/// What of the other tables decides whether a client makes sense.
+/// Settings of other tables that decide if a client makes sense.
 pub(super) struct Around<'a> {
     pub(super) accounts: &'a AccountNames<'a>,
     /// Digests of all AppSecrets, see [`app_secrets`].
     pub(super) app_secrets: HashSet<KeyDigest>,
-    /// Whether callers are asked for certificates.
+    /// Set if callers are asked for certificates.
     pub(super) certificates: bool,
-    /// Where `server.allow` stands, if it was set.
+    /// Place of `server.allow`, if it was set.
     pub(super) allow: Option<&'a Place>,
 }
 
@@ -87,7 +87,7 @@ impl Context<'_> {
         found.into_iter().map(|found| found.client).collect()
     }
 
-    /// The name of each, or the one that it gets; `None` when what stands there is wrong.
+    /// Name of each client, given or made up; `None` for a wrong one.
     fn client_names(&mut self, raw: &[At<raw::Client>]) -> Vec<Option<AccountName>> {
         let mut taken: HashMap<AccountName, &str> = HashMap::new();
         let mut names = Vec::with_capacity(raw.len());
@@ -195,7 +195,7 @@ impl Context<'_> {
         })
     }
 
-    /// Whether anybody can be this client.
+    /// Reports a client that no caller can be.
     fn recognisable(&mut self, raw: &raw::Client, place: &Place, around: &Around<'_>) {
         if raw.key.is_none() && raw.from.is_none() && raw.cert.is_none() {
             let said = ["key", "from", "cert"]
@@ -250,7 +250,7 @@ impl Context<'_> {
                 self.report.problem(&text.place, message);
                 return None;
             }
-            if key.len() < SHORTEST_KEY {
+            if key.len() < MIN_KEY {
                 let message = "the key is shorter than 16 characters and can be found by trying: take what `openssl \
                                rand -hex 16` prints";
                 self.report.warning(&text.place, message);

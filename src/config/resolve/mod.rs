@@ -56,7 +56,7 @@ pub(super) fn resolve(raw: raw::File, context: &mut Context<'_>) -> Config {
     }
 }
 
-/// The value of a key, or the default.
+/// Value of a key, or the default.
 fn or<T, U>(key: Option<At<T>>, default: U, value: impl FnOnce(T) -> U) -> U {
     key.map_or(default, |at| value(at.value))
 }
@@ -71,7 +71,8 @@ fn token_settings(raw: raw::Token) -> token::Settings {
 }
 
 impl Context<'_> {
-    /// A key that the file format has and this version does not serve. `what` ends in a verb.
+    /// Reports a key that the file format has and this version does not serve. `what` ends in a
+    /// verb.
     fn not_built(&mut self, place: &Place, what: &str, instead: &str) {
         self.report.problem(
             place,
@@ -79,7 +80,7 @@ impl Context<'_> {
         );
     }
 
-    /// A compulsory key, unless what is wrong with it has been said already.
+    /// Reports a missing key, unless a problem with the key was reported already.
     fn missing(&mut self, place: &Place, message: &str) {
         if !self.report.concerns(place) {
             self.report.problem(place, message);

@@ -23,15 +23,15 @@ use crate::{
     proxy::settings::{ErrorStyle, Replay, Settings, Upstream},
 };
 
-/// Whether one of them wants the same address. Port 0 takes a free one each time.
+/// Tells if one of `taken` is the same address. Port 0 is a free one each time.
 pub(super) fn clash(address: &ListenAddr, taken: &[ListenAddr]) -> bool {
     let free = matches!(address, ListenAddr::Tcp(text) if text.ends_with(":0"));
     !free && taken.contains(address)
 }
 
 impl Context<'_> {
-    /// Everything of `[server]`; the other tables keep their defaults. With clients, `allow` counts
-    /// for nothing.
+    /// Settings of `[server]`; the other tables keep their defaults. With clients, `allow` has no
+    /// effect.
     pub(super) fn server(&mut self, raw: raw::Server, with_clients: bool) -> Settings {
         let default = Settings::default();
         if !with_clients {
@@ -257,7 +257,7 @@ impl Context<'_> {
     }
 }
 
-/// Where every address is let in.
+/// Place of a network that holds every address.
 fn everybody(networks: Option<&At<Vec<At<Network>>>>) -> Option<Place> {
     networks
         .and_then(|at| at.value.iter().find(|at| at.value.0.ends_with("/0")))

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{FetchError, Fetched, Probe};
 use crate::{
-    base::Secret,
+    base::{PHANTOM_PREFIX, Secret},
     wechat::{
         address,
         api::Platform,
@@ -19,9 +19,6 @@ use crate::{
 const MOST_TOKEN_BYTES: usize = 2048;
 /// The longest lifetime that WeChat documents. Above it the answer is capped.
 const MOST_SECONDS: u64 = 7200;
-/// What the placeholders begin with that a wxgate hands to its own callers (contract of phantom
-/// tokens).
-const PHANTOM: &str = "wxg1_";
 
 /// What an answer gives, and how its faults are called.
 struct Field {
@@ -108,7 +105,7 @@ fn credential(
 /// Whether this can be an access token: 1 to 2048 bytes without control characters, and no
 /// placeholder.
 pub(super) fn possible(token: &str, otherwise: &'static str) -> Result<(), FetchError> {
-    if token.starts_with(PHANTOM) {
+    if token.starts_with(PHANTOM_PREFIX) {
         return Err(FetchError::Phantom);
     }
     if token.is_empty() || token.len() > MOST_TOKEN_BYTES || token.chars().any(char::is_control) {

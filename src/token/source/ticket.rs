@@ -99,9 +99,14 @@ impl TicketSource {
         });
         let (status, body) = call.await?;
         let answer = answer::ticket(self.platform, status, &body);
-        // 41001: the token did not arrive. Proof of nothing.
-        let silent = matches!(answer, Err(FetchError::Refused { code: 41001, .. }));
-        if status == 200 && !silent && self.stale(&answer).is_none() {
+        let arrived = !matches!(
+            answer,
+            Err(FetchError::Refused {
+                code: codes::TOKEN_MISSING,
+                ..
+            })
+        );
+        if status == 200 && arrived && self.stale(&answer).is_none() {
             self.refresher.accepted(token.generation());
         }
         answer

@@ -2,7 +2,7 @@
 //! differ.
 //!
 //! Pure. Format 1 holds the token as it is; format 2 holds it sealed and bound to everything that
-//! stands beside it and to its place. Whatever is not exactly what [`Codec::encode`] makes is
+//! stands beside it and to its place. Bytes that [`Codec::encode`] would not make exactly so are
 //! refused; nothing is repaired.
 
 use std::borrow::Cow;
@@ -19,22 +19,22 @@ use crate::{
     token::{Generation, Kind, budget::Budget},
 };
 
-/// Makes bytes of records and records of bytes, for every store that outlives the process.
+/// Encoder and decoder of records, for every store that outlives the process.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Codec {
     keys: Option<Keyring>,
 }
 
-/// A record that was read.
+/// Record read from bytes.
 #[derive(Debug, PartialEq)]
 pub(super) struct Decoded {
     pub(super) record: Record,
-    /// It would be written in another form now: its token is in plain text although there is a key,
-    /// or another key than the first one sealed it.
+    /// The record would be written in another form now: its token is in plain text although there is
+    /// a key, or another key than the first one sealed it.
     pub(super) outdated: bool,
 }
 
-/// Why stored bytes are not used. Says nothing of what they hold.
+/// Reason why stored bytes are not used. Repeats nothing of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Damage {
     #[error("it was written by another version of wxgate")]
@@ -146,8 +146,8 @@ impl Codec {
     }
 }
 
-/// What a sealed token cannot be taken away from: the format, whose it is, what it is, and all that
-/// is said of it.
+/// Context that a sealed token is bound to: the format, the key of the record, and all its other
+/// members.
 fn bound(key: &Key, body: &[u8]) -> Vec<u8> {
     [b"wxgate record 2 ", key.to_string().as_bytes(), b" ", body].concat()
 }
@@ -162,7 +162,7 @@ fn json(form: &Form<'_>) -> Vec<u8> {
     serde_json::to_vec(form).unwrap_or_default()
 }
 
-/// What stands behind a checksum that is right, and the words `before` it.
+/// Bytes covered by the checksum at the start, which must fit; `before` parts the two.
 fn covered<'b>(bytes: &'b [u8], before: &[u8]) -> Result<&'b [u8], Damage> {
     let (sum, rest) = bytes.split_at_checked(64).ok_or(Damage::Content)?;
     let rest = rest

@@ -1,37 +1,37 @@
-//! What can go wrong with a store, in words for the operator.
+//! Errors of a store, in words for the operator.
 //!
-//! Holds no content and no text of a server: that could repeat a record, or an address with a
+//! They hold no content and no text of a server: that could repeat a record, or an address with a
 //! password in it.
 
 use std::path::PathBuf;
 
 use super::Locked;
 
-/// Why a store failed. Holds no content.
+/// Failure of a store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The file system said no.
+    /// The file system refused.
     #[error("cannot {operation} {path}: {reason}; check space, permissions and mount options", path = path.display())]
     Io {
-        /// A verb.
+        /// Verb, such as `write`.
         operation: &'static str,
-        /// Of the file or folder.
+        /// File or folder.
         path: PathBuf,
-        /// The system's words.
+        /// Text of the system's error.
         reason: String,
     },
-    /// What is stored is sealed, and not with a key for this place.
+    /// The stored token is sealed, and the keys do not open it.
     #[error("{0}")]
     Sealed(#[from] Locked),
     /// The store was asked while it was going down.
     #[error("the store is shutting down")]
     Stopped,
-    /// The server that keeps the records.
+    /// The server that keeps the records failed.
     #[error(transparent)]
     Server(#[from] ServerFault),
 }
 
-/// What is wrong with a server that keeps the records.
+/// Fault of a server that keeps the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum ServerFault {
     /// No connection.
@@ -43,40 +43,40 @@ pub enum ServerFault {
     /// The connection ended.
     #[error("the connection to the server broke: check the server and the network")]
     Broken,
-    /// Whoever answers is not proven to be the server.
+    /// The certificate does not prove that it is the server's.
     #[error(
         "the server's certificate is not trusted: check the host in store.url, and upstream.ca_file"
     )]
     Untrusted,
-    /// It knows wxgate not, or not well enough.
+    /// The server refuses the login, or lacks the rights for it.
     #[error(
         "the server does not let wxgate in: check user and password in store.url, and the rights of that user"
     )]
     Denied,
-    /// A replica.
+    /// The server is a replica.
     #[error("the server is a read-only replica: name the primary, or Sentinels, in store.url")]
     ReadOnly,
-    /// Its memory or disk is full.
+    /// The memory or disk of the server is full.
     #[error("the server is full: give it more memory, or free some")]
     Full,
-    /// It is starting, failing over or blocked.
+    /// The server is starting, failing over or blocked.
     #[error("the server is loading, failing over or busy: wait, or look at its log")]
     Busy,
-    /// A cluster that keeps the key on another node.
+    /// The key belongs to another node of a cluster.
     #[error(
         "the server is a node of a cluster that keeps the record elsewhere: use a single server, Sentinel, or the \
          cluster's proxy"
     )]
     Moved,
-    /// No Sentinel knows a primary that answers as one.
+    /// None of the Sentinels names a primary that answers as one.
     #[error("no Sentinel names a working primary: check the Sentinels and the name in store.url")]
     NoPrimary,
-    /// The file of an embedded database.
+    /// The file of an embedded database cannot be used.
     #[error(
         "the database file cannot be used: check space, permissions and mount options, and that it is SQLite's"
     )]
     File,
-    /// Tables that are not as this wxgate made them.
+    /// The tables are not as this wxgate makes them.
     #[error(
         "the tables are missing or of another version of wxgate: bring all nodes to one version, or change store.prefix"
     )]
@@ -86,23 +86,23 @@ pub enum ServerFault {
         "the database refused the statement: check the rights of the user, and that it is a supported version"
     )]
     Statement,
-    /// There is something else under the key.
+    /// The key holds another program's data.
     #[error("another program uses the key: remove that key, or change store.prefix")]
     Foreign,
-    /// Bytes that are no record, or not any more.
+    /// The bytes are no record, or not any more.
     #[error(
         "the record is damaged and will be replaced: find out what else writes keys that begin with store.prefix"
     )]
     Damaged,
-    /// A record that this wxgate cannot read and does not dare to replace.
+    /// The record cannot be read, and may be another node's: it is not replaced.
     #[error(
         "the record was written by another version of wxgate or with another key: bring all nodes to the same"
     )]
     Unreadable,
-    /// Too many others write the same record.
+    /// Too many nodes write the same record.
     #[error("others keep changing the record: report this as a bug of wxgate")]
     Contended,
-    /// It refused for another reason.
+    /// The server refused for another reason.
     #[error(
         "the server refused the command: check that it is Redis 6 or Valkey, or later, and that scripts are allowed"
     )]
@@ -110,7 +110,7 @@ pub enum ServerFault {
 }
 
 impl StoreError {
-    /// For metrics and logs; bounded.
+    /// Label for metrics and logs, from a closed set.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Io { .. } => "io",
@@ -122,7 +122,7 @@ impl StoreError {
 }
 
 impl ServerFault {
-    /// For metrics and logs; bounded.
+    /// Label for metrics and logs, from a closed set.
     pub fn label(self) -> &'static str {
         match self {
             Self::Unreachable => "unreachable",
@@ -146,7 +146,7 @@ impl ServerFault {
         }
     }
 
-    /// Whether it says something about one record only.
+    /// Tells if only one record is concerned, not the server.
     pub(super) fn is_of_one_record(self) -> bool {
         matches!(
             self,

@@ -1,4 +1,4 @@
-//! A store that forgets everything at the end of the process. For those who want no file, and,
+//! Store that forgets everything at the end of the process: for operators who want no file and,
 //! shared by several refreshers of one account, for tests.
 
 use std::{
@@ -9,14 +9,16 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{BoxFuture, Key, Lease, Record, Saved, StoreError, TokenStore, bell::Bell};
+use super::{
+    BoxFuture, Key, Lease, Record, Saved, StoreError, TokenStore, notifier::ChangeNotifier,
+};
 
 /// Records in a map.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     inner: Mutex<Inner>,
-    /// Only of a store that several refreshers share.
-    bell: Option<Bell>,
+    /// Notifier of a store that several refreshers share.
+    notifier: Option<ChangeNotifier>,
 }
 
 #[derive(Debug, Default)]
@@ -26,10 +28,10 @@ struct Inner {
 }
 
 impl MemoryStore {
-    /// One that several nodes in this process share.
+    /// Store that several nodes in this process share.
     pub fn shared() -> Self {
         Self {
-            bell: Some(Bell::default()),
+            notifier: Some(ChangeNotifier::default()),
             ..Self::default()
         }
     }
@@ -81,14 +83,16 @@ impl TokenStore for MemoryStore {
             }
         };
         drop(inner);
-        if let Some(bell) = self.bell.as_ref().filter(|_| saved == Saved::Written) {
-            bell.ring(&key.to_string());
+        if let Some(notifier) = self.notifier.as_ref().filter(|_| saved == Saved::Written) {
+            notifier.notify(&key.to_string());
         }
         Box::pin(std::future::ready(Ok(saved)))
     }
 
     fn changes(&self, key: &Key) -> Option<watch::Receiver<u64>> {
-        self.bell.as_ref().map(|bell| bell.hear(key.to_string()))
+        self.notifier
+            .as_ref()
+            .map(|notifier| notifier.subscribe(key.to_string()))
     }
 
     fn lease<'a>(

@@ -1,18 +1,18 @@
-//! Where tokens survive: the seam between the refresher and a place that outlives it, and the
+//! Token stores: the interface between the token refresher and a place that outlives it, and the
 //! settings of the stores.
 //!
-//! A store keeps one record per key and compares generations before it writes. It is a cache with
-//! counters: losing it costs one fetch each, so no failure of a store is a failure of the service.
+//! A store keeps one record per key and compares generations before it writes. A store is a cache
+//! with counters: losing it costs one fetch per account, so a store that fails stops no traffic.
 
-mod bell;
 mod codec;
 mod fault;
 mod file;
-mod health;
 mod memory;
+mod notifier;
 mod record;
 mod redis;
 mod seal;
+mod server;
 #[cfg(feature = "sql")]
 mod sql;
 
@@ -24,10 +24,10 @@ pub use fault::{ServerFault, StoreError};
 pub use file::{FileStore, OpenError};
 pub use memory::MemoryStore;
 pub use record::{Identity, Record, Refusal, StoredToken};
-pub use redis::{RedisStore, Settings as RedisSettings};
+pub use redis::{RedisSettings, RedisStore};
 pub use seal::{KeyError, KeyId, Keyring, Locked};
 #[cfg(feature = "sql")]
-pub use sql::{Settings as SqlSettings, SqlStore};
+pub use sql::{SqlSettings, SqlStore};
 
 pub use super::{
     kept::{Kept, Key},
@@ -53,59 +53,66 @@ pub(in crate::token) mod bytes {
 
 /// The table `[store]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settings {
-    /// Nothing survives a restart.
+pub struct StoreSettings {
+    /// Place of the records.
+    pub location: StoreLocation,
+    /// Keys that seal the tokens of any location. Without them, tokens are stored in plain text.
+    pub keys: Option<Keyring>,
+}
+
+/// Place of the records, by `store.kind`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreLocation {
+    /// Memory of this process; nothing survives a restart.
     Memory,
-    /// One small file per account and ticket below this folder.
-    File {
-        /// Made with mode 0700 when missing.
-        path: PathBuf,
-        /// Without any, tokens stand in the files in plain text.
-        keys: Option<Keyring>,
-    },
-    /// A Redis or Valkey that other nodes may use as well.
-    Redis {
-        /// Where it is.
-        server: RedisSettings,
-        /// Without any, tokens stand there in plain text.
-        keys: Option<Keyring>,
-    },
-    /// A database that other nodes may use as well.
+    /// Folder with one small file per account and ticket, made with mode 0700 when missing.
+    File(PathBuf),
+    /// Redis or Valkey, which several nodes may share.
+    Redis(RedisSettings),
+    /// Database, which several nodes may share.
     #[cfg(feature = "sql")]
-    Sql {
-        /// Where it is.
-        server: SqlSettings,
-        /// Without any, tokens stand there in plain text.
-        keys: Option<Keyring>,
-    },
+    Sql(SqlSettings),
+}
+
+impl StoreSettings {
+    /// Store without persistence.
+    pub const MEMORY: Self = Self {
+        location: StoreLocation::Memory,
+        keys: None,
+    };
+
+    /// Tells if tokens in plain text outlive the process.
+    pub fn persists_plain_tokens(&self) -> bool {
+        self.keys.is_none() && self.location != StoreLocation::Memory
+    }
 }
 
 /// One record per account's token and per ticket. The refresher bounds every call in time and goes
-/// on without the store when one fails.
+/// on without the store when a call fails.
 ///
-/// A store that several nodes share says so by [`TokenStore::changes`], and lends the right to
-/// fetch to one of them at a time. The lease only saves fetches; what is true is decided by
-/// [`TokenStore::save`] alone.
+/// A store that several nodes share has [`TokenStore::changes`], and leases the right to fetch to
+/// one node at a time. The lease only saves fetches. Correctness comes from compare-and-set in
+/// [`TokenStore::save`].
 pub trait TokenStore: Send + Sync + 'static {
-    /// What was written last; `None` when there is nothing usable. [`StoreError::Sealed`] when
-    /// there is something that the keys do not open: the next write replaces it.
+    /// Reads the last record; `None` when there is nothing usable. [`StoreError::Sealed`] for a
+    /// record that the keys do not open: the next write replaces it.
     fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
 
     /// Writes the record, unless the store holds a newer generation, or another token of the same
-    /// generation: then nothing changes, and what is stored comes back. Of two budgets of one appid
-    /// the more spent one stays.
+    /// generation: then nothing changes, and the stored record comes back. Of two budgets of one
+    /// appid the more spent one stays.
     fn save<'a>(&'a self, key: &'a Key, record: Record)
     -> BoxFuture<'a, Result<Saved, StoreError>>;
 
-    /// Changes its number whenever somebody may have written the record, this node included, and
-    /// whenever changes may have been missed. Messages can get lost, so this only makes the next
-    /// look come sooner. `None` for a store that is private to the node.
+    /// Counter that changes whenever a node, this one included, may have written the record, and
+    /// whenever changes may have been missed. Messages can get lost, so the counter only makes the
+    /// next look come sooner. `None` for a store that is private to the node.
     fn changes(&self, key: &Key) -> Option<watch::Receiver<u64>> {
         let _ = key;
         None
     }
 
-    /// Asks for the right to fetch, for `life` at most. The owner gets it again while it lasts.
+    /// Asks for the right to fetch, for `life` at most. Its owner may renew it.
     fn lease<'a>(
         &'a self,
         key: &'a Key,
@@ -116,7 +123,7 @@ pub trait TokenStore: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(Lease::Granted)))
     }
 
-    /// Gives the right back before its time; changes nothing when somebody else has it by now.
+    /// Gives the right back before its time; changes nothing when another owner has it by now.
     fn release<'a>(
         &'a self,
         key: &'a Key,
@@ -127,23 +134,23 @@ pub trait TokenStore: Send + Sync + 'static {
     }
 }
 
-/// Whether this node may fetch.
+/// Answer to a request for the right to fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lease {
-    /// It may, and nobody else until it gives the lease back or its life is over.
+    /// This node alone may fetch, until the lease is given back or over.
     Granted,
-    /// Somebody else may.
+    /// Another node may fetch.
     Held {
-        /// What remains of that one's lease.
+        /// Rest of its lease.
         left: Duration,
     },
 }
 
-/// What became of a write.
+/// Outcome of a write.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Saved {
-    /// It is there.
+    /// The record is stored.
     Written,
-    /// Somebody was faster; this is theirs.
+    /// Another node was faster; this is its record.
     Newer(Box<Record>),
 }

@@ -1,8 +1,7 @@
-//! What is stored of an account, in wall time, and how much of it is still believed when it is read
-//! again.
+//! Stored state of an account, in wall time, and the checks before it is believed again.
 //!
 //! Pure: the clock is an argument. Faults that hold for one node only (a refused address) are no
-//! part of it.
+//! part of a record.
 
 use std::time::Duration;
 
@@ -17,30 +16,30 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Whose token it is. A record of other credentials gives no token.
+/// Credentials that a token belongs to. A record of other credentials gives no token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The appid; budgets belong to it.
+    /// Owner of the budgets.
     pub appid: String,
     /// Tokens of the two kinds are never mixed.
     pub kind: Kind,
-    /// Of the AppSecret: with another secret the token is not used any more. It also tells the
-    /// agents of one WeCom corp apart.
+    /// Fingerprint of the AppSecret: with another secret the token is not used any more. Tells the
+    /// agents of one WeCom corp apart, too.
     pub secret_fingerprint: String,
 }
 
 /// The stored state of one account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Whose it is.
+    /// Owner of the token.
     pub identity: Identity,
-    /// Of the last token, also when that one is not in the record any more.
+    /// Generation of the last token, also when that token is not in the record any more.
     pub generation: Generation,
-    /// The last token.
+    /// Last token.
     pub token: Option<StoredToken>,
-    /// What was spent today.
+    /// Calls spent today.
     pub budget: Budget,
-    /// Why the account gets no token, where that is true for every node.
+    /// Refusal that holds for every node.
     pub refusal: Option<Refusal>,
     /// Wall time in milliseconds of the last call that brought a token, be it the same one again; 0
     /// before.
@@ -54,32 +53,32 @@ pub struct Record {
 pub struct Refusal {
     /// WeChat's `errcode`.
     pub code: i64,
-    /// How many of this class in a row.
+    /// Number of refusals of this class in a row.
     pub failures: u32,
-    /// Wall time in milliseconds at which somebody may ask again.
+    /// Wall time in milliseconds at which a node may ask again.
     pub until_ms: u64,
 }
 
-/// A token in wall time, milliseconds since 1970.
+/// Token in wall time, milliseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredToken {
-    /// The token.
+    /// Value of the token.
     pub value: Secret,
-    /// When the call that brought it was sent.
+    /// Time at which the call that brought the token was sent.
     pub fetched_ms: u64,
-    /// When it ends.
+    /// End of the token's life.
     pub expires_ms: u64,
 }
 
-/// A clock may be this much off before it is not believed.
-const SKEW: Duration = Duration::from_secs(300);
-/// No token lives longer.
-const LONGEST: Duration = Duration::from_secs(7200);
-/// No refusal is remembered longer, whatever another node's clock says.
-const LONGEST_REFUSAL: Duration = Duration::from_secs(660);
+/// Difference of clocks that is still believed.
+const MAX_SKEW: Duration = Duration::from_secs(300);
+/// Longest life of a token.
+const MAX_LIFETIME: Duration = Duration::from_secs(7200);
+/// Longest memory of a refusal, against another node's wrong clock.
+const MAX_REFUSAL: Duration = Duration::from_secs(660);
 
 impl Identity {
-    /// Of an account as it is configured now.
+    /// Credentials of an account as it is configured now.
     pub fn of(account: &AccountSettings) -> Self {
         let secret_fingerprint = account
             .secret
@@ -112,7 +111,9 @@ impl Record {
         let stored = self.token.as_ref()?;
         let (now, wall) = (at.now, at.wall_ms);
         let lifetime = stored.expires_ms.checked_sub(stored.fetched_ms)?;
-        if stored.fetched_ms > wall.saturating_add(millis(SKEW)) || lifetime > millis(LONGEST) {
+        if stored.fetched_ms > wall.saturating_add(millis(MAX_SKEW))
+            || lifetime > millis(MAX_LIFETIME)
+        {
             return None;
         }
         let left = Duration::from_millis(
@@ -121,7 +122,7 @@ impl Record {
                 .checked_sub(wall)
                 .filter(|left| *left > 0)?,
         )
-        .min(LONGEST);
+        .min(MAX_LIFETIME);
         let age = Duration::from_millis(wall.saturating_sub(stored.fetched_ms));
         let sent = now.checked_sub(age).unwrap_or(now);
         Some(Token::new(
@@ -145,7 +146,7 @@ impl Record {
         let stored = self.token.as_ref()?;
         let lifetime = Duration::from_millis(stored.expires_ms.checked_sub(stored.fetched_ms)?);
         let now = at.now;
-        let possible = !lifetime.is_zero() && lifetime <= LONGEST;
+        let possible = !lifetime.is_zero() && lifetime <= MAX_LIFETIME;
         possible.then(|| Token::new(self.generation, stored.value.clone(), now, now + lifetime))
     }
 
@@ -156,10 +157,11 @@ impl Record {
             .until_ms
             .checked_sub(at.wall_ms)
             .filter(|left| *left > 0)?;
-        Some((refusal, Duration::from_millis(left).min(LONGEST_REFUSAL)))
+        Some((refusal, Duration::from_millis(left).min(MAX_REFUSAL)))
     }
 
-    /// What a store writes in place of `held`: the same, with what others have spent.
+    /// Record that a store writes in place of `held`: the same, with the calls that other nodes have
+    /// spent.
     pub(super) fn over(mut self, held: Option<&Self>) -> Self {
         if let Some(held) = held.filter(|held| held.identity.appid == self.identity.appid) {
             self.budget = self.budget.or_more_spent(held.budget);
@@ -167,7 +169,7 @@ impl Record {
         self
     }
 
-    /// Whether a store that holds `self` may replace it by `next`.
+    /// Tells if a store that holds `self` may replace it by `next`.
     pub(super) fn gives_way_to(&self, next: &Self) -> bool {
         let same_token = || {
             self.token.as_ref().map(|token| &token.value)

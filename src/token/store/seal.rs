@@ -1,8 +1,8 @@
-//! Keeps tokens at rest from those who can read a store: AES-256-GCM, with a random nonce for each
+//! Sealing of tokens at rest against readers of a store: AES-256-GCM, with a random nonce for each
 //! text.
 //!
-//! Knows keys and texts; what a text is bound to is the business of `codec`. It does not hide how
-//! long a token is, and cannot tell an older record of the same place from the newest.
+//! Knows keys and texts; `codec` chooses the context that a text is bound to. Sealing does not hide
+//! the length of a token, and cannot tell an older record of the same place from the newest.
 
 use std::{fmt, sync::Arc};
 
@@ -24,7 +24,7 @@ pub struct Keyring(Arc<[Key]>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyId([u8; 4]);
 
-/// Why `store.encryption_key` cannot be used. Holds nothing of the value.
+/// Reason why `store.encryption_key` cannot be used. Repeats nothing of the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Neither 64 hex digits nor 32 bytes in base64.
@@ -36,7 +36,7 @@ pub enum KeyError {
         /// Counted from one.
         number: usize,
     },
-    /// It stands there already.
+    /// The list has the key twice.
     #[error(
         "key {number} of the list stands there already: the first one seals, the others only open what they sealed"
     )]
@@ -46,10 +46,10 @@ pub enum KeyError {
     },
 }
 
-/// Why a sealed token is not used. Holds nothing of it.
+/// Reason why a sealed token is not used. Repeats nothing of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Locked {
-    /// There is no key.
+    /// No key is configured.
     #[error(
         "the token is sealed with the key {0} and store.encryption_key is not set: set it, or the token is fetched anew \
          and stored in plain text"
@@ -71,12 +71,12 @@ pub enum Locked {
 
 struct Key {
     id: KeyId,
-    /// Of the key, to compare it with others.
+    /// Digest of the key, to compare keys with.
     digest: [u8; 32],
     aead: RandomizedNonceKey,
 }
 
-/// Between the id of the key and what it sealed.
+/// Character between the id of the key and the sealed text.
 const SEPARATOR: char = ':';
 
 impl Keyring {
@@ -99,7 +99,7 @@ impl Keyring {
     }
 
     /// Seals with the first key and binds the result to `bound`, without which it cannot be opened.
-    /// `None` when the cipher fails, which it has no reason to.
+    /// `None` when the cipher fails, for which it has no reason.
     pub(super) fn seal(&self, text: &str, bound: &[u8]) -> Option<String> {
         let key = self.0.first()?;
         let mut sealed = text.as_bytes().to_vec();
@@ -115,7 +115,7 @@ impl Keyring {
         ))
     }
 
-    /// What was sealed, and whether it was by the first key.
+    /// Opens a sealed text; also tells if the first key sealed it.
     pub(super) fn open(&self, sealed: &str, bound: &[u8]) -> Result<(Secret, bool), Locked> {
         let (id, text) = split(sealed).ok_or(Locked::Forged)?;
         let whole = BASE64_URL_SAFE_NO_PAD
@@ -136,7 +136,7 @@ impl Keyring {
     }
 }
 
-/// What a sealed text is without any key.
+/// Refusal of a sealed text where no key is configured.
 pub(super) fn refused(sealed: &str) -> Locked {
     split(sealed).map_or(Locked::Forged, |(id, _)| Locked::NoKey(id))
 }

@@ -15,6 +15,7 @@ use serde_json::json;
 use super::{Absent, life, translated, value};
 use crate::{
     base::Secret,
+    net::address::is_loopback_host,
     token::{
         clock::Clock,
         source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource},
@@ -68,20 +69,9 @@ impl Settings {
     ) -> Result<Self, &'static str> {
         const FORM: &str = "expected an https:// URL; http:// only to this machine";
         let parsed = Url::parse(url.expose()).map_err(|_| FORM)?;
-        let local = || {
-            let host = parsed
-                .host_str()
-                .unwrap_or_default()
-                .trim_start_matches('[')
-                .trim_end_matches(']');
-            host == "localhost"
-                || host
-                    .parse::<std::net::IpAddr>()
-                    .is_ok_and(|ip| ip.is_loopback())
-        };
         match parsed.scheme() {
             "https" => {}
-            "http" if local() => {}
+            "http" if parsed.host_str().is_some_and(is_loopback_host) => {}
             _ => return Err(FORM),
         }
         Ok(Self {

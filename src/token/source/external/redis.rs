@@ -4,7 +4,7 @@
 //! One connection per look, since looks are a minute apart. Writes nothing, and follows no redirect
 //! of a cluster.
 
-use std::{collections::HashMap, net::IpAddr, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use ::redis::{
     AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _,
@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::{Absent, life, value};
 use crate::{
     base::Secret,
+    net::address::is_loopback_host,
     token::{
         clock::Clock,
         dial,
@@ -52,9 +53,7 @@ impl Settings {
     /// Whether password and token cross a network that others may read.
     pub fn is_in_the_clear(&self) -> bool {
         connection(&self.url).is_ok_and(|info| match info.addr() {
-            ConnectionAddr::Tcp(host, _) => {
-                host != "localhost" && !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-            }
+            ConnectionAddr::Tcp(host, _) => !is_loopback_host(host),
             _ => false,
         })
     }

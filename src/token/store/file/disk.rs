@@ -1,4 +1,4 @@
-//! One record on disk: written to a temporary name, made durable, renamed; read with suspicion.
+//! Records as files: written to a temporary name, synced and renamed; checked when they are read.
 //!
 //! Blocking. At every moment of a write, a crash leaves the old record or the new one.
 
@@ -16,10 +16,10 @@ use super::super::{
     codec::{Codec, Damage, Decoded},
 };
 
-/// A record has about a kilobyte.
-const MOST_BYTES: u64 = 64 * 1024;
-/// Damaged files that are kept of one record.
-const MOST_ASIDE: u32 = 9;
+/// Size limit of a file. A record has about a kilobyte.
+const MAX_BYTES: u64 = 64 * 1024;
+/// Limit for the damaged files that are kept of one record.
+const MAX_ASIDE: u32 = 9;
 
 /// Replaces the record, keeping the previous one as `.bak` unless it shall be forgotten.
 pub(super) fn write(
@@ -31,7 +31,7 @@ pub(super) fn write(
     let path = folder.join(format!("{key}.json"));
     let fresh = folder.join(format!(".{key}.json.new"));
     let backup = folder.join(format!("{key}.json.bak"));
-    // What is left of a write that was cut short.
+    // A write that was cut short may have left one.
     remove(&fresh).map_err(|error| failed("remove", &fresh, &error))?;
     create(&fresh, bytes).map_err(|error| failed("write", &fresh, &error))?;
     // A second name for the old record, so that there is never a moment without one. Not every file
@@ -48,8 +48,8 @@ pub(super) fn write(
         .map_err(|error| failed("sync", folder, &error))
 }
 
-/// Reads the record, or the previous one when it is damaged; what is damaged is set aside and never
-/// deleted. What the keys do not open stays where it is, for those who find the right key in time.
+/// Reads the record, or the previous one when it is damaged. Damaged files are set aside and never
+/// deleted. A record that the keys do not open stays, in case the right key is found in time.
 pub(super) fn read(folder: &Path, key: &Key, codec: &Codec) -> Result<Option<Decoded>, StoreError> {
     for name in [format!("{key}.json"), format!("{key}.json.bak")] {
         let path = folder.join(name);
@@ -96,7 +96,7 @@ fn examine(path: &Path) -> io::Result<Vec<u8>> {
             "it is no ordinary file",
         ));
     }
-    if metadata.len() > MOST_BYTES {
+    if metadata.len() > MAX_BYTES {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "it is too large",
@@ -113,11 +113,11 @@ fn examine(path: &Path) -> io::Result<Vec<u8>> {
         file.set_permissions(Permissions::from_mode(0o600))?;
     }
     let mut bytes = Vec::new();
-    file.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Whether this user, root or the owner of the folder has made the file; on some mounts the last
+/// Tells if this user, root or the owner of the folder has made the file; on some mounts the last
 /// two look alike.
 fn is_ours(owner: u32, path: &Path) -> bool {
     let folder = || {
@@ -128,9 +128,9 @@ fn is_ours(owner: u32, path: &Path) -> bool {
     owner == 0 || owner == rustix::process::geteuid().as_raw() || folder() == Some(owner)
 }
 
-/// Whether what is there is wrong, and not the reading of it: a link, a socket, a folder, bad
-/// content, or a file that another user left behind. A folder of our own lets us put even that
-/// aside.
+/// Tells if the error is about the file and not about reading it: a link, a socket, a folder, bad
+/// content, or a file that another user left behind. In a folder of our own even that file can be
+/// put aside.
 fn is_content(error: &io::Error) -> bool {
     let code = error.raw_os_error();
     let kinds = [
@@ -155,10 +155,10 @@ fn set_aside(path: &Path) -> io::Result<PathBuf> {
         });
         PathBuf::from(name)
     };
-    let free = (1..=MOST_ASIDE)
+    let free = (1..=MAX_ASIDE)
         .map(name)
         .find(|name| fs::symlink_metadata(name).is_err());
-    let aside = free.unwrap_or_else(|| name(MOST_ASIDE));
+    let aside = free.unwrap_or_else(|| name(MAX_ASIDE));
     fs::rename(path, &aside)?;
     Ok(aside)
 }

@@ -34,13 +34,13 @@ pub struct FileStore {
 struct Inner {
     folder: PathBuf,
     codec: Codec,
-    /// What is in the files. Nobody else writes them, so this need not be read again to compare
+    /// Content of the files. No other process writes them, so they need not be read again to compare
     /// generations.
     known: Mutex<HashMap<Key, Held>>,
     _lock: File,
 }
 
-/// What is in one file.
+/// Content of one file.
 #[derive(Debug, Default)]
 struct Held {
     record: Option<Record>,
@@ -48,7 +48,7 @@ struct Held {
     outdated: bool,
 }
 
-/// Why the folder cannot be used; says what to do.
+/// Reason why the folder cannot be used, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has the lock.
@@ -59,10 +59,10 @@ pub enum OpenError {
     Locked {
         /// The folder.
         path: PathBuf,
-        /// What the other one wrote into the lock file; `unknown` when that cannot be read.
+        /// Process id in the lock file; `unknown` when it cannot be read.
         pid: String,
     },
-    /// Everybody on this machine may write into the folder.
+    /// Every user of this machine may write into the folder.
     #[error(
         "the folder {path} can be written by everybody: run chmod 700 on it, or name a folder inside it as store.path",
         path = path.display()
@@ -71,14 +71,14 @@ pub enum OpenError {
         /// The folder.
         path: PathBuf,
     },
-    /// The system said no.
+    /// The file system refused.
     #[error("cannot {operation} {path}: {reason}; check store.path and its permissions", path = path.display())]
     Io {
-        /// A verb.
+        /// Verb, such as `create`.
         operation: &'static str,
-        /// Of the file or folder.
+        /// File or folder.
         path: PathBuf,
-        /// The system's words.
+        /// Text of the system's error.
         reason: String,
     },
 }
@@ -89,7 +89,7 @@ impl FileStore {
     /// too.
     ///
     /// # Errors
-    /// When another process has it, everybody can write to it, or the system says no.
+    /// When another process has the folder, every user can write to it, or the system refuses.
     pub fn open(folder: &Path, keys: Option<Keyring>) -> Result<Self, OpenError> {
         let failed = |operation, path: &Path, error: &io::Error| OpenError::Io {
             operation,
@@ -230,7 +230,7 @@ impl Inner {
             return Ok(Saved::Newer(Box::new(held.clone())));
         }
         if let Err(error) = self.write(key, &record, held.is_some_and(|held| held.outdated)) {
-            // Looked at anew before the next write, which puts aside what stands in its way.
+            // The next write reads the file first, and puts aside a damaged one in its way.
             known.remove(key);
             return Err(error);
         }
@@ -262,7 +262,7 @@ impl Inner {
         )
     }
 
-    /// Whether the file could be written again in today's form.
+    /// Writes the file again in today's form; tells if that worked.
     fn renewed(&self, key: &Key, held: &Held) -> bool {
         let Some(record) = &held.record else {
             return false;

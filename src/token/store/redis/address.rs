@@ -1,25 +1,26 @@
-//! Where the server is: `store.url` and `store.prefix`, and what Sentinels say.
+//! Address of the server: `store.url` and `store.prefix`.
 //!
-//! The URL may hold a password, so it stays a secret and is taken apart anew for each connection.
-
-use std::net::IpAddr;
+//! The URL may hold a password, so it stays a secret and is parsed anew for each connection.
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo};
 
-use crate::base::Secret;
+use crate::{
+    base::Secret,
+    net::address::{is_loopback_host, split_port, without_brackets},
+};
 
-/// `kind = "redis"`, proven right.
+/// Settings of `kind = "redis"`, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct RedisSettings {
     url: Secret,
     prefix: String,
 }
 
-/// The URL, taken apart.
-pub(super) enum Target {
-    /// One server.
+/// Parsed URL.
+pub(super) enum RedisTarget {
+    /// Single server.
     Server(ConnectionInfo),
-    /// Whichever server the Sentinels call the primary of that name.
+    /// Server that the Sentinels call the primary of that name.
     Sentinel {
         sentinels: Vec<ConnectionAddr>,
         primary: String,
@@ -33,55 +34,53 @@ const FORM: &str = "expected redis://, rediss:// (TLS), unix: or redis+sentinel:
 const SENTINEL: &str = "redis+sentinel://";
 const SENTINEL_PORT: u16 = 26_379;
 
-impl Settings {
-    /// The longest prefix, in bytes.
-    pub const LONGEST_PREFIX: usize = 64;
+impl RedisSettings {
+    /// Longest prefix, in bytes.
+    pub const MAX_PREFIX: usize = 64;
 
-    /// A server, and what all keys there begin with.
+    /// Server at `url`, where all keys begin with `prefix`.
     ///
     /// # Errors
-    /// Says what would have been right about the URL.
+    /// The form that a URL must have.
     pub fn new(url: Secret, prefix: String) -> Result<Self, &'static str> {
         let settings = Self { url, prefix };
         settings.target()?;
         Ok(settings)
     }
 
-    /// Whether keys can begin with this: visible ASCII without braces, which have a meaning in
+    /// Tells if keys can begin with this: visible ASCII without braces, which have a meaning in
     /// clusters.
     pub fn is_prefix(text: &str) -> bool {
-        text.len() <= Self::LONGEST_PREFIX
+        text.len() <= Self::MAX_PREFIX
             && text
                 .bytes()
                 .all(|b| b.is_ascii_graphic() && b != b'{' && b != b'}')
     }
 
-    /// What all keys begin with.
+    /// Prefix of all keys.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Whether both name the same server in the same words.
+    /// Tells if both name the same server in the same words.
     pub fn has_same_url(&self, other: &Self) -> bool {
         self.url == other.url
     }
 
-    /// Whether password and tokens cross a network that others may read.
+    /// Tells if password and tokens cross a network that others may read.
     pub fn is_in_the_clear(&self) -> bool {
         let open = |address: &ConnectionAddr| match address {
-            ConnectionAddr::Tcp(host, _) => {
-                host != "localhost" && !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-            }
+            ConnectionAddr::Tcp(host, _) => !is_loopback_host(host),
             _ => false,
         };
         match self.target() {
-            Ok(Target::Server(info)) => open(info.addr()),
-            Ok(Target::Sentinel { sentinels, .. }) => sentinels.iter().any(open),
+            Ok(RedisTarget::Server(info)) => open(info.addr()),
+            Ok(RedisTarget::Sentinel { sentinels, .. }) => sentinels.iter().any(open),
             Err(_) => false,
         }
     }
 
-    pub(super) fn target(&self) -> Result<Target, &'static str> {
+    pub(super) fn target(&self) -> Result<RedisTarget, &'static str> {
         let url = self.url.expose();
         if let Some(rest) = url.strip_prefix(SENTINEL) {
             return sentinel(rest).ok_or(FORM);
@@ -92,7 +91,7 @@ impl Settings {
                 Err("certificates are always verified: remove \"#insecure\"")
             }
             ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { .. } | ConnectionAddr::Unix(_) => {
-                Ok(Target::Server(info))
+                Ok(RedisTarget::Server(info))
             }
             _ => Err(FORM),
         }
@@ -100,21 +99,21 @@ impl Settings {
 }
 
 /// `user:password@host:port,host:port/name/db`; all but hosts and name may be missing.
-fn sentinel(rest: &str) -> Option<Target> {
+fn sentinel(rest: &str) -> Option<RedisTarget> {
     let (login, rest) = rest
         .rsplit_once('@')
         .map_or(("", rest), |(login, rest)| (login, rest));
     let (hosts, path) = rest.split_once('/')?;
     let (primary, db) = path.split_once('/').unwrap_or((path, ""));
     let sentinels: Option<Vec<_>> = hosts.split(',').map(address).collect();
-    // Let the library undo what is percent-encoded.
+    // The library undoes the percent-encoding.
     let login = format!("redis://{login}@sentinel/{db}")
         .into_connection_info()
         .ok()?
         .redis_settings()
         .clone();
     let sentinels = sentinels.filter(|_| !primary.is_empty())?;
-    Some(Target::Sentinel {
+    Some(RedisTarget::Sentinel {
         sentinels,
         primary: primary.to_owned(),
         login,
@@ -122,20 +121,9 @@ fn sentinel(rest: &str) -> Option<Target> {
 }
 
 fn address(text: &str) -> Option<ConnectionAddr> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (host, rest) = rest.split_once(']')?;
-            (
-                host,
-                rest.strip_prefix(':')
-                    .map_or(Some(SENTINEL_PORT), |port| port.parse().ok())?,
-            )
-        }
-        None => match text.split_once(':') {
-            Some((host, port)) => (host, port.parse().ok()?),
-            None => (text, SENTINEL_PORT),
-        },
-    };
+    let (host, port) = split_port(text)?;
+    let port = port.map_or(Some(SENTINEL_PORT), |port| port.parse().ok())?;
+    let host = without_brackets(host);
     (!host.is_empty()).then(|| ConnectionAddr::Tcp(host.to_owned(), port))
 }
 
@@ -143,14 +131,14 @@ fn address(text: &str) -> Option<ConnectionAddr> {
 mod tests {
     use super::*;
 
-    fn target(url: &str) -> Result<Target, &'static str> {
-        Settings::new(Secret::new(url), "wxgate:".to_owned())?.target()
+    fn target(url: &str) -> Result<RedisTarget, &'static str> {
+        RedisSettings::new(Secret::new(url), "wxgate:".to_owned())?.target()
     }
 
     #[test]
     fn sentinels_have_a_list_a_name_a_database_and_one_login() {
         let url = "redis+sentinel://gate:p%40ss@a.internal,10.0.0.2:1,[::1]:2/my-master/3";
-        let Ok(Target::Sentinel {
+        let Ok(RedisTarget::Sentinel {
             sentinels,
             primary,
             login,
@@ -169,7 +157,7 @@ mod tests {
             (Some("gate"), Some("p@ss"), 3)
         );
         assert!(
-            matches!(target("redis+sentinel://a/m"), Ok(Target::Sentinel { login, .. }) if login.db() == 0)
+            matches!(target("redis+sentinel://a/m"), Ok(RedisTarget::Sentinel { login, .. }) if login.db() == 0)
         );
     }
 
@@ -197,14 +185,14 @@ mod tests {
             "rediss://:pw@cache:1/2",
             "unix:///run/redis.sock?db=1",
         ] {
-            assert!(matches!(target(url), Ok(Target::Server(_))), "{url}");
+            assert!(matches!(target(url), Ok(RedisTarget::Server(_))), "{url}");
         }
     }
 
     #[test]
     fn what_others_may_read_is_known() {
         let clear = |url: &str| {
-            Settings::new(Secret::new(url), String::new())
+            RedisSettings::new(Secret::new(url), String::new())
                 .unwrap()
                 .is_in_the_clear()
         };
@@ -222,12 +210,12 @@ mod tests {
     #[test]
     fn a_prefix_is_plain_and_without_braces() {
         assert!(
-            Settings::is_prefix("wxgate:")
-                && Settings::is_prefix("")
-                && Settings::is_prefix(&"p".repeat(64))
+            RedisSettings::is_prefix("wxgate:")
+                && RedisSettings::is_prefix("")
+                && RedisSettings::is_prefix(&"p".repeat(64))
         );
         for prefix in ["a b", "{a}", "a}", "\u{e9}", "a\n", &"p".repeat(65)] {
-            assert!(!Settings::is_prefix(prefix), "{prefix:?}");
+            assert!(!RedisSettings::is_prefix(prefix), "{prefix:?}");
         }
     }
 }

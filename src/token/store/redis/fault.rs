@@ -1,12 +1,12 @@
-//! What an error of the client library means. Its text is looked at, never repeated.
+//! Faults behind errors of the client library. Their text is examined, never repeated.
 
 use redis::{ErrorKind, RedisError};
 
 use crate::token::store::ServerFault;
 
-/// The fault behind the error.
+/// Fault behind an error.
 pub(super) fn of(error: &RedisError) -> ServerFault {
-    // Before Redis 7, what goes wrong inside a script comes as ERR with the code in its text.
+    // Before Redis 7, errors inside a script come as ERR with the code in the text.
     let inside = error.detail().unwrap_or_default();
     let code = match error.code() {
         Some("ERR") | None => ["WRONGTYPE", "OOM", "READONLY", "NOPERM"]

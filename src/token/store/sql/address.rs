@@ -1,12 +1,11 @@
-//! Where the database is: `store.url` and `store.prefix`.
+//! Address of the database: `store.url` and `store.prefix`.
 //!
-//! The URL may hold a password, so it stays a secret and is taken apart anew for each connection.
-//! It is not left to the client library, which repeats what it does not know in the log, and by
-//! default goes without TLS when asked to.
+//! The URL may hold a password, so it stays a secret and is parsed anew for each connection. The
+//! client library does not get to see it: the library logs parameters that it does not know, and
+//! may do without TLS by default.
 
 use std::{
     borrow::Cow,
-    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -19,26 +18,30 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::{dialect::Dialect, line::CALL};
-use crate::base::Secret;
+use super::dialect::Dialect;
+use crate::{
+    base::Secret,
+    net::address::{is_loopback_host, without_brackets},
+    token::store::server::CALL_TIMEOUT,
+};
 
-/// `kind = "sql"`, proven right.
+/// Settings of `kind = "sql"`, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct SqlSettings {
     url: Secret,
     prefix: String,
     base: PathBuf,
 }
 
-/// The URL, taken apart.
+/// Parsed URL, as options of the client library.
 #[derive(Clone)]
-pub(super) enum Target {
+pub(super) enum SqlTarget {
     Sqlite(Box<SqliteConnectOptions>),
     Postgres(Box<PgConnectOptions>),
     Mysql(Box<MySqlConnectOptions>),
 }
 
-/// What URLs of servers have in common.
+/// Parts of the URL of a server.
 struct Parts {
     host: Option<String>,
     port: Option<u16>,
@@ -46,7 +49,7 @@ struct Parts {
     password: Option<String>,
     database: String,
     tls: bool,
-    /// A Unix socket, or for PostgreSQL the folder of one.
+    /// Unix socket, or for PostgreSQL its folder.
     socket: Option<PathBuf>,
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
@@ -60,15 +63,15 @@ const PLAIN_FILE: &str =
 const HALF_TLS: &str = "an sslmode that can do without TLS protects nothing: write sslmode=verify-full, or sslmode=disable";
 const QUERY: &str = "only sslmode, sslcert, sslkey, and host (postgres) or socket (mysql) may follow the question mark";
 
-impl Settings {
-    /// The longest prefix, in bytes; databases cut or refuse longer names of tables.
-    pub const LONGEST_PREFIX: usize = 40;
+impl SqlSettings {
+    /// Longest prefix, in bytes; databases cut or refuse longer names of tables.
+    pub const MAX_PREFIX: usize = 40;
 
-    /// A database, and what names of tables there begin with: letters and digits of `prefix`, all
+    /// Database at `url`, where names of tables begin with the letters and digits of `prefix`, all
     /// else as `_`. A relative path of a file begins at `base`.
     ///
     /// # Errors
-    /// Says what would have been right about the URL.
+    /// The form that a URL must have.
     pub fn new(url: Secret, prefix: &str, base: &Path) -> Result<Self, &'static str> {
         let named = |c: char| {
             if c.is_ascii_alphanumeric() {
@@ -86,44 +89,44 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Whether names of tables can be made of this: short, and with a letter first.
+    /// Tells if names of tables can begin with this: short, and with a letter first.
     pub fn is_prefix(text: &str) -> bool {
-        text.len() <= Self::LONGEST_PREFIX
+        text.len() <= Self::MAX_PREFIX
             && text
                 .bytes()
                 .next()
                 .is_none_or(|first| first.is_ascii_alphabetic())
     }
 
-    /// What all tables begin with.
+    /// Prefix of all tables.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Whether both name the same database in the same words.
+    /// Tells if both name the same database in the same words.
     pub fn has_same_url(&self, other: &Self) -> bool {
         (&self.url, &self.base) == (&other.url, &other.base)
     }
 
-    /// Whether password and tokens cross a network that others may read.
+    /// Tells if password and tokens cross a network that others may read.
     pub fn is_in_the_clear(&self) -> bool {
         self.parts().is_ok_and(|parts| {
-            let is_here = |host: &String| {
-                host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-            };
-            !parts.tls && parts.socket.is_none() && !parts.host.as_ref().is_none_or(is_here)
+            let is_remote = parts
+                .host
+                .as_ref()
+                .is_some_and(|host| !is_loopback_host(host));
+            is_remote && !parts.tls && parts.socket.is_none()
         })
     }
 
-    /// How to connect; certificates of `ca_file` are trusted beside those of the platform.
-    pub(super) fn target(&self, ca_file: Option<&Path>) -> Result<Target, &'static str> {
+    /// Options to connect with; certificates of `ca_file` are trusted beside the platform's.
+    pub(super) fn target(&self, ca_file: Option<&Path>) -> Result<SqlTarget, &'static str> {
         match self.dialect()? {
-            Dialect::Sqlite => Ok(Target::Sqlite(Box::new(file(&self.path()?)))),
-            Dialect::Postgres => {
-                postgres(&self.parts()?, ca_file).map(|options| Target::Postgres(Box::new(options)))
-            }
+            Dialect::Sqlite => Ok(SqlTarget::Sqlite(Box::new(file(&self.path()?)))),
+            Dialect::Postgres => postgres(&self.parts()?, ca_file)
+                .map(|options| SqlTarget::Postgres(Box::new(options))),
             Dialect::Mysql => {
-                mysql(&self.parts()?, ca_file).map(|options| Target::Mysql(Box::new(options)))
+                mysql(&self.parts()?, ca_file).map(|options| SqlTarget::Mysql(Box::new(options)))
             }
         }
     }
@@ -142,7 +145,7 @@ impl Settings {
         }
     }
 
-    /// The file of SQLite.
+    /// File of SQLite.
     pub(super) fn path(&self) -> Result<PathBuf, &'static str> {
         let path = self
             .url
@@ -165,7 +168,7 @@ impl Settings {
         let mut parts = Parts {
             host: url
                 .host_str()
-                .map(|host| decoded(host.trim_matches(['[', ']'])).into_owned()),
+                .map(|host| decoded(without_brackets(host)).into_owned()),
             port: url.port(),
             user: decoded(url.username()).into_owned(),
             password: url
@@ -206,7 +209,7 @@ fn decoded(text: &str) -> Cow<'_, str> {
     percent_decode_str(text).decode_utf8_lossy()
 }
 
-/// Whether there is to be TLS, which is always verified in full.
+/// Tells if a mode asks for TLS, which is always verified in full.
 fn verified(mode: &str) -> Result<bool, &'static str> {
     match mode.to_ascii_lowercase().replace('_', "-").as_str() {
         "disable" | "disabled" => Ok(false),
@@ -220,7 +223,7 @@ fn file(path: &Path) -> SqliteConnectOptions {
         .filename(path)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(CALL * 4 / 5)
+        .busy_timeout(CALL_TIMEOUT * 4 / 5)
         .disable_statement_logging()
 }
 
@@ -287,8 +290,8 @@ fn mysql(parts: &Parts, ca_file: Option<&Path>) -> Result<MySqlConnectOptions, &
 mod tests {
     use super::*;
 
-    fn new(url: &str) -> Result<Settings, &'static str> {
-        Settings::new(Secret::new(url), "wxgate:", Path::new("/etc/wxgate"))
+    fn new(url: &str) -> Result<SqlSettings, &'static str> {
+        SqlSettings::new(Secret::new(url), "wxgate:", Path::new("/etc/wxgate"))
     }
 
     #[test]
@@ -357,7 +360,7 @@ mod tests {
     #[test]
     fn a_prefix_becomes_a_name_that_every_database_takes() {
         let of = |prefix: &str| {
-            Settings::new(Secret::new("sqlite://a"), prefix, Path::new("/"))
+            SqlSettings::new(Secret::new("sqlite://a"), prefix, Path::new("/"))
                 .unwrap()
                 .prefix()
                 .to_owned()
@@ -366,11 +369,11 @@ mod tests {
             (of("wxgate:"), of("Team-1."), of("")),
             ("wxgate_".into(), "team_1_".into(), String::new())
         );
-        assert!(Settings::is_prefix("wxgate:") && Settings::is_prefix(""));
+        assert!(SqlSettings::is_prefix("wxgate:") && SqlSettings::is_prefix(""));
         assert!(
-            !Settings::is_prefix("1st")
-                && !Settings::is_prefix(":")
-                && !Settings::is_prefix(&"a".repeat(41))
+            !SqlSettings::is_prefix("1st")
+                && !SqlSettings::is_prefix(":")
+                && !SqlSettings::is_prefix(&"a".repeat(41))
         );
     }
 

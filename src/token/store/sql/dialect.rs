@@ -1,15 +1,15 @@
-//! The statements, in the words of each database.
+//! SQL statements in the dialect of each database.
 //!
-//! Text only. Every statement is whole by itself: what compares also writes, so that no transaction
-//! is needed and no lock is held between two calls. Names of tables are made of letters, digits and
+//! Text only. Every statement is whole by itself: a comparison and its write are one statement, so
+//! that no transaction is needed and no lock is held between two calls. Names of tables are made of letters, digits and
 //! `_`; everything else is bound.
 
-/// Whose words.
+/// SQL dialect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
     Sqlite,
     Postgres,
-    /// MariaDB too.
+    /// MySQL and MariaDB.
     Mysql,
 }
 
@@ -24,12 +24,12 @@ pub(super) struct Statements {
     /// [`COLUMNS`], account, kept, the old revision; for PostgreSQL channel, name. Writes nothing
     /// when it has changed.
     pub(super) update: String,
-    /// Owner, life in ms, account, kept, owner. Writes nothing when somebody else has it, or there
-    /// is no row.
+    /// Owner, life in ms, account, kept, owner. Writes nothing when another owner has the lease, or
+    /// there is no row.
     pub(super) renew: String,
     /// Owner, life in ms, account, kept. Writes nothing when there is a row.
     pub(super) take: String,
-    /// Account, kept. Gives what remains of the lease in ms.
+    /// Account, kept. Gives the rest of the lease in ms.
     pub(super) left: String,
     /// Account, kept, owner.
     pub(super) release: String,
@@ -37,7 +37,7 @@ pub(super) struct Statements {
     pub(super) changed: String,
     /// Gives the version of the tables; fails unless all of them are there.
     pub(super) version: String,
-    /// Makes what is not there.
+    /// Creates the tables that are missing.
     pub(super) create: Vec<String>,
     /// Version. Writes nothing when one is there.
     pub(super) stamp: String,
@@ -57,11 +57,11 @@ const COLUMNS: [&str; 9] = [
     "written_at",
 ];
 
-/// So long after a change it is found at every look, for those that come late or see it late.
+/// Time after a change in which each poll reports it, for nodes that poll late.
 const WINDOW_MS: u32 = 5000;
 
 impl Dialect {
-    /// Whether it tells listeners of changes by itself.
+    /// Tells if the database notifies listeners of changes.
     pub(super) fn notifies(self) -> bool {
         self == Self::Postgres
     }
@@ -131,7 +131,7 @@ impl Dialect {
         }
     }
 
-    /// With the placeholders that it understands.
+    /// Statement with the placeholders of the dialect.
     fn numbered(self, text: &str) -> String {
         if self != Self::Postgres {
             return text.to_owned();

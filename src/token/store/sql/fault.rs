@@ -1,4 +1,4 @@
-//! What an error of the client library means. Its text is looked at, never repeated.
+//! Faults behind errors of the client library. Their text is examined, never repeated.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use sqlx::{
 
 use crate::token::store::ServerFault;
 
-/// The fault behind the error.
+/// Fault behind an error.
 pub(super) fn of(error: &Error) -> ServerFault {
     match error {
         Error::Database(error) => refused(&**error),
@@ -20,14 +20,14 @@ pub(super) fn of(error: &Error) -> ServerFault {
         Error::ColumnDecode { .. } | Error::ColumnIndexOutOfBounds { .. } | Error::Decode(_) => {
             ServerFault::Tables
         }
-        // Of what cannot be known before a connection is made: a plugin for passwords that is not
-        // built in.
+        // The URL has been checked, so this is about the login: a password plugin that is not built
+        // in.
         Error::Configuration(_) => ServerFault::Denied,
         _ => ServerFault::Statement,
     }
 }
 
-/// The fault behind an error while connecting.
+/// Fault behind an error while connecting.
 pub(super) fn of_connecting(error: &Error) -> ServerFault {
     match of(error) {
         ServerFault::Broken => ServerFault::Unreachable,
@@ -55,7 +55,7 @@ fn refused(error: &dyn DatabaseError) -> ServerFault {
     }
 }
 
-/// By the codes in appendix A of PostgreSQL's manual.
+/// Fault for a code of appendix A of PostgreSQL's manual.
 fn postgres(code: &str) -> ServerFault {
     match code {
         "25006" => ServerFault::ReadOnly,
@@ -71,7 +71,7 @@ fn postgres(code: &str) -> ServerFault {
     }
 }
 
-/// By the numbers in the reference of MySQL's and MariaDB's errors.
+/// Fault for a number of the error reference of MySQL and MariaDB.
 fn mysql(number: u16) -> ServerFault {
     match number {
         1044 | 1045 | 1049 | 1142 | 1143 | 1227 | 1251 | 1370 | 1524 | 1698 | 3118 => {
@@ -86,13 +86,13 @@ fn mysql(number: u16) -> ServerFault {
     }
 }
 
-/// By SQLite's result codes, of which the lowest byte is the class.
+/// Fault for a result code of SQLite; its lowest byte is the class.
 fn sqlite(code: u32, message: &str) -> ServerFault {
     match code & 0xff {
         5 | 6 => ServerFault::Busy,
         13 => ServerFault::Full,
         3 | 8 | 10 | 11 | 14 | 23 | 26 => ServerFault::File,
-        // The second: somebody changed the tables just now.
+        // 17: the tables were changed while the statement was prepared.
         1 if message.starts_with("no such") => ServerFault::Tables,
         17 => ServerFault::Tables,
         _ => ServerFault::Statement,

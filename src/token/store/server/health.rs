@@ -1,15 +1,15 @@
-//! Says once when an operation of the store begins to fail, and once when it works again.
+//! Log of failing operations: one line when an operation begins to fail, one when it works again.
 //!
-//! What concerns one record is said for that record, all else for the store as a whole.
+//! Faults of one record are logged for that record, all others for the store as a whole.
 
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
 };
 
-use super::{Key, ServerFault};
+use crate::token::store::{Key, ServerFault};
 
-/// What fails at present.
+/// Operations that fail at present, with the record where only that one is concerned.
 #[derive(Debug, Default)]
 pub(super) struct Health(Mutex<HashMap<(&'static str, Option<Key>), ServerFault>>);
 

@@ -1,4 +1,4 @@
-//! Where the server is right now: as the settings say, or as Sentinels say.
+//! Locates the server: the address of the settings, or the primary that Sentinels name.
 
 use std::sync::Arc;
 
@@ -10,42 +10,42 @@ use rustls::ClientConfig;
 use tokio::time::{Duration, timeout};
 
 use super::{
-    address::{Settings, Target},
+    address::{RedisSettings, RedisTarget},
     fault,
 };
 use crate::token::{dial, store::ServerFault};
 
-/// A server and how to log in there.
-pub(super) struct Place {
+/// Address of a server, and the login there.
+pub(super) struct Endpoint {
     pub(super) address: ConnectionAddr,
     pub(super) login: RedisConnectionInfo,
-    /// Sentinels named it, which may be behind the times.
+    /// Named by Sentinels, which may be behind the times: the server is asked for its role.
     pub(super) must_be_primary: bool,
 }
 
-/// A Sentinel that takes longer is passed over.
-const SENTINEL: Duration = Duration::from_millis(500);
+/// Time limit for one Sentinel; the next one is asked after it.
+const SENTINEL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Finds the server.
-pub(super) async fn find(
-    settings: &Settings,
+/// Locates the server.
+pub(super) async fn locate(
+    settings: &RedisSettings,
     tls: &Arc<ClientConfig>,
-) -> Result<Place, ServerFault> {
+) -> Result<Endpoint, ServerFault> {
     match settings.target().map_err(|_| ServerFault::Unreachable)? {
-        Target::Server(info) => Ok(Place {
+        RedisTarget::Server(info) => Ok(Endpoint {
             address: info.addr().clone(),
             login: info.redis_settings().clone(),
             must_be_primary: false,
         }),
-        Target::Sentinel {
+        RedisTarget::Sentinel {
             sentinels,
             primary,
             login,
         } => {
             for sentinel in &sentinels {
-                let asked = timeout(SENTINEL, ask(sentinel, &primary, &login, tls)).await;
+                let asked = timeout(SENTINEL_TIMEOUT, ask(sentinel, &primary, &login, tls)).await;
                 if let Ok(Ok(Some(address))) = asked {
-                    return Ok(Place {
+                    return Ok(Endpoint {
                         address,
                         login,
                         must_be_primary: true,
@@ -57,12 +57,12 @@ pub(super) async fn find(
     }
 }
 
-/// Whether `ROLE` was answered by a primary.
+/// Tells if `ROLE` was answered by a primary.
 pub(super) fn is_primary(role: &Value) -> bool {
     matches!(role, Value::Array(parts) if parts.first().and_then(text).is_some_and(|role| role == "master"))
 }
 
-/// What one Sentinel says.
+/// Primary that one Sentinel names.
 async fn ask(
     sentinel: &ConnectionAddr,
     primary: &str,
@@ -77,7 +77,7 @@ async fn ask(
     let made = MultiplexedConnection::new_with_config(&nobody, stream, config).await;
     let (mut connection, driver) = made.map_err(|error| fault::of(&error))?;
     let question = async {
-        let mut answer = where_is(&mut connection, primary).await;
+        let mut answer = primary_of(&mut connection, primary).await;
         // Sentinels often have no password, or the same as the server.
         if let (Err(ServerFault::Denied), Some(password)) = (&answer, login.password()) {
             let mut auth = cmd("AUTH");
@@ -86,7 +86,7 @@ async fn ask(
                 .query_async(&mut connection)
                 .await
                 .map_err(|error| fault::of(&error))?;
-            answer = where_is(&mut connection, primary).await;
+            answer = primary_of(&mut connection, primary).await;
         }
         answer
     };
@@ -96,7 +96,7 @@ async fn ask(
     }
 }
 
-async fn where_is(
+async fn primary_of(
     connection: &mut MultiplexedConnection,
     primary: &str,
 ) -> Result<Option<ConnectionAddr>, ServerFault> {
