@@ -361,7 +361,7 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
                     Box::pin(connection::serve(stream, connections, leaving, handler)).await;
                 }
                 Ok(Err(error)) => {
-                    tracing::debug!(%peer, %error, "TLS handshake with a client failed")
+                    tracing::debug!(%peer, %error, "TLS handshake with a client failed");
                 }
                 Err(_) => tracing::debug!(%peer, "TLS handshake with a client took too long"),
             }
