@@ -63,7 +63,7 @@ impl fmt::Display for ListenAddr {
 }
 
 /// Who is at the other end of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Peer {
     /// A TCP client.
     Ip(IpAddr),

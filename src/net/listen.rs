@@ -24,6 +24,10 @@ use super::address::{ListenAddr, Peer};
 /// How many connections the kernel may hold for us before they are accepted.
 const BACKLOG: i32 = 4096;
 
+/// The most bytes of an answer that the kernel holds beyond what it may send at the moment.
+#[cfg(target_os = "linux")]
+const MAX_UNSENT: u32 = 64 * 1024;
+
 /// A listener that is bound: connections wait until it is started.
 #[derive(Debug)]
 pub struct Listener {
@@ -165,6 +169,10 @@ impl Listener {
             socket.set_reuse_address(true)?;
             // Handed down to every connection that is accepted.
             socket.set_tcp_nodelay(true)?;
+            // Else the kernel takes megabytes of an answer at once, and nobody sees that its caller
+            // reads them slowly, or not at all.
+            #[cfg(target_os = "linux")]
+            let _ = socket.set_tcp_notsent_lowat(MAX_UNSENT);
             match socket
                 .bind(&address.into())
                 .and_then(|()| socket.listen(BACKLOG))

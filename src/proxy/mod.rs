@@ -10,6 +10,7 @@ mod access;
 mod access_log;
 mod answer;
 mod body;
+mod bulkhead;
 mod error;
 pub mod headers;
 pub mod inject;
@@ -52,10 +53,11 @@ pub use self::live::{Control, Plan};
 pub use self::{access::bench::Callers, upstream::bench::Kept};
 use self::{
     access_log::{AccessLog, Record},
+    bulkhead::{Load, Peers, Place},
     error::ProxyError,
     headers::{Present, Read},
     inspect::Answer,
-    live::{InFlight, Live, Load},
+    live::{InFlight, Live},
     loops::LoopMark,
     metrics::{AccountMetrics, Metrics},
     pipeline::{Origin, Outcome, Trail},
@@ -66,6 +68,7 @@ use self::{
 };
 use crate::{
     net::{
+        connection::Cut,
         drain::{Drain, Phase},
         listen::{BoundAddr, Listener},
     },
@@ -108,6 +111,7 @@ pub enum BuildError {
 /// The data path, shared by its workers.
 pub struct Proxy {
     live: ArcSwap<Live>,
+    peers: Arc<Peers>,
     nobody: AccountMetrics,
     metrics: Metrics,
     origins: Origins,
@@ -186,9 +190,16 @@ impl Proxy {
         let (accounts, keepers): (Vec<_>, Vec<_>) = accounts.into_iter().unzip();
         let origins = Origins::default();
         let plan = Plan::new(settings, &accounts, &origins, tls)?;
-        let live = Live::new(plan, keepers, &metrics, None, Load::new(&metrics));
+        let live = Live::new(
+            plan,
+            keepers,
+            &metrics,
+            None,
+            Load::new(metrics.in_flight.clone()),
+        );
         let proxy = Self {
             live: ArcSwap::from_pointee(live),
+            peers: Arc::default(),
             nobody: metrics.for_none(),
             metrics,
             origins,
@@ -284,12 +295,8 @@ async fn handle(
     trail.body_unread = !body.is_end_stream();
     let live = worker.proxy.live.load_full();
     let error_style = live.error_style;
-    let ran = match live.enter() {
-        Ok(guard) => pipeline::run(worker, &guard, origin, head, present, body, trail)
-            .await
-            .map(|answer| (answer, guard)),
-        Err(error) => Err(error),
-    };
+    let guard = live.begin();
+    let ran = pipeline::run(worker, &guard, origin, head, present, body, trail).await;
     let refused = trail.refused;
     let denied = ran
         .as_ref()
@@ -298,10 +305,15 @@ async fn handle(
         .map(ProxyError::slug)
         .or(refused);
     let (mut response, outcome) = match ran {
-        Ok((Outcome::Upstream(answer), guard)) => {
-            (answer.map(|body| Delivery::Upstream(body, guard)), "ok")
-        }
-        Ok((Outcome::Own(answer), _)) => (
+        Ok(Outcome::Upstream(answer, place)) => (
+            answer.map(|body| Delivery::Upstream {
+                answer: body,
+                _under_way: guard,
+                _place: place,
+            }),
+            "ok",
+        ),
+        Ok(Outcome::Own(answer)) => (
             answer.map(|body| Delivery::Own(Some(body))),
             refused.unwrap_or("ok"),
         ),
@@ -426,7 +438,8 @@ impl Drop for Journey<'_> {
     /// it must be seen.
     fn drop(&mut self) {
         if !self.over {
-            self.end(NOBODY_LEFT, "abandoned");
+            let cut = self.origin.connection.cut();
+            self.end(NOBODY_LEFT, cut.map_or("abandoned", Cut::slug));
         }
     }
 }
@@ -434,7 +447,7 @@ impl Drop for Journey<'_> {
 /// The headers that every answer gets.
 fn mark(headers: &mut HeaderMap, id: HeaderValue, trail: &Trail) {
     headers.insert(X_REQUEST_ID, id);
-    if trail.body_unread {
+    if trail.body_unread || trail.must_close {
         // The connection ends with this answer; a caller that is not told would send its next
         // request into it.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -457,10 +470,12 @@ fn mark(headers: &mut HeaderMap, id: HeaderValue, trail: &Trail) {
 
 /// What goes to the caller: WeChat's answer or our own.
 enum Delivery {
-    Upstream(
-        Answer,
-        #[allow(dead_code, reason = "ends the request when the body is dropped")] InFlight,
-    ),
+    /// The request is over when the body is dropped.
+    Upstream {
+        answer: Answer,
+        _under_way: InFlight,
+        _place: Place,
+    },
     Own(Option<Bytes>),
 }
 
@@ -473,21 +488,21 @@ impl Body for Delivery {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Upstream(answer, _) => Pin::new(answer).poll_frame(cx),
+            Self::Upstream { answer, .. } => Pin::new(answer).poll_frame(cx),
             Self::Own(body) => Poll::Ready(body.take().map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Upstream(answer, _) => answer.is_end_stream(),
+            Self::Upstream { answer, .. } => answer.is_end_stream(),
             Self::Own(body) => body.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Upstream(answer, _) => answer.size_hint(),
+            Self::Upstream { answer, .. } => answer.size_hint(),
             Self::Own(body) => {
                 SizeHint::with_exact(body.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }

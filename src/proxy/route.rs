@@ -15,6 +15,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     X_WXGATE_ACCOUNT,
+    bulkhead::Holder,
     error::ProxyError,
     metrics::{AccountMetrics, Metrics},
     upstream::Origin,
@@ -39,6 +40,8 @@ pub(crate) struct Account {
     pub(crate) secret: Option<Secret>,
     pub(crate) keeper: Keeper,
     pub(crate) metrics: AccountMetrics,
+    /// Its part of what is in flight.
+    pub(crate) holder: Arc<Holder>,
     api: Vec<BaseUrl>,
     /// The preferred host first.
     origins: Vec<Arc<Origin>>,
@@ -73,10 +76,22 @@ impl Account {
             secret: settings.secret.clone(),
             keeper,
             metrics,
+            holder: Holder::named(settings.name.as_str()),
             api: settings.api.clone(),
             origins,
             current: AtomicUsize::new(0),
             moved_at: AtomicU64::new(0),
+        }
+    }
+
+    /// Goes on counting where the account of this name was before a reload.
+    pub(crate) fn continuing(self, before: Option<&Self>) -> Self {
+        match before {
+            Some(before) => Self {
+                holder: Arc::clone(&before.holder),
+                ..self
+            },
+            None => self,
         }
     }
 
@@ -221,6 +236,11 @@ impl Accounts {
         self.by_name
             .get(name.as_str())
             .filter(|account| account.keeper.is_same_as(keeper))
+    }
+
+    /// The account of this name, whatever its keeper.
+    pub(crate) fn by_name(&self, name: &AccountName) -> Option<&Arc<Account>> {
+        self.by_name.get(name.as_str())
     }
 
     /// By name or appid; a name wins over an appid that happens to be spelt the same.

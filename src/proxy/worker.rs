@@ -19,12 +19,17 @@ use tokio::{
 };
 
 use super::{
-    Proxy, access::LastKey, access_log::AccessLog, pipeline::Origin, request_id::RequestId,
+    Proxy,
+    access::LastKey,
+    access_log::AccessLog,
+    bulkhead::{ClientConnection, PeerConnection},
+    pipeline::Origin,
+    request_id::RequestId,
     upstream::Upstream,
 };
 use crate::net::{
     address::Peer,
-    connection::{self, Connections},
+    connection::{Connections, Cut},
     drain::{Drain, Phase},
     listen::{Accepted, Listener, Unwatched},
     tls,
@@ -78,14 +83,20 @@ enum Order {
 /// Resolves when the thread has ended, however it did.
 pub(super) type Ended = oneshot::Receiver<()>;
 
-/// A place among the open connections of a worker and of the process.
+/// A place among the open connections of a worker, of the process and of an address.
 #[derive(Debug)]
 pub(super) struct Slot {
+    of_peer: PeerConnection,
+    of_worker: OfWorker,
+}
+
+#[derive(Debug)]
+struct OfWorker {
     open: Arc<AtomicUsize>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Slot {
+impl Drop for OfWorker {
     fn drop(&mut self) {
         self.open.fetch_sub(1, Relaxed);
     }
@@ -156,15 +167,19 @@ async fn accept(
                 return;
             };
             let accepted = acceptor.accept().await;
+            let Some(of_peer) = service.worker.proxy.admit(accepted.peer) else {
+                continue;
+            };
             let fullness = |(_, worker): &(usize, &Handle)| worker.open.load(Relaxed) / FILL;
             let Some((index, worker)) = workers.iter().enumerate().min_by_key(fullness) else {
                 return;
             };
             worker.open.fetch_add(1, Relaxed);
-            let slot = Slot {
+            let of_worker = OfWorker {
                 open: Arc::clone(&worker.open),
                 _permit: permit,
             };
+            let slot = Slot { of_peer, of_worker };
             if index == 0 {
                 service.begin(accepted, slot);
             } else if let Err(error) = worker.take(accepted, slot) {
@@ -230,7 +245,10 @@ async fn serve(
                     None => {}
                 }
             }
-            _ = housekeeping.tick() => worker.keep_house(),
+            _ = housekeeping.tick() => {
+                worker.keep_house();
+                connections.set_min_rate(worker.proxy.live.load().min_rate);
+            }
             () = &mut stopping, if !told => {
                 told = true;
                 connections.close_gracefully();
@@ -255,28 +273,50 @@ impl Worker {
         }
         self.upstream.reap();
         self.proxy.spool.reap();
+        self.proxy.live.load().load.tick();
     }
 }
 
-async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
+impl Proxy {
+    /// Counts a connection of this address, unless it has too many.
+    fn admit(&self, peer: Peer) -> Option<PeerConnection> {
+        let live = self.live.load();
+        let admitted = self.peers.enter(peer, live.max_connections_per_client);
+        if admitted.is_none() {
+            self.metrics.connection_ended("max_connections_per_client");
+            self.peers.warn(peer, live.load.seconds());
+        }
+        admitted
+    }
+}
+
+async fn connection(service: Service, accepted: Accepted, slot: Slot) {
     let Service {
         worker,
         connections,
     } = &service;
     let Accepted { stream, peer } = accepted;
+    let Slot {
+        of_peer,
+        of_worker: _of_worker,
+    } = slot;
+    let entered = connections.enter();
     let leaving = || worker.drain.is_leaving();
     let origin = |names| Origin {
         peer,
         shown: peer.to_string(),
         names,
         last_key: LastKey::default(),
+        connection: entered.state(),
+        of_peer,
+        of_client: ClientConnection::default(),
     };
     let tls = worker.proxy.live.load().tls.clone();
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
         None => {
             let origin = origin(Vec::new());
             let handler = |head, body| super::handle(worker, &origin, head, body);
-            connection::serve(stream, connections, leaving, handler).await;
+            entered.serve(stream, leaving, handler).await;
         }
         Some(acceptor) => {
             let mut closing = worker.drain.clone();
@@ -289,7 +329,7 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
                 Ok(Ok(stream)) => {
                     let origin = origin(tls::names_of(stream.get_ref().1));
                     let handler = |head, body| super::handle(worker, &origin, head, body);
-                    Box::pin(connection::serve(stream, connections, leaving, handler)).await;
+                    Box::pin(entered.serve(stream, leaving, handler)).await;
                 }
                 Ok(Err(error)) => {
                     tracing::debug!(%peer, %error, "TLS handshake with a client failed")
@@ -297,5 +337,9 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
                 Err(_) => tracing::debug!(%peer, "TLS handshake with a client took too long"),
             }
         }
+    }
+    if let Some(cut) = entered.state().cut().filter(|cut| *cut != Cut::Silent) {
+        worker.proxy.metrics.connection_ended(cut.slug());
+        tracing::info!(%peer, outcome = cut.slug(), "a connection is cut: slower than server.min_rate");
     }
 }

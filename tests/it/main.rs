@@ -27,6 +27,7 @@ mod first;
 mod flat_memory;
 mod grid;
 mod header_fields;
+mod isolation;
 mod layering;
 mod listeners;
 mod loops;

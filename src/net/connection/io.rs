@@ -83,6 +83,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        this.activity.starved.store(polled.is_pending(), Relaxed);
         let new = &buf.filled()[before..];
         this.activity.read.fetch_add(new.len() as u64, Relaxed);
         if let Some(number) = this.framing.feed(new) {
@@ -97,6 +98,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
 
 impl<I: AsyncWrite + Unpin> Metered<I> {
     fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.activity.blocked.store(polled.is_pending(), Relaxed);
         if let Poll::Ready(Ok(count)) = &polled {
             self.activity.written.fetch_add(*count as u64, Relaxed);
             self.activity.unflushed.store(true, Relaxed);

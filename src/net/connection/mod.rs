@@ -14,7 +14,10 @@ use std::{
     convert::Infallible,
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
@@ -34,8 +37,9 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
+pub use self::activity::Cut;
 use self::{
-    activity::{Activity, IDLE, TICK, Watch},
+    activity::{Activity, IDLE, TICK, Verdict, Watch},
     io::Metered,
 };
 
@@ -60,6 +64,8 @@ pub struct Connections(Arc<Shared>);
 struct Shared {
     open: Mutex<Open>,
     gone: Notify,
+    /// Bytes per second; 0 = none.
+    min_rate: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +88,12 @@ impl Connections {
             .values()
             .filter(|activity| activity.parked.load(Relaxed))
             .count()
+    }
+
+    /// Sets the least bytes per second of a body, in both directions, also for those that are open;
+    /// 0 = none.
+    pub fn set_min_rate(&self, rate: u64) {
+        self.0.min_rate.store(rate, Relaxed);
     }
 
     /// Lets each finish what it is doing and closes the idle ones; later ones are closed after one
@@ -108,7 +120,8 @@ impl Connections {
         }
     }
 
-    fn enter(&self) -> Entered {
+    /// Counts one more, for [`Entered::serve`].
+    pub(crate) fn enter(&self) -> Entered {
         let activity = Arc::new(Activity::default());
         let mut open = self.lock();
         activity.closing.store(open.closing, Relaxed);
@@ -128,7 +141,7 @@ impl Connections {
 }
 
 /// A place among the open connections, given back when dropped.
-struct Entered {
+pub(crate) struct Entered {
     connections: Connections,
     activity: Arc<Activity>,
     id: u64,
@@ -147,6 +160,29 @@ impl Drop for Entered {
     }
 }
 
+/// The state of a connection, for those who handle its requests.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectionState(Arc<Activity>);
+
+impl ConnectionState {
+    /// Whether the body of the current request comes below the minimum rate. Its handler is polled
+    /// when that becomes true; if it goes on reading, the connection is cut.
+    pub(crate) fn is_too_slow(&self) -> bool {
+        self.0.too_slow.load(Relaxed)
+    }
+
+    /// The reason why the connection was cut.
+    pub(crate) fn cut(&self) -> Option<Cut> {
+        self.0.cut()
+    }
+
+    /// The state of a connection that nobody watches.
+    #[cfg(test)]
+    pub(crate) fn unwatched() -> Self {
+        Self(Arc::default())
+    }
+}
+
 /// Serves one connection until either side is done with it. `handler` never fails; `leaving` says
 /// whether answers should ask their client to close.
 pub async fn serve<I, H, F, B>(
@@ -161,25 +197,42 @@ pub async fn serve<I, H, F, B>(
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let entered = connections.enter();
-    let activity = &entered.activity;
-    let mut io = Metered::new(io, Arc::clone(activity));
-    let mut tick = pin!(sleep(TICK));
-    let mut watch = Watch::new(Instant::now());
-    loop {
-        // On the heap, so that nothing of it is left while the connection is parked.
-        let active = Box::pin(active(
-            io,
-            activity,
-            &mut watch,
-            tick.as_mut(),
-            &leaving,
-            &handler,
-        ));
-        let Some(idle) = active.await else { return };
-        io = idle;
-        if !parked(&mut io, activity, &watch, tick.as_mut()).await {
-            return;
+    connections.enter().serve(io, leaving, handler).await;
+}
+
+impl Entered {
+    /// The state of the connection, for its handler.
+    pub(crate) fn state(&self) -> ConnectionState {
+        ConnectionState(Arc::clone(&self.activity))
+    }
+
+    /// See [`serve`].
+    pub(crate) async fn serve<I, H, F, B>(&self, io: I, leaving: impl Fn() -> bool, handler: H)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        H: Fn(Box<Parts>, Incoming) -> F,
+        F: Future<Output = Response<B>>,
+        B: Body + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let mut io = Metered::new(io, Arc::clone(&self.activity));
+        let mut tick = pin!(sleep(TICK));
+        let mut watch = Watch::new(Instant::now());
+        loop {
+            // On the heap, so that nothing of it is left while the connection is parked.
+            let active = Box::pin(active(
+                io,
+                self,
+                &mut watch,
+                tick.as_mut(),
+                &leaving,
+                &handler,
+            ));
+            let Some(idle) = active.await else { return };
+            io = idle;
+            if !parked(&mut io, &self.activity, &watch, tick.as_mut()).await {
+                return;
+            }
         }
     }
 }
@@ -187,7 +240,7 @@ pub async fn serve<I, H, F, B>(
 /// Serves requests until the connection is over (`None`) or idle.
 async fn active<I, H, F, B>(
     io: Metered<I>,
-    activity: &Arc<Activity>,
+    entered: &Entered,
     watch: &mut Watch,
     mut tick: Pin<&mut Sleep>,
     leaving: &impl Fn() -> bool,
@@ -200,6 +253,11 @@ where
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let Entered {
+        activity,
+        connections,
+        ..
+    } = entered;
     let service = service_fn(|request: Request<Incoming>| {
         let (mut head, body) = request.into_parts();
         let odd = activity.count_request();
@@ -236,27 +294,36 @@ where
             told = true;
             Pin::new(&mut connection).graceful_shutdown();
         }
-        if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
-            if let Err(error) = ended {
-                tracing::debug!(%error, "connection ended early");
-            }
-            return Poll::Ready(false);
-        }
-        // Asked once, it wakes this task. Asking it again at each of a thousand requests would only
-        // cost.
-        while (!armed || tick.is_elapsed()) && tick.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            if watch.must_close(activity, now) {
+        'serving: loop {
+            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended early");
+                }
                 return Poll::Ready(false);
             }
-            if watch.is_idle(activity) {
-                return Poll::Ready(true);
+            // Asked once, it wakes this task. Asking it again at each of a thousand requests would
+            // only cost.
+            while (!armed || tick.is_elapsed()) && tick.as_mut().poll(cx).is_ready() {
+                let now = Instant::now();
+                let verdict = watch.look(activity, connections.0.min_rate.load(Relaxed), now);
+                if let Verdict::Close(cut) = verdict {
+                    activity.cut.store(cut as u8, Relaxed);
+                    return Poll::Ready(false);
+                }
+                if watch.is_idle(activity) {
+                    return Poll::Ready(true);
+                }
+                tick.as_mut().reset(now + TICK);
+                armed = false;
+                if verdict == Verdict::TellHandler {
+                    activity.too_slow.store(true, Relaxed);
+                    // The handler hears of it when it is polled.
+                    continue 'serving;
+                }
             }
-            tick.as_mut().reset(now + TICK);
-            armed = false;
+            armed = true;
+            return Poll::Pending;
         }
-        armed = true;
-        Poll::Pending
     });
     if !idle.await {
         return None;

@@ -98,7 +98,13 @@ impl Access {
                 .find(|client| client.settings() == settings)
                 .map(Arc::clone)
         };
-        let make = |settings| kept(&settings).unwrap_or_else(|| Arc::new(Client::new(settings)));
+        let make = |settings: settings::Client| {
+            kept(&settings).unwrap_or_else(|| {
+                let tag = Tag::of(settings.name.as_str());
+                let changed = before.and_then(|before| before.named(tag));
+                Arc::new(Client::new(settings).continuing(changed.map(Arc::as_ref)))
+            })
+        };
         let clients: Vec<Arc<Client>> = clients.into_iter().map(make).collect();
         let by_key = clients
             .iter()
@@ -193,6 +199,11 @@ impl Access {
         } else {
             Err(Stranger::Elsewhere)
         }
+    }
+
+    /// Whether no client is configured, so that all callers are the same one.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open
     }
 
     /// The client whose key this is, wherever it calls from.

@@ -18,7 +18,8 @@ use hyper::{
 
 use super::{
     access::{Admitted, Caller, Client, Decision, Denial, LastKey, Right},
-    body::Payload,
+    body::{self, Payload},
+    bulkhead::{ClientConnection, Holder, PeerConnection, Place},
     error::ProxyError,
     headers::{self, Present, Read},
     inject::{self, Login, Query, QueryError},
@@ -32,7 +33,10 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    net::{address::Peer, connection::OddFraming},
+    net::{
+        address::Peer,
+        connection::{ConnectionState, OddFraming},
+    },
     token::{Keeper, Refresh, Token},
     wechat::api::{self, Endpoint, Platform},
 };
@@ -53,6 +57,8 @@ pub(super) struct Trail {
     pub(super) overlooked: Option<&'static str>,
     /// Why a call was denied in WeChat's own words, which are no error of ours.
     pub(super) refused: Option<&'static str>,
+    /// The client has too many connections; this one is closed behind its answer.
+    pub(super) must_close: bool,
     /// Some of the caller's body has not been read; what follows on its connection would be no
     /// request.
     pub(super) body_unread: bool,
@@ -60,7 +66,7 @@ pub(super) struct Trail {
 
 /// What goes back: WeChat's answer or one of our own.
 pub(super) enum Outcome {
-    Upstream(Response<Answer>),
+    Upstream(Response<Answer>, Place),
     Own(Response<Bytes>),
 }
 
@@ -72,6 +78,30 @@ pub(super) struct Origin {
     /// The names of the certificate that the client showed.
     pub(super) names: Vec<String>,
     pub(super) last_key: LastKey,
+    pub(super) connection: ConnectionState,
+    /// Counts the connection for its address, and for its client.
+    pub(super) of_peer: PeerConnection,
+    pub(super) of_client: ClientConnection,
+}
+
+impl Origin {
+    /// The share of the address that is connected.
+    pub(super) fn peer_holder(&self) -> &Arc<Holder> {
+        self.of_peer.holder()
+    }
+
+    /// Counts the connection as one of this client. Callers that are only known by their address
+    /// were counted when they connected.
+    fn count_for(&self, live: &Live, client: &Client, trail: &mut Trail) -> Result<(), ProxyError> {
+        let limit = live.max_connections_per_client;
+        if live.access.is_open() || self.of_client.belongs_to(client.holder(), limit) {
+            return Ok(());
+        }
+        trail.must_close = true;
+        Err(ProxyError::ConnectionsTaken {
+            client: client.name().clone(),
+        })
+    }
 }
 
 /// Takes a request to WeChat and brings the answer back, or answers it here.
@@ -109,7 +139,7 @@ pub(super) async fn run(
         host,
     };
     if let (Endpoint::Token, Ok(path)) = (endpoint, &path) {
-        let answer = answering::token(live, head, body, path, &chosen, caller, trail);
+        let answer = answering::token(live, origin, head, body, path, &chosen, caller, trail);
         return Box::pin(answer).await.map(Outcome::Own);
     }
     let phantom = match inject::phantom(head.uri.query())? {
@@ -127,8 +157,11 @@ pub(super) async fn run(
     let client = live.access.identify(shown, &caller);
     let client = client.map_err(|stranger| ProxyError::ClientUnknown(stranger.advice()))?;
     trail.client = Some(Arc::clone(client));
+    origin.count_for(live, client, trail)?;
     if let Some(path) = service {
-        let answer = service_call::answer(worker, live, &path, &chosen, client, head, body, trail);
+        let answer = service_call::answer(
+            worker, live, origin, &path, &chosen, client, head, body, trail,
+        );
         return Box::pin(answer).await.map(Outcome::Own);
     }
     let phantom = phantom.map(|(account, _)| account);
@@ -152,7 +185,15 @@ pub(super) async fn run(
     let admitted = admit(client, account, right, trail)?;
     let plan = plan(endpoint, account, client, &login, head.uri.query()).await?;
     keep_keys_here(live, &plan, head.uri.query(), &body)?;
-    let payload = Payload::accept(body, live.max_body, &live.replay, &worker.proxy.spool).await?;
+    let terms = body::Terms {
+        max_body: live.max_body,
+        min_rate: live.min_rate,
+        replay: &live.replay,
+        budget: &worker.proxy.spool,
+        sender: &origin.connection,
+    };
+    let enter = || live.enter(account, client, origin);
+    let (payload, place) = Payload::accept(body, terms, enter).await?;
     trail.body_unread = !payload.is_complete();
     headers::to_upstream(&mut head.headers, present);
     worker.proxy.loop_mark.put(&mut head.headers);
@@ -174,7 +215,7 @@ pub(super) async fn run(
             Box::pin(call.with_secret(admitted, appid.as_deref(), trail)).await
         }
     };
-    answer.map(Outcome::Upstream)
+    answer.map(|answer| Outcome::Upstream(answer, place))
 }
 
 /// How the request itself names its account.
