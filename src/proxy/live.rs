@@ -26,6 +26,9 @@ use crate::{
     token::{AccountSettings, Keeper, clock::Clock},
 };
 
+/// The time that a body has before its rate is looked at.
+const GRACE: Duration = Duration::from_secs(10);
+
 /// One configuration.
 pub(super) struct Live {
     pub(super) access: Access,
@@ -222,6 +225,16 @@ impl Live {
     #[allow(clippy::unused_self, reason = "one place to ask")]
     pub(super) fn now(&self) -> Duration {
         Duration::from_millis(Clock::system().now_ms())
+    }
+
+    /// The longest time for which a small answer is held back to be looked at. One that is not there
+    /// by then comes below `server.min_rate`, and is left to what watches the connection.
+    pub(super) fn longest_hold(&self) -> Duration {
+        if self.min_rate > 0 {
+            self.response_timeout.min(GRACE)
+        } else {
+            self.response_timeout
+        }
     }
 
     /// Counts a request.

@@ -16,7 +16,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
 };
@@ -40,16 +40,18 @@ use tokio::{
 pub use self::activity::Cut;
 use self::{
     activity::{Activity, IDLE, TICK, Verdict, Watch},
-    io::Metered,
+    io::{LargeReads, Metered},
 };
 
 /// The most header lines of a request; more is answered 431.
 const MAX_HEADERS: usize = 100;
 /// The most bytes of a request head; more is answered 431.
 const MAX_HEAD: usize = 64 * 1024;
-/// How far the buffer of a connection grows while a long body fills it: each read of a fast upload
-/// costs the same.
-const MAX_READ: usize = 256 * 1024;
+/// How far the buffers of a connection grow, the one that a long body fills and the one that waits
+/// for its client to read. Each read of a fast upload costs the same.
+const MAX_BUFFER: usize = 128 * 1024;
+/// Connections that may read in pieces as large as that, for each [`Connections`].
+const LARGE_READS: usize = 64;
 
 /// A mark on requests that say twice how long they are, or in a way that another parser could read
 /// differently. They must be refused; their connection is closed behind the answer.
@@ -60,12 +62,25 @@ pub struct OddFraming;
 #[derive(Debug, Default, Clone)]
 pub struct Connections(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     open: Mutex<Open>,
     gone: Notify,
     /// Bytes per second; 0 = none.
     min_rate: AtomicU64,
+    /// How many more connections may read in large pieces.
+    large_reads: Arc<AtomicUsize>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            open: Mutex::default(),
+            gone: Notify::default(),
+            min_rate: AtomicU64::default(),
+            large_reads: Arc::new(AtomicUsize::new(LARGE_READS)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -215,7 +230,8 @@ impl Entered {
         B: Body + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let mut io = Metered::new(io, Arc::clone(&self.activity));
+        let large = LargeReads::new(&self.connections.0.large_reads);
+        let mut io = Metered::new(io, Arc::clone(&self.activity), large);
         let mut tick = pin!(sleep(TICK));
         let mut watch = Watch::new(Instant::now());
         loop {
@@ -330,6 +346,8 @@ where
     }
     let parts = connection.into_parts();
     let mut io = parts.io.into_inner();
+    // Its buffer is gone.
+    io.read_small();
     io.put_back(parts.read_buf);
     Some(io)
 }
@@ -341,7 +359,7 @@ fn limited() -> http1::Builder {
     builder
         .max_header_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_READ);
+        .max_buf_size(MAX_BUFFER);
     builder
 }
 

@@ -595,7 +595,8 @@ impl Call<'_> {
             if unreachable.is_some() {
                 self.account.prefer(place, now());
             }
-            let (answer, errcode) = inspect::look(self.method, &mut head, body, patience).await;
+            let held_back = self.live.longest_hold();
+            let (answer, errcode) = inspect::look(self.method, &mut head, body, held_back).await;
             headers::to_client(&mut head.headers);
             if let Some(errcode) = errcode {
                 self.account.metrics.errcode(errcode);
