@@ -45,6 +45,8 @@ fn server(old: &Settings, new: &Settings) -> Compared {
         workers,
         tls,
         max_connections,
+        max_connections_per_client: _,
+        min_rate: _,
         allow: _,
         trusted_proxies: _,
         max_body: _,
@@ -72,6 +74,7 @@ fn upstream(old: &Upstream, new: &Upstream) -> Compared {
         pool_idle,
         response_timeout: _,
         max_in_flight: _,
+        max_share: _,
     } = new;
     let Egress {
         ca_file,

@@ -25,13 +25,20 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Time<const MIN: u64, const MAX: u64>(pub(super) Duration);
 
-/// A number of bytes, at least `MIN`.
+/// A number of bytes, at least `MIN` and at most [`MAX_SIZE`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Size<const MIN: u64>(pub(super) u64);
 
 /// A whole number between two bounds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Count<const MIN: u64, const MAX: u64>(pub(super) usize);
+
+/// A part of the number that another key sets: a percentage of it, or a number of its own.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Portion {
+    Percent(usize),
+    Number(usize),
+}
 
 /// A CIDR, an address, `loopback` or `private`; proven, kept as written.
 #[derive(Debug)]
@@ -52,8 +59,10 @@ pub(super) struct CertName(pub(super) String);
 /// Text that is never printed.
 pub(super) struct Plain(pub(super) String);
 
-/// The bounds of `Count` and `Time` where there is no upper one.
-pub(super) const ANY: u64 = u64::MAX;
+/// Upper bound of what is counted in descriptors and buffers; a semaphore panics far beyond it.
+pub(super) const MILLION: u64 = 1_000_000;
+/// Upper bound of sizes in bytes, 1024 GiB, so that sums of them cannot overflow.
+const MAX_SIZE: u64 = 1 << 40;
 /// Milliseconds.
 pub(super) const SECOND: u64 = 1_000;
 /// Milliseconds.
@@ -266,6 +275,7 @@ impl<const MIN: u64> Read for Size<MIN> {
     fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
         let parse = |text: &str| match units::parse_size(text) {
             Ok(size) if size < MIN => Err(format!("must be at least {MIN}B")),
+            Ok(size) if size > MAX_SIZE => Err("must be at most 1024GiB".to_owned()),
             Ok(size) => Ok(Self(size)),
             Err(error) => Err(error.to_string()),
         };
@@ -328,12 +338,9 @@ impl<const MIN: u64, const MAX: u64> Read for Count<MIN, MAX> {
             .filter(|number| (MIN..=MAX).contains(number));
         let inside = inside.and_then(|number| usize::try_from(number).ok());
         if inside.is_none() {
-            let bounds = if MAX == ANY {
-                format!("at least {MIN}")
-            } else {
-                format!("between {MIN} and {MAX}")
-            };
-            reader.report.problem(place, format!("must be {bounds}"));
+            reader
+                .report
+                .problem(place, format!("must be between {MIN} and {MAX}"));
         }
         inside.map(Self)
     }
@@ -349,11 +356,67 @@ impl<const MIN: u64, const MAX: u64> JsonSchema for Count<MIN, MAX> {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let mut schema = json_schema!({ "type": "integer", "minimum": MIN });
-        if MAX != ANY {
-            schema.insert("maximum".into(), MAX.into());
+        json_schema!({ "type": "integer", "minimum": MIN, "maximum": MAX })
+    }
+}
+
+impl Portion {
+    /// This part of the whole, rounded up, so that it is never nothing.
+    pub(super) fn of(self, whole: usize) -> usize {
+        match self {
+            // Both factors are bounded where they are read.
+            Self::Percent(percent) => (whole * percent).div_ceil(100),
+            Self::Number(number) => number,
         }
-        schema
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        const FORM: &str = "expected a percentage from \"1%\" to \"100%\", or a whole number";
+        let (digits, max, make) = match text.trim().strip_suffix('%') {
+            Some(digits) => (digits.trim_end(), 100, Self::Percent as fn(usize) -> Self),
+            None => (text.trim(), MILLION, Self::Number as fn(usize) -> Self),
+        };
+        let number = digits.parse().map_err(|_| FORM.to_owned())?;
+        if (1..=max).contains(&number) {
+            usize::try_from(number)
+                .map(make)
+                .map_err(|_| FORM.to_owned())
+        } else if max == 100 {
+            Err(FORM.to_owned())
+        } else {
+            Err(format!("must be between 1 and {max}, or a percentage"))
+        }
+    }
+}
+
+impl Read for Portion {
+    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+        match &node.value {
+            Value::Integer(number) => {
+                let text = number.map_or_else(|| u64::MAX.to_string(), |number| number.to_string());
+                Self::parse(&text)
+                    .map_err(|message| reader.report.problem(place, message))
+                    .ok()
+            }
+            _ => reader.text(node, place, Self::parse),
+        }
+    }
+}
+
+impl JsonSchema for Portion {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Portion".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [
+            { "type": "string", "pattern": "^([1-9][0-9]?|100) *%$" },
+            { "type": "integer", "minimum": 1, "maximum": MILLION },
+        ] })
     }
 }
 

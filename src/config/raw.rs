@@ -10,7 +10,8 @@ use schemars::JsonSchema;
 
 use super::{
     leaf::{
-        ANY, AppId, CertName, Count, HOUR, HostName, MINUTE, Network, Plain, SECOND, Size, Time,
+        AppId, CertName, Count, HOUR, HostName, MILLION, MINUTE, Network, Plain, Portion, SECOND,
+        Size, Time,
     },
     problem::Place,
     read::{At, Read, Reader, tables, words},
@@ -74,7 +75,15 @@ tables! {
         max_body: Size<1>,
         /// The most connections open at a time.
         #[schemars(extend("default" = 10_000))]
-        max_connections: Count<1, ANY>,
+        max_connections: Count<1, MILLION>,
+        /// The most connections of one client, and of one peer address: a percentage of
+        /// max_connections, or a number.
+        #[schemars(extend("default" = "50%"))]
+        max_connections_per_client: Portion,
+        /// The least bytes per second of a body, of requests and of answers, as the mean of 10 s
+        /// after the first 10 s; slower ones are cut. 0 = none.
+        #[schemars(extend("default" = "1KiB"))]
+        min_rate: Size<0>,
         /// The status of answers that wxgate makes itself. The body has errcode in both.
         #[schemars(extend("default" = "http"))]
         error_style: ErrorStyle,
@@ -127,7 +136,12 @@ tables! {
         resolve: BTreeMap<String, At<Vec<At<IpAddr>>>>,
         /// The most requests under way at a time.
         #[schemars(extend("default" = 1024))]
-        max_in_flight: Count<1, ANY>,
+        max_in_flight: Count<1, MILLION>,
+        /// The most of them for one account, and for one client (without clients: one peer
+        /// address), once another one has asked within 60 s: a percentage of max_in_flight, or a
+        /// number.
+        #[schemars(extend("default" = "75%"))]
+        max_share: Portion,
     }
 
     /// When tokens are fetched.

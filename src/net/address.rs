@@ -92,7 +92,7 @@ impl fmt::Display for ListenAddr {
 }
 
 /// Peer of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Peer {
     /// TCP client.
     Ip(IpAddr),

@@ -16,6 +16,9 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Connections that the kernel may hold before they are accepted.
 const BACKLOG: i32 = 4096;
+/// Bytes of an answer that the kernel holds beyond what it may send at the moment.
+#[cfg(target_os = "linux")]
+const MAX_UNSENT: u32 = 64 * 1024;
 
 /// Reason why an address cannot be listened on, with the way out.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +147,10 @@ fn listen_tcp(address: &SockAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     // Handed down to every connection that is accepted.
     socket.set_tcp_nodelay(true)?;
+    // Else the kernel takes megabytes of an answer at once, and nothing shows that its caller reads
+    // slowly, or not at all.
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_notsent_lowat(MAX_UNSENT);
     socket.bind(address)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

@@ -88,6 +88,15 @@ pub(crate) enum ProxyError {
     TokenUnavailable(TokenError),
     #[error("too many requests are in flight; try again shortly, or raise {0}")]
     Overloaded(&'static str),
+    #[error(
+        "{0} has its upstream.max_share of the requests in flight while others ask too; try again shortly, send fewer at \
+         a time, or raise upstream.max_share or upstream.max_in_flight"
+    )]
+    ShareTaken(String),
+    #[error(
+        "client {client} has server.max_connections_per_client connections open; keep fewer, or raise it"
+    )]
+    ConnectionsTaken { client: AccountName },
     #[error("{reason}")]
     UpstreamFailed { reason: String },
     #[error("WeChat did not answer within upstream.response_timeout")]
@@ -129,7 +138,9 @@ impl ProxyError {
                 990_503,
                 "token_unavailable",
             ),
-            Self::Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, 990_503, "overloaded"),
+            Self::Overloaded(_) | Self::ShareTaken(_) | Self::ConnectionsTaken { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, 990_503, "overloaded")
+            }
             Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, 990_504, "upstream_timeout"),
         }
     }
@@ -142,7 +153,9 @@ impl ProxyError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::TokenUnavailable(error) => Some(error.retry_after()),
-            Self::Overloaded(_) => Some(Duration::from_secs(1)),
+            Self::Overloaded(_) | Self::ShareTaken(_) | Self::ConnectionsTaken { .. } => {
+                Some(Duration::from_secs(1))
+            }
             Self::RateLimited { retry_after, .. } => {
                 Some(*retry_after + Duration::from_millis(999))
             }

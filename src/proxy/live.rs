@@ -4,25 +4,19 @@
 //! A request takes the pointer once and keeps what it got to its end, so nothing changes under its
 //! feet. What only a restart can change (addresses, workers, the way out) is not here.
 
-use std::{
-    ops::Deref,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use dashmap::DashMap;
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use super::{
     BuildError, Proxy,
     access::{Access, Client},
+    bulkhead::{Limits, Load, Place},
     error::ProxyError,
     metrics::Metrics,
+    pipeline,
     route::{Account, Accounts},
     settings::{ErrorStyle, KeyDigest, Replay, Settings},
     upstream::{DialSetupError, Origin, Origins},
@@ -32,6 +26,9 @@ use crate::{
     token::{AccountSettings, AccountTokens, clock::Clock},
     wechat::{api::Platform, credential},
 };
+
+/// The time that a body has before its rate is looked at.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// One configuration.
 pub(super) struct Live {
@@ -44,26 +41,21 @@ pub(super) struct Live {
     pub(super) error_style: ErrorStyle,
     /// For connections to come; those that stand keep what they agreed on.
     pub(super) tls: Option<TlsAcceptor>,
-    max_in_flight: usize,
-    load: Arc<Load>,
+    /// Of one client; for peer addresses too.
+    pub(super) max_connections_per_client: usize,
+    /// Bytes per second of a body; 0 = none.
+    pub(super) min_rate: u64,
+    limits: Limits,
+    pub(super) load: Arc<Load>,
     /// Whether another configuration has taken its place.
     superseded: watch::Sender<bool>,
     /// By account and client, as they are needed.
     phantoms: DashMap<(Tag, Tag), Arc<PhantomKey>>,
 }
 
-/// How much is under way, over all configurations.
-pub(super) struct Load {
-    in_flight: AtomicUsize,
-    gauge: Gauge<i64, AtomicI64>,
-}
-
-/// A request under way and the configuration it began with, until its answer has been delivered or
-/// dropped.
+/// A request under way, counted, and the configuration it began with, until its answer has been
+/// delivered or dropped.
 pub(super) struct InFlight(Arc<Live>);
-
-/// See [`Live::step_aside`].
-pub(super) struct Aside<'l>(&'l Load);
 
 /// The hand that changes a data path while it runs.
 pub struct Control(Arc<Proxy>);
@@ -159,12 +151,15 @@ impl Live {
                 let route =
                     match before.and_then(|before| before.accounts.kept(&account.name, &tokens)) {
                         Some(unchanged) => Arc::clone(unchanged),
-                        None => Arc::new(Account::new(
-                            &account,
-                            tokens,
-                            metrics.for_account(&account.name),
-                            origins,
-                        )),
+                        None => {
+                            let changed =
+                                before.and_then(|before| before.accounts.by_name(&account.name));
+                            let metrics = metrics.for_account(&account.name);
+                            Arc::new(
+                                Account::new(&account, tokens, metrics, origins)
+                                    .continuing(changed.map(Arc::as_ref)),
+                            )
+                        }
                     };
                 (account, route)
             });
@@ -181,7 +176,12 @@ impl Live {
             response_timeout: settings.upstream.response_timeout,
             error_style: settings.error_style,
             tls,
-            max_in_flight: settings.upstream.max_in_flight,
+            max_connections_per_client: settings.max_connections_per_client,
+            min_rate: settings.min_rate,
+            limits: Limits {
+                in_flight: settings.upstream.max_in_flight,
+                share: settings.upstream.max_share,
+            },
             load,
             superseded: watch::Sender::new(false),
             phantoms: DashMap::new(),
@@ -246,17 +246,45 @@ impl Live {
         Duration::from_millis(Clock::system().now_ms())
     }
 
-    /// Takes a place among the requests in flight.
-    pub(super) fn enter(self: Arc<Self>) -> Result<InFlight, ProxyError> {
-        let before = self.load.in_flight.fetch_add(1, Relaxed);
-        self.load.gauge.inc();
-        let limit = self.max_in_flight;
-        let guard = InFlight(self);
-        if before >= limit {
-            Err(ProxyError::Overloaded("upstream.max_in_flight"))
+    /// The longest time for which a small answer is held back to be looked at. One that is not there
+    /// by then comes below `server.min_rate`, and is left to what watches the connection.
+    pub(super) fn longest_hold(&self) -> Duration {
+        if self.min_rate > 0 {
+            self.response_timeout.min(GRACE)
         } else {
-            Ok(guard)
+            self.response_timeout
         }
+    }
+
+    /// Counts a request.
+    pub(super) fn begin(self: Arc<Self>) -> InFlight {
+        self.load.under_way.inc();
+        InFlight(self)
+    }
+
+    /// Takes a place among the requests in flight, for an account and for the caller.
+    pub(super) fn enter(
+        &self,
+        account: &Account,
+        client: &Client,
+        origin: &pipeline::Origin,
+    ) -> Result<Place, ProxyError> {
+        let caller = if self.access.is_open() {
+            origin.peer_holder()
+        } else {
+            client.holder()
+        };
+        self.load
+            .enter(self.limits, &account.holder, caller)
+            .map_err(|full| {
+                full.error(account.name.as_str(), || {
+                    if self.access.is_open() {
+                        format!("the address {}", origin.peer)
+                    } else {
+                        format!("client {}", client.name())
+                    }
+                })
+            })
     }
 
     /// Resolves when another configuration is in force: who waits for something should ask again,
@@ -268,28 +296,6 @@ impl Live {
             .subscribe()
             .wait_for(|superseded| *superseded)
             .await;
-    }
-
-    /// For a request that asks nothing of WeChat but may take long: until the guard is dropped it
-    /// takes no place among those in flight. It is still counted as one.
-    pub(super) fn step_aside(&self) -> Aside<'_> {
-        self.load.in_flight.fetch_sub(1, Relaxed);
-        Aside(&self.load)
-    }
-}
-
-impl Drop for Aside<'_> {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_add(1, Relaxed);
-    }
-}
-
-impl Load {
-    pub(super) fn new(metrics: &Metrics) -> Arc<Self> {
-        Arc::new(Self {
-            in_flight: AtomicUsize::new(0),
-            gauge: metrics.in_flight.clone(),
-        })
     }
 }
 
@@ -303,7 +309,6 @@ impl Deref for InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.load.in_flight.fetch_sub(1, Relaxed);
-        self.load.gauge.dec();
+        self.load.under_way.dec();
     }
 }

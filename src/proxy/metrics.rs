@@ -34,6 +34,11 @@ struct DenialLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndingLabels {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ErrcodeLabels {
     account: String,
     errcode: &'static str,
@@ -50,6 +55,7 @@ struct ReplayLabels {
 pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     denials: Family<DenialLabels, Counter>,
+    endings: Family<EndingLabels, Counter>,
     duration: Histogram,
     errcodes: Family<ErrcodeLabels, Counter>,
     stale: Family<ErrcodeLabels, Counter>,
@@ -62,6 +68,7 @@ impl Metrics {
         let metrics = Self {
             requests: Family::default(),
             denials: Family::default(),
+            endings: Family::default(),
             duration: Histogram::new([
                 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
             ]),
@@ -79,6 +86,11 @@ impl Metrics {
             "wxgate_denied",
             "Calls that a client was denied, or would have been if it were not on trial",
             metrics.denials.clone(),
+        );
+        registry.register(
+            "wxgate_connections_ended",
+            "Connections of callers that a limit ended",
+            metrics.endings.clone(),
         );
         registry.register(
             "wxgate_request_duration_seconds",
@@ -127,6 +139,11 @@ impl Metrics {
                 mode,
             })
             .inc();
+    }
+
+    /// A limit ended a connection of a caller.
+    pub(crate) fn connection_ended(&self, reason: &'static str) {
+        self.endings.get_or_create(&EndingLabels { reason }).inc();
     }
 
     fn labelled(&self, account: &str) -> AccountMetrics {

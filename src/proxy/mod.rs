@@ -11,6 +11,7 @@ mod access;
 mod access_log;
 mod answer;
 mod body;
+mod bulkhead;
 mod error;
 pub mod headers;
 pub mod inject;
@@ -54,10 +55,11 @@ pub use self::live::{Control, Plan};
 pub use self::{access::bench::Callers, upstream::bench::Kept};
 use self::{
     access_log::{AccessLog, Record},
+    bulkhead::{Load, Peers, Place},
     error::ProxyError,
     headers::{Present, Read},
     inspect::Answer,
-    live::{InFlight, Live, Load},
+    live::{InFlight, Live},
     loops::LoopMark,
     metrics::{AccountMetrics, Metrics},
     pipeline::{Origin, Outcome, Trail},
@@ -69,6 +71,7 @@ use self::{
 use crate::{
     net::{
         bind::BindError,
+        connection::Cut,
         drain::{Drain, Phase},
         listen::{BoundAddr, Listener},
     },
@@ -112,6 +115,7 @@ pub enum BuildError {
 /// The data path, shared by its workers.
 pub struct Proxy {
     live: ArcSwap<Live>,
+    peers: Arc<Peers>,
     nobody: AccountMetrics,
     metrics: Metrics,
     origins: Origins,
@@ -191,9 +195,16 @@ impl Proxy {
         let (accounts, keepers): (Vec<_>, Vec<_>) = accounts.into_iter().unzip();
         let origins = Origins::default();
         let plan = Plan::new(settings, &accounts, &origins, tls)?;
-        let live = Live::new(plan, keepers, &metrics, None, Load::new(&metrics));
+        let live = Live::new(
+            plan,
+            keepers,
+            &metrics,
+            None,
+            Load::new(metrics.in_flight.clone()),
+        );
         let proxy = Self {
             live: ArcSwap::from_pointee(live),
+            peers: Arc::default(),
             nobody: metrics.for_none(),
             metrics,
             origins,
@@ -304,12 +315,8 @@ async fn handle(
     trail.body_unread = !body.is_end_stream();
     let live = worker.proxy.live.load_full();
     let error_style = live.error_style;
-    let ran = match live.enter() {
-        Ok(guard) => pipeline::run(worker, &guard, origin, head, present, body, trail)
-            .await
-            .map(|answer| (answer, guard)),
-        Err(error) => Err(error),
-    };
+    let guard = live.begin();
+    let ran = pipeline::run(worker, &guard, origin, head, present, body, trail).await;
     let refused = trail.refused;
     let denied = ran
         .as_ref()
@@ -318,11 +325,16 @@ async fn handle(
         .map(ProxyError::slug)
         .or(refused);
     let (mut response, outcome) = match ran {
-        Ok((Outcome::Upstream(answer), guard)) => (
-            answer.map(|body| Delivery::Upstream(body, guard, None)),
+        Ok(Outcome::Upstream(answer, place)) => (
+            answer.map(|body| Delivery::Upstream {
+                answer: body,
+                journey: None,
+                _under_way: guard,
+                _place: place,
+            }),
             "ok",
         ),
-        Ok((Outcome::Own(answer), _)) => (
+        Ok(Outcome::Own(answer)) => (
             answer.map(|body| Delivery::Own(Some(body))),
             refused.unwrap_or("ok"),
         ),
@@ -337,12 +349,20 @@ async fn handle(
     };
     journey.audit(denied);
     journey.decide(response.status().as_u16(), outcome);
-    if matches!(response.body(), Delivery::Upstream(Answer::Begun(..), ..))
-        && !response.body().is_end_stream()
-    {
+    let is_begun = matches!(
+        response.body(),
+        Delivery::Upstream {
+            answer: Answer::Begun(..),
+            ..
+        }
+    );
+    if is_begun && !response.body().is_end_stream() {
         let id = journey.id.value();
         mark(response.headers_mut(), id, &journey.trail);
-        if let Delivery::Upstream(_, _, carried) = response.body_mut() {
+        if let Delivery::Upstream {
+            journey: carried, ..
+        } = response.body_mut()
+        {
             *carried = Some(Box::new(journey));
         }
     } else {
@@ -416,9 +436,11 @@ impl Journey {
             decided,
             ..
         } = self;
+        // A connection that was cut ends the answer that was on its way.
+        let cut = origin.connection.cut().map(Cut::slug);
         let (status, outcome, took) = match decided {
-            Some(decided) => (decided.status, decided.outcome, decided.took),
-            None => (NOBODY_LEFT, "abandoned", started.elapsed()),
+            Some(decided) => (decided.status, cut.unwrap_or(decided.outcome), decided.took),
+            None => (NOBODY_LEFT, cut.unwrap_or("abandoned"), started.elapsed()),
         };
         let metrics = trail
             .account
@@ -506,7 +528,7 @@ impl Drop for Journey {
 /// The headers that every answer gets.
 fn mark(headers: &mut HeaderMap, id: HeaderValue, trail: &Trail) {
     headers.insert(X_REQUEST_ID, id);
-    if trail.body_unread {
+    if trail.body_unread || trail.must_close {
         // The connection ends with this answer; a caller that is not told would send its next
         // request into it.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -529,12 +551,14 @@ fn mark(headers: &mut HeaderMap, id: HeaderValue, trail: &Trail) {
 
 /// What goes to the caller: WeChat's answer or our own.
 enum Delivery {
-    Upstream(
-        Answer,
-        #[allow(dead_code, reason = "ends the request when the body is dropped")] InFlight,
+    Upstream {
+        answer: Answer,
         /// Of an answer whose body is still to come.
-        Option<Box<Journey>>,
-    ),
+        journey: Option<Box<Journey>>,
+        /// The request is over when the body is dropped.
+        _under_way: InFlight,
+        _place: Place,
+    },
     Own(Option<Bytes>),
 }
 
@@ -547,7 +571,9 @@ impl Body for Delivery {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Upstream(answer, _, journey) => {
+            Self::Upstream {
+                answer, journey, ..
+            } => {
                 let polled = Pin::new(answer).poll_frame(cx);
                 if let (Poll::Ready(Some(Err(error))), Some(journey)) = (&polled, journey) {
                     journey.break_off(error);
@@ -560,14 +586,14 @@ impl Body for Delivery {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Upstream(answer, ..) => answer.is_end_stream(),
+            Self::Upstream { answer, .. } => answer.is_end_stream(),
             Self::Own(body) => body.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Upstream(answer, ..) => answer.size_hint(),
+            Self::Upstream { answer, .. } => answer.size_hint(),
             Self::Own(body) => {
                 SizeHint::with_exact(body.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }

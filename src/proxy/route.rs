@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     X_WXGATE_ACCOUNT,
+    bulkhead::Holder,
     error::ProxyError,
     metrics::{AccountMetrics, Metrics},
     upstream::Origin,
@@ -34,6 +35,8 @@ pub(crate) struct Account {
     pub(crate) keeper: Keeper,
     pub(crate) tickets: Option<Arc<Tickets>>,
     pub(crate) metrics: AccountMetrics,
+    /// Its part of what is in flight.
+    pub(crate) holder: Arc<Holder>,
     api: Vec<BaseUrl>,
     /// The preferred host first.
     origins: Vec<Arc<Origin>>,
@@ -67,6 +70,7 @@ impl Account {
             keeper: tokens.token,
             tickets: tokens.tickets,
             metrics,
+            holder: Holder::named(settings.name.as_str()),
             api: settings.api.clone(),
             origins,
         }
@@ -75,6 +79,17 @@ impl Account {
     /// The API hosts as configured, the preferred one first.
     pub(crate) fn origins(&self) -> &[Arc<Origin>] {
         &self.origins
+    }
+
+    /// Goes on counting where the account of this name was before a reload.
+    pub(crate) fn continuing(self, before: Option<&Self>) -> Self {
+        match before {
+            Some(before) => Self {
+                holder: Arc::clone(&before.holder),
+                ..self
+            },
+            None => self,
+        }
     }
 
     /// Whether an absolute-form request for this authority is meant for the account's API.
@@ -205,6 +220,11 @@ impl Accounts {
         self.by_name
             .get(name.as_str())
             .filter(|account| account.keeper.is_same_as(&tokens.token))
+    }
+
+    /// The account of this name, whatever its keeper.
+    pub(crate) fn by_name(&self, name: &AccountName) -> Option<&Arc<Account>> {
+        self.by_name.get(name.as_str())
     }
 
     /// By name or appid; a name wins over an appid that happens to be spelt the same.

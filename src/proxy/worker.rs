@@ -19,13 +19,18 @@ use tokio::{
 };
 
 use super::{
-    Proxy, access::LastKey, access_log::AccessLog, pipeline::Origin, request_id::RequestId,
+    Proxy,
+    access::LastKey,
+    access_log::AccessLog,
+    bulkhead::{ClientConnection, PeerConnection},
+    pipeline::Origin,
+    request_id::RequestId,
     upstream::Upstream,
 };
 use crate::{
     net::{
         address::Peer,
-        connection::{self, Connections},
+        connection::{Connections, Cut},
         drain::{Drain, Phase},
         listen::{Accepted, Acceptor, Listener, Unwatched},
         tls,
@@ -88,14 +93,20 @@ enum Order {
 /// Resolves when the thread has ended, however it did, with the number of requests that it cut.
 pub(super) type Ended = oneshot::Receiver<usize>;
 
-/// A place among the open connections of a worker and of the process.
+/// A place among the open connections of a worker, of the process and of an address.
 #[derive(Debug)]
 pub(super) struct Slot {
+    of_peer: PeerConnection,
+    of_worker: OfWorker,
+}
+
+#[derive(Debug)]
+struct OfWorker {
     open: Arc<OpenCount>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Slot {
+impl Drop for OfWorker {
     fn drop(&mut self) {
         if self.open.count.fetch_sub(1, Relaxed) == 1 {
             self.open.emptied.notify_waiters();
@@ -263,11 +274,15 @@ impl Dealer {
         let Some((index, worker)) = self.workers.iter().enumerate().min_by_key(fullness) else {
             return;
         };
+        let Some(of_peer) = self.service.worker.proxy.admit(accepted.peer) else {
+            return;
+        };
         worker.open.count.fetch_add(1, Relaxed);
-        let slot = Slot {
+        let of_worker = OfWorker {
             open: Arc::clone(&worker.open),
             _permit: permit,
         };
+        let slot = Slot { of_peer, of_worker };
         if index == 0 {
             self.service.begin(accepted, slot);
         } else if let Err(error) = worker.take(accepted, slot) {
@@ -337,7 +352,10 @@ async fn serve(
                 }
                 None => is_last = true,
             },
-            _ = housekeeping.tick() => worker.keep_house(),
+            _ = housekeeping.tick() => {
+                worker.keep_house();
+                connections.set_min_rate(worker.proxy.live.load().min_rate);
+            }
             () = &mut closing_idle, if !told => {
                 told = true;
                 connections.close_idle();
@@ -357,15 +375,34 @@ impl Worker {
         }
         self.upstream.reap();
         self.proxy.spool.reap();
+        self.proxy.live.load().load.tick();
     }
 }
 
-async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
+impl Proxy {
+    /// Counts a connection of this address, unless it has too many.
+    fn admit(&self, peer: Peer) -> Option<PeerConnection> {
+        let live = self.live.load();
+        let admitted = self.peers.enter(peer, live.max_connections_per_client);
+        if admitted.is_none() {
+            self.metrics.connection_ended("max_connections_per_client");
+            self.peers.warn(peer, live.load.seconds());
+        }
+        admitted
+    }
+}
+
+async fn connection(service: Service, accepted: Accepted, slot: Slot) {
     let Service {
         worker,
         connections,
     } = &service;
     let Accepted { stream, peer } = accepted;
+    let Slot {
+        of_peer,
+        of_worker: _of_worker,
+    } = slot;
+    let entered = connections.enter();
     let leaving = || worker.drain.is_leaving();
     let origin = |names| {
         Arc::new(Origin {
@@ -373,6 +410,9 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
             shown: peer.to_string(),
             names,
             last_key: LastKey::default(),
+            connection: entered.state(),
+            of_peer,
+            of_client: ClientConnection::default(),
         })
     };
     let tls = worker.proxy.live.load().tls.clone();
@@ -380,8 +420,7 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
         None => {
             let origin = origin(Vec::new());
             let handler = |head, body| super::handle(worker, &origin, head, body);
-            let broken = connection::serve(stream, connections, leaving, handler).await;
-            if let Some(stream) = broken {
+            if let Some(stream) = entered.serve(stream, leaving, handler).await {
                 stream.reset_on_close();
             }
         }
@@ -391,7 +430,7 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
                 Ok(Ok(stream)) => {
                     let origin = origin(tls::names_of(stream.get_ref().1));
                     let handler = |head, body| super::handle(worker, &origin, head, body);
-                    let serving = connection::serve(stream, connections, leaving, handler);
+                    let serving = entered.serve(stream, leaving, handler);
                     if let Some(stream) = Box::pin(serving).await {
                         stream.get_ref().0.reset_on_close();
                     }
@@ -402,6 +441,10 @@ async fn connection(service: Service, accepted: Accepted, _slot: Slot) {
                 Err(_) => tracing::debug!(%peer, "TLS handshake with a client took too long"),
             }
         }
+    }
+    if let Some(cut) = entered.state().cut().filter(|cut| *cut != Cut::Silent) {
+        worker.proxy.metrics.connection_ended(cut.slug());
+        tracing::info!(%peer, outcome = cut.slug(), "a connection is cut: slower than server.min_rate");
     }
 }
 

@@ -114,6 +114,47 @@ async fn upload(address: std::net::SocketAddr, megabytes: usize, chunked: bool) 
     hex(digest)
 }
 
+/// Uploads that have sent most of their body and then wait, as many as stay below the usual limit of
+/// file descriptors on both sides.
+const SLOW: usize = 300;
+/// For all of them; `replay.memory_total` is a part of it.
+const ALLOWED_SLOW: u64 = 60 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_bodies_hold_little_memory() {
+    let sandbox = sandbox::start(sandbox::Settings::default())
+        .await
+        .expect("the sandbox starts");
+    let settings = setup()
+        .plain()
+        .set("server", "workers = 2")
+        .set("replay", "memory_total = \"16MiB\"");
+    let folder = folder(&settings, &sandbox);
+    let program = Program::start(serve(folder.path()).env("TMPDIR", folder.path()));
+    let proxy = program.proxy();
+    upload(proxy, 2, false).await;
+    let idle = program.peak();
+    let begin = async || {
+        let mut stream = TcpStream::connect(proxy).await.expect("it listens");
+        let head =
+            format!("POST {UPLOAD}?type=file HTTP/1.1\r\nHost: a\r\nContent-Length: {MIB}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        timeout(DEADLINE, stream.write_all(&vec![b'a'; MIB * 9 / 10]))
+            .await
+            .expect("it goes on")
+            .expect("the proxy reads");
+        stream
+    };
+    let slow = futures_util::future::join_all((0..SLOW).map(|_| begin())).await;
+    let held = program.peak() - idle;
+    println!(
+        "{} KiB for each of {SLOW} slow bodies",
+        held / 1024 / SLOW as u64
+    );
+    assert!(held < ALLOWED_SLOW, "{} KiB more than idle", held / 1024);
+    drop(slow);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn large_bodies_pass_whole_in_both_directions_at_flat_memory() {
     let sandbox = sandbox::start(sandbox::Settings::default())

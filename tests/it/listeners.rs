@@ -100,7 +100,11 @@ async fn a_unix_socket_counts_as_loopback_and_only_as_that() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_beyond_the_limit_wait_for_their_turn() {
-    let gate = setup().set("server", "max_connections = 2").start().await;
+    let gate = setup()
+        .set("server", "max_connections = 2")
+        .set("server", "max_connections_per_client = \"100%\"")
+        .start()
+        .await;
     let mut first = Wire::connect(gate.proxy).await;
     let mut second = Wire::connect(gate.proxy).await;
     assert_eq!(first.ask(INFO).await.expect("an answer").status, 200);

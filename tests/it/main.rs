@@ -32,6 +32,7 @@ mod flat_memory;
 mod grid;
 mod half_closed;
 mod header_fields;
+mod isolation;
 mod layering;
 mod listeners;
 mod loops;

@@ -572,3 +572,88 @@ async fn parked_connections_are_closed_at_a_stop_and_by_their_clients() {
     })
     .await;
 }
+
+/// As the data path is set up.
+fn paced() -> Connections {
+    let connections = Connections::default();
+    connections.set_min_rate(1024);
+    connections
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_below_the_minimum_rate_are_cut_in_both_directions() {
+    local(async {
+        let connections = paced();
+        // A request that drips, and one that stops.
+        for drips in [true, false] {
+            let (mut client, serving) = connect(&connections);
+            client
+                .write_all(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n")
+                .await
+                .expect("it is read");
+            let started = Instant::now();
+            let dripping = async {
+                if drips {
+                    drip(&mut client, b"a").await;
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! { () = dripping => {}, ended = serving => ended.expect("it ended") }
+            let seconds = started.elapsed().as_secs();
+            assert!((19..=23).contains(&seconds), "{drips}: {seconds} s");
+        }
+        // An answer that trickles, and a caller that reads half a KiB a second.
+        for (target, every) in [("trickle/300", 1), ("huge", 8)] {
+            let (mut client, serving) = connect(&connections);
+            client
+                .write_all(format!("GET /{target} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes())
+                .await
+                .expect("it is read");
+            let started = Instant::now();
+            let reading = async {
+                let mut buffer = vec![0; 4 * 1024];
+                loop {
+                    sleep(Duration::from_secs(every)).await;
+                    let _ = client.read(&mut buffer).await;
+                }
+            };
+            tokio::select! { () = reading => {}, ended = serving => ended.expect("it ended") }
+            let seconds = started.elapsed().as_secs();
+            assert!((19..=33).contains(&seconds), "{target}: {seconds} s");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_above_the_minimum_rate_may_take_their_time() {
+    local(async {
+        let connections = paced();
+        let (mut client, _serving) = connect(&connections);
+        client
+            .write_all(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 120000\r\n\r\n")
+            .await
+            .expect("it is read");
+        for _ in 0..60 {
+            sleep(Duration::from_secs(1)).await;
+            client.write_all(&[b'a'; 2000]).await.expect("it is read");
+        }
+        let (mut read, mut buffer) = (0, vec![0; 2000]);
+        while read < 120_000 {
+            sleep(Duration::from_secs(1)).await;
+            let count = client.read(&mut buffer).await.expect("it is open");
+            assert!(count > 0, "cut after {read} bytes");
+            read += count;
+        }
+        // An answer may be late, however long, and the next request too.
+        ask(
+            &mut client,
+            b"GET /wait/100 HTTP/1.1\r\nHost: h\r\n\r\n",
+            b"waited",
+        )
+        .await;
+        sleep(Duration::from_secs(40)).await;
+        ask(&mut client, ASK, b"\r\n\r\n").await;
+    })
+    .await;
+}

@@ -9,7 +9,7 @@ use std::{
 use super::or;
 use crate::{
     config::{
-        leaf::{HostName, Network, Size},
+        leaf::{HostName, Network, Portion, Size},
         problem::{Origin, Place},
         raw,
         read::At,
@@ -41,6 +41,14 @@ impl Context<'_> {
             let message = "any caller can pretend to call from anywhere: name your proxies only";
             self.report.warning(&place, message);
         }
+        let max_connections = or(raw.max_connections, default.max_connections, |count| {
+            count.0
+        });
+        let per_client = or(
+            raw.max_connections_per_client,
+            Portion::Percent(50),
+            |portion| portion,
+        );
         Settings {
             listen: raw
                 .listen
@@ -52,9 +60,9 @@ impl Context<'_> {
             }),
             tls: raw.tls.and_then(|tls| self.tls(tls)),
             max_body: or(raw.max_body, default.max_body, |size| size.0),
-            max_connections: or(raw.max_connections, default.max_connections, |count| {
-                count.0
-            }),
+            max_connections,
+            max_connections_per_client: per_client.of(max_connections),
+            min_rate: or(raw.min_rate, default.min_rate, |size| size.0),
             error_style: or(raw.error_style, default.error_style, |style| match style {
                 raw::ErrorStyle::Http => ErrorStyle::Http,
                 raw::ErrorStyle::Wechat => ErrorStyle::Wechat,
@@ -176,6 +184,8 @@ impl Context<'_> {
                            can be lost";
             self.report.warning(&at.place, message);
         }
+        let max_in_flight = or(raw.max_in_flight, default.max_in_flight, |count| count.0);
+        let max_share = or(raw.max_share, Portion::Percent(75), |portion| portion);
         Upstream {
             egress: Egress {
                 ca_file: raw.ca_file.map(|at| at.value),
@@ -195,7 +205,8 @@ impl Context<'_> {
                 time.0
             }),
             pool_idle: or(raw.pool_idle, default.pool_idle, |time| time.0),
-            max_in_flight: or(raw.max_in_flight, default.max_in_flight, |count| count.0),
+            max_in_flight,
+            max_share: max_share.of(max_in_flight),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Looked at once a tick, so a limit is reached up to one tick late. Touches no socket.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -17,6 +17,8 @@ pub(super) const TICK: Duration = Duration::from_millis(500);
 const CLOSING_TICK: Duration = Duration::from_millis(50);
 /// A handler that neither reads nor writes for so long is stuck behind every timeout of its own.
 const HANDLER: Duration = Duration::from_secs(180);
+/// A body has this long before its rate is looked at, and this long in between.
+const RATE_WINDOW: Duration = Duration::from_secs(10);
 
 /// Deadlines of a connection, one set for each kind of listener.
 #[derive(Debug, Clone, Copy)]
@@ -60,19 +62,64 @@ pub(super) struct Activity {
     pub(super) parked: AtomicBool,
     /// To be closed as soon as it is idle behind a request.
     pub(super) closing: AtomicBool,
-    /// To be closed at once.
-    pub(super) cut: AtomicBool,
+    /// To be closed at once, to make room for another connection.
+    pub(super) evicted: AtomicBool,
     /// Our sending side is closed; what still comes is thrown away.
     pub(super) shut: AtomicBool,
     /// The client has closed its sending side while it waits for an answer.
     pub(super) half_closed: AtomicBool,
+    /// The last read found nothing: the next byte is up to the client.
+    pub(super) starved: AtomicBool,
+    /// The last write found no room: the client does not read.
+    pub(super) blocked: AtomicBool,
+    /// The body of the current request comes too slowly; its handler should give up.
+    pub(super) too_slow: AtomicBool,
+    /// A [`Cut`] as a number, once there is one.
+    pub(super) cut: AtomicU8,
     pub(super) waker: AtomicWaker,
+}
+
+/// The reason why a connection was cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Nothing, or no whole head, came in time.
+    Silent = 1,
+    /// The body of a request came below the minimum rate.
+    SlowRequest = 2,
+    /// The client read an answer below the minimum rate.
+    SlowReader = 3,
+    /// The handler brought an answer below the minimum rate.
+    SlowAnswer = 4,
+}
+
+impl Cut {
+    /// The word for logs and metrics.
+    pub fn slug(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::SlowRequest => "slow_request",
+            Self::SlowReader => "slow_reader",
+            Self::SlowAnswer => "slow_answer",
+        }
+    }
+
+    fn numbered(number: u8) -> Option<Self> {
+        [
+            Self::Silent,
+            Self::SlowRequest,
+            Self::SlowReader,
+            Self::SlowAnswer,
+        ]
+        .into_iter()
+        .find(|cut| *cut as u8 == number)
+    }
 }
 
 impl Activity {
     /// Counts a request that has come, and says whether its framing is odd.
     pub(super) fn count_request(&self) -> bool {
         let number = self.requests.fetch_add(1, Relaxed) + 1;
+        self.too_slow.store(false, Relaxed);
         (1..=number).contains(&self.odd.load(Relaxed))
     }
 
@@ -82,12 +129,12 @@ impl Activity {
     }
 
     /// Has the connection closed as it is.
-    pub(super) fn cut(&self) {
-        self.cut.store(true, Relaxed);
+    pub(super) fn evict(&self) {
+        self.evicted.store(true, Relaxed);
         self.waker.wake();
     }
 
-    /// The same, or the client has not taken all of the answer.
+    /// True while [`Activity::is_answering`] is, or the client has not taken all of the answer.
     pub(super) fn is_busy(&self) -> bool {
         self.is_answering() || self.unflushed.load(Relaxed)
     }
@@ -107,6 +154,68 @@ impl Activity {
             TICK
         }
     }
+
+    pub(super) fn cut(&self) -> Option<Cut> {
+        Cut::numbered(self.cut.load(Relaxed))
+    }
+
+    /// The body that goes over the connection. `came` says whether any of it came since the last
+    /// look: without that, and without a read that waits, it is this side that does not read.
+    fn flow(&self, came: bool) -> Flow {
+        if self.handling.load(Relaxed) > 0 {
+            let waits = came || self.starved.load(Relaxed);
+            if waits && !self.between.load(Relaxed) {
+                Flow::Request
+            } else {
+                Flow::None
+            }
+        } else if self.delivering.load(Relaxed) > 0 || self.blocked.load(Relaxed) {
+            Flow::Answer
+        } else {
+            Flow::None
+        }
+    }
+}
+
+/// See [`Activity::flow`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    None,
+    /// The rest of a request is waited for.
+    Request,
+    /// An answer is being sent.
+    Answer,
+}
+
+/// The rate of a flow, window by window.
+#[derive(Debug)]
+struct RateWatch {
+    flow: Flow,
+    /// The begin of the window, and the bytes until then.
+    since: Instant,
+    bytes: u64,
+    is_first: bool,
+}
+
+impl RateWatch {
+    /// Whether a window has ended in which fewer bytes moved than `rate` per second allows.
+    fn is_below(&mut self, rate: u64, flow: Flow, bytes: u64, now: Instant) -> bool {
+        let elapsed = now - self.since;
+        let same = flow == self.flow;
+        if same && elapsed < RATE_WINDOW {
+            return false;
+        }
+        let moved = bytes.saturating_sub(self.bytes);
+        let needed = u128::from(rate) * elapsed.as_millis() / 1000;
+        let is_below = same && !self.is_first && u128::from(moved) < needed;
+        *self = Self {
+            flow,
+            since: now,
+            bytes,
+            is_first: !same,
+        };
+        is_below && flow != Flow::None
+    }
 }
 
 /// What was seen at the last look.
@@ -121,6 +230,16 @@ pub(super) struct Watch {
     still: bool,
     still_since: Instant,
     head_since: Option<Instant>,
+    rate: RateWatch,
+}
+
+/// What follows from a look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    GoOn,
+    /// The handler is asked to give up on the body of its request.
+    TellHandler,
+    Close(Cut),
 }
 
 impl Watch {
@@ -134,11 +253,46 @@ impl Watch {
             still: false,
             still_since: now,
             head_since: Some(now),
+            rate: RateWatch {
+                flow: Flow::None,
+                since: now,
+                bytes: 0,
+                is_first: true,
+            },
         }
     }
 
-    /// Looks, and says whether a limit is reached.
-    pub(super) fn must_close(&mut self, activity: &Activity, now: Instant) -> bool {
+    /// Looks, and says whether a limit is reached. `min_rate` is in bytes per second.
+    pub(super) fn look(&mut self, activity: &Activity, min_rate: u64, now: Instant) -> Verdict {
+        let is_new = activity.requests.load(Relaxed) != self.requests;
+        let came = activity.read.load(Relaxed) != self.read;
+        if self.must_close(activity, now) {
+            return Verdict::Close(Cut::Silent);
+        }
+        let flow = activity.flow(came);
+        let bytes = if flow == Flow::Request {
+            self.read
+        } else {
+            self.written
+        };
+        if is_new {
+            // Also ends the window of the request before.
+            self.rate.flow = Flow::None;
+        }
+        let is_below = self.rate.is_below(min_rate, flow, bytes, now);
+        match flow {
+            // It was told at the last look, and still waits for the body.
+            Flow::Request if activity.too_slow.load(Relaxed) => Verdict::Close(Cut::SlowRequest),
+            Flow::Request if is_below => Verdict::TellHandler,
+            Flow::Answer if is_below && activity.blocked.load(Relaxed) => {
+                Verdict::Close(Cut::SlowReader)
+            }
+            Flow::Answer if is_below => Verdict::Close(Cut::SlowAnswer),
+            _ => Verdict::GoOn,
+        }
+    }
+
+    fn must_close(&mut self, activity: &Activity, now: Instant) -> bool {
         let (requests, read, written) = (
             activity.requests.load(Relaxed),
             activity.read.load(Relaxed),

@@ -7,13 +7,16 @@ use std::{
     io,
     mem::MaybeUninit,
     pin::Pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{Buf as _, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf, Take};
 
 use super::{super::framing::FramingWatch, activity::Activity};
 
@@ -24,9 +27,51 @@ const LINGER: Duration = Duration::from_secs(2);
 /// The first look at what a parked connection has to say, in bytes.
 const AHEAD: usize = 1024;
 
+/// The most bytes of a read of a connection that may not read in large pieces. hyper doubles its
+/// buffer at each read that fills it and keeps it until the request is over; below 16 KiB, it stays
+/// at that.
+const SMALL_READ: u64 = 16 * 1024 - 1;
+
+/// The right to read in large pieces, which a fast upload is cheaper with. A few connections have
+/// it at a time: a thousand slow uploads would hold as many large buffers.
+pub(super) struct LargeReads {
+    left: Arc<AtomicUsize>,
+    held: bool,
+}
+
+impl LargeReads {
+    pub(super) fn new(left: &Arc<AtomicUsize>) -> Self {
+        Self {
+            left: Arc::clone(left),
+            held: false,
+        }
+    }
+
+    fn acquire(&mut self) {
+        let taken = self
+            .left
+            .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+        self.held = taken.is_ok();
+    }
+
+    fn release(&mut self) {
+        if std::mem::take(&mut self.held) {
+            self.left.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for LargeReads {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
 /// See the module.
 pub(super) struct Metered<I> {
-    io: I,
+    /// With the limit of the next read.
+    io: Take<I>,
+    large: LargeReads,
     activity: Arc<Activity>,
     framing: FramingWatch,
     /// Counted already, but read by nobody.
@@ -35,10 +80,11 @@ pub(super) struct Metered<I> {
     lingering: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
-impl<I> Metered<I> {
-    pub(super) fn new(io: I, activity: Arc<Activity>) -> Self {
+impl<I: AsyncRead> Metered<I> {
+    pub(super) fn new(io: I, activity: Arc<Activity>, large: LargeReads) -> Self {
         Self {
-            io,
+            io: io.take(SMALL_READ),
+            large,
             activity,
             framing: FramingWatch::default(),
             ahead: Bytes::new(),
@@ -47,7 +93,12 @@ impl<I> Metered<I> {
     }
 
     pub(super) fn into_inner(self) -> I {
-        self.io
+        self.io.into_inner()
+    }
+
+    /// Gives back the right to read in large pieces.
+    pub(super) fn read_small(&mut self) {
+        self.large.release();
     }
 
     /// Bytes that were read and not used. Behind them nothing has been put back yet.
@@ -86,7 +137,16 @@ impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
+        this.io.set_limit(if this.large.held {
+            u64::MAX
+        } else {
+            SMALL_READ
+        });
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        if this.io.limit() == 0 {
+            this.large.acquire();
+        }
+        this.activity.starved.store(polled.is_pending(), Relaxed);
         let new = &buf.filled()[before..];
         let is_end = matches!(polled, Poll::Ready(Ok(()))) && new.is_empty();
         if is_end && buf.remaining() > 0 && this.withholds_end() {
@@ -116,6 +176,7 @@ impl<I> Metered<I> {
 
 impl<I: AsyncWrite + Unpin> Metered<I> {
     fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.activity.blocked.store(polled.is_pending(), Relaxed);
         if let Poll::Ready(Ok(count)) = &polled {
             self.activity.written.fetch_add(*count as u64, Relaxed);
         }
@@ -131,7 +192,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        let polled = Pin::new(self.io.get_mut()).poll_write(cx, buf);
         self.count(polled)
     }
 
@@ -140,16 +201,16 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        let polled = Pin::new(self.io.get_mut()).poll_write_vectored(cx, bufs);
         self.count(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.io.get_ref().is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        ready!(Pin::new(self.io.get_mut()).poll_flush(cx))?;
         // hyper flushes at each poll, so only a flush that changes something may wake it again.
         if self.activity.unflushed.load(Relaxed) {
             self.activity.unflushed.store(false, Relaxed);
@@ -160,7 +221,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.lingering.is_none() {
-            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+            ready!(Pin::new(self.io.get_mut()).poll_shutdown(cx))?;
             self.activity.shut.store(true, Relaxed);
             if self.framing.is_over() {
                 return Poll::Ready(Ok(()));
@@ -184,7 +245,7 @@ impl<I: AsyncRead + Unpin> Metered<I> {
                 return Poll::Ready(());
             }
             let mut scrap = ReadBuf::uninit(&mut scrap);
-            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut scrap)) {
+            match ready!(Pin::new(self.io.get_mut()).poll_read(cx, &mut scrap)) {
                 Ok(()) if !scrap.filled().is_empty() => {}
                 _ => return Poll::Ready(()),
             }

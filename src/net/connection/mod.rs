@@ -14,7 +14,10 @@ use std::{
     convert::Infallible,
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
@@ -34,19 +37,21 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-pub use self::activity::Limits;
+pub use self::activity::{Cut, Limits};
 use self::{
-    activity::{Activity, TICK, Watch},
-    io::Metered,
+    activity::{Activity, TICK, Verdict, Watch},
+    io::{LargeReads, Metered},
 };
 
 /// The most header lines of a request; more is answered 431.
 const MAX_HEADERS: usize = 100;
 /// The most bytes of a request head; more is answered 431.
 const MAX_HEAD: usize = 64 * 1024;
-/// How far the buffer of a connection grows while a long body fills it: each read of a fast upload
-/// costs the same.
-const MAX_READ: usize = 256 * 1024;
+/// How far the buffers of a connection grow, the one that a long body fills and the one that waits
+/// for its client to read. Each read of a fast upload costs the same.
+const MAX_BUFFER: usize = 128 * 1024;
+/// Connections that may read in pieces as large as that, for each [`Connections`].
+const LARGE_READS: usize = 64;
 
 /// A mark on requests that say twice how long they are, or in a way that another parser could read
 /// differently. They must be refused; their connection is closed behind the answer.
@@ -57,11 +62,27 @@ pub struct OddFraming;
 #[derive(Debug, Default, Clone)]
 pub struct Connections(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     limits: Limits,
     open: Mutex<Open>,
     gone: Notify,
+    /// Bytes per second; 0 = none.
+    min_rate: AtomicU64,
+    /// How many more connections may read in large pieces.
+    large_reads: Arc<AtomicUsize>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            open: Mutex::default(),
+            gone: Notify::default(),
+            min_rate: AtomicU64::default(),
+            large_reads: Arc::new(AtomicUsize::new(LARGE_READS)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +115,12 @@ impl Connections {
             .count()
     }
 
+    /// Sets the least bytes per second of a body, in both directions, also for those that are open;
+    /// 0 = none.
+    pub fn set_min_rate(&self, rate: u64) {
+        self.0.min_rate.store(rate, Relaxed);
+    }
+
     /// Closes the idle ones. Those that have begun a request, and those that have sent nothing so
     /// far, get one answer, and so does every later one.
     pub fn close_idle(&self) {
@@ -110,7 +137,7 @@ impl Connections {
         self.close_idle();
         let open = self.lock();
         for activity in open.by_id.values().filter(|a| !a.is_busy()) {
-            activity.cut();
+            activity.evict();
         }
     }
 
@@ -120,9 +147,9 @@ impl Connections {
         let unanswered = open
             .by_id
             .iter()
-            .filter(|(_, activity)| !activity.is_busy() && !activity.cut.load(Relaxed));
+            .filter(|(_, activity)| !activity.is_busy() && !activity.evicted.load(Relaxed));
         if let Some((_, oldest)) = unanswered.min_by_key(|(id, _)| **id) {
-            oldest.cut();
+            oldest.evict();
         }
     }
 
@@ -145,7 +172,8 @@ impl Connections {
         }
     }
 
-    fn enter(&self) -> Entered {
+    /// Counts one more, for [`Entered::serve`].
+    pub(crate) fn enter(&self) -> Entered {
         let activity = Arc::new(Activity::default());
         let mut open = self.lock();
         activity.closing.store(open.closing, Relaxed);
@@ -165,7 +193,7 @@ impl Connections {
 }
 
 /// A place among the open connections, given back when dropped.
-struct Entered {
+pub(crate) struct Entered {
     connections: Connections,
     activity: Arc<Activity>,
     id: u64,
@@ -181,6 +209,29 @@ impl Drop for Entered {
         if empty {
             self.connections.0.gone.notify_waiters();
         }
+    }
+}
+
+/// The state of a connection, for those who handle its requests.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectionState(Arc<Activity>);
+
+impl ConnectionState {
+    /// Whether the body of the current request comes below the minimum rate. Its handler is polled
+    /// when that becomes true; if it goes on reading, the connection is cut.
+    pub(crate) fn is_too_slow(&self) -> bool {
+        self.0.too_slow.load(Relaxed)
+    }
+
+    /// The reason why the connection was cut.
+    pub(crate) fn cut(&self) -> Option<Cut> {
+        self.0.cut()
+    }
+
+    /// The state of a connection that nobody watches.
+    #[cfg(test)]
+    pub(crate) fn unwatched() -> Self {
+        Self(Arc::default())
     }
 }
 
@@ -200,28 +251,55 @@ where
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let entered = connections.enter();
-    let activity = &entered.activity;
-    let mut io = Metered::new(io, Arc::clone(activity));
-    let mut tick = pin!(sleep(TICK));
-    let mut watch = Watch::new(Instant::now(), connections.0.limits, leaving());
-    loop {
-        // On the heap, so that nothing of it is left while the connection is parked.
-        let active = Box::pin(active(
-            io,
-            activity,
-            &mut watch,
-            tick.as_mut(),
-            &leaving,
-            &handler,
-        ));
-        match active.await {
-            Left::Idle(idle) => io = idle,
-            Left::Broken(io) => return Some(io.into_inner()),
-            Left::Over => return None,
-        }
-        if !parked(&mut io, activity, &watch, tick.as_mut()).await {
-            return None;
+    connections.enter().serve(io, leaving, handler).await
+}
+
+impl Entered {
+    /// The state of the connection, for its handler.
+    pub(crate) fn state(&self) -> ConnectionState {
+        ConnectionState(Arc::clone(&self.activity))
+    }
+
+    /// See [`serve`].
+    pub(crate) async fn serve<I, H, F, B>(
+        &self,
+        io: I,
+        leaving: impl Fn() -> bool,
+        handler: H,
+    ) -> Option<I>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        H: Fn(Box<Parts>, Incoming) -> F,
+        F: Future<Output = Response<B>>,
+        B: Body + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let Shared {
+            limits,
+            large_reads,
+            ..
+        } = &*self.connections.0;
+        let mut io = Metered::new(io, Arc::clone(&self.activity), LargeReads::new(large_reads));
+        let mut tick = pin!(sleep(TICK));
+        let mut watch = Watch::new(Instant::now(), *limits, leaving());
+        loop {
+            // On the heap, so that nothing of it is left while the connection is parked.
+            let active = Box::pin(active(
+                io,
+                self,
+                &mut watch,
+                tick.as_mut(),
+                &leaving,
+                &handler,
+            ));
+            match active.await {
+                Left::Idle(idle) => io = idle,
+                Left::Broken(io) => return Some(io.into_inner()),
+                Left::Over => return None,
+            }
+            if !parked(&mut io, &self.activity, &watch, tick.as_mut()).await {
+                return None;
+            }
         }
     }
 }
@@ -237,7 +315,7 @@ enum Left<I> {
 /// Serves requests until the connection is over or idle.
 async fn active<I, H, F, B>(
     io: Metered<I>,
-    activity: &Arc<Activity>,
+    entered: &Entered,
     watch: &mut Watch,
     mut tick: Pin<&mut Sleep>,
     leaving: &impl Fn() -> bool,
@@ -250,6 +328,11 @@ where
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let Entered {
+        activity,
+        connections,
+        ..
+    } = entered;
     let service = service_fn(|request: Request<Incoming>| {
         let (mut head, body) = request.into_parts();
         let odd = activity.count_request();
@@ -281,7 +364,7 @@ where
     let mut armed = false;
     let idle = poll_fn(|cx| {
         activity.waker.register(cx.waker());
-        if activity.cut.load(Relaxed) {
+        if activity.evicted.load(Relaxed) {
             return Poll::Ready(Ended::Over);
         }
         // hyper's own graceful shutdown would close a connection that has said nothing yet, or half
@@ -291,33 +374,46 @@ where
             tick.as_mut().reset(Instant::now() + activity.tick());
             armed = false;
         }
-        if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
-            let Err(error) = ended else {
-                return Poll::Ready(Ended::Over);
-            };
-            tracing::debug!(%error, "connection ended early");
-            // The handler never fails, so it is the body of an answer that did.
-            return Poll::Ready(if error.is_user() {
-                Ended::Broken
-            } else {
-                Ended::Over
-            });
-        }
-        // Asked once, it wakes this task. Asking it again at each of a thousand requests would only
-        // cost.
-        while (!armed || tick.is_elapsed()) && tick.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            if watch.must_close(activity, now) {
-                return Poll::Ready(Ended::Over);
+        'serving: loop {
+            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+                let Err(error) = ended else {
+                    return Poll::Ready(Ended::Over);
+                };
+                tracing::debug!(%error, "connection ended early");
+                // The handler never fails, so it is the body of an answer that did.
+                return Poll::Ready(if error.is_user() {
+                    Ended::Broken
+                } else {
+                    Ended::Over
+                });
             }
-            if watch.is_idle(activity) {
-                return Poll::Ready(Ended::Idle);
+            // Asked once, it wakes this task. Asking it again at each of a thousand requests would
+            // only cost.
+            while (!armed || tick.is_elapsed()) && tick.as_mut().poll(cx).is_ready() {
+                let now = Instant::now();
+                let verdict = watch.look(activity, connections.0.min_rate.load(Relaxed), now);
+                if let Verdict::Close(cut) = verdict {
+                    activity.cut.store(cut as u8, Relaxed);
+                    // An answer under way must not look as if it were whole.
+                    return Poll::Ready(match cut {
+                        Cut::SlowReader | Cut::SlowAnswer => Ended::Broken,
+                        Cut::Silent | Cut::SlowRequest => Ended::Over,
+                    });
+                }
+                if watch.is_idle(activity) {
+                    return Poll::Ready(Ended::Idle);
+                }
+                tick.as_mut().reset(now + activity.tick());
+                armed = false;
+                if verdict == Verdict::TellHandler {
+                    activity.too_slow.store(true, Relaxed);
+                    // The handler hears of it when it is polled.
+                    continue 'serving;
+                }
             }
-            tick.as_mut().reset(now + activity.tick());
-            armed = false;
+            armed = true;
+            return Poll::Pending;
         }
-        armed = true;
-        Poll::Pending
     });
     let ended = idle.await;
     if ended == Ended::Over {
@@ -328,6 +424,8 @@ where
     if ended == Ended::Broken {
         return Left::Broken(io);
     }
+    // Its buffer is gone.
+    io.read_small();
     io.put_back(parts.read_buf);
     Left::Idle(io)
 }
@@ -347,7 +445,7 @@ fn limited() -> http1::Builder {
     builder
         .max_header_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_READ);
+        .max_buf_size(MAX_BUFFER);
     builder
 }
 
@@ -362,7 +460,7 @@ async fn parked<I: AsyncRead + AsyncWrite + Unpin>(
     activity.parked.store(true, Relaxed);
     let woken = poll_fn(|cx| {
         activity.waker.register(cx.waker());
-        if activity.cut.load(Relaxed) {
+        if activity.evicted.load(Relaxed) {
             return Poll::Ready(Parked::Forgotten);
         }
         match io.poll_ahead(cx) {

@@ -1,6 +1,6 @@
 //! A client as the path of a request needs it: what it may, and how fast.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _};
 use rustc_hash::FxHashSet;
@@ -9,7 +9,10 @@ use super::Admitted;
 use crate::{
     base::AccountName,
     net::address::NetworkSet,
-    proxy::settings::{self, KeyDigest, Mode, Rate},
+    proxy::{
+        bulkhead::Holder,
+        settings::{self, KeyDigest, Mode, Rate},
+    },
     service::Scope,
 };
 
@@ -23,6 +26,7 @@ pub(crate) struct Client {
     /// Those of the settings, for a look-up that does not grow with their number; `None` for all.
     accounts: Option<FxHashSet<AccountName>>,
     limiter: Option<DefaultDirectRateLimiter>,
+    holder: Arc<Holder>,
 }
 
 /// What a call needs.
@@ -65,10 +69,27 @@ impl Client {
             .as_ref()
             .map(|accounts| accounts.iter().cloned().collect());
         Self {
+            holder: Holder::named(settings.name.as_str()),
             settings,
             accounts,
             limiter,
         }
+    }
+
+    /// Goes on counting where the client of this name was before a reload.
+    pub(super) fn continuing(self, before: Option<&Self>) -> Self {
+        match before {
+            Some(before) => Self {
+                holder: Arc::clone(&before.holder),
+                ..self
+            },
+            None => self,
+        }
+    }
+
+    /// Its part of what is in flight, and of the connections.
+    pub(crate) fn holder(&self) -> &Arc<Holder> {
+        &self.holder
     }
 
     /// For metrics and log.

@@ -97,7 +97,13 @@ impl Access {
             let same = former.get(&settings.name)?;
             (same.settings() == settings).then(|| Arc::clone(same))
         };
-        let make = |settings| kept(&settings).unwrap_or_else(|| Arc::new(Client::new(settings)));
+        let make = |settings: settings::Client| {
+            kept(&settings).unwrap_or_else(|| {
+                let tag = Tag::of(settings.name.as_str());
+                let changed = before.and_then(|before| before.named(tag));
+                Arc::new(Client::new(settings).continuing(changed.map(Arc::as_ref)))
+            })
+        };
         let clients: Vec<Arc<Client>> = clients.into_iter().map(make).collect();
         let by_key = clients
             .iter()
@@ -198,6 +204,11 @@ impl Access {
     /// says so. Whoever is let in by network alone could end everybody's token again and again.
     pub(crate) fn may_refresh_current(&self, client: &Client) -> bool {
         !self.open && client.may(Scope::Refresh)
+    }
+
+    /// True if no client is configured, so that all callers are the same one.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open
     }
 
     /// The client whose key this is, wherever it calls from.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hyper::{Method, Response, body::Incoming, http::request::Parts};
 
-use super::{Chosen, Live, ProxyError, Trail, admit, check_authority};
+use super::{Chosen, Live, Origin, ProxyError, Trail, admit, check_authority};
 use crate::proxy::{
     access::{Caller, Client, Right},
     answer::{self, Asked, Flavour, Refusal},
@@ -18,8 +18,13 @@ use crate::proxy::{
 };
 
 /// Answers the call.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "what the way of the request has found out so far"
+)]
 pub(super) async fn token(
     live: &Live,
+    origin: &Origin,
     head: &Parts,
     incoming: Incoming,
     path: &ApiPath<'_>,
@@ -30,10 +35,8 @@ pub(super) async fn token(
     if !matches!(head.method, Method::GET | Method::POST) {
         return Err(ProxyError::TokenEndpoint);
     }
-    // WeChat is not asked, and who nobody knows yet must not keep others from it by sending slowly.
-    let _aside = live.step_aside();
     let body = if head.method == Method::POST {
-        body::small(incoming).await?
+        body::small(incoming, &origin.connection).await?
     } else {
         Bytes::new()
     };
@@ -67,6 +70,7 @@ pub(super) async fn token(
         }
     };
     trail.client = Some(Arc::clone(client));
+    origin.count_for(live, client, trail)?;
     let selected = live
         .accounts
         .selected(None, chosen.prefix, Some(&head.headers), chosen.host)?;

@@ -19,7 +19,8 @@ use hyper::{
 
 use super::{
     access::{Admitted, Caller, Client, Decision, Denial, LastKey, Right},
-    body::Payload,
+    body::{self, Payload},
+    bulkhead::{ClientConnection, Holder, PeerConnection, Place},
     error::ProxyError,
     headers::{self, Present, Read},
     inject::{self, Login, Query, QueryError, Removed},
@@ -33,7 +34,10 @@ use super::{
 };
 use crate::{
     base::Secret,
-    net::{address::Peer, connection::OddFraming},
+    net::{
+        address::Peer,
+        connection::{ConnectionState, OddFraming},
+    },
     token::{Keeper, Refresh, Token},
     wechat::api::{self, Endpoint, Platform},
 };
@@ -54,6 +58,8 @@ pub(super) struct Trail {
     pub(super) overlooked: Option<&'static str>,
     /// Why a call was denied in WeChat's own words, which are no error of ours.
     pub(super) refused: Option<&'static str>,
+    /// The client has too many connections; this one is closed behind its answer.
+    pub(super) must_close: bool,
     /// Some of the caller's body has not been read; what follows on its connection would be no
     /// request.
     pub(super) body_unread: bool,
@@ -61,7 +67,7 @@ pub(super) struct Trail {
 
 /// What goes back: WeChat's answer or one of our own.
 pub(super) enum Outcome {
-    Upstream(Response<Answer>),
+    Upstream(Response<Answer>, Place),
     Own(Response<Bytes>),
 }
 
@@ -73,6 +79,30 @@ pub(super) struct Origin {
     /// The names of the certificate that the client showed.
     pub(super) names: Vec<String>,
     pub(super) last_key: LastKey,
+    pub(super) connection: ConnectionState,
+    /// Counts the connection for its address, and for its client.
+    pub(super) of_peer: PeerConnection,
+    pub(super) of_client: ClientConnection,
+}
+
+impl Origin {
+    /// The share of the address that is connected.
+    pub(super) fn peer_holder(&self) -> &Arc<Holder> {
+        self.of_peer.holder()
+    }
+
+    /// Counts the connection as one of this client. Callers that are only known by their address
+    /// were counted when they connected.
+    fn count_for(&self, live: &Live, client: &Client, trail: &mut Trail) -> Result<(), ProxyError> {
+        let limit = live.max_connections_per_client;
+        if live.access.is_open() || self.of_client.belongs_to(client.holder(), limit) {
+            return Ok(());
+        }
+        trail.must_close = true;
+        Err(ProxyError::ConnectionsTaken {
+            client: client.name().clone(),
+        })
+    }
 }
 
 /// Takes a request to WeChat and brings the answer back, or answers it here.
@@ -110,7 +140,7 @@ pub(super) async fn run(
         host,
     };
     if let (Endpoint::Token, Ok(path)) = (endpoint, &path) {
-        let answer = answering::token(live, head, body, path, &chosen, caller, trail);
+        let answer = answering::token(live, origin, head, body, path, &chosen, caller, trail);
         return Box::pin(answer).await.map(Outcome::Own);
     }
     let phantom = match inject::phantom(head.uri.query())? {
@@ -134,8 +164,11 @@ pub(super) async fn run(
     let client = live.access.identify(shown, &caller);
     let client = client.map_err(|stranger| ProxyError::ClientUnknown(stranger.advice()))?;
     trail.client = Some(Arc::clone(client));
+    origin.count_for(live, client, trail)?;
     if let Some(path) = service {
-        let answer = service_call::answer(worker, live, &path, &chosen, client, head, body, trail);
+        let answer = service_call::answer(
+            worker, live, origin, &path, &chosen, client, head, body, trail,
+        );
         return Box::pin(answer).await.map(Outcome::Own);
     }
     let phantom = phantom.map(|(account, _)| account);
@@ -159,7 +192,7 @@ pub(super) async fn run(
     let admitted = admit(client, account, right, trail)?;
     let plan = plan(endpoint, account, client, &login, head.uri.query()).await?;
     keep_secrets_here(live, client, &plan, head.uri.query(), &body)?;
-    let payload = Payload::accept(body, live.max_body, &live.replay, &worker.proxy.spool).await?;
+    let (payload, place) = accept(worker, live, origin, (account, client), body).await?;
     trail.body_unread = !payload.is_complete();
     headers::to_upstream(&mut head.headers, present);
     worker.proxy.loop_mark.put(&mut head.headers);
@@ -181,7 +214,26 @@ pub(super) async fn run(
             Box::pin(call.with_secret(admitted, appid.as_deref(), trail)).await
         }
     };
-    answer.map(Outcome::Upstream)
+    answer.map(|answer| Outcome::Upstream(answer, place))
+}
+
+/// Takes the body over, and a place in flight for the account and the client.
+async fn accept(
+    worker: &Worker,
+    live: &Live,
+    origin: &Origin,
+    (account, client): (&Account, &Client),
+    body: Incoming,
+) -> Result<(Payload, Place), ProxyError> {
+    let terms = body::Terms {
+        max_body: live.max_body,
+        min_rate: live.min_rate,
+        replay: &live.replay,
+        budget: &worker.proxy.spool,
+        sender: &origin.connection,
+    };
+    let enter = || live.enter(account, client, origin);
+    Payload::accept(body, terms, enter).await
 }
 
 /// How the request itself names its account.
@@ -560,7 +612,8 @@ impl Call<'_> {
                 }
                 Err(error) => return Err(refusal(error)),
             };
-            let (answer, errcode) = inspect::look(self.method, &mut head, body, patience)
+            let held_back = self.live.longest_hold();
+            let (answer, errcode) = inspect::look(self.method, &mut head, body, held_back)
                 .await
                 .map_err(|_| refusal(SendError::broken_body(&candidate)))?;
             headers::to_client(&mut head.headers);

@@ -13,7 +13,7 @@ use hyper::{
     http::request::Parts,
 };
 
-use super::{Chosen, Trail, admit, check_authority};
+use super::{Chosen, Origin, Trail, admit, check_authority};
 use crate::{
     net::drain::Phase,
     proxy::{
@@ -35,6 +35,7 @@ use crate::{
 pub(super) async fn answer(
     worker: &Worker,
     live: &Live,
+    origin: &Origin,
     path: &str,
     chosen: &Chosen<'_>,
     client: &Client,
@@ -47,9 +48,8 @@ pub(super) async fn answer(
     trail.account = Some(Arc::clone(account));
     check_authority(account, &head.uri)?;
     admit(client, account, Right::Scope(call.scope()), trail)?;
-    let _aside = live.step_aside();
     let body = if call.wants_body() {
-        body::small(body).await?
+        body::small(body, &origin.connection).await?
     } else {
         unread(&body)?
     };

@@ -38,6 +38,10 @@ pub struct Settings {
     pub max_body: u64,
     /// Open connections over all listeners, at least one.
     pub max_connections: usize,
+    /// Open connections of one client and of one peer address, at least one.
+    pub max_connections_per_client: usize,
+    /// Bytes per second of a body in either direction, over 10 s; 0 = none.
+    pub min_rate: u64,
     /// The status of answers that wxgate makes itself.
     pub error_style: ErrorStyle,
     /// Used when nothing else selects an account. It exists.
@@ -70,6 +74,8 @@ pub struct Upstream {
     pub pool_idle: Duration,
     /// Requests under way to WeChat over all accounts, at least one.
     pub max_in_flight: usize,
+    /// Those of one account and of one client while others ask too, at least one.
+    pub max_share: usize,
 }
 
 /// The table `[replay]`, in bytes. `memory_total` is at least `memory`; `disk` is zero or at least
@@ -95,6 +101,8 @@ impl Default for Settings {
             tls: None,
             max_body: 32 << 20,
             max_connections: 10_000,
+            max_connections_per_client: 5_000,
+            min_rate: 1024,
             error_style: ErrorStyle::default(),
             default_account: None,
             upstream: Upstream::default(),
@@ -111,6 +119,7 @@ impl Default for Upstream {
             // WeChat closes idle connections at about 20 s.
             pool_idle: Duration::from_secs(15),
             max_in_flight: 1024,
+            max_share: 768,
         }
     }
 }

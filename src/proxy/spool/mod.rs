@@ -23,10 +23,15 @@ use super::settings::Replay;
 
 /// How much is read back from a file at a time.
 const CHUNK: usize = 64 * 1024;
-/// Pieces for a file are gathered up to this many bytes.
+/// Pieces for a file are gathered up to this many bytes where the budget has room for them.
 const GATHER: usize = 64 * 1024;
+/// The same where it has none.
+const GATHER_LEAST: usize = 4 * 1024;
+/// The least memory that a copy asks the budget for.
+const GROW_LEAST: usize = 4 * 1024;
 
-/// What all copies share: the memory, `replay.memory_total`, and the files.
+/// What all copies share: the memory, `replay.memory_total`, and the files. Counted is the room that
+/// copies occupy, not the bytes in it.
 #[derive(Debug)]
 pub(crate) struct Budget {
     total: AtomicU64,
@@ -85,15 +90,24 @@ impl Share {
     }
 }
 
+impl Share {
+    fn give_back(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.budget.used.fetch_sub(bytes, Relaxed);
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Relaxed);
+        self.give_back();
     }
 }
 
 /// A copy that grows with the body.
 #[derive(Debug)]
 pub(crate) struct Copy {
+    /// The length of the body, where it is known.
+    expected: Option<u64>,
     memory_limit: u64,
     disk_limit: u64,
     budget: Arc<Budget>,
@@ -112,6 +126,25 @@ struct Spooled {
     file: Lent,
     written: u64,
     gathered: Vec<u8>,
+    /// What `gathered` may have beyond [`GATHER_LEAST`].
+    share: Share,
+}
+
+/// Makes room for more bytes of a body that has at most `limit`. Returns whether the budget has it.
+/// Room is doubled, as a vector does it, but never beyond the limit.
+fn make_room(bytes: &mut Vec<u8>, share: &mut Share, more: usize, limit: u64) -> bool {
+    let needed = bytes.len() + more;
+    if needed <= bytes.capacity() {
+        return true;
+    }
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let doubled = (bytes.capacity() * 2).max(GROW_LEAST);
+    let room = doubled.min(limit).max(needed);
+    let grown = share.grow((room - bytes.capacity()) as u64);
+    if grown {
+        bytes.reserve_exact(room - bytes.len());
+    }
+    grown
 }
 
 /// Why there is no copy.
@@ -149,6 +182,7 @@ impl Copy {
         let will_stay = expected.is_none_or(|length| length <= replay.memory);
         let fits = expected.is_none_or(|length| length <= replay.memory.max(replay.disk));
         Self {
+            expected,
             memory_limit: if will_stay { replay.memory } else { 0 },
             disk_limit: replay.disk,
             state: if fits {
@@ -189,7 +223,12 @@ impl Copy {
         let after = len + data.len() as u64;
         if let State::Memory(bytes, share) = &mut self.state
             && after <= self.memory_limit
-            && share.grow(data.len() as u64)
+            && make_room(
+                bytes,
+                share,
+                data.len(),
+                self.expected.unwrap_or(self.memory_limit),
+            )
         {
             bytes.extend_from_slice(data);
         } else if after <= self.disk_limit {
@@ -201,7 +240,7 @@ impl Copy {
 
     fn spool(&mut self, data: &[u8]) {
         let spooled = match std::mem::replace(&mut self.state, State::Lost(NoCopy::Disk)) {
-            State::Memory(kept, _) => Spooled::begin(&self.budget.files, kept),
+            State::Memory(kept, share) => Spooled::begin(&self.budget.files, kept, share),
             State::Disk(spooled) => Ok(spooled),
             State::Lost(_) => return,
         };
@@ -237,12 +276,18 @@ impl Copy {
 }
 
 impl Spooled {
-    fn begin(files: &Arc<Files>, kept: Vec<u8>) -> io::Result<Self> {
-        Ok(Self {
+    fn begin(files: &Arc<Files>, kept: Vec<u8>, share: Share) -> io::Result<Self> {
+        let mut spooled = Self {
             file: files.lend()?,
             written: 0,
             gathered: kept,
-        })
+            share,
+        };
+        // What was kept in memory may be far larger than what is gathered.
+        spooled.write_out()?;
+        spooled.gathered = Vec::new();
+        spooled.share.give_back();
+        Ok(spooled)
     }
 
     fn len(&self) -> u64 {
@@ -250,8 +295,14 @@ impl Spooled {
     }
 
     fn push(&mut self, data: &[u8]) -> io::Result<()> {
-        let is_large = data.len() >= GATHER / 2;
-        if is_large || self.gathered.len() + data.len() > GATHER {
+        if self.gathered.capacity() == 0 && data.len() < GATHER / 2 {
+            let has_room = self.share.grow(GATHER as u64);
+            self.gathered
+                .reserve_exact(if has_room { GATHER } else { GATHER_LEAST });
+        }
+        let room = self.gathered.capacity();
+        let is_large = data.len() >= room / 2;
+        if is_large || self.gathered.len() + data.len() > room {
             self.write_out()?;
         }
         if is_large {
@@ -262,13 +313,10 @@ impl Spooled {
     }
 
     fn write_out(&mut self) -> io::Result<()> {
-        let gathered = std::mem::take(&mut self.gathered);
+        let mut gathered = std::mem::take(&mut self.gathered);
         self.write(&gathered)?;
-        // What came from memory may be far larger than what is gathered here.
-        if gathered.capacity() <= GATHER {
-            self.gathered = gathered;
-            self.gathered.clear();
-        }
+        gathered.clear();
+        self.gathered = gathered;
         Ok(())
     }
 
@@ -401,6 +449,6 @@ mod tests {
         let mut third = copy(100, 0, &budget);
         third.push(&[3; 20]);
         assert_eq!(third.lost(), Some(NoCopy::NoRoom));
-        assert_eq!(budget.used(), 90);
+        assert_eq!(budget.used(), 100, "the room counts");
     }
 }

@@ -255,8 +255,16 @@ impl Patience {
         mut work: W,
     ) -> Result<W::Output, SendError> {
         loop {
-            if let Some(done) = timer.within(self.deadline, &mut work).await {
-                return Ok(done);
+            let pace = &self.pace;
+            // The inner error: the caller's connection was judged to be too slow meanwhile.
+            let watched = poll_fn(|cx| match Pin::new(&mut work).poll(cx) {
+                Poll::Pending if pace.as_ref().is_some_and(Pace::is_too_slow) => {
+                    Poll::Ready(Err(SendError::Caller))
+                }
+                polled => polled.map(Ok),
+            });
+            if let Some(done) = timer.within(self.deadline, watched).await {
+                return done;
             }
             if self
                 .pace

@@ -31,6 +31,9 @@ use super::{
 const MAX_DIALS: usize = 32;
 /// Idle connections kept at the most.
 const MAX_IDLE: usize = 512;
+/// How far the buffers of a connection grow: one fills with an answer that its caller reads slowly,
+/// the other with an upload that WeChat takes slowly.
+const MAX_BUFFER: usize = 64 * 1024;
 /// A connection older than this is not used again, so that a change in DNS is followed.
 const MAX_AGE: Duration = Duration::from_secs(300);
 /// A connection idle for less than this is taken without asking the kernel whether the other end
@@ -373,7 +376,10 @@ impl Pool {
     async fn connect(&self) -> Result<Box<Connection>, DialError> {
         let (link, tcp) = self.dialer.dial(&self.origin).await?;
         let traffic = link.traffic();
-        let handshake = http1::Builder::new().handshake(TokioIo::new(link)).await;
+        let handshake = http1::Builder::new()
+            .max_buf_size(MAX_BUFFER)
+            .handshake(TokioIo::new(link))
+            .await;
         let (sender, driving) = handshake.map_err(|error| DialError::Connect {
             host: self.origin.name().to_owned(),
             reason: error.to_string(),
