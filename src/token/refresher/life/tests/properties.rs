@@ -247,11 +247,11 @@ impl Run {
                 });
                 self.on(Event::Replicated(Some(Box::new(record))));
             }
-            Act::End(end) => self.end(end),
+            Act::End(end) => self.end(&end),
         }
     }
 
-    fn end(&mut self, end: End) {
+    fn end(&mut self, end: &End) {
         let Some(step) = self.step.take() else { return };
         if end.panics {
             return self.on(Event::StepEnded(Outcome::Panicked));
@@ -395,7 +395,7 @@ impl Run {
         };
         for _ in 0..20 {
             if self.step.is_some() {
-                self.end(fails.clone());
+                self.end(&fails);
             } else if let Some(due) = self
                 .machine
                 .life
@@ -427,11 +427,15 @@ proptest! {
         more in prop::collection::vec(act(), 0..30),
     ) {
         let mut run = Run::new(credential, (classic, forced));
-        acts.into_iter().for_each(|act| run.act(act));
+        for act in acts {
+            run.act(act);
+        }
         if retires {
             run.act(Act::Retire);
         }
-        more.into_iter().for_each(|act| run.act(act));
+        for act in more {
+            run.act(act);
+        }
         run.drain();
     }
 }

@@ -206,18 +206,21 @@ fn refusal() -> Record {
     }
 }
 
+/// Name, start, event, and the effects in words.
+type Row = (&'static str, From, fn(Instant) -> Event, &'static str);
+
 #[track_caller]
-fn check(rows: &[(&str, From, fn(Instant) -> Event, &str)]) {
-    let mut wrong = String::new();
+fn check(rows: &[Row]) {
+    let mut wrong = Vec::new();
     for (name, from, event, expected) in rows {
         let mut machine = from();
         let event = event(machine.at.time.now);
         let got = words(&machine.on(event));
         if got != *expected {
-            wrong += &format!("{name}:\n  expected {expected}\n  got      {got}\n");
+            wrong.push(format!("{name}:\n  expected {expected}\n  got      {got}"));
         }
     }
-    assert!(wrong.is_empty(), "\n{wrong}");
+    assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
 }
 
 #[test]
@@ -638,6 +641,12 @@ fn other_nodes() {
             |now| failed(now, WRONG_SECRET),
             "save, failed, release",
         ),
+    ]);
+}
+
+#[test]
+fn records_of_other_nodes() {
+    check(&[
         (
             "write a newer token",
             shared,
