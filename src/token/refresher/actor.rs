@@ -46,10 +46,10 @@ pub(super) struct Running {
 
 impl Chance {
     /// The moment of an event that finds this evidence.
-    pub(super) fn moment(&self, jitter: f64, accepted: u64) -> Moment {
+    pub(super) fn moment(&self, accepted: u64) -> Moment {
         Moment {
             time: self.clock.time(),
-            jitter,
+            jitter: self.jitter,
             accepted: Generation(accepted),
         }
     }
@@ -130,14 +130,8 @@ impl Actor {
     }
 
     fn handle(&mut self, event: Event) {
-        // A draw is a system call, so requests do without one.
-        let jitter = if event.is_scheduling() {
-            (self.chance.jitter)()
-        } else {
-            0.5
-        };
         let accepted = self.shared.evidence.load(Ordering::Relaxed);
-        let effects = self.life.on(self.chance.moment(jitter, accepted), event);
+        let effects = self.life.on(self.chance.moment(accepted), event);
         self.carry_out(effects);
     }
 

@@ -218,7 +218,7 @@ impl TokenRefresher {
                 policy,
                 settings.refresh_before,
                 cluster.is_some(),
-                chance.moment(0.5, 0),
+                chance.moment(0),
             ),
             shared: Arc::clone(&shared),
             publish,

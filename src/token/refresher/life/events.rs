@@ -22,8 +22,9 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
     pub(crate) time: Time,
-    /// Random number, evenly between 0 and 1.
-    pub(crate) jitter: f64,
+    /// Draws a number evenly between 0 and 1. Called only where chance decides, since a draw may
+    /// cost a system call.
+    pub(crate) jitter: fn() -> f64,
     /// Generation that a request saw accepted since [`Effects::clear_evidence`]; 0 for none.
     pub(crate) accepted: Generation,
 }
@@ -171,16 +172,6 @@ pub(crate) enum Trigger {
     Forced,
     /// A person wants it.
     Operator { force: bool },
-}
-
-impl Event {
-    /// True if the event may set the time of a later refresh, for which chance is needed.
-    pub(crate) fn is_scheduling(&self) -> bool {
-        matches!(
-            self,
-            Self::Loaded(_) | Self::Replicated(_) | Self::StepEnded(_)
-        )
-    }
 }
 
 impl Trigger {

@@ -376,7 +376,7 @@ impl Life {
 
     fn due(&self, token: &Token) -> Instant {
         self.policy
-            .due(self.now(), token, self.refresh_before, self.at.jitter)
+            .due(self.now(), token, self.refresh_before, (self.at.jitter)())
     }
 
     /// Content of the store for this token: nothing for a token that another server keeps, where it

@@ -169,7 +169,7 @@ impl Life {
         // does less harm.
         let same = current.extended(token.sent(), token.expires().max(current.expires()));
         let (now, before) = (self.now(), self.refresh_before);
-        let again = schedule::ask_again_at(now, same.expires(), before, self.at.jitter);
+        let again = schedule::ask_again_at(now, same.expires(), before, (self.at.jitter)());
         self.next_attempt = self.next_attempt.max(again);
         self.record.token.clone_from(&record.token);
         self.record.asked_ms = record.asked_ms;

@@ -140,7 +140,9 @@ impl Life {
     fn on_same_token(&mut self, attempt: Attempt, same: Token) {
         self.record.refusal = None;
         let (now, before) = (self.now(), self.refresh_before);
-        self.next_attempt = self.policy.due_again(now, &same, before, self.at.jitter);
+        self.next_attempt = self
+            .policy
+            .due_again(now, &same, before, (self.at.jitter)());
         if self.policy.stored {
             self.record.token = self.stored(&same);
             self.out.save = true;
@@ -259,7 +261,7 @@ impl Life {
             }) if is_alike(last) => failures.saturating_add(1),
             _ => 1,
         };
-        let until = now + schedule::pause_after(error.class(), failures, self.at.jitter);
+        let until = now + schedule::pause_after(error.class(), failures, (self.at.jitter)());
         let fault = Fault {
             cause: Cause::Fetch(error),
             transient,

@@ -34,7 +34,7 @@ impl Machine {
                 now: Instant::now(),
                 wall_ms: NOON_MS,
             },
-            jitter: 0.5,
+            jitter: || 0.5,
             accepted: Generation(0),
         };
         let policy = Policy::of(kept, kind);
