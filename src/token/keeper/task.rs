@@ -182,7 +182,9 @@ impl Task {
                     Some(command) => self.on_command(command),
                     None => open = false,
                 },
-                () = self.shared.turn.due(self.next_attempt, self.current.is_none()), if open && self.may_set_out() => self.on_timer(),
+                // A first fetch is due at its turn among those of the API host.
+                () = self.shared.turn.due(self.next_attempt, self.current.is_none()),
+                    if open && self.may_set_out() => self.on_timer(),
             }
         }
     }
