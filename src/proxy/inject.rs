@@ -156,7 +156,7 @@ pub fn keep_secrets(
         }
         // The whole pair is a value to those who forgot the name; a key may end in `=`.
         let (value, whole) = (decode(value), decode(pair));
-        for part in readings(&value).chain([&*whole]) {
+        for part in readings(&value).chain(readings(&whole)) {
             if Phantom::parse(part).is_some() {
                 return Err(QueryError::StrayPhantom);
             }
@@ -168,12 +168,14 @@ pub fn keep_secrets(
     Ok(())
 }
 
-/// A value, and the values that a parser finds in it which also splits at `;`.
+/// A value, and what a parser finds in it that also splits at `;`: values, and pairs that may be
+/// values without a name.
 fn readings(value: &str) -> impl Iterator<Item = &str> {
     let is_split = memchr(b';', value.as_bytes()).is_some();
     let parts = is_split.then(|| value.split(';')).into_iter().flatten();
-    let values = parts.map(|part| part.split_once('=').map_or(part, |(_, value)| value));
-    std::iter::once(value).chain(values)
+    let parts =
+        parts.flat_map(|part| [part, part.split_once('=').map_or(part, |(_, value)| value)]);
+    std::iter::once(value).chain(parts)
 }
 
 /// Builds the target of a login code exchange with the account's own credential: `secret` takes the
@@ -615,8 +617,9 @@ mod tests {
             asked.set(asked.get() + 1);
             false
         };
-        let query = Some("openid=o6_bmjrPTlm6_2sgVt7hMZOPfL2M&lang=zh_CN&a=%E4%B8%AD&b=0123456789");
-        keep_secrets(query, Removed::Token, |value| value.len() == 10, is_key).unwrap();
+        let query =
+            Some("openid=o6_bmjrPTlm6_2sgVt7hMZOPfL2M&lang=zh_CN&a=%E4%B8%AD&b=0123456789abcdef");
+        keep_secrets(query, Removed::Token, |value| value.len() == 16, is_key).unwrap();
         assert_eq!(asked.get(), 1);
     }
 

@@ -427,6 +427,7 @@ async fn a_key_or_a_phantom_under_another_name_is_not_sent_on() {
     );
     let gate = setup().plain().more(&clients).start().await;
     let mut wire = Wire::connect(gate.proxy).await;
+    gate.control().until(|control| control.fetches() == 1).await;
     for key in ["crm-key-0123456789", DIGESTED] {
         let target = format!(
             "/cgi-bin/token?grant_type=client_credential&appid={DEFAULT_APPID}&secret={key}"
@@ -434,7 +435,6 @@ async fn a_key_or_a_phantom_under_another_name_is_not_sent_on() {
         let phantom = get(&gate, &mut wire, &target).await.json()["access_token"].clone();
         let phantom = phantom.as_str().expect("a phantom");
         let encoded: String = key.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        gate.control().until(|control| control.fetches() == 1).await;
         gate.control().clear_record();
         let ask = async |wire: &mut Wire, target: &str| {
             let request =
