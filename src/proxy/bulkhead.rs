@@ -358,20 +358,20 @@ mod tests {
         let load = load();
         let [a, b, crm] = ["a", "b", "crm"].map(Holder::named);
         let enter = |account| load.enter(LIMITS, account, &crm);
-        let all: Vec<_> = (0..4).map(|_| enter(&a).ok().expect("alone")).collect();
+        let all: Vec<_> = (0..4).map(|_| enter(&a).expect("alone")).collect();
         assert_eq!(enter(&a).err(), Some(Full::InFlight));
         assert_eq!(enter(&b).err(), Some(Full::InFlight));
         drop(all);
-        let held: Vec<_> = (0..3).map(|_| enter(&a).ok().expect("a share")).collect();
+        let held: Vec<_> = (0..3).map(|_| enter(&a).expect("a share")).collect();
         assert_eq!(enter(&a).err(), Some(Full::Account));
-        let other = enter(&b).ok().expect("what the share leaves");
+        let other = enter(&b).expect("what the share leaves");
         assert_eq!(enter(&b).err(), Some(Full::InFlight));
         drop((held, other));
         assert_eq!(load.in_flight.load(Relaxed), 0);
         assert_eq!(a.in_flight.load(Relaxed) + b.in_flight.load(Relaxed), 0);
         // Only b's last question counts, and after a minute it does not.
         load.seconds.store(RECENT + 2, Relaxed);
-        let all: Vec<_> = (0..4).map(|_| enter(&a).ok().expect("alone")).collect();
+        let all: Vec<_> = (0..4).map(|_| enter(&a).expect("alone")).collect();
         drop(all);
     }
 
@@ -379,9 +379,9 @@ mod tests {
     fn clients_are_kept_apart_like_accounts() {
         let load = load();
         let [shop, crm, erp] = ["shop", "crm", "erp"].map(Holder::named);
-        let _other = load.enter(LIMITS, &shop, &erp).ok().expect("the first");
+        let _other = load.enter(LIMITS, &shop, &erp).expect("the first");
         let _held: Vec<_> = (0..3)
-            .map(|_| load.enter(LIMITS, &shop, &crm).ok().expect("a share"))
+            .map(|_| load.enter(LIMITS, &shop, &crm).expect("a share"))
             .collect();
         assert_eq!(
             load.enter(LIMITS, &shop, &crm).err(),

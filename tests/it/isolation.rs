@@ -1,16 +1,13 @@
 //! What one account, one client or one peer address can take from the others, through the whole
 //! proxy. ARCHITECTURE.md has a row for each of these tests.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use wxgate::sandbox::{Fault, Rule};
 

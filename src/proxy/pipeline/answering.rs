@@ -18,6 +18,10 @@ use crate::proxy::{
 };
 
 /// Answers the call.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "what the way of the request has found out so far"
+)]
 pub(super) async fn token(
     live: &Live,
     origin: &Origin,

@@ -185,15 +185,7 @@ pub(super) async fn run(
     let admitted = admit(client, account, right, trail)?;
     let plan = plan(endpoint, account, client, &login, head.uri.query()).await?;
     keep_keys_here(live, &plan, head.uri.query(), &body)?;
-    let terms = body::Terms {
-        max_body: live.max_body,
-        min_rate: live.min_rate,
-        replay: &live.replay,
-        budget: &worker.proxy.spool,
-        sender: &origin.connection,
-    };
-    let enter = || live.enter(account, client, origin);
-    let (payload, place) = Payload::accept(body, terms, enter).await?;
+    let (payload, place) = accept(worker, live, origin, (account, client), body).await?;
     trail.body_unread = !payload.is_complete();
     headers::to_upstream(&mut head.headers, present);
     worker.proxy.loop_mark.put(&mut head.headers);
@@ -216,6 +208,25 @@ pub(super) async fn run(
         }
     };
     answer.map(|answer| Outcome::Upstream(answer, place))
+}
+
+/// Takes the body over, and a place in flight for the account and the client.
+async fn accept(
+    worker: &Worker,
+    live: &Live,
+    origin: &Origin,
+    (account, client): (&Account, &Client),
+    body: Incoming,
+) -> Result<(Payload, Place), ProxyError> {
+    let terms = body::Terms {
+        max_body: live.max_body,
+        min_rate: live.min_rate,
+        replay: &live.replay,
+        budget: &worker.proxy.spool,
+        sender: &origin.connection,
+    };
+    let enter = || live.enter(account, client, origin);
+    Payload::accept(body, terms, enter).await
 }
 
 /// How the request itself names its account.
