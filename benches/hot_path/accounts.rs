@@ -9,7 +9,7 @@ use wxgate::{
     base::{AccountName, Secret},
     proxy::route::Selection,
     token::{
-        AccountSettings, Keeper, Origin, Settings, metrics::Metrics, source::TokenSource,
+        AccountSettings, Origin, Settings, TokenRefresher, metrics::Metrics, source::TokenSource,
         store::MemoryStore,
     },
     wechat::api::Platform,
@@ -31,9 +31,12 @@ pub(super) fn account(place: usize) -> AccountSettings {
 }
 
 /// Must be called inside a runtime.
-pub(super) fn keeper(account: &AccountSettings, source: impl TokenSource + 'static) -> Keeper {
+pub(super) fn refresher(
+    account: &AccountSettings,
+    source: impl TokenSource + 'static,
+) -> TokenRefresher {
     let metrics = Metrics::register(&mut Registry::default()).for_account(&account.name);
-    Keeper::spawn(
+    TokenRefresher::spawn(
         account.clone(),
         Settings::default(),
         Arc::new(source),
@@ -53,7 +56,7 @@ pub(super) fn selection(c: &mut Criterion) {
     for count in [1, 100] {
         let accounts = (0..count)
             .map(account)
-            .map(|account| (account.clone(), keeper(&account, Fixed)))
+            .map(|account| (account.clone(), refresher(&account, Fixed)))
             .collect();
         let accounts = Selection::new(accounts, AccountName::new("shop-0").as_ref());
         let mut bench = |by: &str, prefix: Option<&str>, headers: &HeaderMap, host: &str| {

@@ -1,6 +1,6 @@
 //! The accounts as the API shows them, and the refresh by hand.
 //!
-//! The wire form is its own, so that the keeper's snapshot can change without breaking a script.
+//! The wire form is its own, so that the refresher's snapshot can change without breaking a script.
 
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use super::answer::Problem;
 use crate::{
     base::AccountName,
     token::{
-        AccountTokens, Accounts, Cause, Condition, Keeper, LastError, Refreshed, Status, TokenError,
+        AccountTokens, Accounts, Cause, Condition, LastError, Refreshed, Status, TokenError,
+        TokenRefresher,
     },
     wechat::ticket::TicketType,
 };
@@ -123,14 +124,14 @@ pub(super) async fn refresh(
     name: &str,
     body: Body,
 ) -> Result<Response, Problem> {
-    let keeper = AccountName::new(name)
+    let refresher = AccountName::new(name)
         .and_then(|name| accounts.get(&name))
         .map(|tokens| &tokens.token)
         .ok_or_else(unknown_account)?;
     let order = read_order(body).await?;
-    let result = keeper.refresh_now(order.force).await;
-    note(keeper, order.force, &result);
-    let done = result.map_err(|error| refused(keeper.name(), &error))?;
+    let result = refresher.refresh_now(order.force).await;
+    note(refresher, order.force, &result);
+    let done = result.map_err(|error| refused(refresher.name(), &error))?;
     let report = Report {
         refreshed: done.refreshed,
         generation: done.generation.0,
@@ -233,8 +234,8 @@ fn refused(name: &AccountName, error: &TokenError) -> Problem {
 }
 
 /// A trace of what people did by hand.
-fn note(keeper: &Keeper, force: bool, result: &Result<Refreshed, TokenError>) {
-    let account = keeper.name();
+fn note(refresher: &TokenRefresher, force: bool, result: &Result<Refreshed, TokenError>) {
+    let account = refresher.name();
     match result {
         Ok(done) => tracing::info!(
             %account, force, refreshed = done.refreshed, generation = done.generation.0, "refreshed by hand"

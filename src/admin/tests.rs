@@ -1,4 +1,4 @@
-//! The admin listener over real keepers, whose token endpoint is a script.
+//! The admin listener over real refreshers, whose token endpoint is a script.
 
 use std::{
     collections::VecDeque,
@@ -26,7 +26,7 @@ use crate::{
     net::drain::{self, DrainControl, Phase},
     telemetry::registry::Metrics,
     token::{
-        self, AccountSettings, Accounts, Keeper, Origin,
+        self, AccountSettings, Accounts, Origin, TokenRefresher,
         source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource},
         store::MemoryStore,
     },
@@ -106,16 +106,17 @@ async fn settled(
     metrics: &Metrics,
 ) -> Arc<Accounts> {
     let counted = metrics.register(token::metrics::Metrics::register);
-    let mut keepers = Vec::new();
+    let mut refreshers = Vec::new();
     for (name, script) in scripts {
         let account = account(name);
         let (name, counted) = (account.name.clone(), counted.for_account(&account.name));
         let store = Arc::new(MemoryStore::default());
-        let keeper = Keeper::spawn(account, token::Settings::default(), script, store, counted);
-        let _ = keeper.current().await;
-        keepers.push((name, keeper.into()));
+        let refresher =
+            TokenRefresher::spawn(account, token::Settings::default(), script, store, counted);
+        let _ = refresher.current().await;
+        refreshers.push((name, refresher.into()));
     }
-    Arc::new(keepers.into_iter().collect())
+    Arc::new(refreshers.into_iter().collect())
 }
 
 struct Bench {

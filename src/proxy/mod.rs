@@ -188,10 +188,10 @@ impl Proxy {
             list: listeners,
             tls,
         } = listeners;
-        let (accounts, keepers): (Vec<_>, Vec<_>) = accounts.into_iter().unzip();
+        let (accounts, refreshers): (Vec<_>, Vec<_>) = accounts.into_iter().unzip();
         let origins = Origins::default();
         let plan = Plan::new(settings, &accounts, &origins, tls)?;
-        let live = Live::new(plan, keepers, &metrics, None, Load::new(&metrics));
+        let live = Live::new(plan, refreshers, &metrics, None, Load::new(&metrics));
         let proxy = Self {
             live: ArcSwap::from_pointee(live),
             nobody: metrics.for_none(),

@@ -20,7 +20,7 @@ use crate::{
     base::{AccountName, Secret},
     net::address::{BaseUrl, split_port},
     service::phantom::Tag,
-    token::{AccountSettings, AccountTokens, Keeper, Tickets},
+    token::{AccountSettings, AccountTokens, Tickets, TokenRefresher},
     wechat::api::Platform,
 };
 
@@ -31,7 +31,7 @@ pub(crate) struct Account {
     pub(crate) platform: Platform,
     pub(crate) appid: String,
     pub(crate) secret: Option<Secret>,
-    pub(crate) keeper: Keeper,
+    pub(crate) refresher: TokenRefresher,
     pub(crate) tickets: Option<Arc<Tickets>>,
     pub(crate) metrics: AccountMetrics,
     api: Vec<BaseUrl>,
@@ -64,7 +64,7 @@ impl Account {
             platform: settings.platform,
             appid: settings.appid.clone(),
             secret: settings.secret.clone(),
-            keeper: tokens.token,
+            refresher: tokens.token,
             tickets: tokens.tickets,
             metrics,
             api: settings.api.clone(),
@@ -204,7 +204,7 @@ impl Accounts {
     pub(crate) fn kept(&self, name: &AccountName, tokens: &AccountTokens) -> Option<&Arc<Account>> {
         self.by_name
             .get(name.as_str())
-            .filter(|account| account.keeper.is_same_as(&tokens.token))
+            .filter(|account| account.refresher.is_same_as(&tokens.token))
     }
 
     /// By name or appid; a name wins over an appid that happens to be spelt the same.
@@ -226,12 +226,15 @@ pub struct Selection(Accounts);
 
 impl Selection {
     /// Tables of accounts that are not called. `default` is `default_account`.
-    pub fn new(accounts: Vec<(AccountSettings, Keeper)>, default: Option<&AccountName>) -> Self {
+    pub fn new(
+        accounts: Vec<(AccountSettings, TokenRefresher)>,
+        default: Option<&AccountName>,
+    ) -> Self {
         let metrics = Metrics::register(&mut Registry::default());
-        let account = |(settings, keeper): (AccountSettings, Keeper)| {
+        let account = |(settings, refresher): (AccountSettings, TokenRefresher)| {
             let account = Account::new(
                 &settings,
-                keeper.into(),
+                refresher.into(),
                 metrics.for_account(&settings.name),
                 Vec::new(),
             );

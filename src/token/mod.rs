@@ -33,7 +33,6 @@ pub use error::{Cause, TokenError};
 pub use kept::Kept;
 pub use refresher::{
     Condition, GiveBackReason, LastError, Refresh, Refreshed, Status, TokenRefresher,
-    TokenRefresher as Keeper,
 };
 pub use registry::{AccountTokens, Accounts};
 pub use tickets::Tickets;
@@ -153,7 +152,7 @@ impl AccountSettings {
     }
 
     /// True if a refresher that was started with these settings also serves `next`.
-    pub fn share_keeper(&self, next: &Self) -> bool {
+    pub fn share_refresher(&self, next: &Self) -> bool {
         // Spelt out, so that a new setting cannot be forgotten here. Who selects the account is
         // none of the refresher's business.
         let Self {

@@ -426,7 +426,7 @@ fn tickets(platform: Platform, ticket: TicketType, base: BaseUrl) -> TicketSourc
     };
     let counters = Metrics::register(&mut Registry::default()).for_account(&account.name);
     let store = Arc::new(MemoryStore::default());
-    let keeper = TokenRefresher::spawn(
+    let refresher = TokenRefresher::spawn(
         account.clone(),
         Settings::default(),
         Arc::new(Fixed),
@@ -434,7 +434,7 @@ fn tickets(platform: Platform, ticket: TicketType, base: BaseUrl) -> TicketSourc
         counters,
     );
     let client = TokenClient::new(&Egress::default(), Duration::from_secs(5)).unwrap();
-    TicketSource::new(ticket, &account, client, keeper, Arc::default())
+    TicketSource::new(ticket, &account, client, refresher, Arc::default())
 }
 
 #[tokio::test]

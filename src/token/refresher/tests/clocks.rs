@@ -60,7 +60,7 @@ impl Clocks {
                     "{outcome:?} {:?}",
                     self.nodes
                         .iter()
-                        .map(|node| node.keeper.status())
+                        .map(|node| node.refresher.status())
                         .collect::<Vec<_>>()
                 );
             }

@@ -13,7 +13,7 @@ const MISSING: FetchError = FetchError::External(Absent::Missing);
 async fn stored(bench: &Bench) -> Option<Record> {
     bench
         .store
-        .load(&Key::token(bench.keeper.name()))
+        .load(&Key::token(bench.refresher.name()))
         .await
         .unwrap()
 }
@@ -27,7 +27,7 @@ async fn a_token_that_is_rotated_elsewhere_is_found_within_a_minute() {
     assert_eq!(bench.generation(), Generation(old.0 + 1));
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
     assert_eq!(
-        bench.keeper.status().conflicts,
+        bench.refresher.status().conflicts,
         0,
         "others are meant to rotate it"
     );
@@ -94,9 +94,9 @@ async fn a_look_that_began_before_the_rejection_is_followed_by_another() {
     let bench = Bench::ready(Kind::External).await;
     let old = bench.generation();
     bench.world.with(|state| state.delay = secs(3));
-    sleep(secs(bench.keeper.status().next_attempt_in.unwrap() + 1)).await;
+    sleep(secs(bench.refresher.status().next_attempt_in.unwrap() + 1)).await;
     // The look ends before the news comes.
-    let (outcome, ()) = tokio::join!(bench.keeper.refresh_past(old, "/a"), async {
+    let (outcome, ()) = tokio::join!(bench.refresher.refresh_past(old, "/a"), async {
         sleep(Duration::from_millis(3500)).await;
         bench.world.revoke();
     });
@@ -115,7 +115,7 @@ async fn a_server_that_has_died_takes_no_good_token_away_and_is_found_again() {
         assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
     }
     assert!(bench.world.fetches() < 150, "{}", bench.world.fetches());
-    assert_eq!(bench.keeper.status().condition, Condition::Degraded);
+    assert_eq!(bench.refresher.status().condition, Condition::Degraded);
     sleep(secs(1200)).await;
     let Outcome::NoToken(why) = bench.call("/a").await else {
         panic!("the token is over")
@@ -136,7 +136,7 @@ async fn a_place_without_a_token_is_said_at_once_and_looked_at_again_within_a_mi
     assert!(matches!(bench.call("/a").await, Outcome::NoToken(_)));
     assert!(start.elapsed() < secs(1), "nobody waits in vain");
     assert_eq!(
-        bench.keeper.status().condition,
+        bench.refresher.status().condition,
         Condition::Fatal,
         "somebody has to do something"
     );
@@ -165,8 +165,8 @@ async fn the_store_keeps_the_count_and_not_the_token() {
 #[tokio::test(start_paused = true)]
 async fn an_operator_can_have_it_looked_up_and_cannot_force_it() {
     let bench = Bench::ready(Kind::External).await;
-    let error = bench.keeper.refresh_now(true).await.unwrap_err();
+    let error = bench.refresher.refresh_now(true).await.unwrap_err();
     assert_eq!(error.cause(), Cause::CannotForce(Kind::External));
     bench.world.revoke();
-    assert!(bench.keeper.refresh_now(false).await.unwrap().refreshed);
+    assert!(bench.refresher.refresh_now(false).await.unwrap().refreshed);
 }

@@ -18,7 +18,7 @@ async fn a_stable_token_is_renewed_in_its_last_five_minutes_and_the_same_one_bef
     }
     let fetches = bench.world.fetches();
     assert!((13..=40).contains(&fetches), "{fetches} in a day");
-    assert_eq!(bench.keeper.status().condition, Condition::Ok);
+    assert_eq!(bench.refresher.status().condition, Condition::Ok);
     assert_eq!(
         bench.metric(r#"wxgate_token_conflicts_total{account="shop"}"#),
         Some(0.0)
@@ -32,11 +32,11 @@ async fn a_platform_that_rotates_late_is_asked_again_every_half_minute() {
     let bench = Bench::start(world);
     sleep(secs(1)).await;
     // A fetch that finds more than five minutes left gets the same token.
-    assert!(!bench.keeper.refresh_now(false).await.unwrap().refreshed);
-    assert!(bench.keeper.status().last_error.is_none());
+    assert!(!bench.refresher.refresh_now(false).await.unwrap().refreshed);
+    assert!(bench.refresher.status().last_error.is_none());
     let start = Instant::now();
     while start.elapsed() < secs(4000) {
-        assert!(bench.keeper.token().is_some());
+        assert!(bench.refresher.token().is_some());
         sleep(secs(1)).await;
     }
 }
@@ -61,9 +61,9 @@ async fn an_expired_token_is_never_handed_out() {
     let bench = Bench::ready(Kind::Classic).await;
     bench.world.with(|state| state.delay = secs(100_000));
     sleep(secs(7199)).await;
-    assert!(bench.keeper.token().is_some());
+    assert!(bench.refresher.token().is_some());
     sleep(secs(2)).await;
-    assert!(bench.keeper.token().is_none());
+    assert!(bench.refresher.token().is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -71,7 +71,7 @@ async fn expiry_counts_from_when_the_fetch_was_sent() {
     let world = World::new(Kind::Classic);
     world.with(|state| state.delay = secs(2));
     let (bench, start) = (Bench::start(world), Instant::now());
-    let token = bench.keeper.current().await.unwrap();
+    let token = bench.refresher.current().await.unwrap();
     assert_eq!(token.expires() - start, secs(7200));
 }
 
@@ -88,7 +88,7 @@ async fn a_restart_costs_no_fetch_and_keeps_the_generation() {
         (bench.generation(), bench.world.fetches()),
         (generation, fetches)
     );
-    assert!(bench.keeper.token().unwrap().expires_in() <= secs(7100));
+    assert!(bench.refresher.token().unwrap().expires_in() <= secs(7100));
     bench.world.revoke();
     assert_eq!(
         bench.call("/a").await,
@@ -100,18 +100,18 @@ async fn a_restart_costs_no_fetch_and_keeps_the_generation() {
 #[tokio::test(start_paused = true)]
 async fn another_secret_or_kind_takes_no_old_token_and_another_appid_no_old_budget() {
     let bench = Bench::ready(Kind::Classic).await;
-    let left = bench.keeper.status().classic_left;
+    let left = bench.refresher.status().classic_left;
     let bench = bench.restarted_as(|kind| AccountSettings {
         secret: Some(Secret::new("other")),
         ..account(kind)
     });
-    let token = bench.keeper.current().await.unwrap();
+    let token = bench.refresher.current().await.unwrap();
     assert_eq!(
         (token.generation(), bench.world.fetches()),
         (Generation(2), 2)
     );
     assert_eq!(
-        bench.keeper.status().classic_left,
+        bench.refresher.status().classic_left,
         left.map(|left| left - 1)
     );
     let bench = bench.restarted_as(|kind| AccountSettings {
@@ -119,11 +119,11 @@ async fn another_secret_or_kind_takes_no_old_token_and_another_appid_no_old_budg
         ..account(kind)
     });
     assert_eq!(
-        bench.keeper.current().await.unwrap().generation(),
+        bench.refresher.current().await.unwrap().generation(),
         Generation(3)
     );
     assert_eq!(
-        bench.keeper.status().classic_left,
+        bench.refresher.status().classic_left,
         Some(CLASSIC_PER_DAY - 1)
     );
 }
@@ -132,8 +132,8 @@ async fn another_secret_or_kind_takes_no_old_token_and_another_appid_no_old_budg
 async fn budgets_survive_a_restart_even_before_the_answer_came() {
     let bench = Bench::ready(Kind::Stable).await;
     bench.world.with(|state| state.delay = secs(1));
-    let keeper = bench.keeper.clone();
-    let asking = tokio::spawn(async move { keeper.refresh_now(true).await });
+    let refresher = bench.refresher.clone();
+    let asking = tokio::spawn(async move { refresher.refresh_now(true).await });
     sleep(Duration::from_millis(500)).await;
     let stored = bench
         .store
@@ -149,9 +149,9 @@ async fn budgets_survive_a_restart_even_before_the_answer_came() {
     asking.await.unwrap().unwrap();
     let bench = bench.restarted();
     bench.call("/a").await;
-    assert_eq!(bench.keeper.status().forced_left, Some(5));
+    assert_eq!(bench.refresher.status().forced_left, Some(5));
     assert_eq!(
-        bench.keeper.refresh_now(true).await.unwrap_err().label(),
+        bench.refresher.refresh_now(true).await.unwrap_err().label(),
         "budget",
         "still within 30 s"
     );
@@ -161,22 +161,22 @@ async fn budgets_survive_a_restart_even_before_the_answer_came() {
 async fn the_classic_budget_of_a_day_ends_and_begins_anew_at_midnight() {
     let bench = Bench::ready(Kind::Classic).await;
     for n in 1..CLASSIC_PER_DAY {
-        assert!(bench.keeper.refresh_now(false).await.is_ok(), "{n}");
+        assert!(bench.refresher.refresh_now(false).await.is_ok(), "{n}");
     }
-    let error = bench.keeper.refresh_now(false).await.unwrap_err();
+    let error = bench.refresher.refresh_now(false).await.unwrap_err();
     assert_eq!((error.label(), bench.world.fetches()), ("budget", 2000));
     bench.world.revoke();
     assert_eq!(bench.call("/a").await, stale("budget"));
     let bench = bench.restarted();
-    assert!(bench.keeper.refresh_now(false).await.is_err());
+    assert!(bench.refresher.refresh_now(false).await.is_err());
     sleep(secs(12 * 3600)).await;
-    assert!(bench.keeper.refresh_now(false).await.is_ok());
+    assert!(bench.refresher.refresh_now(false).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_record_from_the_future_is_not_believed() {
     let bench = Bench::ready(Kind::Classic).await;
-    drop(bench.keeper);
+    drop(bench.refresher);
     let behind = Clock::starting_at(NOON_MS - 3_600_000);
     let bench = Bench::start_with(bench.world, bench.store, behind, account);
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
@@ -186,12 +186,12 @@ async fn a_record_from_the_future_is_not_believed() {
 #[tokio::test(start_paused = true)]
 async fn the_last_handle_ends_the_task_after_the_fetch_under_way() {
     let bench = Bench::ready(Kind::Classic).await;
-    let keeper = bench.keeper.clone();
+    let refresher = bench.refresher.clone();
     bench.world.revoke();
-    let asking = tokio::spawn(async move { keeper.refresh_now(false).await.map(|_| ()) });
+    let asking = tokio::spawn(async move { refresher.refresh_now(false).await.map(|_| ()) });
     sleep(Duration::from_millis(10)).await;
     asking.abort();
-    drop(bench.keeper);
+    drop(bench.refresher);
     sleep(secs(1)).await;
     let stored = bench
         .store
@@ -210,7 +210,7 @@ async fn the_last_handle_ends_the_task_after_the_fetch_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_another_keeper_stored_first_is_taken_over() {
+async fn what_another_refresher_stored_first_is_taken_over() {
     let first = Bench::ready(Kind::Stable).await;
     let second = Bench::start_with(
         World::new(Kind::Stable),
@@ -218,7 +218,7 @@ async fn what_another_keeper_stored_first_is_taken_over() {
         first.clock,
         account,
     );
-    second.keeper.current().await.unwrap();
+    second.refresher.current().await.unwrap();
     assert_eq!(
         (second.generation(), second.world.fetches()),
         (first.generation(), 0),
@@ -227,12 +227,12 @@ async fn what_another_keeper_stored_first_is_taken_over() {
     first.world.revoke();
     assert_eq!(first.call("/a").await, Outcome::Ok { calls: 2 });
     second.world.with(|state| state.minted = 10);
-    let Refresh::Replay(token) = second.keeper.refresh_past(Generation(1), "/a").await else {
+    let Refresh::Replay(token) = second.refresher.refresh_past(Generation(1), "/a").await else {
         panic!("no replay")
     };
     assert_eq!(
         token.secret(),
-        first.keeper.token().unwrap().secret(),
+        first.refresher.token().unwrap().secret(),
         "not the one it fetched itself, which came later"
     );
 }
@@ -243,7 +243,7 @@ async fn a_stable_token_that_others_force_out_again_and_again_is_a_conflict() {
     for _ in 0..3 {
         bench.world.script([Scripted::Rotates]);
         assert!(matches!(
-            bench.keeper.refresh_past(bench.generation(), "/a").await,
+            bench.refresher.refresh_past(bench.generation(), "/a").await,
             Refresh::Replay(_)
         ));
         assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
@@ -272,8 +272,8 @@ async fn a_token_is_on_disk_before_a_request_sees_it() {
             metrics,
         )
     };
-    let keeper = start(FileStore::open(&path, None).unwrap());
-    let token = keeper.current().await.unwrap();
+    let refresher = start(FileStore::open(&path, None).unwrap());
+    let token = refresher.current().await.unwrap();
     // As a kill would leave it: whatever is written after this moment is lost.
     let copy = folder.path().join("copy");
     std::fs::create_dir(&copy).unwrap();
@@ -344,7 +344,7 @@ async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_a
         });
         let world = World::new(Kind::Classic);
         let mut registry = Registry::default();
-        let keeper = TokenRefresher::spawn_from(Parts {
+        let refresher = TokenRefresher::spawn_from(Parts {
             account: account(Kind::Classic),
             settings: Settings::default(),
             source: Arc::clone(&world) as Arc<dyn TokenSource>,
@@ -358,7 +358,7 @@ async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_a
         });
         let bench = Bench {
             world,
-            keeper,
+            refresher,
             store: Arc::default(),
             clock: Clock::system(),
             registry,
@@ -386,10 +386,10 @@ async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retired_keeper_asks_for_nothing_but_what_a_request_in_flight_needs() {
+async fn a_retired_refresher_asks_for_nothing_but_what_a_request_in_flight_needs() {
     for kind in [Kind::Stable, Kind::Classic] {
         let bench = Bench::ready(kind).await;
-        bench.keeper.retire();
+        bench.refresher.retire();
         assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
         bench.world.revoke();
         assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
@@ -400,13 +400,13 @@ async fn a_retired_keeper_asks_for_nothing_but_what_a_request_in_flight_needs() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_keeper_that_is_retired_while_it_fetches_still_serves_who_waits() {
+async fn a_refresher_that_is_retired_while_it_fetches_still_serves_who_waits() {
     let bench = Bench::start(World::new(Kind::Stable));
     let waiting = tokio::spawn({
-        let keeper = bench.keeper.clone();
-        async move { keeper.current().await.is_ok() }
+        let refresher = bench.refresher.clone();
+        async move { refresher.current().await.is_ok() }
     });
     sleep(Duration::from_millis(50)).await;
-    bench.keeper.retire();
+    bench.refresher.retire();
     assert!(waiting.await.unwrap());
 }

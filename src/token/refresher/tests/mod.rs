@@ -1,4 +1,4 @@
-//! The keeper against a small model of WeChat's token service, in paused time.
+//! The refresher against a small model of WeChat's token service, in paused time.
 //!
 //! The model knows which token is good right now; a test scripts what goes wrong.
 
@@ -242,14 +242,14 @@ pub(super) fn account(kind: Kind) -> AccountSettings {
 
 pub(super) struct Bench {
     pub(super) world: Arc<World>,
-    pub(super) keeper: TokenRefresher,
+    pub(super) refresher: TokenRefresher,
     pub(super) store: Arc<MemoryStore>,
     pub(super) clock: Clock,
     pub(super) registry: Registry,
 }
 
 impl Bench {
-    /// A keeper with its first token in hand, accepted once.
+    /// A refresher with its first token in hand, accepted once.
     pub(super) async fn ready(kind: Kind) -> Self {
         let bench = Self::start(World::new(kind));
         assert_eq!(bench.call("/ok").await, Outcome::Ok { calls: 1 });
@@ -271,7 +271,7 @@ impl Bench {
         let mut registry = Registry::default();
         let account = account(world.kind);
         let metrics = Metrics::register(&mut registry).for_account(&account.name);
-        let keeper = TokenRefresher::spawn_from(Parts {
+        let refresher = TokenRefresher::spawn_from(Parts {
             account,
             settings: Settings::default(),
             source: Arc::clone(&world) as Arc<dyn TokenSource>,
@@ -284,7 +284,7 @@ impl Bench {
         });
         Self {
             world,
-            keeper,
+            refresher,
             store,
             clock,
             registry,
@@ -297,7 +297,7 @@ impl Bench {
     }
 
     pub(super) fn restarted_as(self, account: fn(Kind) -> AccountSettings) -> Self {
-        drop(self.keeper);
+        drop(self.refresher);
         Self::start_with(self.world, self.store, self.clock, account)
     }
 
@@ -312,7 +312,7 @@ impl Bench {
     }
 
     async fn call_where(&self, path: &str, lies: impl Fn(u32) -> bool) -> Outcome {
-        match self.keeper.current().await {
+        match self.refresher.current().await {
             Ok(token) => self.call_with(&token, path, lies).await,
             Err(error) => Outcome::NoToken(error.to_string()),
         }
@@ -326,10 +326,10 @@ impl Bench {
         lies: impl Fn(u32) -> bool,
     ) -> Outcome {
         if !lies(1) && self.world.takes(token.secret().expose()) {
-            self.keeper.accepted(token.generation());
+            self.refresher.accepted(token.generation());
             return Outcome::Ok { calls: 1 };
         }
-        match self.keeper.refresh_past(token.generation(), path).await {
+        match self.refresher.refresh_past(token.generation(), path).await {
             Refresh::GiveBack(reason) => Outcome::Stale {
                 calls: 1,
                 reason: reason.slug(),
@@ -340,10 +340,10 @@ impl Bench {
                     "a replay needs a newer generation"
                 );
                 if !lies(2) && self.world.takes(fresh.secret().expose()) {
-                    self.keeper.accepted(fresh.generation());
+                    self.refresher.accepted(fresh.generation());
                     return Outcome::Ok { calls: 2 };
                 }
-                self.keeper.replay_was_stale(fresh.generation(), path);
+                self.refresher.replay_was_stale(fresh.generation(), path);
                 Outcome::Stale {
                     calls: 2,
                     reason: "replay",
@@ -353,7 +353,7 @@ impl Bench {
     }
 
     pub(super) fn generation(&self) -> Generation {
-        self.keeper.token().unwrap().generation()
+        self.refresher.token().unwrap().generation()
     }
 
     pub(super) fn metric(&self, line_start: &str) -> Option<f64> {

@@ -1,4 +1,4 @@
-//! Several keepers of one account on one shared store that works.
+//! Several refreshers of one account on one shared store that works.
 
 use futures_util::future::join_all;
 
@@ -21,7 +21,7 @@ pub(super) fn node(world: &Arc<World>, store: Arc<dyn TokenStore>, clock: Clock)
     let metrics = Metrics::register(&mut registry).for_account(&account.name);
     let source = Arc::clone(world) as Arc<dyn TokenSource>;
     let jitter = || f64::from(getrandom::u32().unwrap()) / f64::from(u32::MAX);
-    let keeper = TokenRefresher::spawn_from(Parts {
+    let refresher = TokenRefresher::spawn_from(Parts {
         account,
         settings: Settings::default(),
         source,
@@ -31,7 +31,7 @@ pub(super) fn node(world: &Arc<World>, store: Arc<dyn TokenStore>, clock: Clock)
     });
     Bench {
         world: Arc::clone(world),
-        keeper,
+        refresher,
         store: Arc::default(),
         clock,
         registry,
@@ -114,7 +114,7 @@ async fn a_node_that_did_not_hear_of_the_new_token_finds_it_before_it_fetches() 
         Arc::clone(&nodes.store) as Arc<dyn TokenStore>,
         nodes.all[0].clock,
     );
-    late.keeper.current().await.unwrap();
+    late.refresher.current().await.unwrap();
     nodes.all_fine(1, 2).await;
     assert_eq!(
         late.call("/a").await,
@@ -165,7 +165,7 @@ async fn a_day_of_three_nodes_costs_about_what_a_day_of_one_does() {
             "{kind:?}: {fetches} in a day"
         );
         for node in &nodes.all {
-            assert_eq!(node.keeper.status().condition, Condition::Ok);
+            assert_eq!(node.refresher.status().condition, Condition::Ok);
             assert_eq!(
                 node.metric(r#"wxgate_token_conflicts_total{account="shop"}"#),
                 Some(0.0)
@@ -214,7 +214,7 @@ async fn a_late_answer_changes_nothing() {
     let nodes = Nodes::ready(Kind::Classic, 3).await;
     nodes.world.revoke();
     nodes.world.with(|state| state.linger = secs(4));
-    let late = nodes.all[0].keeper.clone();
+    let late = nodes.all[0].refresher.clone();
     let waiting = tokio::spawn(async move { late.refresh_past(Generation(1), "/late").await });
     sleep(secs(1)).await;
     nodes.store.outlast(&key());
@@ -281,23 +281,23 @@ async fn two_tokens_of_one_number_become_one() {
 async fn what_one_node_spends_all_have_spent() {
     let nodes = Nodes::ready(Kind::Classic, 3).await;
     for n in 0..9 {
-        nodes.all[n % 3].keeper.refresh_now(false).await.unwrap();
+        nodes.all[n % 3].refresher.refresh_now(false).await.unwrap();
     }
     sleep(secs(1)).await;
     for node in &nodes.all {
-        assert_eq!(node.keeper.status().classic_left, Some(2000 - 10));
+        assert_eq!(node.refresher.status().classic_left, Some(2000 - 10));
     }
     let nodes = Nodes::ready(Kind::Stable, 3).await;
-    nodes.all[0].keeper.refresh_now(true).await.unwrap();
-    let error = nodes.all[1].keeper.refresh_now(true).await.unwrap_err();
+    nodes.all[0].refresher.refresh_now(true).await.unwrap();
+    let error = nodes.all[1].refresher.refresh_now(true).await.unwrap_err();
     assert_eq!(
         (error.label(), nodes.world.forced()),
         ("budget", 1),
         "within 30 s"
     );
     sleep(secs(31)).await;
-    nodes.all[2].keeper.refresh_now(true).await.unwrap();
-    assert_eq!(nodes.all[0].keeper.status().forced_left, Some(4));
+    nodes.all[2].refresher.refresh_now(true).await.unwrap();
+    assert_eq!(nodes.all[0].refresher.status().forced_left, Some(4));
 }
 
 #[tokio::test(start_paused = true)]
@@ -310,7 +310,7 @@ async fn a_token_that_is_forced_out_is_forced_once_for_all_nodes() {
     let asked = nodes
         .all
         .iter()
-        .map(|node| node.keeper.refresh_past(Generation(1), "/a"));
+        .map(|node| node.refresher.refresh_past(Generation(1), "/a"));
     let all = join_all(asked).await;
     assert!(all.iter().all(
         |refresh| matches!(refresh, Refresh::Replay(token) if token.generation() == Generation(2))
@@ -326,8 +326,11 @@ async fn a_ticket_is_fetched_once_for_all_nodes() {
         bench.store = Arc::clone(&nodes.store);
         tickets.push(ticket(bench));
     }
-    for (keeper, _) in &tickets {
-        assert_eq!(keeper.current().await.unwrap().generation(), Generation(1));
+    for (refresher, _) in &tickets {
+        assert_eq!(
+            refresher.current().await.unwrap().generation(),
+            Generation(1)
+        );
     }
     assert_eq!(
         tickets
@@ -357,11 +360,11 @@ async fn a_wrong_secret_is_told_to_all_nodes_and_so_is_its_correction() {
         "{fetches}, about as often as one node would"
     );
     for node in &nodes.all {
-        assert_eq!(node.keeper.current().await.unwrap_err().label(), "40125");
-        assert_eq!(node.keeper.status().condition, Condition::Fatal);
+        assert_eq!(node.refresher.current().await.unwrap_err().label(), "40125");
+        assert_eq!(node.refresher.status().condition, Condition::Fatal);
     }
     nodes.world.with(|state| state.script.clear());
-    nodes.all[7].keeper.refresh_now(false).await.unwrap();
+    nodes.all[7].refresher.refresh_now(false).await.unwrap();
     sleep(secs(1)).await;
     nodes.all_fine(1, 1).await;
     assert_eq!(nodes.world.fetches(), fetches + 1);
@@ -372,17 +375,17 @@ async fn a_wrong_secret_is_told_to_all_nodes_and_so_is_its_correction() {
 async fn a_refusal_is_over_for_all_nodes_when_one_gets_the_same_token_again() {
     let nodes = Nodes::ready(Kind::Stable, 3).await;
     nodes.world.script([refused(40243)]);
-    nodes.all[0].keeper.refresh_now(false).await.unwrap_err();
+    nodes.all[0].refresher.refresh_now(false).await.unwrap_err();
     sleep(secs(1)).await;
     let conditions = || {
         nodes
             .all
             .iter()
-            .map(|node| node.keeper.status().condition)
+            .map(|node| node.refresher.status().condition)
             .collect::<Vec<_>>()
     };
     assert_eq!(conditions(), [Condition::Degraded; 3]);
-    nodes.all[1].keeper.refresh_now(false).await.unwrap();
+    nodes.all[1].refresher.refresh_now(false).await.unwrap();
     sleep(secs(1)).await;
     assert_eq!(conditions(), [Condition::Ok; 3]);
     assert_eq!(nodes.world.fetches(), 3);

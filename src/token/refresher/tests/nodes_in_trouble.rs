@@ -1,4 +1,4 @@
-//! Several keepers of one account on a shared store that fails, hangs or is slow.
+//! Several refreshers of one account on a shared store that fails, hangs or is slow.
 
 use super::{
     nodes::{key, node},
@@ -224,7 +224,7 @@ async fn a_store_that_returns_is_written_and_used_within_two_seconds() {
         cluster.set(Trouble::Fails);
         cluster.world.revoke();
         assert_eq!(cluster.nodes[0].call("/a").await, Outcome::Ok { calls: 2 });
-        let newest = cluster.nodes[0].keeper.token().unwrap();
+        let newest = cluster.nodes[0].refresher.token().unwrap();
         sleep(secs(60)).await;
         cluster.set(Trouble::None);
         sleep(secs(2)).await;
@@ -328,11 +328,11 @@ async fn a_node_that_found_a_short_token_in_the_store_renews_it_in_time() {
     assert_eq!(late.call("/a").await, Outcome::Ok { calls: 1 });
     sleep(secs(1)).await;
     cluster.set(Trouble::Hangs);
-    let first = cluster.nodes[0].keeper.token().unwrap().secret().clone();
+    let first = cluster.nodes[0].refresher.token().unwrap().secret().clone();
     sleep(secs(9)).await;
     for node in cluster.nodes.iter().chain([&late]) {
         assert_ne!(
-            *node.keeper.token().unwrap().secret(),
+            *node.refresher.token().unwrap().secret(),
             first,
             "before its end"
         );

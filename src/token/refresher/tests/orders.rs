@@ -1,7 +1,7 @@
-//! Requests and the keeper's task in whatever order chance finds: one dead token, one fetch.
+//! Requests and the refresher's task in whatever order chance finds: one dead token, one fetch.
 //!
-//! The keeper is the real one. shuttle decides whose turn it is: each request is one of its
-//! threads, and so is the runtime on which the keeper's task lives, a millisecond at a time. It
+//! The refresher is the real one. shuttle decides whose turn it is: each request is one of its
+//! threads, and so is the runtime on which the refresher's task lives, a millisecond at a time. It
 //! changes turns where a future waits; what happens within one poll is not taken apart.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -41,7 +41,7 @@ fn run(kind: Kind, deaths: usize) -> Run {
         .map(|_| {
             let (bench, running) = (Arc::clone(&bench), Arc::clone(&running));
             thread::spawn(move || {
-                let token = bench.keeper.token().unwrap();
+                let token = bench.refresher.token().unwrap();
                 // WeChat takes its time to refuse it; others may have had it replaced by then.
                 (0..shuttle::rand::thread_rng().gen_range(0..6)).for_each(|_| thread::yield_now());
                 let outcome = shuttle::future::block_on(bench.call_with(&token, "/a", |_| false));
@@ -78,7 +78,7 @@ fn in_many_orders(check: impl Fn() + Send + Sync + 'static) {
 }
 
 #[test]
-fn a_dead_token_is_replaced_once_in_whatever_order_requests_and_keeper_run() {
+fn a_dead_token_is_replaced_once_in_whatever_order_requests_and_refresher_run() {
     for kind in [Kind::Stable, Kind::Classic] {
         in_many_orders(move || {
             let run = run(kind, 0);

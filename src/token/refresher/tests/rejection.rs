@@ -32,7 +32,8 @@ async fn a_late_rejection_of_an_old_generation_replays_without_a_fetch() {
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
     let before = bench.world.fetches();
     for n in 0..50 {
-        let Refresh::Replay(token) = bench.keeper.refresh_past(old, &format!("/{n}")).await else {
+        let Refresh::Replay(token) = bench.refresher.refresh_past(old, &format!("/{n}")).await
+        else {
             panic!("no replay")
         };
         assert_eq!(token.generation(), bench.generation());
@@ -52,7 +53,7 @@ async fn a_rejection_that_was_posted_just_before_the_new_token_came_is_answered_
         path: "/b".into(),
         reply,
     };
-    assert!(bench.keeper.mailbox.send(late).is_ok());
+    assert!(bench.refresher.mailbox.send(late).is_ok());
     assert!(matches!(answer.await, Ok(Refresh::Replay(_))));
     assert_eq!(bench.world.fetches(), before);
 }
@@ -64,7 +65,7 @@ async fn a_waiter_that_goes_away_cancels_nothing() {
     let old = bench.generation();
     let leader = tokio::time::timeout(
         Duration::from_millis(10),
-        bench.keeper.refresh_past(old, "/leader"),
+        bench.refresher.refresh_past(old, "/leader"),
     );
     assert!(leader.await.is_err(), "the leader left before the answer");
     assert_eq!(bench.call("/follower").await, Outcome::Ok { calls: 2 });
@@ -186,7 +187,7 @@ async fn a_rogue_that_revokes_every_second_is_noticed_and_not_followed_for_ever(
         .metric(r#"wxgate_token_conflicts_total{account="shop"}"#)
         .unwrap();
     assert!(conflicts >= 10.0, "{conflicts}");
-    assert!(bench.keeper.status().conflicts >= 10);
+    assert!(bench.refresher.status().conflicts >= 10);
 }
 
 #[tokio::test(start_paused = true)]
@@ -195,16 +196,16 @@ async fn one_early_death_is_no_conflict() {
     bench.world.revoke();
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
     sleep(secs(8000)).await;
-    assert_eq!(bench.keeper.status().conflicts, 0);
+    assert_eq!(bench.refresher.status().conflicts, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_same_token_that_is_accepted_elsewhere_needs_no_probe() {
     let bench = Bench::ready(Kind::Stable).await;
-    let token = bench.keeper.token().unwrap();
+    let token = bench.refresher.token().unwrap();
     let (outcome, ()) = tokio::join!(bench.call_liar("/liar"), async {
         sleep(Duration::from_millis(50)).await;
-        bench.keeper.accepted(token.generation());
+        bench.refresher.accepted(token.generation());
     });
     assert_eq!(outcome, stale("same_token"));
     assert_eq!(
@@ -257,7 +258,7 @@ async fn the_same_token_that_a_probe_finds_dead_is_forced_out() {
     let bench = Bench::ready(Kind::Stable).await;
     bench.world.with(|state| state.probe = Some(Probe::Stale));
     let old = bench.generation();
-    let Refresh::Replay(token) = bench.keeper.refresh_past(old, "/a").await else {
+    let Refresh::Replay(token) = bench.refresher.refresh_past(old, "/a").await else {
         panic!("no replay")
     };
     assert_eq!(token.generation(), Generation(old.0 + 1));
@@ -269,13 +270,13 @@ async fn a_second_forced_refresh_within_a_minute_is_not_made() {
     let bench = Bench::ready(Kind::Stable).await;
     bench.world.with(|state| state.probe = Some(Probe::Stale));
     assert!(matches!(
-        bench.keeper.refresh_past(bench.generation(), "/a").await,
+        bench.refresher.refresh_past(bench.generation(), "/a").await,
         Refresh::Replay(_)
     ));
-    bench.keeper.accepted(bench.generation());
+    bench.refresher.accepted(bench.generation());
     assert_eq!(bench.call_liar("/a").await, stale("budget"));
     assert_eq!(
-        (bench.world.forced(), bench.keeper.status().condition),
+        (bench.world.forced(), bench.refresher.status().condition),
         (1, Condition::Degraded)
     );
 }
@@ -300,7 +301,7 @@ async fn a_path_that_lies_costs_one_fetch_in_ten_minutes() {
         "the memory ends"
     );
     assert_eq!(
-        bench.keeper.status().conflicts,
+        bench.refresher.status().conflicts,
         0,
         "a path that lies is no rival"
     );
@@ -328,12 +329,14 @@ async fn a_stale_replay_convicts_no_path_while_the_token_is_accepted_nowhere() {
 async fn a_token_that_was_accepted_and_died_before_the_replay_convicts_no_path() {
     let bench = Bench::ready(Kind::Classic).await;
     bench.world.revoke();
-    let Refresh::Replay(fresh) = bench.keeper.refresh_past(Generation(1), "/only").await else {
+    let Refresh::Replay(fresh) = bench.refresher.refresh_past(Generation(1), "/only").await else {
         panic!("no replay")
     };
-    bench.keeper.accepted(fresh.generation());
+    bench.refresher.accepted(fresh.generation());
     bench.world.revoke();
-    bench.keeper.replay_was_stale(fresh.generation(), "/only");
+    bench
+        .refresher
+        .replay_was_stale(fresh.generation(), "/only");
     assert_eq!(bench.call("/only").await, Outcome::Ok { calls: 2 });
 }
 
@@ -342,10 +345,10 @@ async fn a_rejection_during_a_timed_refresh_joins_it() {
     let bench = Bench::ready(Kind::Classic).await;
     let old = bench.generation();
     bench.world.with(|state| state.delay = secs(3));
-    let due = secs(bench.keeper.status().next_attempt_in.unwrap() + 1);
+    let due = secs(bench.refresher.status().next_attempt_in.unwrap() + 1);
     sleep(due).await;
     assert!(matches!(
-        bench.keeper.refresh_past(old, "/a").await,
+        bench.refresher.refresh_past(old, "/a").await,
         Refresh::Replay(_)
     ));
     assert_eq!(bench.world.fetches(), 2);

@@ -16,7 +16,7 @@ async fn the_same_token_again_that_is_dead_goes_back_and_nothing_is_forced() {
         ),
         (2, 1, 0)
     );
-    assert_eq!(bench.keeper.status().condition, Condition::Degraded);
+    assert_eq!(bench.refresher.status().condition, Condition::Degraded);
     for _ in 0..50 {
         assert_eq!(bench.call("/a").await, stale("backoff"));
     }
@@ -25,7 +25,7 @@ async fn the_same_token_again_that_is_dead_goes_back_and_nothing_is_forced() {
     bench.world.revoke();
     sleep(secs(31)).await;
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
-    assert_eq!(bench.keeper.status().condition, Condition::Ok);
+    assert_eq!(bench.refresher.status().condition, Condition::Ok);
 }
 
 #[tokio::test(start_paused = true)]
@@ -45,17 +45,17 @@ async fn a_path_that_lies_is_found_out_by_one_fetch_and_one_probe() {
 #[tokio::test(start_paused = true)]
 async fn an_operator_is_told_that_nothing_can_be_forced() {
     let bench = Bench::ready(Kind::Wecom).await;
-    let error = bench.keeper.refresh_now(true).await.unwrap_err();
+    let error = bench.refresher.refresh_now(true).await.unwrap_err();
     assert_eq!(error.cause(), Cause::CannotForce(Kind::Wecom));
     assert_eq!(bench.world.fetches(), 1);
-    assert!(!bench.keeper.refresh_now(false).await.unwrap().refreshed);
+    assert!(!bench.refresher.refresh_now(false).await.unwrap().refreshed);
     assert_eq!(bench.world.fetches(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn there_is_no_budget_to_spend_or_to_show() {
     let bench = Bench::ready(Kind::Wecom).await;
-    let status = bench.keeper.status();
+    let status = bench.refresher.status();
     assert_eq!((status.classic_left, status.forced_left), (None, None));
     assert_eq!(bench.metric("wxgate_token_budget_remaining"), None);
 }
@@ -63,13 +63,16 @@ async fn there_is_no_budget_to_spend_or_to_show() {
 #[tokio::test(start_paused = true)]
 async fn an_agent_of_the_same_corp_gets_no_token_out_of_anothers_record() {
     let bench = Bench::ready(Kind::Wecom).await;
-    let token = bench.keeper.token().unwrap().fingerprint().to_owned();
+    let token = bench.refresher.token().unwrap().fingerprint().to_owned();
     bench.world.revoke();
     let other = bench.restarted_as(|kind| AccountSettings {
         secret: Some(Secret::new("agent2")),
         ..account(kind)
     });
-    assert_ne!(other.keeper.current().await.unwrap().fingerprint(), token);
+    assert_ne!(
+        other.refresher.current().await.unwrap().fingerprint(),
+        token
+    );
 }
 
 #[tokio::test(start_paused = true)]

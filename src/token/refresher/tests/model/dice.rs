@@ -1,5 +1,5 @@
 //! Chance that a seed repeats: for the plan of a run, and one more stream for the jitter of
-//! keepers.
+//! refreshers.
 //!
 //! Not for secrets.
 

@@ -1,9 +1,9 @@
 //! The refresh protocol of several nodes in a simulated network, with chance for an opponent.
 //!
-//! Real keepers run on simulated hosts, and talk over simulated TCP to a store and to a WeChat. A
+//! Real refreshers run on simulated hosts, and talk over simulated TCP to a store and to a WeChat. A
 //! seed decides which links, hosts and tokens break, and when; the same seed does the same again.
-//! What must hold stands in `ledger`, `node` and below. It stands here, beside the keeper, since
-//! clock and chance of a keeper are no part of its public face.
+//! What must hold stands in `ledger`, `node` and below. It stands here, beside the refresher, since
+//! clock and chance of a refresher are no part of its public face.
 //!
 //! Not modelled: a process that is stopped while its machine goes on (a held link comes near it),
 //! threads (everything runs on one), and the stores' own protocols. Segments that get lost are not

@@ -1,4 +1,4 @@
-//! A node as a host: the real keeper, clients that use its tokens and tell it of stale ones, and a
+//! A node as a host: the real refresher, clients that use its tokens and tell it of stale ones, and a
 //! reader that watches it closely.
 
 use std::{
@@ -57,7 +57,7 @@ impl Node {
             clock: Clock::starting_at(wall),
             jitter,
         };
-        let keeper = TokenRefresher::spawn_from(Parts {
+        let refresher = TokenRefresher::spawn_from(Parts {
             account,
             settings: Settings::default(),
             source,
@@ -67,9 +67,9 @@ impl Node {
         });
         // A second client that waited too would be woken before or after the first one by chance.
         for waits in [true, false] {
-            tokio::spawn(self.clone().use_it(keeper.clone(), waits));
+            tokio::spawn(self.clone().use_it(refresher.clone(), waits));
         }
-        self.watch(keeper, arrived).await;
+        self.watch(refresher, arrived).await;
         Ok(())
     }
 
@@ -78,15 +78,15 @@ impl Node {
     }
 
     /// A client: one call after the other.
-    async fn use_it(self, keeper: TokenRefresher, waits: bool) {
+    async fn use_it(self, refresher: TokenRefresher, waits: bool) {
         loop {
             let pause = self.throw(100..2000);
             sleep(pause).await;
-            if !waits && keeper.token().is_none() {
+            if !waits && refresher.token().is_none() {
                 continue;
             }
             let begun = turmoil::sim_elapsed().unwrap();
-            let outcome = self.call(&keeper).await;
+            let outcome = self.call(&refresher).await;
             self.ledger.called();
             if let Err(reason) = outcome {
                 let now = turmoil::sim_elapsed().unwrap();
@@ -108,12 +108,15 @@ impl Node {
     }
 
     /// As the proxy does it.
-    async fn call(&self, keeper: &TokenRefresher) -> Result<(), String> {
-        let token = keeper.current().await.map_err(|error| error.to_string())?;
-        if self.taken(keeper, &token).await? {
+    async fn call(&self, refresher: &TokenRefresher) -> Result<(), String> {
+        let token = refresher
+            .current()
+            .await
+            .map_err(|error| error.to_string())?;
+        if self.taken(refresher, &token).await? {
             return Ok(());
         }
-        match keeper.refresh_past(token.generation(), "/a").await {
+        match refresher.refresh_past(token.generation(), "/a").await {
             Refresh::GiveBack(reason) => Err(reason.slug().to_owned()),
             Refresh::Replay(fresh) if fresh.generation() <= token.generation() => {
                 self.ledger.breach(format!(
@@ -123,32 +126,32 @@ impl Node {
                 Err("an old token".to_owned())
             }
             Refresh::Replay(fresh) => {
-                if self.taken(keeper, &fresh).await? {
+                if self.taken(refresher, &fresh).await? {
                     return Ok(());
                 }
-                keeper.replay_was_stale(fresh.generation(), "/a");
+                refresher.replay_was_stale(fresh.generation(), "/a");
                 Err("the replay was stale".to_owned())
             }
         }
     }
 
-    async fn taken(&self, keeper: &TokenRefresher, token: &Token) -> Result<bool, String> {
+    async fn taken(&self, refresher: &TokenRefresher, token: &Token) -> Result<bool, String> {
         let taken = wechat::call(token.secret().expose())
             .await
             .map_err(|error| error.to_string())?;
         if taken {
-            keeper.accepted(token.generation());
+            refresher.accepted(token.generation());
         }
         Ok(taken)
     }
 
     /// Looks all the time: a token that is good is never missing, and what is given never gets
     /// older.
-    async fn watch(self, keeper: TokenRefresher, arrived: Arrived) {
+    async fn watch(self, refresher: TokenRefresher, arrived: Arrived) {
         let mut last: Option<Arc<Token>> = None;
         loop {
             sleep(LOOK).await;
-            let token = keeper.token();
+            let token = refresher.token();
             if let Some(last) = last.as_ref().filter(|last| last.is_alive()) {
                 match &token {
                     None => self.ledger.breach(format!(
@@ -157,7 +160,7 @@ impl Node {
                     )),
                     Some(token) => self.compare(last, token, &arrived),
                 }
-                if !matches!(keeper.current().now_or_never(), Some(Ok(_))) {
+                if !matches!(refresher.current().now_or_never(), Some(Ok(_))) {
                     self.ledger
                         .breach(format!("{}: a reader had to wait", self.name));
                 }

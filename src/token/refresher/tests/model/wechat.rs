@@ -24,7 +24,7 @@ use crate::{
 
 /// Name of the host.
 pub(super) const HOST: &str = "wechat";
-/// One token call; the keeper's own limit.
+/// One token call; the refresher's own limit.
 const FETCH: Duration = Duration::from_secs(5);
 
 /// How this WeChat behaves.
