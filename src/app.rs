@@ -121,7 +121,7 @@ impl App {
             Names::Ask,
         )?;
         let admin = Admin::listen(&config.admin)?;
-        let token_metrics = metrics.register(token::metrics::Metrics::register);
+        let token_metrics = metrics.register(token::metrics::TokenMetrics::register);
         let mut refreshers = Refreshers::new(client, store, token_metrics);
         let _ = refreshers.follow(config);
         let proxy = Proxy::build(

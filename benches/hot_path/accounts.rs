@@ -9,8 +9,8 @@ use wxgate::{
     base::{AccountName, Secret},
     proxy::route::Selection,
     token::{
-        AccountSettings, Origin, Settings, TokenRefresher, metrics::Metrics, source::TokenSource,
-        store::MemoryStore,
+        AccountSettings, TokenProvider, TokenRefresher, TokenSettings, metrics::TokenMetrics,
+        source::TokenSource, store::MemoryStore,
     },
     wechat::api::Platform,
 };
@@ -24,7 +24,7 @@ pub(super) fn account(place: usize) -> AccountSettings {
         platform: Platform::Wechat,
         appid: format!("wx{place:016x}"),
         secret: Some(Secret::new("secret")),
-        origin: Origin::Stable,
+        provider: TokenProvider::Stable,
         api: vec!["https://api.weixin.qq.com".parse().unwrap()],
         hosts: vec![format!("shop-{place}.wx.internal")],
     }
@@ -35,10 +35,10 @@ pub(super) fn refresher(
     account: &AccountSettings,
     source: impl TokenSource + 'static,
 ) -> TokenRefresher {
-    let metrics = Metrics::register(&mut Registry::default()).for_account(&account.name);
+    let metrics = TokenMetrics::register(&mut Registry::default()).for_account(&account.name);
     TokenRefresher::spawn(
         account.clone(),
-        Settings::default(),
+        TokenSettings::default(),
         Arc::new(source),
         Arc::new(MemoryStore::default()),
         metrics,

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use wxgate::{
     base::Secret,
     token::{
-        AccountSettings, Origin, TokenRefresher,
-        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource, external},
+        AccountSettings, TokenProvider, TokenRefresher,
+        source::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenSource, external},
     },
 };
 
@@ -40,7 +40,7 @@ fn fetched(token: String) -> Fetched {
 }
 
 impl TokenSource for Fixed {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async { Ok(fetched(TOKEN.to_owned())) })
     }
 
@@ -50,7 +50,7 @@ impl TokenSource for Fixed {
 }
 
 impl TokenSource for Changing {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         let number = self.0.fetch_add(1, Relaxed);
         Box::pin(async move { Ok(fetched(format!("{TOKEN}{number}"))) })
     }
@@ -120,13 +120,16 @@ pub(super) fn read(c: &mut Criterion) {
     });
     // Looks at what another server keeps spend no budget, so that there can be as many new tokens
     // as this needs.
-    let http =
-        external::HttpSettings::new(Secret::new("http://127.0.0.1:9/token"), Vec::new(), None)
-            .unwrap();
-    let origin = Origin::External(external::Settings::Http(http));
+    let http = external::ExternalHttpSettings::new(
+        Secret::new("http://127.0.0.1:9/token"),
+        Vec::new(),
+        None,
+    )
+    .unwrap();
+    let provider = TokenProvider::External(external::ExternalSettings::Http(http));
     let busy = ready(
         &AccountSettings {
-            origin,
+            provider,
             ..account(1)
         },
         Changing::default(),

@@ -16,8 +16,8 @@ use super::answer::Problem;
 use crate::{
     base::AccountName,
     token::{
-        AccountTokens, Accounts, Cause, Condition, LastError, Refreshed, Status, TokenError,
-        TokenRefresher,
+        AccountTokens, Cause, Condition, LastError, Refreshed, Status, TokenError, TokenRefresher,
+        TokenRegistry,
     },
     wechat::ticket::TicketType,
 };
@@ -88,7 +88,7 @@ struct Report {
 const MAX_ORDER: usize = 4096;
 
 /// Every account with its status, in the order of the configuration.
-pub(super) fn statuses(accounts: &Accounts) -> Vec<(AccountName, Status)> {
+pub(super) fn statuses(accounts: &TokenRegistry) -> Vec<(AccountName, Status)> {
     accounts
         .iter()
         .map(|(name, tokens)| (name.clone(), tokens.token.status()))
@@ -96,7 +96,7 @@ pub(super) fn statuses(accounts: &Accounts) -> Vec<(AccountName, Status)> {
 }
 
 /// Every account as a row, in the order of the configuration.
-pub(super) fn rows(accounts: &Accounts) -> Vec<Row> {
+pub(super) fn rows(accounts: &TokenRegistry) -> Vec<Row> {
     let row = |(name, tokens): (&AccountName, &AccountTokens)| {
         let tickets = tokens.tickets.iter().flat_map(|tickets| tickets.statuses());
         Row {
@@ -120,7 +120,7 @@ pub(super) fn word(condition: Condition) -> &'static str {
 
 /// `POST /api/accounts/NAME/refresh`. A caller that hangs up stops nothing.
 pub(super) async fn refresh(
-    accounts: &Accounts,
+    accounts: &TokenRegistry,
     name: &str,
     body: Body,
 ) -> Result<Response, Problem> {

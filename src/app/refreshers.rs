@@ -9,7 +9,7 @@ use crate::{
     base::AccountName,
     config::Config,
     token::{
-        self, AccountSettings, AccountTokens, Accounts, Tickets, TokenRefresher,
+        self, AccountSettings, AccountTokens, Tickets, TokenRefresher, TokenRegistry,
         source::{self, TokenClient},
         store::TokenStore,
     },
@@ -19,8 +19,8 @@ use crate::{
 pub(super) struct Refreshers {
     client: TokenClient,
     store: Arc<dyn TokenStore>,
-    metrics: token::metrics::Metrics,
-    settings: token::Settings,
+    metrics: token::metrics::TokenMetrics,
+    settings: token::TokenSettings,
     running: Vec<(AccountSettings, AccountTokens)>,
 }
 
@@ -40,13 +40,13 @@ impl Refreshers {
     pub(super) fn new(
         client: TokenClient,
         store: Arc<dyn TokenStore>,
-        metrics: token::metrics::Metrics,
+        metrics: token::metrics::TokenMetrics,
     ) -> Self {
         Self {
             client,
             store,
             metrics,
-            settings: token::Settings::default(),
+            settings: token::TokenSettings::default(),
             running: Vec::new(),
         }
     }
@@ -108,7 +108,7 @@ impl Refreshers {
     }
 
     /// The same by name.
-    pub(super) fn by_name(&self) -> Arc<Accounts> {
+    pub(super) fn by_name(&self) -> Arc<TokenRegistry> {
         Arc::new(
             self.running
                 .iter()
@@ -183,7 +183,7 @@ mod tests {
 
     fn refreshers() -> Refreshers {
         let client = TokenClient::new(&Egress::default(), Duration::from_secs(1)).unwrap();
-        let metrics = token::metrics::Metrics::register(&mut Registry::default());
+        let metrics = token::metrics::TokenMetrics::register(&mut Registry::default());
         Refreshers::new(client, Arc::new(MemoryStore::default()), metrics)
     }
 
@@ -280,7 +280,7 @@ mod tests {
     async fn the_gauges_of_an_account_go_with_it_and_stay_when_it_only_changes() {
         let mut registry = Registry::default();
         let mut refreshers = refreshers();
-        refreshers.metrics = token::metrics::Metrics::register(&mut registry);
+        refreshers.metrics = token::metrics::TokenMetrics::register(&mut registry);
         let page = |refreshers: &mut Refreshers, accounts: &[(&str, &str)]| {
             let (changes, leaving) = refreshers.follow(&config(accounts, ""));
             refreshers.dismiss(leaving);

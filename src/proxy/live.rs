@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     service::phantom::{Phantom, PhantomKey, Tag},
-    token::{AccountSettings, AccountTokens, clock::Clock},
+    token::{AccountSettings, AccountTokens, clock::WallClock},
     wechat::{api::Platform, credential},
 };
 
@@ -243,7 +243,7 @@ impl Live {
     /// Time since 1970, by the wall clock: the windows of phantoms are the same on every node.
     #[allow(clippy::unused_self, reason = "one place to ask")]
     pub(super) fn now(&self) -> Duration {
-        Duration::from_millis(Clock::system().now_ms())
+        Duration::from_millis(WallClock::system().now_ms())
     }
 
     /// Takes a place among the requests in flight.

@@ -14,7 +14,7 @@ use super::{
     jssdk::{self, PageUrl},
 };
 use crate::{
-    token::{GiveBackReason, Refresh, Tickets, Token, TokenRefresher, clock::Clock},
+    token::{GiveBackReason, Refresh, Tickets, Token, TokenRefresher, clock::WallClock},
     wechat::{api::Platform, ticket::TicketType},
 };
 
@@ -221,7 +221,7 @@ async fn sign(account: &Account<'_>, page: &PageUrl, agent: bool) -> Result<Repl
         .current()
         .await
         .map_err(|error| account.deeper(Refusal::Unavailable(error)))?;
-    let (nonce, timestamp) = (jssdk::nonce(), Clock::system().now_ms() / 1000);
+    let (nonce, timestamp) = (jssdk::nonce(), WallClock::system().now_ms() / 1000);
     let body = json!({
         "appId": account.appid,
         "timestamp": timestamp,

@@ -18,8 +18,8 @@ use super::*;
 use crate::{
     base::{AccountName, Secret},
     token::{
-        self, AccountSettings, Origin, TokenRefresher,
-        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource},
+        self, AccountSettings, TokenProvider, TokenRefresher,
+        source::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenSource},
         store::MemoryStore,
     },
     wechat::api::Platform,
@@ -32,7 +32,7 @@ const TOKEN: &str = "/-/accounts/shop/token";
 struct Mint(AtomicU64);
 
 impl TokenSource for Mint {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         let token = Secret::new(format!("T{}", self.0.fetch_add(1, Ordering::Relaxed) + 1));
         Box::pin(ready(Ok(Fetched {
             token,
@@ -52,17 +52,17 @@ fn refresher() -> (TokenRefresher, Arc<Mint>) {
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef".into(),
         secret: Some(Secret::new("s3cret")),
-        origin: Origin::Stable,
+        provider: TokenProvider::Stable,
         api: Vec::new(),
         hosts: Vec::new(),
     };
     let metrics =
-        token::metrics::Metrics::register(&mut Registry::default()).for_account(&account.name);
+        token::metrics::TokenMetrics::register(&mut Registry::default()).for_account(&account.name);
     let source = Arc::clone(&mint) as Arc<dyn TokenSource>;
     (
         TokenRefresher::spawn(
             account,
-            token::Settings::default(),
+            token::TokenSettings::default(),
             source,
             Arc::new(MemoryStore::default()),
             metrics,

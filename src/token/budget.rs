@@ -31,7 +31,7 @@ const BEIJING_MS: u64 = 8 * 3_600_000;
 /// What was spent today. Part of the stored record; times are wall time in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Budget {
+pub struct DailyBudget {
     day: u64,
     classic: u32,
     forced: u32,
@@ -75,7 +75,7 @@ impl BudgetKind {
     }
 }
 
-impl Budget {
+impl DailyBudget {
     /// Takes one classic fetch.
     pub fn spend_classic(&mut self, now_ms: u64) -> Result<(), Exhausted> {
         self.roll(now_ms);
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_day_ends_at_midnight_in_beijing() {
-        let mut budget = Budget::default();
+        let mut budget = DailyBudget::default();
         for _ in 0..CLASSIC_PER_DAY {
             budget.spend_classic(NOON).unwrap();
         }
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn forced_refreshes_are_few_and_apart() {
-        let mut budget = Budget::default();
+        let mut budget = DailyBudget::default();
         budget.spend_forced(NOON, Forcer::Refresher).unwrap();
         assert_eq!(
             budget.spend_forced(NOON + 10_000, Forcer::Refresher),
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_jumps_ahead_and_back_gives_one_budget_more_and_locks_nobody_out() {
-        let mut budget = Budget::default();
+        let mut budget = DailyBudget::default();
         budget.spend_forced(NOON, Forcer::Refresher).unwrap();
         budget
             .spend_forced(NOON + 3650 * DAY_MS, Forcer::Refresher)
@@ -271,7 +271,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_wall_time_panics_and_no_day_sees_more_than_its_share(times in prop::collection::vec(any::<u64>(), 1..40)) {
-            let mut budget = Budget::default();
+            let mut budget = DailyBudget::default();
             for now in times {
                 let _ = budget.spend_forced(now, Forcer::Operator);
                 let _ = budget.spend_classic(now);

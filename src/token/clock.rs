@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 /// One moment on both clocks.
 #[derive(Debug, Clone, Copy)]
-pub struct Time {
+pub struct ClockReading {
     /// Monotonic clock.
     pub now: Instant,
     /// Wall clock, in milliseconds since 1970.
@@ -21,14 +21,14 @@ pub struct Time {
 
 /// Source of wall time.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Clock {
+pub struct WallClock {
     anchor: Option<(Instant, u64)>,
     /// By how many milliseconds a test has moved it.
     #[cfg(test)]
     moved: Option<&'static AtomicI64>,
 }
 
-impl Clock {
+impl WallClock {
     /// The system's wall clock, read anew each time.
     pub const fn system() -> Self {
         Self {
@@ -48,7 +48,7 @@ impl Clock {
         }
     }
 
-    /// As [`Clock::starting_at`], with a hand that moves it by so many milliseconds.
+    /// As [`WallClock::starting_at`], with a hand that moves it by so many milliseconds.
     #[cfg(test)]
     pub(crate) fn movable(unix_ms: u64) -> (Self, &'static AtomicI64) {
         let hand: &AtomicI64 = Box::leak(Box::default());
@@ -76,8 +76,8 @@ impl Clock {
     }
 
     /// This moment on both clocks.
-    pub fn time(&self) -> Time {
-        Time {
+    pub fn time(&self) -> ClockReading {
+        ClockReading {
             now: Instant::now(),
             wall_ms: self.now_ms(),
         }
@@ -89,7 +89,7 @@ impl Clock {
     }
 }
 
-impl Time {
+impl ClockReading {
     /// Wall time of an instant, counted from this moment.
     pub fn to_unix_ms(self, instant: Instant) -> u64 {
         self.wall_ms
@@ -109,7 +109,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_anchored_clock_runs_with_paused_time() {
-        let clock = Clock::starting_at(1_000_000);
+        let clock = WallClock::starting_at(1_000_000);
         let later = Instant::now() + Duration::from_secs(7);
         assert_eq!(clock.to_unix_ms(later), 1_007_000);
         tokio::time::advance(Duration::from_secs(10)).await;

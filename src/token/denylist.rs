@@ -12,11 +12,11 @@ use super::value::Generation;
 /// Remembers at most [`PathDenylist::MAX`] paths for at most [`PathDenylist::HOLD`].
 #[derive(Debug, Default)]
 pub(crate) struct PathDenylist {
-    entries: HashMap<Box<str>, Entry>,
+    entries: HashMap<Box<str>, DenylistEntry>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct DenylistEntry {
     /// Generation whose acceptance on another path proves this path wrong; `None` once proven.
     waits_for: Option<Generation>,
     until: Instant,
@@ -85,12 +85,12 @@ impl PathDenylist {
                 self.entries.remove(&oldest);
             }
         }
-        let entry = self.entries.entry(path.into()).or_insert(Entry {
+        let entry = self.entries.entry(path.into()).or_insert(DenylistEntry {
             waits_for,
             until: now,
             rejections: 0,
         });
-        *entry = Entry {
+        *entry = DenylistEntry {
             waits_for,
             until: now + hold,
             rejections: entry.rejections.saturating_add(1),

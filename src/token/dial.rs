@@ -15,15 +15,15 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 /// Bytes in both directions.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait RedisStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> RedisStream for S {}
 
 /// Connects. Takes as long as the system lets it; the caller bounds it.
 pub(crate) async fn open(
     address: &ConnectionAddr,
     tls: Arc<ClientConfig>,
-) -> io::Result<Box<dyn Stream>> {
+) -> io::Result<Box<dyn RedisStream>> {
     match address {
         ConnectionAddr::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
         ConnectionAddr::Tcp(host, port) => Ok(Box::new(tcp(host, *port).await?)),

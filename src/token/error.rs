@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use super::{Kind, budget::BudgetKind, kept::Kept, source::FetchError};
+use super::{ProviderKind, budget::BudgetKind, credential::CredentialType, source::FetchError};
 use crate::base::AccountName;
 
 /// No usable token or ticket. `Display` is one sentence that says what to do; it holds no token,
@@ -10,7 +10,7 @@ use crate::base::AccountName;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenError {
     account: AccountName,
-    kept: Kept,
+    credential: CredentialType,
     cause: Cause,
     retry_after: Duration,
 }
@@ -23,7 +23,7 @@ pub enum Cause {
     /// The day's budget for this kind of call is spent.
     Budget(BudgetKind),
     /// A forced refresh was asked of a kind of token that knows none.
-    CannotForce(Kind),
+    CannotForce(ProviderKind),
     /// The first answer is still to come.
     Waiting,
     /// The refresher has ended, because the account was removed or wxgate is stopping.
@@ -35,7 +35,7 @@ impl TokenError {
     pub fn new(account: AccountName, cause: Cause, retry_after: Duration) -> Self {
         Self {
             account,
-            kept: Kept::Token,
+            credential: CredentialType::Token,
             cause,
             retry_after,
         }
@@ -43,8 +43,8 @@ impl TokenError {
 
     /// The same about something else than the token.
     #[must_use]
-    pub fn about(self, kept: Kept) -> Self {
-        Self { kept, ..self }
+    pub fn about(self, credential: CredentialType) -> Self {
+        Self { credential, ..self }
     }
 
     /// For metrics; bounded.
@@ -108,7 +108,7 @@ impl fmt::Display for Cause {
                 "today's budget of {} fetches is spent or the last one is too recent: find out who makes tokens die, or wait",
                 kind.as_str()
             ),
-            Self::CannotForce(Kind::External) => f.write_str(
+            Self::CannotForce(ProviderKind::External) => f.write_str(
                 "another server keeps this token, so it cannot be forced from here: have it refreshed there, or ask without force",
             ),
             Self::CannotForce(_) => f.write_str(
@@ -125,7 +125,7 @@ impl fmt::Display for TokenError {
         write!(
             f,
             "no {} for account {}: {}",
-            self.kept, self.account, self.cause
+            self.credential, self.account, self.cause
         )
     }
 }
@@ -179,8 +179,8 @@ mod tests {
                 ip: None,
             }),
             Cause::Fetch(FetchError::Phantom),
-            Cause::CannotForce(Kind::Wecom),
-            Cause::CannotForce(Kind::External),
+            Cause::CannotForce(ProviderKind::Wecom),
+            Cause::CannotForce(ProviderKind::External),
             Cause::Budget(BudgetKind::Classic),
             Cause::Waiting,
             Cause::Stopped,

@@ -27,7 +27,7 @@ pub(crate) struct RefreshLimiter {
 
 /// Reason against a refresh now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Denied {
+pub(crate) enum RefreshDenied {
     /// The current token was never accepted and is too young to be blamed again.
     Backoff,
     /// The bucket is empty.
@@ -99,11 +99,11 @@ impl RefreshLimiter {
     }
 
     /// Admits one refresh, or says why not. `suspect` passes the back-off, not the bucket.
-    pub(crate) fn admit(&mut self, now: Instant, suspect: bool) -> Result<(), Denied> {
+    pub(crate) fn admit(&mut self, now: Instant, suspect: bool) -> Result<(), RefreshDenied> {
         if self.external {
             let too_soon = self.found_nothing && now < self.since + LOOK_AGAIN;
             return if too_soon {
-                Err(Denied::Backoff)
+                Err(RefreshDenied::Backoff)
             } else {
                 Ok(())
             };
@@ -114,9 +114,11 @@ impl RefreshLimiter {
             BACKOFF.plain(self.rejections)
         };
         if now < self.since + pause {
-            return Err(Denied::Backoff);
+            return Err(RefreshDenied::Backoff);
         }
-        self.bucket.take(now).map_err(|Exhausted(_)| Denied::Bucket)
+        self.bucket
+            .take(now)
+            .map_err(|Exhausted(_)| RefreshDenied::Bucket)
     }
 }
 
@@ -166,7 +168,10 @@ mod tests {
         }
         limiter.unchanged(now);
         limiter.accept();
-        assert_eq!(limiter.admit(now + secs(2), true), Err(Denied::Backoff));
+        assert_eq!(
+            limiter.admit(now + secs(2), true),
+            Err(RefreshDenied::Backoff)
+        );
         assert_eq!(limiter.admit(now + secs(3), false), Ok(()));
         limiter.unchanged(now);
         limiter.reset();
@@ -178,10 +183,10 @@ mod tests {
         let now = Instant::now();
         let mut limiter = RefreshLimiter::new(now);
         limiter.renewed(now, false);
-        assert_eq!(limiter.admit(now, false), Err(Denied::Backoff));
+        assert_eq!(limiter.admit(now, false), Err(RefreshDenied::Backoff));
         for _ in 0..Bucket::SIZE {
             assert_eq!(limiter.admit(now, true), Ok(()));
         }
-        assert_eq!(limiter.admit(now, true), Err(Denied::Bucket));
+        assert_eq!(limiter.admit(now, true), Err(RefreshDenied::Bucket));
     }
 }

@@ -11,7 +11,7 @@ use crate::{base::AccountName, wechat::ticket::TicketType};
 
 /// The metrics of all accounts. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Metrics {
+pub struct TokenMetrics {
     fetch: Family<FetchLabels, Counter>,
     expiry: Family<AccountLabels, Gauge>,
     generation: Family<AccountLabels, Gauge>,
@@ -24,10 +24,10 @@ pub struct Metrics {
 
 /// The handles of one account, or of one of its tickets. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct AccountMetrics {
+pub struct CredentialMetrics {
     account: String,
     ticket: Option<TicketType>,
-    all: Metrics,
+    all: TokenMetrics,
     expiry: Gauge,
     generation: Gauge,
     conflicts: Counter,
@@ -69,7 +69,7 @@ struct StoreLabels {
     operation: &'static str,
 }
 
-impl Metrics {
+impl TokenMetrics {
     /// Makes the metrics and registers them.
     pub fn register(registry: &mut Registry) -> Self {
         let all = Self::default();
@@ -117,11 +117,11 @@ impl Metrics {
     }
 
     /// The handles of one account.
-    pub fn for_account(&self, name: &AccountName) -> AccountMetrics {
+    pub fn for_account(&self, name: &AccountName) -> CredentialMetrics {
         let labels = AccountLabels {
             account: name.as_str().to_owned(),
         };
-        AccountMetrics {
+        CredentialMetrics {
             account: name.as_str().to_owned(),
             ticket: None,
             expiry: self.expiry.get_or_create_owned(&labels),
@@ -132,12 +132,12 @@ impl Metrics {
     }
 
     /// The handles of one of an account's tickets.
-    pub fn for_ticket(&self, name: &AccountName, kind: TicketType) -> AccountMetrics {
+    pub fn for_ticket(&self, name: &AccountName, kind: TicketType) -> CredentialMetrics {
         let labels = TicketLabels {
             account: name.as_str().to_owned(),
             r#type: kind.as_str(),
         };
-        AccountMetrics {
+        CredentialMetrics {
             account: name.as_str().to_owned(),
             ticket: Some(kind),
             expiry: self.ticket_expiry.get_or_create_owned(&labels),
@@ -171,7 +171,7 @@ impl Metrics {
     }
 }
 
-impl AccountMetrics {
+impl CredentialMetrics {
     pub(crate) fn fetched(&self, trigger: &'static str, result: &'static str) {
         let account = self.account.clone();
         match self.ticket {
@@ -233,7 +233,7 @@ mod tests {
     fn names_and_labels_are_those_of_the_contract() {
         let mut registry = Registry::default();
         let (all, shop) = (
-            Metrics::register(&mut registry),
+            TokenMetrics::register(&mut registry),
             AccountName::new("shop").unwrap(),
         );
         let metrics = all.for_account(&shop);

@@ -13,10 +13,10 @@ use crate::{
 
 pub mod budget;
 pub mod clock;
+mod credential;
 mod denylist;
 mod dial;
 mod error;
-mod kept;
 mod limiter;
 pub mod metrics;
 pub mod pacer;
@@ -29,18 +29,18 @@ pub mod store;
 mod tickets;
 mod value;
 
+pub use credential::CredentialType;
 pub use error::{Cause, TokenError};
-pub use kept::Kept;
 pub use refresher::{
     Condition, GiveBackReason, LastError, Refresh, Refreshed, Status, TokenRefresher,
 };
-pub use registry::{AccountTokens, Accounts};
+pub use registry::{AccountTokens, TokenRegistry};
 pub use tickets::Tickets;
 pub use value::{Generation, Token};
 
 /// The table `[token]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Settings {
+pub struct TokenSettings {
     /// Ask for a new token this long before expiry; at most half of what `expires_in` said.
     pub refresh_before: Duration,
     /// One call of a token endpoint, from connect to the last byte.
@@ -49,7 +49,7 @@ pub struct Settings {
     pub wait: Duration,
 }
 
-impl Default for Settings {
+impl Default for TokenSettings {
     fn default() -> Self {
         Self {
             refresh_before: Duration::from_secs(300),
@@ -62,7 +62,7 @@ impl Default for Settings {
 /// How tokens behave, which is decided by where they come from. Tokens of two kinds are never
 /// mixed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum ProviderKind {
     /// `POST /cgi-bin/stable_token`.
     Stable,
     /// `GET /cgi-bin/token`.
@@ -75,18 +75,18 @@ pub enum Kind {
 
 /// Where an account's token comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// See [`Kind::Stable`].
+pub enum TokenProvider {
+    /// See [`ProviderKind::Stable`].
     Stable,
-    /// See [`Kind::Classic`].
+    /// See [`ProviderKind::Classic`].
     Classic,
-    /// See [`Kind::Wecom`].
+    /// See [`ProviderKind::Wecom`].
     Wecom,
-    /// See [`Kind::External`]; and where that is.
-    External(source::external::Settings),
+    /// See [`ProviderKind::External`]; and where that is.
+    External(source::external::ExternalSettings),
 }
 
-impl Kind {
+impl ProviderKind {
     /// Every kind there is.
     pub const ALL: [Self; 4] = [Self::Stable, Self::Classic, Self::Wecom, Self::External];
 
@@ -113,14 +113,14 @@ impl Kind {
     }
 }
 
-impl Origin {
+impl TokenProvider {
     /// How tokens from there behave.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ProviderKind {
         match self {
-            Self::Stable => Kind::Stable,
-            Self::Classic => Kind::Classic,
-            Self::Wecom => Kind::Wecom,
-            Self::External(_) => Kind::External,
+            Self::Stable => ProviderKind::Stable,
+            Self::Classic => ProviderKind::Classic,
+            Self::Wecom => ProviderKind::Wecom,
+            Self::External(_) => ProviderKind::External,
         }
     }
 }
@@ -138,7 +138,7 @@ pub struct AccountSettings {
     /// keeps the token.
     pub secret: Option<Secret>,
     /// Where the token comes from.
-    pub origin: Origin,
+    pub provider: TokenProvider,
     /// At least one; the rest are for fail-over.
     pub api: Vec<BaseUrl>,
     /// `Host` values that select this account, in lower case.
@@ -147,8 +147,8 @@ pub struct AccountSettings {
 
 impl AccountSettings {
     /// How its tokens behave.
-    pub fn kind(&self) -> Kind {
-        self.origin.kind()
+    pub fn kind(&self) -> ProviderKind {
+        self.provider.kind()
     }
 
     /// True if a refresher that was started with these settings also serves `next`.
@@ -160,7 +160,7 @@ impl AccountSettings {
             platform,
             appid,
             secret,
-            origin,
+            provider,
             api,
             hosts: _,
         } = self;
@@ -168,7 +168,7 @@ impl AccountSettings {
             && *platform == next.platform
             && *appid == next.appid
             && *secret == next.secret
-            && *origin == next.origin
+            && *provider == next.provider
             && *api == next.api
     }
 }

@@ -29,24 +29,24 @@ const TURN_LIFE: Duration = Duration::from_secs(1);
 
 /// The API hosts with accounts. Cheap to clone; clones share the pace.
 #[derive(Debug, Clone, Default)]
-pub struct Pacer(Arc<Mutex<HashMap<String, Arc<Host>>>>);
+pub struct Pacer(Arc<Mutex<HashMap<String, Arc<HostPace>>>>);
 
 /// The turns of one account. The default is always granted.
 #[derive(Debug, Default)]
-pub struct Turn(Option<Arc<Seat>>);
+pub struct Turn(Option<Arc<Waiter>>);
 
 #[derive(Debug)]
-struct Host {
-    line: Mutex<Line>,
+struct HostPace {
+    line: Mutex<TurnQueue>,
     /// Tells the dispatcher that an account moved ahead.
     hurried: Notify,
 }
 
 /// Accounts that wait for a turn at one host.
 #[derive(Debug)]
-struct Line {
-    asked: VecDeque<Entry>,
-    rest: VecDeque<Entry>,
+struct TurnQueue {
+    asked: VecDeque<QueueEntry>,
+    rest: VecDeque<QueueEntry>,
     /// The next turn comes not before this.
     next: Instant,
     /// The next turn of the rest comes not before this.
@@ -59,23 +59,23 @@ struct Line {
 /// A place in the line. It counts only while its seat names the same entry, so that leaving and
 /// moving ahead need no search in a queue.
 #[derive(Debug)]
-struct Entry {
-    seat: Weak<Seat>,
+struct QueueEntry {
+    seat: Weak<Waiter>,
     number: u64,
 }
 
 #[derive(Debug)]
-struct Seat {
-    host: Arc<Host>,
+struct Waiter {
+    host: Arc<HostPace>,
     /// A request waits for the account's token.
     asked: AtomicBool,
     /// Locked only while the line is.
-    place: Mutex<Place>,
+    place: Mutex<WaiterState>,
     granted: Notify,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum WaiterState {
     Away,
     Waiting { number: u64 },
     Granted { at: Instant },
@@ -86,10 +86,10 @@ impl Pacer {
     pub(crate) fn turn(&self, host: &str) -> Turn {
         let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let host = hosts.entry(host.to_owned()).or_default();
-        Turn(Some(Arc::new(Seat {
+        Turn(Some(Arc::new(Waiter {
             host: Arc::clone(host),
             asked: AtomicBool::new(false),
-            place: Mutex::new(Place::Away),
+            place: Mutex::new(WaiterState::Away),
             granted: Notify::new(),
         })))
     }
@@ -118,7 +118,7 @@ impl Turn {
     }
 }
 
-impl Seat {
+impl Waiter {
     async fn granted(self: &Arc<Self>) {
         loop {
             let mut granted = pin!(self.granted.notified());
@@ -137,12 +137,12 @@ impl Seat {
         let mut line = self.host.line();
         let place = *self.place();
         match place {
-            Place::Waiting { .. } => return false,
-            Place::Granted { at } if now.duration_since(at) < TURN_LIFE => {}
-            Place::Granted { .. } | Place::Away => {
+            WaiterState::Waiting { .. } => return false,
+            WaiterState::Granted { at } if now.duration_since(at) < TURN_LIFE => {}
+            WaiterState::Granted { .. } | WaiterState::Away => {
                 line.enter(self);
                 line.grant(now);
-                if matches!(*self.place(), Place::Waiting { .. }) {
+                if matches!(*self.place(), WaiterState::Waiting { .. }) {
                     if !std::mem::replace(&mut line.dispatched, true) {
                         tokio::spawn(Arc::clone(&self.host).dispatch());
                     }
@@ -150,21 +150,21 @@ impl Seat {
                 }
             }
         }
-        *self.place() = Place::Away;
+        *self.place() = WaiterState::Away;
         self.asked.store(false, Relaxed);
         true
     }
 
     fn leave(&self) {
         let _line = self.host.line();
-        *self.place() = Place::Away;
+        *self.place() = WaiterState::Away;
         self.asked.store(false, Relaxed);
     }
 
     fn hurry(self: &Arc<Self>) {
         let mut line = self.host.line();
         self.asked.store(true, Relaxed);
-        let waits = matches!(*self.place(), Place::Waiting { .. });
+        let waits = matches!(*self.place(), WaiterState::Waiting { .. });
         if waits {
             line.enter(self);
             // The dispatcher may sleep until the next turn of the rest.
@@ -172,13 +172,13 @@ impl Seat {
         }
     }
 
-    fn place(&self) -> MutexGuard<'_, Place> {
+    fn place(&self) -> MutexGuard<'_, WaiterState> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Host {
-    fn line(&self) -> MutexGuard<'_, Line> {
+impl HostPace {
+    fn line(&self) -> MutexGuard<'_, TurnQueue> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -200,11 +200,11 @@ impl Host {
     }
 }
 
-impl Default for Host {
+impl Default for HostPace {
     fn default() -> Self {
         let now = Instant::now();
         Self {
-            line: Mutex::new(Line {
+            line: Mutex::new(TurnQueue {
                 asked: VecDeque::new(),
                 rest: VecDeque::new(),
                 next: now,
@@ -217,19 +217,19 @@ impl Default for Host {
     }
 }
 
-impl Line {
+impl TurnQueue {
     /// Puts the seat at the end of its queue, and takes it out of the other one.
-    fn enter(&mut self, seat: &Arc<Seat>) {
+    fn enter(&mut self, seat: &Arc<Waiter>) {
         self.entries += 1;
         let number = self.entries;
-        *seat.place() = Place::Waiting { number };
+        *seat.place() = WaiterState::Waiting { number };
         let seat_ref = Arc::downgrade(seat);
         let queue = if seat.asked.load(Relaxed) {
             &mut self.asked
         } else {
             &mut self.rest
         };
-        queue.push_back(Entry {
+        queue.push_back(QueueEntry {
             seat: seat_ref,
             number,
         });
@@ -250,17 +250,17 @@ impl Line {
             if is_rest {
                 self.next_rest = now + IDLE_SPACING;
             }
-            *seat.place() = Place::Granted { at: now };
+            *seat.place() = WaiterState::Granted { at: now };
             seat.granted.notify_waiters();
         }
     }
 }
 
 /// The first seat that still waits in this queue; entries before it are dropped.
-fn first(queue: &mut VecDeque<Entry>) -> Option<Arc<Seat>> {
+fn first(queue: &mut VecDeque<QueueEntry>) -> Option<Arc<Waiter>> {
     while let Some(entry) = queue.front() {
         let number = entry.number;
-        let waits = |seat: &Arc<Seat>| *seat.place() == Place::Waiting { number };
+        let waits = |seat: &Arc<Waiter>| *seat.place() == WaiterState::Waiting { number };
         if let Some(seat) = entry.seat.upgrade().filter(waits) {
             return Some(seat);
         }

@@ -19,7 +19,7 @@ pub struct AccountTokens {
 
 /// Account name → tokens.
 #[derive(Debug, Clone, Default)]
-pub struct Accounts {
+pub struct TokenRegistry {
     order: Vec<(AccountName, AccountTokens)>,
     places: HashMap<AccountName, usize>,
 }
@@ -44,7 +44,7 @@ impl From<TokenRefresher> for AccountTokens {
     }
 }
 
-impl Accounts {
+impl TokenRegistry {
     /// The tokens of an account, if there is such an account.
     pub fn get(&self, name: &AccountName) -> Option<&AccountTokens> {
         self.places
@@ -69,7 +69,7 @@ impl Accounts {
     }
 }
 
-impl FromIterator<(AccountName, AccountTokens)> for Accounts {
+impl FromIterator<(AccountName, AccountTokens)> for TokenRegistry {
     /// Of two accounts with one name, the first counts; the configuration makes sure that there are
     /// none.
     fn from_iter<I: IntoIterator<Item = (AccountName, AccountTokens)>>(accounts: I) -> Self {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::{base::backoff::Backoff, wechat::codes::Class};
 
 /// No attempt follows another one sooner, whatever WeChat says about lifetimes.
-pub const LEAST_PAUSE: Duration = Duration::from_secs(5);
+pub const MIN_PAUSE: Duration = Duration::from_secs(5);
 /// Longest pause between two attempts.
 pub const MAX_PAUSE: Duration = Duration::from_secs(600);
 /// The platform replaces a stable token when less than this remains (getStableAccessToken page).
@@ -48,7 +48,7 @@ pub fn refresh_at(
     expires
         .checked_sub(margin)
         .unwrap_or(now)
-        .max(now + LEAST_PAUSE)
+        .max(now + MIN_PAUSE)
 }
 
 /// When to ask again after the platform gave the same token again. In its last five minutes that is
@@ -59,11 +59,11 @@ pub fn ask_again_at(now: Instant, expires: Instant, before: Duration, chance: f6
     let soon = now + Duration::from_secs(20).mul_f64(1.0 + chance.clamp(0.0, 1.0));
     // Calls wait for a moment, not for half a minute: around its end, which the platform's clock
     // decides, the question comes every second.
-    let ends_now = now < expires + LEAST_PAUSE;
+    let ends_now = now < expires + MIN_PAUSE;
     let over = if ends_now {
         now.max(expires) + Duration::from_secs(1)
     } else {
-        now + LEAST_PAUSE
+        now + MIN_PAUSE
     };
     if left <= ROTATION {
         soon.min(over)
@@ -81,7 +81,7 @@ pub fn ask_for_ticket_again_at(now: Instant, expires: Instant) -> Instant {
     } else {
         left + Duration::from_secs(1)
     };
-    now + pause.max(LEAST_PAUSE)
+    now + pause.max(MIN_PAUSE)
 }
 
 /// When to look again at a token that another server keeps and that ends at `expires`: within a
@@ -90,7 +90,7 @@ pub fn poll_at(now: Instant, expires: Instant, chance: f64) -> Instant {
     let pause = POLL.mul_f64(1.0 - 0.2 * chance.clamp(0.0, 1.0));
     now + pause
         .min(expires.saturating_duration_since(now) / 2)
-        .max(LEAST_PAUSE)
+        .max(MIN_PAUSE)
 }
 
 /// How long a failure is remembered, by its class (`None`: a transient one, of the network for
@@ -135,9 +135,9 @@ mod tests {
         ) {
             let now = Instant::now();
             let at = refresh_at(now, now + secs(lifetime), secs(lifetime), secs(before), chance);
-            prop_assert!(at >= now + LEAST_PAUSE);
+            prop_assert!(at >= now + MIN_PAUSE);
             prop_assert!(at + Duration::from_millis(1) >= now + secs(lifetime) / 2);
-            prop_assert!(at <= now + secs(lifetime).max(LEAST_PAUSE));
+            prop_assert!(at <= now + secs(lifetime).max(MIN_PAUSE));
         }
 
         #[test]
@@ -164,7 +164,7 @@ mod tests {
         ) {
             let now = Instant::now();
             let pause = poll_at(now, now + secs(left), chance) - now;
-            prop_assert!(pause >= LEAST_PAUSE && pause <= POLL, "{pause:?}");
+            prop_assert!(pause >= MIN_PAUSE && pause <= POLL, "{pause:?}");
             prop_assert!(left < 10 || pause <= secs(left) / 2, "{pause:?}");
             prop_assert!(left < 120 || pause >= secs(48), "{pause:?}");
         }
@@ -184,7 +184,7 @@ mod tests {
                 at = ask_for_ticket_again_at(at, expires);
                 calls += 1;
             }
-            prop_assert!(calls <= 9 && at <= expires + LEAST_PAUSE, "{calls} calls");
+            prop_assert!(calls <= 9 && at <= expires + MIN_PAUSE, "{calls} calls");
         }
 
         #[test]

@@ -10,9 +10,9 @@ use std::{
 use tokio::runtime::Handle;
 
 use super::{
-    AccountSettings, Settings,
-    metrics::Metrics,
-    refresher::{Chance, Parts, Status, TokenRefresher},
+    AccountSettings, TokenSettings,
+    metrics::TokenMetrics,
+    refresher::{Chance, RefresherParts, Status, TokenRefresher},
     source::{TicketSource, TokenClient},
     store::TokenStore,
 };
@@ -21,10 +21,10 @@ use crate::wechat::ticket::TicketType;
 /// Everything it takes to start a refresher of a ticket, and those that were.
 pub struct Tickets {
     account: AccountSettings,
-    settings: Settings,
+    settings: TokenSettings,
     client: TokenClient,
     store: Arc<dyn TokenStore>,
-    metrics: Metrics,
+    metrics: TokenMetrics,
     runtime: Handle,
     token: TokenRefresher,
     refreshers: [OnceLock<TokenRefresher>; TicketType::ALL.len()],
@@ -35,10 +35,10 @@ impl Tickets {
     /// them.
     pub fn new(
         account: AccountSettings,
-        settings: Settings,
+        settings: TokenSettings,
         client: TokenClient,
         store: Arc<dyn TokenStore>,
-        metrics: Metrics,
+        metrics: TokenMetrics,
         token: &TokenRefresher,
     ) -> Self {
         let (runtime, token) = (Handle::current(), token.clone());
@@ -101,9 +101,9 @@ impl Tickets {
         let limit = self.settings.fetch_timeout * 3 + self.settings.wait * 2;
         TokenRefresher::spawn_ticket(
             kind,
-            Parts {
+            RefresherParts {
                 account: self.account.clone(),
-                settings: Settings {
+                settings: TokenSettings {
                     fetch_timeout: limit,
                     ..self.settings
                 },

@@ -12,12 +12,12 @@ use tokio::{
 };
 
 use super::{
-    Chance, Command, Refresh, Refreshed, Shared,
+    Chance, Refresh, Refreshed, RefresherCommand, RefresherShared,
     cluster::LeaseGuard,
     life::{Blocked, CallerId, Effects, Event, Life, Moment, OperatorId},
     notices::Journal,
-    status::State,
-    steps::{self, Ended, Steps},
+    status::PublishedState,
+    steps::{self, StepEnd, Steps},
     writer::RecordWriter,
 };
 use crate::token::{Generation, budget::BudgetKind, error::TokenError};
@@ -25,19 +25,19 @@ use crate::token::{Generation, budget::BudgetKind, error::TokenError};
 /// One state machine, and everything through which it acts.
 pub(super) struct Actor {
     pub(super) life: Life,
-    pub(super) shared: Arc<Shared>,
-    pub(super) publish: watch::Sender<State>,
+    pub(super) shared: Arc<RefresherShared>,
+    pub(super) publish: watch::Sender<PublishedState>,
     pub(super) journal: Journal,
     pub(super) chance: Chance,
     pub(super) writer: RecordWriter,
     pub(super) steps: Steps,
-    pub(super) running: Running,
+    pub(super) running: PendingWork,
 }
 
 /// State of the outside world that the state machine knows by number only.
 #[derive(Default)]
-pub(super) struct Running {
-    step: Option<JoinHandle<Ended>>,
+pub(super) struct PendingWork {
+    step: Option<JoinHandle<StepEnd>>,
     lease: Option<LeaseGuard>,
     callers: HashMap<CallerId, oneshot::Sender<Refresh>>,
     operators: HashMap<OperatorId, oneshot::Sender<Result<Refreshed, TokenError>>>,
@@ -57,7 +57,7 @@ impl Chance {
 
 impl Actor {
     /// Runs until the last handle is gone and the refresh under way has ended.
-    pub(super) async fn run(mut self, mut mailbox: mpsc::UnboundedReceiver<Command>) {
+    pub(super) async fn run(mut self, mut mailbox: mpsc::UnboundedReceiver<RefresherCommand>) {
         let stored = self.writer.load().await;
         self.handle(Event::Loaded(stored.map(Box::new)));
         let mut open = true;
@@ -93,9 +93,9 @@ impl Actor {
         }
     }
 
-    fn event(&mut self, command: Command) -> Event {
+    fn event(&mut self, command: RefresherCommand) -> Event {
         match command {
-            Command::Rejected {
+            RefresherCommand::Rejected {
                 generation,
                 path,
                 reply,
@@ -108,7 +108,7 @@ impl Actor {
                     path,
                 }
             }
-            Command::ReplayRejected {
+            RefresherCommand::ReplayRejected {
                 generation,
                 path,
                 accepted,
@@ -117,15 +117,15 @@ impl Actor {
                 path,
                 accepted,
             },
-            Command::Order { force, reply } => {
+            RefresherCommand::Order { force, reply } => {
                 let operator = OperatorId(self.running.next_id());
                 self.running.operators.insert(operator, reply);
                 Event::Ordered { operator, force }
             }
-            Command::Retire => Event::Retired,
-            Command::Want => Event::Wanted,
-            Command::TokenReplaced => Event::TokenReplaced,
-            Command::Replicated(record) => Event::Replicated(record),
+            RefresherCommand::Retire => Event::Retired,
+            RefresherCommand::Want => Event::Wanted,
+            RefresherCommand::TokenReplaced => Event::TokenReplaced,
+            RefresherCommand::Replicated(record) => Event::Replicated(record),
         }
     }
 
@@ -209,7 +209,7 @@ impl Actor {
     }
 }
 
-impl Running {
+impl PendingWork {
     fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id

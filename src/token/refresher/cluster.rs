@@ -12,29 +12,29 @@ use tokio::{
 };
 
 use super::{
-    Command,
+    RefresherCommand,
     life::{Known, Preflight},
     writer::WriteReceipt,
 };
 use crate::token::{
-    clock::Clock,
-    metrics::AccountMetrics,
+    clock::WallClock,
+    metrics::CredentialMetrics,
     source::BoxFuture,
-    store::{Key, Lease, ServerFault, StoreError, TokenStore},
+    store::{Lease, RecordKey, ServerFault, StoreError, TokenStore},
 };
 
 /// The shared store, for one credential. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Cluster {
-    key: Key,
+    key: RecordKey,
     store: Arc<dyn TokenStore>,
-    metrics: AccountMetrics,
-    clock: Clock,
+    metrics: CredentialMetrics,
+    clock: WallClock,
 }
 
 /// Failure of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Failure {
+enum StoreFailure {
     /// It said nothing in time.
     Silent,
     /// It answered with an error, or could not be reached.
@@ -61,10 +61,10 @@ pub(super) const POLL: Duration = Duration::from_secs(5);
 impl Cluster {
     /// The cluster around a store; `None` for a store that is private to the node.
     pub(super) fn of(
-        key: &Key,
+        key: &RecordKey,
         store: &Arc<dyn TokenStore>,
-        metrics: &AccountMetrics,
-        clock: Clock,
+        metrics: &CredentialMetrics,
+        clock: WallClock,
     ) -> Option<Self> {
         store.changes(key)?;
         Some(Self {
@@ -90,13 +90,13 @@ impl Cluster {
             let mut lease = self
                 .bounded("lease", self.store.lease(&self.key, &owner, life))
                 .await;
-            if lease == Err(Failure::Silent) {
+            if lease == Err(StoreFailure::Silent) {
                 // A machine that is overloaded needs its one fetch more than half a second.
                 lease = self
                     .bounded("lease", self.store.lease(&self.key, &owner, life))
                     .await;
             }
-            if lease == Err(Failure::Silent) {
+            if lease == Err(StoreFailure::Silent) {
                 return (Preflight::default(), None);
             }
             let granted = lease == Ok(Lease::Granted);
@@ -129,7 +129,7 @@ impl Cluster {
     /// Posts the content of the store whenever it may have changed, until the refresher has gone.
     pub(super) async fn watch(
         self,
-        mailbox: mpsc::WeakUnboundedSender<Command>,
+        mailbox: mpsc::WeakUnboundedSender<RefresherCommand>,
         jitter: fn() -> f64,
     ) {
         let mut changes = self.store.changes(&self.key);
@@ -148,7 +148,7 @@ impl Cluster {
             let Some(mailbox) = mailbox.upgrade() else {
                 return;
             };
-            let _ = mailbox.send(Command::Replicated(record.map(Box::new)));
+            let _ = mailbox.send(RefresherCommand::Replicated(record.map(Box::new)));
         }
     }
 
@@ -157,11 +157,11 @@ impl Cluster {
         &self,
         operation: &'static str,
         asked: BoxFuture<'_, Result<T, StoreError>>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, StoreFailure> {
         let failure = match timeout(ASK, asked).await {
             Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(StoreError::Server(ServerFault::Timeout))) | Err(_) => Failure::Silent,
-            Ok(Err(_)) => Failure::Failed,
+            Ok(Err(StoreError::Server(ServerFault::Timeout))) | Err(_) => StoreFailure::Silent,
+            Ok(Err(_)) => StoreFailure::Failed,
         };
         self.metrics.store_error(operation);
         Err(failure)

@@ -34,24 +34,24 @@ use tokio::{
 
 pub use self::status::{Condition, LastError, Status};
 use self::{
-    actor::{Actor, Running},
+    actor::{Actor, PendingWork},
     cluster::Cluster,
     life::Life,
     notices::Journal,
     policy::Policy,
-    status::State,
+    status::PublishedState,
     steps::Steps,
 };
 use super::{
-    AccountSettings, Settings,
-    clock::Clock,
+    AccountSettings, TokenSettings,
+    clock::WallClock,
+    credential::{CredentialType, RecordKey},
     error::{Cause, TokenError},
-    kept::{Kept, Key},
-    metrics::AccountMetrics,
+    metrics::CredentialMetrics,
     pacer::Turn,
     published::Published,
     source::TokenSource,
-    store::{Record, TokenStore},
+    store::{TokenRecord, TokenStore},
     value::{Generation, Token},
 };
 use crate::base::AccountName;
@@ -60,9 +60,9 @@ use crate::base::AccountName;
 /// a refresh that is under way.
 #[derive(Clone)]
 pub struct TokenRefresher {
-    shared: Arc<Shared>,
-    mailbox: mpsc::UnboundedSender<Command>,
-    state: watch::Receiver<State>,
+    shared: Arc<RefresherShared>,
+    mailbox: mpsc::UnboundedSender<RefresherCommand>,
+    state: watch::Receiver<PublishedState>,
 }
 
 /// Advice for a request whose token was rejected.
@@ -103,9 +103,9 @@ pub struct Refreshed {
 }
 
 /// State that requests and the actor share.
-struct Shared {
+struct RefresherShared {
     name: AccountName,
-    kept: Kept,
+    credential: CredentialType,
     wait: Duration,
     patience: Duration,
     token: Published,
@@ -120,7 +120,7 @@ struct Shared {
 
 /// Message of a handle to the actor. The mailbox has no bound of its own: every message belongs to
 /// a request in flight, and those are bounded.
-enum Command {
+enum RefresherCommand {
     Rejected {
         generation: Generation,
         path: Box<str>,
@@ -140,16 +140,16 @@ enum Command {
     Want,
     TokenReplaced,
     /// Content of the shared store.
-    Replicated(Option<Box<Record>>),
+    Replicated(Option<Box<TokenRecord>>),
 }
 
 /// Everything that a refresher is made of.
-pub(crate) struct Parts {
+pub(crate) struct RefresherParts {
     pub(crate) account: AccountSettings,
-    pub(crate) settings: Settings,
+    pub(crate) settings: TokenSettings,
     pub(crate) source: Arc<dyn TokenSource>,
     pub(crate) store: Arc<dyn TokenStore>,
-    pub(crate) metrics: AccountMetrics,
+    pub(crate) metrics: CredentialMetrics,
     pub(crate) chance: Chance,
 }
 
@@ -161,12 +161,12 @@ impl TokenRefresher {
     /// that serves requests.
     pub fn spawn(
         account: AccountSettings,
-        settings: Settings,
+        settings: TokenSettings,
         source: Arc<dyn TokenSource>,
         store: Arc<dyn TokenStore>,
-        metrics: AccountMetrics,
+        metrics: CredentialMetrics,
     ) -> Self {
-        Self::spawn_from(Parts {
+        Self::spawn_from(RefresherParts {
             account,
             settings,
             source,
@@ -177,12 +177,12 @@ impl TokenRefresher {
     }
 
     /// As [`TokenRefresher::spawn`], with a clock and random numbers of one's own.
-    pub(crate) fn spawn_from(parts: Parts) -> Self {
-        Self::start(Kept::Token, parts)
+    pub(crate) fn spawn_from(parts: RefresherParts) -> Self {
+        Self::start(CredentialType::Token, parts)
     }
 
-    fn start(kept: Kept, parts: Parts) -> Self {
-        let Parts {
+    fn start(credential: CredentialType, parts: RefresherParts) -> Self {
+        let RefresherParts {
             account,
             settings,
             source,
@@ -190,9 +190,9 @@ impl TokenRefresher {
             metrics,
             chance,
         } = parts;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(RefresherShared {
             name: account.name.clone(),
-            kept,
+            credential,
             wait: settings.wait,
             patience: settings.fetch_timeout + settings.wait,
             token: Published::default(),
@@ -202,12 +202,12 @@ impl TokenRefresher {
             wanted: AtomicU64::new(0),
         });
         let (mailbox, commands) = mpsc::unbounded_channel();
-        let (publish, state) = watch::channel(State::default());
-        let key = Key {
+        let (publish, state) = watch::channel(PublishedState::default());
+        let key = RecordKey {
             account: account.name.clone(),
-            kept,
+            credential,
         };
-        let policy = Policy::of(kept, account.kind());
+        let policy = Policy::of(credential, account.kind());
         let cluster = Cluster::of(&key, &store, &metrics, chance.clock).filter(|_| policy.stored);
         if let Some(cluster) = cluster.clone() {
             tokio::spawn(cluster.watch(mailbox.downgrade(), chance.jitter));
@@ -229,7 +229,7 @@ impl TokenRefresher {
                 cluster,
                 limit: settings.fetch_timeout,
             },
-            running: Running::default(),
+            running: PendingWork::default(),
             journal: Journal {
                 key,
                 kind: account.kind(),
@@ -321,7 +321,7 @@ impl TokenRefresher {
             return Refresh::Replay(token);
         }
         let (reply, answer) = oneshot::channel();
-        let command = Command::Rejected {
+        let command = RefresherCommand::Rejected {
             generation: rejected,
             path: path.into(),
             reply,
@@ -347,7 +347,7 @@ impl TokenRefresher {
             Ordering::Relaxed,
             Ordering::Relaxed,
         );
-        let command = Command::ReplayRejected {
+        let command = RefresherCommand::ReplayRejected {
             generation,
             path: path.into(),
             accepted: evidence.is_ok(),
@@ -363,7 +363,11 @@ impl TokenRefresher {
     /// When no answer, a refusal, or no budget is left.
     pub async fn refresh_now(&self, force: bool) -> Result<Refreshed, TokenError> {
         let (reply, answer) = oneshot::channel();
-        if self.mailbox.send(Command::Order { force, reply }).is_err() {
+        if self
+            .mailbox
+            .send(RefresherCommand::Order { force, reply })
+            .is_err()
+        {
             return Err(self.error(Cause::Stopped, Duration::from_secs(1)));
         }
         match timeout(self.shared.patience * 2, answer).await {
@@ -377,7 +381,7 @@ impl TokenRefresher {
     /// served. Without them nothing is fetched any more, so that two refreshers do not replace each
     /// other's tokens.
     pub fn retire(&self) {
-        let _ = self.mailbox.send(Command::Retire);
+        let _ = self.mailbox.send(RefresherCommand::Retire);
     }
 
     /// True if both are handles of one refresher.
@@ -401,14 +405,14 @@ impl TokenRefresher {
     }
 
     /// The error that waiting until `deadline` would not cure.
-    fn hopeless(&self, state: &State, deadline: Instant) -> Option<TokenError> {
+    fn hopeless(&self, state: &PublishedState, deadline: Instant) -> Option<TokenError> {
         let fault = state.fault.as_ref()?;
         let in_vain = !state.refreshing && state.next_attempt.is_some_and(|next| next >= deadline);
         let broken = fault.failures >= BREAKER || !fault.transient;
         (in_vain || broken).then(|| self.last_error(state))
     }
 
-    fn last_error(&self, state: &State) -> TokenError {
+    fn last_error(&self, state: &PublishedState) -> TokenError {
         match &state.fault {
             Some(fault) => self.error(
                 fault.cause,
@@ -419,7 +423,7 @@ impl TokenRefresher {
     }
 
     fn error(&self, cause: Cause, retry_after: Duration) -> TokenError {
-        TokenError::new(self.shared.name.clone(), cause, retry_after).about(self.shared.kept)
+        TokenError::new(self.shared.name.clone(), cause, retry_after).about(self.shared.credential)
     }
 }
 
@@ -448,7 +452,7 @@ impl GiveBackReason {
 /// Source of wall time and random numbers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Chance {
-    pub(crate) clock: Clock,
+    pub(crate) clock: WallClock,
     /// Between 0 and 1.
     pub(crate) jitter: fn() -> f64,
 }
@@ -457,7 +461,7 @@ impl Chance {
     /// Clock and random numbers of the system.
     pub(crate) fn system() -> Self {
         Self {
-            clock: Clock::system(),
+            clock: WallClock::system(),
             jitter,
         }
     }

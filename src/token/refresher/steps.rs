@@ -12,11 +12,11 @@ use tokio::{
 
 use super::{
     cluster::{Cluster, LeaseGuard},
-    life::{Known, Outcome, Preflight, Step},
+    life::{Known, Preflight, Step, StepOutcome},
     writer::WriteReceipt,
 };
 use crate::base::Secret;
-use crate::token::source::{FetchError, Mode, Probe, TokenSource};
+use crate::token::source::{FetchError, FetchMode, Probe, TokenSource};
 
 /// Everything that steps ask.
 pub(super) struct Steps {
@@ -28,8 +28,8 @@ pub(super) struct Steps {
 }
 
 /// End of a step, and the lease that it brought.
-pub(super) struct Ended {
-    pub(super) outcome: Outcome,
+pub(super) struct StepEnd {
+    pub(super) outcome: StepOutcome,
     pub(super) lease: Option<LeaseGuard>,
 }
 
@@ -44,7 +44,7 @@ const GRACE: Duration = Duration::from_secs(1);
 
 impl Steps {
     /// Starts a step. `written` is the receipt of the last write of the record.
-    pub(super) fn start(&self, step: Step, written: WriteReceipt) -> JoinHandle<Ended> {
+    pub(super) fn start(&self, step: Step, written: WriteReceipt) -> JoinHandle<StepEnd> {
         let (source, limit) = (Arc::clone(&self.source), self.limit);
         match step {
             Step::Preflight(known) => {
@@ -66,14 +66,14 @@ impl Steps {
             Step::Probe(token) => tokio::spawn(probe(source, limit, token)),
             Step::Write => tokio::spawn(async move {
                 let newer = written.tried(TOKEN_WAIT).await;
-                Outcome::Written { newer }.into()
+                StepOutcome::Written { newer }.into()
             }),
         }
     }
 }
 
-impl From<Outcome> for Ended {
-    fn from(outcome: Outcome) -> Self {
+impl From<StepOutcome> for StepEnd {
+    fn from(outcome: StepOutcome) -> Self {
         Self {
             outcome,
             lease: None,
@@ -83,23 +83,23 @@ impl From<Outcome> for Ended {
 
 /// End of the step under way, which is taken out; never, when there is none. Can be cancelled and
 /// called again.
-pub(super) async fn ended(step: &mut Option<JoinHandle<Ended>>) -> Ended {
+pub(super) async fn ended(step: &mut Option<JoinHandle<StepEnd>>) -> StepEnd {
     let Some(running) = step.as_mut() else {
         return std::future::pending().await;
     };
     let ended = running.await;
     *step = None;
     // A step that panics has an outcome like any other.
-    ended.unwrap_or_else(|_| Outcome::Panicked.into())
+    ended.unwrap_or_else(|_| StepOutcome::Panicked.into())
 }
 
-async fn preflight(cluster: Option<Cluster>, known: Known, limit: Duration) -> Ended {
+async fn preflight(cluster: Option<Cluster>, known: Known, limit: Duration) -> StepEnd {
     let (preflight, lease) = match cluster {
         Some(cluster) => cluster.preflight(known, limit).await,
         None => (Preflight::default(), None),
     };
-    Ended {
-        outcome: Outcome::Preflight(preflight),
+    StepEnd {
+        outcome: StepOutcome::Preflight(preflight),
         lease,
     }
 }
@@ -109,10 +109,10 @@ async fn preflight(cluster: Option<Cluster>, known: Known, limit: Duration) -> E
 async fn fetch(
     source: Arc<dyn TokenSource>,
     limit: Duration,
-    mode: Mode,
+    mode: FetchMode,
     rejected: Option<Secret>,
     cost: Option<(WriteReceipt, Duration)>,
-) -> Ended {
+) -> StepEnd {
     if let Some((written, patience)) = cost {
         written.tried(patience).await;
     }
@@ -124,12 +124,12 @@ async fn fetch(
     let result = timeout(limit + GRACE, asked)
         .await
         .unwrap_or(Err(FetchError::Timeout));
-    Outcome::Fetched { sent, result }.into()
+    StepOutcome::Fetched { sent, result }.into()
 }
 
-async fn probe(source: Arc<dyn TokenSource>, limit: Duration, token: Secret) -> Ended {
+async fn probe(source: Arc<dyn TokenSource>, limit: Duration, token: Secret) -> StepEnd {
     let probe = timeout(limit + GRACE, source.probe(&token))
         .await
         .unwrap_or(Probe::Unknown);
-    Outcome::Probed(probe).into()
+    StepOutcome::Probed(probe).into()
 }

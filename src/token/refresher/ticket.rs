@@ -11,9 +11,9 @@ use tokio::{
     time::Duration,
 };
 
-use super::{Command, Parts, Shared, State, TokenRefresher};
+use super::{PublishedState, RefresherCommand, RefresherParts, RefresherShared, TokenRefresher};
 use crate::{
-    token::{clock::millis, kept::Kept},
+    token::{clock::millis, credential::CredentialType},
     wechat::ticket::TicketType,
 };
 
@@ -23,11 +23,11 @@ impl TokenRefresher {
     /// `token` is that token's refresher.
     pub(in crate::token) fn spawn_ticket(
         kind: TicketType,
-        parts: Parts,
+        parts: RefresherParts,
         token: &Self,
         made_with: Arc<AtomicU64>,
     ) -> Self {
-        let ticket = Self::start(Kept::Ticket(kind), parts);
+        let ticket = Self::start(CredentialType::Ticket(kind), parts);
         tokio::spawn(follow(
             token.state.clone(),
             ticket.state.clone(),
@@ -41,12 +41,12 @@ impl TokenRefresher {
     pub(in crate::token) fn want(&self) {
         self.shared.want();
         if self.token().is_none() {
-            let _ = self.mailbox.send(Command::Want);
+            let _ = self.mailbox.send(RefresherCommand::Want);
         }
     }
 }
 
-impl Shared {
+impl RefresherShared {
     fn want(&self) {
         self.wanted
             .store(millis(self.started.elapsed()), Ordering::Relaxed);
@@ -62,9 +62,9 @@ impl Shared {
 
 /// Watches the token for its ticket, until one of the two has gone. Holds neither.
 async fn follow(
-    mut token: watch::Receiver<State>,
-    mut ticket: watch::Receiver<State>,
-    mailbox: mpsc::WeakUnboundedSender<Command>,
+    mut token: watch::Receiver<PublishedState>,
+    mut ticket: watch::Receiver<PublishedState>,
+    mailbox: mpsc::WeakUnboundedSender<RefresherCommand>,
     made_with: Arc<AtomicU64>,
 ) {
     let mut told = 0;
@@ -87,7 +87,7 @@ async fn follow(
             let Some(mailbox) = mailbox.upgrade() else {
                 return;
             };
-            let _ = mailbox.send(Command::TokenReplaced);
+            let _ = mailbox.send(RefresherCommand::TokenReplaced);
         }
         if token.changed().await.is_err() {
             return;

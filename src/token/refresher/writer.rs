@@ -13,38 +13,38 @@ use tokio::{
 use crate::{
     base::backoff::Backoff,
     token::{
-        metrics::AccountMetrics,
-        store::{Key, Record, Saved, TokenStore},
+        metrics::CredentialMetrics,
+        store::{RecordKey, Saved, TokenRecord, TokenStore},
     },
 };
 
 /// Handle of the writer.
 pub(super) struct RecordWriter {
-    key: Key,
+    key: RecordKey,
     store: Arc<dyn TokenStore>,
-    metrics: AccountMetrics,
+    metrics: CredentialMetrics,
     latest: watch::Sender<Job>,
-    outcome: watch::Receiver<Outcome>,
+    outcome: watch::Receiver<WriteProgress>,
 }
 
 /// Receipt of a write that was asked for.
 pub(super) struct WriteReceipt {
     number: u64,
-    outcome: watch::Receiver<Outcome>,
+    outcome: watch::Receiver<WriteProgress>,
 }
 
 #[derive(Clone, Default)]
 struct Job {
     number: u64,
-    record: Option<Record>,
+    record: Option<TokenRecord>,
 }
 
 /// Progress of the writer. A failed attempt counts as an attempt: no one waits for a broken
 /// store.
 #[derive(Clone, Default)]
-struct Outcome {
+struct WriteProgress {
     number: u64,
-    newer: Option<Box<Record>>,
+    newer: Option<Box<TokenRecord>>,
 }
 
 /// Longer, and an operation counts as failed.
@@ -61,9 +61,13 @@ const SHARED_RETRY: Backoff = Backoff {
 };
 
 /// Starts the writer on the current runtime. It ends with the handle, after the last write.
-pub(super) fn spawn(key: Key, store: Arc<dyn TokenStore>, metrics: AccountMetrics) -> RecordWriter {
+pub(super) fn spawn(
+    key: RecordKey,
+    store: Arc<dyn TokenStore>,
+    metrics: CredentialMetrics,
+) -> RecordWriter {
     let (latest, jobs) = watch::channel(Job::default());
-    let (report, outcome) = watch::channel(Outcome::default());
+    let (report, outcome) = watch::channel(WriteProgress::default());
     tokio::spawn(write(
         key.clone(),
         Arc::clone(&store),
@@ -82,14 +86,14 @@ pub(super) fn spawn(key: Key, store: Arc<dyn TokenStore>, metrics: AccountMetric
 
 impl RecordWriter {
     /// Record in the store; `None` when the store fails.
-    pub(super) async fn load(&self) -> Option<Record> {
+    pub(super) async fn load(&self) -> Option<TokenRecord> {
         let problem = match timeout(LIMIT, self.store.load(&self.key)).await {
             Ok(Ok(record)) => return record,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "it did not answer in time".to_owned(),
         };
         self.metrics.store_error("load");
-        tracing::warn!(account = %self.key.account, kept = %self.key.kept, problem, "the token store cannot be read: starting without it");
+        tracing::warn!(account = %self.key.account, kept = %self.key.credential, problem, "the token store cannot be read: starting without it");
         None
     }
 
@@ -102,7 +106,7 @@ impl RecordWriter {
     }
 
     /// Has this record written as soon as possible, in place of any that still waits.
-    pub(super) fn save(&self, record: Record) -> WriteReceipt {
+    pub(super) fn save(&self, record: TokenRecord) -> WriteReceipt {
         let mut number = 0;
         self.latest.send_modify(|job| {
             job.number += 1;
@@ -119,7 +123,7 @@ impl RecordWriter {
 impl WriteReceipt {
     /// Waits until the write was tried, or `limit` is over. Gives the record that the store holds
     /// instead, if that one is newer.
-    pub(super) async fn tried(mut self, limit: Duration) -> Option<Box<Record>> {
+    pub(super) async fn tried(mut self, limit: Duration) -> Option<Box<TokenRecord>> {
         let number = self.number;
         let outcome = timeout(
             limit,
@@ -134,11 +138,11 @@ impl WriteReceipt {
 }
 
 async fn write(
-    key: Key,
+    key: RecordKey,
     store: Arc<dyn TokenStore>,
-    metrics: AccountMetrics,
+    metrics: CredentialMetrics,
     mut jobs: watch::Receiver<Job>,
-    report: watch::Sender<Outcome>,
+    report: watch::Sender<WriteProgress>,
 ) {
     let shared = store.changes(&key).is_some();
     let retry = if shared { SHARED_RETRY } else { RETRY };
@@ -162,7 +166,7 @@ async fn write(
         let problem = match timeout(LIMIT, store.save(&key, record)).await {
             Ok(Ok(saved)) => {
                 if failures > 0 && !shared {
-                    tracing::info!(account = %key.account, kept = %key.kept, "the token store can be written again");
+                    tracing::info!(account = %key.account, kept = %key.credential, "the token store can be written again");
                 }
                 failures = 0;
                 let newer = if let Saved::Newer(record) = saved {
@@ -170,7 +174,7 @@ async fn write(
                 } else {
                     None
                 };
-                report.send_replace(Outcome { number, newer });
+                report.send_replace(WriteProgress { number, newer });
                 continue;
             }
             Ok(Err(error)) => error.to_string(),
@@ -179,12 +183,12 @@ async fn write(
         metrics.store_error("save");
         if failures == 0 && !shared {
             tracing::warn!(
-                account = %key.account, kept = %key.kept, problem,
+                account = %key.account, kept = %key.credential, problem,
                 "the token store cannot be written: going on from memory, a restart now would cost one fetch"
             );
         }
         failures = failures.saturating_add(1);
-        report.send_replace(Outcome {
+        report.send_replace(WriteProgress {
             number,
             newer: None,
         });

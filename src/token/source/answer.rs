@@ -16,9 +16,9 @@ use crate::{
 };
 
 /// Tokens are documented with up to 512 bytes; four times that is still believed.
-const MOST_TOKEN_BYTES: usize = 2048;
+const MAX_TOKEN_BYTES: usize = 2048;
 /// The longest lifetime that WeChat documents. Above it the answer is capped.
-const MOST_SECONDS: u64 = 7200;
+const MAX_EXPIRES_IN: u64 = 7200;
 
 /// What an answer gives, and how its faults are called.
 struct Field {
@@ -108,7 +108,7 @@ pub(super) fn possible(token: &str, otherwise: &'static str) -> Result<(), Fetch
     if token.starts_with(PHANTOM_PREFIX) {
         return Err(FetchError::Phantom);
     }
-    if token.is_empty() || token.len() > MOST_TOKEN_BYTES || token.chars().any(char::is_control) {
+    if token.is_empty() || token.len() > MAX_TOKEN_BYTES || token.chars().any(char::is_control) {
         return Err(FetchError::Malformed(otherwise));
     }
     Ok(())
@@ -145,7 +145,7 @@ fn seconds(value: &Value) -> Option<u64> {
             .map(clamped),
     }
     .filter(|seconds| *seconds >= 1)
-    .map(|seconds| seconds.min(MOST_SECONDS))
+    .map(|seconds| seconds.min(MAX_EXPIRES_IN))
 }
 
 #[allow(

@@ -4,8 +4,8 @@
 //! Source of the protocol: the page of getAccessToken.
 
 use super::{
-    BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource,
-    endpoint::{Endpoint, encoded},
+    BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenClient, TokenSource,
+    endpoint::{TokenEndpoint, encoded},
 };
 use crate::{
     base::Secret,
@@ -14,18 +14,18 @@ use crate::{
 
 /// The classic endpoint of one account.
 #[derive(Debug)]
-pub struct Classic(Endpoint);
+pub struct ClassicSource(TokenEndpoint);
 
-impl Classic {
+impl ClassicSource {
     /// For the account's appid and secret, at its API hosts.
     pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
-        Self(Endpoint::new(account, client))
+        Self(TokenEndpoint::new(account, client))
     }
 }
 
-impl TokenSource for Classic {
+impl TokenSource for ClassicSource {
     /// Both modes are the same here: every call makes a new token.
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             let query = Secret::new(format!(
                 "grant_type=client_credential&appid={}&secret={}",

@@ -62,7 +62,7 @@ pub enum ClientError {
 /// that is how far apart calls are when all is well.
 const BEHIND_FOR: Duration = Duration::from_secs(3 * 3600);
 /// A token answer has a few hundred bytes; what is longer is something else.
-const MOST_BODY: usize = 64 * 1024;
+const MAX_BODY: usize = 64 * 1024;
 
 impl TokenClient {
     /// A client that leaves by `egress` and gives each call `timeout` from connect to the last
@@ -226,7 +226,7 @@ async fn read(mut response: Response) -> Result<(u16, Vec<u8>), FetchError> {
     let status = response.status().as_u16();
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| lost(&error))? {
-        if body.len() + chunk.len() > MOST_BODY {
+        if body.len() + chunk.len() > MAX_BODY {
             return Err(FetchError::Malformed("more than 64 KiB"));
         }
         body.extend_from_slice(&chunk);

@@ -16,7 +16,7 @@ use crate::{
 
 /// One account at the API hosts of its platform.
 #[derive(Debug)]
-pub(super) struct Endpoint {
+pub(super) struct TokenEndpoint {
     client: TokenClient,
     api: Vec<BaseUrl>,
     platform: Platform,
@@ -24,7 +24,7 @@ pub(super) struct Endpoint {
     pub(super) secret: Secret,
 }
 
-impl Endpoint {
+impl TokenEndpoint {
     /// The configuration lets no account without a secret come here; WeChat would say that it is
     /// missing.
     pub(super) fn new(account: &AccountSettings, client: TokenClient) -> Self {

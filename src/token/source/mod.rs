@@ -16,13 +16,13 @@ mod wecom;
 
 use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
-pub use classic::Classic;
+pub use classic::ClassicSource;
 pub use client::{ClientError, TokenClient};
-pub use stable::Stable;
+pub use stable::StableSource;
 pub use ticket::TicketSource;
-pub use wecom::Wecom;
+pub use wecom::WecomSource;
 
-use super::{AccountSettings, Origin, pacer::Turn};
+use super::{AccountSettings, TokenProvider, pacer::Turn};
 use crate::{
     base::Secret,
     wechat::{
@@ -39,7 +39,7 @@ pub type BoxFuture<'f, T> = Pin<Box<dyn Future<Output = T> + Send + 'f>>;
 /// and once more by the refresher.
 pub trait TokenSource: Send + Sync + 'static {
     /// Asks for a token.
-    fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>>;
+    fn fetch(&self, mode: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>>;
 
     /// Asks for a token because WeChat rejected this one. An ordinary fetch, unless the source can
     /// pass that on.
@@ -48,7 +48,7 @@ pub trait TokenSource: Send + Sync + 'static {
         rejected: &'a Secret,
     ) -> BoxFuture<'a, Result<Fetched, FetchError>> {
         let _ = rejected;
-        self.fetch(Mode::Normal)
+        self.fetch(FetchMode::Normal)
     }
 
     /// A turn among the first fetches of the API host; one that is always granted where no host of
@@ -63,7 +63,7 @@ pub trait TokenSource: Send + Sync + 'static {
 
 /// How to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub enum FetchMode {
     /// As usual.
     Normal,
     /// With `force_refresh`, where the endpoint knows it: the previous token dies.
@@ -150,7 +150,7 @@ pub enum FetchError {
     Phantom,
     /// The server that keeps the token gave none.
     #[error(transparent)]
-    External(#[from] external::Absent),
+    External(#[from] external::ExternalError),
     /// The source itself failed.
     #[error("the token source failed: report this as a bug of wxgate")]
     Panicked,
@@ -224,10 +224,10 @@ impl FetchError {
 
 /// The source that the account's settings name.
 pub fn for_account(account: &AccountSettings, client: TokenClient) -> Arc<dyn TokenSource> {
-    match &account.origin {
-        Origin::Stable => Arc::new(Stable::new(account, client)),
-        Origin::Classic => Arc::new(Classic::new(account, client)),
-        Origin::Wecom => Arc::new(Wecom::new(account, client)),
-        Origin::External(settings) => external::source(settings, client),
+    match &account.provider {
+        TokenProvider::Stable => Arc::new(StableSource::new(account, client)),
+        TokenProvider::Classic => Arc::new(ClassicSource::new(account, client)),
+        TokenProvider::Wecom => Arc::new(WecomSource::new(account, client)),
+        TokenProvider::External(settings) => external::source(settings, client),
     }
 }

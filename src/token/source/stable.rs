@@ -7,7 +7,8 @@
 use serde_json::json;
 
 use super::{
-    BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource, endpoint::Endpoint,
+    BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenClient, TokenSource,
+    endpoint::TokenEndpoint,
 };
 use crate::{
     base::Secret,
@@ -16,23 +17,23 @@ use crate::{
 
 /// The stable endpoint of one account.
 #[derive(Debug)]
-pub struct Stable(Endpoint);
+pub struct StableSource(TokenEndpoint);
 
-impl Stable {
+impl StableSource {
     /// For the account's appid and secret, at its API hosts.
     pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
-        Self(Endpoint::new(account, client))
+        Self(TokenEndpoint::new(account, client))
     }
 }
 
-impl TokenSource for Stable {
-    fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+impl TokenSource for StableSource {
+    fn fetch(&self, mode: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             let body = json!({
                 "grant_type": "client_credential",
                 "appid": self.0.appid,
                 "secret": self.0.secret.expose(),
-                "force_refresh": mode == Mode::Forced,
+                "force_refresh": mode == FetchMode::Forced,
             })
             .to_string();
             self.0

@@ -10,7 +10,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource, answer};
+use super::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenClient, TokenSource, answer};
 use crate::{
     base::Secret,
     net::address::BaseUrl,
@@ -134,7 +134,7 @@ fn as_ticket(error: FetchError) -> FetchError {
 
 impl TokenSource for TicketSource {
     /// Both modes are the same here: WeChat alone decides whether there is another ticket.
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             match self.endpoint {
                 Some(endpoint) => self.fetch_and_cure(endpoint).await,

@@ -5,8 +5,8 @@
 //! accounts may have one corpid.
 
 use super::{
-    BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource,
-    endpoint::{Endpoint, encoded},
+    BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenClient, TokenSource,
+    endpoint::{TokenEndpoint, encoded},
 };
 use crate::{
     base::Secret,
@@ -15,18 +15,18 @@ use crate::{
 
 /// The token endpoint of one agent.
 #[derive(Debug)]
-pub struct Wecom(Endpoint);
+pub struct WecomSource(TokenEndpoint);
 
-impl Wecom {
+impl WecomSource {
     /// For the account's corpid and the agent's secret, at its API hosts.
     pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
-        Self(Endpoint::new(account, client))
+        Self(TokenEndpoint::new(account, client))
     }
 }
 
-impl TokenSource for Wecom {
+impl TokenSource for WecomSource {
     /// Both modes are the same here: WeCom alone decides when the token changes.
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             let query = Secret::new(format!(
                 "corpid={}&corpsecret={}",

@@ -9,11 +9,11 @@ use crate::{
     base::Secret,
     token::{
         budget::Forcer,
-        clock::Time,
+        clock::ClockReading,
         error::Cause,
-        limiter::Denied,
-        source::{FetchError, Fetched, Mode, Probe},
-        store::{Identity, Record},
+        limiter::RefreshDenied,
+        source::{FetchError, FetchMode, Fetched, Probe},
+        store::{AccountIdentity, TokenRecord},
         value::{Generation, Token},
     },
 };
@@ -21,7 +21,7 @@ use crate::{
 /// Clocks, chance and the word of the requests at the moment of an event.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
-    pub(crate) time: Time,
+    pub(crate) time: ClockReading,
     /// Random number, evenly between 0 and 1.
     pub(crate) jitter: f64,
     /// Generation that a request saw accepted since [`Effects::clear_evidence`]; 0 for none.
@@ -40,7 +40,7 @@ pub(crate) struct OperatorId(pub(in crate::token::refresher) u64);
 #[derive(Debug)]
 pub(crate) enum Event {
     /// The store was read for the first time.
-    Loaded(Option<Box<Record>>),
+    Loaded(Option<Box<TokenRecord>>),
     /// The deadline has passed. `unused_for` is the time since the last question for a ticket.
     Deadline { unused_for: Duration },
     /// A request's token was rejected on `path`, and the request waits for a newer one.
@@ -65,9 +65,9 @@ pub(crate) enum Event {
     /// The token of a ticket was rejected and replaced, or is there at last.
     TokenReplaced,
     /// The shared store holds this now.
-    Replicated(Option<Box<Record>>),
+    Replicated(Option<Box<TokenRecord>>),
     /// The step under way has ended.
-    StepEnded(Outcome),
+    StepEnded(StepOutcome),
 }
 
 /// I/O of a refresh, one step after the other; at most one is under way.
@@ -77,7 +77,7 @@ pub(crate) enum Step {
     Preflight(Known),
     /// Asks the source. With `costs`, the record has to be written first, within some patience.
     Fetch {
-        mode: Mode,
+        mode: FetchMode,
         costs: bool,
         rejected: Option<Secret>,
     },
@@ -89,7 +89,7 @@ pub(crate) enum Step {
 
 /// End of a step.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum StepOutcome {
     Preflight(Preflight),
     Fetched {
         sent: Instant,
@@ -98,7 +98,7 @@ pub(crate) enum Outcome {
     Probed(Probe),
     /// Written or not; `newer` is what the store holds instead.
     Written {
-        newer: Option<Box<Record>>,
+        newer: Option<Box<TokenRecord>>,
     },
     /// The step ended by a panic.
     Panicked,
@@ -107,7 +107,7 @@ pub(crate) enum Outcome {
 /// Knowledge of this node, against which the record of another node is compared.
 #[derive(Debug)]
 pub(crate) struct Known {
-    pub(crate) identity: Identity,
+    pub(crate) identity: AccountIdentity,
     pub(crate) generation: Generation,
     pub(crate) token: Option<Secret>,
     /// True if a person asks, so that a remembered refusal does not count.
@@ -118,7 +118,7 @@ pub(crate) struct Known {
 #[derive(Debug, Default)]
 pub(crate) struct Preflight {
     /// Their record, as far as it could be read.
-    pub(crate) record: Option<Box<Record>>,
+    pub(crate) record: Option<Box<TokenRecord>>,
     /// True if that record makes the fetch needless.
     pub(crate) settled: bool,
     /// True if this node has the lease.
@@ -206,10 +206,10 @@ impl Trigger {
     }
 
     /// Mode of the fetch.
-    pub(crate) fn mode(self) -> Mode {
+    pub(crate) fn mode(self) -> FetchMode {
         match self {
-            Self::Forced | Self::Operator { force: true } => Mode::Forced,
-            _ => Mode::Normal,
+            Self::Forced | Self::Operator { force: true } => FetchMode::Forced,
+            _ => FetchMode::Normal,
         }
     }
 
@@ -226,7 +226,7 @@ impl Trigger {
 impl Known {
     /// True if the record makes a fetch needless: by a token that is new here, or because WeChat
     /// has refused.
-    pub(crate) fn is_settled_by(&self, record: &Record, at: Time) -> bool {
+    pub(crate) fn is_settled_by(&self, record: &TokenRecord, at: ClockReading) -> bool {
         if record.identity != self.identity {
             return false;
         }
@@ -246,11 +246,11 @@ impl Known {
     }
 }
 
-impl From<Denied> for GiveBackReason {
-    fn from(denied: Denied) -> Self {
+impl From<RefreshDenied> for GiveBackReason {
+    fn from(denied: RefreshDenied) -> Self {
         match denied {
-            Denied::Backoff => Self::Backoff,
-            Denied::Bucket => Self::Budget,
+            RefreshDenied::Backoff => Self::Backoff,
+            RefreshDenied::Bucket => Self::Budget,
         }
     }
 }

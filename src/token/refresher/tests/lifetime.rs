@@ -4,13 +4,13 @@ use super::*;
 use crate::token::{
     budget::CLASSIC_PER_DAY,
     refresher::Condition,
-    store::{FileStore, Key, Record, Saved, StoreError},
+    store::{FileStore, RecordKey, Saved, StoreError, TokenRecord},
 };
 
 #[tokio::test(start_paused = true)]
 async fn a_stable_token_is_renewed_in_its_last_five_minutes_and_the_same_one_before_is_no_failure()
 {
-    let bench = Bench::ready(Kind::Stable).await;
+    let bench = Bench::ready(ProviderKind::Stable).await;
     let start = Instant::now();
     while start.elapsed() < secs(86_400) {
         assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
@@ -27,7 +27,7 @@ async fn a_stable_token_is_renewed_in_its_last_five_minutes_and_the_same_one_bef
 
 #[tokio::test(start_paused = true)]
 async fn a_platform_that_rotates_late_is_asked_again_every_half_minute() {
-    let world = World::new(Kind::Stable);
+    let world = World::new(ProviderKind::Stable);
     world.with(|state| state.lifetime = 400);
     let bench = Bench::start(world);
     sleep(secs(1)).await;
@@ -44,7 +44,7 @@ async fn a_platform_that_rotates_late_is_asked_again_every_half_minute() {
 #[tokio::test(start_paused = true)]
 async fn no_lifetime_makes_a_hot_loop() {
     for lifetime in [1, 2, 5, 60, 299, 7200] {
-        let world = World::new(Kind::Classic);
+        let world = World::new(ProviderKind::Classic);
         world.with(|state| state.lifetime = lifetime);
         let bench = Bench::start(world);
         sleep(secs(600)).await;
@@ -58,7 +58,7 @@ async fn no_lifetime_makes_a_hot_loop() {
 
 #[tokio::test(start_paused = true)]
 async fn an_expired_token_is_never_handed_out() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     bench.world.with(|state| state.delay = secs(100_000));
     sleep(secs(7199)).await;
     assert!(bench.refresher.token().is_some());
@@ -68,7 +68,7 @@ async fn an_expired_token_is_never_handed_out() {
 
 #[tokio::test(start_paused = true)]
 async fn expiry_counts_from_when_the_fetch_was_sent() {
-    let world = World::new(Kind::Classic);
+    let world = World::new(ProviderKind::Classic);
     world.with(|state| state.delay = secs(2));
     let (bench, start) = (Bench::start(world), Instant::now());
     let token = bench.refresher.current().await.unwrap();
@@ -77,7 +77,7 @@ async fn expiry_counts_from_when_the_fetch_was_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn a_restart_costs_no_fetch_and_keeps_the_generation() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     bench.world.revoke();
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
     let (generation, fetches) = (bench.generation(), bench.world.fetches());
@@ -99,7 +99,7 @@ async fn a_restart_costs_no_fetch_and_keeps_the_generation() {
 
 #[tokio::test(start_paused = true)]
 async fn another_secret_or_kind_takes_no_old_token_and_another_appid_no_old_budget() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     let left = bench.refresher.status().classic_left;
     let bench = bench.restarted_as(|kind| AccountSettings {
         secret: Some(Secret::new("other")),
@@ -130,14 +130,14 @@ async fn another_secret_or_kind_takes_no_old_token_and_another_appid_no_old_budg
 
 #[tokio::test(start_paused = true)]
 async fn budgets_survive_a_restart_even_before_the_answer_came() {
-    let bench = Bench::ready(Kind::Stable).await;
+    let bench = Bench::ready(ProviderKind::Stable).await;
     bench.world.with(|state| state.delay = secs(1));
     let refresher = bench.refresher.clone();
     let asking = tokio::spawn(async move { refresher.refresh_now(true).await });
     sleep(Duration::from_millis(500)).await;
     let stored = bench
         .store
-        .load(&Key::token(&AccountName::new("shop").unwrap()))
+        .load(&RecordKey::token(&AccountName::new("shop").unwrap()))
         .await
         .unwrap()
         .unwrap();
@@ -159,7 +159,7 @@ async fn budgets_survive_a_restart_even_before_the_answer_came() {
 
 #[tokio::test(start_paused = true)]
 async fn the_classic_budget_of_a_day_ends_and_begins_anew_at_midnight() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     for n in 1..CLASSIC_PER_DAY {
         assert!(bench.refresher.refresh_now(false).await.is_ok(), "{n}");
     }
@@ -175,9 +175,9 @@ async fn the_classic_budget_of_a_day_ends_and_begins_anew_at_midnight() {
 
 #[tokio::test(start_paused = true)]
 async fn a_record_from_the_future_is_not_believed() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     drop(bench.refresher);
-    let behind = Clock::starting_at(NOON_MS - 3_600_000);
+    let behind = WallClock::starting_at(NOON_MS - 3_600_000);
     let bench = Bench::start_with(bench.world, bench.store, behind, account);
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
     assert_eq!(bench.world.fetches(), 2);
@@ -185,7 +185,7 @@ async fn a_record_from_the_future_is_not_believed() {
 
 #[tokio::test(start_paused = true)]
 async fn the_last_handle_ends_the_task_after_the_fetch_under_way() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     let refresher = bench.refresher.clone();
     bench.world.revoke();
     let asking = tokio::spawn(async move { refresher.refresh_now(false).await.map(|_| ()) });
@@ -195,7 +195,7 @@ async fn the_last_handle_ends_the_task_after_the_fetch_under_way() {
     sleep(secs(1)).await;
     let stored = bench
         .store
-        .load(&Key::token(&AccountName::new("shop").unwrap()))
+        .load(&RecordKey::token(&AccountName::new("shop").unwrap()))
         .await
         .unwrap()
         .unwrap();
@@ -211,9 +211,9 @@ async fn the_last_handle_ends_the_task_after_the_fetch_under_way() {
 
 #[tokio::test(start_paused = true)]
 async fn what_another_refresher_stored_first_is_taken_over() {
-    let first = Bench::ready(Kind::Stable).await;
+    let first = Bench::ready(ProviderKind::Stable).await;
     let second = Bench::start_with(
-        World::new(Kind::Stable),
+        World::new(ProviderKind::Stable),
         Arc::clone(&first.store),
         first.clock,
         account,
@@ -239,7 +239,7 @@ async fn what_another_refresher_stored_first_is_taken_over() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stable_token_that_others_force_out_again_and_again_is_a_conflict() {
-    let bench = Bench::ready(Kind::Stable).await;
+    let bench = Bench::ready(ProviderKind::Stable).await;
     for _ in 0..3 {
         bench.world.script([Scripted::Rotates]);
         assert!(matches!(
@@ -259,14 +259,14 @@ async fn a_stable_token_that_others_force_out_again_and_again_is_a_conflict() {
 async fn a_token_is_on_disk_before_a_request_sees_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
-    let world = World::new(Kind::Classic);
+    let world = World::new(ProviderKind::Classic);
     world.with(|state| state.delay = Duration::from_millis(1));
     let start = |store: FileStore| {
-        let metrics = Metrics::default().for_account(&AccountName::new("shop").unwrap());
+        let metrics = TokenMetrics::default().for_account(&AccountName::new("shop").unwrap());
         let source = Arc::clone(&world) as Arc<dyn TokenSource>;
         TokenRefresher::spawn(
-            account(Kind::Classic),
-            Settings::default(),
+            account(ProviderKind::Classic),
+            TokenSettings::default(),
             source,
             Arc::new(store),
             metrics,
@@ -314,7 +314,10 @@ impl Broken {
 }
 
 impl TokenStore for Broken {
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+    fn load<'a>(
+        &'a self,
+        key: &'a RecordKey,
+    ) -> BoxFuture<'a, Result<Option<TokenRecord>, StoreError>> {
         if self.works() {
             self.inner.load(key)
         } else {
@@ -324,8 +327,8 @@ impl TokenStore for Broken {
 
     fn save<'a>(
         &'a self,
-        key: &'a Key,
-        record: Record,
+        key: &'a RecordKey,
+        record: TokenRecord,
     ) -> BoxFuture<'a, Result<Saved, StoreError>> {
         if self.works() {
             self.inner.save(key, record)
@@ -342,17 +345,17 @@ async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_a
             hangs,
             ..Broken::default()
         });
-        let world = World::new(Kind::Classic);
+        let world = World::new(ProviderKind::Classic);
         let mut registry = Registry::default();
-        let refresher = TokenRefresher::spawn_from(Parts {
-            account: account(Kind::Classic),
-            settings: Settings::default(),
+        let refresher = TokenRefresher::spawn_from(RefresherParts {
+            account: account(ProviderKind::Classic),
+            settings: TokenSettings::default(),
             source: Arc::clone(&world) as Arc<dyn TokenSource>,
             store: Arc::clone(&store) as Arc<dyn TokenStore>,
-            metrics: Metrics::register(&mut registry)
+            metrics: TokenMetrics::register(&mut registry)
                 .for_account(&AccountName::new("shop").unwrap()),
             chance: Chance {
-                clock: Clock::starting_at(NOON_MS),
+                clock: WallClock::starting_at(NOON_MS),
                 jitter: || 0.5,
             },
         });
@@ -360,7 +363,7 @@ async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_a
             world,
             refresher,
             store: Arc::default(),
-            clock: Clock::system(),
+            clock: WallClock::system(),
             registry,
         };
         sleep(secs(10)).await;
@@ -378,7 +381,7 @@ async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_a
         sleep(secs(70)).await;
         let stored = store
             .inner
-            .load(&Key::token(&AccountName::new("shop").unwrap()))
+            .load(&RecordKey::token(&AccountName::new("shop").unwrap()))
             .await
             .unwrap();
         assert_eq!(stored.unwrap().generation, bench.generation());
@@ -387,7 +390,7 @@ async fn a_store_that_fails_or_hangs_stops_nobody_and_is_written_when_it_works_a
 
 #[tokio::test(start_paused = true)]
 async fn a_retired_refresher_asks_for_nothing_but_what_a_request_in_flight_needs() {
-    for kind in [Kind::Stable, Kind::Classic] {
+    for kind in [ProviderKind::Stable, ProviderKind::Classic] {
         let bench = Bench::ready(kind).await;
         bench.refresher.retire();
         assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
@@ -401,7 +404,7 @@ async fn a_retired_refresher_asks_for_nothing_but_what_a_request_in_flight_needs
 
 #[tokio::test(start_paused = true)]
 async fn a_refresher_that_is_retired_while_it_fetches_still_serves_who_waits() {
-    let bench = Bench::start(World::new(Kind::Stable));
+    let bench = Bench::start(World::new(ProviderKind::Stable));
     let waiting = tokio::spawn({
         let refresher = bench.refresher.clone();
         async move { refresher.current().await.is_ok() }

@@ -23,16 +23,16 @@ use std::{
 use prometheus_client::registry::Registry;
 use tokio::time::{Instant, sleep};
 
-use super::{Chance, Parts, Refresh, TokenRefresher};
+use super::{Chance, Refresh, RefresherParts, TokenRefresher};
 use crate::{
     base::{AccountName, Secret},
     token::{
-        AccountSettings, Generation, Kind, Origin, Settings, Token,
-        clock::Clock,
-        metrics::Metrics,
+        AccountSettings, Generation, ProviderKind, Token, TokenProvider, TokenSettings,
+        clock::WallClock,
+        metrics::TokenMetrics,
         source::{
-            BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource,
-            external::{self, RedisSettings},
+            BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenSource,
+            external::{self, ExternalRedisSettings},
         },
         store::{MemoryStore, TokenStore},
     },
@@ -44,7 +44,7 @@ pub(super) const NOON_MS: u64 = 20_000 * 86_400_000 + 4 * 3_600_000;
 
 /// WeChat, as far as tokens go.
 pub(super) struct World {
-    pub(super) kind: Kind,
+    pub(super) kind: ProviderKind,
     state: Mutex<State>,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct State {
     /// What probes say instead of the truth.
     pub(super) probe: Option<Probe>,
     pub(super) lifetime: u64,
-    pub(super) fetches: Vec<(Instant, Mode)>,
+    pub(super) fetches: Vec<(Instant, FetchMode)>,
     pub(super) probes: u32,
 }
 
@@ -86,7 +86,7 @@ pub(super) enum Outcome {
 }
 
 impl World {
-    pub(super) fn new(kind: Kind) -> Arc<Self> {
+    pub(super) fn new(kind: ProviderKind) -> Arc<Self> {
         let state = State {
             minted: 0,
             latest: String::new(),
@@ -139,12 +139,12 @@ impl World {
             state
                 .fetches
                 .iter()
-                .filter(|(_, mode)| *mode == Mode::Forced)
+                .filter(|(_, mode)| *mode == FetchMode::Forced)
                 .count()
         })
     }
 
-    fn answer(&self, mode: Mode) -> Result<Fetched, FetchError> {
+    fn answer(&self, mode: FetchMode) -> Result<Fetched, FetchError> {
         self.with(|state| {
             state.fetches.push((Instant::now(), mode));
             let scripted = state.script.pop_front();
@@ -155,11 +155,13 @@ impl World {
                 _ => {}
             }
             let keeps = match self.kind {
-                Kind::Stable => mode == Mode::Normal && left >= Duration::from_secs(300),
-                Kind::Classic => false,
-                Kind::Wecom => !left.is_zero(),
+                ProviderKind::Stable => {
+                    mode == FetchMode::Normal && left >= Duration::from_secs(300)
+                }
+                ProviderKind::Classic => false,
+                ProviderKind::Wecom => !left.is_zero(),
                 // Whoever keeps it renews it in time.
-                Kind::External => left >= Duration::from_secs(300),
+                ProviderKind::External => left >= Duration::from_secs(300),
             };
             if !keeps || matches!(scripted, Some(Scripted::Rotates)) {
                 state.mint();
@@ -190,7 +192,7 @@ impl State {
 }
 
 impl TokenSource for World {
-    fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, mode: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             sleep(self.with(|state| state.delay)).await;
             let (answer, linger) = (
@@ -218,15 +220,18 @@ impl TokenSource for World {
     }
 }
 
-pub(super) fn account(kind: Kind) -> AccountSettings {
-    let origin = match kind {
-        Kind::Stable => Origin::Stable,
-        Kind::Classic => Origin::Classic,
-        Kind::Wecom => Origin::Wecom,
-        Kind::External => {
-            let place =
-                RedisSettings::new(Secret::new("redis://127.0.0.1"), "key".to_owned(), None);
-            Origin::External(external::Settings::Redis(place.unwrap()))
+pub(super) fn account(kind: ProviderKind) -> AccountSettings {
+    let provider = match kind {
+        ProviderKind::Stable => TokenProvider::Stable,
+        ProviderKind::Classic => TokenProvider::Classic,
+        ProviderKind::Wecom => TokenProvider::Wecom,
+        ProviderKind::External => {
+            let place = ExternalRedisSettings::new(
+                Secret::new("redis://127.0.0.1"),
+                "key".to_owned(),
+                None,
+            );
+            TokenProvider::External(external::ExternalSettings::Redis(place.unwrap()))
         }
     };
     AccountSettings {
@@ -234,7 +239,7 @@ pub(super) fn account(kind: Kind) -> AccountSettings {
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef".into(),
         secret: Some(Secret::new("s3cret")),
-        origin,
+        provider,
         api: vec!["https://api.weixin.qq.com".parse().unwrap()],
         hosts: Vec::new(),
     }
@@ -244,20 +249,20 @@ pub(super) struct Bench {
     pub(super) world: Arc<World>,
     pub(super) refresher: TokenRefresher,
     pub(super) store: Arc<MemoryStore>,
-    pub(super) clock: Clock,
+    pub(super) clock: WallClock,
     pub(super) registry: Registry,
 }
 
 impl Bench {
     /// A refresher with its first token in hand, accepted once.
-    pub(super) async fn ready(kind: Kind) -> Self {
+    pub(super) async fn ready(kind: ProviderKind) -> Self {
         let bench = Self::start(World::new(kind));
         assert_eq!(bench.call("/ok").await, Outcome::Ok { calls: 1 });
         bench
     }
 
     pub(super) fn start(world: Arc<World>) -> Self {
-        let clock = Clock::starting_at(NOON_MS);
+        let clock = WallClock::starting_at(NOON_MS);
         let store = Arc::new(MemoryStore::default());
         Self::start_with(world, store, clock, account)
     }
@@ -265,15 +270,15 @@ impl Bench {
     pub(super) fn start_with(
         world: Arc<World>,
         store: Arc<MemoryStore>,
-        clock: Clock,
-        account: fn(Kind) -> AccountSettings,
+        clock: WallClock,
+        account: fn(ProviderKind) -> AccountSettings,
     ) -> Self {
         let mut registry = Registry::default();
         let account = account(world.kind);
-        let metrics = Metrics::register(&mut registry).for_account(&account.name);
-        let refresher = TokenRefresher::spawn_from(Parts {
+        let metrics = TokenMetrics::register(&mut registry).for_account(&account.name);
+        let refresher = TokenRefresher::spawn_from(RefresherParts {
             account,
-            settings: Settings::default(),
+            settings: TokenSettings::default(),
             source: Arc::clone(&world) as Arc<dyn TokenSource>,
             store: Arc::clone(&store) as Arc<dyn TokenStore>,
             metrics,
@@ -296,7 +301,7 @@ impl Bench {
         self.restarted_as(account)
     }
 
-    pub(super) fn restarted_as(self, account: fn(Kind) -> AccountSettings) -> Self {
+    pub(super) fn restarted_as(self, account: fn(ProviderKind) -> AccountSettings) -> Self {
         drop(self.refresher);
         Self::start_with(self.world, self.store, self.clock, account)
     }

@@ -4,7 +4,7 @@ use super::{
     nodes::{key, node},
     *,
 };
-use crate::token::store::{Key, Lease, Record, Saved, ServerFault, StoreError};
+use crate::token::store::{Lease, RecordKey, Saved, ServerFault, StoreError, TokenRecord};
 
 /// The way of one node to the store.
 struct Road {
@@ -55,25 +55,28 @@ impl Road {
 }
 
 impl TokenStore for Road {
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+    fn load<'a>(
+        &'a self,
+        key: &'a RecordKey,
+    ) -> BoxFuture<'a, Result<Option<TokenRecord>, StoreError>> {
         self.travel(false, async move { self.store.load(key).await })
     }
 
     fn save<'a>(
         &'a self,
-        key: &'a Key,
-        record: Record,
+        key: &'a RecordKey,
+        record: TokenRecord,
     ) -> BoxFuture<'a, Result<Saved, StoreError>> {
         self.travel(true, async move { self.store.save(key, record).await })
     }
 
-    fn changes(&self, key: &Key) -> Option<tokio::sync::watch::Receiver<u64>> {
+    fn changes(&self, key: &RecordKey) -> Option<tokio::sync::watch::Receiver<u64>> {
         self.store.changes(key)
     }
 
     fn lease<'a>(
         &'a self,
-        key: &'a Key,
+        key: &'a RecordKey,
         owner: &'a str,
         life: Duration,
     ) -> BoxFuture<'a, Result<Lease, StoreError>> {
@@ -85,7 +88,7 @@ impl TokenStore for Road {
 
     fn release<'a>(
         &'a self,
-        key: &'a Key,
+        key: &'a RecordKey,
         owner: &'a str,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         self.travel(true, async move { self.store.release(key, owner).await })
@@ -100,7 +103,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    async fn ready(kind: Kind, trouble: Trouble) -> Self {
+    async fn ready(kind: ProviderKind, trouble: Trouble) -> Self {
         let cluster = Self::start(kind, trouble);
         for node in &cluster.nodes {
             assert_eq!(node.call("/a").await, Outcome::Ok { calls: 1 });
@@ -108,11 +111,11 @@ impl Cluster {
         cluster
     }
 
-    fn start(kind: Kind, trouble: Trouble) -> Self {
+    fn start(kind: ProviderKind, trouble: Trouble) -> Self {
         let (world, store, clock) = (
             World::new(kind),
             Arc::new(MemoryStore::shared()),
-            Clock::starting_at(NOON_MS),
+            WallClock::starting_at(NOON_MS),
         );
         let road = || {
             Arc::new(Road {
@@ -180,7 +183,7 @@ const BEARABLE: [(Trouble, usize, u64); 7] = [
 #[tokio::test(start_paused = true)]
 async fn no_trouble_of_the_store_costs_a_request_its_answer() {
     for (trouble, fetches, ms) in BEARABLE {
-        let cluster = Cluster::ready(Kind::Stable, Trouble::None).await;
+        let cluster = Cluster::ready(ProviderKind::Stable, Trouble::None).await;
         sleep(secs(20)).await;
         cluster.set(trouble);
         for round in 0..3 {
@@ -209,7 +212,7 @@ async fn nodes_start_without_a_store() {
         Trouble::OneWay,
         Trouble::Slow(5000),
     ] {
-        let cluster = Cluster::start(Kind::Stable, trouble);
+        let cluster = Cluster::start(ProviderKind::Stable, trouble);
         // At the start a store that hangs is waited for, once.
         sleep(secs(6)).await;
         cluster.heal().await;
@@ -219,7 +222,7 @@ async fn nodes_start_without_a_store() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_returns_is_written_and_used_within_two_seconds() {
-    for kind in [Kind::Stable, Kind::Classic] {
+    for kind in [ProviderKind::Stable, ProviderKind::Classic] {
         let cluster = Cluster::ready(kind, Trouble::None).await;
         cluster.set(Trouble::Fails);
         cluster.world.revoke();
@@ -245,7 +248,7 @@ async fn a_store_that_returns_is_written_and_used_within_two_seconds() {
 /// each other, but not for longer than that lasts.
 #[tokio::test(start_paused = true)]
 async fn one_node_that_is_cut_off_finds_back() {
-    let cluster = Cluster::ready(Kind::Classic, Trouble::None).await;
+    let cluster = Cluster::ready(ProviderKind::Classic, Trouble::None).await;
     cluster.roads[2].set(Trouble::OneWay);
     for _ in 0..4 {
         cluster.world.revoke();
@@ -282,7 +285,7 @@ async fn a_node_that_cannot_tell_the_others_forces_once_a_day() {
         Trouble::OneWay,
         Trouble::ReadOnly,
     ] {
-        let cluster = Cluster::ready(Kind::Stable, Trouble::None).await;
+        let cluster = Cluster::ready(ProviderKind::Stable, Trouble::None).await;
         cluster.world.kill_but_keep_giving();
         cluster.set(trouble);
         assert_eq!(
@@ -313,7 +316,7 @@ async fn a_node_that_cannot_tell_the_others_forces_once_a_day() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_found_a_short_token_in_the_store_renews_it_in_time() {
-    let cluster = Cluster::start(Kind::Stable, Trouble::None);
+    let cluster = Cluster::start(ProviderKind::Stable, Trouble::None);
     cluster.world.with(|state| state.lifetime = 12);
     for node in &cluster.nodes {
         assert_eq!(node.call("/a").await, Outcome::Ok { calls: 1 });
@@ -341,7 +344,7 @@ async fn a_node_that_found_a_short_token_in_the_store_renews_it_in_time() {
 
 #[tokio::test(start_paused = true)]
 async fn errors_of_the_store_are_counted_by_operation() {
-    let cluster = Cluster::ready(Kind::Stable, Trouble::None).await;
+    let cluster = Cluster::ready(ProviderKind::Stable, Trouble::None).await;
     cluster.set(Trouble::Fails);
     cluster.world.revoke();
     cluster.heal().await;

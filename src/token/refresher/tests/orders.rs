@@ -23,7 +23,7 @@ struct Run {
 }
 
 /// Requests that all find the token dead. It dies as often again meanwhile as `deaths` says.
-fn run(kind: Kind, deaths: usize) -> Run {
+fn run(kind: ProviderKind, deaths: usize) -> Run {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -79,7 +79,7 @@ fn in_many_orders(check: impl Fn() + Send + Sync + 'static) {
 
 #[test]
 fn a_dead_token_is_replaced_once_in_whatever_order_requests_and_refresher_run() {
-    for kind in [Kind::Stable, Kind::Classic] {
+    for kind in [ProviderKind::Stable, ProviderKind::Classic] {
         in_many_orders(move || {
             let run = run(kind, 0);
             let cured = |outcome: &Outcome| matches!(outcome, Outcome::Ok { .. });
@@ -92,7 +92,7 @@ fn a_dead_token_is_replaced_once_in_whatever_order_requests_and_refresher_run() 
 #[test]
 fn a_token_that_dies_again_meanwhile_costs_one_fetch_more_and_leaves_nobody_waiting() {
     in_many_orders(|| {
-        let run = run(Kind::Classic, 1);
+        let run = run(ProviderKind::Classic, 1);
         // Whoever was sent again with a token that died on the way gets WeChat's answer; nobody
         // gets less.
         let answered = |outcome: &Outcome| {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::{
-    token::{Kept, budget::Budget, refresher::Condition, store::Key},
+    token::{CredentialType, budget::DailyBudget, refresher::Condition, store::RecordKey},
     wechat::ticket::TicketType,
 };
 
@@ -17,7 +17,7 @@ pub(super) struct Office {
 }
 
 impl TokenSource for Office {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             let token = self
                 .refresher
@@ -53,13 +53,13 @@ pub(super) fn ticket(bench: &mut Bench) -> (TokenRefresher, Arc<Office>) {
     });
     let account = account(bench.world.kind);
     let metrics =
-        Metrics::register(&mut bench.registry).for_ticket(&account.name, TicketType::Jsapi);
+        TokenMetrics::register(&mut bench.registry).for_ticket(&account.name, TicketType::Jsapi);
     let source = Arc::clone(&office) as Arc<dyn TokenSource>;
     let store = Arc::clone(&bench.store) as Arc<dyn TokenStore>;
-    let settings = Settings::default();
+    let settings = TokenSettings::default();
     let refresher = TokenRefresher::spawn_ticket(
         TicketType::Jsapi,
-        Parts {
+        RefresherParts {
             account,
             settings,
             source,
@@ -93,7 +93,7 @@ async fn shown(refresher: &TokenRefresher) -> String {
 
 #[tokio::test(start_paused = true)]
 async fn a_ticket_that_is_asked_for_is_always_there_and_costs_few_calls_and_no_budget() {
-    let mut bench = Bench::ready(Kind::Classic).await;
+    let mut bench = Bench::ready(ProviderKind::Classic).await;
     let left = bench.refresher.status().classic_left;
     let (refresher, office) = ticket(&mut bench);
     // Ten hours: at midnight the budget begins anew.
@@ -113,13 +113,13 @@ async fn a_ticket_that_is_asked_for_is_always_there_and_costs_few_calls_and_no_b
         left.map(|left| left - u32::try_from(spent).unwrap()),
         "{spent} tokens"
     );
-    let key = Key {
+    let key = RecordKey {
         account: refresher.name().clone(),
-        kept: Kept::Ticket(TicketType::Jsapi),
+        credential: CredentialType::Ticket(TicketType::Jsapi),
     };
     assert_eq!(
         bench.store.load(&key).await.unwrap().unwrap().budget,
-        Budget::default()
+        DailyBudget::default()
     );
     assert_eq!(
         (
@@ -144,7 +144,7 @@ async fn a_ticket_that_is_asked_for_is_always_there_and_costs_few_calls_and_no_b
 
 #[tokio::test(start_paused = true)]
 async fn a_ticket_that_nobody_asks_for_is_left_to_expire_and_comes_back_on_demand() {
-    let mut bench = Bench::ready(Kind::Stable).await;
+    let mut bench = Bench::ready(ProviderKind::Stable).await;
     let (refresher, office) = ticket(&mut bench);
     assert_eq!(shown(&refresher).await, "K1");
     sleep(secs(86_400)).await;
@@ -159,7 +159,7 @@ async fn a_ticket_that_nobody_asks_for_is_left_to_expire_and_comes_back_on_deman
 
 #[tokio::test(start_paused = true)]
 async fn only_a_refused_token_renews_its_ticket_and_only_once() {
-    let mut bench = Bench::ready(Kind::Classic).await;
+    let mut bench = Bench::ready(ProviderKind::Classic).await;
     let (refresher, office) = ticket(&mut bench);
     assert_eq!(shown(&refresher).await, "K1");
     // Not refused, only replaced.
@@ -184,7 +184,7 @@ async fn only_a_refused_token_renews_its_ticket_and_only_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_ticket_waits_for_the_token_and_no_longer() {
-    let mut bench = Bench::start(World::new(Kind::Stable));
+    let mut bench = Bench::start(World::new(ProviderKind::Stable));
     bench
         .world
         .script((0..12).map(|_| Scripted::Fails(FetchError::Connect)));
@@ -211,7 +211,7 @@ async fn a_ticket_waits_for_the_token_and_no_longer() {
 
 #[tokio::test(start_paused = true)]
 async fn a_retired_account_fetches_no_tickets() {
-    let mut bench = Bench::ready(Kind::Stable).await;
+    let mut bench = Bench::ready(ProviderKind::Stable).await;
     let (refresher, office) = ticket(&mut bench);
     assert_eq!(shown(&refresher).await, "K1");
     refresher.retire();
@@ -223,7 +223,7 @@ async fn a_retired_account_fetches_no_tickets() {
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_newer_token_gets_it_at_once_and_gives_up_in_time() {
-    let bench = Bench::ready(Kind::Stable).await;
+    let bench = Bench::ready(ProviderKind::Stable).await;
     let start = Instant::now();
     assert!(
         bench

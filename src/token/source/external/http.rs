@@ -12,19 +12,19 @@ use reqwest::{
 };
 use serde_json::json;
 
-use super::{Absent, life, translated, value};
+use super::{ExternalError, life, translated, value};
 use crate::{
     base::Secret,
     net::address::is_loopback_host,
     token::{
-        clock::Clock,
-        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource},
+        clock::WallClock,
+        source::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenClient, TokenSource},
     },
 };
 
 /// `token = { from = "http", … }`, proven right.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct ExternalHttpSettings {
     url: Secret,
     headers: Vec<Header>,
     field: Option<String>,
@@ -36,8 +36,8 @@ pub struct Header(String, Secret);
 
 /// The endpoint.
 #[derive(Debug)]
-pub(super) struct Http {
-    settings: Settings,
+pub(super) struct HttpTokenSource {
+    settings: ExternalHttpSettings,
     client: TokenClient,
 }
 
@@ -57,7 +57,7 @@ impl Header {
     }
 }
 
-impl Settings {
+impl ExternalHttpSettings {
     /// A place to read a token from. `field` is the dotted path of the member that holds it.
     ///
     /// # Errors
@@ -94,8 +94,8 @@ impl Settings {
     }
 }
 
-impl Http {
-    pub(super) fn new(settings: Settings, client: TokenClient) -> Self {
+impl HttpTokenSource {
+    pub(super) fn new(settings: ExternalHttpSettings, client: TokenClient) -> Self {
         Self { settings, client }
     }
 
@@ -104,16 +104,16 @@ impl Http {
         let (status, body) = self.client.direct(get).await.map_err(translated)?;
         match status {
             200 => self.understand(&body),
-            401 | 403 => Err(Absent::Denied.into()),
-            404 => Err(Absent::Missing.into()),
-            other => Err(Absent::Status(other).into()),
+            401 | 403 => Err(ExternalError::Denied.into()),
+            404 => Err(ExternalError::Missing.into()),
+            other => Err(ExternalError::Status(other).into()),
         }
     }
 
     fn understand(&self, body: &[u8]) -> Result<Fetched, FetchError> {
-        let text = std::str::from_utf8(body).map_err(|_| Absent::Shape("no text"))?;
+        let text = std::str::from_utf8(body).map_err(|_| ExternalError::Shape("no text"))?;
         let found = value::find(text, self.settings.field.as_deref())?;
-        let now = Clock::system().now_ms();
+        let now = WallClock::system().now_ms();
         let until_end = found
             .ends_ms
             .map(|end| Duration::from_millis(end.saturating_sub(now)));
@@ -150,8 +150,8 @@ impl Http {
     }
 }
 
-impl TokenSource for Http {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+impl TokenSource for HttpTokenSource {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(self.read())
     }
 
@@ -181,8 +181,8 @@ impl TokenSource for Http {
 mod tests {
     use super::*;
 
-    fn settings(url: &str) -> Result<Settings, &'static str> {
-        Settings::new(Secret::new(url), Vec::new(), None)
+    fn settings(url: &str) -> Result<ExternalHttpSettings, &'static str> {
+        ExternalHttpSettings::new(Secret::new(url), Vec::new(), None)
     }
 
     #[test]

@@ -12,22 +12,25 @@ mod value;
 
 use std::{sync::Arc, time::Duration};
 
-pub use self::{http::Header, http::Settings as HttpSettings, redis::Settings as RedisSettings};
+pub use self::{
+    http::{ExternalHttpSettings, Header},
+    redis::ExternalRedisSettings,
+};
 use super::{FetchError, TokenClient, TokenSource};
 
 /// Where the token is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settings {
+pub enum ExternalSettings {
     /// In Redis or Valkey.
-    Redis(RedisSettings),
+    Redis(ExternalRedisSettings),
     /// Behind an HTTP endpoint.
-    Http(HttpSettings),
+    Http(ExternalHttpSettings),
 }
 
 /// Why there is no token. Holds no text of others: what a server says may hold the token or a
 /// password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Absent {
+pub enum ExternalError {
     /// No connection.
     #[error(
         "no connection to the server that keeps the token: check the account's token.url, and whether it runs"
@@ -73,11 +76,11 @@ pub enum Absent {
 
 /// Believed of a token whose life nobody tells. It is read again each minute, so this much of an
 /// outage passes unseen.
-const UNTOLD: Duration = Duration::from_secs(600);
+const DEFAULT_LIFE: Duration = Duration::from_secs(600);
 /// The longest lifetime that WeChat documents.
-const LONGEST: Duration = Duration::from_secs(7200);
+const MAX_LIFE: Duration = Duration::from_secs(7200);
 
-impl Absent {
+impl ExternalError {
     /// For metrics; bounded.
     pub fn label(self) -> &'static str {
         match self {
@@ -104,30 +107,34 @@ impl Absent {
 
 /// The source for these settings. It goes there directly, not by the way out to WeChat, but with
 /// the same trusted roots.
-pub(super) fn source(settings: &Settings, client: TokenClient) -> Arc<dyn TokenSource> {
+pub(super) fn source(settings: &ExternalSettings, client: TokenClient) -> Arc<dyn TokenSource> {
     match settings {
-        Settings::Redis(settings) => Arc::new(redis::Redis::new(settings.clone(), client)),
-        Settings::Http(settings) => Arc::new(http::Http::new(settings.clone(), client)),
+        ExternalSettings::Redis(settings) => {
+            Arc::new(redis::RedisTokenSource::new(settings.clone(), client))
+        }
+        ExternalSettings::Http(settings) => {
+            Arc::new(http::HttpTokenSource::new(settings.clone(), client))
+        }
     }
 }
 
 /// The shortest of what was told; at most two hours.
-fn life(told: [Option<Duration>; 2]) -> Result<Duration, Absent> {
-    let life = told.into_iter().flatten().min().unwrap_or(UNTOLD);
+fn life(told: [Option<Duration>; 2]) -> Result<Duration, ExternalError> {
+    let life = told.into_iter().flatten().min().unwrap_or(DEFAULT_LIFE);
     if life < Duration::from_secs(1) {
-        Err(Absent::Ended)
+        Err(ExternalError::Ended)
     } else {
-        Ok(life.min(LONGEST))
+        Ok(life.min(MAX_LIFE))
     }
 }
 
 /// A failure of the HTTP client, which speaks of WeChat's endpoints.
 fn translated(error: FetchError) -> FetchError {
     match error {
-        FetchError::Connect => Absent::Unreachable.into(),
-        FetchError::Timeout => Absent::Timeout.into(),
-        FetchError::Broken => Absent::Broken.into(),
-        FetchError::Malformed(what) => Absent::Shape(what).into(),
+        FetchError::Connect => ExternalError::Unreachable.into(),
+        FetchError::Timeout => ExternalError::Timeout.into(),
+        FetchError::Broken => ExternalError::Broken.into(),
+        FetchError::Malformed(what) => ExternalError::Shape(what).into(),
         other => other,
     }
 }

@@ -6,18 +6,18 @@
 use serde_json::{Map, Number, Value};
 
 /// Arrays inside arrays; a cached token has one.
-const DEEPEST: u32 = 8;
+const MAX_DEPTH: u32 = 8;
 
 /// The value, if the text is one whole serialised value. Arrays become objects.
 pub(super) fn unserialize(text: &str) -> Option<Value> {
-    let mut reader = Reader(text);
-    let value = reader.value(DEEPEST)?;
+    let mut reader = PhpReader(text);
+    let value = reader.value(MAX_DEPTH)?;
     reader.0.is_empty().then_some(value)
 }
 
-struct Reader<'t>(&'t str);
+struct PhpReader<'t>(&'t str);
 
-impl<'t> Reader<'t> {
+impl<'t> PhpReader<'t> {
     fn value(&mut self, depth: u32) -> Option<Value> {
         let (tag, rest) = self.0.split_at_checked(2)?;
         self.0 = rest;

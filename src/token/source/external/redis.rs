@@ -13,20 +13,20 @@ use ::redis::{
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{Absent, life, value};
+use super::{ExternalError, life, value};
 use crate::{
     base::Secret,
     net::address::is_loopback_host,
     token::{
-        clock::Clock,
+        clock::WallClock,
         dial,
-        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource},
+        source::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenClient, TokenSource},
     },
 };
 
 /// `token = { from = "redis", … }`, proven right.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct ExternalRedisSettings {
     url: Secret,
     key: String,
     field: Option<String>,
@@ -34,12 +34,12 @@ pub struct Settings {
 
 /// The key in the server.
 #[derive(Debug)]
-pub(super) struct Redis {
-    settings: Settings,
+pub(super) struct RedisTokenSource {
+    settings: ExternalRedisSettings,
     client: TokenClient,
 }
 
-impl Settings {
+impl ExternalRedisSettings {
     /// A place to read a token from. `field` is the dotted path of the member that holds it; for a
     /// hash it begins with the field.
     ///
@@ -73,23 +73,23 @@ fn connection(url: &Secret) -> Result<ConnectionInfo, &'static str> {
     }
 }
 
-impl Redis {
-    pub(super) fn new(settings: Settings, client: TokenClient) -> Self {
+impl RedisTokenSource {
+    pub(super) fn new(settings: ExternalRedisSettings, client: TokenClient) -> Self {
         Self { settings, client }
     }
 
     async fn read(&self) -> Result<Fetched, FetchError> {
-        let info = connection(&self.settings.url).map_err(|_| Absent::Unreachable)?;
+        let info = connection(&self.settings.url).map_err(|_| ExternalError::Unreachable)?;
         let stream = dial::open(info.addr(), self.client.tls())
             .await
-            .map_err(|_| Absent::Unreachable)?;
+            .map_err(|_| ExternalError::Unreachable)?;
         self.talk(&info, stream).await
     }
 
     async fn talk(
         &self,
         info: &ConnectionInfo,
-        stream: Box<dyn dial::Stream>,
+        stream: Box<dyn dial::RedisStream>,
     ) -> Result<Fetched, FetchError> {
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
@@ -98,7 +98,7 @@ impl Redis {
         // The connection lives as long as somebody drives it, and no longer than this look.
         tokio::select! {
             result = self.look(connection) => result,
-            () = driver => Err(Absent::Broken.into()),
+            () = driver => Err(ExternalError::Broken.into()),
         }
     }
 
@@ -113,7 +113,7 @@ impl Redis {
             .query_async::<Option<Vec<u8>>>(&mut connection)
             .await
         {
-            Ok(None) => return Err(Absent::Missing.into()),
+            Ok(None) => return Err(ExternalError::Missing.into()),
             Ok(Some(bytes)) => value::find(&text(bytes)?, field)?,
             Err(error) if error.code() == Some("WRONGTYPE") => {
                 let hash: HashMap<String, Vec<u8>> = cmd("HGETALL")
@@ -132,7 +132,7 @@ impl Redis {
         let ttl = ttl
             .and_then(|ms| u64::try_from(ms).ok())
             .map(Duration::from_millis);
-        let now = Clock::system().now_ms();
+        let now = WallClock::system().now_ms();
         let until_end = found
             .ends_ms
             .map(|end| Duration::from_millis(end.saturating_sub(now)));
@@ -142,7 +142,7 @@ impl Redis {
         } else {
             None
         };
-        let written = written.map(|life| life.min(super::UNTOLD));
+        let written = written.map(|life| life.min(super::DEFAULT_LIFE));
         Ok(Fetched {
             expires_in: life([ttl.or(written), until_end])?,
             token: found.token,
@@ -150,29 +150,29 @@ impl Redis {
     }
 }
 
-fn text(bytes: Vec<u8>) -> Result<String, Absent> {
+fn text(bytes: Vec<u8>) -> Result<String, ExternalError> {
     const BINARY: &str = "binary, as igbinary and the default codecs of Redisson write it";
-    String::from_utf8(bytes).map_err(|_| Absent::Shape(BINARY))
+    String::from_utf8(bytes).map_err(|_| ExternalError::Shape(BINARY))
 }
 
-fn absent(error: &RedisError) -> Absent {
+fn absent(error: &RedisError) -> ExternalError {
     match error.code() {
-        Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Absent::Denied,
+        Some("NOAUTH" | "WRONGPASS" | "NOPERM") => ExternalError::Denied,
         Some("MOVED" | "ASK") => {
-            Absent::Shape("a Redis Cluster keeps the key on another node; name that one")
+            ExternalError::Shape("a Redis Cluster keeps the key on another node; name that one")
         }
-        Some("WRONGTYPE") => Absent::Shape("neither a string nor a hash"),
-        _ if error.kind() == ErrorKind::AuthenticationFailed => Absent::Denied,
-        _ if error.is_timeout() => Absent::Timeout,
-        _ => Absent::Broken,
+        Some("WRONGTYPE") => ExternalError::Shape("neither a string nor a hash"),
+        _ if error.kind() == ErrorKind::AuthenticationFailed => ExternalError::Denied,
+        _ if error.is_timeout() => ExternalError::Timeout,
+        _ => ExternalError::Broken,
     }
 }
 
-impl TokenSource for Redis {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+impl TokenSource for RedisTokenSource {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async {
             let read = timeout(self.client.timeout(), self.read()).await;
-            read.unwrap_or_else(|_| Err(Absent::Timeout.into()))
+            read.unwrap_or_else(|_| Err(ExternalError::Timeout.into()))
         })
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 
-use super::{Absent, php};
+use super::{ExternalError, php};
 use crate::{
     base::Secret,
     token::{
@@ -18,7 +18,7 @@ use crate::{
 
 /// A token, and when it ends as far as that is said beside it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FoundToken {
     pub(super) token: Secret,
     /// `expires_in`: what remained when the text was written.
     pub(super) written_life: Option<Duration>,
@@ -28,7 +28,7 @@ pub(super) struct Found {
 
 /// What is said of the end; of nested places the innermost counts.
 #[derive(Debug, Clone, Copy, Default)]
-struct End {
+struct TokenEnd {
     written_life: Option<Duration>,
     ends_ms: Option<u64>,
 }
@@ -53,28 +53,29 @@ const ENDS: [&str; 13] = [
 ];
 
 /// Texts inside texts, and members inside members.
-const DEEPEST: u32 = 6;
-const NO_MEMBER: Absent = Absent::Shape("no member of a usual name holds a token; set token.field");
-const NO_FIELD: Absent = Absent::Shape("no member is where token.field says");
+const MAX_DEPTH: u32 = 6;
+const NO_MEMBER: ExternalError =
+    ExternalError::Shape("no member of a usual name holds a token; set token.field");
+const NO_FIELD: ExternalError = ExternalError::Shape("no member is where token.field says");
 
 /// Looks into a text. `field` is the dotted path of the member that holds the token.
-pub(super) fn find(text: &str, field: Option<&str>) -> Result<Found, FetchError> {
+pub(super) fn find(text: &str, field: Option<&str>) -> Result<FoundToken, FetchError> {
     find_in(Value::String(text.to_owned()), field)
 }
 
 /// The same in the fields of a hash.
-pub(super) fn find_in(value: Value, field: Option<&str>) -> Result<Found, FetchError> {
+pub(super) fn find_in(value: Value, field: Option<&str>) -> Result<FoundToken, FetchError> {
     let missing = if field.is_some() { NO_FIELD } else { NO_MEMBER };
     let (
         token,
-        End {
+        TokenEnd {
             written_life,
             ends_ms,
         },
-    ) = locate(value, field, End::default(), DEEPEST).ok_or(missing)?;
+    ) = locate(value, field, TokenEnd::default(), MAX_DEPTH).ok_or(missing)?;
     match answer::possible(&token, "an impossible access_token") {
         Err(FetchError::Malformed(_)) => {
-            return Err(Absent::Shape("an impossible access_token").into());
+            return Err(ExternalError::Shape("an impossible access_token").into());
         }
         other => other?,
     }
@@ -83,16 +84,21 @@ pub(super) fn find_in(value: Value, field: Option<&str>) -> Result<Found, FetchE
         .bytes()
         .all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte))
     {
-        return Err(Absent::Shape("text that cannot be an access_token").into());
+        return Err(ExternalError::Shape("text that cannot be an access_token").into());
     }
-    Ok(Found {
+    Ok(FoundToken {
         token: Secret::new(token),
         written_life,
         ends_ms,
     })
 }
 
-fn locate(value: Value, field: Option<&str>, end: End, depth: u32) -> Option<(String, End)> {
+fn locate(
+    value: Value,
+    field: Option<&str>,
+    end: TokenEnd,
+    depth: u32,
+) -> Option<(String, TokenEnd)> {
     let depth = depth.checked_sub(1)?;
     match value {
         Value::String(text) => match unfolded(&text) {
@@ -114,9 +120,9 @@ fn locate(value: Value, field: Option<&str>, end: End, depth: u32) -> Option<(St
 fn follow(
     mut members: Map<String, Value>,
     path: &str,
-    end: End,
+    end: TokenEnd,
     depth: u32,
-) -> Option<(String, End)> {
+) -> Option<(String, TokenEnd)> {
     if let Some(value) = members.remove(path) {
         return locate(value, None, end, depth);
     }
@@ -125,7 +131,11 @@ fn follow(
 }
 
 /// A member of a usual name, here or in one of the members.
-fn search(mut members: Map<String, Value>, end: End, depth: u32) -> Option<(String, End)> {
+fn search(
+    mut members: Map<String, Value>,
+    end: TokenEnd,
+    depth: u32,
+) -> Option<(String, TokenEnd)> {
     if let Some(token) = TOKEN
         .iter()
         .find_map(|name| members.remove(*name))
@@ -152,9 +162,9 @@ fn unfolded(text: &str) -> Option<Value> {
     }
 }
 
-fn end_of(members: &Map<String, Value>, outer: End) -> End {
+fn end_of(members: &Map<String, Value>, outer: TokenEnd) -> TokenEnd {
     let first = |names: &[&str]| names.iter().find_map(|name| members.get(*name)).cloned();
-    End {
+    TokenEnd {
         written_life: first(&LIFE)
             .and_then(|value| seconds(&value))
             .or(outer.written_life),

@@ -8,8 +8,8 @@ use std::os::unix::{
 use super::{super::record::tests::sample, *};
 use crate::base::AccountName;
 
-fn name() -> Key {
-    Key::token(&AccountName::new("shop").unwrap())
+fn name() -> RecordKey {
+    RecordKey::token(&AccountName::new("shop").unwrap())
 }
 
 fn mode(path: &Path) -> u32 {
@@ -46,7 +46,7 @@ impl Place {
             .unwrap()
     }
 
-    async fn load(&self) -> Option<Record> {
+    async fn load(&self) -> Option<TokenRecord> {
         self.open().load(&name()).await.unwrap()
     }
 }
@@ -71,7 +71,7 @@ async fn what_is_saved_is_there_after_a_restart_for_its_owner_only() {
 
 type Make = fn(&Path, &Path);
 
-fn codec_of(path: &Path) -> Option<Record> {
+fn codec_of(path: &Path) -> Option<TokenRecord> {
     Codec::default()
         .decode(&name(), &fs::read(path).unwrap())
         .ok()

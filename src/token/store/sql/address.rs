@@ -42,7 +42,7 @@ pub(super) enum SqlTarget {
 }
 
 /// Parts of the URL of a server.
-struct Parts {
+struct UrlParts {
     host: Option<String>,
     port: Option<u16>,
     user: String,
@@ -163,9 +163,9 @@ impl SqlSettings {
         }
     }
 
-    fn parts(&self) -> Result<Parts, &'static str> {
+    fn parts(&self) -> Result<UrlParts, &'static str> {
         let url = Url::parse(self.url.expose()).map_err(|_| FORM)?;
-        let mut parts = Parts {
+        let mut parts = UrlParts {
             host: url
                 .host_str()
                 .map(|host| decoded(without_brackets(host)).into_owned()),
@@ -227,7 +227,7 @@ fn file(path: &Path) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
-fn postgres(parts: &Parts, ca_file: Option<&Path>) -> Result<PgConnectOptions, &'static str> {
+fn postgres(parts: &UrlParts, ca_file: Option<&Path>) -> Result<PgConnectOptions, &'static str> {
     let mode = if parts.tls {
         PgSslMode::VerifyFull
     } else {
@@ -258,7 +258,7 @@ fn postgres(parts: &Parts, ca_file: Option<&Path>) -> Result<PgConnectOptions, &
     Ok(options)
 }
 
-fn mysql(parts: &Parts, ca_file: Option<&Path>) -> Result<MySqlConnectOptions, &'static str> {
+fn mysql(parts: &UrlParts, ca_file: Option<&Path>) -> Result<MySqlConnectOptions, &'static str> {
     let mode = if parts.tls {
         MySqlSslMode::VerifyIdentity
     } else {

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::token::{
-    Kind,
-    clock::Time,
-    kept::Kept,
+    ProviderKind,
+    clock::ClockReading,
+    credential::CredentialType,
     refresher::{
         Refresh,
         tests::{NOON_MS, account},
@@ -28,16 +28,16 @@ struct Machine {
 
 impl Machine {
     /// Has read an empty store.
-    fn new(kept: Kept, kind: Kind, shared: bool) -> Self {
+    fn new(credential: CredentialType, kind: ProviderKind, shared: bool) -> Self {
         let at = Moment {
-            time: Time {
+            time: ClockReading {
                 now: Instant::now(),
                 wall_ms: NOON_MS,
             },
             jitter: 0.5,
             accepted: Generation(0),
         };
-        let policy = Policy::of(kept, kind);
+        let policy = Policy::of(credential, kind);
         let before = Duration::from_secs(300);
         let life = Life::new(&account(kind), policy, before, shared, at);
         Self { life, at }
@@ -83,20 +83,20 @@ fn fetched(token: &str, sent: Instant, expires_in: u64) -> Event {
         token: crate::base::Secret::new(token.to_owned()),
         expires_in: Duration::from_secs(expires_in),
     });
-    Event::StepEnded(Outcome::Fetched { sent, result })
+    Event::StepEnded(StepOutcome::Fetched { sent, result })
 }
 
 fn failed(sent: Instant, error: FetchError) -> Event {
     let result = Err(error);
-    Event::StepEnded(Outcome::Fetched { sent, result })
+    Event::StepEnded(StepOutcome::Fetched { sent, result })
 }
 
 fn probed(probe: Probe) -> Event {
-    Event::StepEnded(Outcome::Probed(probe))
+    Event::StepEnded(StepOutcome::Probed(probe))
 }
 
 fn written() -> Event {
-    Event::StepEnded(Outcome::Written { newer: None })
+    Event::StepEnded(StepOutcome::Written { newer: None })
 }
 
 fn rejected(caller: u64, generation: u64, path: &str) -> Event {

@@ -12,7 +12,7 @@ use super::{
     store::{self, Shelf},
     wechat::{self, Wechat},
 };
-use crate::token::Kind;
+use crate::token::ProviderKind;
 
 /// How much goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl Chaos {
                 self.next_zombie = self.next_zombie.max(now + Duration::from_secs(3));
             }
         }
-        if now >= self.next_zombie && wechat.kind() == Kind::Stable {
+        if now >= self.next_zombie && wechat.kind() == ProviderKind::Stable {
             wechat.kill_but_keep_giving(now);
             self.next_zombie = now + self.dice.millis(62_000..80_000);
             self.next_death = self.next_death.max(now + Duration::from_secs(4));

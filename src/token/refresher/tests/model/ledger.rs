@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::token::store::Record;
+use crate::token::store::TokenRecord;
 
 /// Shared by all hosts of one run.
 #[derive(Clone, Default)]
@@ -47,7 +47,7 @@ impl Ledger {
     }
 
     /// The store holds this after a write.
-    pub(super) fn stored(&self, record: Option<&Record>) {
+    pub(super) fn stored(&self, record: Option<&TokenRecord>) {
         let now = record.map(|record| {
             (
                 record.generation.0,

@@ -36,7 +36,7 @@ use self::{
     store::Shelf,
     wechat::{Manners, Wechat},
 };
-use crate::token::Kind;
+use crate::token::ProviderKind;
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 /// Of the network and of every host.
@@ -253,7 +253,7 @@ impl Run {
 }
 
 fn manners(dice: &mut Dice) -> Manners {
-    let kind = *dice.pick(&[Kind::Stable, Kind::Classic]);
+    let kind = *dice.pick(&[ProviderKind::Stable, ProviderKind::Classic]);
     let lifetime = if dice.percent(50) {
         Duration::from_secs(7200)
     } else {

@@ -18,10 +18,10 @@ use super::{
     wechat::{self, Arrived, Wechat, number},
 };
 use crate::token::{
-    Settings, Token,
-    clock::Clock,
-    metrics::Metrics,
-    refresher::{Chance, Parts, Refresh, TokenRefresher},
+    Token, TokenSettings,
+    clock::WallClock,
+    metrics::TokenMetrics,
+    refresher::{Chance, Refresh, RefresherParts, TokenRefresher},
 };
 
 /// Between two looks of the reader.
@@ -48,18 +48,18 @@ impl Node {
         let pause = self.throw(0..300);
         sleep(pause).await;
         let account = account(self.wechat.kind());
-        let metrics = Metrics::register(&mut Registry::default()).for_account(&account.name);
+        let metrics = TokenMetrics::register(&mut Registry::default()).for_account(&account.name);
         let arrived = Arrived::default();
         let source = wechat::Remote::source(Arc::clone(&self.wechat), arrived.clone());
         // All hosts began at the same moment, so the wall clock is told by the simulation.
         let wall = NOON_MS + millis(turmoil::sim_elapsed().unwrap() + self.ahead);
         let chance = Chance {
-            clock: Clock::starting_at(wall),
+            clock: WallClock::starting_at(wall),
             jitter,
         };
-        let refresher = TokenRefresher::spawn_from(Parts {
+        let refresher = TokenRefresher::spawn_from(RefresherParts {
             account,
-            settings: Settings::default(),
+            settings: TokenSettings::default(),
             source,
             store: store::Remote::connect(),
             metrics,

@@ -23,7 +23,10 @@ use super::{
 use crate::token::{
     refresher::tests::nodes::key,
     source::BoxFuture,
-    store::{Key, Lease, MemoryStore, Record, Saved, ServerFault, StoreError, TokenStore, bytes},
+    store::{
+        Lease, MemoryStore, RecordKey, Saved, ServerFault, StoreError, TokenRecord, TokenStore,
+        bytes,
+    },
 };
 
 /// Name of the host.
@@ -62,7 +65,7 @@ impl Shelf {
     }
 
     /// What is stored now.
-    pub(super) fn record(&self) -> Option<Record> {
+    pub(super) fn record(&self) -> Option<TokenRecord> {
         let (memory, key) = (self.memory(), key());
         futures_util::FutureExt::now_or_never(memory.load(&key)).and_then(Result::unwrap)
     }
@@ -198,14 +201,17 @@ fn ring(ropes: &Ropes) {
 }
 
 impl TokenStore for Remote {
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+    fn load<'a>(
+        &'a self,
+        key: &'a RecordKey,
+    ) -> BoxFuture<'a, Result<Option<TokenRecord>, StoreError>> {
         Box::pin(async move { Ok(bytes::decode(key, &Self::ask(b"load").await?)) })
     }
 
     fn save<'a>(
         &'a self,
-        key: &'a Key,
-        record: Record,
+        key: &'a RecordKey,
+        record: TokenRecord,
     ) -> BoxFuture<'a, Result<Saved, StoreError>> {
         Box::pin(async move {
             let answer =
@@ -215,7 +221,7 @@ impl TokenStore for Remote {
         })
     }
 
-    fn changes(&self, _: &Key) -> Option<watch::Receiver<u64>> {
+    fn changes(&self, _: &RecordKey) -> Option<watch::Receiver<u64>> {
         let (rope, changes) = watch::channel(0);
         self.ropes.lock().unwrap().push(rope);
         Some(changes)
@@ -223,7 +229,7 @@ impl TokenStore for Remote {
 
     fn lease<'a>(
         &'a self,
-        _: &'a Key,
+        _: &'a RecordKey,
         owner: &'a str,
         life: Duration,
     ) -> BoxFuture<'a, Result<Lease, StoreError>> {
@@ -241,7 +247,11 @@ impl TokenStore for Remote {
         })
     }
 
-    fn release<'a>(&'a self, _: &'a Key, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn release<'a>(
+        &'a self,
+        _: &'a RecordKey,
+        owner: &'a str,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
             Self::ask(format!("release {owner}").as_bytes())
                 .await

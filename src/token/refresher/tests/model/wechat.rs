@@ -17,8 +17,8 @@ use super::{dice::Dice, ledger::Ledger, wire};
 use crate::{
     base::Secret,
     token::{
-        Kind,
-        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource},
+        ProviderKind,
+        source::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenSource},
     },
 };
 
@@ -30,7 +30,7 @@ const FETCH: Duration = Duration::from_secs(5);
 /// How this WeChat behaves.
 #[derive(Debug, Clone)]
 pub(super) struct Manners {
-    pub(super) kind: Kind,
+    pub(super) kind: ProviderKind,
     pub(super) lifetime: Duration,
     /// For how long a replaced token still works.
     pub(super) overlap: Duration,
@@ -86,7 +86,7 @@ impl Wechat {
         act(&mut self.state.lock().unwrap())
     }
 
-    pub(super) fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> ProviderKind {
         self.manners.kind
     }
 
@@ -166,11 +166,13 @@ impl Wechat {
             let forced = mode == "forced";
             state.fetches += 1;
             state.forced += u64::from(forced);
-            if healthy && state.ours && state.received && (forced || kind == Kind::Classic) {
+            if healthy && state.ours && state.received && (forced || kind == ProviderKind::Classic)
+            {
                 self.ledger.needless(now, mode);
             }
             self.ledger.fetched(now, mode);
-            let keeps = kind == Kind::Stable && !forced && (state.zombie || left > lifetime / 4);
+            let keeps =
+                kind == ProviderKind::Stable && !forced && (state.zombie || left > lifetime / 4);
             if !keeps {
                 state.mint(&self.manners, now, overlap);
                 (state.ours, state.received) = (true, false);
@@ -247,8 +249,8 @@ impl Remote {
 }
 
 impl TokenSource for Remote {
-    fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
-        let question = if mode == Mode::Forced {
+    fn fetch(&self, mode: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+        let question = if mode == FetchMode::Forced {
             b"fetch forced".as_slice()
         } else {
             b"fetch normal"

@@ -9,7 +9,7 @@ use crate::{base::AccountName, wechat::ticket::TicketType};
 
 /// One of the things that expire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kept {
+pub enum CredentialType {
     /// The access token.
     Token,
     /// A ticket. Costs no token budget, and WeChat never rejects it towards wxgate.
@@ -18,14 +18,14 @@ pub enum Kept {
 
 /// Under which name a store keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Key {
+pub struct RecordKey {
     /// Whose it is.
     pub account: AccountName,
     /// What it is.
-    pub kept: Kept,
+    pub credential: CredentialType,
 }
 
-impl Kept {
+impl CredentialType {
     /// In words, for logs and messages.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -37,28 +37,28 @@ impl Kept {
     }
 }
 
-impl Key {
+impl RecordKey {
     /// The key of an account's token.
     pub fn token(account: &AccountName) -> Self {
         Self {
             account: account.clone(),
-            kept: Kept::Token,
+            credential: CredentialType::Token,
         }
     }
 }
 
-impl fmt::Display for Kept {
+impl fmt::Display for CredentialType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
 /// `shop` or `shop.jsapi`: unambiguous, since names hold no dots.
-impl fmt::Display for Key {
+impl fmt::Display for RecordKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kept {
-            Kept::Token => self.account.fmt(f),
-            Kept::Ticket(kind) => write!(f, "{}.{}", self.account, kind.as_str()),
+        match self.credential {
+            CredentialType::Token => self.account.fmt(f),
+            CredentialType::Ticket(kind) => write!(f, "{}.{}", self.account, kind.as_str()),
         }
     }
 }
@@ -70,19 +70,22 @@ mod tests {
     #[test]
     fn every_key_has_a_name_of_its_own_and_tokens_keep_their_old_one() {
         let account = AccountName::new("shop").unwrap();
-        let name = |kept| {
-            Key {
+        let name = |credential| {
+            RecordKey {
                 account: account.clone(),
-                kept,
+                credential,
             }
             .to_string()
         };
         assert_eq!(
-            (name(Kept::Token), Key::token(&account).to_string()),
+            (
+                name(CredentialType::Token),
+                RecordKey::token(&account).to_string()
+            ),
             ("shop".to_owned(), "shop".to_owned())
         );
         assert_eq!(
-            TicketType::ALL.map(|kind| name(Kept::Ticket(kind))),
+            TicketType::ALL.map(|kind| name(CredentialType::Ticket(kind))),
             ["shop.jsapi", "shop.wx_card", "shop.agent_config"]
         );
     }
