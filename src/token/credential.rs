@@ -1,32 +1,32 @@
-//! Credential that a refresher keeps fresh: an account's token, or one of the tickets that are
-//! fetched with it.
+//! Credential that a refresher keeps fresh: an account's access token, or a ticket that is fetched
+//! with that token.
 //!
-//! Names only. What follows from the difference stands where it follows.
+//! Names only. `refresher::policy` has the differences in behaviour.
 
 use std::fmt;
 
 use crate::{base::AccountName, wechat::ticket::TicketType};
 
-/// One of the things that expire.
+/// Type of a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CredentialType {
-    /// The access token.
+    /// Access token.
     Token,
-    /// A ticket. Costs no token budget, and WeChat never rejects it towards wxgate.
+    /// Ticket. Costs no token budget, and WeChat never rejects a ticket towards wxgate.
     Ticket(TicketType),
 }
 
-/// Under which name a store keeps it.
+/// Key of a credential's record in a store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RecordKey {
-    /// Whose it is.
+    /// Account that owns the credential.
     pub account: AccountName,
-    /// What it is.
+    /// Type of the credential.
     pub credential: CredentialType,
 }
 
 impl CredentialType {
-    /// In words, for logs and messages.
+    /// Words for logs and messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Token => "access token",
@@ -38,7 +38,7 @@ impl CredentialType {
 }
 
 impl RecordKey {
-    /// The key of an account's token.
+    /// Key of an account's access token.
     pub fn token(account: &AccountName) -> Self {
         Self {
             account: account.clone(),
@@ -53,7 +53,7 @@ impl fmt::Display for CredentialType {
     }
 }
 
-/// `shop` or `shop.jsapi`: unambiguous, since names hold no dots.
+/// Formats as `shop` or `shop.jsapi`: unambiguous, since account names hold no dots.
 impl fmt::Display for RecordKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.credential {

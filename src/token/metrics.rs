@@ -1,4 +1,4 @@
-//! What is counted about tokens. Registered with a registry that is passed in; labels are bounded.
+//! Metrics of tokens and tickets. Labels come from closed sets.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -9,7 +9,7 @@ use prometheus_client::{
 use super::budget::BudgetKind;
 use crate::{base::AccountName, wechat::ticket::TicketType};
 
-/// The metrics of all accounts. Cheap to clone.
+/// Metrics of all accounts. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct TokenMetrics {
     fetch: Family<FetchLabels, Counter>,
@@ -22,7 +22,7 @@ pub struct TokenMetrics {
     ticket_expiry: Family<TicketLabels, Gauge>,
 }
 
-/// The handles of one account, or of one of its tickets. Cheap to clone.
+/// Metrics of one credential: an account's token, or one of the tickets. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct CredentialMetrics {
     account: String,
@@ -70,7 +70,7 @@ struct StoreLabels {
 }
 
 impl TokenMetrics {
-    /// Makes the metrics and registers them.
+    /// Makes the metrics and adds them to `registry`.
     pub fn register(registry: &mut Registry) -> Self {
         let all = Self::default();
         registry.register(
@@ -116,7 +116,7 @@ impl TokenMetrics {
         all
     }
 
-    /// The handles of one account.
+    /// Metrics of an account's access token.
     pub fn for_account(&self, name: &AccountName) -> CredentialMetrics {
         let labels = AccountLabels {
             account: name.as_str().to_owned(),
@@ -131,7 +131,7 @@ impl TokenMetrics {
         }
     }
 
-    /// The handles of one of an account's tickets.
+    /// Metrics of one of an account's tickets.
     pub fn for_ticket(&self, name: &AccountName, kind: TicketType) -> CredentialMetrics {
         let labels = TicketLabels {
             account: name.as_str().to_owned(),
@@ -141,15 +141,15 @@ impl TokenMetrics {
             account: name.as_str().to_owned(),
             ticket: Some(kind),
             expiry: self.ticket_expiry.get_or_create_owned(&labels),
-            // Counted for nobody: what these say is said of the account.
+            // Not registered: generation and conflicts are exported for the access token only.
             generation: Gauge::default(),
             conflicts: Counter::default(),
             all: self.clone(),
         }
     }
 
-    /// Takes the gauges of an account that is gone off the page, where they would look like a token
-    /// that is running out. Its counters stay, as counters do.
+    /// Removes the gauges of an account that is gone, which would look like those of an expiring
+    /// token. Counters stay, since a counter must not go back.
     pub fn forget(&self, name: &AccountName) {
         let labels = AccountLabels {
             account: name.as_str().to_owned(),

@@ -1,6 +1,7 @@
-//! The tickets of one account: a refresher for each type, started when somebody first asks for it.
+//! Tickets of one account: one refresher for each type, started by the first request for a ticket of
+//! that type.
 //!
-//! Knows which there are and how to start one; their life is the refresher's.
+//! Starts the refreshers; `refresher::ticket` has the life of a ticket.
 
 use std::{
     fmt,
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::wechat::ticket::TicketType;
 
-/// Everything it takes to start a refresher of a ticket, and those that were.
+/// Ticket refreshers of one account, and the settings to start more.
 pub struct Tickets {
     account: AccountSettings,
     settings: TokenSettings,
@@ -31,8 +32,8 @@ pub struct Tickets {
 }
 
 impl Tickets {
-    /// For the account of `token`. Refreshers will run on the current runtime, whoever asks for
-    /// them.
+    /// Tickets for the account of `token`. Refreshers run on the current runtime, from whichever
+    /// thread they are asked for.
     pub fn new(
         account: AccountSettings,
         settings: TokenSettings,
@@ -54,8 +55,8 @@ impl Tickets {
         }
     }
 
-    /// The refresher of a ticket; `None` where the platform has no such ticket. From now on it is
-    /// kept fresh, until nobody has asked for four hours.
+    /// Returns the refresher of a ticket; `None` if the platform has no such ticket. The ticket is
+    /// kept fresh until there has been no request for four hours.
     pub fn get(&self, kind: TicketType) -> Option<&TokenRefresher> {
         kind.endpoint(self.account.platform)?;
         let refresher = self
@@ -66,7 +67,7 @@ impl Tickets {
         Some(refresher)
     }
 
-    /// Those that somebody has asked for, and how they stand.
+    /// Iterates over the status of each ticket that was asked for.
     pub fn statuses(&self) -> impl Iterator<Item = (TicketType, Status)> {
         TicketType::ALL
             .into_iter()
@@ -74,16 +75,16 @@ impl Tickets {
             .filter_map(|(kind, slot)| Some((kind, slot.get()?.status())))
     }
 
-    /// See [`TokenRefresher::retire`].
+    /// Retires all refreshers, see [`TokenRefresher::retire`].
     pub(super) fn retire(&self) {
-        self.refreshers
-            .iter()
-            .filter_map(OnceLock::get)
-            .for_each(TokenRefresher::retire);
+        for refresher in self.refreshers.iter().filter_map(OnceLock::get) {
+            refresher.retire();
+        }
     }
 
     fn start(&self, kind: TicketType) -> TokenRefresher {
-        let _inside = self.runtime.enter();
+        // Requests run on other runtimes, and the refresher spawns its tasks on the current one.
+        let _entered = self.runtime.enter();
         let made_with = Arc::new(AtomicU64::new(0));
         let client = self
             .client
@@ -96,8 +97,8 @@ impl Tickets {
             self.token.clone(),
             Arc::clone(&made_with),
         );
-        // Two calls for the ticket, and between them two waits for the token, one of which may
-        // fetch it.
+        // Two calls for the ticket, and before each one a wait for the access token; one of these
+        // waits may include a fetch of the token.
         let limit = self.settings.fetch_timeout * 3 + self.settings.wait * 2;
         TokenRefresher::spawn_ticket(
             kind,

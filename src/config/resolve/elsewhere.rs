@@ -55,7 +55,7 @@ impl Context<'_> {
                 }
                 let (url, key) = (url?, key?.value);
                 let settings = ExternalRedisSettings::new(url, key, field)
-                    .map_err(|message| fault(self, message))
+                    .map_err(|error| fault(self, &error.to_string()))
                     .ok()?;
                 if settings.is_in_the_clear() {
                     let message =
@@ -73,7 +73,7 @@ impl Context<'_> {
                 let headers = self.headers(header);
                 ExternalHttpSettings::new(url?, headers, field)
                     .map(ExternalSettings::Http)
-                    .map_err(|message| fault(self, message))
+                    .map_err(|error| fault(self, &error.to_string()))
                     .ok()
             }
         }
@@ -87,7 +87,7 @@ impl Context<'_> {
             };
             match Header::new(&name, value) {
                 Ok(header) => headers.push(header),
-                Err(message) => self.report.problem(&form.place, message),
+                Err(error) => self.report.problem(&form.place, error.to_string()),
             }
         }
         headers

@@ -1,5 +1,4 @@
-//! `GET /cgi-bin/token`: a new token with every call, the secret in the query, as WeChat demands
-//! it.
+//! `GET /cgi-bin/token`: a new token with every call, the secret in the query, as WeChat requires.
 //!
 //! Source of the protocol: the page of getAccessToken.
 
@@ -12,19 +11,19 @@ use crate::{
     token::{AccountSettings, pacer::Turn},
 };
 
-/// The classic endpoint of one account.
+/// Classic token endpoint of one account.
 #[derive(Debug)]
 pub struct ClassicSource(TokenEndpoint);
 
 impl ClassicSource {
-    /// For the account's appid and secret, at its API hosts.
+    /// Source with the account's appid and secret, at the account's API hosts.
     pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
         Self(TokenEndpoint::new(account, client))
     }
 }
 
 impl TokenSource for ClassicSource {
-    /// Both modes are the same here: every call makes a new token.
+    /// Ignores the mode: every call makes a new token.
     fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             let query = Secret::new(format!(

@@ -1,8 +1,8 @@
 //! `POST /cgi-bin/stable_token`: the same token on repeated calls, a forced mode, the secret in the
 //! body.
 //!
-//! Source of the protocol: the page of getStableAccessToken. The body always goes with
-//! `Content-Length`; WeChat answers 412 to a chunked one.
+//! Source of the protocol: the page of getStableAccessToken. The body is sent with `Content-Length`,
+//! since WeChat answers 412 to a chunked body.
 
 use serde_json::json;
 
@@ -15,12 +15,12 @@ use crate::{
     token::{AccountSettings, pacer::Turn},
 };
 
-/// The stable endpoint of one account.
+/// Stable token endpoint of one account.
 #[derive(Debug)]
 pub struct StableSource(TokenEndpoint);
 
 impl StableSource {
-    /// For the account's appid and secret, at its API hosts.
+    /// Source with the account's appid and secret, at the account's API hosts.
     pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
         Self(TokenEndpoint::new(account, client))
     }

@@ -13,19 +13,19 @@ use crate::{
     token::{AccountSettings, pacer::Turn},
 };
 
-/// The token endpoint of one agent.
+/// Token endpoint of one WeCom agent.
 #[derive(Debug)]
 pub struct WecomSource(TokenEndpoint);
 
 impl WecomSource {
-    /// For the account's corpid and the agent's secret, at its API hosts.
+    /// Source with the account's corpid and the agent's secret, at the account's API hosts.
     pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
         Self(TokenEndpoint::new(account, client))
     }
 }
 
 impl TokenSource for WecomSource {
-    /// Both modes are the same here: WeCom alone decides when the token changes.
+    /// Ignores the mode: WeCom alone decides when the token changes.
     fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             let query = Secret::new(format!(

@@ -20,7 +20,7 @@ use std::{path::PathBuf, time::Duration};
 
 use tokio::sync::watch;
 
-pub use fault::{ServerFault, StoreError};
+pub use fault::{ServerFault, StoreError, StoreUrlError};
 pub use file::{FileStore, OpenError};
 pub use memory::MemoryStore;
 pub use record::{AccountIdentity, StoredRefusal, StoredToken, TokenRecord};

@@ -1,21 +1,22 @@
-//! Reads what PHP's `serialize()` writes, as far as caches of access tokens use it. Pure.
+//! Parser for the output of PHP's `serialize()`, as far as caches of access tokens use it. Pure.
 //!
-//! Knows strings, numbers, booleans, null and arrays; objects and references are refused. Source of
-//! the format: the PHP manual, "serialize".
+//! Reads strings, numbers, booleans, null and arrays; refuses objects and references. Source of the
+//! format: the PHP manual, "serialize".
 
 use serde_json::{Map, Number, Value};
 
-/// Arrays inside arrays; a cached token has one.
+/// Rest of the text that is still to be read.
+struct PhpReader<'t>(&'t str);
+
+/// Limit for arrays inside arrays; a cached token has one level.
 const MAX_DEPTH: u32 = 8;
 
-/// The value, if the text is one whole serialised value. Arrays become objects.
+/// Parses a text that is exactly one serialised value. Arrays become objects.
 pub(super) fn unserialize(text: &str) -> Option<Value> {
     let mut reader = PhpReader(text);
     let value = reader.value(MAX_DEPTH)?;
     reader.0.is_empty().then_some(value)
 }
-
-struct PhpReader<'t>(&'t str);
 
 impl<'t> PhpReader<'t> {
     fn value(&mut self, depth: u32) -> Option<Value> {
@@ -41,7 +42,7 @@ impl<'t> PhpReader<'t> {
         }
     }
 
-    /// The length counts bytes.
+    /// Reads `length:"text"`. The length counts bytes.
     fn string(&mut self) -> Option<&'t str> {
         let length: usize = self.until(':')?.parse().ok()?;
         self.skip("\"")?;
@@ -54,8 +55,10 @@ impl<'t> PhpReader<'t> {
     fn array(&mut self, depth: u32) -> Option<Value> {
         let count: usize = self.until(':')?.parse().ok()?;
         self.skip("{")?;
+        // Not allocated by `count`, which the text may exaggerate.
         let mut entries = Map::new();
         for _ in 0..count {
+            // Depth 0: a key cannot be an array.
             let key = match self.value(0)? {
                 Value::String(key) => key,
                 Value::Number(index) => index.to_string(),

@@ -1,8 +1,8 @@
-//! A token in Redis or Valkey: a string or a hash at a key. Needs the rights for GET, PTTL and, for
-//! a hash, HGETALL.
+//! Token in Redis or Valkey: a string or a hash at a key. Needs the rights for GET, PTTL and, for a
+//! hash, HGETALL.
 //!
-//! One connection per look, since looks are a minute apart. Writes nothing, and follows no redirect
-//! of a cluster.
+//! Opens one connection per read, since reads are a minute apart. Writes nothing, and follows no
+//! redirect of a cluster.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -13,7 +13,7 @@ use ::redis::{
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{ExternalError, life, value};
+use super::{ExternalError, ExternalSettingsError, life, value};
 use crate::{
     base::Secret,
     net::address::is_loopback_host,
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// `token = { from = "redis", … }`, proven right.
+/// Settings of `token = { from = "redis", … }`, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExternalRedisSettings {
     url: Secret,
@@ -32,7 +32,7 @@ pub struct ExternalRedisSettings {
     field: Option<String>,
 }
 
-/// The key in the server.
+/// Source that reads the key of an [`ExternalRedisSettings`].
 #[derive(Debug)]
 pub(super) struct RedisTokenSource {
     settings: ExternalRedisSettings,
@@ -40,17 +40,21 @@ pub(super) struct RedisTokenSource {
 }
 
 impl ExternalRedisSettings {
-    /// A place to read a token from. `field` is the dotted path of the member that holds it; for a
-    /// hash it begins with the field.
+    /// Key `key` on the server at `url`. `field` is the dotted path of the member that holds the
+    /// token; for a hash it begins with the field of the hash.
     ///
     /// # Errors
-    /// Says what would have been right about the URL.
-    pub fn new(url: Secret, key: String, field: Option<String>) -> Result<Self, &'static str> {
+    /// The URL has no usable form.
+    pub fn new(
+        url: Secret,
+        key: String,
+        field: Option<String>,
+    ) -> Result<Self, ExternalSettingsError> {
         connection(&url)?;
         Ok(Self { url, key, field })
     }
 
-    /// Whether password and token cross a network that others may read.
+    /// True if password and token cross a network without TLS.
     pub fn is_in_the_clear(&self) -> bool {
         connection(&self.url).is_ok_and(|info| match info.addr() {
             ConnectionAddr::Tcp(host, _) => !is_loopback_host(host),
@@ -59,17 +63,17 @@ impl ExternalRedisSettings {
     }
 }
 
-fn connection(url: &Secret) -> Result<ConnectionInfo, &'static str> {
-    const FORM: &str = "expected redis://, rediss:// (TLS) or unix:, as in \"redis://:password@host:6379/0\" or \"unix:/run/redis.sock?db=0\"";
-    let info = url.expose().into_connection_info().map_err(|_| FORM)?;
+fn connection(url: &Secret) -> Result<ConnectionInfo, ExternalSettingsError> {
+    let info = url
+        .expose()
+        .into_connection_info()
+        .map_err(|_| ExternalSettingsError::RedisForm)?;
     match info.addr() {
-        ConnectionAddr::TcpTls { insecure: true, .. } => {
-            Err("certificates are always verified: remove \"#insecure\"")
-        }
+        ConnectionAddr::TcpTls { insecure: true, .. } => Err(ExternalSettingsError::Unverified),
         ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { .. } | ConnectionAddr::Unix(_) => {
             Ok(info)
         }
-        _ => Err(FORM),
+        _ => Err(ExternalSettingsError::RedisForm),
     }
 }
 
@@ -94,18 +98,20 @@ impl RedisTokenSource {
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let connected = MultiplexedConnection::new_with_config(&settings, stream, config).await;
-        let (connection, driver) = connected.map_err(|error| absent(&error))?;
-        // The connection lives as long as somebody drives it, and no longer than this look.
+        let (connection, driver) = connected.map_err(|error| error_of(&error))?;
+        // `driver` moves the bytes of the connection. Dropped with this future, it closes the
+        // connection after the read.
         tokio::select! {
-            result = self.look(connection) => result,
+            result = self.query(connection) => result,
             () = driver => Err(ExternalError::Broken.into()),
         }
     }
 
-    /// The remaining life is asked for first: should the key be written in between, it is that of
-    /// the older token.
-    async fn look(&self, mut connection: MultiplexedConnection) -> Result<Fetched, FetchError> {
+    /// Reads the key and its remaining life.
+    async fn query(&self, mut connection: MultiplexedConnection) -> Result<Fetched, FetchError> {
         let key = self.settings.key.as_str();
+        // Before the value: if the key is written in between, the life is that of the older token,
+        // which ends sooner.
         let ttl: Option<i64> = cmd("PTTL").arg(key).query_async(&mut connection).await.ok();
         let field = self.settings.field.as_deref();
         let found = match cmd("GET")
@@ -120,15 +126,16 @@ impl RedisTokenSource {
                     .arg(key)
                     .query_async(&mut connection)
                     .await
-                    .map_err(|error| absent(&error))?;
-                // Fields that are no text are none of ours.
+                    .map_err(|error| error_of(&error))?;
+                // Fields that are no text cannot hold the token.
                 let members = hash
                     .into_iter()
                     .filter_map(|(name, bytes)| Some((name, text(bytes).ok()?.into())));
                 value::find_in(Value::Object(members.collect()), field)?
             }
-            Err(error) => return Err(absent(&error).into()),
+            Err(error) => return Err(error_of(&error).into()),
         };
+        // PTTL gives -1 for a key without an expiry.
         let ttl = ttl
             .and_then(|ms| u64::try_from(ms).ok())
             .map(Duration::from_millis);
@@ -136,13 +143,12 @@ impl RedisTokenSource {
         let until_end = found
             .ends_ms
             .map(|end| Duration::from_millis(end.saturating_sub(now)));
-        // `expires_in` was written at an unknown time; it says only that the token lives no longer.
-        let written = if ttl.is_none() && until_end.is_none() {
-            found.written_life
-        } else {
-            None
+        // `expires_in` was written at an unknown time, so it is only an upper limit, and no more than
+        // the default is believed.
+        let written = match (ttl, until_end) {
+            (None, None) => found.written_life.map(|life| life.min(super::DEFAULT_LIFE)),
+            _ => None,
         };
-        let written = written.map(|life| life.min(super::DEFAULT_LIFE));
         Ok(Fetched {
             expires_in: life([ttl.or(written), until_end])?,
             token: found.token,
@@ -155,7 +161,7 @@ fn text(bytes: Vec<u8>) -> Result<String, ExternalError> {
     String::from_utf8(bytes).map_err(|_| ExternalError::Shape(BINARY))
 }
 
-fn absent(error: &RedisError) -> ExternalError {
+fn error_of(error: &RedisError) -> ExternalError {
     match error.code() {
         Some("NOAUTH" | "WRONGPASS" | "NOPERM") => ExternalError::Denied,
         Some("MOVED" | "ASK") => {
@@ -176,7 +182,7 @@ impl TokenSource for RedisTokenSource {
         })
     }
 
-    /// WeChat is never asked for the sake of a token that another server keeps.
+    /// Returns `Unknown`: WeChat is not asked about a token that another server keeps.
     fn probe<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Probe> {
         Box::pin(std::future::ready(Probe::Unknown))
     }
