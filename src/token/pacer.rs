@@ -391,7 +391,7 @@ mod tests {
         drop(gone);
         second.due(now, true).await;
         assert_eq!(Instant::now(), now + IDLE_SPACING);
-        // Its token came from elsewhere: the next one need not wait for it.
+        // The account got its token by another way, so the next account need not wait for it.
         first.due(now, false).await;
         let third = pacer.turn("h");
         third.due(now, true).await;

@@ -60,19 +60,22 @@ impl Actor {
     pub(super) async fn run(mut self, mut mailbox: mpsc::UnboundedReceiver<RefresherCommand>) {
         let stored = self.writer.load().await;
         self.handle(Event::Loaded(stored.map(Box::new)));
+        // Without handles there is no request left, but a fetch under way may still bring a token to
+        // be stored.
         let mut open = true;
         while open || self.life.is_refreshing() {
             let deadline = self.life.deadline().filter(|_| open);
-            // First fetches of many accounts keep to a pace; every later one is due by itself.
+            // Only first fetches wait for a turn: they are due at the same time on all accounts.
             let is_first = self.shared.token.load().is_none();
             let due = self
                 .shared
                 .turn
                 .due(deadline.unwrap_or_else(Instant::now), is_first);
             tokio::select! {
+                // In this order: the end of a step may answer what the next command asks.
                 biased;
                 ended = steps::ended(&mut self.running.step) => {
-                    // Before the event, which may give the lease back.
+                    // Kept before the event is handled, whose effects may release the lease.
                     if ended.lease.is_some() {
                         self.running.lease = ended.lease;
                     }
@@ -130,7 +133,7 @@ impl Actor {
     }
 
     fn handle(&mut self, event: Event) {
-        // A draw is a system call, so requests do without one.
+        // A random number costs a system call, so events of requests use none.
         let jitter = if event.is_scheduling() {
             (self.chance.jitter)()
         } else {
@@ -141,7 +144,7 @@ impl Actor {
         self.carry_out(effects);
     }
 
-    /// See [`Effects`] for the order.
+    /// Carries out the effects in the order of the fields of [`Effects`], which has the reasons.
     fn carry_out(&mut self, effects: Effects) {
         if effects.clear_evidence {
             self.shared.evidence.store(0, Ordering::Relaxed);
@@ -181,7 +184,7 @@ impl Actor {
         }
     }
 
-    /// Tells everybody who waits or asks, if there is news.
+    /// Publishes the state, and wakes the requests that wait if there is news.
     fn publish(&self, is_new: bool) {
         let state = self.life.state();
         let budgets = [
@@ -193,7 +196,8 @@ impl Actor {
             *published = state;
             changed
         });
-        // The gauges of an account that is gone are off the page and have to stay there.
+        // `TokenMetrics::forget` has removed the gauges of a retired account; setting one would bring
+        // it back.
         if changed && !self.life.is_retired() {
             for (budget, left) in budgets {
                 if let Some(left) = left {

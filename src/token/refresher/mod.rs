@@ -245,7 +245,7 @@ impl TokenRefresher {
         }
     }
 
-    /// The token, if there is one that is good right now. No lock, no wait.
+    /// Returns the current token, if it has not expired. Takes no lock and never waits.
     pub fn token(&self) -> Option<Arc<Token>> {
         self.shared
             .token
@@ -253,8 +253,8 @@ impl TokenRefresher {
             .filter(|token| token.is_alive())
     }
 
-    /// The current token and those replaced less than 7200 s ago, if a text of this length can hold
-    /// one of them.
+    /// Returns the current token and those replaced less than 7200 s ago, if a text of this length can
+    /// hold one of them.
     pub(crate) fn known_tokens(&self, length: usize) -> Vec<Arc<Token>> {
         if self.shared.token.fits_into(length) {
             self.shared.token.known()
@@ -263,11 +263,11 @@ impl TokenRefresher {
         }
     }
 
-    /// The token, or what there is after at most `token.wait`.
+    /// Returns the current token. Waits for at most `token.wait` if there is none.
     ///
     /// # Errors
-    /// At once when a refusal is remembered or the next attempt is too far away; else when the wait
-    /// is over.
+    /// Reason why there is no token: at once if a refusal is remembered or the next attempt is too
+    /// far away, else after the wait.
     pub async fn current(&self) -> Result<Arc<Token>, TokenError> {
         if let Some(token) = self.token() {
             return Ok(token);
@@ -290,12 +290,12 @@ impl TokenRefresher {
         }
     }
 
-    /// A token that is newer than `known`, as soon as there is one; `None` when `deadline` comes
-    /// first or the refresher ends. Asks WeChat for nothing.
+    /// Waits for a token that is newer than `known`; `None` if `deadline` comes first or the refresher
+    /// ends. Causes no call of WeChat.
     pub async fn wait_past(&self, known: Generation, deadline: Instant) -> Option<Arc<Token>> {
         let mut state = self.state.clone();
         loop {
-            // Before the look at the token, so that no change between the two is missed.
+            // Marked as seen before the token is read, so that no change in between is missed.
             state.borrow_and_update();
             if let Some(token) = self.token().filter(|token| token.generation() > known) {
                 return Some(token);
@@ -304,18 +304,18 @@ impl TokenRefresher {
         }
     }
 
-    /// WeChat answered a request with this generation with something that is not stale.
+    /// Notes that WeChat accepted this generation: an answer other than "stale".
     pub fn accepted(&self, generation: Generation) {
-        // The order does not matter: a note that comes a moment late is as good. An older
-        // generation says nothing new.
+        // Relaxed: no other memory is read on the strength of this number. The load avoids a write
+        // to a shared cache line per request, and skips older generations.
         if self.shared.evidence.load(Ordering::Relaxed) < generation.0 {
             self.shared.evidence.store(generation.0, Ordering::Relaxed);
         }
     }
 
-    /// WeChat called this generation stale on `path`. Returns a newer token as soon as there is
-    /// one, fetched once for all who ask; else says why not. Takes at most `token.fetch_timeout` +
-    /// `token.wait`. An empty path does not come on the denylist.
+    /// Reports that WeChat rejected this generation on `path`, and waits for a newer token, which is
+    /// fetched once for all requests that wait. Takes at most `token.fetch_timeout` + `token.wait`.
+    /// An empty path is never put on the denylist.
     pub async fn refresh_past(&self, rejected: Generation, path: &str) -> Refresh {
         if let Some(token) = self.token().filter(|token| token.generation() > rejected) {
             return Refresh::Replay(token);
@@ -336,11 +336,11 @@ impl TokenRefresher {
         }
     }
 
-    /// A replay on `path` with this newer generation was stale again.
+    /// Reports that a replay on `path` with this newer generation was rejected too.
     pub fn replay_was_stale(&self, generation: Generation, path: &str) {
-        // From here on, only what is accepted after this answer is evidence against the path: the
-        // token may have died just before it. Taken back here and not by the actor, which may come
-        // to it later than the next acceptance.
+        // From here on, only an acceptance after this answer is evidence against the path: the token
+        // may have died just before the answer. Cleared here and not by the actor, which may handle
+        // the command later than the next acceptance.
         let evidence = self.shared.evidence.compare_exchange(
             generation.0,
             0,
@@ -355,12 +355,12 @@ impl TokenRefresher {
         let _ = self.mailbox.send(command);
     }
 
-    /// The operator's refresh: forgets remembered refusals and asks WeChat now. `force` kills the
-    /// current token where the endpoint can do that (at most twenty times a day, 30 s apart). Daily
-    /// budgets count.
+    /// Refreshes on the order of an operator: forgets remembered refusals and asks WeChat now. `force`
+    /// kills the current token if the endpoint can do that (at most twenty times a day, 30 s apart).
+    /// Daily budgets count.
     ///
     /// # Errors
-    /// When no answer, a refusal, or no budget is left.
+    /// No answer, a refusal, or a spent budget.
     pub async fn refresh_now(&self, force: bool) -> Result<Refreshed, TokenError> {
         let (reply, answer) = oneshot::channel();
         if self
@@ -377,9 +377,8 @@ impl TokenRefresher {
         }
     }
 
-    /// The account is gone or has another refresher: from now on only requests in flight are
-    /// served. Without them nothing is fetched any more, so that two refreshers do not replace each
-    /// other's tokens.
+    /// Retires the refresher of an account that is gone or has another refresher. From now on only
+    /// requests in flight cause fetches, so that two refreshers do not replace each other's tokens.
     pub fn retire(&self) {
         let _ = self.mailbox.send(RefresherCommand::Retire);
     }
@@ -399,12 +398,12 @@ impl TokenRefresher {
         Status::of(&self.state.borrow(), self.shared.token.load().as_deref())
     }
 
-    /// The account's name.
+    /// Name of the account.
     pub fn name(&self) -> &AccountName {
         &self.shared.name
     }
 
-    /// The error that waiting until `deadline` would not cure.
+    /// Error that cannot pass before `deadline`, if there is one.
     fn hopeless(&self, state: &PublishedState, deadline: Instant) -> Option<TokenError> {
         let fault = state.fault.as_ref()?;
         let in_vain = !state.refreshing && state.next_attempt.is_some_and(|next| next >= deadline);
@@ -436,10 +435,11 @@ impl fmt::Debug for TokenRefresher {
 }
 
 impl GiveBackReason {
-    /// For the header `x-wxgate-replay` and for metrics; bounded.
+    /// Word for the header `x-wxgate-replay` and for metrics, from a closed set.
     pub fn slug(self) -> &'static str {
         match self {
             Self::SameToken => "same_token",
+            // Part of the contract, older than the name of the variant.
             Self::PathDenied => "path_lies",
             Self::Budget => "budget",
             Self::Backoff => "backoff",

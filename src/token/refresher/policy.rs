@@ -30,11 +30,11 @@ pub(crate) struct Policy {
     pub(crate) renewal: Renewal,
     /// Sign of another program that fetches for the same account.
     pub(crate) conflict: ConflictSign,
-    /// True if the store has the token, and other nodes may read it there.
+    /// True if the token is stored, so that other nodes can read it.
     pub(crate) stored: bool,
     /// True if a refusal of one node holds for all.
     pub(crate) shares_refusals: bool,
-    /// Time without a question after which the credential is not renewed any more.
+    /// Time without a request after which the credential is not renewed any more.
     pub(crate) rests_after: Option<Duration>,
 }
 

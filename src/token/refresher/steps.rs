@@ -18,10 +18,10 @@ use super::{
 use crate::base::Secret;
 use crate::token::source::{FetchError, FetchMode, Probe, TokenSource};
 
-/// Everything that steps ask.
+/// Source and cluster that the steps use.
 pub(super) struct Steps {
     pub(super) source: Arc<dyn TokenSource>,
-    /// Only where other nodes use the store too.
+    /// `None` unless other nodes use the store too.
     pub(super) cluster: Option<Cluster>,
     /// Limit of one call of the source.
     pub(super) limit: Duration,
@@ -33,13 +33,13 @@ pub(super) struct StepEnd {
     pub(super) lease: Option<LeaseGuard>,
 }
 
-/// Time in which a fetch waits until the store has noted what it costs.
+/// Limit for a fetch to wait until its cost is stored.
 const COST_WAIT: Duration = Duration::from_secs(2);
-/// The same for a store that is a network away and answers fast or not at all.
+/// Limit for the same wait on a shared store, which answers fast or not at all.
 const SHARED_COST_WAIT: Duration = Duration::from_millis(250);
-/// Time in which a fresh token waits until it is stored; after that, requests come first.
+/// Limit for a fresh token to wait until it is stored; after that, requests come first.
 const TOKEN_WAIT: Duration = Duration::from_millis(250);
-/// A source keeps its own limit; this is for one that does not.
+/// Time beyond the limit of a source after which a fetch is given up, for a source without a limit.
 const GRACE: Duration = Duration::from_secs(1);
 
 impl Steps {
@@ -55,7 +55,7 @@ impl Steps {
                 costs,
                 rejected,
             } => {
-                // Without a lease the shared store is in trouble, and will hardly note it now.
+                // A shared store that does not answer fast is in trouble and will hardly store it.
                 let patience = match self.cluster {
                     Some(_) => SHARED_COST_WAIT,
                     None => COST_WAIT,
@@ -81,15 +81,15 @@ impl From<StepOutcome> for StepEnd {
     }
 }
 
-/// End of the step under way, which is taken out; never, when there is none. Can be cancelled and
-/// called again.
+/// Waits for the end of the step under way and removes the step; for ever if there is none. Can be
+/// cancelled and called again.
 pub(super) async fn ended(step: &mut Option<JoinHandle<StepEnd>>) -> StepEnd {
     let Some(running) = step.as_mut() else {
         return std::future::pending().await;
     };
     let ended = running.await;
     *step = None;
-    // A step that panics has an outcome like any other.
+    // A join error is a panic of the step, which must not end the actor.
     ended.unwrap_or_else(|_| StepOutcome::Panicked.into())
 }
 
@@ -104,8 +104,8 @@ async fn preflight(cluster: Option<Cluster>, known: Known, limit: Duration) -> S
     }
 }
 
-/// Asks the source, after the cost of the fetch is on record; for another token than `rejected`, if
-/// there is one.
+/// Fetches a token after the cost of the fetch is stored. With `rejected`, asks for another token
+/// than that.
 async fn fetch(
     source: Arc<dyn TokenSource>,
     limit: Duration,
@@ -116,6 +116,7 @@ async fn fetch(
     if let Some((written, patience)) = cost {
         written.tried(patience).await;
     }
+    // Before the call: the life of the token counts from here.
     let sent = Instant::now();
     let asked = match &rejected {
         Some(rejected) => source.fetch_past(rejected),

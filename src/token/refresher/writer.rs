@@ -27,7 +27,7 @@ pub(super) struct RecordWriter {
     outcome: watch::Receiver<WriteProgress>,
 }
 
-/// Receipt of a write that was asked for.
+/// Receipt of a requested write.
 pub(super) struct WriteReceipt {
     number: u64,
     outcome: watch::Receiver<WriteProgress>,
@@ -39,22 +39,22 @@ struct Job {
     record: Option<TokenRecord>,
 }
 
-/// Progress of the writer. A failed attempt counts as an attempt: no one waits for a broken
-/// store.
+/// Progress of the writer. A failed attempt counts as progress, so that no refresh waits for a
+/// broken store.
 #[derive(Clone, Default)]
 struct WriteProgress {
     number: u64,
     newer: Option<Box<TokenRecord>>,
 }
 
-/// Longer, and an operation counts as failed.
+/// Limit for one operation of the store.
 const LIMIT: Duration = Duration::from_secs(5);
 const RETRY: Backoff = Backoff {
     min: Duration::from_secs(1),
     max: Duration::from_secs(60),
 };
-/// Of a store that others read: it is to have what they need as soon as it is back, and says itself
-/// what is wrong.
+/// Shorter pauses for a shared store: other nodes need the record as soon as the store is back. Such
+/// a store logs its failures itself.
 const SHARED_RETRY: Backoff = Backoff {
     min: Duration::from_millis(250),
     max: Duration::from_secs(1),
@@ -97,7 +97,7 @@ impl RecordWriter {
         None
     }
 
-    /// The last write that was asked for.
+    /// Receipt of the last requested write.
     pub(super) fn latest(&self) -> WriteReceipt {
         WriteReceipt {
             number: self.latest.borrow().number,
@@ -105,8 +105,9 @@ impl RecordWriter {
         }
     }
 
-    /// Has this record written as soon as possible, in place of any that still waits.
+    /// Requests a write of this record, in place of a record that still waits.
     pub(super) fn save(&self, record: TokenRecord) -> WriteReceipt {
+        // Number and record change together, under the lock of the channel.
         let mut number = 0;
         self.latest.send_modify(|job| {
             job.number += 1;
@@ -121,8 +122,8 @@ impl RecordWriter {
 }
 
 impl WriteReceipt {
-    /// Waits until the write was tried, or `limit` is over. Gives the record that the store holds
-    /// instead, if that one is newer.
+    /// Waits until the write was tried, for at most `limit`. Returns the record of the store if that
+    /// is newer.
     pub(super) async fn tried(mut self, limit: Duration) -> Option<Box<TokenRecord>> {
         let number = self.number;
         let outcome = timeout(
@@ -160,6 +161,7 @@ async fn write(
             }
         }
         let Job { number, record } = jobs.borrow_and_update().clone();
+        // Once the handle is gone, only a write that has failed is tried again.
         let Some(record) = record.filter(|_| open || failures > 0) else {
             continue;
         };

@@ -1,4 +1,4 @@
-//! The sources against a server that says whatever the test wants, byte for byte, on a free port.
+//! Sources against a server with scripted answers, byte for byte, on a free port.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -19,13 +19,13 @@ use crate::{
 
 const GOOD: &str = r#"{"access_token":"81_a+b/c","expires_in":7200}"#;
 
-/// What the server does with each connection after it has read the request.
+/// Reaction of the server to each request.
 #[derive(Clone)]
 enum Reply {
     Says(Vec<u8>),
     Nothing,
     HangsUp,
-    /// One byte at a time, for ever.
+    /// Sends one byte at a time, without end.
     Drips,
     Endless,
 }
@@ -91,7 +91,7 @@ async fn serve(mut stream: TcpStream, reply: Reply, heard: mpsc::UnboundedSender
     }
 }
 
-/// Whether the head is there, and as much body as it promises.
+/// Returns true if head and body of the request are complete.
 fn complete(request: &[u8]) -> bool {
     let text = String::from_utf8_lossy(request);
     let Some((head, body)) = text.split_once("\r\n\r\n") else {
@@ -401,7 +401,7 @@ fn no_error_shows_anything_of_a_secret() {
     }
 }
 
-/// A token source that always has the same token.
+/// Token source that always gives the same token.
 struct Fixed;
 
 impl TokenSource for Fixed {
@@ -497,7 +497,7 @@ async fn a_refused_ticket_has_advice_of_its_own_except_for_the_address() {
                 code: 48001,
             },
         ),
-        // At WeCom that is no stale token.
+        // WeCom uses this code for something else than a stale token.
         (
             r#"{"errcode":40001,"errmsg":"x"}"#,
             FetchError::NoTicket {

@@ -270,9 +270,9 @@ pub(super) mod tests {
     };
     use crate::{base::AccountName, token::CredentialType, wechat::ticket::TicketType};
 
-    /// A record as version 0.1 wrote it. Must be read for ever.
+    /// Record of version 0.1, which every later version must read.
     const OLD: &str = include_str!("../../../tests/data/store/format-1.json");
-    /// The same, sealed with [`KEY`] by another implementation of AES-256-GCM.
+    /// Record of version 0.1, sealed with [`KEY`] by another implementation of AES-256-GCM.
     const SEALED: &str = include_str!("../../../tests/data/store/format-2.json");
 
     fn shop() -> RecordKey {
@@ -283,7 +283,7 @@ pub(super) mod tests {
         Codec::new(Some(ring(keys)))
     }
 
-    /// With a checksum that fits, as somebody would make it who has no key.
+    /// Record with a checksum that fits, as an attacker without the key can make.
     fn mended(bytes: &[u8]) -> Vec<u8> {
         let start = SEALED_HEAD.len() + 64 + SEAL.len();
         let covered = &bytes[start..bytes.len() - TAIL.len()];
@@ -375,7 +375,7 @@ pub(super) mod tests {
         }
     }
 
-    /// A checksum keeps nobody from changing a record; the seal does.
+    /// An attacker can compute the checksum of a changed record, but not its seal.
     #[test]
     fn every_changed_bit_of_a_sealed_record_is_refused_with_a_checksum_that_fits() {
         let codec = sealing(KEY);
@@ -434,7 +434,7 @@ pub(super) mod tests {
                 assert!(from == to || read == Err(Damage::Sealed(Locked::Forged)));
             }
         }
-        // The sealed part of one generation in the record of another.
+        // The seal of one generation in the record of another.
         let [nine, ten] = [9, 10].map(|n| codec.encode(&shop(), &sample(n, Some("81_abc"))));
         let sealed = |bytes: &[u8]| {
             let text = String::from_utf8(bytes.to_vec()).unwrap();

@@ -316,7 +316,7 @@ pub(super) mod tests {
         }
     }
 
-    /// The nonce is what stands between one sealed text and the next under the same key.
+    /// A nonce that is used twice under the same key would reveal both texts.
     #[test]
     fn no_nonce_comes_twice() {
         let ring = ring(KEY);

@@ -41,7 +41,7 @@ pub(crate) struct OperatorId(pub(in crate::token::refresher) u64);
 pub(crate) enum Event {
     /// The store was read for the first time.
     Loaded(Option<Box<TokenRecord>>),
-    /// The deadline has passed. `unused_for` is the time since the last question for a ticket.
+    /// The deadline has passed. `unused_for` is the time since the last request for a ticket.
     Deadline { unused_for: Duration },
     /// A request's token was rejected on `path`, and the request waits for a newer one.
     Rejected {

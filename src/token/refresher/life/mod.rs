@@ -89,7 +89,7 @@ enum Acceptance {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LifePhase {
     Active,
-    /// Nobody asks for the ticket; it is left to expire. Only requests that wait are served.
+    /// No request for the ticket lately: it is left to expire. Only requests that wait are served.
     Dormant,
     /// The account is gone. Only requests that wait are served.
     Retired,
@@ -301,7 +301,7 @@ impl Life {
         Ok(())
     }
 
-    /// Asks the source, whatever other nodes do.
+    /// Asks the source without a preflight.
     fn fetch(&mut self, trigger: Trigger) -> Result<(), Overspent> {
         let wall = self.at.time.wall_ms;
         let mut budget = self.record.budget;

@@ -1,6 +1,6 @@
 //! Replication: transitions that follow from the record of another node.
 //!
-//! How the record comes here stands in `cluster`. Nothing here asks WeChat.
+//! `cluster` reads the records. No transition here calls WeChat.
 
 use tokio::time::Instant;
 
@@ -152,7 +152,7 @@ impl Life {
     }
 
     /// Gives the token the number that it has on the other nodes, after this one could not hear of
-    /// them and counted anew. Callers tell tokens by their numbers, on whatever node they ask.
+    /// them and counted anew. Callers tell tokens by their numbers, on every node.
     fn renumber(&mut self, number: Generation) {
         if self.in_flight.is_none() && number > self.generation() {
             self.note_acceptance();

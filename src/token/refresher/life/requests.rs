@@ -1,4 +1,4 @@
-//! Transitions that follow from requests, operators and the questions for a ticket.
+//! Transitions that follow from requests, orders of operators, and requests for a ticket.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,7 +1,7 @@
-//! Wall clocks that jump, stand still or differ between nodes; and machines that slept.
+//! Wall clocks that jump, stand still or differ between nodes, and machines that slept.
 //!
-//! The monotonic clock of these tests is tokio's paused one, so an instant and the wall can be
-//! moved apart at will.
+//! The monotonic clock of these tests is the paused clock of tokio, so both clocks can be moved
+//! apart.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -9,7 +9,7 @@ use super::{nodes::node, *};
 
 const HOUR_MS: i64 = 3_600_000;
 const YEAR_MS: i64 = 8766 * HOUR_MS;
-/// By how much a clock jumps: hours, years, and to before 1970.
+/// Jumps of a clock: by hours, by years, and to before 1970.
 const JUMPS: [i64; 6] = [
     2 * HOUR_MS,
     -2 * HOUR_MS,
@@ -28,7 +28,7 @@ struct Clocks {
 }
 
 impl Clocks {
-    /// So many milliseconds ahead of each other, and each asked once.
+    /// Nodes whose clocks are ahead by these milliseconds, after one request each.
     async fn ready(kind: ProviderKind, ahead: &[i64]) -> Self {
         let (world, store) = (World::new(kind), Arc::new(MemoryStore::shared()));
         let mut clocks = Self {
@@ -49,7 +49,7 @@ impl Clocks {
         clocks
     }
 
-    /// Calls on every node every second. No call may fail, no reader wait.
+    /// Makes a call on every node every second. No call may fail, and no reader may wait.
     async fn use_for(&self, time: Duration) {
         let end = Instant::now() + time;
         while Instant::now() < end {
@@ -68,7 +68,7 @@ impl Clocks {
         }
     }
 
-    /// How many fetches this takes.
+    /// Number of fetches while `act` runs.
     async fn cost(&self, act: impl Future<Output = ()>) -> usize {
         let before = self.world.fetches();
         act.await;

@@ -1,4 +1,4 @@
-//! Tokens that another server keeps: read again and again, never asked of WeChat.
+//! Tokens that another server keeps: read there at an interval, never fetched from WeChat.
 
 use super::*;
 use crate::token::{
@@ -95,7 +95,7 @@ async fn a_look_that_began_before_the_rejection_is_followed_by_another() {
     let old = bench.generation();
     bench.world.with(|state| state.delay = secs(3));
     sleep(secs(bench.refresher.status().next_attempt_in.unwrap() + 1)).await;
-    // The look ends before the news comes.
+    // The read ends before the server has the other token.
     let (outcome, ()) = tokio::join!(bench.refresher.refresh_past(old, "/a"), async {
         sleep(Duration::from_millis(3500)).await;
         bench.world.revoke();

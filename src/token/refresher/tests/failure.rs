@@ -1,4 +1,4 @@
-//! What follows when no token can be had.
+//! Failures of fetches.
 
 use super::*;
 use crate::token::refresher::Condition;

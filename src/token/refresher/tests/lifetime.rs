@@ -1,4 +1,4 @@
-//! Renewal in time, restarts, budgets and stores.
+//! Scheduled renewal, restarts, budgets and stores.
 
 use super::*;
 use crate::token::{
@@ -274,7 +274,7 @@ async fn a_token_is_on_disk_before_a_request_sees_it() {
     };
     let refresher = start(FileStore::open(&path, None).unwrap());
     let token = refresher.current().await.unwrap();
-    // As a kill would leave it: whatever is written after this moment is lost.
+    // State after a kill: all writes after this moment are lost.
     let copy = folder.path().join("copy");
     std::fs::create_dir(&copy).unwrap();
     std::fs::copy(path.join("shop.json"), copy.join("shop.json")).unwrap();
@@ -288,7 +288,7 @@ async fn a_token_is_on_disk_before_a_request_sees_it() {
     );
 }
 
-/// Fails until it is told otherwise, or never answers.
+/// Store that fails until `works` is set, or never answers.
 #[derive(Default)]
 struct Broken {
     hangs: bool,

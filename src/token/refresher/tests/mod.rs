@@ -1,6 +1,6 @@
-//! The refresher against a small model of WeChat's token service, in paused time.
+//! Refresher against a small model of WeChat's token service, in paused time.
 //!
-//! The model knows which token is good right now; a test scripts what goes wrong.
+//! The model knows the valid token; a test scripts the failures.
 
 mod clocks;
 mod external_token;
@@ -42,7 +42,7 @@ use crate::{
 /// Noon in Beijing on some day.
 pub(super) const NOON_MS: u64 = 20_000 * 86_400_000 + 4 * 3_600_000;
 
-/// WeChat, as far as tokens go.
+/// Model of WeChat's token service.
 pub(super) struct World {
     pub(super) kind: ProviderKind,
     state: Mutex<State>,
@@ -50,18 +50,18 @@ pub(super) struct World {
 
 pub(super) struct State {
     minted: u64,
-    /// The latest token; the only one that is good.
+    /// Latest token, the only valid token.
     latest: String,
     dies: Instant,
-    /// Nothing is good, whatever it is.
+    /// Set to reject every token.
     pub(super) rejects_all: bool,
-    /// How long an answer takes.
+    /// Time until a token is made.
     pub(super) delay: Duration,
-    /// How long the next answer takes to come back once WeChat has made the token.
+    /// Time until the next answer arrives after its token was made.
     pub(super) linger: Duration,
-    /// What the next fetches bring instead of a token.
+    /// Results of the next fetches instead of a token.
     pub(super) script: VecDeque<Scripted>,
-    /// What probes say instead of the truth.
+    /// Result of probes instead of the true result.
     pub(super) probe: Option<Probe>,
     pub(super) lifetime: u64,
     pub(super) fetches: Vec<(Instant, FetchMode)>,
@@ -71,13 +71,13 @@ pub(super) struct State {
 pub(super) enum Scripted {
     Fails(FetchError),
     Panics,
-    /// The token is made, the answer gets lost.
+    /// The token is made, and the answer gets lost.
     Lost,
-    /// The stable endpoint makes another one by itself.
+    /// The stable endpoint makes another token by itself.
     Rotates,
 }
 
-/// What one business call came to.
+/// Outcome of one business call.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Ok { calls: u32 },
@@ -114,12 +114,12 @@ impl World {
         self.with(|state| state.script.extend(steps));
     }
 
-    /// Somebody else makes a new token: whatever we hold is dead.
+    /// Makes a token for another program: the token of the refresher is dead.
     pub(super) fn revoke(&self) {
         self.with(State::mint);
     }
 
-    /// The token we hold is dead, and the stable endpoint goes on giving it.
+    /// Kills the token of the refresher while the stable endpoint goes on giving it.
     pub(super) fn kill_but_keep_giving(&self) {
         self.with(|state| state.rejects_all = true);
     }
@@ -160,7 +160,7 @@ impl World {
                 }
                 ProviderKind::Classic => false,
                 ProviderKind::Wecom => !left.is_zero(),
-                // Whoever keeps it renews it in time.
+                // The other server renews its token in time.
                 ProviderKind::External => left >= Duration::from_secs(300),
             };
             if !keeps || matches!(scripted, Some(Scripted::Rotates)) {
@@ -179,7 +179,7 @@ impl World {
 }
 
 impl State {
-    /// The latest token has come to its end.
+    /// Ends the life of the latest token.
     pub(super) fn expire(&mut self) {
         self.dies = Instant::now();
     }
@@ -254,7 +254,7 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    /// A refresher with its first token in hand, accepted once.
+    /// Refresher whose first token is there and was accepted once.
     pub(super) async fn ready(kind: ProviderKind) -> Self {
         let bench = Self::start(World::new(kind));
         assert_eq!(bench.call("/ok").await, Outcome::Ok { calls: 1 });
@@ -296,7 +296,7 @@ impl Bench {
         }
     }
 
-    /// The same account after a restart, with what the store remembers.
+    /// Same account after a restart, with the records of the store.
     pub(super) fn restarted(self) -> Self {
         self.restarted_as(account)
     }
@@ -306,12 +306,12 @@ impl Bench {
         Self::start_with(self.world, self.store, self.clock, account)
     }
 
-    /// One request, as the proxy makes it.
+    /// Makes one request as the proxy does.
     pub(super) async fn call(&self, path: &str) -> Outcome {
         self.call_where(path, |_| false).await
     }
 
-    /// A request on a path that rejects every token.
+    /// Makes a request on a path that rejects every token.
     pub(super) async fn call_liar(&self, path: &str) -> Outcome {
         self.call_where(path, |_| true).await
     }
@@ -323,7 +323,7 @@ impl Bench {
         }
     }
 
-    /// The rest of a request that was sent with this token.
+    /// Goes on with a request that was sent with this token.
     pub(super) async fn call_with(
         &self,
         token: &Token,

@@ -43,7 +43,7 @@ pub(super) fn key() -> RecordKey {
 }
 
 impl Nodes {
-    /// Not asked for anything yet.
+    /// Nodes before their first request.
     pub(super) fn start(kind: ProviderKind, count: usize) -> Self {
         let (world, store) = (World::new(kind), Arc::new(MemoryStore::shared()));
         let clock = WallClock::starting_at(NOON_MS);
@@ -53,14 +53,14 @@ impl Nodes {
         Self { world, store, all }
     }
 
-    /// Each has been asked and was answered well.
+    /// Nodes after one successful request each.
     pub(super) async fn ready(kind: ProviderKind, count: usize) -> Self {
         let nodes = Self::start(kind, count);
         nodes.all_fine(1, 1).await;
         nodes
     }
 
-    /// Asks each node so many times at once, and wants each answer to be good after so many calls.
+    /// Makes that many requests at once on each node. Each must succeed within so many calls.
     pub(super) async fn all_fine(&self, times: usize, calls: u32) {
         let asked = self.all.iter().flat_map(|node| {
             (0..times).map(move |n| async move { node.call(&format!("/{n}")).await })
@@ -178,8 +178,8 @@ async fn a_day_of_three_nodes_costs_about_what_a_day_of_one_does() {
     }
 }
 
-/// WeCom gives the same token until its end, and is asked for another every half minute in the last
-/// five.
+/// WeCom gives the same token until its expiry, and is asked every half minute in the last five
+/// minutes.
 #[tokio::test(start_paused = true)]
 async fn a_platform_that_rotates_late_is_asked_by_three_nodes_hardly_more_often_than_by_one() {
     let mut fetches = Vec::new();
@@ -266,7 +266,7 @@ async fn two_tokens_of_one_number_become_one() {
     let mut rival = nodes.stored().await;
     rival.token.as_mut().unwrap().value =
         Secret::new(nodes.world.with(|state| state.latest.clone()));
-    // Into the store past the comparison.
+    // Written past the comparison of the store.
     nodes.store.clear();
     nodes.store.save(&key(), rival.clone()).await.unwrap();
     sleep(secs(10)).await;
@@ -442,7 +442,7 @@ async fn what_the_store_has_lost_is_written_again() {
     nodes.store.clear();
     sleep(secs(7)).await;
     assert_eq!(nodes.stored().await, before);
-    // An older one, as a fail-over can bring it back.
+    // An older record, as after a fail-over.
     nodes.store.clear();
     let old = TokenRecord {
         generation: Generation(1),

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::token::store::{Lease, RecordKey, Saved, ServerFault, StoreError, TokenRecord};
 
-/// The way of one node to the store.
+/// Connection of one node to the store.
 struct Road {
     store: Arc<MemoryStore>,
     trouble: Mutex<Trouble>,
@@ -18,9 +18,9 @@ enum Trouble {
     Fails,
     Hangs,
     Slow(u64),
-    /// Answers are lost, requests are not.
+    /// Requests arrive, and answers are lost.
     OneWay,
-    /// As a replica.
+    /// Refuses writes, as a replica does.
     ReadOnly,
 }
 
@@ -140,7 +140,7 @@ impl Cluster {
         self.roads.iter().for_each(|road| road.set(trouble));
     }
 
-    /// The longest that a call took, once all nodes had their say several times.
+    /// Longest time of a call, after several calls on each node.
     async fn heal(&self) -> Duration {
         let mut longest = Duration::ZERO;
         for _ in 0..3 {
@@ -154,7 +154,7 @@ impl Cluster {
         longest
     }
 
-    /// How often WeChat is forced while nothing is good there and all nodes are called.
+    /// Number of forced fetches while WeChat rejects every token and all nodes are called.
     async fn forced_in_three_hours(&self) -> usize {
         sleep(secs(10)).await;
         let before = self.world.forced();
@@ -168,8 +168,8 @@ impl Cluster {
     }
 }
 
-/// By the trouble: how many fetches one dead token may cost three nodes, and how many milliseconds
-/// a call may take.
+/// Limits for each trouble: fetches that one dead token may cost three nodes, and milliseconds of a
+/// call.
 const BEARABLE: [(Trouble, usize, u64); 7] = [
     (Trouble::None, 1, 150),
     (Trouble::Fails, 3, 150),
@@ -213,7 +213,7 @@ async fn nodes_start_without_a_store() {
         Trouble::Slow(5000),
     ] {
         let cluster = Cluster::start(ProviderKind::Stable, trouble);
-        // At the start a store that hangs is waited for, once.
+        // The start waits once for a store that hangs.
         sleep(secs(6)).await;
         cluster.heal().await;
         assert!(cluster.world.fetches() <= 3, "{trouble:?}");
@@ -244,8 +244,8 @@ async fn a_store_that_returns_is_written_and_used_within_two_seconds() {
     }
 }
 
-/// In classic mode each fetch kills the token before: nodes that cannot hear of each other disturb
-/// each other, but not for longer than that lasts.
+/// In classic mode each fetch kills the token before: nodes that are cut off from each other kill
+/// each other's tokens, but only until they are connected again.
 #[tokio::test(start_paused = true)]
 async fn one_node_that_is_cut_off_finds_back() {
     let cluster = Cluster::ready(ProviderKind::Classic, Trouble::None).await;
@@ -275,8 +275,8 @@ async fn one_node_that_is_cut_off_finds_back() {
     );
 }
 
-/// Each node may be one of many that know nothing of each other's forced refreshes, of which WeChat
-/// allows twenty a day.
+/// A node that is cut off may be one of many. None knows of the forced refreshes of the others, and
+/// WeChat allows twenty a day in all.
 #[tokio::test(start_paused = true)]
 async fn a_node_that_cannot_tell_the_others_forces_once_a_day() {
     for trouble in [

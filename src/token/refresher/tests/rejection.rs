@@ -1,4 +1,4 @@
-//! What follows when WeChat rejects a token.
+//! Rejections of a token by WeChat.
 
 use super::*;
 use crate::token::refresher::{Condition, RefresherCommand};

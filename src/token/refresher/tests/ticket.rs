@@ -1,4 +1,4 @@
-//! The refresher of a ticket beside that of its token.
+//! Refresher of a ticket beside the refresher of the token.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,7 +8,7 @@ use crate::{
     wechat::ticket::TicketType,
 };
 
-/// WeChat's endpoint of tickets: the same one until it is over, then another.
+/// Ticket endpoint of WeChat: gives the same ticket until its expiry, then another.
 pub(super) struct Office {
     refresher: TokenRefresher,
     made_with: Arc<AtomicU64>,
@@ -96,7 +96,7 @@ async fn a_ticket_that_is_asked_for_is_always_there_and_costs_few_calls_and_no_b
     let mut bench = Bench::ready(ProviderKind::Classic).await;
     let left = bench.refresher.status().classic_left;
     let (refresher, office) = ticket(&mut bench);
-    // Ten hours: at midnight the budget begins anew.
+    // Ten hours, with a new budget at midnight.
     for _ in 0..10 * 60 + 7 {
         assert!(shown(&refresher).await.starts_with('K'));
         sleep(secs(60)).await;
@@ -162,7 +162,7 @@ async fn only_a_refused_token_renews_its_ticket_and_only_once() {
     let mut bench = Bench::ready(ProviderKind::Classic).await;
     let (refresher, office) = ticket(&mut bench);
     assert_eq!(shown(&refresher).await, "K1");
-    // Not refused, only replaced.
+    // Replaced, but not rejected.
     bench.refresher.refresh_now(false).await.unwrap();
     sleep(secs(30)).await;
     assert_eq!((bench.generation(), office.calls()), (Generation(2), 1));

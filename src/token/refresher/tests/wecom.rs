@@ -1,4 +1,4 @@
-//! Tokens of WeCom agents: the same again until their end, and no way to force another one.
+//! Tokens of WeCom agents: the same token until its expiry, and no forced mode.
 
 use super::{nodes::Nodes, *};
 use crate::token::{Cause, refresher::Condition};
@@ -77,7 +77,7 @@ async fn an_agent_of_the_same_corp_gets_no_token_out_of_anothers_record() {
 
 #[tokio::test(start_paused = true)]
 async fn a_token_that_is_given_until_its_very_end_leaves_no_call_without_one() {
-    // Of chances that differ, so that no luck with one hides a gap.
+    // Several random numbers, since a lucky one could hide a gap.
     let nodes = Nodes::ready(ProviderKind::Wecom, 1).await;
     let start = Instant::now();
     while start.elapsed() < secs(5 * 7200) {

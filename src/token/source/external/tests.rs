@@ -1,5 +1,5 @@
-//! What the SDKs write, one text per layout, and what wxgate reads there. The sources stand in
-//! docs/coexistence.md.
+//! Texts that SDKs store, one for each layout, and the token that wxgate reads from them.
+//! docs/coexistence.md has the sources.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -104,7 +104,7 @@ fn the_bag_of_senparc_is_searched_and_its_end_understood() {
         token(&bag.to_string(), Some("AccessTokenResult.access_token")),
         TOKEN
     );
-    // RedisHashSet: the bags of all accounts are fields of one hash.
+    // RedisHashSet: the objects of all accounts are fields of one hash.
     let hash = json!({"wx0123456789abcdef": bag.to_string(), "wxother": "{}"});
     assert_eq!(
         value::find_in(hash, Some("wx0123456789abcdef"))

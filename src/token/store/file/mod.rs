@@ -155,7 +155,7 @@ fn lock(
             pid,
         });
     }
-    // Who holds it is told to people only, so a full disk is no reason not to start.
+    // The process id is only for the message above, so a full disk is no reason not to start.
     let _ = file
         .set_len(0)
         .and_then(|()| writeln!(file, "{}", std::process::id()));
@@ -197,7 +197,7 @@ impl RecordFiles {
         }
         let mut held = match self.read(key) {
             Err(refused @ StoreError::Sealed(_)) => {
-                // Said once; from then on there is nothing.
+                // Reported once. Later reads find no record.
                 known.insert(key.clone(), FileContent::default());
                 return Err(refused);
             }
@@ -211,8 +211,9 @@ impl RecordFiles {
         Ok(record)
     }
 
-    /// The lock is held while writing, so that two writes never mix and the later one stays.
+    /// Writes the record, unless the file holds a newer one.
     fn save(&self, key: &RecordKey, record: TokenRecord) -> Result<Saved, StoreError> {
+        // Held while writing, so that two writes never mix and the later one stays.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if !known.contains_key(key) {
             let held = match self.read(key) {
@@ -233,7 +234,7 @@ impl RecordFiles {
             return Ok(Saved::Newer(Box::new(held.clone())));
         }
         if let Err(error) = self.write(key, &record, held.is_some_and(|held| held.outdated)) {
-            // The next write reads the file first, and puts aside a damaged one in its way.
+            // The state of the file is unknown now, so the next write reads it first.
             known.remove(key);
             return Err(error);
         }

@@ -1,4 +1,4 @@
-//! The file store on a real file system.
+//! File store on a real file system.
 
 use std::os::unix::{
     fs::{PermissionsExt as _, symlink},
@@ -203,7 +203,7 @@ async fn a_write_that_was_cut_short_leaves_the_old_record_and_does_not_stand_in_
 
 #[tokio::test]
 async fn a_crash_between_any_two_steps_of_a_write_leaves_the_old_record_or_the_new_one() {
-    // The steps of a write as they stand on disk, each with everything before it done.
+    // States of the folder after each step of a write.
     let place = Place::new();
     place.save(1, "a").await;
     place.save(2, "b").await;

@@ -35,7 +35,7 @@ pub struct RedisBackend {
     notifier: Arc<ChangeNotifier>,
 }
 
-/// Life of a record that nobody writes. Its token lives two hours, its budgets a day.
+/// Life of a record after its last write. A token lives two hours, a budget lasts a day.
 const RECORD_LIFE: Duration = Duration::from_secs(8 * 86_400);
 
 /// `KEYS[1]`: the record. `ARGV`: the bytes to be replaced (empty: none), the new record, its life

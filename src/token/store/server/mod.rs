@@ -4,7 +4,7 @@
 //! A [`Backend`] reads and replaces bytes and lends leases; decoding, compare-and-set, time limits
 //! and the log of failures are here. `supervisor` keeps the connections.
 
-mod health;
+mod failure_log;
 mod supervisor;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use self::{health::FailureLog, supervisor::Supervisor};
+use self::{failure_log::FailureLog, supervisor::Supervisor};
 use super::{
     BoxFuture, Keyring, Lease, Locked, RecordKey, Saved, ServerFault, StoreError, TokenRecord,
     TokenStore,
@@ -27,7 +27,7 @@ pub struct ServerStore<B: Backend> {
     backend: Arc<B>,
     supervisor: Supervisor<B>,
     notifier: Arc<ChangeNotifier>,
-    health: FailureLog,
+    failures: FailureLog,
     codec: Codec,
 }
 
@@ -135,7 +135,7 @@ impl<B: Backend> ServerStore<B> {
             supervisor: Supervisor::start(Arc::clone(&backend), Arc::clone(&notifier)),
             backend,
             notifier,
-            health: FailureLog::default(),
+            failures: FailureLog::default(),
             codec: Codec::new(keys),
         }
     }
@@ -161,7 +161,7 @@ impl<B: Backend> ServerStore<B> {
     ) -> Result<T, ServerFault> {
         match &result {
             Ok(_) => {
-                self.health.works(operation, key);
+                self.failures.works(operation, key);
                 B::give_back(connection);
             }
             Err(fault) => {
@@ -183,7 +183,7 @@ impl<B: Backend> ServerStore<B> {
     fn note(&self, operation: &'static str, key: &RecordKey, fault: ServerFault) {
         // The supervisor logs a server that is down altogether.
         if self.supervisor.is_up() {
-            self.health.failed(operation, key, fault);
+            self.failures.failed(operation, key, fault);
         }
     }
 
@@ -198,17 +198,17 @@ impl<B: Backend> ServerStore<B> {
         };
         match self.codec.decode(key, &stored.content) {
             Ok(Decoded { record, .. }) => {
-                self.health.works("read", key);
+                self.failures.works("read", key);
                 Ok(Some(record))
             }
-            // Replaced with the next write, so that nobody has to clean up.
+            // The next write replaces the damaged record, so no operator has to clean up.
             Err(Damage::Content | Damage::Sealed(Locked::Forged)) => {
-                self.health.failed("read", key, ServerFault::Damaged);
+                self.failures.failed("read", key, ServerFault::Damaged);
                 Ok(None)
             }
             // Nodes with other keys would replace each other's records without end.
             Err(Damage::Version | Damage::Sealed(_)) => {
-                self.health.failed("read", key, ServerFault::Unreadable);
+                self.failures.failed("read", key, ServerFault::Unreadable);
                 Err(ServerFault::Unreadable)
             }
         }
@@ -231,6 +231,7 @@ impl<B: Backend> ServerStore<B> {
         key: &RecordKey,
         record: &TokenRecord,
     ) -> Result<Saved, ServerFault> {
+        // No transaction: a record that changed in between fails the replacement and is read again.
         for _ in 0..MAX_TRIES {
             let stored = in_time(self.backend.read(connection, key)).await?;
             let held = self.decode(key, stored.as_ref())?;

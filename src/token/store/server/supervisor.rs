@@ -110,6 +110,7 @@ async fn run<B: Backend>(
     let mut attempts = FuturesUnordered::new();
     let mut next = Instant::now();
     loop {
+        // `next` of an empty set gives `None`, which disables that branch until an attempt begins.
         let opened = tokio::select! {
             Some(opened) = attempts.next() => opened,
             () = sleep_until(next) => {
@@ -126,7 +127,7 @@ async fn run<B: Backend>(
                 }
                 let since = Instant::now();
                 state.send_replace(ConnectionState::Up(pool));
-                // The server told nobody of changes in the meantime.
+                // Changes were missed while there was no connection.
                 notifier.notify_all();
                 let fault = backend.watch(session, doubt).await;
                 // A server that ends each session soon after it began counts as failing.

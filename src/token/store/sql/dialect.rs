@@ -43,8 +43,7 @@ pub(super) struct Statements {
     pub(super) stamp: String,
 }
 
-/// What is written of a record, besides its key. All but the first two are for the eyes of
-/// operators.
+/// Columns of a record besides its key. All but the first two are only for operators to read.
 const COLUMNS: [&str; 9] = [
     "revision",
     "content",
@@ -121,7 +120,7 @@ impl Dialect {
         }
     }
 
-    /// The statement, and a word to the listeners if it has written.
+    /// Statement that also notifies the listeners if it has written.
     fn told(self, write: &str) -> String {
         match self {
             Self::Postgres => {

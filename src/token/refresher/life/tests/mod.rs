@@ -1,5 +1,5 @@
-//! The state machine called directly: `table` has one row for each transition, `properties` what
-//! holds for every sequence of events.
+//! State machine called directly: `table` has one row for each transition, `properties` the
+//! invariants of all sequences of events.
 
 mod properties;
 mod table;
@@ -20,14 +20,14 @@ use crate::token::{
     source::{FetchError, Fetched, Probe},
 };
 
-/// State machine with a clock of its own and what it would have under way.
+/// State machine with a clock of its own, and the step that it has started.
 struct Machine {
     life: Life,
     at: Moment,
 }
 
 impl Machine {
-    /// Has read an empty store.
+    /// Machine that has read an empty store.
     fn new(credential: CredentialType, kind: ProviderKind, shared: bool) -> Self {
         let at = Moment {
             time: ClockReading {
@@ -56,7 +56,7 @@ impl Machine {
         self.at.time.wall_ms += u64::try_from(time.as_millis()).unwrap();
     }
 
-    /// After an event that is of no interest.
+    /// Handles an event and drops its effects.
     fn then(mut self, event: Event) -> Self {
         self.on(event);
         self
@@ -67,7 +67,7 @@ impl Machine {
         self
     }
 
-    /// A request saw the current token accepted.
+    /// Notes that a request saw the current token accepted.
     fn accepted(mut self) -> Self {
         self.at.accepted = self.life.generation();
         self

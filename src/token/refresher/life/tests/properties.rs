@@ -1,5 +1,5 @@
 //! Invariants over random sequences of events: generations never go back, at most one refresh is
-//! under way, a failure costs no token, budgets hold, and everybody who waits is answered.
+//! under way, a failure costs no token, budgets hold, and every waiting request is answered.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,7 +15,7 @@ use crate::{
     wechat::ticket::TicketType,
 };
 
-/// One thing that chance does next.
+/// Random event.
 #[derive(Debug, Clone)]
 enum Act {
     Pass(u64),
@@ -36,7 +36,7 @@ enum Act {
     Retire,
     Want,
     ReplaceToken,
-    /// Another node's record: so many generations ahead, this token, refused or not.
+    /// Record of another node: generations ahead, token, refused or not.
     Replicate {
         ahead: i8,
         token: u8,
@@ -46,7 +46,7 @@ enum Act {
     End(End),
 }
 
-/// End of the step under way; the part that fits its kind.
+/// End of the step under way; only the field of its kind counts.
 #[derive(Debug, Clone)]
 struct End {
     fetched: Result<(bool, u64), FetchError>,
@@ -57,12 +57,12 @@ struct End {
     panics: bool,
 }
 
-/// Machine, and the account of what it owes and has spent.
+/// Machine with a book of what it owes and has spent.
 struct Run {
     machine: Machine,
     kind: ProviderKind,
     step: Option<Step>,
-    /// Requests that wait, with the generation that was rejected.
+    /// Waiting requests with the generation that was rejected.
     callers: HashMap<CallerId, Generation>,
     operators: HashSet<OperatorId>,
     ids: u64,
@@ -149,7 +149,7 @@ fn credential() -> impl Strategy<Value = (CredentialType, ProviderKind, bool)> {
 }
 
 impl Run {
-    /// With most of the day's budgets spent before.
+    /// Run that begins with these calls of the day spent.
     fn new(
         (credential, kind, shared): (CredentialType, ProviderKind, bool),
         spent: (u32, u32),
@@ -184,7 +184,7 @@ impl Run {
         (self.machine.at.time.wall_ms + 8 * 3_600_000) / 86_400_000
     }
 
-    /// Record of another node that is so far ahead.
+    /// Record of another node that is that many generations ahead.
     fn record(&self, ahead: i8, token: u8) -> TokenRecord {
         let wall = self.machine.at.time.wall_ms;
         let life = &self.machine.life;
@@ -305,7 +305,7 @@ impl Run {
         }
     }
 
-    /// Gives the event, and holds the effects against the account.
+    /// Handles the event, and checks the effects against the book.
     fn on(&mut self, event: Event) {
         let before = self.machine.life.generation();
         let had_token = self.machine.life.token.is_some();
@@ -386,7 +386,7 @@ impl Run {
         }
     }
 
-    /// Lets everything fail until nobody waits any more.
+    /// Lets every step fail until no request waits.
     fn drain(&mut self) {
         let fails = End {
             fetched: Err(FetchError::Connect),

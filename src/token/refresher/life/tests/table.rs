@@ -1,4 +1,4 @@
-//! One row for each transition: a machine, an event, and the effects in their order.
+//! Table of transitions: a machine, an event, and the effects in their order.
 
 use super::*;
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     wechat::ticket::TicketType,
 };
 
-/// Where a row begins.
+/// Machine at the beginning of a row.
 type From = fn() -> Machine;
 
 const CONNECT: FetchError = FetchError::Connect;
@@ -100,22 +100,22 @@ fn writing(kind: ProviderKind) -> Machine {
     machine.then(fetched("T1", sent, 7200))
 }
 
-/// Has a token that no request has used yet.
+/// Machine with a token that no request has used yet.
 fn unproven(kind: ProviderKind) -> Machine {
     writing(kind).then(written())
 }
 
-/// Has a token that a request saw accepted.
+/// Machine with a token that a request saw accepted.
 fn proven(kind: ProviderKind) -> Machine {
     unproven(kind).accepted()
 }
 
-/// Fetches, since a good token was rejected.
+/// Machine that fetches, since a good token was rejected.
 fn curing(kind: ProviderKind) -> Machine {
     proven(kind).then(rejected(1, 1, "/a"))
 }
 
-/// The endpoint gave the rejected token again.
+/// Machine to which the endpoint gave the rejected token again.
 fn given_again(kind: ProviderKind) -> Machine {
     let machine = curing(kind);
     let sent = machine.at.time.now;
@@ -126,7 +126,7 @@ fn forcing() -> Machine {
     given_again(ProviderKind::Stable).then(probed(Probe::Stale))
 }
 
-/// The endpoint refuses since a moment.
+/// Machine that the endpoint has just refused.
 fn refused() -> Machine {
     let machine = proven(ProviderKind::Stable).after(6960).then(DEADLINE);
     let sent = machine.at.time.now;
@@ -162,7 +162,7 @@ fn dormant() -> Machine {
     })
 }
 
-/// Answer of the other nodes, with this record as its news.
+/// Answer of the other nodes with this record.
 fn asked(record: Option<TokenRecord>, leased: bool) -> Event {
     Event::StepEnded(StepOutcome::Preflight(Preflight {
         settled: record.is_some(),

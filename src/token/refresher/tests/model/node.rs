@@ -1,5 +1,5 @@
-//! A node as a host: the real refresher, clients that use its tokens and tell it of stale ones, and a
-//! reader that watches it closely.
+//! Node as a simulated host: the real refresher, clients that use its tokens and report rejections,
+//! and a reader that checks the published token.
 
 use std::{
     sync::{Arc, Mutex},
@@ -24,21 +24,21 @@ use crate::token::{
     refresher::{Chance, Refresh, RefresherParts, TokenRefresher},
 };
 
-/// Between two looks of the reader.
+/// Interval of the reader.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What a node needs; outlives its crashes.
+/// State of a node that outlives crashes.
 #[derive(Clone)]
 pub(super) struct Node {
     pub(super) name: &'static str,
-    /// Its wall clock, against that of the others.
+    /// Difference of its wall clock to the others.
     pub(super) ahead: Duration,
     pub(super) wechat: Arc<Wechat>,
     pub(super) ledger: Ledger,
     pub(super) dice: Arc<Mutex<Dice>>,
-    /// Every call has to end well.
+    /// Set when every call has to succeed.
     pub(super) strict: bool,
-    /// What its reader saw last: generation and token.
+    /// Generation and token that the reader saw last.
     pub(super) seen: Arc<Mutex<Option<(u64, String)>>>,
 }
 
@@ -51,7 +51,7 @@ impl Node {
         let metrics = TokenMetrics::register(&mut Registry::default()).for_account(&account.name);
         let arrived = Arrived::default();
         let source = wechat::Remote::source(Arc::clone(&self.wechat), arrived.clone());
-        // All hosts began at the same moment, so the wall clock is told by the simulation.
+        // All hosts began at the same moment, so the simulated time gives the wall clock.
         let wall = NOON_MS + millis(turmoil::sim_elapsed().unwrap() + self.ahead);
         let chance = Chance {
             clock: WallClock::starting_at(wall),
@@ -65,7 +65,7 @@ impl Node {
             metrics,
             chance,
         });
-        // A second client that waited too would be woken before or after the first one by chance.
+        // With a second waiting client, the order in which both are woken would not be reproducible.
         for waits in [true, false] {
             tokio::spawn(self.clone().use_it(refresher.clone(), waits));
         }
@@ -77,7 +77,7 @@ impl Node {
         self.dice.lock().unwrap().millis(range)
     }
 
-    /// A client: one call after the other.
+    /// Runs a client, which makes one call after the other.
     async fn use_it(self, refresher: TokenRefresher, waits: bool) {
         loop {
             let pause = self.throw(100..2000);
@@ -95,7 +95,7 @@ impl Node {
                 if ["backoff", "budget", "path_lies"].contains(&reason.as_str()) {
                     self.ledger.waits(now);
                 }
-                // A replay may meet the next death, and then the token waits.
+                // The replay may find the next token dead too, which then waits for its replacement.
                 let lately = begun.saturating_sub(Duration::from_secs(1));
                 if self.strict && self.ledger.deaths_since(lately) < 2 && reason != "backoff" {
                     self.ledger.breach(format!(
@@ -107,7 +107,7 @@ impl Node {
         }
     }
 
-    /// As the proxy does it.
+    /// Makes a call as the proxy does.
     async fn call(&self, refresher: &TokenRefresher) -> Result<(), String> {
         let token = refresher
             .current()
@@ -145,8 +145,7 @@ impl Node {
         Ok(taken)
     }
 
-    /// Looks all the time: a token that is good is never missing, and what is given never gets
-    /// older.
+    /// Checks all the time that a valid token is never missing, and that generations never go back.
     async fn watch(self, refresher: TokenRefresher, arrived: Arrived) {
         let mut last: Option<Arc<Token>> = None;
         loop {
@@ -186,7 +185,7 @@ impl Node {
         }
     }
 
-    /// An answer that comes after a later token's does not take its place.
+    /// Checks a token that the reader sees against the last one.
     fn compare(&self, last: &Token, token: &Token, arrived: &Arrived) {
         let (before, now) = (
             number(last.secret().expose()),

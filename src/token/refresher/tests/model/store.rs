@@ -1,7 +1,7 @@
-//! The shared store as a host, and the way of a node to it.
+//! Shared store as a simulated host, and its client.
 //!
-//! The rules are those of [`MemoryStore`], which the host wraps; here they only travel. The host
-//! looks after each write whether what it holds went backwards.
+//! The host wraps a [`MemoryStore`] and adds the transport. After each write it checks that the record
+//! did not go backwards.
 
 use std::{
     io,
@@ -31,15 +31,15 @@ use crate::token::{
 
 /// Name of the host.
 pub(super) const HOST: &str = "store";
-/// One question; as of the Redis store.
+/// Limit for one question, as in the Redis store.
 const CALL: Duration = Duration::from_millis(500);
-/// Between two signs of life to those who listen for changes.
+/// Interval of the heartbeat to subscribers.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// What the host keeps on its disk, so to speak.
+/// State of the host that outlives its restarts.
 pub(super) struct Shelf {
     memory: Mutex<Arc<MemoryStore>>,
-    /// Not a watch channel, which wakes its listeners in an order of its own each time.
+    /// Not a watch channel, which wakes its subscribers in an order that is not reproducible.
     listeners: Mutex<Vec<mpsc::UnboundedSender<()>>>,
     ledger: Ledger,
 }
@@ -64,13 +64,13 @@ impl Shelf {
         self.ledger.store_flushed();
     }
 
-    /// What is stored now.
+    /// Record in the store.
     pub(super) fn record(&self) -> Option<TokenRecord> {
         let (memory, key) = (self.memory(), key());
         futures_util::FutureExt::now_or_never(memory.load(&key)).and_then(Result::unwrap)
     }
 
-    /// The host: records outlive its restart, leases do not.
+    /// Runs the host. Records outlive a restart, leases do not.
     pub(super) async fn run(self: Arc<Self>) -> turmoil::Result {
         let kept = self.record();
         let memory = Arc::new(MemoryStore::shared());
@@ -130,7 +130,7 @@ impl Shelf {
         }
     }
 
-    /// A byte for every change, and one now and then without.
+    /// Sends a byte for every change, and a byte at each heartbeat.
     async fn tell(&self, mut stream: TcpStream) -> io::Result<()> {
         let (listener, mut changed) = mpsc::unbounded_channel();
         self.listeners.lock().unwrap().push(listener);
@@ -141,17 +141,17 @@ impl Shelf {
     }
 }
 
-/// A node's client of the store.
+/// Client of the store on a node.
 pub(super) struct Remote {
     ropes: Ropes,
 }
 
-/// One channel for each who listens: those of one channel would be woken in an order of its own
-/// each time.
+/// Channels, one for each subscriber: a shared channel would wake its subscribers in an order that is
+/// not reproducible.
 type Ropes = Arc<Mutex<Vec<watch::Sender<u64>>>>;
 
 impl Remote {
-    /// Begins to listen for changes, on the current host.
+    /// Subscribes to changes, on the current host.
     pub(super) fn connect() -> Arc<dyn TokenStore> {
         let ropes = Ropes::default();
         let (this, gone) = (
