@@ -9,7 +9,7 @@ use crate::{
     base::AccountName,
     config::Config,
     token::{
-        self, AccountSettings, AccountTokens, Tickets, TokenRefresher, TokenRegistry,
+        self, AccountSettings, AccountTokens, TicketParts, Tickets, TokenRefresher, TokenRegistry,
         source::{self, TokenClient},
         store::TokenStore,
     },
@@ -129,14 +129,14 @@ impl Refreshers {
         let token =
             TokenRefresher::spawn(account.clone(), self.settings, source, store(), counters);
         let (client, metrics) = (self.client.clone(), self.metrics.clone());
-        let tickets = Tickets::new(
-            account.clone(),
-            self.settings,
+        let parts = TicketParts {
+            account: account.clone(),
+            settings: self.settings,
             client,
-            store(),
+            store: store(),
             metrics,
-            &token,
-        );
+        };
+        let tickets = Tickets::new(parts, &token);
         AccountTokens {
             token,
             tickets: Some(Arc::new(tickets)),

@@ -1,5 +1,5 @@
-//! Conversion between the wall clock, which stores and people use, and the monotonic clock, which all
-//! other code uses.
+//! Conversion between the wall clock, which stores and people use, and the monotonic clock, which
+//! all other code uses.
 //!
 //! Wall time may jump in either direction at any moment; no function here fails when it does.
 
@@ -48,7 +48,8 @@ impl WallClock {
         }
     }
 
-    /// As [`WallClock::starting_at`], with an atomic that moves the clock by that many milliseconds.
+    /// As [`WallClock::starting_at`], with an atomic that moves the clock by that many
+    /// milliseconds.
     #[cfg(test)]
     pub(crate) fn movable(unix_ms: u64) -> (Self, &'static AtomicI64) {
         let hand: &AtomicI64 = Box::leak(Box::default());

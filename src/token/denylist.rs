@@ -31,8 +31,8 @@ impl PathDenylist {
     /// tokens spread through WeChat with a lag.
     pub(crate) const FIRST_HOLD: Duration = Duration::from_secs(60);
 
-    /// Notes that a replay on `path` with the fresh `generation` was rejected too. The path is denied
-    /// once that generation is accepted on another path.
+    /// Notes that a replay on `path` with the fresh `generation` was rejected too. The path is
+    /// denied once that generation is accepted on another path.
     pub(crate) fn watch(&mut self, path: &str, generation: Generation, now: Instant) {
         self.put(path, Some(generation), now, Self::HOLD);
     }

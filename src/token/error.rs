@@ -5,8 +5,8 @@ use std::{fmt, time::Duration};
 use super::{ProviderKind, budget::BudgetKind, credential::CredentialType, source::FetchError};
 use crate::base::AccountName;
 
-/// Error of a missing token or ticket. `Display` is one sentence with the remedy, and without token,
-/// secret or URL.
+/// Error of a missing token or ticket. `Display` is one sentence with the remedy, and without
+/// token, secret or URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenError {
     account: AccountName,

@@ -70,7 +70,8 @@ impl RefreshLimiter {
         self.rejections = 0;
     }
 
-    /// Notes that another token replaced the current one at `now`, after a rejection or as scheduled.
+    /// Notes that another token replaced the current one at `now`, after a rejection or as
+    /// scheduled.
     pub(crate) fn renewed(&mut self, now: Instant, after_rejection: bool) {
         self.rejections = if after_rejection && !self.accepted {
             self.rejections.saturating_add(1)

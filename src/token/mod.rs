@@ -1,5 +1,5 @@
-//! Access tokens and tickets: one task per credential fetches, stores and replaces it; requests only
-//! read.
+//! Access tokens and tickets: one task per credential fetches, stores and replaces it; requests
+//! only read.
 //!
 //! Proxied requests are left to `proxy`, which calls [`TokenRefresher::current`],
 //! [`TokenRefresher::refresh_past`], and reports each token that WeChat accepted or rejected.
@@ -36,7 +36,7 @@ pub use refresher::{
     Condition, GiveBackReason, LastError, Refresh, Refreshed, Status, TokenRefresher,
 };
 pub use registry::{AccountTokens, TokenRegistry};
-pub use tickets::Tickets;
+pub use tickets::{TicketParts, Tickets};
 pub use value::{Generation, Token};
 
 /// The table `[token]`.

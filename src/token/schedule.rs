@@ -51,7 +51,8 @@ pub fn refresh_at(
 }
 
 /// Time to ask again after the platform gave the same token again. In the last five minutes of the
-/// token that is in 20 to 40 s, or each second around its expiry; before that, at the ordinary time.
+/// token that is in 20 to 40 s, or each second around its expiry; before that, at the ordinary
+/// time.
 pub fn ask_again_at(now: Instant, expires: Instant, before: Duration, chance: f64) -> Instant {
     let left = expires.saturating_duration_since(now);
     let soon = now + Duration::from_secs(20).mul_f64(1.0 + chance.clamp(0.0, 1.0));
@@ -70,8 +71,8 @@ pub fn ask_again_at(now: Instant, expires: Instant, before: Duration, chance: f6
     }
 }
 
-/// Time to ask again for a ticket after WeChat gave the same ticket again. The quota is small, so the
-/// pause halves the rest of its life, and the last call comes a second after its expiry.
+/// Time to ask again for a ticket after WeChat gave the same ticket again. The quota is small, so
+/// the pause halves the rest of its life, and the last call comes a second after its expiry.
 pub fn ask_for_ticket_again_at(now: Instant, expires: Instant) -> Instant {
     let left = expires.saturating_duration_since(now);
     let pause = if left > MINUTE {
@@ -82,8 +83,8 @@ pub fn ask_for_ticket_again_at(now: Instant, expires: Instant) -> Instant {
     now + pause.max(MIN_PAUSE)
 }
 
-/// Time of the next read of a token that another server keeps and that expires at `expires`: within a
-/// minute, and at half of the rest of its life. `chance` makes the minute up to a fifth shorter.
+/// Time of the next read of a token that another server keeps and that expires at `expires`: within
+/// a minute, and at half of the rest of its life. `chance` makes the minute up to a fifth shorter.
 pub fn poll_at(now: Instant, expires: Instant, chance: f64) -> Instant {
     let pause = POLL.mul_f64(1.0 - 0.2 * chance.clamp(0.0, 1.0));
     now + pause
@@ -91,8 +92,8 @@ pub fn poll_at(now: Instant, expires: Instant, chance: f64) -> Instant {
         .max(MIN_PAUSE)
 }
 
-/// Pause after a failure, by its class (`None` for a transient failure, of the network for instance)
-/// and the number of failures of that class in a row.
+/// Pause after a failure, by its class (`None` for a transient failure, of the network for
+/// instance) and the number of failures of that class in a row.
 pub fn pause_after(class: Option<Class>, failures: u32, chance: f64) -> Duration {
     match class {
         None | Some(Class::Busy) => TRANSIENT.jittered(failures, chance),

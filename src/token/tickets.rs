@@ -1,5 +1,5 @@
-//! Tickets of one account: one refresher for each type, started by the first request for a ticket of
-//! that type.
+//! Tickets of one account: one refresher for each type, started by the first request for a ticket
+//! of that type.
 //!
 //! Starts the refreshers; `refresher::ticket` has the life of a ticket.
 
@@ -21,36 +21,34 @@ use crate::wechat::ticket::TicketType;
 
 /// Ticket refreshers of one account, and the settings to start more.
 pub struct Tickets {
-    account: AccountSettings,
-    settings: TokenSettings,
-    client: TokenClient,
-    store: Arc<dyn TokenStore>,
-    metrics: TokenMetrics,
+    parts: TicketParts,
     runtime: Handle,
     token: TokenRefresher,
     refreshers: [OnceLock<TokenRefresher>; TicketType::ALL.len()],
 }
 
+/// Parts that all ticket refreshers of an account have in common.
+pub struct TicketParts {
+    /// Account of the tickets.
+    pub account: AccountSettings,
+    /// Settings of the table `[token]`.
+    pub settings: TokenSettings,
+    /// Client for the ticket endpoints.
+    pub client: TokenClient,
+    /// Store of the records.
+    pub store: Arc<dyn TokenStore>,
+    /// Metrics of all accounts.
+    pub metrics: TokenMetrics,
+}
+
 impl Tickets {
-    /// Tickets for the account of `token`. Refreshers run on the current runtime, from whichever
+    /// Tickets that are fetched with `token`. Refreshers run on the current runtime, from whichever
     /// thread they are asked for.
-    pub fn new(
-        account: AccountSettings,
-        settings: TokenSettings,
-        client: TokenClient,
-        store: Arc<dyn TokenStore>,
-        metrics: TokenMetrics,
-        token: &TokenRefresher,
-    ) -> Self {
-        let (runtime, token) = (Handle::current(), token.clone());
+    pub fn new(parts: TicketParts, token: &TokenRefresher) -> Self {
         Self {
-            account,
-            settings,
-            client,
-            store,
-            metrics,
-            runtime,
-            token,
+            parts,
+            runtime: Handle::current(),
+            token: token.clone(),
             refreshers: Default::default(),
         }
     }
@@ -58,7 +56,7 @@ impl Tickets {
     /// Returns the refresher of a ticket; `None` if the platform has no such ticket. The ticket is
     /// kept fresh until there has been no request for four hours.
     pub fn get(&self, kind: TicketType) -> Option<&TokenRefresher> {
-        kind.endpoint(self.account.platform)?;
+        kind.endpoint(self.parts.account.platform)?;
         let refresher = self
             .refreshers
             .get(kind as usize)?
@@ -83,34 +81,37 @@ impl Tickets {
     }
 
     fn start(&self, kind: TicketType) -> TokenRefresher {
+        let TicketParts {
+            account,
+            settings,
+            client,
+            store,
+            metrics,
+        } = &self.parts;
         // Requests run on other runtimes, and the refresher spawns its tasks on the current one.
         let _entered = self.runtime.enter();
         let made_with = Arc::new(AtomicU64::new(0));
-        let client = self
-            .client
-            .clone()
-            .with_timeout(self.settings.fetch_timeout);
         let source = TicketSource::new(
             kind,
-            &self.account,
-            client,
+            account,
+            client.clone().with_timeout(settings.fetch_timeout),
             self.token.clone(),
             Arc::clone(&made_with),
         );
         // Two calls for the ticket, and before each one a wait for the access token; one of these
         // waits may include a fetch of the token.
-        let limit = self.settings.fetch_timeout * 3 + self.settings.wait * 2;
+        let limit = settings.fetch_timeout * 3 + settings.wait * 2;
         TokenRefresher::spawn_ticket(
             kind,
             RefresherParts {
-                account: self.account.clone(),
+                account: account.clone(),
                 settings: TokenSettings {
                     fetch_timeout: limit,
-                    ..self.settings
+                    ..*settings
                 },
                 source: Arc::new(source),
-                store: Arc::clone(&self.store),
-                metrics: self.metrics.for_ticket(&self.account.name, kind),
+                store: Arc::clone(store),
+                metrics: metrics.for_ticket(&account.name, kind),
                 chance: Chance::system(),
             },
             &self.token,
@@ -122,7 +123,7 @@ impl Tickets {
 impl fmt::Debug for Tickets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tickets")
-            .field("account", &self.account.name)
+            .field("account", &self.parts.account.name)
             .finish_non_exhaustive()
     }
 }

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use crate::base::Secret;
 
-/// Number of a token within its account. Grows by one with each different token and never goes back,
-/// over restarts too as long as the store keeps the record.
+/// Number of a token within its account. Grows by one with each different token and never goes
+/// back, over restarts too as long as the store keeps the record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 

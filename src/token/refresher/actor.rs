@@ -60,8 +60,8 @@ impl Actor {
     pub(super) async fn run(mut self, mut mailbox: mpsc::UnboundedReceiver<RefresherCommand>) {
         let stored = self.writer.load().await;
         self.handle(Event::Loaded(stored.map(Box::new)));
-        // Without handles there is no request left, but a fetch under way may still bring a token to
-        // be stored.
+        // Without handles there is no request left, but a fetch under way may still bring a token
+        // to be stored.
         let mut open = true;
         while open || self.life.is_refreshing() {
             let deadline = self.life.deadline().filter(|_| open);
@@ -196,8 +196,8 @@ impl Actor {
             *published = state;
             changed
         });
-        // `TokenMetrics::forget` has removed the gauges of a retired account; setting one would bring
-        // it back.
+        // `TokenMetrics::forget` has removed the gauges of a retired account; setting one would
+        // bring it back.
         if changed && !self.life.is_retired() {
             for (budget, left) in budgets {
                 if let Some(left) = left {

@@ -183,7 +183,8 @@ impl Cluster {
 }
 
 impl LeaseGuard {
-    /// Gives the lease back after the last write was tried, so that the next owner reads its result.
+    /// Gives the lease back after the last write was tried, so that the next owner reads its
+    /// result.
     pub(super) fn release(self, written: WriteReceipt) {
         let Self { cluster, owner } = self;
         tokio::spawn(async move {

@@ -106,10 +106,12 @@ pub struct Refreshed {
 struct RefresherShared {
     name: AccountName,
     credential: CredentialType,
+    /// Limit for a request that waits for the first token.
     wait: Duration,
+    /// Limit for a request that waits for a newer token.
     patience: Duration,
     token: Published,
-    /// Its turn among the first fetches of the API host.
+    /// Turn among the first fetches of the API host.
     turn: Turn,
     /// Generation that was accepted since the actor last cleared this; 0 for none.
     evidence: AtomicU64,
@@ -190,17 +192,9 @@ impl TokenRefresher {
             metrics,
             chance,
         } = parts;
-        let shared = Arc::new(RefresherShared {
-            name: account.name.clone(),
-            credential,
-            wait: settings.wait,
-            patience: settings.fetch_timeout + settings.wait,
-            token: Published::default(),
-            turn: source.turn(),
-            evidence: AtomicU64::new(0),
-            started: Instant::now(),
-            wanted: AtomicU64::new(0),
-        });
+        let name = account.name.clone();
+        let shared = RefresherShared::new(name, credential, settings, source.turn());
+        let shared = Arc::new(shared);
         let (mailbox, commands) = mpsc::unbounded_channel();
         let (publish, state) = watch::channel(PublishedState::default());
         let key = RecordKey {
@@ -253,8 +247,8 @@ impl TokenRefresher {
             .filter(|token| token.is_alive())
     }
 
-    /// Returns the current token and those replaced less than 7200 s ago, if a text of this length can
-    /// hold one of them.
+    /// Returns the current token and those replaced less than 7200 s ago, if a text of this length
+    /// can hold one of them.
     pub(crate) fn known_tokens(&self, length: usize) -> Vec<Arc<Token>> {
         if self.shared.token.fits_into(length) {
             self.shared.token.known()
@@ -290,8 +284,8 @@ impl TokenRefresher {
         }
     }
 
-    /// Waits for a token that is newer than `known`; `None` if `deadline` comes first or the refresher
-    /// ends. Causes no call of WeChat.
+    /// Waits for a token that is newer than `known`; `None` if `deadline` comes first or the
+    /// refresher ends. Causes no call of WeChat.
     pub async fn wait_past(&self, known: Generation, deadline: Instant) -> Option<Arc<Token>> {
         let mut state = self.state.clone();
         loop {
@@ -313,9 +307,9 @@ impl TokenRefresher {
         }
     }
 
-    /// Reports that WeChat rejected this generation on `path`, and waits for a newer token, which is
-    /// fetched once for all requests that wait. Takes at most `token.fetch_timeout` + `token.wait`.
-    /// An empty path is never put on the denylist.
+    /// Reports that WeChat rejected this generation on `path`, and waits for a newer token, which
+    /// is fetched once for all requests that wait. Takes at most `token.fetch_timeout` +
+    /// `token.wait`. An empty path is never put on the denylist.
     pub async fn refresh_past(&self, rejected: Generation, path: &str) -> Refresh {
         if let Some(token) = self.token().filter(|token| token.generation() > rejected) {
             return Refresh::Replay(token);
@@ -338,9 +332,9 @@ impl TokenRefresher {
 
     /// Reports that a replay on `path` with this newer generation was rejected too.
     pub fn replay_was_stale(&self, generation: Generation, path: &str) {
-        // From here on, only an acceptance after this answer is evidence against the path: the token
-        // may have died just before the answer. Cleared here and not by the actor, which may handle
-        // the command later than the next acceptance.
+        // From here on, only an acceptance after this answer is evidence against the path: the
+        // token may have died just before the answer. Cleared here and not by the actor, which may
+        // handle the command later than the next acceptance.
         let evidence = self.shared.evidence.compare_exchange(
             generation.0,
             0,
@@ -355,9 +349,9 @@ impl TokenRefresher {
         let _ = self.mailbox.send(command);
     }
 
-    /// Refreshes on the order of an operator: forgets remembered refusals and asks WeChat now. `force`
-    /// kills the current token if the endpoint can do that (at most twenty times a day, 30 s apart).
-    /// Daily budgets count.
+    /// Refreshes on the order of an operator: forgets remembered refusals and asks WeChat now.
+    /// `force` kills the current token if the endpoint can do that (at most twenty times a day, 30
+    /// s apart). Daily budgets count.
     ///
     /// # Errors
     /// No answer, a refusal, or a spent budget.
@@ -423,6 +417,27 @@ impl TokenRefresher {
 
     fn error(&self, cause: Cause, retry_after: Duration) -> TokenError {
         TokenError::new(self.shared.name.clone(), cause, retry_after).about(self.shared.credential)
+    }
+}
+
+impl RefresherShared {
+    fn new(
+        name: AccountName,
+        credential: CredentialType,
+        settings: TokenSettings,
+        turn: Turn,
+    ) -> Self {
+        Self {
+            name,
+            credential,
+            wait: settings.wait,
+            patience: settings.fetch_timeout + settings.wait,
+            token: Published::default(),
+            turn,
+            evidence: AtomicU64::new(0),
+            started: Instant::now(),
+            wanted: AtomicU64::new(0),
+        }
     }
 }
 

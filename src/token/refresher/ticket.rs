@@ -1,5 +1,5 @@
-//! Refresher of a ticket. Works only while there are requests for the ticket, and fetches it anew if
-//! the token that it was fetched with turns out to have been dead.
+//! Refresher of a ticket. Works only while there are requests for the ticket, and fetches it anew
+//! if the token that it was fetched with turns out to have been dead.
 
 use std::sync::{
     Arc,
@@ -19,8 +19,8 @@ use crate::{
 
 impl TokenRefresher {
     /// Starts the refresher of a ticket on the current runtime, which must not be one that serves
-    /// requests. `token` is the refresher of the account's token. The source stores the generation of
-    /// the token of its last call in `made_with`.
+    /// requests. `token` is the refresher of the account's token. The source stores the generation
+    /// of the token of its last call in `made_with`.
     pub(in crate::token) fn spawn_ticket(
         kind: TicketType,
         parts: RefresherParts,
@@ -37,7 +37,8 @@ impl TokenRefresher {
         ticket
     }
 
-    /// Notes a request for the ticket, which keeps it fresh, and fetches the ticket if it has expired.
+    /// Notes a request for the ticket, which keeps it fresh, and fetches the ticket if it has
+    /// expired.
     pub(in crate::token) fn want(&self) {
         self.shared.want();
         if self.token().is_none() {

@@ -53,8 +53,8 @@ const RETRY: Backoff = Backoff {
     min: Duration::from_secs(1),
     max: Duration::from_secs(60),
 };
-/// Shorter pauses for a shared store: other nodes need the record as soon as the store is back. Such
-/// a store logs its failures itself.
+/// Shorter pauses for a shared store: other nodes need the record as soon as the store is back.
+/// Such a store logs its failures itself.
 const SHARED_RETRY: Backoff = Backoff {
     min: Duration::from_millis(250),
     max: Duration::from_secs(1),
@@ -122,8 +122,8 @@ impl RecordWriter {
 }
 
 impl WriteReceipt {
-    /// Waits until the write was tried, for at most `limit`. Returns the record of the store if that
-    /// is newer.
+    /// Waits until the write was tried, for at most `limit`. Returns the record of the store if
+    /// that is newer.
     pub(super) async fn tried(mut self, limit: Duration) -> Option<Box<TokenRecord>> {
         let number = self.number;
         let outcome = timeout(

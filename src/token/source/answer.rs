@@ -102,8 +102,8 @@ fn refusal(platform: Platform, code: i64, answer: &Value) -> FetchError {
 /// placeholder.
 ///
 /// # Errors
-/// [`FetchError::Phantom`] for a placeholder, [`FetchError::Malformed`] with the text `otherwise` for
-/// all other faults.
+/// [`FetchError::Phantom`] for a placeholder, [`FetchError::Malformed`] with the text `otherwise`
+/// for all other faults.
 pub(super) fn possible(token: &str, otherwise: &'static str) -> Result<(), FetchError> {
     if token.starts_with(PHANTOM_PREFIX) {
         return Err(FetchError::Phantom);

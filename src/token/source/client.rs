@@ -1,8 +1,9 @@
 //! HTTP client of the token endpoints, with one time limit for a whole call.
 //!
-//! Calls of WeChat use the egress proxy and the source address of proxied requests; calls of another
-//! server that keeps a token go directly. The client follows no redirect, reads no proxy from the
-//! environment and returns no error of the HTTP library, which may hold a URL with a secret.
+//! Calls of WeChat use the egress proxy and the source address of proxied requests; calls of
+//! another server that keeps a token go directly. The client follows no redirect, reads no proxy
+//! from the environment and returns no error of the HTTP library, which may hold a URL with a
+//! secret.
 
 use std::{
     net::SocketAddr,
@@ -36,8 +37,8 @@ pub struct TokenClient {
     pacer: Pacer,
 }
 
-/// Hosts that lately gave no connection or no answer in time. They are asked last for a while, since
-/// two of them in front would use up the time of every call.
+/// Hosts that lately gave no connection or no answer in time. They are asked last for a while,
+/// since two of them in front would use up the time of every call.
 #[derive(Debug, Default)]
 struct SilentHosts(Mutex<Vec<(BaseUrl, Instant)>>);
 
@@ -64,8 +65,8 @@ const DEMOTED_FOR: Duration = Duration::from_secs(3 * 3600);
 const MAX_BODY: usize = 64 * 1024;
 
 impl TokenClient {
-    /// Client that connects through `egress`, with the limit `timeout` for each call from connect to
-    /// the last byte.
+    /// Client that connects through `egress`, with the limit `timeout` for each call from connect
+    /// to the last byte.
     ///
     /// # Errors
     /// The roots cannot be loaded, or a setting is not usable.

@@ -1,5 +1,5 @@
-//! Common part of the token endpoints of WeChat and WeCom: the account's credentials, its API hosts,
-//! and the probe.
+//! Common part of the token endpoints of WeChat and WeCom: the account's credentials, its API
+//! hosts, and the probe.
 //!
 //! The request for a token differs and is left to `stable`, `classic` and `wecom`.
 
@@ -44,7 +44,8 @@ impl TokenEndpoint {
         self.client.pacer().turn(&host.unwrap_or_default())
     }
 
-    /// Sends `request` to the first API host that can be reached, and reads the token of the answer.
+    /// Sends `request` to the first API host that can be reached, and reads the token of the
+    /// answer.
     pub(super) async fn ask(
         &self,
         request: impl Fn(&Client, &BaseUrl) -> RequestBuilder,
@@ -53,8 +54,8 @@ impl TokenEndpoint {
         answer::token(self.platform, status, &body)
     }
 
-    /// Calls `GET /cgi-bin/get_api_domain_ip`, which needs a token, has no effect and a large quota on
-    /// both platforms.
+    /// Calls `GET /cgi-bin/get_api_domain_ip`, which needs a token, has no effect and a large quota
+    /// on both platforms.
     pub(super) async fn probe(&self, token: &Secret) -> Probe {
         let query = Secret::new(format!("access_token={}", encoded(token.expose())));
         let answer = self

@@ -35,14 +35,14 @@ use crate::{
 /// Future that a method of a trait object can return: `dyn` traits know no `async fn`.
 pub type BoxFuture<'f, T> = Pin<Box<dyn Future<Output = T> + Send + 'f>>;
 
-/// Source of one account's token or ticket. Calls are bounded in time by the implementation, and once
-/// more by the refresher.
+/// Source of one account's token or ticket. Calls are bounded in time by the implementation, and
+/// once more by the refresher.
 pub trait TokenSource: Send + Sync + 'static {
     /// Asks for a token.
     fn fetch(&self, mode: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>>;
 
-    /// Asks for a token because WeChat rejected `rejected`. An ordinary fetch, unless the source can
-    /// pass the rejection on.
+    /// Asks for a token because WeChat rejected `rejected`. An ordinary fetch, unless the source
+    /// can pass the rejection on.
     fn fetch_past<'a>(
         &'a self,
         rejected: &'a Secret,
@@ -51,8 +51,8 @@ pub trait TokenSource: Send + Sync + 'static {
         self.fetch(FetchMode::Normal)
     }
 
-    /// Turn among the first fetches of the API host. Always granted by default, for sources that ask
-    /// no host of WeChat's.
+    /// Turn among the first fetches of the API host. Always granted by default, for sources that
+    /// ask no host of WeChat's.
     fn turn(&self) -> Turn {
         Turn::default()
     }
@@ -189,7 +189,8 @@ impl FetchError {
         )
     }
 
-    /// Class of a refusal, or of an error that is treated like a refusal; `None` for transient errors.
+    /// Class of a refusal, or of an error that is treated like a refusal; `None` for transient
+    /// errors.
     pub fn class(&self) -> Option<Class> {
         match self {
             Self::Refused { platform, code, .. } => Some(codes::token_code(*platform, *code).class),

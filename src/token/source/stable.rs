@@ -1,8 +1,8 @@
 //! `POST /cgi-bin/stable_token`: the same token on repeated calls, a forced mode, the secret in the
 //! body.
 //!
-//! Source of the protocol: the page of getStableAccessToken. The body is sent with `Content-Length`,
-//! since WeChat answers 412 to a chunked body.
+//! Source of the protocol: the page of getStableAccessToken. The body is sent with
+//! `Content-Length`, since WeChat answers 412 to a chunked body.
 
 use serde_json::json;
 

@@ -1,8 +1,9 @@
-//! Ticket endpoints: business calls with the account's access token, repeated once after a rejection
-//! of the token, as proxied calls are.
+//! Ticket endpoints: business calls with the account's access token, repeated once after a
+//! rejection of the token, as proxied calls are.
 //!
-//! Source of the protocol: WeChat's page of api_getticket; WeCom's 96909 and 90506. Unlike the other
-//! sources, this source asks the account's token refresher, for the token and for its replacement.
+//! Source of the protocol: WeChat's page of api_getticket; WeCom's 96909 and 90506. Unlike the
+//! other sources, this source asks the account's token refresher, for the token and for its
+//! replacement.
 
 use std::sync::{
     Arc,
@@ -37,8 +38,8 @@ pub struct TicketSource {
 }
 
 impl TicketSource {
-    /// Source that uses the tokens of `refresher`, and stores the generation of the token of its last
-    /// call in `made_with`.
+    /// Source that uses the tokens of `refresher`, and stores the generation of the token of its
+    /// last call in `made_with`.
     pub fn new(
         kind: TicketType,
         account: &AccountSettings,

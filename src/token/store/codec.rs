@@ -29,8 +29,8 @@ pub(super) struct Codec {
 #[derive(Debug, PartialEq)]
 pub(super) struct Decoded {
     pub(super) record: TokenRecord,
-    /// The record would be written in another form now: its token is in plain text although there is
-    /// a key, or another key than the first one sealed it.
+    /// The record would be written in another form now: its token is in plain text although there
+    /// is a key, or another key than the first one sealed it.
     pub(super) outdated: bool,
 }
 

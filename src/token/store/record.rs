@@ -160,8 +160,8 @@ impl TokenRecord {
         Some((refusal, Duration::from_millis(left).min(MAX_REFUSAL)))
     }
 
-    /// Record that a store writes in place of `held`: the same, with the calls that other nodes have
-    /// spent.
+    /// Record that a store writes in place of `held`: the same, with the calls that other nodes
+    /// have spent.
     pub(super) fn over(mut self, held: Option<&Self>) -> Self {
         if let Some(held) = held.filter(|held| held.identity.appid == self.identity.appid) {
             self.budget = self.budget.or_more_spent(held.budget);

@@ -1,8 +1,8 @@
 //! Random interleavings of requests and the task of the refresher: one dead token, one fetch.
 //!
 //! The refresher is the real one. shuttle schedules its threads: one for each request, and one for
-//! the runtime of the refresher's task, a millisecond at a time. A switch happens only where a future
-//! waits; one poll is never interrupted.
+//! the runtime of the refresher's task, a millisecond at a time. A switch happens only where a
+//! future waits; one poll is never interrupted.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 

@@ -1,7 +1,8 @@
-//! Token behind an HTTP endpoint, as JSON or plain text. Another wxgate can also be asked to refresh
-//! the token.
+//! Token behind an HTTP endpoint, as JSON or plain text. Another wxgate can also be asked to
+//! refresh the token.
 //!
-//! Follows no redirect and uses no proxy; the configured headers are sent to the configured URL only.
+//! Follows no redirect and uses no proxy; the configured headers are sent to the configured URL
+//! only.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! External token providers: another central server keeps the token, and wxgate only reads it there.
+//! External token providers: another central server keeps the token, and wxgate only reads it
+//! there.
 //!
 //! `redis` and `http` reach the server, `value` finds the token in the stored text. A source reads
 //! once; the refresher decides when to read again.
@@ -128,8 +129,8 @@ impl ExternalError {
     }
 }
 
-/// Makes the source for these settings. It connects directly, without the egress proxy, but with the
-/// same trusted roots.
+/// Makes the source for these settings. It connects directly, without the egress proxy, but with
+/// the same trusted roots.
 pub(super) fn source(settings: &ExternalSettings, client: TokenClient) -> Arc<dyn TokenSource> {
     match settings {
         ExternalSettings::Redis(settings) => {
@@ -151,7 +152,8 @@ fn life(known: [Option<Duration>; 2]) -> Result<Duration, ExternalError> {
     }
 }
 
-/// Turns an error of the HTTP client, which is worded for WeChat's endpoints, into an external error.
+/// Turns an error of the HTTP client, which is worded for WeChat's endpoints, into an external
+/// error.
 fn translated(error: FetchError) -> FetchError {
     match error {
         FetchError::Connect => ExternalError::Unreachable.into(),

@@ -143,8 +143,8 @@ impl RedisTokenSource {
         let until_end = found
             .ends_ms
             .map(|end| Duration::from_millis(end.saturating_sub(now)));
-        // `expires_in` was written at an unknown time, so it is only an upper limit, and no more than
-        // the default is believed.
+        // `expires_in` was written at an unknown time, so it is only an upper limit, and no more
+        // than the default is believed.
         let written = match (ttl, until_end) {
             (None, None) => found.written_life.map(|life| life.min(super::DEFAULT_LIFE)),
             _ => None,

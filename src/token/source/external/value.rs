@@ -1,7 +1,7 @@
 //! Finds a token and its expiry in the text that another server stores. Pure.
 //!
-//! Reads plain text, JSON, PHP's `serialize()`, and each of them inside another. docs/coexistence.md
-//! lists the layouts of the SDKs; `tests` reads one example of each.
+//! Reads plain text, JSON, PHP's `serialize()`, and each of them inside another.
+//! docs/coexistence.md lists the layouts of the SDKs; `tests` reads one example of each.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -189,8 +189,8 @@ fn number(value: &Value) -> Option<i64> {
     }
 }
 
-/// Reads `2026-08-06T02:03:42.1234567+08:00`, as .NET writes it. `humantime` knows no offsets, so the
-/// zone is read here.
+/// Reads `2026-08-06T02:03:42.1234567+08:00`, as .NET writes it. `humantime` knows no offsets, so
+/// the zone is read here.
 fn rfc3339(text: &str) -> Option<u64> {
     let (local, zone) = text.split_at_checked(19)?;
     let zone = zone.trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());

@@ -34,8 +34,8 @@ pub struct FileStore {
 struct RecordFiles {
     folder: PathBuf,
     codec: Codec,
-    /// Content of the files. No other process writes them, so they need not be read again to compare
-    /// generations.
+    /// Content of the files. No other process writes them, so they need not be read again to
+    /// compare generations.
     known: Mutex<HashMap<RecordKey, FileContent>>,
     _lock: File,
 }

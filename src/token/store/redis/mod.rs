@@ -1,8 +1,8 @@
 //! Records in a Redis or Valkey that any number of nodes share, each as one string under one key.
 //!
-//! A record is replaced by a script that compares the whole of the stored bytes, so that no node can
-//! overwrite what it has not read. Each script uses one key only, and keys of one account have one
-//! hash tag, as clusters want it.
+//! A record is replaced by a script that compares the whole of the stored bytes, so that no node
+//! can overwrite what it has not read. Each script uses one key only, and keys of one account have
+//! one hash tag, as clusters want it.
 
 mod address;
 mod fault;

@@ -137,8 +137,8 @@ async fn file(options: &SqliteConnectOptions) -> Result<SqlConnection, ServerFau
             .await
             .map_err(|error| fault::of_connecting(&error))
         {
-            // The first one to open the file changes its mode, and for that moment SQLite refuses the
-            // others instead of having them wait.
+            // The first one to open the file changes its mode, and for that moment SQLite refuses
+            // the others instead of having them wait.
             Err(ServerFault::Busy) => sleep(REOPEN_PAUSE).await,
             opened => return opened.map(SqlConnection::Sqlite),
         }

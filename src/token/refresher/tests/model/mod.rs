@@ -1,15 +1,16 @@
 //! Refresh protocol of several nodes in a simulated network with random faults.
 //!
-//! Real refreshers run on simulated hosts, and talk over simulated TCP to a store and to a WeChat. A
-//! seed decides which links, hosts and tokens break, and when; the same seed does the same again.
-//! The invariants are in `ledger`, `node` and below. The model is a unit test, since clock and random
-//! numbers of a refresher are not public.
+//! Real refreshers run on simulated hosts, and talk over simulated TCP to a store and to a WeChat.
+//! A seed decides which links, hosts and tokens break, and when; the same seed does the same again.
+//! The invariants are in `ledger`, `node` and below. The model is a unit test, since clock and
+//! random numbers of a refresher are not public.
 //!
 //! Not modelled: a process that is stopped while its machine goes on (a held link comes near it),
-//! threads (all hosts run on one), and the protocols of the stores. Lost segments are not sent again.
+//! threads (all hosts run on one), and the protocols of the stores. Lost segments are not sent
+//! again.
 //!
-//! `WXGATE_MODEL_SEEDS=5000..6000` runs other seeds than the usual ones, and `WXGATE_MODEL_SEEDS=17`
-//! runs one seed and prints its story.
+//! `WXGATE_MODEL_SEEDS=5000..6000` runs other seeds than the usual ones, and
+//! `WXGATE_MODEL_SEEDS=17` runs one seed and prints its story.
 
 mod chaos;
 mod dice;

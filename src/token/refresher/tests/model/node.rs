@@ -65,7 +65,8 @@ impl Node {
             metrics,
             chance,
         });
-        // With a second waiting client, the order in which both are woken would not be reproducible.
+        // With a second waiting client, the order in which both are woken would not be
+        // reproducible.
         for waits in [true, false] {
             tokio::spawn(self.clone().use_it(refresher.clone(), waits));
         }
@@ -95,7 +96,8 @@ impl Node {
                 if ["backoff", "budget", "path_lies"].contains(&reason.as_str()) {
                     self.ledger.waits(now);
                 }
-                // The replay may find the next token dead too, which then waits for its replacement.
+                // The replay may find the next token dead too, which then waits for its
+                // replacement.
                 let lately = begun.saturating_sub(Duration::from_secs(1));
                 if self.strict && self.ledger.deaths_since(lately) < 2 && reason != "backoff" {
                     self.ledger.breach(format!(

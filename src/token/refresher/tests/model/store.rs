@@ -1,7 +1,7 @@
 //! Shared store as a simulated host, and its client.
 //!
-//! The host wraps a [`MemoryStore`] and adds the transport. After each write it checks that the record
-//! did not go backwards.
+//! The host wraps a [`MemoryStore`] and adds the transport. After each write it checks that the
+//! record did not go backwards.
 
 use std::{
     io,
@@ -146,8 +146,8 @@ pub(super) struct Remote {
     ropes: Ropes,
 }
 
-/// Channels, one for each subscriber: a shared channel would wake its subscribers in an order that is
-/// not reproducible.
+/// Channels, one for each subscriber: a shared channel would wake its subscribers in an order that
+/// is not reproducible.
 type Ropes = Arc<Mutex<Vec<watch::Sender<u64>>>>;
 
 impl Remote {

@@ -1,8 +1,8 @@
 //! WeChat as a simulated host, which makes tokens, kills them and serves business calls; and its
 //! client.
 //!
-//! The host knows the valid token, for whom it was made and if a node has received it, so that needed
-//! and needless fetches can be told apart.
+//! The host knows the valid token, for whom it was made and if a node has received it, so that
+//! needed and needless fetches can be told apart.
 
 use std::{
     collections::HashMap,

@@ -1,5 +1,5 @@
-//! Protocol of the simulation: one question and one answer per connection, each as a length and that
-//! many bytes.
+//! Protocol of the simulation: one question and one answer per connection, each as a length and
+//! that many bytes.
 //!
 //! A lost segment is never sent again, so every question has a time limit.
 
