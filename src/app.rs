@@ -4,8 +4,8 @@
 //! of its own, and knows nothing of the sandbox: the demo puts the two together from outside.
 
 pub mod descriptors;
-mod keepers;
 mod loops;
+mod refreshers;
 mod reload;
 mod restart;
 
@@ -13,11 +13,11 @@ use std::{future::Future, io, sync::Arc, time::Duration};
 
 use tokio::{sync::Mutex, time::timeout};
 
-use self::{keepers::Keepers, reload::Running};
 pub use self::{
     loops::{LeadsBack, Names, check_written as check_loops},
     reload::{Loader, Reloader},
 };
+use self::{refreshers::Refreshers, reload::Running};
 
 use crate::{
     admin::{self, Admin},
@@ -91,7 +91,7 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the store, binds the listeners and starts the keepers. The current runtime becomes the
+    /// Opens the store, binds the listeners and starts the refreshers. The current runtime becomes the
     /// one for background work; requests get threads of their own.
     ///
     /// # Errors
@@ -121,17 +121,17 @@ impl App {
             Names::Ask,
         )?;
         let admin = Admin::listen(&config.admin)?;
-        let token_metrics = metrics.register(token::metrics::Metrics::register);
-        let mut keepers = Keepers::new(client, store, token_metrics);
-        let _ = keepers.follow(config);
+        let token_metrics = metrics.register(token::metrics::TokenMetrics::register);
+        let mut refreshers = Refreshers::new(client, store, token_metrics);
+        let _ = refreshers.follow(config);
         let proxy = Proxy::build(
             listeners,
             &config.proxy,
-            keepers.running().to_vec(),
+            refreshers.running().to_vec(),
             log,
             &metrics,
         )?;
-        let admin = Admin::on(admin, &config.admin, keepers.by_name(), metrics)
+        let admin = Admin::on(admin, &config.admin, refreshers.by_name(), metrics)
             .with_workers(proxy.stuck_workers());
         let running = Running {
             // Without secrets that may be replaced one day.
@@ -144,7 +144,7 @@ impl App {
                 ..config.clone()
             },
             own,
-            keepers,
+            refreshers,
             proxy: proxy.control(),
             admin: admin.control(),
         };

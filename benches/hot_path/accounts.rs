@@ -9,8 +9,8 @@ use wxgate::{
     base::{AccountName, Secret},
     proxy::route::Selection,
     token::{
-        AccountSettings, Keeper, Origin, Settings, metrics::Metrics, source::TokenSource,
-        store::MemoryStore,
+        AccountSettings, TokenProvider, TokenRefresher, TokenSettings, metrics::TokenMetrics,
+        source::TokenSource, store::MemoryStore,
     },
     wechat::api::Platform,
 };
@@ -24,18 +24,21 @@ pub(super) fn account(place: usize) -> AccountSettings {
         platform: Platform::Wechat,
         appid: format!("wx{place:016x}"),
         secret: Some(Secret::new("secret")),
-        origin: Origin::Stable,
+        provider: TokenProvider::Stable,
         api: vec!["https://api.weixin.qq.com".parse().unwrap()],
         hosts: vec![format!("shop-{place}.wx.internal")],
     }
 }
 
 /// Must be called inside a runtime.
-pub(super) fn keeper(account: &AccountSettings, source: impl TokenSource + 'static) -> Keeper {
-    let metrics = Metrics::register(&mut Registry::default()).for_account(&account.name);
-    Keeper::spawn(
+pub(super) fn refresher(
+    account: &AccountSettings,
+    source: impl TokenSource + 'static,
+) -> TokenRefresher {
+    let metrics = TokenMetrics::register(&mut Registry::default()).for_account(&account.name);
+    TokenRefresher::spawn(
         account.clone(),
-        Settings::default(),
+        TokenSettings::default(),
         Arc::new(source),
         Arc::new(MemoryStore::default()),
         metrics,
@@ -53,7 +56,7 @@ pub(super) fn selection(c: &mut Criterion) {
     for count in [1, 100] {
         let accounts = (0..count)
             .map(account)
-            .map(|account| (account.clone(), keeper(&account, Fixed)))
+            .map(|account| (account.clone(), refresher(&account, Fixed)))
             .collect();
         let accounts = Selection::new(accounts, AccountName::new("shop-0").as_ref());
         let mut bench = |by: &str, prefix: Option<&str>, headers: &HeaderMap, host: &str| {

@@ -15,14 +15,14 @@ use tokio::time::Instant;
 use wxgate::{
     base::Secret,
     token::{
-        AccountSettings, Keeper, Origin,
-        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource, external},
+        AccountSettings, TokenProvider, TokenRefresher,
+        source::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenSource, external},
     },
 };
 
 use super::{
     TOKEN,
-    accounts::{account, keeper},
+    accounts::{account, refresher},
 };
 
 /// Always the same token.
@@ -40,7 +40,7 @@ fn fetched(token: String) -> Fetched {
 }
 
 impl TokenSource for Fixed {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async { Ok(fetched(TOKEN.to_owned())) })
     }
 
@@ -50,7 +50,7 @@ impl TokenSource for Fixed {
 }
 
 impl TokenSource for Changing {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         let number = self.0.fetch_add(1, Relaxed);
         Box::pin(async move { Ok(fetched(format!("{TOKEN}{number}"))) })
     }
@@ -97,14 +97,14 @@ pub(super) fn read(c: &mut Criterion) {
         .unwrap();
     let ready = |account: &AccountSettings, source: Changing| {
         runtime.block_on(async {
-            let keeper = keeper(account, source);
-            keeper.current().await.unwrap();
-            keeper
+            let refresher = refresher(account, source);
+            refresher.current().await.unwrap();
+            refresher
         })
     };
     let kept = ready(&account(0), Changing::default());
     let mut group = c.benchmark_group("token");
-    let reading = |keeper: &Keeper| keeper.token().unwrap().generation();
+    let reading = |refresher: &TokenRefresher| refresher.token().unwrap().generation();
     group.bench_function("read", |b| b.iter(|| reading(&kept)));
     group.bench_function("accepted", |b| {
         let generation = reading(&kept);
@@ -112,21 +112,24 @@ pub(super) fn read(c: &mut Criterion) {
     });
     group.bench_function("read while three other threads do", |b| {
         let others = Others::start(3, {
-            let keeper = kept.clone();
-            move || drop(black_box(keeper.token()))
+            let refresher = kept.clone();
+            move || drop(black_box(refresher.token()))
         });
         b.iter(|| reading(&kept));
         others.stop();
     });
     // Looks at what another server keeps spend no budget, so that there can be as many new tokens
     // as this needs.
-    let http =
-        external::HttpSettings::new(Secret::new("http://127.0.0.1:9/token"), Vec::new(), None)
-            .unwrap();
-    let origin = Origin::External(external::Settings::Http(http));
+    let http = external::ExternalHttpSettings::new(
+        Secret::new("http://127.0.0.1:9/token"),
+        Vec::new(),
+        None,
+    )
+    .unwrap();
+    let provider = TokenProvider::External(external::ExternalSettings::Http(http));
     let busy = ready(
         &AccountSettings {
-            origin,
+            provider,
             ..account(1)
         },
         Changing::default(),
@@ -136,12 +139,12 @@ pub(super) fn read(c: &mut Criterion) {
         |b| {
             let before = reading(&busy);
             let readers = Others::start(2, {
-                let keeper = busy.clone();
-                move || drop(black_box(keeper.token()))
+                let refresher = busy.clone();
+                move || drop(black_box(refresher.token()))
             });
             let writer = Others::start(1, {
-                let (keeper, handle) = (busy.clone(), runtime.handle().clone());
-                move || drop(handle.block_on(keeper.refresh_now(false)))
+                let (refresher, handle) = (busy.clone(), runtime.handle().clone());
+                move || drop(handle.block_on(refresher.refresh_now(false)))
             });
             let patience = Instant::now() + Duration::from_secs(10);
             while reading(&busy) == before {

@@ -1,6 +1,6 @@
 //! The accounts as the API shows them, and the refresh by hand.
 //!
-//! The wire form is its own, so that the keeper's snapshot can change without breaking a script.
+//! The wire form is its own, so that the refresher's snapshot can change without breaking a script.
 
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use super::answer::Problem;
 use crate::{
     base::AccountName,
     token::{
-        AccountTokens, Accounts, Cause, Condition, Keeper, LastError, Refreshed, Status, TokenError,
+        AccountTokens, Cause, Condition, LastError, Refreshed, Status, TokenError, TokenRefresher,
+        TokenRegistry,
     },
     wechat::ticket::TicketType,
 };
@@ -87,7 +88,7 @@ struct Report {
 const MAX_ORDER: usize = 4096;
 
 /// Every account with its status, in the order of the configuration.
-pub(super) fn statuses(accounts: &Accounts) -> Vec<(AccountName, Status)> {
+pub(super) fn statuses(accounts: &TokenRegistry) -> Vec<(AccountName, Status)> {
     accounts
         .iter()
         .map(|(name, tokens)| (name.clone(), tokens.token.status()))
@@ -95,7 +96,7 @@ pub(super) fn statuses(accounts: &Accounts) -> Vec<(AccountName, Status)> {
 }
 
 /// Every account as a row, in the order of the configuration.
-pub(super) fn rows(accounts: &Accounts) -> Vec<Row> {
+pub(super) fn rows(accounts: &TokenRegistry) -> Vec<Row> {
     let row = |(name, tokens): (&AccountName, &AccountTokens)| {
         let tickets = tokens.tickets.iter().flat_map(|tickets| tickets.statuses());
         Row {
@@ -119,18 +120,18 @@ pub(super) fn word(condition: Condition) -> &'static str {
 
 /// `POST /api/accounts/NAME/refresh`. A caller that hangs up stops nothing.
 pub(super) async fn refresh(
-    accounts: &Accounts,
+    accounts: &TokenRegistry,
     name: &str,
     body: Body,
 ) -> Result<Response, Problem> {
-    let keeper = AccountName::new(name)
+    let refresher = AccountName::new(name)
         .and_then(|name| accounts.get(&name))
         .map(|tokens| &tokens.token)
         .ok_or_else(unknown_account)?;
     let order = read_order(body).await?;
-    let result = keeper.refresh_now(order.force).await;
-    note(keeper, order.force, &result);
-    let done = result.map_err(|error| refused(keeper.name(), &error))?;
+    let result = refresher.refresh_now(order.force).await;
+    note(refresher, order.force, &result);
+    let done = result.map_err(|error| refused(refresher.name(), &error))?;
     let report = Report {
         refreshed: done.refreshed,
         generation: done.generation.0,
@@ -233,8 +234,8 @@ fn refused(name: &AccountName, error: &TokenError) -> Problem {
 }
 
 /// A trace of what people did by hand.
-fn note(keeper: &Keeper, force: bool, result: &Result<Refreshed, TokenError>) {
-    let account = keeper.name();
+fn note(refresher: &TokenRefresher, force: bool, result: &Result<Refreshed, TokenError>) {
+    let account = refresher.name();
     match result {
         Ok(done) => tracing::info!(
             %account, force, refreshed = done.refreshed, generation = done.generation.0, "refreshed by hand"

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::{guard::Guard, settings::Settings};
-use crate::token::Accounts;
+use crate::token::TokenRegistry;
 
 /// One configuration, as far as it can change while the listener stands.
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) guard: Guard,
-    pub(super) accounts: Arc<Accounts>,
+    pub(super) accounts: Arc<TokenRegistry>,
 }
 
 /// The hand that changes the admin listener while it runs.
@@ -22,7 +22,7 @@ pub struct Control {
 }
 
 impl Control {
-    pub(super) fn new(settings: &Settings, accounts: Arc<Accounts>) -> Self {
+    pub(super) fn new(settings: &Settings, accounts: Arc<TokenRegistry>) -> Self {
         let live = Live {
             guard: Guard::new(settings),
             accounts,
@@ -36,7 +36,7 @@ impl Control {
     /// Puts another key, other hosts and other accounts into force. A listener that other machines
     /// can reach keeps its key when the new settings have none: those are for another address,
     /// which only a restart can take.
-    pub fn switch(&self, settings: &Settings, accounts: Arc<Accounts>) {
+    pub fn switch(&self, settings: &Settings, accounts: Arc<TokenRegistry>) {
         let guard = if self.exposed && settings.key.is_none() {
             self.live.load().guard.with_hosts(settings)
         } else {

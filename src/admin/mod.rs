@@ -34,7 +34,7 @@ use crate::{
         serve::serve,
     },
     telemetry::{queue::LogQueue, registry::Metrics, workers::StuckWorkers},
-    token::Accounts,
+    token::TokenRegistry,
 };
 
 /// The admin listener, bound and not yet serving.
@@ -71,7 +71,7 @@ impl Admin {
     /// Takes the address; connections are answered once it runs. Must be called inside a runtime.
     pub fn bind(
         settings: &Settings,
-        accounts: Arc<Accounts>,
+        accounts: Arc<TokenRegistry>,
         metrics: Metrics,
     ) -> Result<Self, BindError> {
         Ok(Self::on(
@@ -95,7 +95,7 @@ impl Admin {
     pub fn on(
         listener: Listener,
         settings: &Settings,
-        accounts: Arc<Accounts>,
+        accounts: Arc<TokenRegistry>,
         metrics: Metrics,
     ) -> Self {
         Self {

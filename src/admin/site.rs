@@ -24,7 +24,7 @@ use super::{
 use crate::{
     net::drain::Drain,
     telemetry::registry::{CONTENT_TYPE, Metrics},
-    token::Accounts,
+    token::TokenRegistry,
 };
 
 /// All that the admin listener answers.
@@ -135,7 +135,7 @@ async fn refresh(
 
 impl Sources {
     /// The accounts of this moment.
-    fn accounts(&self) -> Arc<Accounts> {
+    fn accounts(&self) -> Arc<TokenRegistry> {
         Arc::clone(&self.control.live.load().accounts)
     }
 

@@ -1,4 +1,4 @@
-//! The admin listener over real keepers, whose token endpoint is a script.
+//! The admin listener over real refreshers, whose token endpoint is a script.
 
 use std::{
     collections::VecDeque,
@@ -26,8 +26,8 @@ use crate::{
     net::drain::{self, DrainControl, Phase},
     telemetry::registry::Metrics,
     token::{
-        self, AccountSettings, Accounts, Keeper, Origin,
-        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource},
+        self, AccountSettings, TokenProvider, TokenRefresher, TokenRegistry,
+        source::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenSource},
         store::MemoryStore,
     },
     wechat::api::Platform,
@@ -71,7 +71,7 @@ impl Script {
 }
 
 impl TokenSource for Script {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async { self.answer() })
     }
 
@@ -94,7 +94,7 @@ fn account(name: &str) -> AccountSettings {
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef".into(),
         secret: Some(Secret::new(APP_SECRET)),
-        origin: Origin::Stable,
+        provider: TokenProvider::Stable,
         api: vec!["https://api.weixin.qq.com".parse().unwrap()],
         hosts: Vec::new(),
     }
@@ -104,18 +104,24 @@ fn account(name: &str) -> AccountSettings {
 async fn settled(
     scripts: impl IntoIterator<Item = (&str, Arc<Script>)>,
     metrics: &Metrics,
-) -> Arc<Accounts> {
-    let counted = metrics.register(token::metrics::Metrics::register);
-    let mut keepers = Vec::new();
+) -> Arc<TokenRegistry> {
+    let counted = metrics.register(token::metrics::TokenMetrics::register);
+    let mut refreshers = Vec::new();
     for (name, script) in scripts {
         let account = account(name);
         let (name, counted) = (account.name.clone(), counted.for_account(&account.name));
         let store = Arc::new(MemoryStore::default());
-        let keeper = Keeper::spawn(account, token::Settings::default(), script, store, counted);
-        let _ = keeper.current().await;
-        keepers.push((name, keeper.into()));
+        let refresher = TokenRefresher::spawn(
+            account,
+            token::TokenSettings::default(),
+            script,
+            store,
+            counted,
+        );
+        let _ = refresher.current().await;
+        refreshers.push((name, refresher.into()));
     }
-    Arc::new(keepers.into_iter().collect())
+    Arc::new(refreshers.into_iter().collect())
 }
 
 struct Bench {

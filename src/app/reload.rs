@@ -1,7 +1,7 @@
 //! Loading the configuration again while wxgate runs.
 //!
 //! All that can fail is done before anything changes: a configuration that cannot be used changes
-//! nothing. What it takes to have one in force stands in `proxy`, `admin` and `keepers`; here is
+//! nothing. What it takes to have one in force stands in `proxy`, `admin` and `refreshers`; here is
 //! only the order.
 
 use std::{net::SocketAddr, pin::Pin, sync::Arc};
@@ -9,8 +9,8 @@ use std::{net::SocketAddr, pin::Pin, sync::Arc};
 use tokio::sync::Mutex;
 
 use super::{
-    keepers::Keepers,
     loops::{self, Names},
+    refreshers::Refreshers,
     restart,
 };
 use crate::{
@@ -36,7 +36,7 @@ pub(super) struct Running {
     pub(super) started: Config,
     /// Where the data listeners stand.
     pub(super) own: Vec<SocketAddr>,
-    pub(super) keepers: Keepers,
+    pub(super) refreshers: Refreshers,
     pub(super) proxy: proxy::Control,
     pub(super) admin: admin::Control,
 }
@@ -100,16 +100,16 @@ impl Running {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        let (changes, leaving) = self.keepers.follow(&config);
+        let (changes, leaving) = self.refreshers.follow(&config);
         self.proxy.switch(
             plan,
-            self.keepers
+            self.refreshers
                 .running()
                 .iter()
-                .map(|(_, keeper)| keeper.clone()),
+                .map(|(_, refresher)| refresher.clone()),
         );
-        self.admin.switch(&config.admin, self.keepers.by_name());
-        self.keepers.dismiss(leaving);
+        self.admin.switch(&config.admin, self.refreshers.by_name());
+        self.refreshers.dismiss(leaving);
         tracing::info!(
             added = changes.added.join(","),
             changed = changes.changed.join(","),
@@ -232,7 +232,7 @@ mod tests {
         go.send(&["b", "c"]).unwrap();
         assert_eq!(next.await.unwrap(), done(&["b", "c"]));
         let running = reloader.0.running.lock().await;
-        assert_eq!(running.keepers.running().len(), 2);
+        assert_eq!(running.refreshers.running().len(), 2);
     }
 
     #[tokio::test]
@@ -247,7 +247,7 @@ mod tests {
             .reloading(load);
         assert!(matches!(reloader.reload().await, Reloaded::Refused { .. }));
         assert_eq!(
-            reloader.0.running.lock().await.keepers.running()[0]
+            reloader.0.running.lock().await.refreshers.running()[0]
                 .0
                 .name
                 .as_str(),

@@ -9,8 +9,8 @@ use crate::{
     app::{self, Names, descriptors},
     config::{self, Config},
     token::{
-        Cause, Kind,
-        source::{self, Mode, TokenClient},
+        Cause, ProviderKind,
+        source::{self, FetchMode, TokenClient},
     },
 };
 
@@ -30,16 +30,16 @@ pub(super) fn run(config: &Config, live: bool) -> Result<(), Failure> {
             .map_err(|error| Failure::Config(format!("upstream: {error}")))?;
         for account in &config.accounts {
             let source = source::for_account(account, client.clone());
-            let line = match runtime.block_on(source.fetch(Mode::Normal)) {
+            let line = match runtime.block_on(source.fetch(FetchMode::Normal)) {
                 Ok(fetched) => {
                     let (who, note) = match account.kind() {
-                        Kind::Stable => ("WeChat gave", ""),
-                        Kind::Classic => (
+                        ProviderKind::Stable => ("WeChat gave", ""),
+                        ProviderKind::Classic => (
                             "WeChat gave",
                             "; a running wxgate now holds the previous one and will replace it",
                         ),
-                        Kind::Wecom => ("WeCom gave", ""),
-                        Kind::External => ("the other server keeps", ""),
+                        ProviderKind::Wecom => ("WeCom gave", ""),
+                        ProviderKind::External => ("the other server keeps", ""),
                     };
                     format!(
                         "{who} a token that is good for {} s{note}",

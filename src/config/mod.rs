@@ -50,7 +50,7 @@ pub struct Config {
     /// `[admin]`.
     pub admin: admin::settings::Settings,
     /// `[token]`.
-    pub token: token::Settings,
+    pub token: token::TokenSettings,
     /// `[store]`.
     pub store: StoreSettings,
     /// Every `[[account]]`, at least one, in the order of the file.

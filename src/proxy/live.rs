@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     service::phantom::{Phantom, PhantomKey, Tag},
-    token::{AccountSettings, AccountTokens, clock::Clock},
+    token::{AccountSettings, AccountTokens, clock::WallClock},
     wechat::{api::Platform, credential},
 };
 
@@ -92,14 +92,14 @@ impl Control {
     }
 
     /// Puts the plan into force: requests that come from now on see it, those under way end as they
-    /// began. `keepers` are those of the plan's accounts, in its order. An account that still has
-    /// the same keeper goes on unchanged.
-    pub fn switch(&self, plan: Plan, keepers: impl IntoIterator<Item = AccountTokens>) {
+    /// began. `refreshers` are those of the plan's accounts, in its order. An account that still has
+    /// the same refresher goes on unchanged.
+    pub fn switch(&self, plan: Plan, refreshers: impl IntoIterator<Item = AccountTokens>) {
         self.0.spool.resize(plan.settings.replay.memory_total);
         let live = self.0.live.load_full();
         let next = Live::new(
             plan,
-            keepers,
+            refreshers,
             &self.0.metrics,
             Some(&live),
             Arc::clone(&live.load),
@@ -134,7 +134,7 @@ impl Live {
     /// `before` is what was in force until now.
     pub(super) fn new(
         plan: Plan,
-        keepers: impl IntoIterator<Item = AccountTokens>,
+        refreshers: impl IntoIterator<Item = AccountTokens>,
         metrics: &Metrics,
         before: Option<&Self>,
         load: Arc<Load>,
@@ -146,7 +146,7 @@ impl Live {
         } = plan;
         let routed = accounts
             .into_iter()
-            .zip(keepers)
+            .zip(refreshers)
             .map(|((account, origins), tokens)| {
                 let route =
                     match before.and_then(|before| before.accounts.kept(&account.name, &tokens)) {
@@ -243,7 +243,7 @@ impl Live {
     /// Time since 1970, by the wall clock: the windows of phantoms are the same on every node.
     #[allow(clippy::unused_self, reason = "one place to ask")]
     pub(super) fn now(&self) -> Duration {
-        Duration::from_millis(Clock::system().now_ms())
+        Duration::from_millis(WallClock::system().now_ms())
     }
 
     /// The longest time for which a small answer is held back to be looked at. One that is not there

@@ -192,12 +192,12 @@ impl Proxy {
             list: listeners,
             tls,
         } = listeners;
-        let (accounts, keepers): (Vec<_>, Vec<_>) = accounts.into_iter().unzip();
+        let (accounts, refreshers): (Vec<_>, Vec<_>) = accounts.into_iter().unzip();
         let origins = Origins::default();
         let plan = Plan::new(settings, &accounts, &origins, tls)?;
         let live = Live::new(
             plan,
-            keepers,
+            refreshers,
             &metrics,
             None,
             Load::new(metrics.in_flight.clone()),

@@ -21,7 +21,7 @@ use crate::{
     base::{AccountName, Secret},
     net::address::{BaseUrl, split_port},
     service::phantom::Tag,
-    token::{AccountSettings, AccountTokens, Keeper, Tickets},
+    token::{AccountSettings, AccountTokens, Tickets, TokenRefresher},
     wechat::api::Platform,
 };
 
@@ -32,7 +32,7 @@ pub(crate) struct Account {
     pub(crate) platform: Platform,
     pub(crate) appid: String,
     pub(crate) secret: Option<Secret>,
-    pub(crate) keeper: Keeper,
+    pub(crate) refresher: TokenRefresher,
     pub(crate) tickets: Option<Arc<Tickets>>,
     pub(crate) metrics: AccountMetrics,
     /// Its part of what is in flight.
@@ -67,7 +67,7 @@ impl Account {
             platform: settings.platform,
             appid: settings.appid.clone(),
             secret: settings.secret.clone(),
-            keeper: tokens.token,
+            refresher: tokens.token,
             tickets: tokens.tickets,
             metrics,
             holder: Holder::named(settings.name.as_str()),
@@ -219,7 +219,7 @@ impl Accounts {
     pub(crate) fn kept(&self, name: &AccountName, tokens: &AccountTokens) -> Option<&Arc<Account>> {
         self.by_name
             .get(name.as_str())
-            .filter(|account| account.keeper.is_same_as(&tokens.token))
+            .filter(|account| account.refresher.is_same_as(&tokens.token))
     }
 
     /// The account of this name, whatever its keeper.
@@ -246,12 +246,15 @@ pub struct Selection(Accounts);
 
 impl Selection {
     /// Tables of accounts that are not called. `default` is `default_account`.
-    pub fn new(accounts: Vec<(AccountSettings, Keeper)>, default: Option<&AccountName>) -> Self {
+    pub fn new(
+        accounts: Vec<(AccountSettings, TokenRefresher)>,
+        default: Option<&AccountName>,
+    ) -> Self {
         let metrics = Metrics::register(&mut Registry::default());
-        let account = |(settings, keeper): (AccountSettings, Keeper)| {
+        let account = |(settings, refresher): (AccountSettings, TokenRefresher)| {
             let account = Account::new(
                 &settings,
-                keeper.into(),
+                refresher.into(),
                 metrics.for_account(&settings.name),
                 Vec::new(),
             );

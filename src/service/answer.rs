@@ -1,6 +1,6 @@
 //! What the calls of the service API answer.
 //!
-//! The real token is in one answer only, that of `GET …/token`. Nothing here asks WeChat: keepers
+//! The real token is in one answer only, that of `GET …/token`. Nothing here asks WeChat: refreshers
 //! do, if their own limits let them.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::{
     jssdk::{self, PageUrl},
 };
 use crate::{
-    token::{GiveBackReason, Keeper, Refresh, Tickets, Token, clock::Clock},
+    token::{GiveBackReason, Refresh, Tickets, Token, TokenRefresher, clock::WallClock},
     wechat::{api::Platform, ticket::TicketType},
 };
 
@@ -26,7 +26,7 @@ pub struct Account<'r> {
     /// The appid or corpid, for signatures.
     pub appid: &'r str,
     /// Refresher of its token.
-    pub keeper: &'r Keeper,
+    pub refresher: &'r TokenRefresher,
     /// Whether the caller may have the current token replaced without naming it.
     pub may_refresh_current: bool,
     /// Its tickets.
@@ -75,16 +75,16 @@ impl Call {
         let known = if_none_match.unwrap_or_default();
         match &self.order {
             Order::Token { wait } => {
-                show(account.keeper, "access_token", known, *wait, hurry).await
+                show(account.refresher, "access_token", known, *wait, hurry).await
             }
             Order::Refresh => match read(body)? {
                 None if !account.may_refresh_current => Err(UNNAMED_TOKEN),
-                rejected => refresh(account.keeper, rejected).await,
+                rejected => refresh(account.refresher, rejected).await,
             },
             Order::Ticket { name, wait } => {
                 let kind = TicketType::named(account.platform, name).ok_or(Refusal::NotFound)?;
-                let keeper = account.ticket(kind)?;
-                show(keeper, "ticket", known, *wait, hurry)
+                let refresher = account.ticket(kind)?;
+                show(refresher, "ticket", known, *wait, hurry)
                     .await
                     .map_err(|error| account.deeper(error))
             }
@@ -94,7 +94,7 @@ impl Call {
 }
 
 impl Account<'_> {
-    fn ticket(&self, kind: TicketType) -> Result<&Keeper, Refusal> {
+    fn ticket(&self, kind: TicketType) -> Result<&TokenRefresher, Refusal> {
         self.tickets
             .and_then(|tickets| tickets.get(kind))
             .ok_or(Refusal::NotFound)
@@ -103,8 +103,8 @@ impl Account<'_> {
     /// Where a ticket is missing because the token is, the token's own error says what to do.
     fn deeper(&self, error: Refusal) -> Refusal {
         match error {
-            Refusal::Unavailable(_) if self.keeper.token().is_none() => {
-                Refusal::Unavailable(self.keeper.trouble())
+            Refusal::Unavailable(_) if self.refresher.token().is_none() => {
+                Refusal::Unavailable(self.refresher.trouble())
             }
             other => other,
         }
@@ -113,17 +113,17 @@ impl Account<'_> {
 
 /// The current token or ticket; 304 when the caller has it, after waiting for another one.
 async fn show(
-    keeper: &Keeper,
+    refresher: &TokenRefresher,
     field: &str,
     known: &str,
     wait: Duration,
     hurry: impl Future<Output = ()>,
 ) -> Result<Reply, Refusal> {
     let deadline = Instant::now() + wait;
-    let mut token = keeper.current().await.map_err(Refusal::Unavailable)?;
+    let mut token = refresher.current().await.map_err(Refusal::Unavailable)?;
     if has(known, &token) {
         let newer = tokio::select! {
-            newer = keeper.wait_past(token.generation(), deadline) => newer,
+            newer = refresher.wait_past(token.generation(), deadline) => newer,
             () = hurry => None,
         };
         match newer {
@@ -175,15 +175,15 @@ fn read(body: &[u8]) -> Result<Option<String>, Refusal> {
 
 /// The passive refresh. A token that is not the current one was replaced already, which costs
 /// nothing to say.
-async fn refresh(keeper: &Keeper, rejected: Option<String>) -> Result<Reply, Refusal> {
-    let current = keeper.current().await.map_err(Refusal::Unavailable)?;
+async fn refresh(refresher: &TokenRefresher, rejected: Option<String>) -> Result<Reply, Refusal> {
+    let current = refresher.current().await.map_err(Refusal::Unavailable)?;
     if rejected.is_some_and(|rejected| !current.matches(&rejected)) {
         return Ok(report(false, &current, None));
     }
-    match keeper.refresh_past(current.generation(), "").await {
+    match refresher.refresh_past(current.generation(), "").await {
         Refresh::Replay(token) => Ok(report(true, &token, None)),
         Refresh::GiveBack(GiveBackReason::RefreshFailed | GiveBackReason::Timeout) => {
-            Err(Refusal::Unavailable(keeper.trouble()))
+            Err(Refusal::Unavailable(refresher.trouble()))
         }
         Refresh::GiveBack(reason) => Ok(report(false, &current, Some(reason.slug()))),
     }
@@ -221,7 +221,7 @@ async fn sign(account: &Account<'_>, page: &PageUrl, agent: bool) -> Result<Repl
         .current()
         .await
         .map_err(|error| account.deeper(Refusal::Unavailable(error)))?;
-    let (nonce, timestamp) = (jssdk::nonce(), Clock::system().now_ms() / 1000);
+    let (nonce, timestamp) = (jssdk::nonce(), WallClock::system().now_ms() / 1000);
     let body = json!({
         "appId": account.appid,
         "timestamp": timestamp,

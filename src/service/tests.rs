@@ -1,4 +1,4 @@
-//! The call that gives the real token, which few callers may make, against a keeper with a source
+//! The call that gives the real token, which few callers may make, against a refresher with a source
 //! of its own.
 
 use std::{
@@ -18,8 +18,8 @@ use super::*;
 use crate::{
     base::{AccountName, Secret},
     token::{
-        self, AccountSettings, Keeper, Origin,
-        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource},
+        self, AccountSettings, TokenProvider, TokenRefresher,
+        source::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenSource},
         store::MemoryStore,
     },
     wechat::api::Platform,
@@ -32,7 +32,7 @@ const TOKEN: &str = "/-/accounts/shop/token";
 struct Mint(AtomicU64);
 
 impl TokenSource for Mint {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         let token = Secret::new(format!("T{}", self.0.fetch_add(1, Ordering::Relaxed) + 1));
         Box::pin(ready(Ok(Fetched {
             token,
@@ -45,24 +45,24 @@ impl TokenSource for Mint {
     }
 }
 
-fn keeper() -> (Keeper, Arc<Mint>) {
+fn refresher() -> (TokenRefresher, Arc<Mint>) {
     let mint = Arc::new(Mint::default());
     let account = AccountSettings {
         name: AccountName::new("shop").unwrap(),
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef".into(),
         secret: Some(Secret::new("s3cret")),
-        origin: Origin::Stable,
+        provider: TokenProvider::Stable,
         api: Vec::new(),
         hosts: Vec::new(),
     };
     let metrics =
-        token::metrics::Metrics::register(&mut Registry::default()).for_account(&account.name);
+        token::metrics::TokenMetrics::register(&mut Registry::default()).for_account(&account.name);
     let source = Arc::clone(&mint) as Arc<dyn TokenSource>;
     (
-        Keeper::spawn(
+        TokenRefresher::spawn(
             account,
-            token::Settings::default(),
+            token::TokenSettings::default(),
             source,
             Arc::new(MemoryStore::default()),
             metrics,
@@ -71,45 +71,45 @@ fn keeper() -> (Keeper, Arc<Mint>) {
     )
 }
 
-fn about(keeper: &Keeper) -> Account<'_> {
+fn about(refresher: &TokenRefresher) -> Account<'_> {
     Account {
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef",
-        keeper,
+        refresher,
         may_refresh_current: true,
         tickets: None,
     }
 }
 
-async fn get(keeper: &Keeper, query: Option<&str>, known: Option<&str>) -> Reply {
+async fn get(refresher: &TokenRefresher, query: Option<&str>, known: Option<&str>) -> Reply {
     Call::parse("GET", TOKEN, query)
         .unwrap()
-        .answer(&about(keeper), known, b"", pending())
+        .answer(&about(refresher), known, b"", pending())
         .await
         .unwrap()
 }
 
-async fn refresh(keeper: &Keeper, body: &str) -> Result<Value, Refusal> {
+async fn refresh(refresher: &TokenRefresher, body: &str) -> Result<Value, Refusal> {
     let call = Call::parse("POST", "/-/accounts/shop/token/refresh", None)?;
     let reply = call
-        .answer(&about(keeper), None, body.as_bytes(), pending())
+        .answer(&about(refresher), None, body.as_bytes(), pending())
         .await?;
     Ok(serde_json::from_slice(&reply.body).unwrap())
 }
 
 /// Has the current token replaced, as a proxied call does it.
-async fn replaced(keeper: &Keeper) {
-    let current = keeper.current().await.unwrap().generation();
-    keeper.accepted(current);
-    let _ = keeper.refresh_past(current, "/a").await;
+async fn replaced(refresher: &TokenRefresher) {
+    let current = refresher.current().await.unwrap().generation();
+    refresher.accepted(current);
+    let _ = refresher.refresh_past(current, "/a").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_real_token_comes_with_what_is_left_of_it() {
-    let (keeper, _) = keeper();
-    keeper.current().await.unwrap();
+    let (refresher, _) = refresher();
+    refresher.current().await.unwrap();
     sleep(Duration::from_secs(200)).await;
-    let reply = get(&keeper, None, None).await;
+    let reply = get(&refresher, None, None).await;
     assert_eq!((reply.status, reply.etag.as_deref()), (200, Some("\"1\"")));
     assert_eq!(
         String::from_utf8(reply.body).unwrap(),
@@ -119,14 +119,14 @@ async fn the_real_token_comes_with_what_is_left_of_it() {
 
 #[tokio::test(start_paused = true)]
 async fn who_has_it_already_waits_for_the_next_one_and_not_longer_than_wished() {
-    let (keeper, mint) = keeper();
+    let (refresher, mint) = refresher();
     let start = Instant::now();
-    assert_eq!(get(&keeper, None, Some("\"1\"")).await.status, 304);
+    assert_eq!(get(&refresher, None, Some("\"1\"")).await.status, 304);
     assert!(
         start.elapsed() < Duration::from_secs(1),
         "without a wait there is none"
     );
-    let reply = get(&keeper, Some("wait=30"), Some("\"1\"")).await;
+    let reply = get(&refresher, Some("wait=30"), Some("\"1\"")).await;
     assert_eq!(
         (reply.status, reply.etag.as_deref(), reply.body.len()),
         (304, Some("\"1\""), 0)
@@ -136,10 +136,10 @@ async fn who_has_it_already_waits_for_the_next_one_and_not_longer_than_wished() 
     );
     let start = Instant::now();
     let waiting = tokio::spawn({
-        let keeper = keeper.clone();
-        async move { get(&keeper, Some("wait=60"), Some("\"1\"")).await }
+        let refresher = refresher.clone();
+        async move { get(&refresher, Some("wait=60"), Some("\"1\"")).await }
     });
-    replaced(&keeper).await;
+    replaced(&refresher).await;
     let reply = waiting.await.unwrap();
     assert_eq!((reply.status, reply.etag.as_deref()), (200, Some("\"2\"")));
     assert!(String::from_utf8(reply.body).unwrap().contains("\"T2\""));
@@ -149,7 +149,7 @@ async fn who_has_it_already_waits_for_the_next_one_and_not_longer_than_wished() 
         start.elapsed()
     );
     assert_eq!(
-        get(&keeper, Some("wait=60"), Some("\"1\"")).await.status,
+        get(&refresher, Some("wait=60"), Some("\"1\"")).await.status,
         200,
         "it has an old one"
     );
@@ -162,15 +162,15 @@ async fn who_has_it_already_waits_for_the_next_one_and_not_longer_than_wished() 
 
 #[tokio::test(start_paused = true)]
 async fn a_hurry_ends_the_wait() {
-    let (keeper, _) = keeper();
-    keeper.current().await.unwrap();
+    let (refresher, _) = refresher();
+    refresher.current().await.unwrap();
     let (start, call) = (
         Instant::now(),
         Call::parse("GET", TOKEN, Some("wait=60")).unwrap(),
     );
     let hurry = sleep(Duration::from_secs(3));
     assert_eq!(
-        call.answer(&about(&keeper), Some("\"1\""), b"", hurry)
+        call.answer(&about(&refresher), Some("\"1\""), b"", hurry)
             .await
             .unwrap()
             .status,
@@ -181,9 +181,9 @@ async fn a_hurry_ends_the_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refresh_replaces_the_current_token_only_and_names_none() {
-    let (keeper, mint) = keeper();
-    keeper.accepted(keeper.current().await.unwrap().generation());
-    let report = refresh(&keeper, r#"{"rejected":"T1"}"#).await.unwrap();
+    let (refresher, mint) = refresher();
+    refresher.accepted(refresher.current().await.unwrap().generation());
+    let report = refresh(&refresher, r#"{"rejected":"T1"}"#).await.unwrap();
     assert_eq!(
         report,
         serde_json::json!({"refreshed": true, "generation": 2, "expires_in": 7200})
@@ -193,7 +193,7 @@ async fn a_refresh_replaces_the_current_token_only_and_names_none() {
         r#" {"rejected":""} "#,
         r#"{"rejected":"T2 "}"#,
     ] {
-        let report = refresh(&keeper, stale).await.unwrap();
+        let report = refresh(&refresher, stale).await.unwrap();
         assert_eq!(
             (&report["refreshed"], &report["generation"]),
             (&false.into(), &2.into()),
@@ -203,7 +203,7 @@ async fn a_refresh_replaces_the_current_token_only_and_names_none() {
     }
     assert_eq!(mint.0.load(Ordering::Relaxed), 2);
     // Nobody has used it with success yet, so the first complaint is not believed at once.
-    assert_eq!(refresh(&keeper, "").await.unwrap()["reason"], "backoff");
+    assert_eq!(refresh(&refresher, "").await.unwrap()["reason"], "backoff");
     for body in [
         "[]",
         "null",
@@ -213,18 +213,18 @@ async fn a_refresh_replaces_the_current_token_only_and_names_none() {
         "{",
     ] {
         assert!(
-            matches!(refresh(&keeper, body).await, Err(Refusal::BadRequest(_))),
+            matches!(refresh(&refresher, body).await, Err(Refusal::BadRequest(_))),
             "{body}"
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_keeper_without_tickets_has_none() {
-    let (keeper, _) = keeper();
+async fn a_refresher_without_tickets_has_none() {
+    let (refresher, _) = refresher();
     for target in ["tickets/jsapi", "tickets/agent_config", "tickets/x"] {
         let call = Call::parse("GET", &format!("/-/accounts/shop/{target}"), None).unwrap();
-        let answer = call.answer(&about(&keeper), None, b"", pending()).await;
+        let answer = call.answer(&about(&refresher), None, b"", pending()).await;
         assert!(matches!(answer, Err(Refusal::NotFound)), "{target}");
     }
 }

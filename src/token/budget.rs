@@ -1,7 +1,6 @@
-//! How often WeChat may still be asked: daily budgets that survive a restart, and a bucket that
-//! does not have to.
+//! Limits for calls of WeChat: daily budgets, which are stored, and a token bucket, which is not.
 //!
-//! Only counts. Days are Beijing days (UTC+8), since WeChat's quotas start anew at midnight there.
+//! Counts only. Days are Beijing days (UTC+8), since WeChat's quotas start anew at midnight there.
 
 use std::{cmp::Ordering, time::Duration};
 
@@ -16,29 +15,30 @@ pub const FORCED_PER_DAY: u32 = 6;
 /// Forced refreshes per day that WeChat allows (getStableAccessToken page); the bound for
 /// operators.
 pub const FORCED_PER_DAY_OPERATOR: u32 = 20;
-/// The same of one node that cannot tell the others, and may be one of many: with six that all know
-/// of, fourteen such nodes stay within WeChat's twenty.
+/// Forced refreshes per day of a node that cannot tell the other nodes. With the six that all nodes
+/// know of, fourteen such nodes stay within WeChat's twenty.
 pub const FORCED_PER_DAY_ALONE: u32 = 1;
-/// Between two forced refreshes that wxgate does on its own. WeChat ignores a second one within 30
-/// s.
+/// Pause between two forced refreshes that wxgate does on its own. WeChat ignores a second forced
+/// refresh within 30 s.
 pub const FORCED_APART: Duration = Duration::from_secs(60);
-/// Between two forced refreshes when an operator asks.
+/// Pause between two forced refreshes that an operator orders.
 pub const FORCED_APART_OPERATOR: Duration = Duration::from_secs(30);
 
 const DAY_MS: u64 = 86_400_000;
 const BEIJING_MS: u64 = 8 * 3_600_000;
 
-/// What was spent today. Part of the stored record; times are wall time in milliseconds.
+/// Calls spent today. Part of the stored record; times are wall time in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Budget {
+pub struct DailyBudget {
+    /// Beijing day, counted from 1970.
     day: u64,
     classic: u32,
     forced: u32,
     last_forced_ms: u64,
 }
 
-/// Daily budgets of an account.
+/// Kind of a daily budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BudgetKind {
     /// Fetches of a classic token, each of which replaces the previous token.
@@ -47,23 +47,23 @@ pub enum BudgetKind {
     Forced,
 }
 
-/// Something was spent already; try again after the time inside.
+/// Error of an exhausted limit, with the time until the next call is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exhausted(pub Duration);
 
-/// Who wants to force a refresh.
+/// Cause of a forced refresh, which decides its limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forcer {
-    /// wxgate, after a rejection: six a day, 60 s apart.
+    /// Rejection of the token: six a day, 60 s apart.
     Refresher,
-    /// A person: up to WeChat's own twenty a day, 30 s apart.
+    /// Order of an operator: up to WeChat's own twenty a day, 30 s apart.
     Operator,
-    /// wxgate, on a node that cannot tell the others: one a day.
+    /// Rejection of the token on a node that cannot tell the other nodes: one a day.
     Alone,
 }
 
 impl BudgetKind {
-    /// Every budget there is.
+    /// All kinds.
     pub const ALL: [Self; 2] = [Self::Classic, Self::Forced];
 
     /// Word for metrics and messages.
@@ -75,8 +75,11 @@ impl BudgetKind {
     }
 }
 
-impl Budget {
-    /// Takes one classic fetch.
+impl DailyBudget {
+    /// Spends one classic fetch.
+    ///
+    /// # Errors
+    /// The day's budget is spent.
     pub fn spend_classic(&mut self, now_ms: u64) -> Result<(), Exhausted> {
         self.roll(now_ms);
         if self.classic >= CLASSIC_PER_DAY {
@@ -86,9 +89,12 @@ impl Budget {
         Ok(())
     }
 
-    /// Takes one forced refresh.
-    pub fn spend_forced(&mut self, now_ms: u64, who: Forcer) -> Result<(), Exhausted> {
-        let (limit, apart) = match who {
+    /// Spends one forced refresh.
+    ///
+    /// # Errors
+    /// The day's budget is spent, or the last forced refresh is too recent.
+    pub fn spend_forced(&mut self, now_ms: u64, forcer: Forcer) -> Result<(), Exhausted> {
+        let (limit, apart) = match forcer {
             Forcer::Refresher => (FORCED_PER_DAY, FORCED_APART),
             Forcer::Operator => (FORCED_PER_DAY_OPERATOR, FORCED_APART_OPERATOR),
             Forcer::Alone => (FORCED_PER_DAY_ALONE, FORCED_APART),
@@ -97,6 +103,7 @@ impl Budget {
         if self.forced >= limit {
             return Err(Exhausted(until_midnight(now_ms)));
         }
+        // `roll` has made sure that the last forced refresh is not in the future.
         let since = Duration::from_millis(now_ms - self.last_forced_ms);
         if self.last_forced_ms > 0 && since < apart {
             return Err(Exhausted(apart.saturating_sub(since)));
@@ -113,15 +120,15 @@ impl Budget {
         CLASSIC_PER_DAY.saturating_sub(today.classic)
     }
 
-    /// Forced refreshes that wxgate would still do on its own today.
+    /// Forced refreshes left today for wxgate itself; operators have more.
     pub fn forced_left(&self, now_ms: u64) -> u32 {
         let mut today = *self;
         today.roll(now_ms);
         FORCED_PER_DAY.saturating_sub(today.forced)
     }
 
-    /// What is certainly spent when two nodes counted at the same time: the larger count of the
-    /// same day, else the later day's.
+    /// Merges the counts of two nodes: the larger counts of the same day, else those of the later
+    /// day.
     #[must_use]
     pub fn or_more_spent(self, other: Self) -> Self {
         match self.day.cmp(&other.day) {
@@ -136,8 +143,8 @@ impl Budget {
         }
     }
 
-    /// Starts a new day when it is one. A day far ahead was written while the clock was wrong: its
-    /// counts are kept for today, so that a jump of the clock costs at most one budget.
+    /// Starts a new day if `now_ms` is in one. A stored day far ahead comes from a wrong clock: its
+    /// counts hold for today, so that a jump of the clock gives at most one budget more.
     fn roll(&mut self, now_ms: u64) {
         let today = now_ms.saturating_add(BEIJING_MS) / DAY_MS;
         if today > self.day {
@@ -154,24 +161,28 @@ fn until_midnight(now_ms: u64) -> Duration {
     Duration::from_millis(DAY_MS - now_ms.saturating_add(BEIJING_MS) % DAY_MS)
 }
 
-/// Ten at once, then one a minute: how often rejected tokens are replaced.
+/// Token bucket for the replacement of rejected tokens: ten at once, then one a minute.
 #[derive(Debug, Clone, Copy)]
 pub struct Bucket {
+    /// Time at which the bucket is full again. The content follows from that one number.
     full_at: Instant,
 }
 
 impl Bucket {
-    /// What a full bucket holds.
+    /// Content of a full bucket.
     pub const SIZE: u32 = 10;
-    /// One more each time this has passed.
+    /// Time after which the bucket holds one more.
     pub const REFILL: Duration = Duration::from_secs(60);
 
-    /// A full one.
+    /// Full bucket.
     pub fn full(now: Instant) -> Self {
         Self { full_at: now }
     }
 
-    /// Takes one, or says how long until there is one.
+    /// Takes one from the bucket.
+    ///
+    /// # Errors
+    /// The bucket is empty.
     pub fn take(&mut self, now: Instant) -> Result<(), Exhausted> {
         let owed = self.full_at.saturating_duration_since(now);
         let room = Self::REFILL * (Self::SIZE - 1);
@@ -182,7 +193,7 @@ impl Bucket {
         Ok(())
     }
 
-    /// Puts one back that was taken and not needed.
+    /// Returns one that was taken and not needed.
     pub fn put_back(&mut self, now: Instant) {
         let owed = self.full_at.saturating_duration_since(now);
         self.full_at = now + owed.saturating_sub(Self::REFILL);
@@ -199,7 +210,7 @@ mod tests {
 
     #[test]
     fn the_day_ends_at_midnight_in_beijing() {
-        let mut budget = Budget::default();
+        let mut budget = DailyBudget::default();
         for _ in 0..CLASSIC_PER_DAY {
             budget.spend_classic(NOON).unwrap();
         }
@@ -213,7 +224,7 @@ mod tests {
 
     #[test]
     fn forced_refreshes_are_few_and_apart() {
-        let mut budget = Budget::default();
+        let mut budget = DailyBudget::default();
         budget.spend_forced(NOON, Forcer::Refresher).unwrap();
         assert_eq!(
             budget.spend_forced(NOON + 10_000, Forcer::Refresher),
@@ -248,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_jumps_ahead_and_back_gives_one_budget_more_and_locks_nobody_out() {
-        let mut budget = Budget::default();
+        let mut budget = DailyBudget::default();
         budget.spend_forced(NOON, Forcer::Refresher).unwrap();
         budget
             .spend_forced(NOON + 3650 * DAY_MS, Forcer::Refresher)
@@ -271,7 +282,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_wall_time_panics_and_no_day_sees_more_than_its_share(times in prop::collection::vec(any::<u64>(), 1..40)) {
-            let mut budget = Budget::default();
+            let mut budget = DailyBudget::default();
             for now in times {
                 let _ = budget.spend_forced(now, Forcer::Operator);
                 let _ = budget.spend_classic(now);

@@ -1,7 +1,7 @@
-//! The border between the wall clock, which stores and people use, and the monotonic one, which
-//! everything else uses.
+//! Conversion between the wall clock, which stores and people use, and the monotonic clock, which
+//! all other code uses.
 //!
-//! Wall time may jump in either direction at any moment; nothing here fails when it does.
+//! Wall time may jump in either direction at any moment; no function here fails when it does.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,26 +10,27 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use tokio::time::Instant;
 
-/// One moment on both clocks.
+/// Reading of both clocks at one moment.
 #[derive(Debug, Clone, Copy)]
-pub struct Time {
-    /// Monotonic clock.
+pub struct ClockReading {
+    /// Time on the monotonic clock.
     pub now: Instant,
-    /// Wall clock, in milliseconds since 1970.
+    /// Time on the wall clock, in milliseconds since 1970.
     pub wall_ms: u64,
 }
 
 /// Source of wall time.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Clock {
+pub struct WallClock {
+    /// Wall time in milliseconds at an instant; `None` for the clock of the system.
     anchor: Option<(Instant, u64)>,
-    /// By how many milliseconds a test has moved it.
+    /// Milliseconds by which a test has moved the clock.
     #[cfg(test)]
     moved: Option<&'static AtomicI64>,
 }
 
-impl Clock {
-    /// The system's wall clock, read anew each time.
+impl WallClock {
+    /// Wall clock of the system, read anew each time.
     pub const fn system() -> Self {
         Self {
             anchor: None,
@@ -38,8 +39,7 @@ impl Clock {
         }
     }
 
-    /// A wall clock that stands at `unix_ms` now and runs with the monotonic clock, paused time
-    /// included.
+    /// Wall clock that shows `unix_ms` now and runs with the monotonic clock, paused time included.
     pub fn starting_at(unix_ms: u64) -> Self {
         Self {
             anchor: Some((Instant::now(), unix_ms)),
@@ -48,7 +48,8 @@ impl Clock {
         }
     }
 
-    /// As [`Clock::starting_at`], with a hand that moves it by so many milliseconds.
+    /// As [`WallClock::starting_at`], with an atomic that moves the clock by that many
+    /// milliseconds.
     #[cfg(test)]
     pub(crate) fn movable(unix_ms: u64) -> (Self, &'static AtomicI64) {
         let hand: &AtomicI64 = Box::leak(Box::default());
@@ -61,7 +62,7 @@ impl Clock {
         )
     }
 
-    /// Milliseconds since 1970; 0 for a clock that stands before that.
+    /// Milliseconds since 1970; 0 if the clock is set to an earlier time.
     pub fn now_ms(&self) -> u64 {
         let told = match self.anchor {
             Some((instant, unix_ms)) => unix_ms.saturating_add(millis(instant.elapsed())),
@@ -75,22 +76,22 @@ impl Clock {
         told
     }
 
-    /// This moment on both clocks.
-    pub fn time(&self) -> Time {
-        Time {
+    /// Reads both clocks.
+    pub fn time(&self) -> ClockReading {
+        ClockReading {
             now: Instant::now(),
             wall_ms: self.now_ms(),
         }
     }
 
-    /// The wall time of an instant, as far as today's clock can tell.
+    /// Wall time of an instant, counted from the present reading of the clock.
     pub fn to_unix_ms(self, instant: Instant) -> u64 {
         self.time().to_unix_ms(instant)
     }
 }
 
-impl Time {
-    /// Wall time of an instant, counted from this moment.
+impl ClockReading {
+    /// Wall time of an instant, counted from this reading.
     pub fn to_unix_ms(self, instant: Instant) -> u64 {
         self.wall_ms
             .saturating_add(millis(instant.saturating_duration_since(self.now)))
@@ -98,7 +99,7 @@ impl Time {
     }
 }
 
-/// The whole milliseconds of a duration.
+/// Whole milliseconds of a duration.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -109,7 +110,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_anchored_clock_runs_with_paused_time() {
-        let clock = Clock::starting_at(1_000_000);
+        let clock = WallClock::starting_at(1_000_000);
         let later = Instant::now() + Duration::from_secs(7);
         assert_eq!(clock.to_unix_ms(later), 1_007_000);
         tokio::time::advance(Duration::from_secs(10)).await;

@@ -1,7 +1,6 @@
-//! Denylist of paths that answer "stale" whatever token they get, while other paths take the same
-//! token.
+//! Denylist of paths that reject every token, while other paths accept the same token.
 //!
-//! A bounded memory of one account. Its owner decides which paths belong there.
+//! Bounded state of one account. The state machine of the refresher decides which paths to add.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -9,14 +8,14 @@ use tokio::time::Instant;
 
 use super::value::Generation;
 
-/// Remembers at most [`PathDenylist::MAX`] paths for at most [`PathDenylist::HOLD`].
+/// Set of at most [`PathDenylist::MAX`] paths, each for at most [`PathDenylist::HOLD`].
 #[derive(Debug, Default)]
 pub(crate) struct PathDenylist {
-    entries: HashMap<Box<str>, Entry>,
+    entries: HashMap<Box<str>, DenylistEntry>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct DenylistEntry {
     /// Generation whose acceptance on another path proves this path wrong; `None` once proven.
     waits_for: Option<Generation>,
     until: Instant,
@@ -24,16 +23,16 @@ struct Entry {
 }
 
 impl PathDenylist {
-    /// Most paths in the table.
+    /// Limit for the paths in the table.
     pub(crate) const MAX: usize = 1024;
     /// Time for which an entry counts.
     pub(crate) const HOLD: Duration = Duration::from_secs(600);
-    /// Time for which the first entry counts that rests on a probe alone: tokens spread through
-    /// WeChat with a lag.
+    /// Time for which the first entry of a path counts if only a probe has accepted the token: new
+    /// tokens spread through WeChat with a lag.
     pub(crate) const FIRST_HOLD: Duration = Duration::from_secs(60);
 
-    /// Notes that a replay on `path` with a fresh `generation` was stale again. The path is denied
-    /// from the moment the generation is accepted on another path.
+    /// Notes that a replay on `path` with the fresh `generation` was rejected too. The path is
+    /// denied once that generation is accepted on another path.
     pub(crate) fn watch(&mut self, path: &str, generation: Generation, now: Instant) {
         self.put(path, Some(generation), now, Self::HOLD);
     }
@@ -70,6 +69,7 @@ impl PathDenylist {
             .is_some_and(|entry| entry.waits_for.is_none() && now < entry.until)
     }
 
+    /// Adds or renews an entry. A full table first drops expired entries, then the oldest one.
     fn put(&mut self, path: &str, waits_for: Option<Generation>, now: Instant, hold: Duration) {
         if path.is_empty() {
             return;
@@ -85,12 +85,12 @@ impl PathDenylist {
                 self.entries.remove(&oldest);
             }
         }
-        let entry = self.entries.entry(path.into()).or_insert(Entry {
+        let entry = self.entries.entry(path.into()).or_insert(DenylistEntry {
             waits_for,
             until: now,
             rejections: 0,
         });
-        *entry = Entry {
+        *entry = DenylistEntry {
             waits_for,
             until: now + hold,
             rejections: entry.rejections.saturating_add(1),

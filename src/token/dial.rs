@@ -1,8 +1,8 @@
-//! A connection to a Redis or Valkey, over TCP, TLS or a Unix socket, made with the TLS of the rest
-//! of the house.
+//! Connection to a Redis or Valkey server, over TCP, TLS or a Unix socket, with the TLS settings of
+//! all other connections.
 //!
-//! Carries bytes only. The client library is told to make none of its own: it would bring its own
-//! roots along.
+//! Carries bytes only. The client library opens no connection itself, since it would use trusted
+//! roots of its own.
 
 use std::{io, sync::Arc};
 
@@ -14,16 +14,16 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-/// Bytes in both directions.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+/// Byte stream in both directions.
+pub(crate) trait RedisStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> RedisStream for S {}
 
-/// Connects. Takes as long as the system lets it; the caller bounds it.
+/// Connects to the server. Sets no time limit; the caller does.
 pub(crate) async fn open(
     address: &ConnectionAddr,
     tls: Arc<ClientConfig>,
-) -> io::Result<Box<dyn Stream>> {
+) -> io::Result<Box<dyn RedisStream>> {
     match address {
         ConnectionAddr::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
         ConnectionAddr::Tcp(host, port) => Ok(Box::new(tcp(host, *port).await?)),

@@ -1,68 +1,68 @@
-//! Why a request gets no token, in words for the operator.
+//! Errors of a request that gets no token, in words for the operator.
 
 use std::{fmt, time::Duration};
 
-use super::{Kind, budget::BudgetKind, kept::Kept, source::FetchError};
+use super::{ProviderKind, budget::BudgetKind, credential::CredentialType, source::FetchError};
 use crate::base::AccountName;
 
-/// No usable token or ticket. `Display` is one sentence that says what to do; it holds no token,
-/// secret or URL.
+/// Error of a missing token or ticket. `Display` is one sentence with the remedy, and without
+/// token, secret or URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenError {
     account: AccountName,
-    kept: Kept,
+    credential: CredentialType,
     cause: Cause,
     retry_after: Duration,
 }
 
-/// What stands in the way.
+/// Cause of a [`TokenError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// The last fetch failed.
     Fetch(FetchError),
     /// The day's budget for this kind of call is spent.
     Budget(BudgetKind),
-    /// A forced refresh was asked of a kind of token that knows none.
-    CannotForce(Kind),
-    /// The first answer is still to come.
+    /// A forced refresh was ordered from an endpoint without a forced mode.
+    CannotForce(ProviderKind),
+    /// The first answer of the endpoint is not there yet.
     Waiting,
     /// The refresher has ended, because the account was removed or wxgate is stopping.
     Stopped,
 }
 
 impl TokenError {
-    /// An error that clears up in `retry_after` at the earliest.
+    /// Error about an access token that lasts for `retry_after` at least.
     pub fn new(account: AccountName, cause: Cause, retry_after: Duration) -> Self {
         Self {
             account,
-            kept: Kept::Token,
+            credential: CredentialType::Token,
             cause,
             retry_after,
         }
     }
 
-    /// The same about something else than the token.
+    /// The same error about another credential.
     #[must_use]
-    pub fn about(self, kept: Kept) -> Self {
-        Self { kept, ..self }
+    pub fn about(self, credential: CredentialType) -> Self {
+        Self { credential, ..self }
     }
 
-    /// For metrics; bounded.
+    /// Label for metrics, from a closed set.
     pub fn label(&self) -> &'static str {
         self.cause.label()
     }
 
-    /// What stands in the way.
+    /// Cause of the error.
     pub fn cause(&self) -> Cause {
         self.cause
     }
 
-    /// WeChat's own code, if it gave one.
+    /// WeChat's `errcode`, if WeChat refused.
     pub fn errcode(&self) -> Option<i64> {
         self.cause.errcode()
     }
 
-    /// How long a caller should wait before it asks again: 1 s to 10 min, whole seconds.
+    /// Time for `Retry-After`: 1 s to 10 min, rounded up to whole seconds.
     pub fn retry_after(&self) -> Duration {
         let seconds = self.retry_after.as_secs() + u64::from(self.retry_after.subsec_nanos() > 0);
         Duration::from_secs(seconds.clamp(1, 600))
@@ -70,7 +70,7 @@ impl TokenError {
 }
 
 impl Cause {
-    /// For metrics; bounded.
+    /// Label for metrics, from a closed set.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Fetch(error) => error.label(),
@@ -81,7 +81,7 @@ impl Cause {
         }
     }
 
-    /// WeChat's own code, if it gave one.
+    /// WeChat's `errcode`, if WeChat refused.
     pub fn errcode(&self) -> Option<i64> {
         match self {
             Self::Fetch(FetchError::Refused { code, .. } | FetchError::NoTicket { code, .. }) => {
@@ -108,7 +108,7 @@ impl fmt::Display for Cause {
                 "today's budget of {} fetches is spent or the last one is too recent: find out who makes tokens die, or wait",
                 kind.as_str()
             ),
-            Self::CannotForce(Kind::External) => f.write_str(
+            Self::CannotForce(ProviderKind::External) => f.write_str(
                 "another server keeps this token, so it cannot be forced from here: have it refreshed there, or ask without force",
             ),
             Self::CannotForce(_) => f.write_str(
@@ -125,7 +125,7 @@ impl fmt::Display for TokenError {
         write!(
             f,
             "no {} for account {}: {}",
-            self.kept, self.account, self.cause
+            self.credential, self.account, self.cause
         )
     }
 }
@@ -179,8 +179,8 @@ mod tests {
                 ip: None,
             }),
             Cause::Fetch(FetchError::Phantom),
-            Cause::CannotForce(Kind::Wecom),
-            Cause::CannotForce(Kind::External),
+            Cause::CannotForce(ProviderKind::Wecom),
+            Cause::CannotForce(ProviderKind::External),
             Cause::Budget(BudgetKind::Classic),
             Cause::Waiting,
             Cause::Stopped,

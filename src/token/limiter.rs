@@ -1,6 +1,6 @@
-//! Limiter of the refreshes that follow a rejection: the acceptance of the last token decides.
+//! Limiter of the refreshes that follow a rejection, by the acceptance of the last token.
 //!
-//! Pure state of one account; its owner reports events with their time.
+//! State of one account without a clock: every event comes with its time.
 
 use std::time::Duration;
 
@@ -9,26 +9,27 @@ use tokio::time::Instant;
 use super::budget::{Bucket, Exhausted};
 use crate::base::backoff::Backoff;
 
-/// A token that was accepted at least once is replaced at once; one that never was waits out a
-/// back-off of 30 s, doubling to 5 min, since its refusal has another cause than age. Over both
-/// stands a bucket of ten and one a minute.
+/// Limiter of one account. A token that WeChat accepted at least once is replaced at once. A token
+/// that was never accepted waits for a back-off of 30 s, doubling to 5 min, since age cannot be the
+/// cause of its rejection. A [`Bucket`] limits both.
 #[derive(Debug)]
 pub(crate) struct RefreshLimiter {
     accepted: bool,
-    /// Refreshes in a row that brought no accepted token.
+    /// Refreshes in a row whose token was not accepted.
     rejections: u32,
+    /// Start of the back-off.
     since: Instant,
     bucket: Bucket,
-    /// Another server keeps the token: looking there again costs WeChat nothing.
+    /// Set if another server keeps the token: a read there costs no call of WeChat.
     external: bool,
-    /// The last look there brought nothing new.
+    /// Set if the last read of that server brought no other token.
     found_nothing: bool,
 }
 
 /// Reason against a refresh now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Denied {
-    /// The current token was never accepted and is too young to be blamed again.
+pub(crate) enum RefreshDenied {
+    /// The current token was never accepted, and its back-off is not over.
     Backoff,
     /// The bucket is empty.
     Bucket,
@@ -38,11 +39,11 @@ const BACKOFF: Backoff = Backoff {
     min: Duration::from_secs(30),
     max: Duration::from_secs(300),
 };
-/// Between two looks at another server that has nothing new.
-const LOOK_AGAIN: Duration = Duration::from_secs(3);
+/// Pause between two reads of another server that has no other token.
+const REREAD_PAUSE: Duration = Duration::from_secs(3);
 
 impl RefreshLimiter {
-    /// For tokens that wxgate fetches itself.
+    /// Limiter for tokens that wxgate fetches itself.
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             accepted: false,
@@ -54,8 +55,8 @@ impl RefreshLimiter {
         }
     }
 
-    /// For a token that another server keeps: no budget, and a look at most every three seconds
-    /// while it has nothing new, so that a server that has died costs no look per call.
+    /// Limiter for a token that another server keeps: no bucket, and one read every three seconds
+    /// while that server has no other token, so that a dead server costs no read per request.
     pub(crate) fn external(now: Instant) -> Self {
         Self {
             external: true,
@@ -69,7 +70,8 @@ impl RefreshLimiter {
         self.rejections = 0;
     }
 
-    /// Notes that another token took its place at `now`, after a rejection or in its time.
+    /// Notes that another token replaced the current one at `now`, after a rejection or as
+    /// scheduled.
     pub(crate) fn renewed(&mut self, now: Instant, after_rejection: bool) {
         self.rejections = if after_rejection && !self.accepted {
             self.rejections.saturating_add(1)
@@ -87,26 +89,27 @@ impl RefreshLimiter {
         self.found_nothing = true;
     }
 
-    /// Gives back the last admission, since another node had refreshed already.
+    /// Returns the last admission, which was not needed: another node had refreshed already.
     pub(crate) fn put_back(&mut self, now: Instant) {
         self.bucket.put_back(now);
     }
 
-    /// Forgets the back-off, because an operator asked for it.
+    /// Ends the back-off, on the order of an operator.
     pub(crate) fn reset(&mut self) {
         self.rejections = 0;
         self.found_nothing = false;
     }
 
-    /// Admits one refresh, or says why not. `suspect` passes the back-off, not the bucket.
-    pub(crate) fn admit(&mut self, now: Instant, suspect: bool) -> Result<(), Denied> {
+    /// Admits one refresh. With `suspect` the back-off does not count, the bucket does.
+    ///
+    /// # Errors
+    /// The reason against a refresh now.
+    pub(crate) fn admit(&mut self, now: Instant, suspect: bool) -> Result<(), RefreshDenied> {
         if self.external {
-            let too_soon = self.found_nothing && now < self.since + LOOK_AGAIN;
-            return if too_soon {
-                Err(Denied::Backoff)
-            } else {
-                Ok(())
-            };
+            if self.found_nothing && now < self.since + REREAD_PAUSE {
+                return Err(RefreshDenied::Backoff);
+            }
+            return Ok(());
         }
         let pause = if self.accepted || suspect || self.rejections == 0 {
             Duration::ZERO
@@ -114,9 +117,11 @@ impl RefreshLimiter {
             BACKOFF.plain(self.rejections)
         };
         if now < self.since + pause {
-            return Err(Denied::Backoff);
+            return Err(RefreshDenied::Backoff);
         }
-        self.bucket.take(now).map_err(|Exhausted(_)| Denied::Bucket)
+        self.bucket
+            .take(now)
+            .map_err(|Exhausted(_)| RefreshDenied::Bucket)
     }
 }
 
@@ -166,7 +171,10 @@ mod tests {
         }
         limiter.unchanged(now);
         limiter.accept();
-        assert_eq!(limiter.admit(now + secs(2), true), Err(Denied::Backoff));
+        assert_eq!(
+            limiter.admit(now + secs(2), true),
+            Err(RefreshDenied::Backoff)
+        );
         assert_eq!(limiter.admit(now + secs(3), false), Ok(()));
         limiter.unchanged(now);
         limiter.reset();
@@ -178,10 +186,10 @@ mod tests {
         let now = Instant::now();
         let mut limiter = RefreshLimiter::new(now);
         limiter.renewed(now, false);
-        assert_eq!(limiter.admit(now, false), Err(Denied::Backoff));
+        assert_eq!(limiter.admit(now, false), Err(RefreshDenied::Backoff));
         for _ in 0..Bucket::SIZE {
             assert_eq!(limiter.admit(now, true), Ok(()));
         }
-        assert_eq!(limiter.admit(now, true), Err(Denied::Bucket));
+        assert_eq!(limiter.admit(now, true), Err(RefreshDenied::Bucket));
     }
 }

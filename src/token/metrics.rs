@@ -1,4 +1,4 @@
-//! What is counted about tokens. Registered with a registry that is passed in; labels are bounded.
+//! Metrics of tokens and tickets. Labels come from closed sets.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -9,9 +9,9 @@ use prometheus_client::{
 use super::budget::BudgetKind;
 use crate::{base::AccountName, wechat::ticket::TicketType};
 
-/// The metrics of all accounts. Cheap to clone.
+/// Metrics of all accounts. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Metrics {
+pub struct TokenMetrics {
     fetch: Family<FetchLabels, Counter>,
     expiry: Family<AccountLabels, Gauge>,
     generation: Family<AccountLabels, Gauge>,
@@ -22,12 +22,12 @@ pub struct Metrics {
     ticket_expiry: Family<TicketLabels, Gauge>,
 }
 
-/// The handles of one account, or of one of its tickets. Cheap to clone.
+/// Metrics of one credential: an account's token, or one of the tickets. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct AccountMetrics {
+pub struct CredentialMetrics {
     account: String,
     ticket: Option<TicketType>,
-    all: Metrics,
+    all: TokenMetrics,
     expiry: Gauge,
     generation: Gauge,
     conflicts: Counter,
@@ -69,8 +69,8 @@ struct StoreLabels {
     operation: &'static str,
 }
 
-impl Metrics {
-    /// Makes the metrics and registers them.
+impl TokenMetrics {
+    /// Makes the metrics and adds them to `registry`.
     pub fn register(registry: &mut Registry) -> Self {
         let all = Self::default();
         registry.register(
@@ -116,12 +116,12 @@ impl Metrics {
         all
     }
 
-    /// The handles of one account.
-    pub fn for_account(&self, name: &AccountName) -> AccountMetrics {
+    /// Metrics of an account's access token.
+    pub fn for_account(&self, name: &AccountName) -> CredentialMetrics {
         let labels = AccountLabels {
             account: name.as_str().to_owned(),
         };
-        AccountMetrics {
+        CredentialMetrics {
             account: name.as_str().to_owned(),
             ticket: None,
             expiry: self.expiry.get_or_create_owned(&labels),
@@ -131,25 +131,25 @@ impl Metrics {
         }
     }
 
-    /// The handles of one of an account's tickets.
-    pub fn for_ticket(&self, name: &AccountName, kind: TicketType) -> AccountMetrics {
+    /// Metrics of one of an account's tickets.
+    pub fn for_ticket(&self, name: &AccountName, kind: TicketType) -> CredentialMetrics {
         let labels = TicketLabels {
             account: name.as_str().to_owned(),
             r#type: kind.as_str(),
         };
-        AccountMetrics {
+        CredentialMetrics {
             account: name.as_str().to_owned(),
             ticket: Some(kind),
             expiry: self.ticket_expiry.get_or_create_owned(&labels),
-            // Counted for nobody: what these say is said of the account.
+            // Not registered: generation and conflicts are exported for the access token only.
             generation: Gauge::default(),
             conflicts: Counter::default(),
             all: self.clone(),
         }
     }
 
-    /// Takes the gauges of an account that is gone off the page, where they would look like a token
-    /// that is running out. Its counters stay, as counters do.
+    /// Removes the gauges of an account that is gone, which would look like those of an expiring
+    /// token. Counters stay, since a counter must not go back.
     pub fn forget(&self, name: &AccountName) {
         let labels = AccountLabels {
             account: name.as_str().to_owned(),
@@ -171,7 +171,7 @@ impl Metrics {
     }
 }
 
-impl AccountMetrics {
+impl CredentialMetrics {
     pub(crate) fn fetched(&self, trigger: &'static str, result: &'static str) {
         let account = self.account.clone();
         match self.ticket {
@@ -233,7 +233,7 @@ mod tests {
     fn names_and_labels_are_those_of_the_contract() {
         let mut registry = Registry::default();
         let (all, shop) = (
-            Metrics::register(&mut registry),
+            TokenMetrics::register(&mut registry),
             AccountName::new("shop").unwrap(),
         );
         let metrics = all.for_account(&shop);

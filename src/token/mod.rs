@@ -1,7 +1,8 @@
-//! The life of a token: one task per account fetches, keeps and replaces it; requests only read.
+//! Access tokens and tickets: one task per credential fetches, stores and replaces it; requests
+//! only read.
 //!
-//! Knows nothing of the requests that are proxied. To them it offers [`TokenRefresher::current`],
-//! [`TokenRefresher::refresh_past`] and two ways to tell what WeChat thought of a token.
+//! Proxied requests are left to `proxy`, which calls [`TokenRefresher::current`],
+//! [`TokenRefresher::refresh_past`], and reports each token that WeChat accepted or rejected.
 
 use std::time::Duration;
 
@@ -13,10 +14,10 @@ use crate::{
 
 pub mod budget;
 pub mod clock;
+mod credential;
 mod denylist;
 mod dial;
 mod error;
-mod kept;
 mod limiter;
 pub mod metrics;
 pub mod pacer;
@@ -29,28 +30,27 @@ pub mod store;
 mod tickets;
 mod value;
 
+pub use credential::CredentialType;
 pub use error::{Cause, TokenError};
-pub use kept::Kept;
 pub use refresher::{
     Condition, GiveBackReason, LastError, Refresh, Refreshed, Status, TokenRefresher,
-    TokenRefresher as Keeper,
 };
-pub use registry::{AccountTokens, Accounts};
-pub use tickets::Tickets;
+pub use registry::{AccountTokens, TokenRegistry};
+pub use tickets::{TicketParts, Tickets};
 pub use value::{Generation, Token};
 
 /// The table `[token]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Settings {
-    /// Ask for a new token this long before expiry; at most half of what `expires_in` said.
+pub struct TokenSettings {
+    /// Margin before expiry at which a new token is asked for; at most half of `expires_in`.
     pub refresh_before: Duration,
-    /// One call of a token endpoint, from connect to the last byte.
+    /// Limit for one call of a token endpoint, from connect to the last byte.
     pub fetch_timeout: Duration,
-    /// How long a request may wait for a token that is not there yet.
+    /// Limit for a request that waits for the first token.
     pub wait: Duration,
 }
 
-impl Default for Settings {
+impl Default for TokenSettings {
     fn default() -> Self {
         Self {
             refresh_before: Duration::from_secs(300),
@@ -60,108 +60,107 @@ impl Default for Settings {
     }
 }
 
-/// How tokens behave, which is decided by where they come from. Tokens of two kinds are never
-/// mixed.
+/// Kind of [`TokenProvider`], which decides how tokens behave. Tokens of two kinds are never mixed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum ProviderKind {
     /// `POST /cgi-bin/stable_token`.
     Stable,
     /// `GET /cgi-bin/token`.
     Classic,
     /// `GET /cgi-bin/gettoken` of WeCom.
     Wecom,
-    /// Another central server keeps the token.
+    /// Another central server that keeps the token.
     External,
 }
 
-/// Where an account's token comes from.
+/// Provider of an account's token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// See [`Kind::Stable`].
+pub enum TokenProvider {
+    /// See [`ProviderKind::Stable`].
     Stable,
-    /// See [`Kind::Classic`].
+    /// See [`ProviderKind::Classic`].
     Classic,
-    /// See [`Kind::Wecom`].
+    /// See [`ProviderKind::Wecom`].
     Wecom,
-    /// See [`Kind::External`]; and where that is.
-    External(source::external::Settings),
+    /// See [`ProviderKind::External`]. Holds the address of the server.
+    External(source::external::ExternalSettings),
 }
 
-impl Kind {
-    /// Every kind there is.
+impl ProviderKind {
+    /// All kinds.
     pub const ALL: [Self; 4] = [Self::Stable, Self::Classic, Self::Wecom, Self::External];
 
-    /// The word that stands for it in stores.
+    /// Word for the kind in stored records.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stable => "stable",
             Self::Classic => "classic",
             Self::Wecom => "wecom",
+            // The word of records that are stored already.
             Self::External => "elsewhere",
         }
     }
 
-    /// Whether wxgate fetches the token from WeChat and is the one that keeps it.
+    /// True if wxgate fetches the token from WeChat itself.
     pub fn is_ours(self) -> bool {
         self != Self::External
     }
 
-    /// Whether a token can be replaced that the endpoint would give again: by its forced mode, or
-    /// because every fetch makes another one. WeCom has no such mode (page 91039), and another
-    /// server's token is not ours to end.
+    /// True if wxgate can replace a token that the endpoint would give again: by the forced mode of
+    /// the endpoint, or because every fetch makes another token. WeCom has no such mode (page
+    /// 91039), and the token of another server is not replaced from here.
     pub fn can_force(self) -> bool {
         matches!(self, Self::Stable | Self::Classic)
     }
 }
 
-impl Origin {
-    /// How tokens from there behave.
-    pub fn kind(&self) -> Kind {
+impl TokenProvider {
+    /// Kind of the provider.
+    pub fn kind(&self) -> ProviderKind {
         match self {
-            Self::Stable => Kind::Stable,
-            Self::Classic => Kind::Classic,
-            Self::Wecom => Kind::Wecom,
-            Self::External(_) => Kind::External,
+            Self::Stable => ProviderKind::Stable,
+            Self::Classic => ProviderKind::Classic,
+            Self::Wecom => ProviderKind::Wecom,
+            Self::External(_) => ProviderKind::External,
         }
     }
 }
 
-/// One `[[account]]`, proven right.
+/// One `[[account]]`, checked.
 #[derive(Debug, Clone)]
 pub struct AccountSettings {
-    /// Unique.
+    /// Name, unique in the configuration.
     pub name: AccountName,
-    /// Decides codes and endpoints.
+    /// Platform, which decides error codes and endpoints.
     pub platform: Platform,
     /// `wx…`; on WeCom the corpid, which several accounts may share.
     pub appid: String,
-    /// The AppSecret, or the secret of a WeCom agent. There is always one unless another server
-    /// keeps the token.
+    /// AppSecret, or the secret of a WeCom agent. `None` only if another server keeps the token.
     pub secret: Option<Secret>,
-    /// Where the token comes from.
-    pub origin: Origin,
-    /// At least one; the rest are for fail-over.
+    /// Provider of the token.
+    pub provider: TokenProvider,
+    /// API hosts, at least one; the second and later ones are for fail-over.
     pub api: Vec<BaseUrl>,
     /// `Host` values that select this account, in lower case.
     pub hosts: Vec<String>,
 }
 
 impl AccountSettings {
-    /// How its tokens behave.
-    pub fn kind(&self) -> Kind {
-        self.origin.kind()
+    /// Kind of the token provider.
+    pub fn kind(&self) -> ProviderKind {
+        self.provider.kind()
     }
 
     /// True if a refresher that was started with these settings also serves `next`.
-    pub fn share_keeper(&self, next: &Self) -> bool {
-        // Spelt out, so that a new setting cannot be forgotten here. Who selects the account is
-        // none of the refresher's business.
+    pub fn share_refresher(&self, next: &Self) -> bool {
+        // Destructured, so that a new setting cannot be forgotten here. `hosts` only selects the
+        // account, which happens before the refresher is asked.
         let Self {
             name,
             platform,
             appid,
             secret,
-            origin,
+            provider,
             api,
             hosts: _,
         } = self;
@@ -169,7 +168,7 @@ impl AccountSettings {
             && *platform == next.platform
             && *appid == next.appid
             && *secret == next.secret
-            && *origin == next.origin
+            && *provider == next.provider
             && *api == next.api
     }
 }

@@ -1,8 +1,8 @@
-//! The pace of first fetches: a thousand accounts that start at once must not call their API host a
+//! Pacer of first fetches: a thousand accounts that start together must not call their API host a
 //! thousand times at once.
 //!
 //! Each account without a token waits for a turn at its API host. Accounts that a request waits for
-//! are served first, the rest slowly. Knows neither tokens nor HTTP.
+//! come first, all others slowly. The fetch itself is left to the refresher.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -19,110 +19,118 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Time between two turns at one host. Stays below 20 a second also where calls arrive closer
-/// together than they were sent.
-const SPACING: Duration = Duration::from_millis(55);
-/// Time between two turns of accounts that no request waits for: 5 a second.
-const IDLE_SPACING: Duration = Duration::from_millis(200);
-/// How long a turn is kept for an account that does not take it at once.
-const TURN_LIFE: Duration = Duration::from_secs(1);
-
-/// The API hosts with accounts. Cheap to clone; clones share the pace.
+/// Pace of each API host, by authority. Cheap to clone; clones share the pace.
 #[derive(Debug, Clone, Default)]
-pub struct Pacer(Arc<Mutex<HashMap<String, Arc<Host>>>>);
+pub struct Pacer(Arc<Mutex<HashMap<String, Arc<HostPace>>>>);
 
-/// The turns of one account. The default is always granted.
+/// Handle of one account for its turns. The default handle gets every turn at once.
 #[derive(Debug, Default)]
-pub struct Turn(Option<Arc<Seat>>);
+pub struct Turn(Option<Arc<Waiter>>);
 
 #[derive(Debug)]
-struct Host {
-    line: Mutex<Line>,
-    /// Tells the dispatcher that an account moved ahead.
+struct HostPace {
+    queue: Mutex<TurnQueue>,
+    /// Wakes the dispatcher after an account moved ahead.
     hurried: Notify,
 }
 
-/// Accounts that wait for a turn at one host.
+/// Accounts that wait for a turn at one host: `asked` those that a request waits for, `rest` all
+/// others.
 #[derive(Debug)]
-struct Line {
-    asked: VecDeque<Entry>,
-    rest: VecDeque<Entry>,
-    /// The next turn comes not before this.
+struct TurnQueue {
+    asked: VecDeque<QueueEntry>,
+    rest: VecDeque<QueueEntry>,
+    /// Earliest time of the next turn.
     next: Instant,
-    /// The next turn of the rest comes not before this.
+    /// Earliest time of the next turn of `rest`.
     next_rest: Instant,
+    /// Number of the last entry.
     entries: u64,
-    /// A task hands out turns as their time comes. There is one only while somebody waits.
+    /// Set while a task grants turns, which is as long as an account waits.
     dispatched: bool,
 }
 
-/// A place in the line. It counts only while its seat names the same entry, so that leaving and
-/// moving ahead need no search in a queue.
+/// Entry in a queue. Valid only while the waiter still has its number, so that leaving and moving
+/// ahead need no search in a queue.
 #[derive(Debug)]
-struct Entry {
-    seat: Weak<Seat>,
+struct QueueEntry {
+    waiter: Weak<Waiter>,
     number: u64,
 }
 
+/// Account at its API host.
 #[derive(Debug)]
-struct Seat {
-    host: Arc<Host>,
-    /// A request waits for the account's token.
+struct Waiter {
+    host: Arc<HostPace>,
+    /// Set while a request waits for the account's token.
     asked: AtomicBool,
-    /// Locked only while the line is.
-    place: Mutex<Place>,
+    /// Lock order: `HostPace::queue` first.
+    state: Mutex<WaiterState>,
     granted: Notify,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Away,
+enum WaiterState {
+    Idle,
     Waiting { number: u64 },
     Granted { at: Instant },
 }
 
+/// Time between two turns at one host: fewer than 20 a second, also if calls arrive closer together
+/// than they were sent.
+const SPACING: Duration = Duration::from_millis(55);
+/// Time between two turns of accounts that no request waits for: 5 a second.
+const IDLE_SPACING: Duration = Duration::from_millis(200);
+/// Time after which a turn that was not taken is lost.
+const TURN_LIFE: Duration = Duration::from_secs(1);
+
 impl Pacer {
-    /// The turns of one more account at this host.
+    /// Handle for one more account at this host.
     pub(crate) fn turn(&self, host: &str) -> Turn {
         let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let host = hosts.entry(host.to_owned()).or_default();
-        Turn(Some(Arc::new(Seat {
+        Turn(Some(Arc::new(Waiter {
             host: Arc::clone(host),
             asked: AtomicBool::new(false),
-            place: Mutex::new(Place::Away),
+            state: Mutex::new(WaiterState::Idle),
             granted: Notify::new(),
         })))
     }
 }
 
 impl Turn {
-    /// Resolves at `at`; where the account has no token yet (`first`), at its turn after that. Can
-    /// be cancelled and called again without losing the place in the line.
+    /// Resolves at `at`; if the account has no token yet (`first`), at its turn after that. Can be
+    /// cancelled and called again without losing the position in the queue.
     pub(crate) async fn due(&self, at: Instant, first: bool) {
-        if let Some(seat) = self.0.as_ref().filter(|_| !first) {
-            seat.leave();
+        if let Some(waiter) = &self.0
+            && !first
+        {
+            waiter.leave();
         }
         sleep_until(at).await;
-        if let Some(seat) = self.0.as_ref().filter(|_| first) {
-            seat.granted().await;
+        if let Some(waiter) = &self.0
+            && first
+        {
+            waiter.granted().await;
         }
     }
 
     /// Moves the account ahead of those that no request waits for.
     pub(crate) fn hurry(&self) {
-        if let Some(seat) = &self.0
-            && !seat.asked.load(Relaxed)
+        // Without the lock: requests call this for every wait, and only the first one matters.
+        if let Some(waiter) = &self.0
+            && !waiter.asked.load(Relaxed)
         {
-            seat.hurry();
+            waiter.hurry();
         }
     }
 }
 
-impl Seat {
+impl Waiter {
     async fn granted(self: &Arc<Self>) {
         loop {
             let mut granted = pin!(self.granted.notified());
-            // Registered before the look, so that a turn between the two is not missed.
+            // Registered before `take`, so that a turn that is granted in between is not missed.
             granted.as_mut().enable();
             if self.take() {
                 return;
@@ -131,64 +139,64 @@ impl Seat {
         }
     }
 
-    /// Takes the turn if it was granted, else waits in the line.
+    /// Takes the turn if it was granted, else enters the queue. Returns true if taken.
     fn take(self: &Arc<Self>) -> bool {
         let now = Instant::now();
-        let mut line = self.host.line();
-        let place = *self.place();
-        match place {
-            Place::Waiting { .. } => return false,
-            Place::Granted { at } if now.duration_since(at) < TURN_LIFE => {}
-            Place::Granted { .. } | Place::Away => {
-                line.enter(self);
-                line.grant(now);
-                if matches!(*self.place(), Place::Waiting { .. }) {
-                    if !std::mem::replace(&mut line.dispatched, true) {
+        let mut queue = self.host.queue();
+        let state = *self.state();
+        match state {
+            WaiterState::Waiting { .. } => return false,
+            WaiterState::Granted { at } if now.duration_since(at) < TURN_LIFE => {}
+            WaiterState::Granted { .. } | WaiterState::Idle => {
+                queue.enter(self);
+                queue.grant(now);
+                if matches!(*self.state(), WaiterState::Waiting { .. }) {
+                    if !std::mem::replace(&mut queue.dispatched, true) {
                         tokio::spawn(Arc::clone(&self.host).dispatch());
                     }
                     return false;
                 }
             }
         }
-        *self.place() = Place::Away;
+        *self.state() = WaiterState::Idle;
         self.asked.store(false, Relaxed);
         true
     }
 
     fn leave(&self) {
-        let _line = self.host.line();
-        *self.place() = Place::Away;
+        let _queue = self.host.queue();
+        *self.state() = WaiterState::Idle;
         self.asked.store(false, Relaxed);
     }
 
     fn hurry(self: &Arc<Self>) {
-        let mut line = self.host.line();
+        let mut queue = self.host.queue();
         self.asked.store(true, Relaxed);
-        let waits = matches!(*self.place(), Place::Waiting { .. });
+        let waits = matches!(*self.state(), WaiterState::Waiting { .. });
         if waits {
-            line.enter(self);
+            queue.enter(self);
             // The dispatcher may sleep until the next turn of the rest.
             self.host.hurried.notify_one();
         }
     }
 
-    fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, WaiterState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Host {
-    fn line(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+impl HostPace {
+    fn queue(&self) -> MutexGuard<'_, TurnQueue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands out turns until nobody waits.
+    /// Grants turns until no account waits.
     async fn dispatch(self: Arc<Self>) {
         loop {
             let next = {
-                let mut line = self.line();
-                let next = line.grant(Instant::now());
-                line.dispatched = next.is_some();
+                let mut queue = self.queue();
+                let next = queue.grant(Instant::now());
+                queue.dispatched = next.is_some();
                 next
             };
             let Some(next) = next else { return };
@@ -200,11 +208,11 @@ impl Host {
     }
 }
 
-impl Default for Host {
+impl Default for HostPace {
     fn default() -> Self {
         let now = Instant::now();
         Self {
-            line: Mutex::new(Line {
+            queue: Mutex::new(TurnQueue {
                 asked: VecDeque::new(),
                 rest: VecDeque::new(),
                 next: now,
@@ -217,29 +225,29 @@ impl Default for Host {
     }
 }
 
-impl Line {
-    /// Puts the seat at the end of its queue, and takes it out of the other one.
-    fn enter(&mut self, seat: &Arc<Seat>) {
+impl TurnQueue {
+    /// Puts the waiter at the end of its queue. An older entry becomes invalid by the new number.
+    fn enter(&mut self, waiter: &Arc<Waiter>) {
         self.entries += 1;
         let number = self.entries;
-        *seat.place() = Place::Waiting { number };
-        let seat_ref = Arc::downgrade(seat);
-        let queue = if seat.asked.load(Relaxed) {
+        *waiter.state() = WaiterState::Waiting { number };
+        let weak = Arc::downgrade(waiter);
+        let queue = if waiter.asked.load(Relaxed) {
             &mut self.asked
         } else {
             &mut self.rest
         };
-        queue.push_back(Entry {
-            seat: seat_ref,
+        queue.push_back(QueueEntry {
+            waiter: weak,
             number,
         });
     }
 
-    /// Grants the turns that are due; the time of the next one, if somebody still waits.
+    /// Grants the turns that are due. Returns the time of the next turn, if an account still waits.
     fn grant(&mut self, now: Instant) -> Option<Instant> {
         loop {
-            let (seat, due, is_rest) = if let Some(seat) = first(&mut self.asked) {
-                (seat, self.next, false)
+            let (waiter, due, is_rest) = if let Some(waiter) = first(&mut self.asked) {
+                (waiter, self.next, false)
             } else {
                 (first(&mut self.rest)?, self.next.max(self.next_rest), true)
             };
@@ -250,19 +258,20 @@ impl Line {
             if is_rest {
                 self.next_rest = now + IDLE_SPACING;
             }
-            *seat.place() = Place::Granted { at: now };
-            seat.granted.notify_waiters();
+            *waiter.state() = WaiterState::Granted { at: now };
+            waiter.granted.notify_waiters();
         }
     }
 }
 
-/// The first seat that still waits in this queue; entries before it are dropped.
-fn first(queue: &mut VecDeque<Entry>) -> Option<Arc<Seat>> {
+/// Returns the first valid waiter of a queue, and drops the invalid entries before it.
+fn first(queue: &mut VecDeque<QueueEntry>) -> Option<Arc<Waiter>> {
     while let Some(entry) = queue.front() {
         let number = entry.number;
-        let waits = |seat: &Arc<Seat>| *seat.place() == Place::Waiting { number };
-        if let Some(seat) = entry.seat.upgrade().filter(waits) {
-            return Some(seat);
+        if let Some(waiter) = entry.waiter.upgrade()
+            && *waiter.state() == (WaiterState::Waiting { number })
+        {
+            return Some(waiter);
         }
         queue.pop_front();
     }
@@ -275,8 +284,7 @@ mod tests {
 
     use super::*;
 
-    /// Starts `count` accounts at a host. What comes back are their numbers and times as they get
-    /// their turns.
+    /// Starts `count` accounts at a host, and receives number and time of each turn.
     fn accounts(
         pacer: &Pacer,
         host: &str,
@@ -294,7 +302,7 @@ mod tests {
         (turns, told)
     }
 
-    /// Most turns in any second.
+    /// Largest number of turns in any second.
     fn peak(times: &[Instant]) -> usize {
         let second = Duration::from_secs(1);
         let within = |from: Instant| {
@@ -383,7 +391,7 @@ mod tests {
         drop(gone);
         second.due(now, true).await;
         assert_eq!(Instant::now(), now + IDLE_SPACING);
-        // Its token came from elsewhere: the next one need not wait for it.
+        // The account got its token by another way, so the next account need not wait for it.
         first.due(now, false).await;
         let third = pacer.turn("h");
         third.due(now, true).await;

@@ -1,7 +1,7 @@
-//! The token that requests see, and those it replaced a short while ago.
+//! Published token: the current token of an account, and the tokens that it replaced lately.
 //!
-//! Requests load the current token without a lock. Former tokens are looked at only to keep them
-//! out of answers (see `proxy::headers`).
+//! Requests load the current token without a lock. Former tokens are read only to keep them out of
+//! responses (see `proxy::headers`).
 
 use std::{
     sync::{
@@ -16,18 +16,13 @@ use tokio::time::Instant;
 
 use super::value::Token;
 
-/// How long WeChat may still know a token that was replaced.
-const REMEMBERED: Duration = Duration::from_secs(7200);
-/// Most former tokens that are remembered. No day's budget allows that many in two hours.
-const MAX_FORMER: usize = 64;
-
-/// The current token of one account, in the shape of an [`ArcSwapOption`], and its predecessors.
+/// Current token of one account with the methods of an [`ArcSwapOption`], and the former tokens.
 #[derive(Debug, Default)]
 pub(super) struct Published {
     current: ArcSwapOption<Token>,
     former: Mutex<Vec<Former>>,
-    /// Length of the shortest token that is current or former; 0 for none. It only shrinks, so
-    /// that a reader needs no lock to rule out that a text holds any of them.
+    /// Length of the shortest token ever published; 0 for none. Readers rule out without a lock
+    /// that a text holds a token.
     shortest: AtomicUsize,
 }
 
@@ -36,6 +31,11 @@ struct Former {
     token: Arc<Token>,
     replaced: Instant,
 }
+
+/// Time for which WeChat may still accept a token that was replaced.
+const REMEMBERED: Duration = Duration::from_secs(7200);
+/// Limit for the former tokens that are remembered; the daily budgets allow fewer in two hours.
+const MAX_FORMER: usize = 64;
 
 impl Published {
     pub(super) fn load(&self) -> Guard<Option<Arc<Token>>> {
@@ -52,30 +52,29 @@ impl Published {
             let length = token.length();
             let shortest = self.shortest.load(Relaxed);
             if shortest == 0 || length < shortest {
-                // Before the token itself: who sees the token also sees its length.
+                // Stored before the token, which `current.store` publishes with release order: a
+                // reader that sees the token also sees its length.
                 self.shortest.store(length, Relaxed);
             }
         }
-        let same = |old: &Arc<Token>| {
-            let next = token.as_ref();
-            next.is_some_and(|next| next.fingerprint() == old.fingerprint())
-        };
         let now = Instant::now();
         let mut former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
         former.retain(|old| now.duration_since(old.replaced) < REMEMBERED);
-        if let Some(token) = self.current.load_full().filter(|old| !same(old)) {
+        if let Some(old) = self.current.load_full()
+            && !is_same_text(&old, token.as_deref())
+        {
             if former.len() == MAX_FORMER {
                 former.remove(0);
             }
             former.push(Former {
-                token,
+                token: old,
                 replaced: now,
             });
         }
         self.current.store(token);
     }
 
-    /// Whether a text of this length can hold a token that [`Published::known`] would list.
+    /// Returns true if a text of this length can hold a token of [`Published::known`].
     pub(super) fn fits_into(&self, length: usize) -> bool {
         let shortest = self.shortest.load(Relaxed);
         shortest > 0 && length >= shortest
@@ -91,6 +90,10 @@ impl Published {
         let recent = recent.map(|old| Arc::clone(&old.token));
         self.current.load_full().into_iter().chain(recent).collect()
     }
+}
+
+fn is_same_text(old: &Token, next: Option<&Token>) -> bool {
+    next.is_some_and(|next| next.fingerprint() == old.fingerprint())
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
-//! Tokens of all accounts by name, in the order of the configuration.
+//! Registry of the tokens of all accounts by name, in the order of the configuration.
 //!
-//! Built once per configuration and never changed; a reload builds another one, in which unchanged
-//! accounts keep their tokens.
+//! Built once per configuration and never changed. A reload builds the next registry, in which
+//! unchanged accounts keep their refreshers.
 
 use std::{collections::HashMap, sync::Arc};
 
 use super::{refresher::TokenRefresher, tickets::Tickets};
 use crate::base::AccountName;
 
-/// Access token of one account, and the tickets that are fetched with it. Cheap to clone.
+/// Access token of one account, and the tickets that are fetched with that token. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct AccountTokens {
     /// Refresher of the access token.
@@ -17,15 +17,15 @@ pub struct AccountTokens {
     pub tickets: Option<Arc<Tickets>>,
 }
 
-/// Account name → tokens.
+/// Map from account names to tokens.
 #[derive(Debug, Clone, Default)]
-pub struct Accounts {
+pub struct TokenRegistry {
     order: Vec<(AccountName, AccountTokens)>,
     places: HashMap<AccountName, usize>,
 }
 
 impl AccountTokens {
-    /// See [`TokenRefresher::retire`]. Concerns the tickets too.
+    /// Retires the refreshers of the token and of all tickets, see [`TokenRefresher::retire`].
     pub fn retire(&self) {
         self.token.retire();
         if let Some(tickets) = &self.tickets {
@@ -35,7 +35,7 @@ impl AccountTokens {
 }
 
 impl From<TokenRefresher> for AccountTokens {
-    /// An account that gives no tickets.
+    /// Tokens of an account without tickets.
     fn from(token: TokenRefresher) -> Self {
         Self {
             token,
@@ -44,8 +44,8 @@ impl From<TokenRefresher> for AccountTokens {
     }
 }
 
-impl Accounts {
-    /// The tokens of an account, if there is such an account.
+impl TokenRegistry {
+    /// Returns the tokens of an account, if there is such an account.
     pub fn get(&self, name: &AccountName) -> Option<&AccountTokens> {
         self.places
             .get(name)
@@ -53,25 +53,24 @@ impl Accounts {
             .map(|(_, tokens)| tokens)
     }
 
-    /// All of them, in the order of the configuration.
+    /// Iterates over all accounts in the order of the configuration.
     pub fn iter(&self) -> impl Iterator<Item = (&AccountName, &AccountTokens)> {
         self.order.iter().map(|(name, tokens)| (name, tokens))
     }
 
-    /// How many there are.
+    /// Number of accounts.
     pub fn len(&self) -> usize {
         self.order.len()
     }
 
-    /// Whether there is none.
+    /// True if there is no account.
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
 }
 
-impl FromIterator<(AccountName, AccountTokens)> for Accounts {
-    /// Of two accounts with one name, the first counts; the configuration makes sure that there are
-    /// none.
+impl FromIterator<(AccountName, AccountTokens)> for TokenRegistry {
+    /// Of two accounts with the same name the first counts. The configuration refuses such a pair.
     fn from_iter<I: IntoIterator<Item = (AccountName, AccountTokens)>>(accounts: I) -> Self {
         let mut all = Self::default();
         for (name, tokens) in accounts {

@@ -1,6 +1,6 @@
-//! When to ask WeChat next: a pure function of what is known, so that every case can be tried.
+//! Schedule of the next call of a token endpoint, as pure functions.
 //!
-//! Chance comes in as an argument between 0 and 1; nothing here reads a clock.
+//! `chance` is a random number between 0 and 1; no function here reads a clock.
 
 use std::time::Duration;
 
@@ -8,14 +8,13 @@ use tokio::time::Instant;
 
 use crate::{base::backoff::Backoff, wechat::codes::Class};
 
-/// No attempt follows another one sooner, whatever WeChat says about lifetimes.
-pub const LEAST_PAUSE: Duration = Duration::from_secs(5);
+/// Shortest pause between two attempts, for any lifetime that WeChat gives.
+pub const MIN_PAUSE: Duration = Duration::from_secs(5);
 /// Longest pause between two attempts.
 pub const MAX_PAUSE: Duration = Duration::from_secs(600);
-/// The platform replaces a stable token when less than this remains (getStableAccessToken page).
+/// Rest of its life at which the platform replaces a stable token (getStableAccessToken page).
 pub const ROTATION: Duration = Duration::from_secs(300);
-
-/// How often a token is read again that another server keeps and may replace at any time.
+/// Interval of reads of a token that another server keeps and may replace at any time.
 pub const POLL: Duration = Duration::from_secs(60);
 
 const TRANSIENT: Backoff = Backoff {
@@ -32,9 +31,9 @@ const LASTING: Backoff = Backoff {
 };
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// When to replace a token that ends at `expires` and was given for `lifetime`: `before` that, but
-/// never before half of the lifetime has passed. Chance moves it towards the end by up to a fifth
-/// of the margin, so that many accounts that started together do not stay together.
+/// Time to replace a token that expires at `expires` and was given for `lifetime`: `before` its
+/// expiry, but never before half of the lifetime has passed. `chance` moves the time towards the
+/// expiry by up to a fifth of the margin, so that accounts that started together spread out.
 pub fn refresh_at(
     now: Instant,
     expires: Instant,
@@ -48,22 +47,22 @@ pub fn refresh_at(
     expires
         .checked_sub(margin)
         .unwrap_or(now)
-        .max(now + LEAST_PAUSE)
+        .max(now + MIN_PAUSE)
 }
 
-/// When to ask again after the platform gave the same token again. In its last five minutes that is
-/// in 20 to 40 s, or each second around its end; before, there is nothing to ask for until the
-/// ordinary time.
+/// Time to ask again after the platform gave the same token again. In the last five minutes of the
+/// token that is in 20 to 40 s, or each second around its expiry; before that, at the ordinary
+/// time.
 pub fn ask_again_at(now: Instant, expires: Instant, before: Duration, chance: f64) -> Instant {
     let left = expires.saturating_duration_since(now);
     let soon = now + Duration::from_secs(20).mul_f64(1.0 + chance.clamp(0.0, 1.0));
-    // Calls wait for a moment, not for half a minute: around its end, which the platform's clock
-    // decides, the question comes every second.
-    let ends_now = now < expires + LEAST_PAUSE;
+    // The platform's clock decides when the token expires, and requests cannot wait for half a
+    // minute: around that time the endpoint is asked every second.
+    let ends_now = now < expires + MIN_PAUSE;
     let over = if ends_now {
         now.max(expires) + Duration::from_secs(1)
     } else {
-        now + LEAST_PAUSE
+        now + MIN_PAUSE
     };
     if left <= ROTATION {
         soon.min(over)
@@ -72,8 +71,8 @@ pub fn ask_again_at(now: Instant, expires: Instant, before: Duration, chance: f6
     }
 }
 
-/// When to ask again for a ticket after WeChat gave the same one again. Its quota is small, so only
-/// a few times more, and once it is over.
+/// Time to ask again for a ticket after WeChat gave the same ticket again. The quota is small, so
+/// the pause halves the rest of its life, and the last call comes a second after its expiry.
 pub fn ask_for_ticket_again_at(now: Instant, expires: Instant) -> Instant {
     let left = expires.saturating_duration_since(now);
     let pause = if left > MINUTE {
@@ -81,20 +80,20 @@ pub fn ask_for_ticket_again_at(now: Instant, expires: Instant) -> Instant {
     } else {
         left + Duration::from_secs(1)
     };
-    now + pause.max(LEAST_PAUSE)
+    now + pause.max(MIN_PAUSE)
 }
 
-/// When to look again at a token that another server keeps and that ends at `expires`: within a
-/// minute, and well before its end. Chance makes it up to a fifth sooner.
+/// Time of the next read of a token that another server keeps and that expires at `expires`: within
+/// a minute, and at half of the rest of its life. `chance` makes the minute up to a fifth shorter.
 pub fn poll_at(now: Instant, expires: Instant, chance: f64) -> Instant {
     let pause = POLL.mul_f64(1.0 - 0.2 * chance.clamp(0.0, 1.0));
     now + pause
         .min(expires.saturating_duration_since(now) / 2)
-        .max(LEAST_PAUSE)
+        .max(MIN_PAUSE)
 }
 
-/// How long a failure is remembered, by its class (`None`: a transient one, of the network for
-/// instance) and how many of that class there were in a row.
+/// Pause after a failure, by its class (`None` for a transient failure, of the network for
+/// instance) and the number of failures of that class in a row.
 pub fn pause_after(class: Option<Class>, failures: u32, chance: f64) -> Duration {
     match class {
         None | Some(Class::Busy) => TRANSIENT.jittered(failures, chance),
@@ -135,9 +134,9 @@ mod tests {
         ) {
             let now = Instant::now();
             let at = refresh_at(now, now + secs(lifetime), secs(lifetime), secs(before), chance);
-            prop_assert!(at >= now + LEAST_PAUSE);
+            prop_assert!(at >= now + MIN_PAUSE);
             prop_assert!(at + Duration::from_millis(1) >= now + secs(lifetime) / 2);
-            prop_assert!(at <= now + secs(lifetime).max(LEAST_PAUSE));
+            prop_assert!(at <= now + secs(lifetime).max(MIN_PAUSE));
         }
 
         #[test]
@@ -164,7 +163,7 @@ mod tests {
         ) {
             let now = Instant::now();
             let pause = poll_at(now, now + secs(left), chance) - now;
-            prop_assert!(pause >= LEAST_PAUSE && pause <= POLL, "{pause:?}");
+            prop_assert!(pause >= MIN_PAUSE && pause <= POLL, "{pause:?}");
             prop_assert!(left < 10 || pause <= secs(left) / 2, "{pause:?}");
             prop_assert!(left < 120 || pause >= secs(48), "{pause:?}");
         }
@@ -184,7 +183,7 @@ mod tests {
                 at = ask_for_ticket_again_at(at, expires);
                 calls += 1;
             }
-            prop_assert!(calls <= 9 && at <= expires + LEAST_PAUSE, "{calls} calls");
+            prop_assert!(calls <= 9 && at <= expires + MIN_PAUSE, "{calls} calls");
         }
 
         #[test]

@@ -1,6 +1,7 @@
-//! The tickets of one account: a refresher for each type, started when somebody first asks for it.
+//! Tickets of one account: one refresher for each type, started by the first request for a ticket
+//! of that type.
 //!
-//! Knows which there are and how to start one; their life is the refresher's.
+//! Starts the refreshers; `refresher::ticket` has the life of a ticket.
 
 use std::{
     fmt,
@@ -10,54 +11,52 @@ use std::{
 use tokio::runtime::Handle;
 
 use super::{
-    AccountSettings, Settings,
-    metrics::Metrics,
-    refresher::{Chance, Parts, Status, TokenRefresher},
+    AccountSettings, TokenSettings,
+    metrics::TokenMetrics,
+    refresher::{Chance, RefresherParts, Status, TokenRefresher},
     source::{TicketSource, TokenClient},
     store::TokenStore,
 };
 use crate::wechat::ticket::TicketType;
 
-/// Everything it takes to start a refresher of a ticket, and those that were.
+/// Ticket refreshers of one account, and the settings to start more.
 pub struct Tickets {
-    account: AccountSettings,
-    settings: Settings,
-    client: TokenClient,
-    store: Arc<dyn TokenStore>,
-    metrics: Metrics,
+    parts: TicketParts,
     runtime: Handle,
     token: TokenRefresher,
     refreshers: [OnceLock<TokenRefresher>; TicketType::ALL.len()],
 }
 
+/// Parts that all ticket refreshers of an account have in common.
+pub struct TicketParts {
+    /// Account of the tickets.
+    pub account: AccountSettings,
+    /// Settings of the table `[token]`.
+    pub settings: TokenSettings,
+    /// Client for the ticket endpoints.
+    pub client: TokenClient,
+    /// Store of the records.
+    pub store: Arc<dyn TokenStore>,
+    /// Metrics of all accounts.
+    pub metrics: TokenMetrics,
+}
+
 impl Tickets {
-    /// For the account of `token`. Refreshers will run on the current runtime, whoever asks for
-    /// them.
-    pub fn new(
-        account: AccountSettings,
-        settings: Settings,
-        client: TokenClient,
-        store: Arc<dyn TokenStore>,
-        metrics: Metrics,
-        token: &TokenRefresher,
-    ) -> Self {
-        let (runtime, token) = (Handle::current(), token.clone());
+    /// Tickets that are fetched with `token`. Refreshers run on the current runtime, from whichever
+    /// thread they are asked for.
+    pub fn new(parts: TicketParts, token: &TokenRefresher) -> Self {
         Self {
-            account,
-            settings,
-            client,
-            store,
-            metrics,
-            runtime,
-            token,
+            parts,
+            runtime: Handle::current(),
+            token: token.clone(),
             refreshers: Default::default(),
         }
     }
 
-    /// The refresher of a ticket; `None` where the platform has no such ticket. From now on it is
-    /// kept fresh, until nobody has asked for four hours.
+    /// Returns the refresher of a ticket; `None` if the platform has no such ticket. The ticket is
+    /// kept fresh until there has been no request for four hours.
     pub fn get(&self, kind: TicketType) -> Option<&TokenRefresher> {
-        kind.endpoint(self.account.platform)?;
+        kind.endpoint(self.parts.account.platform)?;
         let refresher = self
             .refreshers
             .get(kind as usize)?
@@ -66,7 +65,7 @@ impl Tickets {
         Some(refresher)
     }
 
-    /// Those that somebody has asked for, and how they stand.
+    /// Iterates over the status of each ticket that was asked for.
     pub fn statuses(&self) -> impl Iterator<Item = (TicketType, Status)> {
         TicketType::ALL
             .into_iter()
@@ -74,42 +73,45 @@ impl Tickets {
             .filter_map(|(kind, slot)| Some((kind, slot.get()?.status())))
     }
 
-    /// See [`TokenRefresher::retire`].
+    /// Retires all refreshers, see [`TokenRefresher::retire`].
     pub(super) fn retire(&self) {
-        self.refreshers
-            .iter()
-            .filter_map(OnceLock::get)
-            .for_each(TokenRefresher::retire);
+        for refresher in self.refreshers.iter().filter_map(OnceLock::get) {
+            refresher.retire();
+        }
     }
 
     fn start(&self, kind: TicketType) -> TokenRefresher {
-        let _inside = self.runtime.enter();
+        let TicketParts {
+            account,
+            settings,
+            client,
+            store,
+            metrics,
+        } = &self.parts;
+        // Requests run on other runtimes, and the refresher spawns its tasks on the current one.
+        let _entered = self.runtime.enter();
         let made_with = Arc::new(AtomicU64::new(0));
-        let client = self
-            .client
-            .clone()
-            .with_timeout(self.settings.fetch_timeout);
         let source = TicketSource::new(
             kind,
-            &self.account,
-            client,
+            account,
+            client.clone().with_timeout(settings.fetch_timeout),
             self.token.clone(),
             Arc::clone(&made_with),
         );
-        // Two calls for the ticket, and between them two waits for the token, one of which may
-        // fetch it.
-        let limit = self.settings.fetch_timeout * 3 + self.settings.wait * 2;
+        // Two calls for the ticket, and before each one a wait for the access token; one of these
+        // waits may include a fetch of the token.
+        let limit = settings.fetch_timeout * 3 + settings.wait * 2;
         TokenRefresher::spawn_ticket(
             kind,
-            Parts {
-                account: self.account.clone(),
-                settings: Settings {
+            RefresherParts {
+                account: account.clone(),
+                settings: TokenSettings {
                     fetch_timeout: limit,
-                    ..self.settings
+                    ..*settings
                 },
                 source: Arc::new(source),
-                store: Arc::clone(&self.store),
-                metrics: self.metrics.for_ticket(&self.account.name, kind),
+                store: Arc::clone(store),
+                metrics: metrics.for_ticket(&account.name, kind),
                 chance: Chance::system(),
             },
             &self.token,
@@ -121,7 +123,7 @@ impl Tickets {
 impl fmt::Debug for Tickets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tickets")
-            .field("account", &self.account.name)
+            .field("account", &self.parts.account.name)
             .finish_non_exhaustive()
     }
 }

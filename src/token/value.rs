@@ -1,6 +1,6 @@
-//! A token as requests see it: immutable, with its generation and its end on the monotonic clock.
+//! Token as requests see it: immutable, with its generation and its expiry on the monotonic clock.
 //!
-//! Knows neither where it came from nor what WeChat thinks of it by now.
+//! Provider and acceptance of the token are left to `source` and `refresher`.
 
 use std::{fmt, time::Duration};
 
@@ -9,12 +9,12 @@ use tokio::time::Instant;
 
 use crate::base::Secret;
 
-/// Counts the tokens of one account: grows by one with each different token, never back, over
-/// restarts too as long as the store keeps its record.
+/// Number of a token within its account. Grows by one with each different token and never goes
+/// back, over restarts too as long as the store keeps the record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 
-/// One token of one account. Its text cannot be formatted.
+/// Token of one account. `Debug` does not show the text of the token.
 #[derive(Debug)]
 pub struct Token {
     generation: Generation,
@@ -25,7 +25,7 @@ pub struct Token {
     expires: Instant,
 }
 
-/// What stays as it is in a query value (RFC 3986, unreserved).
+/// Characters to encode in a query value: all but the unreserved ones of RFC 3986.
 const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
@@ -33,7 +33,7 @@ const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 impl Token {
-    /// A token that was asked for at `sent` and is good until `expires`.
+    /// Makes a token that was asked for at `sent` and is valid until `expires`.
     pub fn new(generation: Generation, secret: Secret, sent: Instant, expires: Instant) -> Self {
         let query = Secret::new(utf8_percent_encode(secret.expose(), QUERY_VALUE).to_string());
         let fingerprint = secret.fingerprint();
@@ -47,73 +47,73 @@ impl Token {
         }
     }
 
-    /// The same token with another end, as WeChat's latest answer gave it.
+    /// Copy with another expiry, from WeChat's latest answer.
     pub(crate) fn extended(&self, sent: Instant, expires: Instant) -> Self {
         Self::new(
             self.generation,
             self.secret.clone(),
+            // The age of a token counts from the first call that gave it.
             sent.min(self.sent),
             expires,
         )
     }
 
-    /// The same token under another number.
+    /// Copy under another generation.
     pub(crate) fn renumbered(&self, generation: Generation) -> Self {
         Self::new(generation, self.secret.clone(), self.sent, self.expires)
     }
 
-    /// Which token of the account this is.
+    /// Generation of the token.
     pub fn generation(&self) -> Generation {
         self.generation
     }
 
-    /// The token percent-encoded, ready to stand behind `access_token=`. One of the few places that
-    /// reveal a secret.
+    /// Percent-encoded token for the query parameter `access_token`. Reveals the secret.
     pub fn query_value(&self) -> &str {
         self.query.expose()
     }
 
-    /// Length of the token as WeChat gave it, in bytes.
+    /// Length of the token in bytes, not percent-encoded.
     pub(crate) fn length(&self) -> usize {
         self.secret.expose().len()
     }
 
-    /// The token as WeChat gave it.
+    /// Token as WeChat gave it.
     pub fn secret(&self) -> &Secret {
         &self.secret
     }
 
-    /// Whether it is this text, in time that does not depend on where the two differ.
+    /// Returns true if `text` is the token. Compares in constant time.
     pub fn matches(&self, text: &str) -> bool {
         self.secret.matches(text)
     }
 
-    /// How long it is still good; zero when it is not any more.
+    /// Rest of the token's life; zero once it has expired.
     pub fn expires_in(&self) -> Duration {
         self.expires.saturating_duration_since(Instant::now())
     }
 
-    /// Rest of its life as of `now`; zero when it has ended.
+    /// Rest of the token's life as of `now`; zero once it has expired.
     pub(crate) fn left_at(&self, now: Instant) -> Duration {
         self.expires.saturating_duration_since(now)
     }
 
-    /// The first eight hex digits of its SHA-256.
+    /// First eight hex digits of the token's SHA-256.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// Whether it is still good.
+    /// True until the token expires.
     pub fn is_alive(&self) -> bool {
         Instant::now() < self.expires
     }
 
-    /// When the call that brought it was sent.
+    /// Time at which the call that brought the token was sent.
     pub fn sent(&self) -> Instant {
         self.sent
     }
 
-    /// When it ends, counted from the moment the call was sent.
+    /// Time at which the token expires, counted from the moment the call was sent.
     pub fn expires(&self) -> Instant {
         self.expires
     }

@@ -581,7 +581,7 @@ fn accounts_get_what_they_say() {
     );
     let config = parse(&file, &shop()).unwrap();
     let account = &config.accounts[0];
-    assert_eq!(account.kind(), wxgate::token::Kind::Classic);
+    assert_eq!(account.kind(), wxgate::token::ProviderKind::Classic);
     assert_eq!(account.hosts, ["shop.wx.internal"]);
     let api: Vec<String> = account.api.iter().map(ToString::to_string).collect();
     assert_eq!(api, ["https://api2.weixin.qq.com", "http://127.0.0.1:9"]);
@@ -590,7 +590,10 @@ fn accounts_get_what_they_say() {
         default.accounts[0].api[0].to_string(),
         "https://api.weixin.qq.com"
     );
-    assert_eq!(default.accounts[0].kind(), wxgate::token::Kind::Stable);
+    assert_eq!(
+        default.accounts[0].kind(),
+        wxgate::token::ProviderKind::Stable
+    );
 }
 
 #[test]

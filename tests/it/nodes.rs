@@ -40,7 +40,7 @@ fn node(redis: &RedisServer) -> Setup {
 struct Nodes {
     /// All of them call the WeChat of the first.
     gates: Vec<Gate>,
-    /// Keepers and stores have threads of their own, as in the program; the callers are on those of
+    /// Refreshers and stores have threads of their own, as in the program; the callers are on those of
     /// the test.
     background: Option<Runtime>,
 }

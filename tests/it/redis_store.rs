@@ -9,7 +9,7 @@ use wxgate::{
     base::Secret,
     net::egress::Egress,
     token::store::{
-        Key, Lease, RedisSettings, RedisStore, Saved, ServerFault, StoreError, TokenStore,
+        Lease, RecordKey, RedisSettings, RedisStore, Saved, ServerFault, StoreError, TokenStore,
     },
 };
 
@@ -54,7 +54,7 @@ impl<const SEALED: bool> Place for Shared<SEALED> {
     /// The server goes on; nodes are made anew each time.
     async fn restart(&mut self) {}
 
-    async fn poison(&self, key: &Key, bytes: &[u8]) -> bool {
+    async fn poison(&self, key: &RecordKey, bytes: &[u8]) -> bool {
         let full = key.to_string();
         let more = full.strip_prefix(key.account.as_str()).unwrap_or_default();
         let name = format!("wxgate:{{{}}}{more}", key.account);

@@ -284,7 +284,7 @@ async fn unchanged_accounts_keep_token_generation_and_connections() {
         .await
         .expect("an answer");
     assert_eq!(by_host.status(), 200);
-    // The token settings belong to the keeper, which is made anew; the store gives the token back.
+    // The token settings belong to the refresher, which is made anew; the store gives the token back.
     let text = gate.file().replace("[token]\n", "[token]\nwait = \"2s\"\n");
     reloaded(&gate, &text).await;
     gate.warm().await;

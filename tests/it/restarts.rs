@@ -50,7 +50,7 @@ async fn stored(folder: &TempDir, sandbox: &Sandbox, kind: TokenKind) {
     .await;
 }
 
-/// Stops, and waits until the keepers have let go of the folder, which a process does by ending.
+/// Stops, and waits until the refreshers have let go of the folder, which a process does by ending.
 pub async fn stopped(gate: Gate) -> (Sandbox, TempDir) {
     let (sandbox, folder) = gate.stop_keeping().await;
     let lock = fs::File::open(folder.path().join("state/lock")).expect("the lock file");

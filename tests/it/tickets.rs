@@ -268,7 +268,7 @@ async fn without_a_token_the_accounts_own_error_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_keeps_the_ticket_and_a_reload_its_keeper() {
+async fn a_restart_keeps_the_ticket_and_a_reload_its_refresher() {
     let on_disk = || {
         setup()
             .set("store", "kind = \"file\"")

@@ -6,7 +6,7 @@ use crate::{
     base::AccountName,
     config::{problem::Place, raw, read::At, secret::Context},
     net::address::BaseUrl,
-    token::{AccountSettings, Origin},
+    token::{AccountSettings, TokenProvider},
     wechat::api::Platform,
 };
 
@@ -179,28 +179,32 @@ impl Context<'_> {
             platform,
             appid: raw.appid?.value.0,
             secret,
-            origin: origin?,
+            provider: origin?,
             api: api?,
             hosts: hosts.unwrap_or_default(),
         })
     }
 
-    fn origin(&mut self, raw: Option<At<raw::TokenForm>>, platform: Platform) -> Option<Origin> {
+    fn origin(
+        &mut self,
+        raw: Option<At<raw::TokenForm>>,
+        platform: Platform,
+    ) -> Option<TokenProvider> {
         let Some(At { value, place }) = raw else {
             return Some(match platform {
-                Platform::Wechat => Origin::Stable,
-                Platform::Wecom => Origin::Wecom,
+                Platform::Wechat => TokenProvider::Stable,
+                Platform::Wecom => TokenProvider::Wecom,
             });
         };
         match (value, platform) {
             (raw::TokenForm::Elsewhere(form), _) => {
-                self.elsewhere(*form, &place).map(Origin::External)
+                self.elsewhere(*form, &place).map(TokenProvider::External)
             }
             (raw::TokenForm::Kind(raw::TokenKind::Stable), Platform::Wechat) => {
-                Some(Origin::Stable)
+                Some(TokenProvider::Stable)
             }
             (raw::TokenForm::Kind(raw::TokenKind::Classic), Platform::Wechat) => {
-                Some(Origin::Classic)
+                Some(TokenProvider::Classic)
             }
             (raw::TokenForm::Kind(_), Platform::Wecom) => {
                 self.report

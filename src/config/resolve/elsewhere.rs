@@ -4,12 +4,18 @@ use std::collections::BTreeMap;
 
 use crate::{
     config::{problem::Place, raw, read::At, secret::Context},
-    token::source::external::{Header, HttpSettings, RedisSettings, Settings},
+    token::source::external::{
+        ExternalHttpSettings, ExternalRedisSettings, ExternalSettings, Header,
+    },
 };
 
 impl Context<'_> {
     /// The place, or nothing when something about it is wrong.
-    pub(super) fn elsewhere(&mut self, raw: raw::Elsewhere, place: &Place) -> Option<Settings> {
+    pub(super) fn elsewhere(
+        &mut self,
+        raw: raw::Elsewhere,
+        place: &Place,
+    ) -> Option<ExternalSettings> {
         let raw::Elsewhere {
             from,
             url,
@@ -48,8 +54,8 @@ impl Context<'_> {
                     );
                 }
                 let (url, key) = (url?, key?.value);
-                let settings = RedisSettings::new(url, key, field)
-                    .map_err(|message| fault(self, message))
+                let settings = ExternalRedisSettings::new(url, key, field)
+                    .map_err(|error| fault(self, &error.to_string()))
                     .ok()?;
                 if settings.is_in_the_clear() {
                     let message =
@@ -57,7 +63,7 @@ impl Context<'_> {
                     self.report
                         .warning(url_place.as_ref().unwrap_or(place), message);
                 }
-                Some(Settings::Redis(settings))
+                Some(ExternalSettings::Redis(settings))
             }
             raw::ElsewhereKind::Http => {
                 if let Some(key) = key {
@@ -65,9 +71,9 @@ impl Context<'_> {
                         .problem(&key.place, "is for from = \"redis\" only: remove it");
                 }
                 let headers = self.headers(header);
-                HttpSettings::new(url?, headers, field)
-                    .map(Settings::Http)
-                    .map_err(|message| fault(self, message))
+                ExternalHttpSettings::new(url?, headers, field)
+                    .map(ExternalSettings::Http)
+                    .map_err(|error| fault(self, &error.to_string()))
                     .ok()
             }
         }
@@ -81,7 +87,7 @@ impl Context<'_> {
             };
             match Header::new(&name, value) {
                 Ok(header) => headers.push(header),
-                Err(message) => self.report.problem(&form.place, message),
+                Err(error) => self.report.problem(&form.place, error.to_string()),
             }
         }
         headers

@@ -61,9 +61,9 @@ fn or<T, U>(key: Option<At<T>>, default: U, value: impl FnOnce(T) -> U) -> U {
     key.map_or(default, |at| value(at.value))
 }
 
-fn token_settings(raw: raw::Token) -> token::Settings {
-    let default = token::Settings::default();
-    token::Settings {
+fn token_settings(raw: raw::Token) -> token::TokenSettings {
+    let default = token::TokenSettings::default();
+    token::TokenSettings {
         refresh_before: or(raw.refresh_before, default.refresh_before, |time| time.0),
         fetch_timeout: or(raw.fetch_timeout, default.fetch_timeout, |time| time.0),
         wait: or(raw.wait, default.wait, |time| time.0),

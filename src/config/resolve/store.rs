@@ -13,7 +13,7 @@ use crate::{
         read::At,
         secret::Context,
     },
-    token::store::{Keyring, RedisSettings, StoreLocation, StoreSettings},
+    token::store::{Keyring, RedisSettings, StoreLocation, StoreSettings, StoreUrlError},
 };
 
 /// Default of `store.prefix`.
@@ -164,9 +164,9 @@ impl Context<'_> {
         Some((form.place, url))
     }
 
-    fn usable<T>(&mut self, place: &Place, settings: Result<T, &'static str>) -> Option<T> {
+    fn usable<T>(&mut self, place: &Place, settings: Result<T, StoreUrlError>) -> Option<T> {
         settings
-            .map_err(|message| self.report.problem(place, message))
+            .map_err(|error| self.report.problem(place, error.to_string()))
             .ok()
     }
 

@@ -38,7 +38,7 @@ use crate::{
         address::Peer,
         connection::{ConnectionState, OddFraming},
     },
-    token::{Keeper, Refresh, Token},
+    token::{Refresh, Token, TokenRefresher},
     wechat::api::{self, Endpoint, Platform},
 };
 
@@ -394,7 +394,7 @@ async fn plan(
         Endpoint::TakesToken | Endpoint::Guarded => match inject::examine(query)? {
             Query::TakesToken { own } => Ok(Plan::Inject {
                 own,
-                token: current_token(&account.keeper).await?,
+                token: current_token(&account.refresher).await?,
             }),
             Query::OwnCredential => Ok(Plan::PassThrough),
         },
@@ -416,10 +416,10 @@ async fn plan(
 }
 
 /// The token, at once if there is one.
-async fn current_token(keeper: &Keeper) -> Result<Arc<Token>, ProxyError> {
-    match keeper.token() {
+async fn current_token(refresher: &TokenRefresher) -> Result<Arc<Token>, ProxyError> {
+    match refresher.token() {
         Some(token) => Ok(token),
-        None => Box::pin(keeper.current())
+        None => Box::pin(refresher.current())
             .await
             .map_err(ProxyError::TokenUnavailable),
     }
@@ -509,10 +509,10 @@ impl Call<'_> {
         mut token: Arc<Token>,
         trail: &mut Trail,
     ) -> Result<Response<Answer>, ProxyError> {
-        let keeper = &self.account.keeper;
+        let refresher = &self.account.refresher;
         if !matches!(self.payload, Payload::Empty) {
             // Reading the body may have taken longer than the token lived.
-            token = current_token(keeper).await?;
+            token = current_token(refresher).await?;
         }
         let (first, stale) = self.judged_attempt(own, &token, trail).await?;
         let Some(errcode) = stale else {
@@ -538,7 +538,7 @@ impl Call<'_> {
         let (second, stale) = second?;
         if let Some(errcode) = stale {
             self.account.metrics.stale(errcode);
-            keeper.replay_was_stale(newer.generation(), self.path.as_str());
+            refresher.replay_was_stale(newer.generation(), self.path.as_str());
         }
         Ok(second)
     }
@@ -558,7 +558,7 @@ impl Call<'_> {
         match retry::after(self.account.platform, true, answer.status(), errcode) {
             Next::Refresh { errcode } => Ok((answer, Some(errcode))),
             Next::DeliverAccepted => {
-                self.account.keeper.accepted(token.generation());
+                self.account.refresher.accepted(token.generation());
                 Ok((answer, None))
             }
             Next::Deliver => Ok((answer, None)),
@@ -567,14 +567,14 @@ impl Call<'_> {
 
     /// A newer token and a body that can be sent with it, or why there is no replay.
     async fn newer_token(&mut self, rejected: &Token) -> Result<Arc<Token>, &'static str> {
-        let (keeper, generation) = (self.account.keeper.clone(), rejected.generation());
+        let (refresher, generation) = (self.account.refresher.clone(), rejected.generation());
         if let Err(reason) = self.payload.make_replayable().await {
             // The others still need a token that works.
             let path = self.path.as_str().to_owned();
-            tokio::spawn(async move { keeper.refresh_past(generation, &path).await });
+            tokio::spawn(async move { refresher.refresh_past(generation, &path).await });
             return Err(reason.slug());
         }
-        match keeper.refresh_past(generation, self.path.as_str()).await {
+        match refresher.refresh_past(generation, self.path.as_str()).await {
             Refresh::Replay(token) => Ok(token),
             Refresh::GiveBack(reason) => Err(reason.slug()),
         }
@@ -635,7 +635,7 @@ fn mask(account: &Account, head: &mut response::Parts) {
     // In the reason phrase, which nobody needs, nothing is looked for.
     head.extensions.remove::<ReasonPhrase>();
     let longest = headers::longest_value(&head.headers);
-    for token in account.keeper.known_tokens(longest) {
+    for token in account.refresher.known_tokens(longest) {
         headers::mask(&mut head.headers, token.query_value());
     }
     if let Some(secret) = account.secret.as_ref().map(Secret::expose)

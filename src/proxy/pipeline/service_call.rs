@@ -58,7 +58,7 @@ pub(super) async fn answer(
     let about = service::Account {
         platform: account.platform,
         appid: &account.appid,
-        keeper: &account.keeper,
+        refresher: &account.refresher,
         may_refresh_current: live.access.may_refresh_current(client),
         tickets: account.tickets.as_deref(),
     };

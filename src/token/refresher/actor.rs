@@ -12,12 +12,12 @@ use tokio::{
 };
 
 use super::{
-    Chance, Command, Refresh, Refreshed, Shared,
+    Chance, Refresh, Refreshed, RefresherCommand, RefresherShared,
     cluster::LeaseGuard,
     life::{Blocked, CallerId, Effects, Event, Life, Moment, OperatorId},
     notices::Journal,
-    status::State,
-    steps::{self, Ended, Steps},
+    status::PublishedState,
+    steps::{self, StepEnd, Steps},
     writer::RecordWriter,
 };
 use crate::token::{Generation, budget::BudgetKind, error::TokenError};
@@ -25,19 +25,19 @@ use crate::token::{Generation, budget::BudgetKind, error::TokenError};
 /// One state machine, and everything through which it acts.
 pub(super) struct Actor {
     pub(super) life: Life,
-    pub(super) shared: Arc<Shared>,
-    pub(super) publish: watch::Sender<State>,
+    pub(super) shared: Arc<RefresherShared>,
+    pub(super) publish: watch::Sender<PublishedState>,
     pub(super) journal: Journal,
     pub(super) chance: Chance,
     pub(super) writer: RecordWriter,
     pub(super) steps: Steps,
-    pub(super) running: Running,
+    pub(super) running: PendingWork,
 }
 
 /// State of the outside world that the state machine knows by number only.
 #[derive(Default)]
-pub(super) struct Running {
-    step: Option<JoinHandle<Ended>>,
+pub(super) struct PendingWork {
+    step: Option<JoinHandle<StepEnd>>,
     lease: Option<LeaseGuard>,
     callers: HashMap<CallerId, oneshot::Sender<Refresh>>,
     operators: HashMap<OperatorId, oneshot::Sender<Result<Refreshed, TokenError>>>,
@@ -57,22 +57,25 @@ impl Chance {
 
 impl Actor {
     /// Runs until the last handle is gone and the refresh under way has ended.
-    pub(super) async fn run(mut self, mut mailbox: mpsc::UnboundedReceiver<Command>) {
+    pub(super) async fn run(mut self, mut mailbox: mpsc::UnboundedReceiver<RefresherCommand>) {
         let stored = self.writer.load().await;
         self.handle(Event::Loaded(stored.map(Box::new)));
+        // Without handles there is no request left, but a fetch under way may still bring a token
+        // to be stored.
         let mut open = true;
         while open || self.life.is_refreshing() {
             let deadline = self.life.deadline().filter(|_| open);
-            // First fetches of many accounts keep to a pace; every later one is due by itself.
+            // Only first fetches wait for a turn: they are due at the same time on all accounts.
             let is_first = self.shared.token.load().is_none();
             let due = self
                 .shared
                 .turn
                 .due(deadline.unwrap_or_else(Instant::now), is_first);
             tokio::select! {
+                // In this order: the end of a step may answer what the next command asks.
                 biased;
                 ended = steps::ended(&mut self.running.step) => {
-                    // Before the event, which may give the lease back.
+                    // Kept before the event is handled, whose effects may release the lease.
                     if ended.lease.is_some() {
                         self.running.lease = ended.lease;
                     }
@@ -93,9 +96,9 @@ impl Actor {
         }
     }
 
-    fn event(&mut self, command: Command) -> Event {
+    fn event(&mut self, command: RefresherCommand) -> Event {
         match command {
-            Command::Rejected {
+            RefresherCommand::Rejected {
                 generation,
                 path,
                 reply,
@@ -108,7 +111,7 @@ impl Actor {
                     path,
                 }
             }
-            Command::ReplayRejected {
+            RefresherCommand::ReplayRejected {
                 generation,
                 path,
                 accepted,
@@ -117,15 +120,15 @@ impl Actor {
                 path,
                 accepted,
             },
-            Command::Order { force, reply } => {
+            RefresherCommand::Order { force, reply } => {
                 let operator = OperatorId(self.running.next_id());
                 self.running.operators.insert(operator, reply);
                 Event::Ordered { operator, force }
             }
-            Command::Retire => Event::Retired,
-            Command::Want => Event::Wanted,
-            Command::TokenReplaced => Event::TokenReplaced,
-            Command::Replicated(record) => Event::Replicated(record),
+            RefresherCommand::Retire => Event::Retired,
+            RefresherCommand::Want => Event::Wanted,
+            RefresherCommand::TokenReplaced => Event::TokenReplaced,
+            RefresherCommand::Replicated(record) => Event::Replicated(record),
         }
     }
 
@@ -135,7 +138,7 @@ impl Actor {
         self.carry_out(effects);
     }
 
-    /// See [`Effects`] for the order.
+    /// Carries out the effects in the order of the fields of [`Effects`], which has the reasons.
     fn carry_out(&mut self, effects: Effects) {
         if effects.clear_evidence {
             self.shared.evidence.store(0, Ordering::Relaxed);
@@ -175,7 +178,7 @@ impl Actor {
         }
     }
 
-    /// Tells everybody who waits or asks, if there is news.
+    /// Publishes the state, and wakes the requests that wait if there is news.
     fn publish(&self, is_new: bool) {
         let state = self.life.state();
         let budgets = [
@@ -187,7 +190,8 @@ impl Actor {
             *published = state;
             changed
         });
-        // The gauges of an account that is gone are off the page and have to stay there.
+        // `TokenMetrics::forget` has removed the gauges of a retired account; setting one would
+        // bring it back.
         if changed && !self.life.is_retired() {
             for (budget, left) in budgets {
                 if let Some(left) = left {
@@ -203,7 +207,7 @@ impl Actor {
     }
 }
 
-impl Running {
+impl PendingWork {
     fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id

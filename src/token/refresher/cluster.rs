@@ -12,32 +12,32 @@ use tokio::{
 };
 
 use super::{
-    Command,
+    RefresherCommand,
     life::{Known, Preflight},
     writer::WriteReceipt,
 };
 use crate::token::{
-    clock::Clock,
-    metrics::AccountMetrics,
+    clock::WallClock,
+    metrics::CredentialMetrics,
     source::BoxFuture,
-    store::{Key, Lease, ServerFault, StoreError, TokenStore},
+    store::{Lease, RecordKey, ServerFault, StoreError, TokenStore},
 };
 
 /// The shared store, for one credential. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Cluster {
-    key: Key,
+    key: RecordKey,
     store: Arc<dyn TokenStore>,
-    metrics: AccountMetrics,
-    clock: Clock,
+    metrics: CredentialMetrics,
+    clock: WallClock,
 }
 
 /// Failure of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Failure {
-    /// It said nothing in time.
+enum StoreFailure {
+    /// No answer in time.
     Silent,
-    /// It answered with an error, or could not be reached.
+    /// An error, or no connection.
     Failed,
 }
 
@@ -47,24 +47,24 @@ pub(super) struct LeaseGuard {
     owner: String,
 }
 
-/// For one question to the store; the lease saves a fetch and is not worth more.
+/// Limit for one call of the store. The lease saves a fetch and is not worth a longer wait.
 const ASK: Duration = Duration::from_millis(500);
-/// Between two looks at what another node's fetch has come to, should its message be lost.
+/// Interval of reads while another node fetches, in case the notification is lost.
 const LOOK: Duration = Duration::from_millis(300);
-/// Life of a lease beyond one fetch: for noting the cost, and for writing the result.
+/// Life of a lease beyond one fetch, for storing the cost before it and the result after it.
 const MARGIN: Duration = Duration::from_secs(2);
 /// Time in which the last write is awaited before a lease is given back.
 const RELEASE_WAIT: Duration = Duration::from_secs(5);
-/// Between two looks at the record, should messages be lost.
+/// Interval of reads of the record, in case notifications are lost.
 pub(super) const POLL: Duration = Duration::from_secs(5);
 
 impl Cluster {
     /// The cluster around a store; `None` for a store that is private to the node.
     pub(super) fn of(
-        key: &Key,
+        key: &RecordKey,
         store: &Arc<dyn TokenStore>,
-        metrics: &AccountMetrics,
-        clock: Clock,
+        metrics: &CredentialMetrics,
+        clock: WallClock,
     ) -> Option<Self> {
         store.changes(key)?;
         Some(Self {
@@ -90,17 +90,17 @@ impl Cluster {
             let mut lease = self
                 .bounded("lease", self.store.lease(&self.key, &owner, life))
                 .await;
-            if lease == Err(Failure::Silent) {
-                // A machine that is overloaded needs its one fetch more than half a second.
+            if lease == Err(StoreFailure::Silent) {
+                // A second attempt: an overloaded machine is slow too, and a fetch costs it more.
                 lease = self
                     .bounded("lease", self.store.lease(&self.key, &owner, life))
                     .await;
             }
-            if lease == Err(Failure::Silent) {
+            if lease == Err(StoreFailure::Silent) {
                 return (Preflight::default(), None);
             }
             let granted = lease == Ok(Lease::Granted);
-            // Also after the lease was granted: its last owner may have written meanwhile.
+            // Read also after the lease was granted: its last owner may have written meanwhile.
             let loaded = self.bounded("load", self.store.load(&self.key)).await;
             let heard = lease.is_ok() && loaded.is_ok();
             let record = loaded.ok().flatten().map(Box::new);
@@ -129,7 +129,7 @@ impl Cluster {
     /// Posts the content of the store whenever it may have changed, until the refresher has gone.
     pub(super) async fn watch(
         self,
-        mailbox: mpsc::WeakUnboundedSender<Command>,
+        mailbox: mpsc::WeakUnboundedSender<RefresherCommand>,
         jitter: fn() -> f64,
     ) {
         let mut changes = self.store.changes(&self.key);
@@ -139,6 +139,7 @@ impl Cluster {
                 () = changed(&mut changes) => {}
                 () = sleep(POLL.mul_f64(1.0 + 0.2 * jitter())) => {}
             }
+            // The mailbox is held weakly, since the task must not keep a dropped refresher alive.
             let Some(record) = self.unhurried("load", self.store.load(&self.key)).await else {
                 if mailbox.upgrade().is_none() {
                     return;
@@ -148,7 +149,7 @@ impl Cluster {
             let Some(mailbox) = mailbox.upgrade() else {
                 return;
             };
-            let _ = mailbox.send(Command::Replicated(record.map(Box::new)));
+            let _ = mailbox.send(RefresherCommand::Replicated(record.map(Box::new)));
         }
     }
 
@@ -157,11 +158,11 @@ impl Cluster {
         &self,
         operation: &'static str,
         asked: BoxFuture<'_, Result<T, StoreError>>,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, StoreFailure> {
         let failure = match timeout(ASK, asked).await {
             Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(StoreError::Server(ServerFault::Timeout))) | Err(_) => Failure::Silent,
-            Ok(Err(_)) => Failure::Failed,
+            Ok(Err(StoreError::Server(ServerFault::Timeout))) | Err(_) => StoreFailure::Silent,
+            Ok(Err(_)) => StoreFailure::Failed,
         };
         self.metrics.store_error(operation);
         Err(failure)
@@ -182,7 +183,8 @@ impl Cluster {
 }
 
 impl LeaseGuard {
-    /// Gives the lease back once everything that was to be written has been tried.
+    /// Gives the lease back after the last write was tried, so that the next owner reads its
+    /// result.
     pub(super) fn release(self, written: WriteReceipt) {
         let Self { cluster, owner } = self;
         tokio::spawn(async move {
@@ -193,7 +195,7 @@ impl LeaseGuard {
     }
 }
 
-/// The next change; never, when there is nobody to tell of one.
+/// Waits for the next change; for ever if there is no notifier.
 async fn changed(changes: &mut Option<watch::Receiver<u64>>) {
     let heard = match changes {
         Some(changes) => changes.changed().await.is_ok(),
@@ -204,7 +206,8 @@ async fn changed(changes: &mut Option<watch::Receiver<u64>>) {
     }
 }
 
-/// Another one for each lease, so that a late release cannot end a later lease of the same node.
+/// Makes the name of an owner. Each lease has another, so that a late release cannot end a later
+/// lease of the same node.
 fn owner() -> String {
     let (high, low) = (getrandom::u64(), getrandom::u64());
     format!(

@@ -34,24 +34,24 @@ use tokio::{
 
 pub use self::status::{Condition, LastError, Status};
 use self::{
-    actor::{Actor, Running},
+    actor::{Actor, PendingWork},
     cluster::Cluster,
     life::Life,
     notices::Journal,
     policy::Policy,
-    status::State,
+    status::PublishedState,
     steps::Steps,
 };
 use super::{
-    AccountSettings, Settings,
-    clock::Clock,
+    AccountSettings, TokenSettings,
+    clock::WallClock,
+    credential::{CredentialType, RecordKey},
     error::{Cause, TokenError},
-    kept::{Kept, Key},
-    metrics::AccountMetrics,
+    metrics::CredentialMetrics,
     pacer::Turn,
     published::Published,
     source::TokenSource,
-    store::{Record, TokenStore},
+    store::{TokenRecord, TokenStore},
     value::{Generation, Token},
 };
 use crate::base::AccountName;
@@ -60,9 +60,9 @@ use crate::base::AccountName;
 /// a refresh that is under way.
 #[derive(Clone)]
 pub struct TokenRefresher {
-    shared: Arc<Shared>,
-    mailbox: mpsc::UnboundedSender<Command>,
-    state: watch::Receiver<State>,
+    shared: Arc<RefresherShared>,
+    mailbox: mpsc::UnboundedSender<RefresherCommand>,
+    state: watch::Receiver<PublishedState>,
 }
 
 /// Advice for a request whose token was rejected.
@@ -103,13 +103,15 @@ pub struct Refreshed {
 }
 
 /// State that requests and the actor share.
-struct Shared {
+struct RefresherShared {
     name: AccountName,
-    kept: Kept,
+    credential: CredentialType,
+    /// Limit for a request that waits for the first token.
     wait: Duration,
+    /// Limit for a request that waits for a newer token.
     patience: Duration,
     token: Published,
-    /// Its turn among the first fetches of the API host.
+    /// Turn among the first fetches of the API host.
     turn: Turn,
     /// Generation that was accepted since the actor last cleared this; 0 for none.
     evidence: AtomicU64,
@@ -120,7 +122,7 @@ struct Shared {
 
 /// Message of a handle to the actor. The mailbox has no bound of its own: every message belongs to
 /// a request in flight, and those are bounded.
-enum Command {
+enum RefresherCommand {
     Rejected {
         generation: Generation,
         path: Box<str>,
@@ -140,16 +142,16 @@ enum Command {
     Want,
     TokenReplaced,
     /// Content of the shared store.
-    Replicated(Option<Box<Record>>),
+    Replicated(Option<Box<TokenRecord>>),
 }
 
 /// Everything that a refresher is made of.
-pub(crate) struct Parts {
+pub(crate) struct RefresherParts {
     pub(crate) account: AccountSettings,
-    pub(crate) settings: Settings,
+    pub(crate) settings: TokenSettings,
     pub(crate) source: Arc<dyn TokenSource>,
     pub(crate) store: Arc<dyn TokenStore>,
-    pub(crate) metrics: AccountMetrics,
+    pub(crate) metrics: CredentialMetrics,
     pub(crate) chance: Chance,
 }
 
@@ -161,12 +163,12 @@ impl TokenRefresher {
     /// that serves requests.
     pub fn spawn(
         account: AccountSettings,
-        settings: Settings,
+        settings: TokenSettings,
         source: Arc<dyn TokenSource>,
         store: Arc<dyn TokenStore>,
-        metrics: AccountMetrics,
+        metrics: CredentialMetrics,
     ) -> Self {
-        Self::spawn_from(Parts {
+        Self::spawn_from(RefresherParts {
             account,
             settings,
             source,
@@ -177,12 +179,12 @@ impl TokenRefresher {
     }
 
     /// As [`TokenRefresher::spawn`], with a clock and random numbers of one's own.
-    pub(crate) fn spawn_from(parts: Parts) -> Self {
-        Self::start(Kept::Token, parts)
+    pub(crate) fn spawn_from(parts: RefresherParts) -> Self {
+        Self::start(CredentialType::Token, parts)
     }
 
-    fn start(kept: Kept, parts: Parts) -> Self {
-        let Parts {
+    fn start(credential: CredentialType, parts: RefresherParts) -> Self {
+        let RefresherParts {
             account,
             settings,
             source,
@@ -190,24 +192,16 @@ impl TokenRefresher {
             metrics,
             chance,
         } = parts;
-        let shared = Arc::new(Shared {
-            name: account.name.clone(),
-            kept,
-            wait: settings.wait,
-            patience: settings.fetch_timeout + settings.wait,
-            token: Published::default(),
-            turn: source.turn(),
-            evidence: AtomicU64::new(0),
-            started: Instant::now(),
-            wanted: AtomicU64::new(0),
-        });
+        let name = account.name.clone();
+        let shared = RefresherShared::new(name, credential, settings, source.turn());
+        let shared = Arc::new(shared);
         let (mailbox, commands) = mpsc::unbounded_channel();
-        let (publish, state) = watch::channel(State::default());
-        let key = Key {
+        let (publish, state) = watch::channel(PublishedState::default());
+        let key = RecordKey {
             account: account.name.clone(),
-            kept,
+            credential,
         };
-        let policy = Policy::of(kept, account.kind());
+        let policy = Policy::of(credential, account.kind());
         let cluster = Cluster::of(&key, &store, &metrics, chance.clock).filter(|_| policy.stored);
         if let Some(cluster) = cluster.clone() {
             tokio::spawn(cluster.watch(mailbox.downgrade(), chance.jitter));
@@ -229,7 +223,7 @@ impl TokenRefresher {
                 cluster,
                 limit: settings.fetch_timeout,
             },
-            running: Running::default(),
+            running: PendingWork::default(),
             journal: Journal {
                 key,
                 kind: account.kind(),
@@ -245,7 +239,7 @@ impl TokenRefresher {
         }
     }
 
-    /// The token, if there is one that is good right now. No lock, no wait.
+    /// Returns the current token, if it has not expired. Takes no lock and never waits.
     pub fn token(&self) -> Option<Arc<Token>> {
         self.shared
             .token
@@ -253,8 +247,8 @@ impl TokenRefresher {
             .filter(|token| token.is_alive())
     }
 
-    /// The current token and those replaced less than 7200 s ago, if a text of this length can hold
-    /// one of them.
+    /// Returns the current token and those replaced less than 7200 s ago, if a text of this length
+    /// can hold one of them.
     pub(crate) fn known_tokens(&self, length: usize) -> Vec<Arc<Token>> {
         if self.shared.token.fits_into(length) {
             self.shared.token.known()
@@ -263,11 +257,11 @@ impl TokenRefresher {
         }
     }
 
-    /// The token, or what there is after at most `token.wait`.
+    /// Returns the current token. Waits for at most `token.wait` if there is none.
     ///
     /// # Errors
-    /// At once when a refusal is remembered or the next attempt is too far away; else when the wait
-    /// is over.
+    /// Reason why there is no token: at once if a refusal is remembered or the next attempt is too
+    /// far away, else after the wait.
     pub async fn current(&self) -> Result<Arc<Token>, TokenError> {
         if let Some(token) = self.token() {
             return Ok(token);
@@ -290,12 +284,12 @@ impl TokenRefresher {
         }
     }
 
-    /// A token that is newer than `known`, as soon as there is one; `None` when `deadline` comes
-    /// first or the refresher ends. Asks WeChat for nothing.
+    /// Waits for a token that is newer than `known`; `None` if `deadline` comes first or the
+    /// refresher ends. Causes no call of WeChat.
     pub async fn wait_past(&self, known: Generation, deadline: Instant) -> Option<Arc<Token>> {
         let mut state = self.state.clone();
         loop {
-            // Before the look at the token, so that no change between the two is missed.
+            // Marked as seen before the token is read, so that no change in between is missed.
             state.borrow_and_update();
             if let Some(token) = self.token().filter(|token| token.generation() > known) {
                 return Some(token);
@@ -304,24 +298,24 @@ impl TokenRefresher {
         }
     }
 
-    /// WeChat answered a request with this generation with something that is not stale.
+    /// Notes that WeChat accepted this generation: an answer other than "stale".
     pub fn accepted(&self, generation: Generation) {
-        // The order does not matter: a note that comes a moment late is as good. An older
-        // generation says nothing new.
+        // Relaxed: no other memory is read on the strength of this number. The load avoids a write
+        // to a shared cache line per request, and skips older generations.
         if self.shared.evidence.load(Ordering::Relaxed) < generation.0 {
             self.shared.evidence.store(generation.0, Ordering::Relaxed);
         }
     }
 
-    /// WeChat called this generation stale on `path`. Returns a newer token as soon as there is
-    /// one, fetched once for all who ask; else says why not. Takes at most `token.fetch_timeout` +
-    /// `token.wait`. An empty path does not come on the denylist.
+    /// Reports that WeChat rejected this generation on `path`, and waits for a newer token, which
+    /// is fetched once for all requests that wait. Takes at most `token.fetch_timeout` +
+    /// `token.wait`. An empty path is never put on the denylist.
     pub async fn refresh_past(&self, rejected: Generation, path: &str) -> Refresh {
         if let Some(token) = self.token().filter(|token| token.generation() > rejected) {
             return Refresh::Replay(token);
         }
         let (reply, answer) = oneshot::channel();
-        let command = Command::Rejected {
+        let command = RefresherCommand::Rejected {
             generation: rejected,
             path: path.into(),
             reply,
@@ -336,18 +330,18 @@ impl TokenRefresher {
         }
     }
 
-    /// A replay on `path` with this newer generation was stale again.
+    /// Reports that a replay on `path` with this newer generation was rejected too.
     pub fn replay_was_stale(&self, generation: Generation, path: &str) {
-        // From here on, only what is accepted after this answer is evidence against the path: the
-        // token may have died just before it. Taken back here and not by the actor, which may come
-        // to it later than the next acceptance.
+        // From here on, only an acceptance after this answer is evidence against the path: the
+        // token may have died just before the answer. Cleared here and not by the actor, which may
+        // handle the command later than the next acceptance.
         let evidence = self.shared.evidence.compare_exchange(
             generation.0,
             0,
             Ordering::Relaxed,
             Ordering::Relaxed,
         );
-        let command = Command::ReplayRejected {
+        let command = RefresherCommand::ReplayRejected {
             generation,
             path: path.into(),
             accepted: evidence.is_ok(),
@@ -355,15 +349,19 @@ impl TokenRefresher {
         let _ = self.mailbox.send(command);
     }
 
-    /// The operator's refresh: forgets remembered refusals and asks WeChat now. `force` kills the
-    /// current token where the endpoint can do that (at most twenty times a day, 30 s apart). Daily
-    /// budgets count.
+    /// Refreshes on the order of an operator: forgets remembered refusals and asks WeChat now.
+    /// `force` kills the current token if the endpoint can do that (at most twenty times a day, 30
+    /// s apart). Daily budgets count.
     ///
     /// # Errors
-    /// When no answer, a refusal, or no budget is left.
+    /// No answer, a refusal, or a spent budget.
     pub async fn refresh_now(&self, force: bool) -> Result<Refreshed, TokenError> {
         let (reply, answer) = oneshot::channel();
-        if self.mailbox.send(Command::Order { force, reply }).is_err() {
+        if self
+            .mailbox
+            .send(RefresherCommand::Order { force, reply })
+            .is_err()
+        {
             return Err(self.error(Cause::Stopped, Duration::from_secs(1)));
         }
         match timeout(self.shared.patience * 2, answer).await {
@@ -373,11 +371,10 @@ impl TokenRefresher {
         }
     }
 
-    /// The account is gone or has another refresher: from now on only requests in flight are
-    /// served. Without them nothing is fetched any more, so that two refreshers do not replace each
-    /// other's tokens.
+    /// Retires the refresher of an account that is gone or has another refresher. From now on only
+    /// requests in flight cause fetches, so that two refreshers do not replace each other's tokens.
     pub fn retire(&self) {
-        let _ = self.mailbox.send(Command::Retire);
+        let _ = self.mailbox.send(RefresherCommand::Retire);
     }
 
     /// True if both are handles of one refresher.
@@ -395,20 +392,20 @@ impl TokenRefresher {
         Status::of(&self.state.borrow(), self.shared.token.load().as_deref())
     }
 
-    /// The account's name.
+    /// Name of the account.
     pub fn name(&self) -> &AccountName {
         &self.shared.name
     }
 
-    /// The error that waiting until `deadline` would not cure.
-    fn hopeless(&self, state: &State, deadline: Instant) -> Option<TokenError> {
+    /// Error that cannot pass before `deadline`, if there is one.
+    fn hopeless(&self, state: &PublishedState, deadline: Instant) -> Option<TokenError> {
         let fault = state.fault.as_ref()?;
         let in_vain = !state.refreshing && state.next_attempt.is_some_and(|next| next >= deadline);
         let broken = fault.failures >= BREAKER || !fault.transient;
         (in_vain || broken).then(|| self.last_error(state))
     }
 
-    fn last_error(&self, state: &State) -> TokenError {
+    fn last_error(&self, state: &PublishedState) -> TokenError {
         match &state.fault {
             Some(fault) => self.error(
                 fault.cause,
@@ -419,7 +416,28 @@ impl TokenRefresher {
     }
 
     fn error(&self, cause: Cause, retry_after: Duration) -> TokenError {
-        TokenError::new(self.shared.name.clone(), cause, retry_after).about(self.shared.kept)
+        TokenError::new(self.shared.name.clone(), cause, retry_after).about(self.shared.credential)
+    }
+}
+
+impl RefresherShared {
+    fn new(
+        name: AccountName,
+        credential: CredentialType,
+        settings: TokenSettings,
+        turn: Turn,
+    ) -> Self {
+        Self {
+            name,
+            credential,
+            wait: settings.wait,
+            patience: settings.fetch_timeout + settings.wait,
+            token: Published::default(),
+            turn,
+            evidence: AtomicU64::new(0),
+            started: Instant::now(),
+            wanted: AtomicU64::new(0),
+        }
     }
 }
 
@@ -432,10 +450,11 @@ impl fmt::Debug for TokenRefresher {
 }
 
 impl GiveBackReason {
-    /// For the header `x-wxgate-replay` and for metrics; bounded.
+    /// Word for the header `x-wxgate-replay` and for metrics, from a closed set.
     pub fn slug(self) -> &'static str {
         match self {
             Self::SameToken => "same_token",
+            // Part of the contract, older than the name of the variant.
             Self::PathDenied => "path_lies",
             Self::Budget => "budget",
             Self::Backoff => "backoff",
@@ -448,7 +467,7 @@ impl GiveBackReason {
 /// Source of wall time and random numbers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Chance {
-    pub(crate) clock: Clock,
+    pub(crate) clock: WallClock,
     /// Between 0 and 1.
     pub(crate) jitter: fn() -> f64,
 }
@@ -457,7 +476,7 @@ impl Chance {
     /// Clock and random numbers of the system.
     pub(crate) fn system() -> Self {
         Self {
-            clock: Clock::system(),
+            clock: WallClock::system(),
             jitter,
         }
     }

@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     life::{Conflict, Trigger},
-    status::Fault,
+    status::LastFailure,
 };
 use crate::token::{
-    Kind, Token, budget::BudgetKind, error::Cause, kept::Key, metrics::AccountMetrics,
-    source::FetchError,
+    ProviderKind, Token, budget::BudgetKind, credential::RecordKey, error::Cause,
+    metrics::CredentialMetrics, source::FetchError,
 };
 
 /// One thing worth a log line or a count.
@@ -31,12 +31,12 @@ pub(super) enum Notice {
     PeerRefused(Cause),
     /// A fetch failed, `valid_for` before the end of the current token.
     Failed {
-        fault: Fault,
+        fault: LastFailure,
         valid_for: Duration,
     },
     /// Half of the life that was left at the first failure is over.
     HalfLifeOver {
-        fault: Fault,
+        fault: LastFailure,
         valid_for: Duration,
     },
     /// The token is rejected, and the endpoint has no way to get another one.
@@ -60,10 +60,10 @@ pub(super) enum FetchResult {
 
 /// Log and counters of one credential.
 pub(super) struct Journal {
-    pub(super) key: Key,
-    pub(super) kind: Kind,
+    pub(super) key: RecordKey,
+    pub(super) kind: ProviderKind,
     pub(super) appid: String,
-    pub(super) metrics: AccountMetrics,
+    pub(super) metrics: CredentialMetrics,
 }
 
 impl FetchResult {
@@ -79,7 +79,10 @@ impl FetchResult {
 
 impl Journal {
     pub(super) fn write(&self, notice: Notice) {
-        let Key { account, kept } = &self.key;
+        let RecordKey {
+            account,
+            credential: kept,
+        } = &self.key;
         match notice {
             Notice::Fetched { trigger, result } => {
                 self.metrics.fetched(trigger.label(), result.label());
@@ -121,8 +124,11 @@ impl Journal {
     }
 
     /// Logs an error when the first failure needs a person, else a warning.
-    fn failed(&self, fault: &Fault, valid_for: Duration) {
-        let Key { account, kept } = &self.key;
+    fn failed(&self, fault: &LastFailure, valid_for: Duration) {
+        let RecordKey {
+            account,
+            credential: kept,
+        } = &self.key;
         let (cause, failures, valid_for) = (fault.cause, fault.failures, valid_for.as_secs());
         if failures == 1 && !fault.transient {
             tracing::error!(%account, %kept, valid_for, "{cause}");
@@ -137,7 +143,9 @@ impl Journal {
             return;
         }
         let advice = match self.kind {
-            Kind::Wecom => "look whether somebody changes the agent in the console of WeCom",
+            ProviderKind::Wecom => {
+                "look whether somebody changes the agent in the console of WeCom"
+            }
             _ => {
                 "somebody else fetches tokens for this appid. Let that program ask wxgate, and keep token = \"stable\""
             }

@@ -8,12 +8,12 @@ use tokio::time::Instant;
 
 use super::life::Trigger;
 use crate::token::{
-    Kind,
-    budget::{Budget, BudgetKind, Exhausted},
-    kept::Kept,
+    ProviderKind,
+    budget::{BudgetKind, DailyBudget, Exhausted},
+    credential::CredentialType,
     limiter::RefreshLimiter,
     schedule,
-    source::Mode,
+    source::FetchMode,
     value::Token,
 };
 
@@ -30,11 +30,11 @@ pub(crate) struct Policy {
     pub(crate) renewal: Renewal,
     /// Sign of another program that fetches for the same account.
     pub(crate) conflict: ConflictSign,
-    /// True if the store has the token, and other nodes may read it there.
+    /// True if the token is stored, so that other nodes can read it.
     pub(crate) stored: bool,
     /// True if a refusal of one node holds for all.
     pub(crate) shares_refusals: bool,
-    /// Time without a question after which the credential is not renewed any more.
+    /// Time without a request after which the credential is not renewed any more.
     pub(crate) rests_after: Option<Duration>,
 }
 
@@ -146,30 +146,30 @@ const TICKET_OF_EXTERNAL: Policy = Policy {
 
 impl Policy {
     /// Row of a credential of an account of this kind.
-    pub(crate) const fn of(kept: Kept, kind: Kind) -> &'static Self {
-        match (kept, kind) {
-            (Kept::Token, Kind::Stable) => &STABLE,
-            (Kept::Token, Kind::Classic) => &CLASSIC,
-            (Kept::Token, Kind::Wecom) => &WECOM,
-            (Kept::Token, Kind::External) => &EXTERNAL,
-            (Kept::Ticket(_), Kind::External) => &TICKET_OF_EXTERNAL,
-            (Kept::Ticket(_), _) => &TICKET,
+    pub(crate) const fn of(credential: CredentialType, kind: ProviderKind) -> &'static Self {
+        match (credential, kind) {
+            (CredentialType::Token, ProviderKind::Stable) => &STABLE,
+            (CredentialType::Token, ProviderKind::Classic) => &CLASSIC,
+            (CredentialType::Token, ProviderKind::Wecom) => &WECOM,
+            (CredentialType::Token, ProviderKind::External) => &EXTERNAL,
+            (CredentialType::Ticket(_), ProviderKind::External) => &TICKET_OF_EXTERNAL,
+            (CredentialType::Ticket(_), _) => &TICKET,
         }
     }
 
     /// Takes the cost of a fetch from the budget. True if it costs anything.
     pub(super) fn spend(
         &self,
-        budget: &mut Budget,
+        budget: &mut DailyBudget,
         wall_ms: u64,
         trigger: Trigger,
     ) -> Result<bool, Overspent> {
         let spent = match (self.budget, trigger.mode()) {
             (Some(BudgetKind::Classic), _) => budget.spend_classic(wall_ms),
-            (Some(BudgetKind::Forced), Mode::Forced) => {
+            (Some(BudgetKind::Forced), FetchMode::Forced) => {
                 budget.spend_forced(wall_ms, trigger.forcer())
             }
-            (Some(BudgetKind::Forced), Mode::Normal) | (None, _) => return Ok(false),
+            (Some(BudgetKind::Forced), FetchMode::Normal) | (None, _) => return Ok(false),
         };
         let overspent = |Exhausted(after)| Overspent {
             budget: self.budget.unwrap_or(BudgetKind::Forced),

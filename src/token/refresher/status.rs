@@ -13,8 +13,8 @@ use crate::token::{
 
 /// State that the actor publishes besides the token.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct State {
-    pub(super) fault: Option<Fault>,
+pub(super) struct PublishedState {
+    pub(super) fault: Option<LastFailure>,
     pub(super) refreshing: bool,
     pub(super) next_attempt: Option<Instant>,
     pub(super) dead: bool,
@@ -27,7 +27,7 @@ pub(super) struct State {
 
 /// The last failure, until the next success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct LastFailure {
     pub(super) cause: Cause,
     pub(super) transient: bool,
     /// Of this kind in a row.
@@ -92,7 +92,7 @@ pub struct LastError {
     pub failures: u32,
 }
 
-impl Fault {
+impl LastFailure {
     /// True for a ticket that waits for its access token.
     pub(super) fn lacks_token(&self) -> bool {
         self.cause == Cause::Fetch(FetchError::NoToken)
@@ -105,7 +105,7 @@ impl Fault {
 }
 
 impl Status {
-    pub(super) fn of(state: &State, token: Option<&Token>) -> Self {
+    pub(super) fn of(state: &PublishedState, token: Option<&Token>) -> Self {
         let usable = token.is_some_and(Token::is_alive);
         let condition = match &state.fault {
             None if usable && !state.dead => Condition::Ok,

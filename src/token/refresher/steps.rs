@@ -12,39 +12,39 @@ use tokio::{
 
 use super::{
     cluster::{Cluster, LeaseGuard},
-    life::{Known, Outcome, Preflight, Step},
+    life::{Known, Preflight, Step, StepOutcome},
     writer::WriteReceipt,
 };
 use crate::base::Secret;
-use crate::token::source::{FetchError, Mode, Probe, TokenSource};
+use crate::token::source::{FetchError, FetchMode, Probe, TokenSource};
 
-/// Everything that steps ask.
+/// Source and cluster that the steps use.
 pub(super) struct Steps {
     pub(super) source: Arc<dyn TokenSource>,
-    /// Only where other nodes use the store too.
+    /// `None` unless other nodes use the store too.
     pub(super) cluster: Option<Cluster>,
     /// Limit of one call of the source.
     pub(super) limit: Duration,
 }
 
 /// End of a step, and the lease that it brought.
-pub(super) struct Ended {
-    pub(super) outcome: Outcome,
+pub(super) struct StepEnd {
+    pub(super) outcome: StepOutcome,
     pub(super) lease: Option<LeaseGuard>,
 }
 
-/// Time in which a fetch waits until the store has noted what it costs.
+/// Limit for a fetch to wait until its cost is stored.
 const COST_WAIT: Duration = Duration::from_secs(2);
-/// The same for a store that is a network away and answers fast or not at all.
+/// Limit for the same wait on a shared store, which answers fast or not at all.
 const SHARED_COST_WAIT: Duration = Duration::from_millis(250);
-/// Time in which a fresh token waits until it is stored; after that, requests come first.
+/// Limit for a fresh token to wait until it is stored; after that, requests come first.
 const TOKEN_WAIT: Duration = Duration::from_millis(250);
-/// A source keeps its own limit; this is for one that does not.
+/// Time beyond the limit of a source after which a fetch is given up, for a source without a limit.
 const GRACE: Duration = Duration::from_secs(1);
 
 impl Steps {
     /// Starts a step. `written` is the receipt of the last write of the record.
-    pub(super) fn start(&self, step: Step, written: WriteReceipt) -> JoinHandle<Ended> {
+    pub(super) fn start(&self, step: Step, written: WriteReceipt) -> JoinHandle<StepEnd> {
         let (source, limit) = (Arc::clone(&self.source), self.limit);
         match step {
             Step::Preflight(known) => {
@@ -55,7 +55,7 @@ impl Steps {
                 costs,
                 rejected,
             } => {
-                // Without a lease the shared store is in trouble, and will hardly note it now.
+                // A shared store that does not answer fast is in trouble and will hardly store it.
                 let patience = match self.cluster {
                     Some(_) => SHARED_COST_WAIT,
                     None => COST_WAIT,
@@ -66,14 +66,14 @@ impl Steps {
             Step::Probe(token) => tokio::spawn(probe(source, limit, token)),
             Step::Write => tokio::spawn(async move {
                 let newer = written.tried(TOKEN_WAIT).await;
-                Outcome::Written { newer }.into()
+                StepOutcome::Written { newer }.into()
             }),
         }
     }
 }
 
-impl From<Outcome> for Ended {
-    fn from(outcome: Outcome) -> Self {
+impl From<StepOutcome> for StepEnd {
+    fn from(outcome: StepOutcome) -> Self {
         Self {
             outcome,
             lease: None,
@@ -81,41 +81,42 @@ impl From<Outcome> for Ended {
     }
 }
 
-/// End of the step under way, which is taken out; never, when there is none. Can be cancelled and
-/// called again.
-pub(super) async fn ended(step: &mut Option<JoinHandle<Ended>>) -> Ended {
+/// Waits for the end of the step under way and removes the step; for ever if there is none. Can be
+/// cancelled and called again.
+pub(super) async fn ended(step: &mut Option<JoinHandle<StepEnd>>) -> StepEnd {
     let Some(running) = step.as_mut() else {
         return std::future::pending().await;
     };
     let ended = running.await;
     *step = None;
-    // A step that panics has an outcome like any other.
-    ended.unwrap_or_else(|_| Outcome::Panicked.into())
+    // A join error is a panic of the step, which must not end the actor.
+    ended.unwrap_or_else(|_| StepOutcome::Panicked.into())
 }
 
-async fn preflight(cluster: Option<Cluster>, known: Known, limit: Duration) -> Ended {
+async fn preflight(cluster: Option<Cluster>, known: Known, limit: Duration) -> StepEnd {
     let (preflight, lease) = match cluster {
         Some(cluster) => cluster.preflight(known, limit).await,
         None => (Preflight::default(), None),
     };
-    Ended {
-        outcome: Outcome::Preflight(preflight),
+    StepEnd {
+        outcome: StepOutcome::Preflight(preflight),
         lease,
     }
 }
 
-/// Asks the source, after the cost of the fetch is on record; for another token than `rejected`, if
-/// there is one.
+/// Fetches a token after the cost of the fetch is stored. With `rejected`, asks for another token
+/// than that.
 async fn fetch(
     source: Arc<dyn TokenSource>,
     limit: Duration,
-    mode: Mode,
+    mode: FetchMode,
     rejected: Option<Secret>,
     cost: Option<(WriteReceipt, Duration)>,
-) -> Ended {
+) -> StepEnd {
     if let Some((written, patience)) = cost {
         written.tried(patience).await;
     }
+    // Before the call: the life of the token counts from here.
     let sent = Instant::now();
     let asked = match &rejected {
         Some(rejected) => source.fetch_past(rejected),
@@ -124,12 +125,12 @@ async fn fetch(
     let result = timeout(limit + GRACE, asked)
         .await
         .unwrap_or(Err(FetchError::Timeout));
-    Outcome::Fetched { sent, result }.into()
+    StepOutcome::Fetched { sent, result }.into()
 }
 
-async fn probe(source: Arc<dyn TokenSource>, limit: Duration, token: Secret) -> Ended {
+async fn probe(source: Arc<dyn TokenSource>, limit: Duration, token: Secret) -> StepEnd {
     let probe = timeout(limit + GRACE, source.probe(&token))
         .await
         .unwrap_or(Probe::Unknown);
-    Outcome::Probed(probe).into()
+    StepOutcome::Probed(probe).into()
 }

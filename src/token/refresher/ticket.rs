@@ -1,5 +1,5 @@
-//! Refresher of a ticket: works only while the ticket is asked for, and asks anew when the token
-//! that the ticket was fetched with turns out to have been dead.
+//! Refresher of a ticket. Works only while there are requests for the ticket, and fetches it anew
+//! if the token that it was fetched with turns out to have been dead.
 
 use std::sync::{
     Arc,
@@ -11,23 +11,23 @@ use tokio::{
     time::Duration,
 };
 
-use super::{Command, Parts, Shared, State, TokenRefresher};
+use super::{PublishedState, RefresherCommand, RefresherParts, RefresherShared, TokenRefresher};
 use crate::{
-    token::{clock::millis, kept::Kept},
+    token::{clock::millis, credential::CredentialType},
     wechat::ticket::TicketType,
 };
 
 impl TokenRefresher {
     /// Starts the refresher of a ticket on the current runtime, which must not be one that serves
-    /// requests. The source leaves the generation of the token that it asked with in `made_with`;
-    /// `token` is that token's refresher.
+    /// requests. `token` is the refresher of the account's token. The source stores the generation
+    /// of the token of its last call in `made_with`.
     pub(in crate::token) fn spawn_ticket(
         kind: TicketType,
-        parts: Parts,
+        parts: RefresherParts,
         token: &Self,
         made_with: Arc<AtomicU64>,
     ) -> Self {
-        let ticket = Self::start(Kept::Ticket(kind), parts);
+        let ticket = Self::start(CredentialType::Ticket(kind), parts);
         tokio::spawn(follow(
             token.state.clone(),
             ticket.state.clone(),
@@ -37,22 +37,23 @@ impl TokenRefresher {
         ticket
     }
 
-    /// Notes a question for the ticket: it is kept fresh, and fetched if it was left to expire.
+    /// Notes a request for the ticket, which keeps it fresh, and fetches the ticket if it has
+    /// expired.
     pub(in crate::token) fn want(&self) {
         self.shared.want();
         if self.token().is_none() {
-            let _ = self.mailbox.send(Command::Want);
+            let _ = self.mailbox.send(RefresherCommand::Want);
         }
     }
 }
 
-impl Shared {
+impl RefresherShared {
     fn want(&self) {
         self.wanted
             .store(millis(self.started.elapsed()), Ordering::Relaxed);
     }
 
-    /// Time since the last question for the ticket.
+    /// Time since the last request for the ticket.
     pub(super) fn unused_for(&self) -> Duration {
         self.started
             .elapsed()
@@ -60,11 +61,11 @@ impl Shared {
     }
 }
 
-/// Watches the token for its ticket, until one of the two has gone. Holds neither.
+/// Watches the token for its ticket, until one of both refreshers ends. Keeps neither alive.
 async fn follow(
-    mut token: watch::Receiver<State>,
-    mut ticket: watch::Receiver<State>,
-    mailbox: mpsc::WeakUnboundedSender<Command>,
+    mut token: watch::Receiver<PublishedState>,
+    mut ticket: watch::Receiver<PublishedState>,
+    mailbox: mpsc::WeakUnboundedSender<RefresherCommand>,
     made_with: Arc<AtomicU64>,
 ) {
     let mut told = 0;
@@ -73,7 +74,7 @@ async fn follow(
             let state = token.borrow_and_update();
             (state.refused.0, state.fault.is_none())
         };
-        // A refresh under way may be made with the new token already.
+        // A ticket refresh under way may already use the new token, so its end is awaited first.
         let Ok(lacks) = ticket
             .wait_for(|state| !state.refreshing)
             .await
@@ -87,7 +88,7 @@ async fn follow(
             let Some(mailbox) = mailbox.upgrade() else {
                 return;
             };
-            let _ = mailbox.send(Command::TokenReplaced);
+            let _ = mailbox.send(RefresherCommand::TokenReplaced);
         }
         if token.changed().await.is_err() {
             return;

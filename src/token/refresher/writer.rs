@@ -13,57 +13,61 @@ use tokio::{
 use crate::{
     base::backoff::Backoff,
     token::{
-        metrics::AccountMetrics,
-        store::{Key, Record, Saved, TokenStore},
+        metrics::CredentialMetrics,
+        store::{RecordKey, Saved, TokenRecord, TokenStore},
     },
 };
 
 /// Handle of the writer.
 pub(super) struct RecordWriter {
-    key: Key,
+    key: RecordKey,
     store: Arc<dyn TokenStore>,
-    metrics: AccountMetrics,
+    metrics: CredentialMetrics,
     latest: watch::Sender<Job>,
-    outcome: watch::Receiver<Outcome>,
+    outcome: watch::Receiver<WriteProgress>,
 }
 
-/// Receipt of a write that was asked for.
+/// Receipt of a requested write.
 pub(super) struct WriteReceipt {
     number: u64,
-    outcome: watch::Receiver<Outcome>,
+    outcome: watch::Receiver<WriteProgress>,
 }
 
 #[derive(Clone, Default)]
 struct Job {
     number: u64,
-    record: Option<Record>,
+    record: Option<TokenRecord>,
 }
 
-/// Progress of the writer. A failed attempt counts as an attempt: no one waits for a broken
-/// store.
+/// Progress of the writer. A failed attempt counts as progress, so that no refresh waits for a
+/// broken store.
 #[derive(Clone, Default)]
-struct Outcome {
+struct WriteProgress {
     number: u64,
-    newer: Option<Box<Record>>,
+    newer: Option<Box<TokenRecord>>,
 }
 
-/// Longer, and an operation counts as failed.
+/// Limit for one operation of the store.
 const LIMIT: Duration = Duration::from_secs(5);
 const RETRY: Backoff = Backoff {
     min: Duration::from_secs(1),
     max: Duration::from_secs(60),
 };
-/// Of a store that others read: it is to have what they need as soon as it is back, and says itself
-/// what is wrong.
+/// Shorter pauses for a shared store: other nodes need the record as soon as the store is back.
+/// Such a store logs its failures itself.
 const SHARED_RETRY: Backoff = Backoff {
     min: Duration::from_millis(250),
     max: Duration::from_secs(1),
 };
 
 /// Starts the writer on the current runtime. It ends with the handle, after the last write.
-pub(super) fn spawn(key: Key, store: Arc<dyn TokenStore>, metrics: AccountMetrics) -> RecordWriter {
+pub(super) fn spawn(
+    key: RecordKey,
+    store: Arc<dyn TokenStore>,
+    metrics: CredentialMetrics,
+) -> RecordWriter {
     let (latest, jobs) = watch::channel(Job::default());
-    let (report, outcome) = watch::channel(Outcome::default());
+    let (report, outcome) = watch::channel(WriteProgress::default());
     tokio::spawn(write(
         key.clone(),
         Arc::clone(&store),
@@ -82,18 +86,18 @@ pub(super) fn spawn(key: Key, store: Arc<dyn TokenStore>, metrics: AccountMetric
 
 impl RecordWriter {
     /// Record in the store; `None` when the store fails.
-    pub(super) async fn load(&self) -> Option<Record> {
+    pub(super) async fn load(&self) -> Option<TokenRecord> {
         let problem = match timeout(LIMIT, self.store.load(&self.key)).await {
             Ok(Ok(record)) => return record,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "it did not answer in time".to_owned(),
         };
         self.metrics.store_error("load");
-        tracing::warn!(account = %self.key.account, kept = %self.key.kept, problem, "the token store cannot be read: starting without it");
+        tracing::warn!(account = %self.key.account, kept = %self.key.credential, problem, "the token store cannot be read: starting without it");
         None
     }
 
-    /// The last write that was asked for.
+    /// Receipt of the last requested write.
     pub(super) fn latest(&self) -> WriteReceipt {
         WriteReceipt {
             number: self.latest.borrow().number,
@@ -101,8 +105,9 @@ impl RecordWriter {
         }
     }
 
-    /// Has this record written as soon as possible, in place of any that still waits.
-    pub(super) fn save(&self, record: Record) -> WriteReceipt {
+    /// Requests a write of this record, in place of a record that still waits.
+    pub(super) fn save(&self, record: TokenRecord) -> WriteReceipt {
+        // Number and record change together, under the lock of the channel.
         let mut number = 0;
         self.latest.send_modify(|job| {
             job.number += 1;
@@ -117,9 +122,9 @@ impl RecordWriter {
 }
 
 impl WriteReceipt {
-    /// Waits until the write was tried, or `limit` is over. Gives the record that the store holds
-    /// instead, if that one is newer.
-    pub(super) async fn tried(mut self, limit: Duration) -> Option<Box<Record>> {
+    /// Waits until the write was tried, for at most `limit`. Returns the record of the store if
+    /// that is newer.
+    pub(super) async fn tried(mut self, limit: Duration) -> Option<Box<TokenRecord>> {
         let number = self.number;
         let outcome = timeout(
             limit,
@@ -134,11 +139,11 @@ impl WriteReceipt {
 }
 
 async fn write(
-    key: Key,
+    key: RecordKey,
     store: Arc<dyn TokenStore>,
-    metrics: AccountMetrics,
+    metrics: CredentialMetrics,
     mut jobs: watch::Receiver<Job>,
-    report: watch::Sender<Outcome>,
+    report: watch::Sender<WriteProgress>,
 ) {
     let shared = store.changes(&key).is_some();
     let retry = if shared { SHARED_RETRY } else { RETRY };
@@ -156,13 +161,14 @@ async fn write(
             }
         }
         let Job { number, record } = jobs.borrow_and_update().clone();
+        // Once the handle is gone, only a write that has failed is tried again.
         let Some(record) = record.filter(|_| open || failures > 0) else {
             continue;
         };
         let problem = match timeout(LIMIT, store.save(&key, record)).await {
             Ok(Ok(saved)) => {
                 if failures > 0 && !shared {
-                    tracing::info!(account = %key.account, kept = %key.kept, "the token store can be written again");
+                    tracing::info!(account = %key.account, kept = %key.credential, "the token store can be written again");
                 }
                 failures = 0;
                 let newer = if let Saved::Newer(record) = saved {
@@ -170,7 +176,7 @@ async fn write(
                 } else {
                     None
                 };
-                report.send_replace(Outcome { number, newer });
+                report.send_replace(WriteProgress { number, newer });
                 continue;
             }
             Ok(Err(error)) => error.to_string(),
@@ -179,12 +185,12 @@ async fn write(
         metrics.store_error("save");
         if failures == 0 && !shared {
             tracing::warn!(
-                account = %key.account, kept = %key.kept, problem,
+                account = %key.account, kept = %key.credential, problem,
                 "the token store cannot be written: going on from memory, a restart now would cost one fetch"
             );
         }
         failures = failures.saturating_add(1);
-        report.send_replace(Outcome {
+        report.send_replace(WriteProgress {
             number,
             newer: None,
         });

@@ -1,5 +1,6 @@
-//! What the body of a token endpoint says. Pure; lenient about form, strict about what ends up in a
-//! request.
+//! Parser for the answers of token endpoints, ticket endpoints and probes. Pure.
+//!
+//! Lenient about the form of an answer, strict about the token, which becomes part of requests.
 
 use std::time::Duration;
 
@@ -15,17 +16,17 @@ use crate::{
     },
 };
 
-/// Tokens are documented with up to 512 bytes; four times that is still believed.
-const MOST_TOKEN_BYTES: usize = 2048;
-/// The longest lifetime that WeChat documents. Above it the answer is capped.
-const MOST_SECONDS: u64 = 7200;
-
-/// What an answer gives, and how its faults are called.
+/// Member of an answer that holds the credential, and the texts of its faults.
 struct Field {
     name: &'static str,
     missing: &'static str,
     impossible: &'static str,
 }
+
+/// Limit for the length of a token, four times the documented 512 bytes.
+const MAX_TOKEN_BYTES: usize = 2048;
+/// Longest lifetime in seconds that WeChat documents. Longer lifetimes are cut to this.
+const MAX_EXPIRES_IN: u64 = 7200;
 
 const TOKEN: Field = Field {
     name: "access_token",
@@ -38,12 +39,12 @@ const TICKET: Field = Field {
     impossible: "an empty or impossible ticket",
 };
 
-/// The verdict on a token endpoint's answer.
+/// Reads the answer of a token endpoint.
 pub(super) fn token(platform: Platform, status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
     credential(&TOKEN, platform, status, body)
 }
 
-/// The verdict on the answer to a call for a ticket.
+/// Reads the answer of a ticket endpoint.
 pub(super) fn ticket(platform: Platform, status: u16, body: &[u8]) -> Result<Fetched, FetchError> {
     credential(&TICKET, platform, status, body)
 }
@@ -57,36 +58,18 @@ fn credential(
     if (300..400).contains(&status) {
         return Err(FetchError::Redirect);
     }
-    let answer = serde_json::from_slice::<Value>(body);
-    if let Some(code) = answer
-        .as_ref()
-        .ok()
-        .and_then(errcode)
-        .filter(|code| *code != 0)
+    let answer = serde_json::from_slice::<Value>(body).ok();
+    // A refusal counts with any status, and also beside a token.
+    if let Some(answer) = &answer
+        && let Some(code) = errcode(answer)
+        && code != 0
     {
-        let message = answer
-            .as_ref()
-            .ok()
-            .and_then(|a| a.get("errmsg"))
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        // WeCom names the address with every error; it matters only where the address is what is
-        // wrong.
-        let about_address = matches!(
-            codes::token_code(platform, code).class,
-            Class::Address | Class::Approval
-        );
-        let ip = if about_address {
-            address::named_in(message)
-        } else {
-            None
-        };
-        return Err(FetchError::Refused { platform, code, ip });
+        return Err(refusal(platform, code, answer));
     }
     if status != 200 {
         return Err(FetchError::Status(status));
     }
-    let answer = answer.map_err(|_| FetchError::Malformed("no JSON"))?;
+    let answer = answer.ok_or(FetchError::Malformed("no JSON"))?;
     let token = answer
         .get(field.name)
         .and_then(Value::as_str)
@@ -102,19 +85,36 @@ fn credential(
     })
 }
 
-/// Whether this can be an access token: 1 to 2048 bytes without control characters, and no
+fn refusal(platform: Platform, code: i64, answer: &Value) -> FetchError {
+    // WeCom names the caller's address with every error. It is worth telling only if the address is
+    // the cause.
+    let ip = match codes::token_code(platform, code).class {
+        Class::Address | Class::Approval => answer
+            .get("errmsg")
+            .and_then(Value::as_str)
+            .and_then(address::named_in),
+        _ => None,
+    };
+    FetchError::Refused { platform, code, ip }
+}
+
+/// Checks that `token` can be an access token: 1 to 2048 bytes without control characters, and no
 /// placeholder.
+///
+/// # Errors
+/// [`FetchError::Phantom`] for a placeholder, [`FetchError::Malformed`] with the text `otherwise`
+/// for all other faults.
 pub(super) fn possible(token: &str, otherwise: &'static str) -> Result<(), FetchError> {
     if token.starts_with(PHANTOM_PREFIX) {
         return Err(FetchError::Phantom);
     }
-    if token.is_empty() || token.len() > MOST_TOKEN_BYTES || token.chars().any(char::is_control) {
+    if token.is_empty() || token.len() > MAX_TOKEN_BYTES || token.chars().any(char::is_control) {
         return Err(FetchError::Malformed(otherwise));
     }
     Ok(())
 }
 
-/// The verdict on the answer to a probe.
+/// Reads the answer to a probe.
 pub(super) fn probe(platform: Platform, status: u16, body: &[u8]) -> Probe {
     let Ok(answer) = serde_json::from_slice::<Value>(body) else {
         return Probe::Unknown;
@@ -127,7 +127,7 @@ pub(super) fn probe(platform: Platform, status: u16, body: &[u8]) -> Probe {
     }
 }
 
-/// `errcode` as a number, or as a string that holds one, as some endpoints send it.
+/// Reads `errcode`: a number, or a string that holds a number, as some endpoints send it.
 fn errcode(answer: &Value) -> Option<i64> {
     match answer.get("errcode")? {
         Value::String(text) => text.trim().parse().ok(),
@@ -135,17 +135,16 @@ fn errcode(answer: &Value) -> Option<i64> {
     }
 }
 
-/// `expires_in` must be a number without a fraction, at least 1.
+/// Reads `expires_in`: a number without a fraction, at least 1, cut to [`MAX_EXPIRES_IN`].
 fn seconds(value: &Value) -> Option<u64> {
-    match value.as_u64() {
-        Some(seconds) => Some(seconds),
+    let seconds = match value.as_u64() {
+        Some(seconds) => seconds,
         None => value
             .as_f64()
-            .filter(|f| f.fract() == 0.0 && *f > 0.0)
-            .map(clamped),
-    }
-    .filter(|seconds| *seconds >= 1)
-    .map(|seconds| seconds.min(MOST_SECONDS))
+            .filter(|number| number.fract() == 0.0 && *number > 0.0)
+            .map(clamped)?,
+    };
+    (seconds >= 1).then(|| seconds.min(MAX_EXPIRES_IN))
 }
 
 #[allow(

@@ -1,31 +1,30 @@
-//! `GET /cgi-bin/token`: a new token with every call, the secret in the query, as WeChat demands
-//! it.
+//! `GET /cgi-bin/token`: a new token with every call, the secret in the query, as WeChat requires.
 //!
 //! Source of the protocol: the page of getAccessToken.
 
 use super::{
-    BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource,
-    endpoint::{Endpoint, encoded},
+    BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenClient, TokenSource,
+    endpoint::{TokenEndpoint, encoded},
 };
 use crate::{
     base::Secret,
     token::{AccountSettings, pacer::Turn},
 };
 
-/// The classic endpoint of one account.
+/// Classic token endpoint of one account.
 #[derive(Debug)]
-pub struct Classic(Endpoint);
+pub struct ClassicSource(TokenEndpoint);
 
-impl Classic {
-    /// For the account's appid and secret, at its API hosts.
+impl ClassicSource {
+    /// Source with the account's appid and secret, at the account's API hosts.
     pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
-        Self(Endpoint::new(account, client))
+        Self(TokenEndpoint::new(account, client))
     }
 }
 
-impl TokenSource for Classic {
-    /// Both modes are the same here: every call makes a new token.
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+impl TokenSource for ClassicSource {
+    /// Ignores the mode: every call makes a new token.
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             let query = Secret::new(format!(
                 "grant_type=client_credential&appid={}&secret={}",

@@ -1,9 +1,9 @@
-//! The HTTP client of the token endpoints: small, patient for one call only, and silent about what
-//! it carries.
+//! HTTP client of the token endpoints, with one time limit for a whole call.
 //!
-//! It goes out by the same way as the proxied requests do, and directly to a server that keeps a
-//! token. It follows no redirect, reads no proxy from the environment and hands out no foreign
-//! error, since those may hold a URL with a secret in it.
+//! Calls of WeChat use the egress proxy and the source address of proxied requests; calls of
+//! another server that keeps a token go directly. The client follows no redirect, reads no proxy
+//! from the environment and returns no error of the HTTP library, which may hold a URL with a
+//! secret.
 
 use std::{
     net::SocketAddr,
@@ -24,52 +24,52 @@ use crate::{
     token::pacer::Pacer,
 };
 
-/// Cheap to clone; one serves all accounts.
+/// HTTP client for all accounts. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct TokenClient {
     http: Client,
-    /// Without the egress proxy and the source address that WeChat wants to see.
+    /// Client without the egress proxy and the source address that WeChat expects.
     direct: Client,
     tls: Arc<ClientConfig>,
     timeout: Duration,
     silent: Arc<SilentHosts>,
-    /// Common to all clones, since all accounts share the API hosts.
+    /// Shared by all clones, since all accounts use the same API hosts.
     pacer: Pacer,
 }
 
-/// The hosts that gave no connection or no answer in time. They are asked behind the others for a
-/// while: two of them in front would use up the time of every call.
+/// Hosts that lately gave no connection or no answer in time. They are asked last for a while,
+/// since two of them in front would use up the time of every call.
 #[derive(Debug, Default)]
 struct SilentHosts(Mutex<Vec<(BaseUrl, Instant)>>);
 
-/// Why no client can be made of the settings.
+/// Error of settings that no client can be made of.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The trusted roots.
+    /// The trusted roots cannot be loaded.
     #[error(transparent)]
     Roots(#[from] RootsError),
-    /// The proxy's address.
+    /// The address of the egress proxy is not usable.
     #[error("upstream.proxy is no usable address: write \"http://host:port\"")]
     Proxy,
-    /// Anything else.
+    /// The HTTP library refuses the settings.
     #[error(
         "the HTTP client for the token endpoints cannot be built from the settings in [upstream]"
     )]
     Build,
 }
 
-/// How long a host that kept silent is asked behind the others. Longer than a token lives, since
-/// that is how far apart calls are when all is well.
-const BEHIND_FOR: Duration = Duration::from_secs(3 * 3600);
-/// A token answer has a few hundred bytes; what is longer is something else.
-const MOST_BODY: usize = 64 * 1024;
+/// Time for which a silent host is asked last. Longer than the life of a token, which is the usual
+/// time between two calls.
+const DEMOTED_FOR: Duration = Duration::from_secs(3 * 3600);
+/// Limit for the body of an answer, in bytes. The answer of a token endpoint has a few hundred.
+const MAX_BODY: usize = 64 * 1024;
 
 impl TokenClient {
-    /// A client that leaves by `egress` and gives each call `timeout` from connect to the last
-    /// byte.
+    /// Client that connects through `egress`, with the limit `timeout` for each call from connect
+    /// to the last byte.
     ///
     /// # Errors
-    /// When the roots cannot be loaded or a setting is unusable.
+    /// The roots cannot be loaded, or a setting is not usable.
     pub fn new(egress: &Egress, timeout: Duration) -> Result<Self, ClientError> {
         let tls = egress.tls()?;
         let direct = plain(egress, &tls)
@@ -77,7 +77,7 @@ impl TokenClient {
             .map_err(|_| ClientError::Build)?;
         let mut builder = plain(egress, &tls).local_address(egress.local_address);
         if let Some(proxy) = &egress.proxy {
-            // Only https leaves this machine, so only https takes the proxy.
+            // The configuration allows http to this machine only, so only https uses the proxy.
             let authority = BaseUrl {
                 tls: false,
                 host: proxy.host.clone(),
@@ -101,32 +101,31 @@ impl TokenClient {
         })
     }
 
-    /// The same way out with another limit for a call.
+    /// Same client with another limit for a call.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// The pace of first fetches.
+    /// Pacer of first fetches.
     pub(super) fn pacer(&self) -> &Pacer {
         &self.pacer
     }
 
-    /// The limit for one call.
+    /// Limit for one call.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// For connections that speak something else than HTTP, to servers that have roots in common
-    /// with WeChat.
+    /// TLS settings with the same roots for connections of other protocols than HTTP.
     pub(crate) fn tls(&self) -> Arc<ClientConfig> {
         let mut tls = (*self.tls).clone();
         tls.alpn_protocols.clear();
         Arc::new(tls)
     }
 
-    /// Sends what `request` makes, not by the way to WeChat; status and body of the answer.
+    /// Sends a request directly, without egress proxy. Returns status and body of the answer.
     pub(super) async fn direct(
         &self,
         request: impl FnOnce(&Client) -> RequestBuilder,
@@ -143,13 +142,14 @@ impl TokenClient {
             .unwrap_or(Err(FetchError::Timeout))
     }
 
-    /// Sends what `request` makes for the first base URL that can be reached, those that kept silent
-    /// of late behind the others; status and body of the answer.
+    /// Sends a request to the first base URL that can be reached, silent hosts last. Returns status
+    /// and body of the answer.
     pub(super) async fn call(
         &self,
         bases: &[BaseUrl],
         request: impl Fn(&Client, &BaseUrl) -> RequestBuilder,
     ) -> Result<(u16, Vec<u8>), FetchError> {
+        // Outside the future, which the time limit drops in the middle of an attempt.
         let mut asked = None;
         let attempts = async {
             for base in self.silent.order(bases) {
@@ -163,27 +163,31 @@ impl TokenClient {
                         self.silent.note(base);
                         tracing::warn!(host = %base.host, "no connection to the token endpoint");
                     }
+                    // Once sent, a request may have made a token: no second host is asked.
                     Err(error) => return Err(lost(&error)),
                 }
             }
             Err(FetchError::Connect)
         };
-        let outcome = tokio::time::timeout(self.timeout, attempts).await;
-        outcome.unwrap_or_else(|_| {
-            if let Some(base) = asked {
-                self.silent.note(base);
+        match tokio::time::timeout(self.timeout, attempts).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                if let Some(base) = asked {
+                    self.silent.note(base);
+                }
+                Err(FetchError::Timeout)
             }
-            Err(FetchError::Timeout)
-        })
+        }
     }
 }
 
 impl SilentHosts {
+    /// Sorts silent hosts behind the others.
     fn order<'b>(&self, bases: &'b [BaseUrl]) -> Vec<&'b BaseUrl> {
         let mut hosts = self.lock();
-        hosts.retain(|(_, since)| since.elapsed() < BEHIND_FOR);
+        hosts.retain(|(_, since)| since.elapsed() < DEMOTED_FOR);
         let mut ordered: Vec<_> = bases.iter().collect();
-        // The sort is stable: among themselves they stay as configured.
+        // The sort is stable, so each group stays in the order of the configuration.
         ordered.sort_by_key(|base| hosts.iter().any(|(silent, _)| silent == *base));
         ordered
     }
@@ -211,11 +215,12 @@ fn plain(egress: &Egress, tls: &ClientConfig) -> ClientBuilder {
         .no_proxy()
         .user_agent(concat!("wxgate/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(egress.connect_timeout)
-        // WeChat closes idle connections at about 20 s, and fetches are an hour apart: nothing is
-        // worth keeping.
+        // WeChat closes idle connections after about 20 s, and fetches are an hour apart: no idle
+        // connection is worth keeping.
         .pool_max_idle_per_host(1)
         .pool_idle_timeout(Duration::from_secs(5));
     for (host, addresses) in &egress.resolve {
+        // Port 0 stands for the port of the URL.
         let addresses: Vec<_> = addresses.iter().map(|ip| SocketAddr::new(*ip, 0)).collect();
         builder = builder.resolve_to_addrs(host, &addresses);
     }
@@ -226,7 +231,7 @@ async fn read(mut response: Response) -> Result<(u16, Vec<u8>), FetchError> {
     let status = response.status().as_u16();
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| lost(&error))? {
-        if body.len() + chunk.len() > MOST_BODY {
+        if body.len() + chunk.len() > MAX_BODY {
             return Err(FetchError::Malformed("more than 64 KiB"));
         }
         body.extend_from_slice(&chunk);

@@ -1,7 +1,7 @@
-//! What the token endpoints of WeChat and WeCom have in common: an account's credentials, its API
-//! hosts, the probe.
+//! Common part of the token endpoints of WeChat and WeCom: the account's credentials, its API
+//! hosts, and the probe.
 //!
-//! Says nothing of how a token is asked for; that is what the endpoints differ in.
+//! The request for a token differs and is left to `stable`, `classic` and `wecom`.
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Client, RequestBuilder};
@@ -14,9 +14,9 @@ use crate::{
     wechat::api::Platform,
 };
 
-/// One account at the API hosts of its platform.
+/// Account at the API hosts of its platform.
 #[derive(Debug)]
-pub(super) struct Endpoint {
+pub(super) struct TokenEndpoint {
     client: TokenClient,
     api: Vec<BaseUrl>,
     platform: Platform,
@@ -24,26 +24,28 @@ pub(super) struct Endpoint {
     pub(super) secret: Secret,
 }
 
-impl Endpoint {
-    /// The configuration lets no account without a secret come here; WeChat would say that it is
-    /// missing.
+impl TokenEndpoint {
+    /// Endpoint with the settings of an account.
     pub(super) fn new(account: &AccountSettings, client: TokenClient) -> Self {
         Self {
             client,
             api: account.api.clone(),
             platform: account.platform,
             appid: account.appid.clone(),
+            // The configuration refuses these accounts without a secret. WeChat would answer that
+            // the secret is missing.
             secret: account.secret.clone().unwrap_or_else(|| Secret::new("")),
         }
     }
 
-    /// A turn among the first fetches of the account's first API host.
+    /// Turn among the first fetches of the account's first API host.
     pub(super) fn turn(&self) -> Turn {
         let host = self.api.first().map(BaseUrl::authority);
         self.client.pacer().turn(&host.unwrap_or_default())
     }
 
-    /// The verdict on what the first API host that can be reached answers.
+    /// Sends `request` to the first API host that can be reached, and reads the token of the
+    /// answer.
     pub(super) async fn ask(
         &self,
         request: impl Fn(&Client, &BaseUrl) -> RequestBuilder,
@@ -52,8 +54,8 @@ impl Endpoint {
         answer::token(self.platform, status, &body)
     }
 
-    /// `GET /cgi-bin/get_api_domain_ip`: takes a token, has no effect and a generous quota, on both
-    /// platforms.
+    /// Calls `GET /cgi-bin/get_api_domain_ip`, which needs a token, has no effect and a large quota
+    /// on both platforms.
     pub(super) async fn probe(&self, token: &Secret) -> Probe {
         let query = Secret::new(format!("access_token={}", encoded(token.expose())));
         let answer = self
@@ -71,7 +73,7 @@ impl Endpoint {
     }
 }
 
-/// As a value in a query.
+/// Percent-encodes a query value.
 pub(super) fn encoded(text: &str) -> impl std::fmt::Display {
     utf8_percent_encode(text, NON_ALPHANUMERIC)
 }

@@ -1,7 +1,7 @@
-//! Where tokens come from: the seam between the refresher, which decides when, and the endpoint,
-//! which is asked.
+//! Token sources: the interface between the refresher, which decides when to ask, and the endpoints
+//! that give tokens.
 //!
-//! A source does one call and says what came of it. It neither retries nor remembers.
+//! A source makes one call and returns its result. Retries and state are left to the refresher.
 
 mod answer;
 mod classic;
@@ -16,13 +16,13 @@ mod wecom;
 
 use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
-pub use classic::Classic;
+pub use classic::ClassicSource;
 pub use client::{ClientError, TokenClient};
-pub use stable::Stable;
+pub use stable::StableSource;
 pub use ticket::TicketSource;
-pub use wecom::Wecom;
+pub use wecom::WecomSource;
 
-use super::{AccountSettings, Origin, pacer::Turn};
+use super::{AccountSettings, TokenProvider, pacer::Turn};
 use crate::{
     base::Secret,
     wechat::{
@@ -32,86 +32,87 @@ use crate::{
     },
 };
 
-/// A future that a trait object can return.
+/// Future that a method of a trait object can return: `dyn` traits know no `async fn`.
 pub type BoxFuture<'f, T> = Pin<Box<dyn Future<Output = T> + Send + 'f>>;
 
-/// One place where one account's token comes from. Calls are bounded in time by the implementation,
-/// and once more by the refresher.
+/// Source of one account's token or ticket. Calls are bounded in time by the implementation, and
+/// once more by the refresher.
 pub trait TokenSource: Send + Sync + 'static {
     /// Asks for a token.
-    fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>>;
+    fn fetch(&self, mode: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>>;
 
-    /// Asks for a token because WeChat rejected this one. An ordinary fetch, unless the source can
-    /// pass that on.
+    /// Asks for a token because WeChat rejected `rejected`. An ordinary fetch, unless the source
+    /// can pass the rejection on.
     fn fetch_past<'a>(
         &'a self,
         rejected: &'a Secret,
     ) -> BoxFuture<'a, Result<Fetched, FetchError>> {
         let _ = rejected;
-        self.fetch(Mode::Normal)
+        self.fetch(FetchMode::Normal)
     }
 
-    /// A turn among the first fetches of the API host; one that is always granted where no host of
-    /// WeChat's is asked.
+    /// Turn among the first fetches of the API host. Always granted by default, for sources that
+    /// ask no host of WeChat's.
     fn turn(&self) -> Turn {
         Turn::default()
     }
 
-    /// Asks WeChat what it thinks of a token, by a cheap call that needs one.
+    /// Asks WeChat if it accepts a token, by a cheap call that needs a token.
     fn probe<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Probe>;
 }
 
-/// How to ask.
+/// Mode of a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// As usual.
+pub enum FetchMode {
+    /// Ordinary: the endpoint may give the same token again.
     Normal,
-    /// With `force_refresh`, where the endpoint knows it: the previous token dies.
+    /// With `force_refresh`, if the endpoint supports that: the previous token dies.
     Forced,
 }
 
-/// A token as the endpoint gave it.
+/// Token as the endpoint gave it.
 #[derive(Debug)]
 pub struct Fetched {
-    /// 1 to 2048 bytes without control characters.
+    /// Token of 1 to 2048 bytes without control characters.
     pub token: Secret,
-    /// 1 to 7200 s, counted from when the call was sent.
+    /// Lifetime of 1 to 7200 s, counted from the moment the call was sent.
     pub expires_in: Duration,
 }
 
-/// What a probe found.
+/// Result of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Probe {
-    /// The token is good.
+    /// WeChat accepts the token.
     Fine,
-    /// WeChat calls it stale.
+    /// WeChat rejects the token as stale.
     Stale,
-    /// No answer, or one that says nothing about the token.
+    /// No answer, or an answer that says nothing about the token.
     Unknown,
 }
 
-/// Why there is no token. Holds no text of others: no URL, no body.
+/// Error of a fetch. Holds no URL and no text of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
     /// WeChat answered with an `errcode`.
     #[error("errcode {code}: {advice}", advice = codes::token_code(*platform, *code).advice)]
     Refused {
-        /// Whose code it is; the same number means different things.
+        /// Platform of the code; the same number has different meanings.
         platform: Platform,
-        /// WeChat's code.
+        /// WeChat's `errcode`.
         code: i64,
-        /// The calling address as WeChat saw it, where it says so (40164, 60020).
+        /// Source address of the call as WeChat saw it, if the code is about the address (40164,
+        /// 60020).
         ip: Option<IpAddr>,
     },
-    /// WeChat gave no ticket.
+    /// WeChat answered with an `errcode` to a call for a ticket.
     #[error("errcode {code}: {advice}", advice = tickets::refusal(*platform, *code).1)]
     NoTicket {
-        /// Whose code it is.
+        /// Platform of the code.
         platform: Platform,
-        /// WeChat's code.
+        /// WeChat's `errcode`.
         code: i64,
     },
-    /// There was no access token to ask for a ticket with.
+    /// There was no access token for the call for a ticket.
     #[error("there is no access token to ask with: see the account's own error")]
     NoToken,
     /// Nothing was sent: name resolution, connection or TLS failed at every base URL.
@@ -119,45 +120,45 @@ pub enum FetchError {
         "no connection to the token endpoint: check DNS, the way out of this network and upstream.ca_file"
     )]
     Connect,
-    /// The answer did not come in time.
+    /// No complete answer within the time limit.
     #[error(
         "the token endpoint did not answer in time: check the network, or raise token.fetch_timeout"
     )]
     Timeout,
-    /// The connection ended before the answer did.
+    /// The connection ended before the answer was complete.
     #[error("the connection to the token endpoint broke before the answer was complete")]
     Broken,
-    /// Another HTTP status than 200, without an `errcode`.
+    /// HTTP status other than 200, without an `errcode`.
     #[error(
         "the token endpoint answered with HTTP status {0}: check what stands between wxgate and WeChat"
     )]
     Status(u16),
-    /// A redirect, which is never followed.
+    /// Redirect, which is never followed.
     #[error(
         "the token endpoint answered with a redirect: check the account's api and what stands between wxgate and WeChat"
     )]
     Redirect,
-    /// An answer without a usable token; the text says what was wrong with it.
+    /// Answer without a usable token; the text names the fault.
     #[error(
         "the token endpoint gave an unusable answer ({0}): check what stands between wxgate and WeChat"
     )]
     Malformed(&'static str),
-    /// A placeholder that another wxgate made for its callers, which WeChat would not take.
+    /// Placeholder that another wxgate made for its clients and that WeChat would reject.
     #[error(
         "this was answered by a wxgate, not by WeChat: set upstream.resolve if DNS points WeChat's name at a wxgate; to \
          read the token of another wxgate, use its /-/accounts/NAME/token and give the client the scope \"token\" there"
     )]
     Phantom,
-    /// The server that keeps the token gave none.
+    /// The server that keeps the token gave no token.
     #[error(transparent)]
-    External(#[from] external::Absent),
-    /// The source itself failed.
+    External(#[from] external::ExternalError),
+    /// The source panicked.
     #[error("the token source failed: report this as a bug of wxgate")]
     Panicked,
 }
 
 impl FetchError {
-    /// For metrics; bounded.
+    /// Label for metrics, from a closed set.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Refused { code, .. } | Self::NoTicket { code, .. } => codes::label(*code),
@@ -174,8 +175,8 @@ impl FetchError {
         }
     }
 
-    /// Whether WeChat may have handed out a token that never arrived, so that the current one may
-    /// be on its way out.
+    /// True if WeChat may have given a token that never arrived, so that the current token may have
+    /// been replaced.
     pub fn is_lost_answer(&self) -> bool {
         !matches!(
             self,
@@ -188,8 +189,8 @@ impl FetchError {
         )
     }
 
-    /// The class of a refusal, and what is treated like one; `None` for all that may pass by
-    /// itself.
+    /// Class of a refusal, or of an error that is treated like a refusal; `None` for transient
+    /// errors.
     pub fn class(&self) -> Option<Class> {
         match self {
             Self::Refused { platform, code, .. } => Some(codes::token_code(*platform, *code).class),
@@ -199,9 +200,9 @@ impl FetchError {
         }
     }
 
-    /// Whether any other node of the account would get the same answer: its secret is wrong, it is
-    /// frozen, or its quota is used up. A refused address says nothing about other addresses, and
-    /// WeCom counts calls by address.
+    /// True if any other node of the account would get the same answer: the secret is wrong, the
+    /// account is frozen, or its quota is used up. A refused address says nothing about other
+    /// addresses, and WeCom counts calls by address.
     pub fn is_true_for_every_node(&self) -> bool {
         match self {
             Self::Refused { platform, .. } => match self.class() {
@@ -213,7 +214,7 @@ impl FetchError {
         }
     }
 
-    /// Whether trying again soon may help without anybody doing anything.
+    /// True if the next attempt may succeed without a change by an operator.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::External(absent) => absent.is_transient(),
@@ -222,12 +223,12 @@ impl FetchError {
     }
 }
 
-/// The source that the account's settings name.
+/// Makes the source for the account's token provider.
 pub fn for_account(account: &AccountSettings, client: TokenClient) -> Arc<dyn TokenSource> {
-    match &account.origin {
-        Origin::Stable => Arc::new(Stable::new(account, client)),
-        Origin::Classic => Arc::new(Classic::new(account, client)),
-        Origin::Wecom => Arc::new(Wecom::new(account, client)),
-        Origin::External(settings) => external::source(settings, client),
+    match &account.provider {
+        TokenProvider::Stable => Arc::new(StableSource::new(account, client)),
+        TokenProvider::Classic => Arc::new(ClassicSource::new(account, client)),
+        TokenProvider::Wecom => Arc::new(WecomSource::new(account, client)),
+        TokenProvider::External(settings) => external::source(settings, client),
     }
 }

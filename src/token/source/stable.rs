@@ -1,38 +1,39 @@
 //! `POST /cgi-bin/stable_token`: the same token on repeated calls, a forced mode, the secret in the
 //! body.
 //!
-//! Source of the protocol: the page of getStableAccessToken. The body always goes with
-//! `Content-Length`; WeChat answers 412 to a chunked one.
+//! Source of the protocol: the page of getStableAccessToken. The body is sent with
+//! `Content-Length`, since WeChat answers 412 to a chunked body.
 
 use serde_json::json;
 
 use super::{
-    BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource, endpoint::Endpoint,
+    BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenClient, TokenSource,
+    endpoint::TokenEndpoint,
 };
 use crate::{
     base::Secret,
     token::{AccountSettings, pacer::Turn},
 };
 
-/// The stable endpoint of one account.
+/// Stable token endpoint of one account.
 #[derive(Debug)]
-pub struct Stable(Endpoint);
+pub struct StableSource(TokenEndpoint);
 
-impl Stable {
-    /// For the account's appid and secret, at its API hosts.
+impl StableSource {
+    /// Source with the account's appid and secret, at the account's API hosts.
     pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
-        Self(Endpoint::new(account, client))
+        Self(TokenEndpoint::new(account, client))
     }
 }
 
-impl TokenSource for Stable {
-    fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+impl TokenSource for StableSource {
+    fn fetch(&self, mode: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             let body = json!({
                 "grant_type": "client_credential",
                 "appid": self.0.appid,
                 "secret": self.0.secret.expose(),
-                "force_refresh": mode == Mode::Forced,
+                "force_refresh": mode == FetchMode::Forced,
             })
             .to_string();
             self.0

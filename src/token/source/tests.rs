@@ -1,4 +1,4 @@
-//! The sources against a server that says whatever the test wants, byte for byte, on a free port.
+//! Sources against a server with scripted answers, byte for byte, on a free port.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,19 +13,19 @@ use super::*;
 use crate::{
     base::AccountName,
     net::{address::BaseUrl, egress::Egress},
-    token::{Settings, TokenRefresher, metrics::Metrics, store::MemoryStore},
+    token::{TokenRefresher, TokenSettings, metrics::TokenMetrics, store::MemoryStore},
     wechat::{api::Platform, ticket::TicketType},
 };
 
 const GOOD: &str = r#"{"access_token":"81_a+b/c","expires_in":7200}"#;
 
-/// What the server does with each connection after it has read the request.
+/// Reaction of the server to each request.
 #[derive(Clone)]
 enum Reply {
     Says(Vec<u8>),
     Nothing,
     HangsUp,
-    /// One byte at a time, for ever.
+    /// Sends one byte at a time, without end.
     Drips,
     Endless,
 }
@@ -91,7 +91,7 @@ async fn serve(mut stream: TcpStream, reply: Reply, heard: mpsc::UnboundedSender
     }
 }
 
-/// Whether the head is there, and as much body as it promises.
+/// Returns true if head and body of the request are complete.
 fn complete(request: &[u8]) -> bool {
     let text = String::from_utf8_lossy(request);
     let Some((head, body)) = text.split_once("\r\n\r\n") else {
@@ -116,13 +116,13 @@ fn http(status: &str, body: &str) -> Reply {
     )
 }
 
-fn source(origin: Origin, api: Vec<BaseUrl>, timeout: Duration) -> Arc<dyn TokenSource> {
+fn source(provider: TokenProvider, api: Vec<BaseUrl>, timeout: Duration) -> Arc<dyn TokenSource> {
     let account = AccountSettings {
         name: AccountName::new("shop").unwrap(),
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef".into(),
         secret: Some(Secret::new("s3&cret")),
-        origin,
+        provider,
         api,
         hosts: Vec::new(),
     };
@@ -134,8 +134,8 @@ fn source(origin: Origin, api: Vec<BaseUrl>, timeout: Duration) -> Arc<dyn Token
 
 async fn fetched(reply: Reply, timeout: Duration) -> Result<Fetched, FetchError> {
     let server = Server::start(reply).await;
-    source(Origin::Stable, vec![server.base], timeout)
-        .fetch(Mode::Normal)
+    source(TokenProvider::Stable, vec![server.base], timeout)
+        .fetch(FetchMode::Normal)
         .await
 }
 
@@ -143,11 +143,11 @@ async fn fetched(reply: Reply, timeout: Duration) -> Result<Fetched, FetchError>
 async fn the_stable_endpoint_gets_json_with_its_length_and_no_query() {
     let mut server = Server::start(http("200 OK", GOOD)).await;
     let source = source(
-        Origin::Stable,
+        TokenProvider::Stable,
         vec![server.base.clone()],
         Duration::from_secs(5),
     );
-    for (mode, force) in [(Mode::Normal, "false"), (Mode::Forced, "true")] {
+    for (mode, force) in [(FetchMode::Normal, "false"), (FetchMode::Forced, "true")] {
         let token = source.fetch(mode).await.unwrap();
         assert_eq!(
             (token.token.expose(), token.expires_in.as_secs()),
@@ -182,11 +182,11 @@ async fn the_stable_endpoint_gets_json_with_its_length_and_no_query() {
 async fn the_classic_endpoint_gets_its_secret_encoded_in_the_query() {
     let mut server = Server::start(http("200 OK", GOOD)).await;
     source(
-        Origin::Classic,
+        TokenProvider::Classic,
         vec![server.base.clone()],
         Duration::from_secs(5),
     )
-    .fetch(Mode::Normal)
+    .fetch(FetchMode::Normal)
     .await
     .unwrap();
     let request = server.request().await;
@@ -203,8 +203,8 @@ async fn a_probe_carries_the_token_and_brings_the_verdict() {
         ("<html>", Probe::Unknown),
     ] {
         let mut server = Server::start(http("200 OK", body)).await;
-        for origin in [Origin::Stable, Origin::Classic] {
-            let source = source(origin, vec![server.base.clone()], Duration::from_secs(5));
+        for provider in [TokenProvider::Stable, TokenProvider::Classic] {
+            let source = source(provider, vec![server.base.clone()], Duration::from_secs(5));
             assert_eq!(
                 source.probe(&Secret::new("81_a&b")).await,
                 verdict,
@@ -306,13 +306,13 @@ async fn a_host_that_cannot_be_reached_is_passed_over_for_the_next() {
     let good = Server::start(http("200 OK", GOOD)).await;
     let api = vec![closed.clone(), good.base.clone()];
     assert!(
-        source(Origin::Stable, api, Duration::from_secs(5))
-            .fetch(Mode::Normal)
+        source(TokenProvider::Stable, api, Duration::from_secs(5))
+            .fetch(FetchMode::Normal)
             .await
             .is_ok()
     );
-    let error = source(Origin::Classic, vec![closed], Duration::from_secs(5))
-        .fetch(Mode::Normal)
+    let error = source(TokenProvider::Classic, vec![closed], Duration::from_secs(5))
+        .fetch(FetchMode::Normal)
         .await
         .unwrap_err();
     assert_eq!(
@@ -326,8 +326,8 @@ async fn an_answer_of_the_first_host_is_final_even_when_it_is_bad() {
     let bad = Server::start(http("500 Internal Server Error", "")).await;
     let mut good = Server::start(http("200 OK", GOOD)).await;
     let api = vec![bad.base.clone(), good.base.clone()];
-    let error = source(Origin::Classic, api, Duration::from_secs(5))
-        .fetch(Mode::Normal)
+    let error = source(TokenProvider::Classic, api, Duration::from_secs(5))
+        .fetch(FetchMode::Normal)
         .await
         .unwrap_err();
     assert_eq!(
@@ -344,10 +344,14 @@ async fn an_answer_of_the_first_host_is_final_even_when_it_is_bad() {
 async fn plain_http_where_tls_is_expected_sends_nothing_secret() {
     let mut server = Server::start(http("200 OK", GOOD)).await;
     let tls: BaseUrl = format!("https://{}", server.address).parse().unwrap();
-    let error = source(Origin::Classic, vec![tls], Duration::from_millis(500))
-        .fetch(Mode::Normal)
-        .await
-        .unwrap_err();
+    let error = source(
+        TokenProvider::Classic,
+        vec![tls],
+        Duration::from_millis(500),
+    )
+    .fetch(FetchMode::Normal)
+    .await
+    .unwrap_err();
     assert!(
         matches!(error, FetchError::Connect | FetchError::Timeout),
         "{error:?}"
@@ -377,31 +381,31 @@ async fn fixed_addresses_take_the_place_of_dns() {
 
 #[test]
 fn no_error_shows_anything_of_a_secret() {
-    for origin in [Origin::Stable, Origin::Classic] {
+    for provider in [TokenProvider::Stable, TokenProvider::Classic] {
         let account = AccountSettings {
             name: AccountName::new("shop").unwrap(),
             platform: Platform::Wechat,
             appid: "wx0123456789abcdef".into(),
             secret: Some(Secret::new("hunter2")),
-            origin,
+            provider,
             api: Vec::new(),
             hosts: Vec::new(),
         };
         let client = TokenClient::new(&Egress::default(), Duration::from_secs(5)).unwrap();
         let shown = format!(
             "{account:?} {:?} {:?}",
-            Stable::new(&account, client.clone()),
-            Classic::new(&account, client)
+            StableSource::new(&account, client.clone()),
+            ClassicSource::new(&account, client)
         );
         assert!(!shown.contains("hunter2"), "{shown}");
     }
 }
 
-/// A token source that always has the same token.
+/// Token source that always gives the same token.
 struct Fixed;
 
 impl TokenSource for Fixed {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         let fetched = Fetched {
             token: Secret::new("81_a+b"),
             expires_in: Duration::from_secs(7200),
@@ -420,21 +424,21 @@ fn tickets(platform: Platform, ticket: TicketType, base: BaseUrl) -> TicketSourc
         platform,
         appid: "wx0123456789abcdef".into(),
         secret: Some(Secret::new("s3&cret")),
-        origin: Origin::Stable,
+        provider: TokenProvider::Stable,
         api: vec![base],
         hosts: Vec::new(),
     };
-    let counters = Metrics::register(&mut Registry::default()).for_account(&account.name);
+    let counters = TokenMetrics::register(&mut Registry::default()).for_account(&account.name);
     let store = Arc::new(MemoryStore::default());
-    let keeper = TokenRefresher::spawn(
+    let refresher = TokenRefresher::spawn(
         account.clone(),
-        Settings::default(),
+        TokenSettings::default(),
         Arc::new(Fixed),
         store,
         counters,
     );
     let client = TokenClient::new(&Egress::default(), Duration::from_secs(5)).unwrap();
-    TicketSource::new(ticket, &account, client, keeper, Arc::default())
+    TicketSource::new(ticket, &account, client, refresher, Arc::default())
 }
 
 #[tokio::test]
@@ -464,7 +468,7 @@ async fn each_platform_is_asked_for_its_tickets_in_its_own_words() {
         ),
     ] {
         let fetched = tickets(platform, ticket, server.base.clone())
-            .fetch(Mode::Normal)
+            .fetch(FetchMode::Normal)
             .await
             .unwrap();
         assert_eq!(
@@ -478,7 +482,7 @@ async fn each_platform_is_asked_for_its_tickets_in_its_own_words() {
         );
     }
     let none = tickets(Platform::Wecom, TicketType::WxCard, server.base.clone())
-        .fetch(Mode::Normal)
+        .fetch(FetchMode::Normal)
         .await;
     assert_eq!(none.unwrap_err().label(), "malformed");
 }
@@ -493,7 +497,7 @@ async fn a_refused_ticket_has_advice_of_its_own_except_for_the_address() {
                 code: 48001,
             },
         ),
-        // At WeCom that is no stale token.
+        // WeCom uses this code for something else than a stale token.
         (
             r#"{"errcode":40001,"errmsg":"x"}"#,
             FetchError::NoTicket {
@@ -517,7 +521,7 @@ async fn a_refused_ticket_has_advice_of_its_own_except_for_the_address() {
         let server = Server::start(http("200 OK", body)).await;
         let source = tickets(Platform::Wecom, TicketType::Jsapi, server.base);
         assert_eq!(
-            source.fetch(Mode::Normal).await.unwrap_err(),
+            source.fetch(FetchMode::Normal).await.unwrap_err(),
             error,
             "{body}"
         );

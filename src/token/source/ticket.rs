@@ -1,16 +1,16 @@
-//! The endpoints of tickets: a business call like any other, made with the account's token and
-//! cured like any other.
+//! Ticket endpoints: business calls with the account's access token, repeated once after a
+//! rejection of the token, as proxied calls are.
 //!
-//! Source of the protocol: WeChat's page of api_getticket; WeCom's 96909 and 90506. Unlike its
-//! siblings this source asks the account's refresher, and has it replace a token that WeChat calls
-//! stale, once.
+//! Source of the protocol: WeChat's page of api_getticket; WeCom's 96909 and 90506. Unlike the
+//! other sources, this source asks the account's token refresher, for the token and for its
+//! replacement.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource, answer};
+use super::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenClient, TokenSource, answer};
 use crate::{
     base::Secret,
     net::address::BaseUrl,
@@ -25,20 +25,21 @@ use crate::{
     },
 };
 
-/// One type of ticket of one account.
+/// Source of one type of ticket of one account.
 #[derive(Debug)]
 pub struct TicketSource {
     client: TokenClient,
     api: Vec<BaseUrl>,
     platform: Platform,
+    /// `None` if the platform has no such ticket.
     endpoint: Option<Endpoint>,
     refresher: TokenRefresher,
     made_with: Arc<AtomicU64>,
 }
 
 impl TicketSource {
-    /// `refresher` is that of the account's token. The generation of the token that was last asked
-    /// with is left in `made_with`.
+    /// Source that uses the tokens of `refresher`, and stores the generation of the token of its
+    /// last call in `made_with`.
     pub fn new(
         kind: TicketType,
         account: &AccountSettings,
@@ -57,7 +58,8 @@ impl TicketSource {
         }
     }
 
-    async fn fetch_and_cure(&self, endpoint: Endpoint) -> Result<Fetched, FetchError> {
+    /// Fetches the ticket; with a replaced token once more, if WeChat rejects the first token.
+    async fn fetch_with_retry(&self, endpoint: Endpoint) -> Result<Fetched, FetchError> {
         let token = self
             .refresher
             .current()
@@ -86,6 +88,8 @@ impl TicketSource {
     }
 
     async fn ask(&self, endpoint: Endpoint, token: &Token) -> Result<Fetched, FetchError> {
+        // Stored before the call, for the refresher that compares it after the answer. Relaxed is
+        // enough: the task that reads it is woken by the end of this call.
         self.made_with
             .store(token.generation().0, Ordering::Relaxed);
         let kind = endpoint
@@ -99,6 +103,7 @@ impl TicketSource {
         });
         let (status, body) = call.await?;
         let answer = answer::ticket(self.platform, status, &body);
+        // 41001 says that the token got lost on the way, so it proves nothing about the token.
         let arrived = !matches!(
             answer,
             Err(FetchError::Refused {
@@ -112,6 +117,7 @@ impl TicketSource {
         answer
     }
 
+    /// `errcode` of an answer that calls the token stale.
     fn stale(&self, answer: &Result<Fetched, FetchError>) -> Option<i64> {
         match answer {
             Err(FetchError::Refused { code, .. }) if codes::is_stale(self.platform, *code) => {
@@ -122,7 +128,8 @@ impl TicketSource {
     }
 }
 
-/// What a refusal means is another thing here than at the token endpoint, except for the address.
+/// Turns a refusal into one of a ticket: codes have other meanings here than at the token endpoint,
+/// except for those about the address.
 fn as_ticket(error: FetchError) -> FetchError {
     match error {
         FetchError::Refused { platform, code, .. } if error.class() != Some(Class::Address) => {
@@ -133,17 +140,17 @@ fn as_ticket(error: FetchError) -> FetchError {
 }
 
 impl TokenSource for TicketSource {
-    /// Both modes are the same here: WeChat alone decides whether there is another ticket.
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    /// Ignores the mode: WeChat alone decides when the ticket changes.
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             match self.endpoint {
-                Some(endpoint) => self.fetch_and_cure(endpoint).await,
+                Some(endpoint) => self.fetch_with_retry(endpoint).await,
                 None => Err(FetchError::Malformed("the platform has no such ticket")),
             }
         })
     }
 
-    /// Nobody rejects a ticket towards wxgate, so there is nothing to ask.
+    /// Returns `Unknown`: WeChat never rejects a ticket towards wxgate.
     fn probe<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Probe> {
         Box::pin(std::future::ready(Probe::Unknown))
     }

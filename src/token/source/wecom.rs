@@ -5,28 +5,28 @@
 //! accounts may have one corpid.
 
 use super::{
-    BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource,
-    endpoint::{Endpoint, encoded},
+    BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenClient, TokenSource,
+    endpoint::{TokenEndpoint, encoded},
 };
 use crate::{
     base::Secret,
     token::{AccountSettings, pacer::Turn},
 };
 
-/// The token endpoint of one agent.
+/// Token endpoint of one WeCom agent.
 #[derive(Debug)]
-pub struct Wecom(Endpoint);
+pub struct WecomSource(TokenEndpoint);
 
-impl Wecom {
-    /// For the account's corpid and the agent's secret, at its API hosts.
+impl WecomSource {
+    /// Source with the account's corpid and the agent's secret, at the account's API hosts.
     pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
-        Self(Endpoint::new(account, client))
+        Self(TokenEndpoint::new(account, client))
     }
 }
 
-impl TokenSource for Wecom {
-    /// Both modes are the same here: WeCom alone decides when the token changes.
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+impl TokenSource for WecomSource {
+    /// Ignores the mode: WeCom alone decides when the token changes.
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             let query = Secret::new(format!(
                 "corpid={}&corpsecret={}",

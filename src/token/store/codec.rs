@@ -10,13 +10,13 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Key,
-    record::{Identity, Record, Refusal, StoredToken},
+    RecordKey,
+    record::{AccountIdentity, StoredRefusal, StoredToken, TokenRecord},
     seal::{self, Keyring, Locked},
 };
 use crate::{
     base::Secret,
-    token::{Generation, Kind, budget::Budget},
+    token::{Generation, ProviderKind, budget::DailyBudget},
 };
 
 /// Encoder and decoder of records, for every store that outlives the process.
@@ -28,9 +28,9 @@ pub(super) struct Codec {
 /// Record read from bytes.
 #[derive(Debug, PartialEq)]
 pub(super) struct Decoded {
-    pub(super) record: Record,
-    /// The record would be written in another form now: its token is in plain text although there is
-    /// a key, or another key than the first one sealed it.
+    pub(super) record: TokenRecord,
+    /// The record would be written in another form now: its token is in plain text although there
+    /// is a key, or another key than the first one sealed it.
     pub(super) outdated: bool,
 }
 
@@ -54,24 +54,24 @@ const ANY_VERSION: &[u8] = br#"{"format":"#;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Form<'r> {
+struct RecordJson<'r> {
     #[serde(borrow)]
     appid: Cow<'r, str>,
     kind: &'r str,
     secret: &'r str,
     generation: u64,
     #[serde(borrow)]
-    token: Option<TokenForm<'r>>,
-    budget: Budget,
+    token: Option<TokenJson<'r>>,
+    budget: DailyBudget,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    refusal: Option<Refusal>,
+    refusal: Option<StoredRefusal>,
     #[serde(default, skip_serializing_if = "is_zero")]
     asked_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TokenForm<'r> {
+struct TokenJson<'r> {
     /// Missing where it is sealed.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     value: Option<Cow<'r, str>>,
@@ -87,16 +87,16 @@ impl Codec {
 
     /// The record as bytes. One of the few places that reveal a token: it goes into the store and
     /// nowhere else.
-    pub(super) fn encode(&self, key: &Key, record: &Record) -> Vec<u8> {
+    pub(super) fn encode(&self, key: &RecordKey, record: &TokenRecord) -> Vec<u8> {
         let (Some(keys), Some(token)) = (&self.keys, &record.token) else {
-            return plain(&Form::of(record, true));
+            return plain(&RecordJson::of(record, true));
         };
-        let body = json(&Form::of(record, false));
+        let body = json(&RecordJson::of(record, false));
         let Some(sealed) = keys.seal(token.value.expose(), &bound(key, &body)) else {
             // Better a record without its token than one that shows it.
-            return plain(&Form {
+            return plain(&RecordJson {
                 token: None,
-                ..Form::of(record, false)
+                ..RecordJson::of(record, false)
             });
         };
         let covered = [sealed.as_bytes(), MIDDLE, &body].concat();
@@ -111,9 +111,9 @@ impl Codec {
     }
 
     /// The record that [`Codec::encode`] made these bytes of, for the same key.
-    pub(super) fn decode(&self, key: &Key, bytes: &[u8]) -> Result<Decoded, Damage> {
+    pub(super) fn decode(&self, key: &RecordKey, bytes: &[u8]) -> Result<Decoded, Damage> {
         if let Some(rest) = bytes.strip_prefix(HEAD) {
-            let mut form = Form::read(covered(rest, MIDDLE)?)?;
+            let mut form = RecordJson::read(covered(rest, MIDDLE)?)?;
             let value = form
                 .token
                 .as_mut()
@@ -129,7 +129,7 @@ impl Codec {
             .strip_prefix(SEALED_HEAD)
             .ok_or_else(|| other_format(bytes))?;
         let (sealed, body) = parts(covered(rest, SEAL)?).ok_or(Damage::Content)?;
-        let form = Form::read(body)?;
+        let form = RecordJson::read(body)?;
         if form
             .token
             .as_ref()
@@ -148,16 +148,16 @@ impl Codec {
 
 /// Context that a sealed token is bound to: the format, the key of the record, and all its other
 /// members.
-fn bound(key: &Key, body: &[u8]) -> Vec<u8> {
+fn bound(key: &RecordKey, body: &[u8]) -> Vec<u8> {
     [b"wxgate record 2 ", key.to_string().as_bytes(), b" ", body].concat()
 }
 
-fn plain(form: &Form<'_>) -> Vec<u8> {
+fn plain(form: &RecordJson<'_>) -> Vec<u8> {
     let body = json(form);
     [HEAD, checksum(&body).as_bytes(), MIDDLE, &body, TAIL].concat()
 }
 
-fn json(form: &Form<'_>) -> Vec<u8> {
+fn json(form: &RecordJson<'_>) -> Vec<u8> {
     // Plain strings and numbers always have a JSON form.
     serde_json::to_vec(form).unwrap_or_default()
 }
@@ -195,14 +195,14 @@ fn other_format(bytes: &[u8]) -> Damage {
     }
 }
 
-impl<'r> Form<'r> {
-    fn of(record: &'r Record, with_value: bool) -> Self {
+impl<'r> RecordJson<'r> {
+    fn of(record: &'r TokenRecord, with_value: bool) -> Self {
         Self {
             appid: record.identity.appid.as_str().into(),
             kind: record.identity.kind.as_str(),
             secret: &record.identity.secret_fingerprint,
             generation: record.generation.0,
-            token: record.token.as_ref().map(|token| TokenForm {
+            token: record.token.as_ref().map(|token| TokenJson {
                 value: with_value.then(|| token.value.expose().into()),
                 fetched_ms: token.fetched_ms,
                 expires_ms: token.expires_ms,
@@ -217,8 +217,8 @@ impl<'r> Form<'r> {
         serde_json::from_slice(body).map_err(|_| Damage::Content)
     }
 
-    fn into_record(self, value: Option<Secret>) -> Result<Record, Damage> {
-        let kind = Kind::ALL
+    fn into_record(self, value: Option<Secret>) -> Result<TokenRecord, Damage> {
+        let kind = ProviderKind::ALL
             .into_iter()
             .find(|kind| kind.as_str() == self.kind)
             .ok_or(Damage::Content)?;
@@ -227,8 +227,8 @@ impl<'r> Form<'r> {
             fetched_ms: token.fetched_ms,
             expires_ms: token.expires_ms,
         });
-        Ok(Record {
-            identity: Identity {
+        Ok(TokenRecord {
+            identity: AccountIdentity {
                 appid: self.appid.into(),
                 kind,
                 secret_fingerprint: self.secret.into(),
@@ -268,22 +268,22 @@ pub(super) mod tests {
         },
         *,
     };
-    use crate::{base::AccountName, token::Kept, wechat::ticket::TicketType};
+    use crate::{base::AccountName, token::CredentialType, wechat::ticket::TicketType};
 
-    /// A record as version 0.1 wrote it. Must be read for ever.
+    /// Record of version 0.1, which every later version must read.
     const OLD: &str = include_str!("../../../tests/data/store/format-1.json");
-    /// The same, sealed with [`KEY`] by another implementation of AES-256-GCM.
+    /// Record of version 0.1, sealed with [`KEY`] by another implementation of AES-256-GCM.
     const SEALED: &str = include_str!("../../../tests/data/store/format-2.json");
 
-    fn shop() -> Key {
-        Key::token(&AccountName::new("shop").unwrap())
+    fn shop() -> RecordKey {
+        RecordKey::token(&AccountName::new("shop").unwrap())
     }
 
     fn sealing(keys: &str) -> Codec {
         Codec::new(Some(ring(keys)))
     }
 
-    /// With a checksum that fits, as somebody would make it who has no key.
+    /// Record with a checksum that fits, as an attacker without the key can make.
     fn mended(bytes: &[u8]) -> Vec<u8> {
         let start = SEALED_HEAD.len() + 64 + SEAL.len();
         let covered = &bytes[start..bytes.len() - TAIL.len()];
@@ -375,7 +375,7 @@ pub(super) mod tests {
         }
     }
 
-    /// A checksum keeps nobody from changing a record; the seal does.
+    /// An attacker can compute the checksum of a changed record, but not its seal.
     #[test]
     fn every_changed_bit_of_a_sealed_record_is_refused_with_a_checksum_that_fits() {
         let codec = sealing(KEY);
@@ -421,11 +421,11 @@ pub(super) mod tests {
         let codec = sealing(KEY);
         let record = sample(9, Some("81_abc"));
         let account = |name| AccountName::new(name).unwrap();
-        let ticket = Key {
+        let ticket = RecordKey {
             account: account("shop"),
-            kept: Kept::Ticket(TicketType::Jsapi),
+            credential: CredentialType::Ticket(TicketType::Jsapi),
         };
-        let places = [shop(), Key::token(&account("mall")), ticket];
+        let places = [shop(), RecordKey::token(&account("mall")), ticket];
         for from in &places {
             let bytes = codec.encode(from, &record);
             for to in &places {
@@ -434,7 +434,7 @@ pub(super) mod tests {
                 assert!(from == to || read == Err(Damage::Sealed(Locked::Forged)));
             }
         }
-        // The sealed part of one generation in the record of another.
+        // The seal of one generation in the record of another.
         let [nine, ten] = [9, 10].map(|n| codec.encode(&shop(), &sample(n, Some("81_abc"))));
         let sealed = |bytes: &[u8]| {
             let text = String::from_utf8(bytes.to_vec()).unwrap();

@@ -31,6 +31,42 @@ pub enum StoreError {
     Server(#[from] ServerFault),
 }
 
+/// Reason why `store.url` is not usable. Repeats nothing of the URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StoreUrlError {
+    /// URL of Redis in no usable form.
+    #[error(
+        "expected redis://, rediss:// (TLS), unix: or redis+sentinel://, as in \"redis://:password@host:6379/0\", \
+         \"unix:/run/redis.sock?db=0\" or \"redis+sentinel://:password@host1:26379,host2:26379/mymaster/0\""
+    )]
+    RedisForm,
+    /// URL of Redis that asks for TLS without verification.
+    #[error("certificates are always verified: remove \"#insecure\"")]
+    RedisUnverified,
+    /// URL of a database in no usable form.
+    #[error(
+        "expected sqlite://, postgres:// or mysql:// (MariaDB too), as in \"sqlite://tokens.db\", \
+         \"postgres://user:password@host:5432/database?sslmode=verify-full\" or \
+         \"mysql://user:password@host:3306/database?sslmode=verify-full\""
+    )]
+    SqlForm,
+    /// URL of SQLite that is not the path of a file.
+    #[error(
+        "expected sqlite:// and the path of a file, without a query, as in \"sqlite://tokens.db\""
+    )]
+    SqliteFile,
+    /// Mode that falls back to a connection without TLS.
+    #[error(
+        "an sslmode that can do without TLS protects nothing: write sslmode=verify-full, or sslmode=disable"
+    )]
+    OptionalTls,
+    /// Parameter of the URL that wxgate does not know.
+    #[error(
+        "only sslmode, sslcert, sslkey, and host (postgres) or socket (mysql) may follow the question mark"
+    )]
+    UnknownParameter,
+}
+
 /// Fault of a server that keeps the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum ServerFault {

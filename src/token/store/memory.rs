@@ -10,21 +10,22 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    BoxFuture, Key, Lease, Record, Saved, StoreError, TokenStore, notifier::ChangeNotifier,
+    BoxFuture, Lease, RecordKey, Saved, StoreError, TokenRecord, TokenStore,
+    notifier::ChangeNotifier,
 };
 
 /// Records in a map.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
-    inner: Mutex<Inner>,
+    inner: Mutex<MemoryRecords>,
     /// Notifier of a store that several refreshers share.
     notifier: Option<ChangeNotifier>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    records: HashMap<Key, Record>,
-    leases: HashMap<Key, (String, Instant)>,
+struct MemoryRecords {
+    records: HashMap<RecordKey, TokenRecord>,
+    leases: HashMap<RecordKey, (String, Instant)>,
 }
 
 impl MemoryStore {
@@ -36,19 +37,19 @@ impl MemoryStore {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, MemoryRecords> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets all records, as an operator's FLUSHALL does.
     #[cfg(test)]
     pub(crate) fn clear(&self) {
-        *self.lock() = Inner::default();
+        *self.lock() = MemoryRecords::default();
     }
 
     /// Takes the lease without asking, as a node that dies with it does.
     #[cfg(test)]
-    pub(crate) fn seize(&self, key: &Key, life: Duration) {
+    pub(crate) fn seize(&self, key: &RecordKey, life: Duration) {
         self.lock().leases.insert(
             key.clone(),
             ("a dead node".to_owned(), Instant::now() + life),
@@ -57,21 +58,24 @@ impl MemoryStore {
 
     /// Ends the lease before its time, as it does for a node that is stopped for longer.
     #[cfg(test)]
-    pub(crate) fn outlast(&self, key: &Key) {
+    pub(crate) fn outlast(&self, key: &RecordKey) {
         self.lock().leases.remove(key);
     }
 }
 
 impl TokenStore for MemoryStore {
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+    fn load<'a>(
+        &'a self,
+        key: &'a RecordKey,
+    ) -> BoxFuture<'a, Result<Option<TokenRecord>, StoreError>> {
         let found = self.lock().records.get(key).cloned();
         Box::pin(std::future::ready(Ok(found)))
     }
 
     fn save<'a>(
         &'a self,
-        key: &'a Key,
-        record: Record,
+        key: &'a RecordKey,
+        record: TokenRecord,
     ) -> BoxFuture<'a, Result<Saved, StoreError>> {
         let mut inner = self.lock();
         let saved = match inner.records.get(key) {
@@ -89,7 +93,7 @@ impl TokenStore for MemoryStore {
         Box::pin(std::future::ready(Ok(saved)))
     }
 
-    fn changes(&self, key: &Key) -> Option<watch::Receiver<u64>> {
+    fn changes(&self, key: &RecordKey) -> Option<watch::Receiver<u64>> {
         self.notifier
             .as_ref()
             .map(|notifier| notifier.subscribe(key.to_string()))
@@ -97,7 +101,7 @@ impl TokenStore for MemoryStore {
 
     fn lease<'a>(
         &'a self,
-        key: &'a Key,
+        key: &'a RecordKey,
         owner: &'a str,
         life: Duration,
     ) -> BoxFuture<'a, Result<Lease, StoreError>> {
@@ -119,7 +123,7 @@ impl TokenStore for MemoryStore {
 
     fn release<'a>(
         &'a self,
-        key: &'a Key,
+        key: &'a RecordKey,
         owner: &'a str,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         let mut inner = self.lock();

@@ -20,30 +20,30 @@ use std::{path::PathBuf, time::Duration};
 
 use tokio::sync::watch;
 
-pub use fault::{ServerFault, StoreError};
+pub use fault::{ServerFault, StoreError, StoreUrlError};
 pub use file::{FileStore, OpenError};
 pub use memory::MemoryStore;
-pub use record::{Identity, Record, Refusal, StoredToken};
+pub use record::{AccountIdentity, StoredRefusal, StoredToken, TokenRecord};
 pub use redis::{RedisSettings, RedisStore};
-pub use seal::{KeyError, KeyId, Keyring, Locked};
+pub use seal::{KeyId, Keyring, KeyringError, Locked};
 #[cfg(feature = "sql")]
 pub use sql::{SqlSettings, SqlStore};
 
 pub use super::{
-    kept::{Kept, Key},
+    credential::{CredentialType, RecordKey},
     source::BoxFuture,
 };
 
 /// Records as bytes, for tests that send them through a network of their own.
 #[cfg(test)]
 pub(in crate::token) mod bytes {
-    use super::{Key, Record, codec::Codec};
+    use super::{RecordKey, TokenRecord, codec::Codec};
 
-    pub(in crate::token) fn encode(key: &Key, record: &Record) -> Vec<u8> {
+    pub(in crate::token) fn encode(key: &RecordKey, record: &TokenRecord) -> Vec<u8> {
         Codec::new(None).encode(key, record)
     }
 
-    pub(in crate::token) fn decode(key: &Key, bytes: &[u8]) -> Option<Record> {
+    pub(in crate::token) fn decode(key: &RecordKey, bytes: &[u8]) -> Option<TokenRecord> {
         Codec::new(None)
             .decode(key, bytes)
             .ok()
@@ -96,18 +96,24 @@ impl StoreSettings {
 pub trait TokenStore: Send + Sync + 'static {
     /// Reads the last record; `None` when there is nothing usable. [`StoreError::Sealed`] for a
     /// record that the keys do not open: the next write replaces it.
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
+    fn load<'a>(
+        &'a self,
+        key: &'a RecordKey,
+    ) -> BoxFuture<'a, Result<Option<TokenRecord>, StoreError>>;
 
     /// Writes the record, unless the store holds a newer generation, or another token of the same
     /// generation: then nothing changes, and the stored record comes back. Of two budgets of one
     /// appid the more spent one stays.
-    fn save<'a>(&'a self, key: &'a Key, record: Record)
-    -> BoxFuture<'a, Result<Saved, StoreError>>;
+    fn save<'a>(
+        &'a self,
+        key: &'a RecordKey,
+        record: TokenRecord,
+    ) -> BoxFuture<'a, Result<Saved, StoreError>>;
 
     /// Counter that changes whenever a node, this one included, may have written the record, and
     /// whenever changes may have been missed. Messages can get lost, so the counter only makes the
     /// next look come sooner. `None` for a store that is private to the node.
-    fn changes(&self, key: &Key) -> Option<watch::Receiver<u64>> {
+    fn changes(&self, key: &RecordKey) -> Option<watch::Receiver<u64>> {
         let _ = key;
         None
     }
@@ -115,7 +121,7 @@ pub trait TokenStore: Send + Sync + 'static {
     /// Asks for the right to fetch, for `life` at most. Its owner may renew it.
     fn lease<'a>(
         &'a self,
-        key: &'a Key,
+        key: &'a RecordKey,
         owner: &'a str,
         life: Duration,
     ) -> BoxFuture<'a, Result<Lease, StoreError>> {
@@ -126,7 +132,7 @@ pub trait TokenStore: Send + Sync + 'static {
     /// Gives the right back before its time; changes nothing when another owner has it by now.
     fn release<'a>(
         &'a self,
-        key: &'a Key,
+        key: &'a RecordKey,
         owner: &'a str,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         let _ = (key, owner);
@@ -152,5 +158,5 @@ pub enum Saved {
     /// The record is stored.
     Written,
     /// Another node was faster; this is its record.
-    Newer(Box<Record>),
+    Newer(Box<TokenRecord>),
 }

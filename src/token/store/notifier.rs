@@ -1,7 +1,7 @@
 //! Change notifications: wakes the subscribers of a record that may have changed.
 //!
 //! A notification carries no content, since messages can be late or lost: a subscriber reads the
-//! record again. Records are named as [`Key`](super::Key) formats itself.
+//! record again. Records are named as [`RecordKey`](super::Key) formats itself.
 
 use std::{
     collections::HashMap,

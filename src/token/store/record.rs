@@ -8,9 +8,9 @@ use std::time::Duration;
 use crate::{
     base::Secret,
     token::{
-        AccountSettings, Generation, Kind,
-        budget::Budget,
-        clock::{Time, millis},
+        AccountSettings, Generation, ProviderKind,
+        budget::DailyBudget,
+        clock::{ClockReading, millis},
         value::Token,
     },
 };
@@ -18,11 +18,11 @@ use serde::{Deserialize, Serialize};
 
 /// Credentials that a token belongs to. A record of other credentials gives no token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub struct AccountIdentity {
     /// Owner of the budgets.
     pub appid: String,
     /// Tokens of the two kinds are never mixed.
-    pub kind: Kind,
+    pub kind: ProviderKind,
     /// Fingerprint of the AppSecret: with another secret the token is not used any more. Tells the
     /// agents of one WeCom corp apart, too.
     pub secret_fingerprint: String,
@@ -30,17 +30,17 @@ pub struct Identity {
 
 /// The stored state of one account.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
+pub struct TokenRecord {
     /// Owner of the token.
-    pub identity: Identity,
+    pub identity: AccountIdentity,
     /// Generation of the last token, also when that token is not in the record any more.
     pub generation: Generation,
     /// Last token.
     pub token: Option<StoredToken>,
     /// Calls spent today.
-    pub budget: Budget,
+    pub budget: DailyBudget,
     /// Refusal that holds for every node.
-    pub refusal: Option<Refusal>,
+    pub refusal: Option<StoredRefusal>,
     /// Wall time in milliseconds of the last call that brought a token, be it the same one again; 0
     /// before.
     pub asked_ms: u64,
@@ -50,7 +50,7 @@ pub struct Record {
 /// up. Until it is over no node needs to ask again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Refusal {
+pub struct StoredRefusal {
     /// WeChat's `errcode`.
     pub code: i64,
     /// Number of refusals of this class in a row.
@@ -77,7 +77,7 @@ const MAX_LIFETIME: Duration = Duration::from_secs(7200);
 /// Longest memory of a refusal, against another node's wrong clock.
 const MAX_REFUSAL: Duration = Duration::from_secs(660);
 
-impl Identity {
+impl AccountIdentity {
     /// Credentials of an account as it is configured now.
     pub fn of(account: &AccountSettings) -> Self {
         let secret_fingerprint = account
@@ -95,7 +95,7 @@ impl Identity {
 
 impl StoredToken {
     /// The token in wall time.
-    pub fn of(token: &Token, at: Time) -> Self {
+    pub fn of(token: &Token, at: ClockReading) -> Self {
         Self {
             value: token.secret().clone(),
             fetched_ms: at.to_unix_ms(token.sent()),
@@ -104,10 +104,10 @@ impl StoredToken {
     }
 }
 
-impl Record {
+impl TokenRecord {
     /// The token on today's monotonic clock, if it is still good and its times are possible:
     /// fetched at most five minutes in the future, living at most two hours, not expired.
-    pub fn revive(&self, at: Time) -> Option<Token> {
+    pub fn revive(&self, at: ClockReading) -> Option<Token> {
         let stored = self.token.as_ref()?;
         let (now, wall) = (at.now, at.wall_ms);
         let lifetime = stored.expires_ms.checked_sub(stored.fetched_ms)?;
@@ -136,7 +136,7 @@ impl Record {
     /// The token of a record that was written while this node was there to hear of it. Times that
     /// leave less than half of its life can then only come of clocks that differ, and it counts as
     /// fetched just now. At most two hours.
-    pub fn revive_as_news(&self, at: Time) -> Option<Token> {
+    pub fn revive_as_news(&self, at: ClockReading) -> Option<Token> {
         if let Some(token) = self.revive(at) {
             let lifetime = token.expires().duration_since(token.sent());
             if token.left_at(at.now) >= lifetime / 2 {
@@ -151,7 +151,7 @@ impl Record {
     }
 
     /// The refusal that still holds, and for how long. At most eleven minutes.
-    pub fn refused(&self, at: Time) -> Option<(Refusal, Duration)> {
+    pub fn refused(&self, at: ClockReading) -> Option<(StoredRefusal, Duration)> {
         let refusal = self.refusal?;
         let left = refusal
             .until_ms
@@ -160,8 +160,8 @@ impl Record {
         Some((refusal, Duration::from_millis(left).min(MAX_REFUSAL)))
     }
 
-    /// Record that a store writes in place of `held`: the same, with the calls that other nodes have
-    /// spent.
+    /// Record that a store writes in place of `held`: the same, with the calls that other nodes
+    /// have spent.
     pub(super) fn over(mut self, held: Option<&Self>) -> Self {
         if let Some(held) = held.filter(|held| held.identity.appid == self.identity.appid) {
             self.budget = self.budget.or_more_spent(held.budget);
@@ -185,13 +185,13 @@ impl Record {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::token::clock::Clock;
+    use crate::token::clock::WallClock;
 
-    pub(crate) fn sample(generation: u64, token: Option<&str>) -> Record {
-        Record {
-            identity: Identity {
+    pub(crate) fn sample(generation: u64, token: Option<&str>) -> TokenRecord {
+        TokenRecord {
+            identity: AccountIdentity {
                 appid: "wx0123456789abcdef".into(),
-                kind: Kind::Stable,
+                kind: ProviderKind::Stable,
                 secret_fingerprint: "ba7816bf".into(),
             },
             generation: Generation(generation),
@@ -200,7 +200,7 @@ pub(crate) mod tests {
                 fetched_ms: 10_000_000,
                 expires_ms: 17_200_000,
             }),
-            budget: Budget::default(),
+            budget: DailyBudget::default(),
             refusal: None,
             asked_ms: 0,
         }
@@ -210,14 +210,14 @@ pub(crate) mod tests {
     async fn a_token_is_revived_with_what_remains_of_it() {
         let record = sample(4, Some("t"));
         let token = record
-            .revive(Clock::starting_at(11_000_000).time())
+            .revive(WallClock::starting_at(11_000_000).time())
             .unwrap();
         assert_eq!(
             (token.generation(), token.expires_in().as_millis()),
             (Generation(4), 6_200_000)
         );
         assert_eq!(
-            StoredToken::of(&token, Clock::starting_at(11_000_000).time()),
+            StoredToken::of(&token, WallClock::starting_at(11_000_000).time()),
             record.token.unwrap()
         );
     }
@@ -230,11 +230,11 @@ pub(crate) mod tests {
                 fetched_ms,
                 expires_ms,
             });
-            Record {
+            TokenRecord {
                 token,
                 ..sample(1, None)
             }
-            .revive(Clock::starting_at(wall).time())
+            .revive(WallClock::starting_at(wall).time())
             .map(|token| token.expires_in().as_millis())
         };
         assert_eq!(with(10_000_000, 17_200_000, 17_200_000), None, "expired");

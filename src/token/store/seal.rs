@@ -18,7 +18,7 @@ use crate::base::Secret;
 /// The keys of `store.encryption_key`: the first one seals, all of them open. Cheap to clone; shows
 /// nothing but the ids when it is formatted.
 #[derive(Clone)]
-pub struct Keyring(Arc<[Key]>);
+pub struct Keyring(Arc<[SealKey]>);
 
 /// Names a key in the clear: the first four bytes of its SHA-256, written as eight hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct KeyId([u8; 4]);
 
 /// Reason why `store.encryption_key` cannot be used. Repeats nothing of the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
+pub enum KeyringError {
     /// Neither 64 hex digits nor 32 bytes in base64.
     #[error(
         "key {number} of the list is not 32 bytes in base64 or hex: `openssl rand -base64 32` makes one; several are \
@@ -69,7 +69,7 @@ pub enum Locked {
     Forged,
 }
 
-struct Key {
+struct SealKey {
     id: KeyId,
     /// Digest of the key, to compare keys with.
     digest: [u8; 32],
@@ -85,13 +85,13 @@ impl Keyring {
     ///
     /// # Errors
     /// The first one that is no key, or is there twice.
-    pub fn parse(keys: &Secret) -> Result<Self, KeyError> {
-        let mut ring: Vec<Key> = Vec::new();
+    pub fn parse(keys: &Secret) -> Result<Self, KeyringError> {
+        let mut ring: Vec<SealKey> = Vec::new();
         for (number, text) in (1..).zip(keys.expose().split(',')) {
-            let bytes = key_bytes(text.trim()).ok_or(KeyError::Form { number })?;
-            let key = Key::new(&bytes).ok_or(KeyError::Form { number })?;
+            let bytes = key_bytes(text.trim()).ok_or(KeyringError::Form { number })?;
+            let key = SealKey::new(&bytes).ok_or(KeyringError::Form { number })?;
             if ring.iter().any(|other| other.digest == key.digest) {
-                return Err(KeyError::Twice { number });
+                return Err(KeyringError::Twice { number });
             }
             ring.push(key);
         }
@@ -174,7 +174,7 @@ fn key_bytes(text: &str) -> Option<Zeroizing<Vec<u8>>> {
         .map(Zeroizing::new)
 }
 
-impl Key {
+impl SealKey {
     /// `None` unless it is 32 bytes.
     fn new(bytes: &[u8]) -> Option<Self> {
         let aead = (bytes.len() == 32)
@@ -249,7 +249,7 @@ pub(super) mod tests {
         ] {
             assert_eq!(
                 Keyring::parse(&Secret::new(bad)),
-                Err(KeyError::Form { number: 1 }),
+                Err(KeyringError::Form { number: 1 }),
                 "{bad}"
             );
         }
@@ -269,11 +269,11 @@ pub(super) mod tests {
         let parsed = |text: &str| Keyring::parse(&Secret::new(text));
         assert_eq!(
             parsed(&format!("{KEY},")),
-            Err(KeyError::Form { number: 2 })
+            Err(KeyringError::Form { number: 2 })
         );
         assert_eq!(
             parsed(&format!("{KEY},{OTHER},{KEY}")),
-            Err(KeyError::Twice { number: 3 })
+            Err(KeyringError::Twice { number: 3 })
         );
     }
 
@@ -316,7 +316,7 @@ pub(super) mod tests {
         }
     }
 
-    /// The nonce is what stands between one sealed text and the next under the same key.
+    /// A nonce that is used twice under the same key would reveal both texts.
     #[test]
     fn no_nonce_comes_twice() {
         let ring = ring(KEY);
@@ -331,8 +331,8 @@ pub(super) mod tests {
         let ring = ring(&format!("{KEY},{OTHER}"));
         let shown = format!(
             "{ring:?} {ring:#?} {} {}",
-            KeyError::Form { number: 1 },
-            KeyError::Twice { number: 2 }
+            KeyringError::Form { number: 1 },
+            KeyringError::Twice { number: 2 }
         );
         assert!(
             !shown.contains("0123456789abcdef")

@@ -59,7 +59,7 @@ pub struct Calls {
 }
 
 impl Fleet {
-    /// Keepers and stores run on `background`, as they have threads of their own in the program.
+    /// Refreshers and stores run on `background`, as they have threads of their own in the program.
     /// The first token says that it lives for `life` seconds, if that is given.
     pub async fn start(background: &Handle, urls: Vec<String>, life: Option<u64>) -> Self {
         let sandbox = setup().start_sandbox().await;

@@ -9,7 +9,7 @@ use wxgate::{
     net::egress::Egress,
     token::{
         budget::Forcer,
-        store::{Key, RedisSettings, RedisStore, TokenStore as _},
+        store::{RecordKey, RedisSettings, RedisStore, TokenStore as _},
     },
 };
 
@@ -218,7 +218,7 @@ impl Site {
         let settings = RedisSettings::new(Secret::new(self.server().url("")), "wxgate:".to_owned())
             .expect("a good URL");
         let store = RedisStore::open(&settings, None, Egress::default().tls().expect("roots"));
-        let key = Key::token(&AccountName::new("shop").expect("a name"));
+        let key = RecordKey::token(&AccountName::new("shop").expect("a name"));
         let now = std::time::SystemTime::UNIX_EPOCH
             .elapsed()
             .expect("after 1970")

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::task::JoinSet;
 use wxgate::token::{
     Generation,
-    store::{Lease, Record, Saved, ServerFault, StoreError, TokenStore},
+    store::{Lease, Saved, ServerFault, StoreError, TokenRecord, TokenStore},
 };
 
 use super::places::{Place, until};
@@ -14,13 +14,13 @@ use crate::store_contract::{sample, shared, token_of};
 
 const LIFE: Duration = Duration::from_secs(30);
 
-async fn load(node: &dyn TokenStore, account: &str) -> Option<Record> {
+async fn load(node: &dyn TokenStore, account: &str) -> Option<TokenRecord> {
     node.load(&token_of(account))
         .await
         .expect("the store works")
 }
 
-async fn save(node: &dyn TokenStore, account: &str, record: Record) -> Saved {
+async fn save(node: &dyn TokenStore, account: &str, record: TokenRecord) -> Saved {
     node.save(&token_of(account), record)
         .await
         .expect("the store works")

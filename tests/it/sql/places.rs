@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use wxgate::{
     base::Secret,
-    token::store::{Key, Record, SqlSettings, SqlStore, StoreError, TokenStore},
+    token::store::{RecordKey, SqlSettings, SqlStore, StoreError, TokenRecord, TokenStore},
 };
 
 use super::servers::{PASSWORD, Server};
@@ -136,7 +136,7 @@ impl store_contract::Place for Place {
     async fn restart(&mut self) {}
 
     /// As far as a column of text can hold such bytes.
-    async fn poison(&self, key: &Key, bytes: &[u8]) -> bool {
+    async fn poison(&self, key: &RecordKey, bytes: &[u8]) -> bool {
         let text = String::from_utf8_lossy(bytes).replace('\0', "");
         let hex = |bytes: &[u8]| {
             bytes
@@ -179,7 +179,7 @@ impl<const SEALED: bool> store_contract::Place for File<SEALED> {
 
     async fn restart(&mut self) {}
 
-    async fn poison(&self, key: &Key, bytes: &[u8]) -> bool {
+    async fn poison(&self, key: &RecordKey, bytes: &[u8]) -> bool {
         self.0.poison(key, bytes).await
     }
 }
@@ -208,7 +208,7 @@ pub fn postgres_over_tcp(server: &Server, host: &str, query: &str) -> String {
 /// Asks until the answer is as wished; a store comes back in its own time.
 pub async fn until(
     node: &dyn TokenStore,
-    wished: impl Fn(&Result<Option<Record>, StoreError>) -> bool,
+    wished: impl Fn(&Result<Option<TokenRecord>, StoreError>) -> bool,
 ) {
     let deadline = Instant::now() + DEADLINE;
     loop {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use wxgate::{
     token::{
-        Generation, Kind,
+        Generation, ProviderKind,
         budget::Forcer,
-        store::{Record, Saved, ServerFault, StoreError, TokenStore},
+        store::{Saved, ServerFault, StoreError, TokenRecord, TokenStore},
     },
     wechat::ticket::TicketType,
 };
@@ -19,13 +19,13 @@ use super::{
 
 const NOW_MS: u64 = 1_750_000_000_000;
 
-async fn load(node: &dyn TokenStore, account: &str) -> Option<Record> {
+async fn load(node: &dyn TokenStore, account: &str) -> Option<TokenRecord> {
     within(node.load(&token_of(account)))
         .await
         .expect("the store works")
 }
 
-async fn save(node: &dyn TokenStore, account: &str, record: Record) -> Saved {
+async fn save(node: &dyn TokenStore, account: &str, record: TokenRecord) -> Saved {
     within(node.save(&token_of(account), record))
         .await
         .expect("the store works")
@@ -185,9 +185,9 @@ pub async fn a_token_may_be_taken_out_of_its_record(place: impl Place) {
 pub async fn a_record_of_other_credentials_takes_the_place_of_the_same_generation(
     place: impl Place,
 ) {
-    let changes: [fn(&mut Record); 3] = [
+    let changes: [fn(&mut TokenRecord); 3] = [
         |record| record.identity.secret_fingerprint = "00000000".into(),
-        |record| record.identity.kind = Kind::Classic,
+        |record| record.identity.kind = ProviderKind::Classic,
         |record| record.identity.appid = "wxffffffffffffffff".into(),
     ];
     for (generation, change) in (1..).zip(changes) {

@@ -11,7 +11,7 @@ pub mod shared;
 use std::{sync::Arc, time::Duration};
 
 pub use places::{KEY, opened, ring, sample, token_of};
-use wxgate::token::store::{Key, TokenStore};
+use wxgate::token::store::{RecordKey, TokenStore};
 
 /// Where records of one kind of store lie, for one test.
 pub trait Place: Sized {
@@ -35,7 +35,7 @@ pub trait Place: Sized {
 
     /// Puts other bytes in the place of a record, as somebody else's program would; `false` where
     /// nobody can.
-    async fn poison(&self, key: &Key, bytes: &[u8]) -> bool;
+    async fn poison(&self, key: &RecordKey, bytes: &[u8]) -> bool;
 }
 
 /// No call of a store on a machine that works takes longer.

@@ -12,11 +12,11 @@ use tokio::time::Instant;
 use wxgate::{
     base::{AccountName, Secret},
     token::{
-        Generation, Kind,
-        budget::Budget,
+        Generation, ProviderKind,
+        budget::DailyBudget,
         store::{
-            FileStore, Identity, Kept, Key, Keyring, MemoryStore, OpenError, Record, StoredToken,
-            TokenStore,
+            AccountIdentity, CredentialType, FileStore, Keyring, MemoryStore, OpenError, RecordKey,
+            StoredToken, TokenRecord, TokenStore,
         },
     },
     wechat::ticket::TicketType,
@@ -29,10 +29,10 @@ use crate::token_tools::DEADLINE;
 pub const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 
 /// A record of account `wx0123456789abcdef`.
-pub fn sample(generation: u64, token: Option<&str>) -> Record {
-    let identity = Identity {
+pub fn sample(generation: u64, token: Option<&str>) -> TokenRecord {
+    let identity = AccountIdentity {
         appid: "wx0123456789abcdef".into(),
-        kind: Kind::Stable,
+        kind: ProviderKind::Stable,
         secret_fingerprint: "ba7816bf".into(),
     };
     let stored = |value| StoredToken {
@@ -40,26 +40,26 @@ pub fn sample(generation: u64, token: Option<&str>) -> Record {
         fetched_ms: 10_000_000,
         expires_ms: 17_200_000,
     };
-    Record {
+    TokenRecord {
         identity,
         generation: Generation(generation),
         token: token.map(stored),
-        budget: Budget::default(),
+        budget: DailyBudget::default(),
         refusal: None,
         asked_ms: 0,
     }
 }
 
 /// The key of an account's token.
-pub fn token_of(account: &str) -> Key {
-    Key::token(&AccountName::new(account).expect("a name"))
+pub fn token_of(account: &str) -> RecordKey {
+    RecordKey::token(&AccountName::new(account).expect("a name"))
 }
 
 /// The key of a ticket.
-pub fn ticket_of(account: &str, kind: TicketType) -> Key {
-    Key {
+pub fn ticket_of(account: &str, kind: TicketType) -> RecordKey {
+    RecordKey {
         account: AccountName::new(account).expect("a name"),
-        kept: Kept::Ticket(kind),
+        credential: CredentialType::Ticket(kind),
     }
 }
 
@@ -100,7 +100,7 @@ impl Place for Memory {
         self.0 = Arc::default();
     }
 
-    async fn poison(&self, _: &Key, _: &[u8]) -> bool {
+    async fn poison(&self, _: &RecordKey, _: &[u8]) -> bool {
         false
     }
 }
@@ -146,7 +146,7 @@ impl<const SEALED: bool> Place for Files<SEALED> {
         self.open();
     }
 
-    async fn poison(&self, key: &Key, bytes: &[u8]) -> bool {
+    async fn poison(&self, key: &RecordKey, bytes: &[u8]) -> bool {
         for suffix in ["json", "json.bak"] {
             fs::write(self.folder().join(format!("{key}.{suffix}")), bytes).expect("written");
         }

@@ -7,11 +7,11 @@ use tokio::time::timeout;
 use wxgate::{
     base::{AccountName, Secret},
     token::{
-        Generation, Kind,
-        budget::{Budget, Forcer},
+        Generation, ProviderKind,
+        budget::{DailyBudget, Forcer},
         store::{
-            Identity, Kept, Key, Lease, MemoryStore, Record, Refusal, Saved, StoredToken,
-            TokenStore,
+            AccountIdentity, CredentialType, Lease, MemoryStore, RecordKey, Saved, StoredRefusal,
+            StoredToken, TokenRecord, TokenStore,
         },
     },
     wechat::ticket::TicketType,
@@ -21,15 +21,15 @@ use crate::token_tools::{DEADLINE, eventually};
 
 pub const NOON_MS: u64 = 20_000 * 86_400_000 + 4 * 3_600_000;
 
-pub fn key(account: &str) -> Key {
-    Key::token(&AccountName::new(account).unwrap())
+pub fn key(account: &str) -> RecordKey {
+    RecordKey::token(&AccountName::new(account).unwrap())
 }
 
-pub fn record(generation: u64, token: &str) -> Record {
-    Record {
-        identity: Identity {
+pub fn record(generation: u64, token: &str) -> TokenRecord {
+    TokenRecord {
+        identity: AccountIdentity {
             appid: "wx0123456789abcdef".into(),
-            kind: Kind::Stable,
+            kind: ProviderKind::Stable,
             secret_fingerprint: "ba7816bf".into(),
         },
         generation: Generation(generation),
@@ -38,13 +38,13 @@ pub fn record(generation: u64, token: &str) -> Record {
             fetched_ms: NOON_MS,
             expires_ms: NOON_MS + 7_200_000,
         }),
-        budget: Budget::default(),
+        budget: DailyBudget::default(),
         refusal: None,
         asked_ms: NOON_MS,
     }
 }
 
-fn newer(record: Record) -> Saved {
+fn newer(record: TokenRecord) -> Saved {
     Saved::Newer(Box::new(record))
 }
 
@@ -78,12 +78,12 @@ async fn generations(one: &dyn TokenStore, other: &dyn TokenStore) {
         Ok(Some(record(5, "five"))),
         "nothing changed"
     );
-    let refusal = Some(Refusal {
+    let refusal = Some(StoredRefusal {
         code: 40125,
         failures: 3,
         until_ms: NOON_MS,
     });
-    let with_refusal = Record {
+    let with_refusal = TokenRecord {
         refusal,
         ..record(5, "five")
     };
@@ -120,9 +120,9 @@ async fn spending(one: &dyn TokenStore, other: &dyn TokenStore) {
 
 async fn names(one: &dyn TokenStore, other: &dyn TokenStore) {
     let (token, account) = (key("names"), AccountName::new("names").unwrap());
-    let ticket = Key {
+    let ticket = RecordKey {
         account,
-        kept: Kept::Ticket(TicketType::Jsapi),
+        credential: CredentialType::Ticket(TicketType::Jsapi),
     };
     one.save(&token, record(1, "token")).await.unwrap();
     one.save(&ticket, record(7, "ticket")).await.unwrap();

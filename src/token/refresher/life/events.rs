@@ -9,11 +9,11 @@ use crate::{
     base::Secret,
     token::{
         budget::Forcer,
-        clock::Time,
+        clock::ClockReading,
         error::Cause,
-        limiter::Denied,
-        source::{FetchError, Fetched, Mode, Probe},
-        store::{Identity, Record},
+        limiter::RefreshDenied,
+        source::{FetchError, FetchMode, Fetched, Probe},
+        store::{AccountIdentity, TokenRecord},
         value::{Generation, Token},
     },
 };
@@ -21,7 +21,7 @@ use crate::{
 /// Clocks, chance and the word of the requests at the moment of an event.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
-    pub(crate) time: Time,
+    pub(crate) time: ClockReading,
     /// Draws a number evenly between 0 and 1. Called only where chance decides, since a draw may
     /// cost a system call.
     pub(crate) jitter: fn() -> f64,
@@ -41,8 +41,8 @@ pub(crate) struct OperatorId(pub(in crate::token::refresher) u64);
 #[derive(Debug)]
 pub(crate) enum Event {
     /// The store was read for the first time.
-    Loaded(Option<Box<Record>>),
-    /// The deadline has passed. `unused_for` is the time since the last question for a ticket.
+    Loaded(Option<Box<TokenRecord>>),
+    /// The deadline has passed. `unused_for` is the time since the last request for a ticket.
     Deadline { unused_for: Duration },
     /// A request's token was rejected on `path`, and the request waits for a newer one.
     Rejected {
@@ -66,9 +66,9 @@ pub(crate) enum Event {
     /// The token of a ticket was rejected and replaced, or is there at last.
     TokenReplaced,
     /// The shared store holds this now.
-    Replicated(Option<Box<Record>>),
+    Replicated(Option<Box<TokenRecord>>),
     /// The step under way has ended.
-    StepEnded(Outcome),
+    StepEnded(StepOutcome),
 }
 
 /// I/O of a refresh, one step after the other; at most one is under way.
@@ -78,7 +78,7 @@ pub(crate) enum Step {
     Preflight(Known),
     /// Asks the source. With `costs`, the record has to be written first, within some patience.
     Fetch {
-        mode: Mode,
+        mode: FetchMode,
         costs: bool,
         rejected: Option<Secret>,
     },
@@ -90,7 +90,7 @@ pub(crate) enum Step {
 
 /// End of a step.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum StepOutcome {
     Preflight(Preflight),
     Fetched {
         sent: Instant,
@@ -99,7 +99,7 @@ pub(crate) enum Outcome {
     Probed(Probe),
     /// Written or not; `newer` is what the store holds instead.
     Written {
-        newer: Option<Box<Record>>,
+        newer: Option<Box<TokenRecord>>,
     },
     /// The step ended by a panic.
     Panicked,
@@ -108,7 +108,7 @@ pub(crate) enum Outcome {
 /// Knowledge of this node, against which the record of another node is compared.
 #[derive(Debug)]
 pub(crate) struct Known {
-    pub(crate) identity: Identity,
+    pub(crate) identity: AccountIdentity,
     pub(crate) generation: Generation,
     pub(crate) token: Option<Secret>,
     /// True if a person asks, so that a remembered refusal does not count.
@@ -119,7 +119,7 @@ pub(crate) struct Known {
 #[derive(Debug, Default)]
 pub(crate) struct Preflight {
     /// Their record, as far as it could be read.
-    pub(crate) record: Option<Box<Record>>,
+    pub(crate) record: Option<Box<TokenRecord>>,
     /// True if that record makes the fetch needless.
     pub(crate) settled: bool,
     /// True if this node has the lease.
@@ -197,10 +197,10 @@ impl Trigger {
     }
 
     /// Mode of the fetch.
-    pub(crate) fn mode(self) -> Mode {
+    pub(crate) fn mode(self) -> FetchMode {
         match self {
-            Self::Forced | Self::Operator { force: true } => Mode::Forced,
-            _ => Mode::Normal,
+            Self::Forced | Self::Operator { force: true } => FetchMode::Forced,
+            _ => FetchMode::Normal,
         }
     }
 
@@ -217,7 +217,7 @@ impl Trigger {
 impl Known {
     /// True if the record makes a fetch needless: by a token that is new here, or because WeChat
     /// has refused.
-    pub(crate) fn is_settled_by(&self, record: &Record, at: Time) -> bool {
+    pub(crate) fn is_settled_by(&self, record: &TokenRecord, at: ClockReading) -> bool {
         if record.identity != self.identity {
             return false;
         }
@@ -237,11 +237,11 @@ impl Known {
     }
 }
 
-impl From<Denied> for GiveBackReason {
-    fn from(denied: Denied) -> Self {
+impl From<RefreshDenied> for GiveBackReason {
+    fn from(denied: RefreshDenied) -> Self {
         match denied {
-            Denied::Backoff => Self::Backoff,
-            Denied::Bucket => Self::Budget,
+            RefreshDenied::Backoff => Self::Backoff,
+            RefreshDenied::Bucket => Self::Budget,
         }
     }
 }

@@ -20,24 +20,25 @@ use tokio::time::Instant;
 pub(super) use self::conflict::Conflict;
 use self::conflict::ConflictDetector;
 pub(super) use self::events::{
-    Blocked, CallerId, Effects, Event, Known, Moment, OperatorId, Outcome, Preflight, Step, Trigger,
+    Blocked, CallerId, Effects, Event, Known, Moment, OperatorId, Preflight, Step, StepOutcome,
+    Trigger,
 };
 use super::{
     GiveBackReason,
     expiry_warning::ExpiryWarning,
     notices::Notice,
     policy::{Overspent, Policy, Renewal},
-    status::{Fault, State},
+    status::{LastFailure, PublishedState},
 };
 use crate::token::{
     AccountSettings, Generation,
-    budget::{Budget, BudgetKind, Forcer},
+    budget::{BudgetKind, DailyBudget, Forcer},
     denylist::PathDenylist,
     error::Cause,
     limiter::RefreshLimiter,
     schedule,
-    source::Mode,
-    store::{Identity, Record, StoredToken},
+    source::FetchMode,
+    store::{AccountIdentity, StoredToken, TokenRecord},
     value::Token,
 };
 use crate::wechat::api::Platform;
@@ -49,21 +50,21 @@ pub(super) struct Life {
     platform: Platform,
     refresh_before: Duration,
     /// Content of the store, as this node would have it.
-    record: Record,
+    record: TokenRecord,
     token: Option<Arc<Token>>,
     acceptance: Acceptance,
     /// WeChat rejects the token and gives no other.
     dead: bool,
-    run: Run,
-    in_flight: Option<InFlight>,
+    run: LifePhase,
+    in_flight: Option<RefreshInFlight>,
     next_attempt: Instant,
-    fault: Option<Fault>,
+    fault: Option<LastFailure>,
     warning: ExpiryWarning,
     /// A fetch was sent and its answer lost: the next rejection is taken at its word.
     answer_lost: bool,
     limiter: RefreshLimiter,
     denylist: PathDenylist,
-    callers: Vec<Caller>,
+    callers: Vec<WaitingCaller>,
     operators: Vec<Operator>,
     conflicts: ConflictDetector,
     /// Newest token that was rejected and replaced.
@@ -86,9 +87,9 @@ enum Acceptance {
 
 /// Part of the life that says if refreshes start by themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Run {
+enum LifePhase {
     Active,
-    /// Nobody asks for the ticket; it is left to expire. Only requests that wait are served.
+    /// No request for the ticket lately: it is left to expire. Only requests that wait are served.
     Dormant,
     /// The account is gone. Only requests that wait are served.
     Retired,
@@ -96,13 +97,13 @@ enum Run {
 
 /// Refresh under way.
 #[derive(Debug)]
-struct InFlight {
-    attempt: Attempt,
+struct RefreshInFlight {
+    attempt: RefreshAttempt,
     stage: Stage,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Attempt {
+struct RefreshAttempt {
     trigger: Trigger,
     /// Generation of the token that is to be replaced.
     past: Generation,
@@ -119,7 +120,7 @@ enum Stage {
 
 /// Request whose token was rejected.
 #[derive(Debug)]
-struct Caller {
+struct WaitingCaller {
     id: CallerId,
     path: Box<str>,
 }
@@ -137,7 +138,7 @@ struct Peers {
     /// The store did not answer the last preflight.
     unreachable: bool,
     /// Forced refreshes meanwhile; the other nodes may never learn of them.
-    forced_alone: Budget,
+    forced_alone: DailyBudget,
 }
 
 impl Life {
@@ -149,11 +150,11 @@ impl Life {
         shared: bool,
         at: Moment,
     ) -> Self {
-        let record = Record {
-            identity: Identity::of(account),
+        let record = TokenRecord {
+            identity: AccountIdentity::of(account),
             generation: Generation(0),
             token: None,
-            budget: Budget::default(),
+            budget: DailyBudget::default(),
             refusal: None,
             asked_ms: 0,
         };
@@ -165,7 +166,7 @@ impl Life {
             token: None,
             acceptance: Acceptance::Unproven,
             dead: false,
-            run: Run::Active,
+            run: LifePhase::Active,
             in_flight: None,
             next_attempt: at.time.now,
             fault: None,
@@ -200,7 +201,7 @@ impl Life {
                 accepted,
             } => self.on_replay_rejected(generation, &path, accepted),
             Event::Ordered { operator, force } => self.on_ordered(operator, force),
-            Event::Retired => self.run = Run::Retired,
+            Event::Retired => self.run = LifePhase::Retired,
             Event::Wanted => self.on_wanted(),
             Event::TokenReplaced => self.on_token_replaced(),
             Event::Replicated(record) => self.on_replicated(record.as_deref()),
@@ -212,8 +213,8 @@ impl Life {
     /// Moment at which [`Event::Deadline`] is due; `None` as long as nothing is to start by itself.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let may_start = match self.run {
-            Run::Active => true,
-            Run::Dormant | Run::Retired => !self.callers.is_empty(),
+            LifePhase::Active => true,
+            LifePhase::Dormant | LifePhase::Retired => !self.callers.is_empty(),
         };
         (may_start && self.in_flight.is_none()).then_some(self.next_attempt)
     }
@@ -224,15 +225,15 @@ impl Life {
     }
 
     /// Record that [`Effects::save`] writes.
-    pub(super) fn record(&self) -> &Record {
+    pub(super) fn record(&self) -> &TokenRecord {
         &self.record
     }
 
     /// State for everybody who asks or waits, as of the last event.
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> PublishedState {
         let wall = self.at.time.wall_ms;
         let left = |kind, left: u32| (self.policy.budget == Some(kind)).then_some(left);
-        State {
+        PublishedState {
             fault: self.fault,
             refreshing: self.is_refreshing(),
             next_attempt: Some(self.next_attempt),
@@ -246,12 +247,12 @@ impl Life {
 
     /// True once the account is gone, so that its gauges are left alone.
     pub(super) fn is_retired(&self) -> bool {
-        self.run == Run::Retired
+        self.run == LifePhase::Retired
     }
 
     /// Takes over the record of the store: budgets of the same appid, a token of the same
     /// credentials.
-    fn on_loaded(&mut self, stored: Option<&Record>) {
+    fn on_loaded(&mut self, stored: Option<&TokenRecord>) {
         let Some(stored) = stored else { return };
         self.learn(stored);
         if stored.identity == self.record.identity
@@ -267,7 +268,7 @@ impl Life {
         }
         let unused = |limit| unused_for > limit;
         if self.callers.is_empty() && self.policy.rests_after.is_some_and(unused) {
-            self.run = Run::Dormant;
+            self.run = LifePhase::Dormant;
             return;
         }
         let trigger = match (&self.token, self.callers.is_empty()) {
@@ -300,7 +301,7 @@ impl Life {
         Ok(())
     }
 
-    /// Asks the source, whatever other nodes do.
+    /// Asks the source without a preflight.
     fn fetch(&mut self, trigger: Trigger) -> Result<(), Overspent> {
         let wall = self.at.time.wall_ms;
         let mut budget = self.record.budget;
@@ -308,7 +309,7 @@ impl Life {
         let (mode, forcer) = (trigger.mode(), trigger.forcer());
         if let Some(peers) = &mut self.peers
             && peers.unreachable
-            && mode == Mode::Forced
+            && mode == FetchMode::Forced
             && forcer == Forcer::Refresher
         {
             peers
@@ -336,18 +337,18 @@ impl Life {
 
     fn start(&mut self, trigger: Trigger, stage: Stage, step: Step) {
         let past = self.generation();
-        self.next_step(Attempt { trigger, past }, stage, step);
+        self.next_step(RefreshAttempt { trigger, past }, stage, step);
     }
 
-    fn next_step(&mut self, attempt: Attempt, stage: Stage, step: Step) {
-        self.in_flight = Some(InFlight { attempt, stage });
+    fn next_step(&mut self, attempt: RefreshAttempt, stage: Stage, step: Step) {
+        self.in_flight = Some(RefreshInFlight { attempt, stage });
         self.out.step = Some(step);
     }
 
     /// Installs a token that came from a store, which counts as accepted; unless it replaces one
     /// that this node never saw accepted either. Else nodes whose tokens are always refused would
     /// go on replacing each other's.
-    fn take_over(&mut self, token: Token, stored: &Record) {
+    fn take_over(&mut self, token: Token, stored: &TokenRecord) {
         self.note_acceptance();
         let proven_here = Acceptance::Proven { by_this_node: true };
         let trusted = self.token.is_none() || self.acceptance == proven_here;
@@ -441,13 +442,13 @@ impl Life {
         let failures = self
             .fault
             .map_or(1, |fault| fault.failures.saturating_add(1));
-        self.fault = Some(Fault {
+        self.fault = Some(LastFailure {
             cause: Cause::Budget(budget),
             transient: false,
             failures,
             until: now + after,
         });
-        self.next_attempt = now + after.clamp(schedule::LEAST_PAUSE, schedule::MAX_PAUSE);
+        self.next_attempt = now + after.clamp(schedule::MIN_PAUSE, schedule::MAX_PAUSE);
         self.notify(Notice::OutOfBudget(budget));
         self.give_back(GiveBackReason::Budget);
     }

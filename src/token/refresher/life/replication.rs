@@ -1,24 +1,26 @@
 //! Replication: transitions that follow from the record of another node.
 //!
-//! How the record comes here stands in `cluster`. Nothing here asks WeChat.
+//! `cluster` reads the records. No transition here calls WeChat.
 
 use tokio::time::Instant;
 
-use super::{Attempt, Life, Preflight, Run, Trigger};
+use super::{Life, LifePhase, Preflight, RefreshAttempt, Trigger};
 use crate::token::{
     Generation,
     error::Cause,
-    refresher::{GiveBackReason, expiry_warning::ExpiryWarning, notices::Notice, status::Fault},
+    refresher::{
+        GiveBackReason, expiry_warning::ExpiryWarning, notices::Notice, status::LastFailure,
+    },
     schedule,
     source::FetchError,
-    store::{Record, Refusal},
+    store::{StoredRefusal, TokenRecord},
     value::Token,
 };
 
 impl Life {
     /// The other nodes have been asked: their record is enough, or WeChat is asked now.
-    pub(super) fn on_preflight(&mut self, attempt: Attempt, preflight: &Preflight) {
-        let Attempt { trigger, past } = attempt;
+    pub(super) fn on_preflight(&mut self, attempt: RefreshAttempt, preflight: &Preflight) {
+        let RefreshAttempt { trigger, past } = attempt;
         if let Some(peers) = &mut self.peers {
             (peers.leased, peers.unreachable) = (preflight.leased, !preflight.heard);
         }
@@ -41,8 +43,8 @@ impl Life {
     }
 
     /// A record was written, or may have been.
-    pub(super) fn on_replicated(&mut self, record: Option<&Record>) {
-        if self.run == Run::Retired {
+    pub(super) fn on_replicated(&mut self, record: Option<&TokenRecord>) {
+        if self.run == LifePhase::Retired {
             return;
         }
         let Some(record) = record else {
@@ -59,7 +61,7 @@ impl Life {
     }
 
     /// Takes over the spent part of this appid's budgets, and the last number of a token.
-    pub(super) fn learn(&mut self, record: &Record) {
+    pub(super) fn learn(&mut self, record: &TokenRecord) {
         self.record.generation = self.record.generation.max(record.generation);
         if record.identity.appid == self.record.identity.appid {
             self.record.budget = self.record.budget.or_more_spent(record.budget);
@@ -67,7 +69,7 @@ impl Life {
     }
 
     /// Takes over a token that is new here. True if it was one.
-    fn adopt(&mut self, record: &Record) -> bool {
+    fn adopt(&mut self, record: &TokenRecord) -> bool {
         if record.identity != self.record.identity || record.generation < self.record.generation {
             return false;
         }
@@ -100,8 +102,8 @@ impl Life {
         if let Some(token) = self.token.clone() {
             self.notify(Notice::TokenFromPeer(token));
         }
-        if self.run == Run::Dormant {
-            self.run = Run::Active;
+        if self.run == LifePhase::Dormant {
+            self.run = LifePhase::Active;
         }
         self.out.save |= alike;
         self.replay();
@@ -111,7 +113,7 @@ impl Life {
     /// Token of a record. One that came while this node was there to hear of it is new; should its
     /// times deny that, the clocks of two nodes differ, and nodes that went by them would replace
     /// each other's tokens without end.
-    fn believe(&self, record: &Record) -> Option<Token> {
+    fn believe(&self, record: &TokenRecord) -> Option<Token> {
         let unheard = self.token.is_some() && record.generation > self.generation();
         if unheard {
             record.revive_as_news(self.at.time)
@@ -129,8 +131,8 @@ impl Life {
     }
 
     /// Compares a record without a token that is new here.
-    fn compare(&mut self, record: &Record) {
-        let value = |record: &Record| record.token.as_ref().map(|token| token.value.clone());
+    fn compare(&mut self, record: &TokenRecord) {
+        let value = |record: &TokenRecord| record.token.as_ref().map(|token| token.value.clone());
         if value(record) != value(&self.record) {
             // Its token is over, and in the way of the one that is in use.
             if self.is_in_use() && self.in_flight.is_none() {
@@ -150,7 +152,7 @@ impl Life {
     }
 
     /// Gives the token the number that it has on the other nodes, after this one could not hear of
-    /// them and counted anew. Callers tell tokens by their numbers, on whatever node they ask.
+    /// them and counted anew. Callers tell tokens by their numbers, on every node.
     fn renumber(&mut self, number: Generation) {
         if self.in_flight.is_none() && number > self.generation() {
             self.note_acceptance();
@@ -161,7 +163,7 @@ impl Life {
     }
 
     /// Another node asked WeChat and got the same token again, so this one need not ask now.
-    fn on_asked_by_peer(&mut self, record: &Record) {
+    fn on_asked_by_peer(&mut self, record: &TokenRecord) {
         let (Some(token), Some(current)) = (record.revive(self.at.time), &self.token) else {
             return;
         };
@@ -177,7 +179,7 @@ impl Life {
     }
 
     /// Leaves WeChat alone as long as the record says. True if it says so.
-    fn heed(&mut self, record: &Record) -> bool {
+    fn heed(&mut self, record: &TokenRecord) -> bool {
         let refused = record.refused(self.at.time);
         let Some((refusal, left)) = refused.filter(|_| self.policy.shares_refusals) else {
             return false;
@@ -190,7 +192,7 @@ impl Life {
             });
             let until = self.now() + left;
             self.record.refusal = Some(refusal);
-            self.fault = Some(Fault {
+            self.fault = Some(LastFailure {
                 cause,
                 transient: false,
                 failures: refusal.failures.max(1),
@@ -220,7 +222,7 @@ impl Life {
             && error.is_true_for_every_node()
         {
             let until_ms = self.at.time.to_unix_ms(until);
-            self.record.refusal = Some(Refusal {
+            self.record.refusal = Some(StoredRefusal {
                 code,
                 failures,
                 until_ms,

@@ -1,8 +1,10 @@
-//! Transitions that follow from requests, operators and the questions for a ticket.
+//! Transitions that follow from requests, orders of operators, and requests for a ticket.
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Blocked, Caller, CallerId, Life, Operator, OperatorId, Overspent, Run, Trigger};
+use super::{
+    Blocked, CallerId, Life, LifePhase, Operator, OperatorId, Overspent, Trigger, WaitingCaller,
+};
 use crate::token::{
     Generation,
     error::Cause,
@@ -39,7 +41,7 @@ impl Life {
             (None, _) => self.begin_for_rejection().err(),
         };
         match denial {
-            None => self.callers.push(Caller { id: caller, path }),
+            None => self.callers.push(WaitingCaller { id: caller, path }),
             Some(reason) => self.reply(caller, reason),
         }
     }
@@ -84,8 +86,8 @@ impl Life {
     }
 
     pub(super) fn on_wanted(&mut self) {
-        if self.run == Run::Dormant {
-            self.run = Run::Active;
+        if self.run == LifePhase::Dormant {
+            self.run = LifePhase::Active;
             let now = self.now();
             self.next_attempt = self.fault.map_or(now, |fault| fault.until.max(now));
         }
@@ -95,7 +97,7 @@ impl Life {
     /// was no token to ask with. If a ticket dies with its token is not documented, so it is served
     /// until the next one is there.
     pub(super) fn on_token_replaced(&mut self) {
-        if self.in_flight.is_some() || self.run != Run::Active {
+        if self.in_flight.is_some() || self.run != LifePhase::Active {
             return;
         }
         let now = self.now();
@@ -144,7 +146,7 @@ impl Life {
     }
 
     pub(super) fn give_back(&mut self, reason: GiveBackReason) {
-        let give_back = |caller: Caller| (caller.id, Refresh::GiveBack(reason));
+        let give_back = |caller: WaitingCaller| (caller.id, Refresh::GiveBack(reason));
         self.out
             .replies
             .extend(self.callers.drain(..).map(give_back));

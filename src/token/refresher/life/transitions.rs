@@ -6,8 +6,8 @@ use std::{mem, sync::Arc};
 use tokio::time::Instant;
 
 use super::{
-    Acceptance, Attempt, Blocked, InFlight, Life, Outcome, Overspent, Preflight, Stage, Step,
-    Trigger,
+    Acceptance, Blocked, Life, Overspent, Preflight, RefreshAttempt, RefreshInFlight, Stage, Step,
+    StepOutcome, Trigger,
 };
 use crate::token::{
     Generation,
@@ -17,42 +17,42 @@ use crate::token::{
         expiry_warning::ExpiryWarning,
         notices::{FetchResult, Notice},
         policy::{ConflictSign, Force, GivenAgain},
-        status::Fault,
+        status::LastFailure,
     },
     schedule,
-    source::{FetchError, Fetched, Mode, Probe},
-    store::Record,
+    source::{FetchError, FetchMode, Fetched, Probe},
+    store::TokenRecord,
     value::Token,
 };
 
 impl Life {
     /// Acts on the outcome of a step, and starts the next one if there is one.
-    pub(super) fn on_step_ended(&mut self, outcome: Outcome) {
-        let Some(InFlight { attempt, stage }) = self.in_flight.take() else {
+    pub(super) fn on_step_ended(&mut self, outcome: StepOutcome) {
+        let Some(RefreshInFlight { attempt, stage }) = self.in_flight.take() else {
             return;
         };
         match (stage, outcome) {
-            (Stage::Preflight, Outcome::Preflight(preflight)) => {
+            (Stage::Preflight, StepOutcome::Preflight(preflight)) => {
                 self.on_preflight(attempt, &preflight);
             }
-            (Stage::Preflight, Outcome::Panicked) => {
+            (Stage::Preflight, StepOutcome::Panicked) => {
                 self.on_preflight(attempt, &Preflight::default());
             }
-            (Stage::Fetch, Outcome::Fetched { sent, result }) => match result {
+            (Stage::Fetch, StepOutcome::Fetched { sent, result }) => match result {
                 Ok(fetched) => self.on_fetched(attempt, sent, fetched),
                 Err(error) => self.on_failed(attempt, error),
             },
-            (Stage::Fetch | Stage::Write(_), Outcome::Panicked) => {
+            (Stage::Fetch | Stage::Write(_), StepOutcome::Panicked) => {
                 self.on_failed(attempt, FetchError::Panicked);
             }
-            (Stage::Probe, Outcome::Probed(probe)) => self.on_probed(probe),
-            (Stage::Probe, Outcome::Panicked) => self.on_probed(Probe::Unknown),
-            (Stage::Write(token), Outcome::Written { newer }) => {
+            (Stage::Probe, StepOutcome::Probed(probe)) => self.on_probed(probe),
+            (Stage::Probe, StepOutcome::Panicked) => self.on_probed(Probe::Unknown),
+            (Stage::Write(token), StepOutcome::Written { newer }) => {
                 self.on_written(attempt, token, newer);
             }
             // The outcome of another step than the one under way, which goes on.
             (stage, _) => {
-                self.in_flight = Some(InFlight { attempt, stage });
+                self.in_flight = Some(RefreshInFlight { attempt, stage });
                 return;
             }
         }
@@ -60,7 +60,7 @@ impl Life {
         self.release_when_idle();
     }
 
-    fn on_fetched(&mut self, attempt: Attempt, sent: Instant, fetched: Fetched) {
+    fn on_fetched(&mut self, attempt: RefreshAttempt, sent: Instant, fetched: Fetched) {
         if self.fault.take().is_some() {
             self.notify(Notice::EndpointWorks);
         }
@@ -94,7 +94,12 @@ impl Life {
     }
 
     /// The new token is in the store, or that takes too long: requests may have it.
-    fn on_written(&mut self, attempt: Attempt, token: Token, newer: Option<Box<Record>>) {
+    fn on_written(
+        &mut self,
+        attempt: RefreshAttempt,
+        token: Token,
+        newer: Option<Box<TokenRecord>>,
+    ) {
         if self.generation() != attempt.past {
             // Shown now, it would take the place of a token with a higher number.
             return self.on_late(attempt);
@@ -128,7 +133,7 @@ impl Life {
     /// While WeChat was answering, another node's token took the place of the one that was to be
     /// replaced. Which of the two is good only a call can tell, and all nodes have to try the same
     /// one first.
-    fn on_late(&mut self, attempt: Attempt) {
+    fn on_late(&mut self, attempt: RefreshAttempt) {
         self.answer_operators(attempt, true);
         if !self.callers.is_empty() && self.begin(Trigger::Rejected).is_err() {
             self.give_back(GiveBackReason::Budget);
@@ -137,7 +142,7 @@ impl Life {
 
     /// WeChat gave the token that is already here. No failure by itself; after a rejection it needs
     /// a closer look.
-    fn on_same_token(&mut self, attempt: Attempt, same: Token) {
+    fn on_same_token(&mut self, attempt: RefreshAttempt, same: Token) {
         self.record.refusal = None;
         let (now, before) = (self.now(), self.refresh_before);
         self.next_attempt = self
@@ -156,11 +161,11 @@ impl Life {
 
     /// The rejected token is all there is: decides between a dead token and paths that reject good
     /// ones.
-    fn weigh_same_token(&mut self, Attempt { trigger, .. }: Attempt) {
+    fn weigh_same_token(&mut self, RefreshAttempt { trigger, .. }: RefreshAttempt) {
         if self.policy.given_again == GivenAgain::GiveUp {
             return self.unchanged(GiveBackReason::SameToken);
         }
-        if trigger.mode() == Mode::Forced {
+        if trigger.mode() == FetchMode::Forced {
             self.dead = true;
             return self.unchanged(GiveBackReason::SameToken);
         }
@@ -246,7 +251,7 @@ impl Life {
 
     /// No token came. The one that is there stays; how long to leave WeChat alone depends on what
     /// went wrong.
-    fn on_failed(&mut self, attempt: Attempt, error: FetchError) {
+    fn on_failed(&mut self, attempt: RefreshAttempt, error: FetchError) {
         self.count(attempt, FetchResult::Failed(error));
         let now = self.now();
         let transient = error.is_transient();
@@ -254,7 +259,7 @@ impl Life {
             last.is_transient() == transient && (transient || last.class() == error.class())
         };
         let failures = match self.fault {
-            Some(Fault {
+            Some(LastFailure {
                 cause: Cause::Fetch(last),
                 failures,
                 ..
@@ -262,7 +267,7 @@ impl Life {
             _ => 1,
         };
         let until = now + schedule::pause_after(error.class(), failures, (self.at.jitter)());
-        let fault = Fault {
+        let fault = LastFailure {
             cause: Cause::Fetch(error),
             transient,
             failures,
@@ -310,7 +315,7 @@ impl Life {
     }
 
     /// Answers the operators whose order this refresh has carried out.
-    pub(super) fn answer_operators(&mut self, attempt: Attempt, refreshed: bool) {
+    pub(super) fn answer_operators(&mut self, attempt: RefreshAttempt, refreshed: bool) {
         let Some(token) = self.token.as_ref().map(Arc::clone) else {
             return;
         };
@@ -320,7 +325,7 @@ impl Life {
             expires_in: token.left_at(self.now()),
         };
         let forced =
-            attempt.trigger.mode() == Mode::Forced || self.policy.force == Force::EveryFetch;
+            attempt.trigger.mode() == FetchMode::Forced || self.policy.force == Force::EveryFetch;
         let done = self
             .operators
             .extract_if(.., |operator| forced || !operator.force)
@@ -328,7 +333,7 @@ impl Life {
         self.out.reports.extend(done);
     }
 
-    fn count(&mut self, attempt: Attempt, result: FetchResult) {
+    fn count(&mut self, attempt: RefreshAttempt, result: FetchResult) {
         let trigger = attempt.trigger;
         self.notify(Notice::Fetched { trigger, result });
     }

@@ -1,7 +1,7 @@
-//! Wall clocks that jump, stand still or differ between nodes; and machines that slept.
+//! Wall clocks that jump, stand still or differ between nodes, and machines that slept.
 //!
-//! The monotonic clock of these tests is tokio's paused one, so an instant and the wall can be
-//! moved apart at will.
+//! The monotonic clock of these tests is the paused clock of tokio, so both clocks can be moved
+//! apart.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -9,7 +9,7 @@ use super::{nodes::node, *};
 
 const HOUR_MS: i64 = 3_600_000;
 const YEAR_MS: i64 = 8766 * HOUR_MS;
-/// By how much a clock jumps: hours, years, and to before 1970.
+/// Jumps of a clock: by hours, by years, and to before 1970.
 const JUMPS: [i64; 6] = [
     2 * HOUR_MS,
     -2 * HOUR_MS,
@@ -28,8 +28,8 @@ struct Clocks {
 }
 
 impl Clocks {
-    /// So many milliseconds ahead of each other, and each asked once.
-    async fn ready(kind: Kind, ahead: &[i64]) -> Self {
+    /// Nodes whose clocks are ahead by these milliseconds, after one request each.
+    async fn ready(kind: ProviderKind, ahead: &[i64]) -> Self {
         let (world, store) = (World::new(kind), Arc::new(MemoryStore::shared()));
         let mut clocks = Self {
             world,
@@ -38,7 +38,7 @@ impl Clocks {
             hands: Vec::new(),
         };
         for ahead in ahead {
-            let (clock, hand) = Clock::movable(NOON_MS);
+            let (clock, hand) = WallClock::movable(NOON_MS);
             hand.store(*ahead, Ordering::Relaxed);
             let store = Arc::clone(&clocks.store) as Arc<dyn TokenStore>;
             clocks.nodes.push(node(&clocks.world, store, clock));
@@ -49,7 +49,7 @@ impl Clocks {
         clocks
     }
 
-    /// Calls on every node every second. No call may fail, no reader wait.
+    /// Makes a call on every node every second. No call may fail, and no reader may wait.
     async fn use_for(&self, time: Duration) {
         let end = Instant::now() + time;
         while Instant::now() < end {
@@ -60,7 +60,7 @@ impl Clocks {
                     "{outcome:?} {:?}",
                     self.nodes
                         .iter()
-                        .map(|node| node.keeper.status())
+                        .map(|node| node.refresher.status())
                         .collect::<Vec<_>>()
                 );
             }
@@ -68,7 +68,7 @@ impl Clocks {
         }
     }
 
-    /// How many fetches this takes.
+    /// Number of fetches while `act` runs.
     async fn cost(&self, act: impl Future<Output = ()>) -> usize {
         let before = self.world.fetches();
         act.await;
@@ -78,7 +78,7 @@ impl Clocks {
 
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_jumps_costs_at_most_one_fetch_and_no_call() {
-    for kind in [Kind::Stable, Kind::Classic] {
+    for kind in [ProviderKind::Stable, ProviderKind::Classic] {
         for jump in JUMPS {
             let clocks = Clocks::ready(kind, &[0]).await;
             clocks.hands[0].store(jump, Ordering::Relaxed);
@@ -93,7 +93,7 @@ async fn a_clock_that_jumps_costs_at_most_one_fetch_and_no_call() {
 
 #[tokio::test(start_paused = true)]
 async fn clocks_that_jump_on_all_nodes_or_on_one_cost_at_most_one_fetch_and_no_call() {
-    for kind in [Kind::Stable, Kind::Classic] {
+    for kind in [ProviderKind::Stable, ProviderKind::Classic] {
         for jump in JUMPS {
             for jumping in [1, 3] {
                 let clocks = Clocks::ready(kind, &[0, 0, 0]).await;
@@ -109,7 +109,7 @@ async fn clocks_that_jump_on_all_nodes_or_on_one_cost_at_most_one_fetch_and_no_c
 
 #[tokio::test(start_paused = true)]
 async fn nodes_whose_clocks_differ_a_little_share_a_token_all_day() {
-    for kind in [Kind::Stable, Kind::Classic] {
+    for kind in [ProviderKind::Stable, ProviderKind::Classic] {
         let clocks = Clocks::ready(kind, &[0, 290_000, -5_000]).await;
         let cost = clocks.cost(clocks.use_for(secs(6 * 3600))).await;
         assert!(cost <= 8, "{kind:?}: {cost} fetches in six hours");
@@ -118,7 +118,7 @@ async fn nodes_whose_clocks_differ_a_little_share_a_token_all_day() {
 
 #[tokio::test(start_paused = true)]
 async fn nodes_whose_clocks_differ_by_hours_still_answer_and_do_not_fetch_in_a_loop() {
-    for kind in [Kind::Stable, Kind::Classic] {
+    for kind in [ProviderKind::Stable, ProviderKind::Classic] {
         for ahead in [2 * HOUR_MS, -2 * HOUR_MS, 10 * YEAR_MS, -10 * YEAR_MS] {
             let clocks = Clocks::ready(kind, &[0, ahead, 0]).await;
             let day = clocks.cost(clocks.use_for(secs(3 * 3600))).await;
@@ -135,7 +135,7 @@ async fn nodes_whose_clocks_differ_by_hours_still_answer_and_do_not_fetch_in_a_l
 
 #[tokio::test(start_paused = true)]
 async fn a_machine_that_slept_for_three_hours_fetches_once_and_goes_on() {
-    for kind in [Kind::Stable, Kind::Classic] {
+    for kind in [ProviderKind::Stable, ProviderKind::Classic] {
         // The monotonic clock slept as well: the token looks good and is not.
         let clocks = Clocks::ready(kind, &[0, 0, 0]).await;
         clocks
@@ -156,7 +156,7 @@ async fn a_machine_that_slept_for_three_hours_fetches_once_and_goes_on() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_starts_with_a_wrong_clock_fetches_once() {
-    for kind in [Kind::Stable, Kind::Classic] {
+    for kind in [ProviderKind::Stable, ProviderKind::Classic] {
         for jump in JUMPS {
             let clocks = Clocks::ready(kind, &[0]).await;
             let Clocks {
@@ -166,7 +166,7 @@ async fn a_node_that_starts_with_a_wrong_clock_fetches_once() {
                 ..
             } = clocks;
             drop(nodes);
-            let (clock, hand) = Clock::movable(NOON_MS);
+            let (clock, hand) = WallClock::movable(NOON_MS);
             hand.store(jump, Ordering::Relaxed);
             let before = world.fetches();
             let late = node(&world, store, clock);

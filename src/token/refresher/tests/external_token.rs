@@ -1,33 +1,33 @@
-//! Tokens that another server keeps: read again and again, never asked of WeChat.
+//! Tokens that another server keeps: read there at an interval, never fetched from WeChat.
 
 use super::*;
 use crate::token::{
     Cause,
     refresher::Condition,
-    source::external::Absent,
-    store::{Key, Record, TokenStore as _},
+    source::external::ExternalError,
+    store::{RecordKey, TokenRecord, TokenStore as _},
 };
 
-const MISSING: FetchError = FetchError::External(Absent::Missing);
+const MISSING: FetchError = FetchError::External(ExternalError::Missing);
 
-async fn stored(bench: &Bench) -> Option<Record> {
+async fn stored(bench: &Bench) -> Option<TokenRecord> {
     bench
         .store
-        .load(&Key::token(bench.keeper.name()))
+        .load(&RecordKey::token(bench.refresher.name()))
         .await
         .unwrap()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_token_that_is_rotated_elsewhere_is_found_within_a_minute() {
-    let bench = Bench::ready(Kind::External).await;
+    let bench = Bench::ready(ProviderKind::External).await;
     let old = bench.generation();
     bench.world.revoke();
     sleep(secs(61)).await;
     assert_eq!(bench.generation(), Generation(old.0 + 1));
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
     assert_eq!(
-        bench.keeper.status().conflicts,
+        bench.refresher.status().conflicts,
         0,
         "others are meant to rotate it"
     );
@@ -44,7 +44,7 @@ async fn a_token_that_is_rotated_elsewhere_is_found_within_a_minute() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rejected_token_is_looked_up_at_once_for_all_who_wait() {
-    let bench = Bench::ready(Kind::External).await;
+    let bench = Bench::ready(ProviderKind::External).await;
     for round in 1..20 {
         bench.world.revoke();
         let calls = (0..100).map(|n| {
@@ -67,7 +67,7 @@ async fn a_rejected_token_is_looked_up_at_once_for_all_who_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn a_server_without_news_costs_a_look_every_three_seconds_and_no_probe() {
-    let bench = Bench::ready(Kind::External).await;
+    let bench = Bench::ready(ProviderKind::External).await;
     bench.world.kill_but_keep_giving();
     assert_eq!(bench.call("/a").await, stale("same_token"));
     let start = Instant::now();
@@ -91,12 +91,12 @@ async fn a_server_without_news_costs_a_look_every_three_seconds_and_no_probe() {
 
 #[tokio::test(start_paused = true)]
 async fn a_look_that_began_before_the_rejection_is_followed_by_another() {
-    let bench = Bench::ready(Kind::External).await;
+    let bench = Bench::ready(ProviderKind::External).await;
     let old = bench.generation();
     bench.world.with(|state| state.delay = secs(3));
-    sleep(secs(bench.keeper.status().next_attempt_in.unwrap() + 1)).await;
-    // The look ends before the news comes.
-    let (outcome, ()) = tokio::join!(bench.keeper.refresh_past(old, "/a"), async {
+    sleep(secs(bench.refresher.status().next_attempt_in.unwrap() + 1)).await;
+    // The read ends before the server has the other token.
+    let (outcome, ()) = tokio::join!(bench.refresher.refresh_past(old, "/a"), async {
         sleep(Duration::from_millis(3500)).await;
         bench.world.revoke();
     });
@@ -106,16 +106,16 @@ async fn a_look_that_began_before_the_rejection_is_followed_by_another() {
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_has_died_takes_no_good_token_away_and_is_found_again() {
-    let bench = Bench::ready(Kind::External).await;
-    bench
-        .world
-        .script((0..10_000).map(|_| Scripted::Fails(FetchError::External(Absent::Unreachable))));
+    let bench = Bench::ready(ProviderKind::External).await;
+    bench.world.script(
+        (0..10_000).map(|_| Scripted::Fails(FetchError::External(ExternalError::Unreachable))),
+    );
     for _ in 0..100 {
         sleep(secs(60)).await;
         assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
     }
     assert!(bench.world.fetches() < 150, "{}", bench.world.fetches());
-    assert_eq!(bench.keeper.status().condition, Condition::Degraded);
+    assert_eq!(bench.refresher.status().condition, Condition::Degraded);
     sleep(secs(1200)).await;
     let Outcome::NoToken(why) = bench.call("/a").await else {
         panic!("the token is over")
@@ -128,7 +128,7 @@ async fn a_server_that_has_died_takes_no_good_token_away_and_is_found_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_place_without_a_token_is_said_at_once_and_looked_at_again_within_a_minute() {
-    let world = World::new(Kind::External);
+    let world = World::new(ProviderKind::External);
     world.script((0..20).map(|_| Scripted::Fails(MISSING)));
     let bench = Bench::start(Arc::clone(&world));
     sleep(secs(1)).await;
@@ -136,7 +136,7 @@ async fn a_place_without_a_token_is_said_at_once_and_looked_at_again_within_a_mi
     assert!(matches!(bench.call("/a").await, Outcome::NoToken(_)));
     assert!(start.elapsed() < secs(1), "nobody waits in vain");
     assert_eq!(
-        bench.keeper.status().condition,
+        bench.refresher.status().condition,
         Condition::Fatal,
         "somebody has to do something"
     );
@@ -148,7 +148,7 @@ async fn a_place_without_a_token_is_said_at_once_and_looked_at_again_within_a_mi
 
 #[tokio::test(start_paused = true)]
 async fn the_store_keeps_the_count_and_not_the_token() {
-    let bench = Bench::ready(Kind::External).await;
+    let bench = Bench::ready(ProviderKind::External).await;
     let generation = bench.generation();
     let record = stored(&bench).await.unwrap();
     assert_eq!((record.generation, record.token), (generation, None));
@@ -164,9 +164,9 @@ async fn the_store_keeps_the_count_and_not_the_token() {
 
 #[tokio::test(start_paused = true)]
 async fn an_operator_can_have_it_looked_up_and_cannot_force_it() {
-    let bench = Bench::ready(Kind::External).await;
-    let error = bench.keeper.refresh_now(true).await.unwrap_err();
-    assert_eq!(error.cause(), Cause::CannotForce(Kind::External));
+    let bench = Bench::ready(ProviderKind::External).await;
+    let error = bench.refresher.refresh_now(true).await.unwrap_err();
+    assert_eq!(error.cause(), Cause::CannotForce(ProviderKind::External));
     bench.world.revoke();
-    assert!(bench.keeper.refresh_now(false).await.unwrap().refreshed);
+    assert!(bench.refresher.refresh_now(false).await.unwrap().refreshed);
 }

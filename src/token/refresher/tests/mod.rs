@@ -1,6 +1,6 @@
-//! The keeper against a small model of WeChat's token service, in paused time.
+//! Refresher against a small model of WeChat's token service, in paused time.
 //!
-//! The model knows which token is good right now; a test scripts what goes wrong.
+//! The model knows the valid token; a test scripts the failures.
 
 mod clocks;
 mod external_token;
@@ -23,16 +23,16 @@ use std::{
 use prometheus_client::registry::Registry;
 use tokio::time::{Instant, sleep};
 
-use super::{Chance, Parts, Refresh, TokenRefresher};
+use super::{Chance, Refresh, RefresherParts, TokenRefresher};
 use crate::{
     base::{AccountName, Secret},
     token::{
-        AccountSettings, Generation, Kind, Origin, Settings, Token,
-        clock::Clock,
-        metrics::Metrics,
+        AccountSettings, Generation, ProviderKind, Token, TokenProvider, TokenSettings,
+        clock::WallClock,
+        metrics::TokenMetrics,
         source::{
-            BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource,
-            external::{self, RedisSettings},
+            BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenSource,
+            external::{self, ExternalRedisSettings},
         },
         store::{MemoryStore, TokenStore},
     },
@@ -42,42 +42,42 @@ use crate::{
 /// Noon in Beijing on some day.
 pub(super) const NOON_MS: u64 = 20_000 * 86_400_000 + 4 * 3_600_000;
 
-/// WeChat, as far as tokens go.
+/// Model of WeChat's token service.
 pub(super) struct World {
-    pub(super) kind: Kind,
+    pub(super) kind: ProviderKind,
     state: Mutex<State>,
 }
 
 pub(super) struct State {
     minted: u64,
-    /// The latest token; the only one that is good.
+    /// Latest token, the only valid token.
     latest: String,
     dies: Instant,
-    /// Nothing is good, whatever it is.
+    /// Set to reject every token.
     pub(super) rejects_all: bool,
-    /// How long an answer takes.
+    /// Time until a token is made.
     pub(super) delay: Duration,
-    /// How long the next answer takes to come back once WeChat has made the token.
+    /// Time until the next answer arrives after its token was made.
     pub(super) linger: Duration,
-    /// What the next fetches bring instead of a token.
+    /// Results of the next fetches instead of a token.
     pub(super) script: VecDeque<Scripted>,
-    /// What probes say instead of the truth.
+    /// Result of probes instead of the true result.
     pub(super) probe: Option<Probe>,
     pub(super) lifetime: u64,
-    pub(super) fetches: Vec<(Instant, Mode)>,
+    pub(super) fetches: Vec<(Instant, FetchMode)>,
     pub(super) probes: u32,
 }
 
 pub(super) enum Scripted {
     Fails(FetchError),
     Panics,
-    /// The token is made, the answer gets lost.
+    /// The token is made, and the answer gets lost.
     Lost,
-    /// The stable endpoint makes another one by itself.
+    /// The stable endpoint makes another token by itself.
     Rotates,
 }
 
-/// What one business call came to.
+/// Outcome of one business call.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Ok { calls: u32 },
@@ -86,7 +86,7 @@ pub(super) enum Outcome {
 }
 
 impl World {
-    pub(super) fn new(kind: Kind) -> Arc<Self> {
+    pub(super) fn new(kind: ProviderKind) -> Arc<Self> {
         let state = State {
             minted: 0,
             latest: String::new(),
@@ -114,12 +114,12 @@ impl World {
         self.with(|state| state.script.extend(steps));
     }
 
-    /// Somebody else makes a new token: whatever we hold is dead.
+    /// Makes a token for another program: the token of the refresher is dead.
     pub(super) fn revoke(&self) {
         self.with(State::mint);
     }
 
-    /// The token we hold is dead, and the stable endpoint goes on giving it.
+    /// Kills the token of the refresher while the stable endpoint goes on giving it.
     pub(super) fn kill_but_keep_giving(&self) {
         self.with(|state| state.rejects_all = true);
     }
@@ -139,12 +139,12 @@ impl World {
             state
                 .fetches
                 .iter()
-                .filter(|(_, mode)| *mode == Mode::Forced)
+                .filter(|(_, mode)| *mode == FetchMode::Forced)
                 .count()
         })
     }
 
-    fn answer(&self, mode: Mode) -> Result<Fetched, FetchError> {
+    fn answer(&self, mode: FetchMode) -> Result<Fetched, FetchError> {
         self.with(|state| {
             state.fetches.push((Instant::now(), mode));
             let scripted = state.script.pop_front();
@@ -155,11 +155,13 @@ impl World {
                 _ => {}
             }
             let keeps = match self.kind {
-                Kind::Stable => mode == Mode::Normal && left >= Duration::from_secs(300),
-                Kind::Classic => false,
-                Kind::Wecom => !left.is_zero(),
-                // Whoever keeps it renews it in time.
-                Kind::External => left >= Duration::from_secs(300),
+                ProviderKind::Stable => {
+                    mode == FetchMode::Normal && left >= Duration::from_secs(300)
+                }
+                ProviderKind::Classic => false,
+                ProviderKind::Wecom => !left.is_zero(),
+                // The other server renews its token in time.
+                ProviderKind::External => left >= Duration::from_secs(300),
             };
             if !keeps || matches!(scripted, Some(Scripted::Rotates)) {
                 state.mint();
@@ -177,7 +179,7 @@ impl World {
 }
 
 impl State {
-    /// The latest token has come to its end.
+    /// Ends the life of the latest token.
     pub(super) fn expire(&mut self) {
         self.dies = Instant::now();
     }
@@ -190,7 +192,7 @@ impl State {
 }
 
 impl TokenSource for World {
-    fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, mode: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             sleep(self.with(|state| state.delay)).await;
             let (answer, linger) = (
@@ -218,15 +220,18 @@ impl TokenSource for World {
     }
 }
 
-pub(super) fn account(kind: Kind) -> AccountSettings {
-    let origin = match kind {
-        Kind::Stable => Origin::Stable,
-        Kind::Classic => Origin::Classic,
-        Kind::Wecom => Origin::Wecom,
-        Kind::External => {
-            let place =
-                RedisSettings::new(Secret::new("redis://127.0.0.1"), "key".to_owned(), None);
-            Origin::External(external::Settings::Redis(place.unwrap()))
+pub(super) fn account(kind: ProviderKind) -> AccountSettings {
+    let provider = match kind {
+        ProviderKind::Stable => TokenProvider::Stable,
+        ProviderKind::Classic => TokenProvider::Classic,
+        ProviderKind::Wecom => TokenProvider::Wecom,
+        ProviderKind::External => {
+            let place = ExternalRedisSettings::new(
+                Secret::new("redis://127.0.0.1"),
+                "key".to_owned(),
+                None,
+            );
+            TokenProvider::External(external::ExternalSettings::Redis(place.unwrap()))
         }
     };
     AccountSettings {
@@ -234,7 +239,7 @@ pub(super) fn account(kind: Kind) -> AccountSettings {
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef".into(),
         secret: Some(Secret::new("s3cret")),
-        origin,
+        provider,
         api: vec!["https://api.weixin.qq.com".parse().unwrap()],
         hosts: Vec::new(),
     }
@@ -242,22 +247,22 @@ pub(super) fn account(kind: Kind) -> AccountSettings {
 
 pub(super) struct Bench {
     pub(super) world: Arc<World>,
-    pub(super) keeper: TokenRefresher,
+    pub(super) refresher: TokenRefresher,
     pub(super) store: Arc<MemoryStore>,
-    pub(super) clock: Clock,
+    pub(super) clock: WallClock,
     pub(super) registry: Registry,
 }
 
 impl Bench {
-    /// A keeper with its first token in hand, accepted once.
-    pub(super) async fn ready(kind: Kind) -> Self {
+    /// Refresher whose first token is there and was accepted once.
+    pub(super) async fn ready(kind: ProviderKind) -> Self {
         let bench = Self::start(World::new(kind));
         assert_eq!(bench.call("/ok").await, Outcome::Ok { calls: 1 });
         bench
     }
 
     pub(super) fn start(world: Arc<World>) -> Self {
-        let clock = Clock::starting_at(NOON_MS);
+        let clock = WallClock::starting_at(NOON_MS);
         let store = Arc::new(MemoryStore::default());
         Self::start_with(world, store, clock, account)
     }
@@ -265,15 +270,15 @@ impl Bench {
     pub(super) fn start_with(
         world: Arc<World>,
         store: Arc<MemoryStore>,
-        clock: Clock,
-        account: fn(Kind) -> AccountSettings,
+        clock: WallClock,
+        account: fn(ProviderKind) -> AccountSettings,
     ) -> Self {
         let mut registry = Registry::default();
         let account = account(world.kind);
-        let metrics = Metrics::register(&mut registry).for_account(&account.name);
-        let keeper = TokenRefresher::spawn_from(Parts {
+        let metrics = TokenMetrics::register(&mut registry).for_account(&account.name);
+        let refresher = TokenRefresher::spawn_from(RefresherParts {
             account,
-            settings: Settings::default(),
+            settings: TokenSettings::default(),
             source: Arc::clone(&world) as Arc<dyn TokenSource>,
             store: Arc::clone(&store) as Arc<dyn TokenStore>,
             metrics,
@@ -284,41 +289,41 @@ impl Bench {
         });
         Self {
             world,
-            keeper,
+            refresher,
             store,
             clock,
             registry,
         }
     }
 
-    /// The same account after a restart, with what the store remembers.
+    /// Same account after a restart, with the records of the store.
     pub(super) fn restarted(self) -> Self {
         self.restarted_as(account)
     }
 
-    pub(super) fn restarted_as(self, account: fn(Kind) -> AccountSettings) -> Self {
-        drop(self.keeper);
+    pub(super) fn restarted_as(self, account: fn(ProviderKind) -> AccountSettings) -> Self {
+        drop(self.refresher);
         Self::start_with(self.world, self.store, self.clock, account)
     }
 
-    /// One request, as the proxy makes it.
+    /// Makes one request as the proxy does.
     pub(super) async fn call(&self, path: &str) -> Outcome {
         self.call_where(path, |_| false).await
     }
 
-    /// A request on a path that rejects every token.
+    /// Makes a request on a path that rejects every token.
     pub(super) async fn call_liar(&self, path: &str) -> Outcome {
         self.call_where(path, |_| true).await
     }
 
     async fn call_where(&self, path: &str, lies: impl Fn(u32) -> bool) -> Outcome {
-        match self.keeper.current().await {
+        match self.refresher.current().await {
             Ok(token) => self.call_with(&token, path, lies).await,
             Err(error) => Outcome::NoToken(error.to_string()),
         }
     }
 
-    /// The rest of a request that was sent with this token.
+    /// Goes on with a request that was sent with this token.
     pub(super) async fn call_with(
         &self,
         token: &Token,
@@ -326,10 +331,10 @@ impl Bench {
         lies: impl Fn(u32) -> bool,
     ) -> Outcome {
         if !lies(1) && self.world.takes(token.secret().expose()) {
-            self.keeper.accepted(token.generation());
+            self.refresher.accepted(token.generation());
             return Outcome::Ok { calls: 1 };
         }
-        match self.keeper.refresh_past(token.generation(), path).await {
+        match self.refresher.refresh_past(token.generation(), path).await {
             Refresh::GiveBack(reason) => Outcome::Stale {
                 calls: 1,
                 reason: reason.slug(),
@@ -340,10 +345,10 @@ impl Bench {
                     "a replay needs a newer generation"
                 );
                 if !lies(2) && self.world.takes(fresh.secret().expose()) {
-                    self.keeper.accepted(fresh.generation());
+                    self.refresher.accepted(fresh.generation());
                     return Outcome::Ok { calls: 2 };
                 }
-                self.keeper.replay_was_stale(fresh.generation(), path);
+                self.refresher.replay_was_stale(fresh.generation(), path);
                 Outcome::Stale {
                     calls: 2,
                     reason: "replay",
@@ -353,7 +358,7 @@ impl Bench {
     }
 
     pub(super) fn generation(&self) -> Generation {
-        self.keeper.token().unwrap().generation()
+        self.refresher.token().unwrap().generation()
     }
 
     pub(super) fn metric(&self, line_start: &str) -> Option<f64> {

@@ -1,12 +1,12 @@
-//! Several keepers of one account on a shared store that fails, hangs or is slow.
+//! Several refreshers of one account on a shared store that fails, hangs or is slow.
 
 use super::{
     nodes::{key, node},
     *,
 };
-use crate::token::store::{Key, Lease, Record, Saved, ServerFault, StoreError};
+use crate::token::store::{Lease, RecordKey, Saved, ServerFault, StoreError, TokenRecord};
 
-/// The way of one node to the store.
+/// Connection of one node to the store.
 struct Road {
     store: Arc<MemoryStore>,
     trouble: Mutex<Trouble>,
@@ -18,9 +18,9 @@ enum Trouble {
     Fails,
     Hangs,
     Slow(u64),
-    /// Answers are lost, requests are not.
+    /// Requests arrive, and answers are lost.
     OneWay,
-    /// As a replica.
+    /// Refuses writes, as a replica does.
     ReadOnly,
 }
 
@@ -55,25 +55,28 @@ impl Road {
 }
 
 impl TokenStore for Road {
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+    fn load<'a>(
+        &'a self,
+        key: &'a RecordKey,
+    ) -> BoxFuture<'a, Result<Option<TokenRecord>, StoreError>> {
         self.travel(false, async move { self.store.load(key).await })
     }
 
     fn save<'a>(
         &'a self,
-        key: &'a Key,
-        record: Record,
+        key: &'a RecordKey,
+        record: TokenRecord,
     ) -> BoxFuture<'a, Result<Saved, StoreError>> {
         self.travel(true, async move { self.store.save(key, record).await })
     }
 
-    fn changes(&self, key: &Key) -> Option<tokio::sync::watch::Receiver<u64>> {
+    fn changes(&self, key: &RecordKey) -> Option<tokio::sync::watch::Receiver<u64>> {
         self.store.changes(key)
     }
 
     fn lease<'a>(
         &'a self,
-        key: &'a Key,
+        key: &'a RecordKey,
         owner: &'a str,
         life: Duration,
     ) -> BoxFuture<'a, Result<Lease, StoreError>> {
@@ -85,7 +88,7 @@ impl TokenStore for Road {
 
     fn release<'a>(
         &'a self,
-        key: &'a Key,
+        key: &'a RecordKey,
         owner: &'a str,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         self.travel(true, async move { self.store.release(key, owner).await })
@@ -100,7 +103,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    async fn ready(kind: Kind, trouble: Trouble) -> Self {
+    async fn ready(kind: ProviderKind, trouble: Trouble) -> Self {
         let cluster = Self::start(kind, trouble);
         for node in &cluster.nodes {
             assert_eq!(node.call("/a").await, Outcome::Ok { calls: 1 });
@@ -108,11 +111,11 @@ impl Cluster {
         cluster
     }
 
-    fn start(kind: Kind, trouble: Trouble) -> Self {
+    fn start(kind: ProviderKind, trouble: Trouble) -> Self {
         let (world, store, clock) = (
             World::new(kind),
             Arc::new(MemoryStore::shared()),
-            Clock::starting_at(NOON_MS),
+            WallClock::starting_at(NOON_MS),
         );
         let road = || {
             Arc::new(Road {
@@ -137,7 +140,7 @@ impl Cluster {
         self.roads.iter().for_each(|road| road.set(trouble));
     }
 
-    /// The longest that a call took, once all nodes had their say several times.
+    /// Longest time of a call, after several calls on each node.
     async fn heal(&self) -> Duration {
         let mut longest = Duration::ZERO;
         for _ in 0..3 {
@@ -151,7 +154,7 @@ impl Cluster {
         longest
     }
 
-    /// How often WeChat is forced while nothing is good there and all nodes are called.
+    /// Number of forced fetches while WeChat rejects every token and all nodes are called.
     async fn forced_in_three_hours(&self) -> usize {
         sleep(secs(10)).await;
         let before = self.world.forced();
@@ -165,8 +168,8 @@ impl Cluster {
     }
 }
 
-/// By the trouble: how many fetches one dead token may cost three nodes, and how many milliseconds
-/// a call may take.
+/// Limits for each trouble: fetches that one dead token may cost three nodes, and milliseconds of a
+/// call.
 const BEARABLE: [(Trouble, usize, u64); 7] = [
     (Trouble::None, 1, 150),
     (Trouble::Fails, 3, 150),
@@ -180,7 +183,7 @@ const BEARABLE: [(Trouble, usize, u64); 7] = [
 #[tokio::test(start_paused = true)]
 async fn no_trouble_of_the_store_costs_a_request_its_answer() {
     for (trouble, fetches, ms) in BEARABLE {
-        let cluster = Cluster::ready(Kind::Stable, Trouble::None).await;
+        let cluster = Cluster::ready(ProviderKind::Stable, Trouble::None).await;
         sleep(secs(20)).await;
         cluster.set(trouble);
         for round in 0..3 {
@@ -209,8 +212,8 @@ async fn nodes_start_without_a_store() {
         Trouble::OneWay,
         Trouble::Slow(5000),
     ] {
-        let cluster = Cluster::start(Kind::Stable, trouble);
-        // At the start a store that hangs is waited for, once.
+        let cluster = Cluster::start(ProviderKind::Stable, trouble);
+        // The start waits once for a store that hangs.
         sleep(secs(6)).await;
         cluster.heal().await;
         assert!(cluster.world.fetches() <= 3, "{trouble:?}");
@@ -219,12 +222,12 @@ async fn nodes_start_without_a_store() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_returns_is_written_and_used_within_two_seconds() {
-    for kind in [Kind::Stable, Kind::Classic] {
+    for kind in [ProviderKind::Stable, ProviderKind::Classic] {
         let cluster = Cluster::ready(kind, Trouble::None).await;
         cluster.set(Trouble::Fails);
         cluster.world.revoke();
         assert_eq!(cluster.nodes[0].call("/a").await, Outcome::Ok { calls: 2 });
-        let newest = cluster.nodes[0].keeper.token().unwrap();
+        let newest = cluster.nodes[0].refresher.token().unwrap();
         sleep(secs(60)).await;
         cluster.set(Trouble::None);
         sleep(secs(2)).await;
@@ -241,11 +244,11 @@ async fn a_store_that_returns_is_written_and_used_within_two_seconds() {
     }
 }
 
-/// In classic mode each fetch kills the token before: nodes that cannot hear of each other disturb
-/// each other, but not for longer than that lasts.
+/// In classic mode each fetch kills the token before: nodes that are cut off from each other kill
+/// each other's tokens, but only until they are connected again.
 #[tokio::test(start_paused = true)]
 async fn one_node_that_is_cut_off_finds_back() {
-    let cluster = Cluster::ready(Kind::Classic, Trouble::None).await;
+    let cluster = Cluster::ready(ProviderKind::Classic, Trouble::None).await;
     cluster.roads[2].set(Trouble::OneWay);
     for _ in 0..4 {
         cluster.world.revoke();
@@ -272,8 +275,8 @@ async fn one_node_that_is_cut_off_finds_back() {
     );
 }
 
-/// Each node may be one of many that know nothing of each other's forced refreshes, of which WeChat
-/// allows twenty a day.
+/// A node that is cut off may be one of many. None knows of the forced refreshes of the others, and
+/// WeChat allows twenty a day in all.
 #[tokio::test(start_paused = true)]
 async fn a_node_that_cannot_tell_the_others_forces_once_a_day() {
     for trouble in [
@@ -282,7 +285,7 @@ async fn a_node_that_cannot_tell_the_others_forces_once_a_day() {
         Trouble::OneWay,
         Trouble::ReadOnly,
     ] {
-        let cluster = Cluster::ready(Kind::Stable, Trouble::None).await;
+        let cluster = Cluster::ready(ProviderKind::Stable, Trouble::None).await;
         cluster.world.kill_but_keep_giving();
         cluster.set(trouble);
         assert_eq!(
@@ -313,7 +316,7 @@ async fn a_node_that_cannot_tell_the_others_forces_once_a_day() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_found_a_short_token_in_the_store_renews_it_in_time() {
-    let cluster = Cluster::start(Kind::Stable, Trouble::None);
+    let cluster = Cluster::start(ProviderKind::Stable, Trouble::None);
     cluster.world.with(|state| state.lifetime = 12);
     for node in &cluster.nodes {
         assert_eq!(node.call("/a").await, Outcome::Ok { calls: 1 });
@@ -328,11 +331,11 @@ async fn a_node_that_found_a_short_token_in_the_store_renews_it_in_time() {
     assert_eq!(late.call("/a").await, Outcome::Ok { calls: 1 });
     sleep(secs(1)).await;
     cluster.set(Trouble::Hangs);
-    let first = cluster.nodes[0].keeper.token().unwrap().secret().clone();
+    let first = cluster.nodes[0].refresher.token().unwrap().secret().clone();
     sleep(secs(9)).await;
     for node in cluster.nodes.iter().chain([&late]) {
         assert_ne!(
-            *node.keeper.token().unwrap().secret(),
+            *node.refresher.token().unwrap().secret(),
             first,
             "before its end"
         );
@@ -341,7 +344,7 @@ async fn a_node_that_found_a_short_token_in_the_store_renews_it_in_time() {
 
 #[tokio::test(start_paused = true)]
 async fn errors_of_the_store_are_counted_by_operation() {
-    let cluster = Cluster::ready(Kind::Stable, Trouble::None).await;
+    let cluster = Cluster::ready(ProviderKind::Stable, Trouble::None).await;
     cluster.set(Trouble::Fails);
     cluster.world.revoke();
     cluster.heal().await;

@@ -1,8 +1,8 @@
-//! Requests and the keeper's task in whatever order chance finds: one dead token, one fetch.
+//! Random interleavings of requests and the task of the refresher: one dead token, one fetch.
 //!
-//! The keeper is the real one. shuttle decides whose turn it is: each request is one of its
-//! threads, and so is the runtime on which the keeper's task lives, a millisecond at a time. It
-//! changes turns where a future waits; what happens within one poll is not taken apart.
+//! The refresher is the real one. shuttle schedules its threads: one for each request, and one for
+//! the runtime of the refresher's task, a millisecond at a time. A switch happens only where a
+//! future waits; one poll is never interrupted.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -10,20 +10,20 @@ use shuttle::{Config, Runner, rand::Rng as _, scheduler::RandomScheduler, thread
 
 use super::*;
 
-/// How many orders are tried.
+/// Number of interleavings.
 const ORDERS: usize = 1_000;
-/// Requests at the same time.
+/// Number of concurrent requests.
 const CALLERS: usize = 5;
 
-/// What a run came to.
+/// Outcome of a run.
 struct Run {
     outcomes: Vec<Outcome>,
     fetches: usize,
     forced: usize,
 }
 
-/// Requests that all find the token dead. It dies as often again meanwhile as `deaths` says.
-fn run(kind: Kind, deaths: usize) -> Run {
+/// Runs requests that all find the token dead. Meanwhile `deaths` more tokens die.
+fn run(kind: ProviderKind, deaths: usize) -> Run {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -41,8 +41,8 @@ fn run(kind: Kind, deaths: usize) -> Run {
         .map(|_| {
             let (bench, running) = (Arc::clone(&bench), Arc::clone(&running));
             thread::spawn(move || {
-                let token = bench.keeper.token().unwrap();
-                // WeChat takes its time to refuse it; others may have had it replaced by then.
+                let token = bench.refresher.token().unwrap();
+                // The rejection takes a while; other requests may have replaced the token by then.
                 (0..shuttle::rand::thread_rng().gen_range(0..6)).for_each(|_| thread::yield_now());
                 let outcome = shuttle::future::block_on(bench.call_with(&token, "/a", |_| false));
                 running.fetch_sub(1, SeqCst);
@@ -78,8 +78,8 @@ fn in_many_orders(check: impl Fn() + Send + Sync + 'static) {
 }
 
 #[test]
-fn a_dead_token_is_replaced_once_in_whatever_order_requests_and_keeper_run() {
-    for kind in [Kind::Stable, Kind::Classic] {
+fn a_dead_token_is_replaced_once_in_whatever_order_requests_and_refresher_run() {
+    for kind in [ProviderKind::Stable, ProviderKind::Classic] {
         in_many_orders(move || {
             let run = run(kind, 0);
             let cured = |outcome: &Outcome| matches!(outcome, Outcome::Ok { .. });
@@ -92,9 +92,8 @@ fn a_dead_token_is_replaced_once_in_whatever_order_requests_and_keeper_run() {
 #[test]
 fn a_token_that_dies_again_meanwhile_costs_one_fetch_more_and_leaves_nobody_waiting() {
     in_many_orders(|| {
-        let run = run(Kind::Classic, 1);
-        // Whoever was sent again with a token that died on the way gets WeChat's answer; nobody
-        // gets less.
+        let run = run(ProviderKind::Classic, 1);
+        // A replay whose token died on the way gives back WeChat's answer. All others succeed.
         let answered = |outcome: &Outcome| {
             matches!(
                 outcome,

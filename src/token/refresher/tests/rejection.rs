@@ -1,11 +1,11 @@
-//! What follows when WeChat rejects a token.
+//! Rejections of a token by WeChat.
 
 use super::*;
-use crate::token::refresher::{Command, Condition};
+use crate::token::refresher::{Condition, RefresherCommand};
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_rejections_at_once_cost_one_fetch() {
-    for kind in [Kind::Classic, Kind::Stable] {
+    for kind in [ProviderKind::Classic, ProviderKind::Stable] {
         let bench = Bench::ready(kind).await;
         bench.world.revoke();
         let before = bench.world.fetches();
@@ -26,13 +26,14 @@ async fn a_thousand_rejections_at_once_cost_one_fetch() {
 
 #[tokio::test(start_paused = true)]
 async fn a_late_rejection_of_an_old_generation_replays_without_a_fetch() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     let old = bench.generation();
     bench.world.revoke();
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
     let before = bench.world.fetches();
     for n in 0..50 {
-        let Refresh::Replay(token) = bench.keeper.refresh_past(old, &format!("/{n}")).await else {
+        let Refresh::Replay(token) = bench.refresher.refresh_past(old, &format!("/{n}")).await
+        else {
             panic!("no replay")
         };
         assert_eq!(token.generation(), bench.generation());
@@ -42,29 +43,29 @@ async fn a_late_rejection_of_an_old_generation_replays_without_a_fetch() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rejection_that_was_posted_just_before_the_new_token_came_is_answered_with_it() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     let (old, before) = (bench.generation(), bench.world.fetches() + 1);
     bench.world.revoke();
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
     let (reply, answer) = tokio::sync::oneshot::channel();
-    let late = Command::Rejected {
+    let late = RefresherCommand::Rejected {
         generation: old,
         path: "/b".into(),
         reply,
     };
-    assert!(bench.keeper.mailbox.send(late).is_ok());
+    assert!(bench.refresher.mailbox.send(late).is_ok());
     assert!(matches!(answer.await, Ok(Refresh::Replay(_))));
     assert_eq!(bench.world.fetches(), before);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_waiter_that_goes_away_cancels_nothing() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     bench.world.revoke();
     let old = bench.generation();
     let leader = tokio::time::timeout(
         Duration::from_millis(10),
-        bench.keeper.refresh_past(old, "/leader"),
+        bench.refresher.refresh_past(old, "/leader"),
     );
     assert!(leader.await.is_err(), "the leader left before the answer");
     assert_eq!(bench.call("/follower").await, Outcome::Ok { calls: 2 });
@@ -73,7 +74,7 @@ async fn a_waiter_that_goes_away_cancels_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_source_that_panics_leaves_nobody_waiting_and_is_asked_again() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     bench.world.revoke();
     bench.world.script([Scripted::Panics]);
     let start = Instant::now();
@@ -88,7 +89,7 @@ async fn a_source_that_panics_leaves_nobody_waiting_and_is_asked_again() {
 
 #[tokio::test(start_paused = true)]
 async fn an_account_whose_tokens_are_always_refused_costs_next_to_nothing() {
-    for kind in [Kind::Classic, Kind::Stable] {
+    for kind in [ProviderKind::Classic, ProviderKind::Stable] {
         let bench = Bench::start(World::new(kind));
         bench.world.with(|state| state.rejects_all = true);
         let (start, mut calls) = (Instant::now(), 0);
@@ -126,7 +127,7 @@ async fn an_account_whose_tokens_are_always_refused_costs_next_to_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn forced_refreshes_stay_within_six_a_day() {
-    let bench = Bench::start(World::new(Kind::Stable));
+    let bench = Bench::start(World::new(ProviderKind::Stable));
     bench.world.with(|state| state.rejects_all = true);
     let start = Instant::now();
     // Noon to shortly before midnight.
@@ -139,7 +140,7 @@ async fn forced_refreshes_stay_within_six_a_day() {
         state
             .fetches
             .iter()
-            .filter(|(_, mode)| *mode == Mode::Forced)
+            .filter(|(_, mode)| *mode == FetchMode::Forced)
             .map(|(at, _)| *at)
             .collect::<Vec<_>>()
     });
@@ -155,7 +156,7 @@ async fn forced_refreshes_stay_within_six_a_day() {
 
 #[tokio::test(start_paused = true)]
 async fn five_honest_revocations_in_two_seconds_cost_five_fetches() {
-    for kind in [Kind::Classic, Kind::Stable] {
+    for kind in [ProviderKind::Classic, ProviderKind::Stable] {
         let bench = Bench::ready(kind).await;
         for _ in 0..5 {
             bench.world.revoke();
@@ -169,7 +170,7 @@ async fn five_honest_revocations_in_two_seconds_cost_five_fetches() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rogue_that_revokes_every_second_is_noticed_and_not_followed_for_ever() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     let before = bench.world.fetches();
     for _ in 0..600 {
         bench.world.revoke();
@@ -186,25 +187,25 @@ async fn a_rogue_that_revokes_every_second_is_noticed_and_not_followed_for_ever(
         .metric(r#"wxgate_token_conflicts_total{account="shop"}"#)
         .unwrap();
     assert!(conflicts >= 10.0, "{conflicts}");
-    assert!(bench.keeper.status().conflicts >= 10);
+    assert!(bench.refresher.status().conflicts >= 10);
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_early_death_is_no_conflict() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     bench.world.revoke();
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
     sleep(secs(8000)).await;
-    assert_eq!(bench.keeper.status().conflicts, 0);
+    assert_eq!(bench.refresher.status().conflicts, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_same_token_that_is_accepted_elsewhere_needs_no_probe() {
-    let bench = Bench::ready(Kind::Stable).await;
-    let token = bench.keeper.token().unwrap();
+    let bench = Bench::ready(ProviderKind::Stable).await;
+    let token = bench.refresher.token().unwrap();
     let (outcome, ()) = tokio::join!(bench.call_liar("/liar"), async {
         sleep(Duration::from_millis(50)).await;
-        bench.keeper.accepted(token.generation());
+        bench.refresher.accepted(token.generation());
     });
     assert_eq!(outcome, stale("same_token"));
     assert_eq!(
@@ -220,7 +221,7 @@ async fn the_same_token_that_is_accepted_elsewhere_needs_no_probe() {
 
 #[tokio::test(start_paused = true)]
 async fn acceptance_from_before_the_rejection_is_no_evidence() {
-    let bench = Bench::ready(Kind::Stable).await;
+    let bench = Bench::ready(ProviderKind::Stable).await;
     bench.world.kill_but_keep_giving();
     bench.world.with(|state| state.probe = Some(Probe::Unknown));
     assert_eq!(bench.call("/a").await, stale("same_token"));
@@ -233,7 +234,7 @@ async fn acceptance_from_before_the_rejection_is_no_evidence() {
 
 #[tokio::test(start_paused = true)]
 async fn the_same_token_that_a_probe_finds_good_is_left_alone_and_the_path_not_believed() {
-    let bench = Bench::ready(Kind::Stable).await;
+    let bench = Bench::ready(ProviderKind::Stable).await;
     let outcomes = futures_util::future::join_all((0..100).map(|_| bench.call_liar("/liar"))).await;
     assert!(
         outcomes
@@ -254,10 +255,10 @@ async fn the_same_token_that_a_probe_finds_good_is_left_alone_and_the_path_not_b
 
 #[tokio::test(start_paused = true)]
 async fn the_same_token_that_a_probe_finds_dead_is_forced_out() {
-    let bench = Bench::ready(Kind::Stable).await;
+    let bench = Bench::ready(ProviderKind::Stable).await;
     bench.world.with(|state| state.probe = Some(Probe::Stale));
     let old = bench.generation();
-    let Refresh::Replay(token) = bench.keeper.refresh_past(old, "/a").await else {
+    let Refresh::Replay(token) = bench.refresher.refresh_past(old, "/a").await else {
         panic!("no replay")
     };
     assert_eq!(token.generation(), Generation(old.0 + 1));
@@ -266,23 +267,23 @@ async fn the_same_token_that_a_probe_finds_dead_is_forced_out() {
 
 #[tokio::test(start_paused = true)]
 async fn a_second_forced_refresh_within_a_minute_is_not_made() {
-    let bench = Bench::ready(Kind::Stable).await;
+    let bench = Bench::ready(ProviderKind::Stable).await;
     bench.world.with(|state| state.probe = Some(Probe::Stale));
     assert!(matches!(
-        bench.keeper.refresh_past(bench.generation(), "/a").await,
+        bench.refresher.refresh_past(bench.generation(), "/a").await,
         Refresh::Replay(_)
     ));
-    bench.keeper.accepted(bench.generation());
+    bench.refresher.accepted(bench.generation());
     assert_eq!(bench.call_liar("/a").await, stale("budget"));
     assert_eq!(
-        (bench.world.forced(), bench.keeper.status().condition),
+        (bench.world.forced(), bench.refresher.status().condition),
         (1, Condition::Degraded)
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_path_that_lies_costs_one_fetch_in_ten_minutes() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     let start = Instant::now();
     while start.elapsed() < secs(590) {
         bench.call_liar("/liar").await;
@@ -300,7 +301,7 @@ async fn a_path_that_lies_costs_one_fetch_in_ten_minutes() {
         "the memory ends"
     );
     assert_eq!(
-        bench.keeper.status().conflicts,
+        bench.refresher.status().conflicts,
         0,
         "a path that lies is no rival"
     );
@@ -308,7 +309,7 @@ async fn a_path_that_lies_costs_one_fetch_in_ten_minutes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stale_replay_convicts_no_path_while_the_token_is_accepted_nowhere() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     bench.world.kill_but_keep_giving();
     assert_eq!(
         bench.call("/only").await,
@@ -326,26 +327,28 @@ async fn a_stale_replay_convicts_no_path_while_the_token_is_accepted_nowhere() {
 
 #[tokio::test(start_paused = true)]
 async fn a_token_that_was_accepted_and_died_before_the_replay_convicts_no_path() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     bench.world.revoke();
-    let Refresh::Replay(fresh) = bench.keeper.refresh_past(Generation(1), "/only").await else {
+    let Refresh::Replay(fresh) = bench.refresher.refresh_past(Generation(1), "/only").await else {
         panic!("no replay")
     };
-    bench.keeper.accepted(fresh.generation());
+    bench.refresher.accepted(fresh.generation());
     bench.world.revoke();
-    bench.keeper.replay_was_stale(fresh.generation(), "/only");
+    bench
+        .refresher
+        .replay_was_stale(fresh.generation(), "/only");
     assert_eq!(bench.call("/only").await, Outcome::Ok { calls: 2 });
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_rejection_during_a_timed_refresh_joins_it() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     let old = bench.generation();
     bench.world.with(|state| state.delay = secs(3));
-    let due = secs(bench.keeper.status().next_attempt_in.unwrap() + 1);
+    let due = secs(bench.refresher.status().next_attempt_in.unwrap() + 1);
     sleep(due).await;
     assert!(matches!(
-        bench.keeper.refresh_past(old, "/a").await,
+        bench.refresher.refresh_past(old, "/a").await,
         Refresh::Replay(_)
     ));
     assert_eq!(bench.world.fetches(), 2);
@@ -353,7 +356,7 @@ async fn a_rejection_during_a_timed_refresh_joins_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refresh_that_takes_too_long_gives_the_answer_back_in_time() {
-    let bench = Bench::ready(Kind::Classic).await;
+    let bench = Bench::ready(ProviderKind::Classic).await;
     bench.world.revoke();
     bench.world.with(|state| state.delay = secs(3600));
     let start = Instant::now();

@@ -1,26 +1,26 @@
-//! The keeper of a ticket beside that of its token.
+//! Refresher of a ticket beside the refresher of the token.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::{
-    token::{Kept, budget::Budget, refresher::Condition, store::Key},
+    token::{CredentialType, budget::DailyBudget, refresher::Condition, store::RecordKey},
     wechat::ticket::TicketType,
 };
 
-/// WeChat's endpoint of tickets: the same one until it is over, then another.
+/// Ticket endpoint of WeChat: gives the same ticket until its expiry, then another.
 pub(super) struct Office {
-    keeper: TokenRefresher,
+    refresher: TokenRefresher,
     made_with: Arc<AtomicU64>,
     calls: AtomicU64,
     given: Mutex<(u64, Instant)>,
 }
 
 impl TokenSource for Office {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async move {
             let token = self
-                .keeper
+                .refresher
                 .current()
                 .await
                 .map_err(|_| FetchError::NoToken)?;
@@ -46,20 +46,20 @@ impl TokenSource for Office {
 pub(super) fn ticket(bench: &mut Bench) -> (TokenRefresher, Arc<Office>) {
     let made_with = Arc::new(AtomicU64::new(0));
     let office = Arc::new(Office {
-        keeper: bench.keeper.clone(),
+        refresher: bench.refresher.clone(),
         made_with: Arc::clone(&made_with),
         calls: AtomicU64::new(0),
         given: Mutex::new((0, Instant::now())),
     });
     let account = account(bench.world.kind);
     let metrics =
-        Metrics::register(&mut bench.registry).for_ticket(&account.name, TicketType::Jsapi);
+        TokenMetrics::register(&mut bench.registry).for_ticket(&account.name, TicketType::Jsapi);
     let source = Arc::clone(&office) as Arc<dyn TokenSource>;
     let store = Arc::clone(&bench.store) as Arc<dyn TokenStore>;
-    let settings = Settings::default();
-    let keeper = TokenRefresher::spawn_ticket(
+    let settings = TokenSettings::default();
+    let refresher = TokenRefresher::spawn_ticket(
         TicketType::Jsapi,
-        Parts {
+        RefresherParts {
             account,
             settings,
             source,
@@ -67,11 +67,11 @@ pub(super) fn ticket(bench: &mut Bench) -> (TokenRefresher, Arc<Office>) {
             metrics,
             chance: Chance::system(),
         },
-        &bench.keeper,
+        &bench.refresher,
         made_with,
     );
-    keeper.want();
-    (keeper, office)
+    refresher.want();
+    (refresher, office)
 }
 
 impl Office {
@@ -80,19 +80,25 @@ impl Office {
     }
 }
 
-async fn shown(keeper: &TokenRefresher) -> String {
-    keeper.want();
-    keeper.current().await.unwrap().secret().expose().to_owned()
+async fn shown(refresher: &TokenRefresher) -> String {
+    refresher.want();
+    refresher
+        .current()
+        .await
+        .unwrap()
+        .secret()
+        .expose()
+        .to_owned()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_ticket_that_is_asked_for_is_always_there_and_costs_few_calls_and_no_budget() {
-    let mut bench = Bench::ready(Kind::Classic).await;
-    let left = bench.keeper.status().classic_left;
-    let (keeper, office) = ticket(&mut bench);
-    // Ten hours: at midnight the budget begins anew.
+    let mut bench = Bench::ready(ProviderKind::Classic).await;
+    let left = bench.refresher.status().classic_left;
+    let (refresher, office) = ticket(&mut bench);
+    // Ten hours, with a new budget at midnight.
     for _ in 0..10 * 60 + 7 {
-        assert!(shown(&keeper).await.starts_with('K'));
+        assert!(shown(&refresher).await.starts_with('K'));
         sleep(secs(60)).await;
     }
     assert!(
@@ -101,27 +107,30 @@ async fn a_ticket_that_is_asked_for_is_always_there_and_costs_few_calls_and_no_b
         office.calls()
     );
     let spent = bench.world.fetches() - 1;
-    let status = bench.keeper.status();
+    let status = bench.refresher.status();
     assert_eq!(
         status.classic_left,
         left.map(|left| left - u32::try_from(spent).unwrap()),
         "{spent} tokens"
     );
-    let key = Key {
-        account: keeper.name().clone(),
-        kept: Kept::Ticket(TicketType::Jsapi),
+    let key = RecordKey {
+        account: refresher.name().clone(),
+        credential: CredentialType::Ticket(TicketType::Jsapi),
     };
     assert_eq!(
         bench.store.load(&key).await.unwrap().unwrap().budget,
-        Budget::default()
+        DailyBudget::default()
     );
     assert_eq!(
-        (keeper.status().classic_left, keeper.status().forced_left),
+        (
+            refresher.status().classic_left,
+            refresher.status().forced_left
+        ),
         (None, None)
     );
     assert_eq!(
         (
-            keeper.status().condition,
+            refresher.status().condition,
             status.condition,
             status.conflicts
         ),
@@ -135,26 +144,26 @@ async fn a_ticket_that_is_asked_for_is_always_there_and_costs_few_calls_and_no_b
 
 #[tokio::test(start_paused = true)]
 async fn a_ticket_that_nobody_asks_for_is_left_to_expire_and_comes_back_on_demand() {
-    let mut bench = Bench::ready(Kind::Stable).await;
-    let (keeper, office) = ticket(&mut bench);
-    assert_eq!(shown(&keeper).await, "K1");
+    let mut bench = Bench::ready(ProviderKind::Stable).await;
+    let (refresher, office) = ticket(&mut bench);
+    assert_eq!(shown(&refresher).await, "K1");
     sleep(secs(86_400)).await;
     let calls = office.calls();
-    assert!(keeper.token().is_none() && calls <= 16, "{calls} calls");
+    assert!(refresher.token().is_none() && calls <= 16, "{calls} calls");
     sleep(secs(7 * 86_400)).await;
     assert_eq!(office.calls(), calls);
-    assert!(shown(&keeper).await.starts_with('K'));
+    assert!(shown(&refresher).await.starts_with('K'));
     sleep(secs(3 * 3600)).await;
-    assert!(keeper.token().is_some(), "kept again");
+    assert!(refresher.token().is_some(), "kept again");
 }
 
 #[tokio::test(start_paused = true)]
 async fn only_a_refused_token_renews_its_ticket_and_only_once() {
-    let mut bench = Bench::ready(Kind::Classic).await;
-    let (keeper, office) = ticket(&mut bench);
-    assert_eq!(shown(&keeper).await, "K1");
-    // Not refused, only replaced.
-    bench.keeper.refresh_now(false).await.unwrap();
+    let mut bench = Bench::ready(ProviderKind::Classic).await;
+    let (refresher, office) = ticket(&mut bench);
+    assert_eq!(shown(&refresher).await, "K1");
+    // Replaced, but not rejected.
+    bench.refresher.refresh_now(false).await.unwrap();
     sleep(secs(30)).await;
     assert_eq!((bench.generation(), office.calls()), (Generation(2), 1));
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });
@@ -162,7 +171,7 @@ async fn only_a_refused_token_renews_its_ticket_and_only_once() {
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
     sleep(secs(30)).await;
     assert_eq!(
-        (office.calls(), shown(&keeper).await.as_str()),
+        (office.calls(), shown(&refresher).await.as_str()),
         (2, "K1"),
         "the same one is fine"
     );
@@ -175,47 +184,50 @@ async fn only_a_refused_token_renews_its_ticket_and_only_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_ticket_waits_for_the_token_and_no_longer() {
-    let mut bench = Bench::start(World::new(Kind::Stable));
+    let mut bench = Bench::start(World::new(ProviderKind::Stable));
     bench
         .world
         .script((0..12).map(|_| Scripted::Fails(FetchError::Connect)));
-    let (keeper, office) = ticket(&mut bench);
+    let (refresher, office) = ticket(&mut bench);
     sleep(secs(30)).await;
-    assert_eq!(keeper.status().last_error.unwrap().label, "no_token");
+    assert_eq!(refresher.status().last_error.unwrap().label, "no_token");
     assert!(
-        keeper
+        refresher
             .current()
             .await
             .unwrap_err()
             .to_string()
             .starts_with("no jsapi ticket for account shop")
     );
-    while bench.keeper.token().is_none() {
+    while bench.refresher.token().is_none() {
         sleep(secs(1)).await;
     }
     sleep(secs(1)).await;
-    assert_eq!((keeper.current().await.is_ok(), office.calls()), (true, 1));
+    assert_eq!(
+        (refresher.current().await.is_ok(), office.calls()),
+        (true, 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_retired_account_fetches_no_tickets() {
-    let mut bench = Bench::ready(Kind::Stable).await;
-    let (keeper, office) = ticket(&mut bench);
-    assert_eq!(shown(&keeper).await, "K1");
-    keeper.retire();
+    let mut bench = Bench::ready(ProviderKind::Stable).await;
+    let (refresher, office) = ticket(&mut bench);
+    assert_eq!(shown(&refresher).await, "K1");
+    refresher.retire();
     sleep(secs(7000)).await;
-    keeper.want();
+    refresher.want();
     sleep(secs(3600)).await;
     assert_eq!(office.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_newer_token_gets_it_at_once_and_gives_up_in_time() {
-    let bench = Bench::ready(Kind::Stable).await;
+    let bench = Bench::ready(ProviderKind::Stable).await;
     let start = Instant::now();
     assert!(
         bench
-            .keeper
+            .refresher
             .wait_past(Generation(1), start + secs(60))
             .await
             .is_none()
@@ -223,16 +235,16 @@ async fn who_waits_for_a_newer_token_gets_it_at_once_and_gives_up_in_time() {
     assert_eq!(start.elapsed(), secs(60));
     assert_eq!(
         bench
-            .keeper
+            .refresher
             .wait_past(Generation(0), Instant::now())
             .await
             .unwrap()
             .generation(),
         Generation(1)
     );
-    let keeper = bench.keeper.clone();
+    let refresher = bench.refresher.clone();
     let waiting = tokio::spawn(async move {
-        keeper
+        refresher
             .wait_past(Generation(1), Instant::now() + secs(60))
             .await
     });

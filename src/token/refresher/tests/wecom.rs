@@ -1,11 +1,11 @@
-//! Tokens of WeCom agents: the same again until their end, and no way to force another one.
+//! Tokens of WeCom agents: the same token until its expiry, and no forced mode.
 
 use super::{nodes::Nodes, *};
 use crate::token::{Cause, refresher::Condition};
 
 #[tokio::test(start_paused = true)]
 async fn the_same_token_again_that_is_dead_goes_back_and_nothing_is_forced() {
-    let bench = Bench::ready(Kind::Wecom).await;
+    let bench = Bench::ready(ProviderKind::Wecom).await;
     bench.world.kill_but_keep_giving();
     assert_eq!(bench.call("/a").await, stale("same_token"));
     assert_eq!(
@@ -16,7 +16,7 @@ async fn the_same_token_again_that_is_dead_goes_back_and_nothing_is_forced() {
         ),
         (2, 1, 0)
     );
-    assert_eq!(bench.keeper.status().condition, Condition::Degraded);
+    assert_eq!(bench.refresher.status().condition, Condition::Degraded);
     for _ in 0..50 {
         assert_eq!(bench.call("/a").await, stale("backoff"));
     }
@@ -25,12 +25,12 @@ async fn the_same_token_again_that_is_dead_goes_back_and_nothing_is_forced() {
     bench.world.revoke();
     sleep(secs(31)).await;
     assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 2 });
-    assert_eq!(bench.keeper.status().condition, Condition::Ok);
+    assert_eq!(bench.refresher.status().condition, Condition::Ok);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_path_that_lies_is_found_out_by_one_fetch_and_one_probe() {
-    let bench = Bench::ready(Kind::Wecom).await;
+    let bench = Bench::ready(ProviderKind::Wecom).await;
     assert_eq!(bench.call_liar("/liar").await, stale("same_token"));
     assert_eq!(bench.call_liar("/liar").await, stale("path_lies"));
     assert_eq!(
@@ -44,38 +44,41 @@ async fn a_path_that_lies_is_found_out_by_one_fetch_and_one_probe() {
 
 #[tokio::test(start_paused = true)]
 async fn an_operator_is_told_that_nothing_can_be_forced() {
-    let bench = Bench::ready(Kind::Wecom).await;
-    let error = bench.keeper.refresh_now(true).await.unwrap_err();
-    assert_eq!(error.cause(), Cause::CannotForce(Kind::Wecom));
+    let bench = Bench::ready(ProviderKind::Wecom).await;
+    let error = bench.refresher.refresh_now(true).await.unwrap_err();
+    assert_eq!(error.cause(), Cause::CannotForce(ProviderKind::Wecom));
     assert_eq!(bench.world.fetches(), 1);
-    assert!(!bench.keeper.refresh_now(false).await.unwrap().refreshed);
+    assert!(!bench.refresher.refresh_now(false).await.unwrap().refreshed);
     assert_eq!(bench.world.fetches(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn there_is_no_budget_to_spend_or_to_show() {
-    let bench = Bench::ready(Kind::Wecom).await;
-    let status = bench.keeper.status();
+    let bench = Bench::ready(ProviderKind::Wecom).await;
+    let status = bench.refresher.status();
     assert_eq!((status.classic_left, status.forced_left), (None, None));
     assert_eq!(bench.metric("wxgate_token_budget_remaining"), None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_agent_of_the_same_corp_gets_no_token_out_of_anothers_record() {
-    let bench = Bench::ready(Kind::Wecom).await;
-    let token = bench.keeper.token().unwrap().fingerprint().to_owned();
+    let bench = Bench::ready(ProviderKind::Wecom).await;
+    let token = bench.refresher.token().unwrap().fingerprint().to_owned();
     bench.world.revoke();
     let other = bench.restarted_as(|kind| AccountSettings {
         secret: Some(Secret::new("agent2")),
         ..account(kind)
     });
-    assert_ne!(other.keeper.current().await.unwrap().fingerprint(), token);
+    assert_ne!(
+        other.refresher.current().await.unwrap().fingerprint(),
+        token
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_token_that_is_given_until_its_very_end_leaves_no_call_without_one() {
-    // Of chances that differ, so that no luck with one hides a gap.
-    let nodes = Nodes::ready(Kind::Wecom, 1).await;
+    // Several random numbers, since a lucky one could hide a gap.
+    let nodes = Nodes::ready(ProviderKind::Wecom, 1).await;
     let start = Instant::now();
     while start.elapsed() < secs(5 * 7200) {
         let outcome = nodes.all[0].call("/a").await;

@@ -1,7 +1,7 @@
-//! A token behind an HTTP endpoint: JSON or plain text. When that is another wxgate, it can be
-//! asked to refresh.
+//! Token behind an HTTP endpoint, as JSON or plain text. Another wxgate can also be asked to
+//! refresh the token.
 //!
-//! Follows no redirect and takes no proxy; the headers of the configuration go to this one URL
+//! Follows no redirect and uses no proxy; the configured headers are sent to the configured URL
 //! only.
 
 use std::time::Duration;
@@ -12,67 +12,65 @@ use reqwest::{
 };
 use serde_json::json;
 
-use super::{Absent, life, translated, value};
+use super::{ExternalError, ExternalSettingsError, life, translated, value};
 use crate::{
     base::Secret,
     net::address::is_loopback_host,
     token::{
-        clock::Clock,
-        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource},
+        clock::WallClock,
+        source::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenClient, TokenSource},
     },
 };
 
-/// `token = { from = "http", … }`, proven right.
+/// Settings of `token = { from = "http", … }`, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct ExternalHttpSettings {
     url: Secret,
     headers: Vec<Header>,
     field: Option<String>,
 }
 
-/// A header of the request; its value may be a key.
+/// Header of the request; the value may be a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header(String, Secret);
 
-/// The endpoint.
+/// Source that reads the URL of an [`ExternalHttpSettings`].
 #[derive(Debug)]
-pub(super) struct Http {
-    settings: Settings,
+pub(super) struct HttpTokenSource {
+    settings: ExternalHttpSettings,
     client: TokenClient,
 }
 
-/// What follows `/-/accounts/` in the URL of a wxgate is a name and this.
-const TOKEN_OF_A_WXGATE: &str = "/token";
+/// End of the path at which a wxgate gives its token: `/-/accounts/NAME/token`.
+const WXGATE_TOKEN_SUFFIX: &str = "/token";
 
 impl Header {
-    /// A header with this value.
+    /// Header `name: value`.
     ///
     /// # Errors
-    /// Says what about name or value cannot be.
-    pub fn new(name: &str, value: Secret) -> Result<Self, &'static str> {
-        HeaderName::from_bytes(name.as_bytes()).map_err(|_| "the key is no name of a header")?;
-        HeaderValue::from_str(value.expose())
-            .map_err(|_| "the value holds characters that no header may have")?;
+    /// Name or value hold characters that a header cannot have.
+    pub fn new(name: &str, value: Secret) -> Result<Self, ExternalSettingsError> {
+        HeaderName::from_bytes(name.as_bytes()).map_err(|_| ExternalSettingsError::HeaderName)?;
+        HeaderValue::from_str(value.expose()).map_err(|_| ExternalSettingsError::HeaderValue)?;
         Ok(Self(name.to_owned(), value))
     }
 }
 
-impl Settings {
-    /// A place to read a token from. `field` is the dotted path of the member that holds it.
+impl ExternalHttpSettings {
+    /// Endpoint at `url`. `field` is the dotted path of the member that holds the token.
     ///
     /// # Errors
-    /// Says what would have been right about the URL.
+    /// The URL has no usable form.
     pub fn new(
         url: Secret,
         headers: Vec<Header>,
         field: Option<String>,
-    ) -> Result<Self, &'static str> {
-        const FORM: &str = "expected an https:// URL; http:// only to this machine";
-        let parsed = Url::parse(url.expose()).map_err(|_| FORM)?;
+    ) -> Result<Self, ExternalSettingsError> {
+        let parsed = Url::parse(url.expose()).map_err(|_| ExternalSettingsError::HttpForm)?;
         match parsed.scheme() {
             "https" => {}
             "http" if parsed.host_str().is_some_and(is_loopback_host) => {}
-            _ => return Err(FORM),
+            _ => return Err(ExternalSettingsError::HttpForm),
         }
         Ok(Self {
             url,
@@ -81,21 +79,21 @@ impl Settings {
         })
     }
 
-    /// Where a wxgate takes the passive refresh of this token; `None` for servers of another kind.
+    /// URL for a passive refresh of the token by a wxgate; `None` for any other server.
     fn refresh_url(&self) -> Option<Secret> {
         let url = Url::parse(self.url.expose()).ok()?;
         let (_, account) = url.path().rsplit_once("/-/accounts/")?;
-        let name = account.strip_suffix(TOKEN_OF_A_WXGATE)?;
-        let fits = !name.is_empty()
+        let name = account.strip_suffix(WXGATE_TOKEN_SUFFIX)?;
+        let is_wxgate = !name.is_empty()
             && !name.contains('/')
             && url.query().is_none()
             && url.fragment().is_none();
-        fits.then(|| Secret::new(format!("{}/refresh", self.url.expose())))
+        is_wxgate.then(|| Secret::new(format!("{}/refresh", self.url.expose())))
     }
 }
 
-impl Http {
-    pub(super) fn new(settings: Settings, client: TokenClient) -> Self {
+impl HttpTokenSource {
+    pub(super) fn new(settings: ExternalHttpSettings, client: TokenClient) -> Self {
         Self { settings, client }
     }
 
@@ -103,17 +101,17 @@ impl Http {
         let get = |http: &Client| http.get(self.settings.url.expose()).headers(self.headers());
         let (status, body) = self.client.direct(get).await.map_err(translated)?;
         match status {
-            200 => self.understand(&body),
-            401 | 403 => Err(Absent::Denied.into()),
-            404 => Err(Absent::Missing.into()),
-            other => Err(Absent::Status(other).into()),
+            200 => self.parse(&body),
+            401 | 403 => Err(ExternalError::Denied.into()),
+            404 => Err(ExternalError::Missing.into()),
+            other => Err(ExternalError::Status(other).into()),
         }
     }
 
-    fn understand(&self, body: &[u8]) -> Result<Fetched, FetchError> {
-        let text = std::str::from_utf8(body).map_err(|_| Absent::Shape("no text"))?;
+    fn parse(&self, body: &[u8]) -> Result<Fetched, FetchError> {
+        let text = std::str::from_utf8(body).map_err(|_| ExternalError::Shape("no text"))?;
         let found = value::find(text, self.settings.field.as_deref())?;
-        let now = Clock::system().now_ms();
+        let now = WallClock::system().now_ms();
         let until_end = found
             .ends_ms
             .map(|end| Duration::from_millis(end.saturating_sub(now)));
@@ -123,9 +121,9 @@ impl Http {
         })
     }
 
-    /// The passive refresh of the other wxgate, which replaces the token only if it is still this
-    /// one. What it says is no matter: the token is read again.
-    async fn ask_to_replace(&self, url: &Secret, rejected: &Secret) {
+    /// Asks the other wxgate for a passive refresh, which replaces the token only if it is still
+    /// `rejected`. The answer is not needed, since the token is read again.
+    async fn request_refresh(&self, url: &Secret, rejected: &Secret) {
         let body = Secret::new(json!({ "rejected": rejected.expose() }).to_string());
         let post = |http: &Client| -> RequestBuilder {
             http.post(url.expose())
@@ -150,8 +148,8 @@ impl Http {
     }
 }
 
-impl TokenSource for Http {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+impl TokenSource for HttpTokenSource {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(self.read())
     }
 
@@ -163,7 +161,7 @@ impl TokenSource for Http {
             let found = self.read().await?;
             match self.settings.refresh_url() {
                 Some(url) if found.token == *rejected => {
-                    self.ask_to_replace(&url, rejected).await;
+                    self.request_refresh(&url, rejected).await;
                     self.read().await
                 }
                 _ => Ok(found),
@@ -171,7 +169,7 @@ impl TokenSource for Http {
         })
     }
 
-    /// WeChat is never asked for the sake of a token that another server keeps.
+    /// Returns `Unknown`: WeChat is not asked about a token that another server keeps.
     fn probe<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Probe> {
         Box::pin(std::future::ready(Probe::Unknown))
     }
@@ -181,8 +179,8 @@ impl TokenSource for Http {
 mod tests {
     use super::*;
 
-    fn settings(url: &str) -> Result<Settings, &'static str> {
-        Settings::new(Secret::new(url), Vec::new(), None)
+    fn settings(url: &str) -> Result<ExternalHttpSettings, ExternalSettingsError> {
+        ExternalHttpSettings::new(Secret::new(url), Vec::new(), None)
     }
 
     #[test]

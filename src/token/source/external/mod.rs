@@ -1,7 +1,8 @@
-//! Tokens that another central server keeps: read there, never fetched from WeChat, never written.
+//! External token providers: another central server keeps the token, and wxgate only reads it
+//! there.
 //!
-//! How to reach the server is said by `redis` and `http`, what it holds by `value`. A source reads
-//! once and says what it found; when to read again is the refresher's business.
+//! `redis` and `http` reach the server, `value` finds the token in the stored text. A source reads
+//! once; the refresher decides when to read again.
 
 mod http;
 mod php;
@@ -12,22 +13,25 @@ mod value;
 
 use std::{sync::Arc, time::Duration};
 
-pub use self::{http::Header, http::Settings as HttpSettings, redis::Settings as RedisSettings};
+pub use self::{
+    http::{ExternalHttpSettings, Header},
+    redis::ExternalRedisSettings,
+};
 use super::{FetchError, TokenClient, TokenSource};
 
-/// Where the token is.
+/// Address of an external token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settings {
-    /// In Redis or Valkey.
-    Redis(RedisSettings),
-    /// Behind an HTTP endpoint.
-    Http(HttpSettings),
+pub enum ExternalSettings {
+    /// Key in Redis or Valkey.
+    Redis(ExternalRedisSettings),
+    /// HTTP endpoint.
+    Http(ExternalHttpSettings),
 }
 
-/// Why there is no token. Holds no text of others: what a server says may hold the token or a
+/// Error of reading an external token. Holds no text of the server, which may hold the token or a
 /// password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Absent {
+pub enum ExternalError {
     /// No connection.
     #[error(
         "no connection to the server that keeps the token: check the account's token.url, and whether it runs"
@@ -38,47 +42,70 @@ pub enum Absent {
         "the server that keeps the token did not answer in time: check whether it runs, or raise token.fetch_timeout"
     )]
     Timeout,
-    /// The connection ended before the answer did.
+    /// The connection ended before the answer was complete.
     #[error(
         "the connection to the server that keeps the token broke: check the account's token.url and the server"
     )]
     Broken,
-    /// It knows wxgate not, or not well enough.
+    /// The server refuses the login, or lacks the rights for it.
     #[error(
         "the server that keeps the token does not let wxgate read it: check what the account's token.url and \
          token.header show, and the rights there"
     )]
     Denied,
-    /// There is nothing at this place.
+    /// Nothing is stored at this address.
     #[error(
         "the other server keeps no token there: check token.key or token.url, and the program that should keep it"
     )]
     Missing,
-    /// There is one, and by its own account it is over.
+    /// The stored token has expired by its own expiry.
     #[error(
         "the token that the other server keeps is over: check the program that should renew it"
     )]
     Ended,
-    /// Another HTTP status than 200.
+    /// HTTP status other than 200.
     #[error(
         "the server that keeps the token answered with HTTP status {0}: check the account's token.url and the server"
     )]
     Status(u16),
-    /// Something that holds no token; the text says what is missing.
+    /// Stored data without a token; the text says what is missing.
     #[error(
         "what the other server keeps there is no token ({0}): docs/coexistence.md shows what wxgate can read"
     )]
     Shape(&'static str),
 }
 
-/// Believed of a token whose life nobody tells. It is read again each minute, so this much of an
-/// outage passes unseen.
-const UNTOLD: Duration = Duration::from_secs(600);
-/// The longest lifetime that WeChat documents.
-const LONGEST: Duration = Duration::from_secs(7200);
+/// Reason why the settings of an external token are not usable. Repeats nothing of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ExternalSettingsError {
+    /// URL of Redis in no usable form.
+    #[error(
+        "expected redis://, rediss:// (TLS) or unix:, as in \"redis://:password@host:6379/0\" or \
+         \"unix:/run/redis.sock?db=0\""
+    )]
+    RedisForm,
+    /// URL of Redis that asks for TLS without verification.
+    #[error("certificates are always verified: remove \"#insecure\"")]
+    Unverified,
+    /// URL of an HTTP endpoint in no usable form, or without TLS to another machine.
+    #[error("expected an https:// URL; http:// only to this machine")]
+    HttpForm,
+    /// Name that no header can have.
+    #[error("the key is no name of a header")]
+    HeaderName,
+    /// Value that no header can have.
+    #[error("the value holds characters that no header may have")]
+    HeaderValue,
+}
 
-impl Absent {
-    /// For metrics; bounded.
+/// Life of a token without a known expiry. The token is read again each minute, so an outage of the
+/// server of this length goes unnoticed.
+const DEFAULT_LIFE: Duration = Duration::from_secs(600);
+/// Longest lifetime that WeChat documents.
+const MAX_LIFE: Duration = Duration::from_secs(7200);
+
+impl ExternalError {
+    /// Label for metrics, from a closed set.
     pub fn label(self) -> &'static str {
         match self {
             Self::Unreachable => "connect",
@@ -92,7 +119,7 @@ impl Absent {
         }
     }
 
-    /// Whether it is the network's or a busy server's fault, not what is kept there.
+    /// True for faults of the network or a busy server, false for faults of the stored data.
     pub fn is_transient(self) -> bool {
         match self {
             Self::Unreachable | Self::Timeout | Self::Broken => true,
@@ -102,32 +129,37 @@ impl Absent {
     }
 }
 
-/// The source for these settings. It goes there directly, not by the way out to WeChat, but with
+/// Makes the source for these settings. It connects directly, without the egress proxy, but with
 /// the same trusted roots.
-pub(super) fn source(settings: &Settings, client: TokenClient) -> Arc<dyn TokenSource> {
+pub(super) fn source(settings: &ExternalSettings, client: TokenClient) -> Arc<dyn TokenSource> {
     match settings {
-        Settings::Redis(settings) => Arc::new(redis::Redis::new(settings.clone(), client)),
-        Settings::Http(settings) => Arc::new(http::Http::new(settings.clone(), client)),
+        ExternalSettings::Redis(settings) => {
+            Arc::new(redis::RedisTokenSource::new(settings.clone(), client))
+        }
+        ExternalSettings::Http(settings) => {
+            Arc::new(http::HttpTokenSource::new(settings.clone(), client))
+        }
     }
 }
 
-/// The shortest of what was told; at most two hours.
-fn life(told: [Option<Duration>; 2]) -> Result<Duration, Absent> {
-    let life = told.into_iter().flatten().min().unwrap_or(UNTOLD);
+/// Shortest of the known rests of a token's life, [`DEFAULT_LIFE`] without any, at most two hours.
+fn life(known: [Option<Duration>; 2]) -> Result<Duration, ExternalError> {
+    let life = known.into_iter().flatten().min().unwrap_or(DEFAULT_LIFE);
     if life < Duration::from_secs(1) {
-        Err(Absent::Ended)
+        Err(ExternalError::Ended)
     } else {
-        Ok(life.min(LONGEST))
+        Ok(life.min(MAX_LIFE))
     }
 }
 
-/// A failure of the HTTP client, which speaks of WeChat's endpoints.
+/// Turns an error of the HTTP client, which is worded for WeChat's endpoints, into an external
+/// error.
 fn translated(error: FetchError) -> FetchError {
     match error {
-        FetchError::Connect => Absent::Unreachable.into(),
-        FetchError::Timeout => Absent::Timeout.into(),
-        FetchError::Broken => Absent::Broken.into(),
-        FetchError::Malformed(what) => Absent::Shape(what).into(),
+        FetchError::Connect => ExternalError::Unreachable.into(),
+        FetchError::Timeout => ExternalError::Timeout.into(),
+        FetchError::Broken => ExternalError::Broken.into(),
+        FetchError::Malformed(what) => ExternalError::Shape(what).into(),
         other => other,
     }
 }

@@ -1,23 +1,24 @@
-//! Reads what PHP's `serialize()` writes, as far as caches of access tokens use it. Pure.
+//! Parser for the output of PHP's `serialize()`, as far as caches of access tokens use it. Pure.
 //!
-//! Knows strings, numbers, booleans, null and arrays; objects and references are refused. Source of
-//! the format: the PHP manual, "serialize".
+//! Reads strings, numbers, booleans, null and arrays; refuses objects and references. Source of the
+//! format: the PHP manual, "serialize".
 
 use serde_json::{Map, Number, Value};
 
-/// Arrays inside arrays; a cached token has one.
-const DEEPEST: u32 = 8;
+/// Rest of the text that is still to be read.
+struct PhpReader<'t>(&'t str);
 
-/// The value, if the text is one whole serialised value. Arrays become objects.
+/// Limit for arrays inside arrays; a cached token has one level.
+const MAX_DEPTH: u32 = 8;
+
+/// Parses a text that is exactly one serialised value. Arrays become objects.
 pub(super) fn unserialize(text: &str) -> Option<Value> {
-    let mut reader = Reader(text);
-    let value = reader.value(DEEPEST)?;
+    let mut reader = PhpReader(text);
+    let value = reader.value(MAX_DEPTH)?;
     reader.0.is_empty().then_some(value)
 }
 
-struct Reader<'t>(&'t str);
-
-impl<'t> Reader<'t> {
+impl<'t> PhpReader<'t> {
     fn value(&mut self, depth: u32) -> Option<Value> {
         let (tag, rest) = self.0.split_at_checked(2)?;
         self.0 = rest;
@@ -41,7 +42,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// The length counts bytes.
+    /// Reads `length:"text"`. The length counts bytes.
     fn string(&mut self) -> Option<&'t str> {
         let length: usize = self.until(':')?.parse().ok()?;
         self.skip("\"")?;
@@ -54,8 +55,10 @@ impl<'t> Reader<'t> {
     fn array(&mut self, depth: u32) -> Option<Value> {
         let count: usize = self.until(':')?.parse().ok()?;
         self.skip("{")?;
+        // Not allocated by `count`, which the text may exaggerate.
         let mut entries = Map::new();
         for _ in 0..count {
+            // Depth 0: a key cannot be an array.
             let key = match self.value(0)? {
                 Value::String(key) => key,
                 Value::Number(index) => index.to_string(),

@@ -1,8 +1,8 @@
-//! A token in Redis or Valkey: a string or a hash at a key. Needs the rights for GET, PTTL and, for
-//! a hash, HGETALL.
+//! Token in Redis or Valkey: a string or a hash at a key. Needs the rights for GET, PTTL and, for a
+//! hash, HGETALL.
 //!
-//! One connection per look, since looks are a minute apart. Writes nothing, and follows no redirect
-//! of a cluster.
+//! Opens one connection per read, since reads are a minute apart. Writes nothing, and follows no
+//! redirect of a cluster.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -13,44 +13,48 @@ use ::redis::{
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{Absent, life, value};
+use super::{ExternalError, ExternalSettingsError, life, value};
 use crate::{
     base::Secret,
     net::address::is_loopback_host,
     token::{
-        clock::Clock,
+        clock::WallClock,
         dial,
-        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenClient, TokenSource},
+        source::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenClient, TokenSource},
     },
 };
 
-/// `token = { from = "redis", … }`, proven right.
+/// Settings of `token = { from = "redis", … }`, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct ExternalRedisSettings {
     url: Secret,
     key: String,
     field: Option<String>,
 }
 
-/// The key in the server.
+/// Source that reads the key of an [`ExternalRedisSettings`].
 #[derive(Debug)]
-pub(super) struct Redis {
-    settings: Settings,
+pub(super) struct RedisTokenSource {
+    settings: ExternalRedisSettings,
     client: TokenClient,
 }
 
-impl Settings {
-    /// A place to read a token from. `field` is the dotted path of the member that holds it; for a
-    /// hash it begins with the field.
+impl ExternalRedisSettings {
+    /// Key `key` on the server at `url`. `field` is the dotted path of the member that holds the
+    /// token; for a hash it begins with the field of the hash.
     ///
     /// # Errors
-    /// Says what would have been right about the URL.
-    pub fn new(url: Secret, key: String, field: Option<String>) -> Result<Self, &'static str> {
+    /// The URL has no usable form.
+    pub fn new(
+        url: Secret,
+        key: String,
+        field: Option<String>,
+    ) -> Result<Self, ExternalSettingsError> {
         connection(&url)?;
         Ok(Self { url, key, field })
     }
 
-    /// Whether password and token cross a network that others may read.
+    /// True if password and token cross a network without TLS.
     pub fn is_in_the_clear(&self) -> bool {
         connection(&self.url).is_ok_and(|info| match info.addr() {
             ConnectionAddr::Tcp(host, _) => !is_loopback_host(host),
@@ -59,53 +63,55 @@ impl Settings {
     }
 }
 
-fn connection(url: &Secret) -> Result<ConnectionInfo, &'static str> {
-    const FORM: &str = "expected redis://, rediss:// (TLS) or unix:, as in \"redis://:password@host:6379/0\" or \"unix:/run/redis.sock?db=0\"";
-    let info = url.expose().into_connection_info().map_err(|_| FORM)?;
+fn connection(url: &Secret) -> Result<ConnectionInfo, ExternalSettingsError> {
+    let info = url
+        .expose()
+        .into_connection_info()
+        .map_err(|_| ExternalSettingsError::RedisForm)?;
     match info.addr() {
-        ConnectionAddr::TcpTls { insecure: true, .. } => {
-            Err("certificates are always verified: remove \"#insecure\"")
-        }
+        ConnectionAddr::TcpTls { insecure: true, .. } => Err(ExternalSettingsError::Unverified),
         ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { .. } | ConnectionAddr::Unix(_) => {
             Ok(info)
         }
-        _ => Err(FORM),
+        _ => Err(ExternalSettingsError::RedisForm),
     }
 }
 
-impl Redis {
-    pub(super) fn new(settings: Settings, client: TokenClient) -> Self {
+impl RedisTokenSource {
+    pub(super) fn new(settings: ExternalRedisSettings, client: TokenClient) -> Self {
         Self { settings, client }
     }
 
     async fn read(&self) -> Result<Fetched, FetchError> {
-        let info = connection(&self.settings.url).map_err(|_| Absent::Unreachable)?;
+        let info = connection(&self.settings.url).map_err(|_| ExternalError::Unreachable)?;
         let stream = dial::open(info.addr(), self.client.tls())
             .await
-            .map_err(|_| Absent::Unreachable)?;
+            .map_err(|_| ExternalError::Unreachable)?;
         self.talk(&info, stream).await
     }
 
     async fn talk(
         &self,
         info: &ConnectionInfo,
-        stream: Box<dyn dial::Stream>,
+        stream: Box<dyn dial::RedisStream>,
     ) -> Result<Fetched, FetchError> {
         let settings = info.redis_settings().clone().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let connected = MultiplexedConnection::new_with_config(&settings, stream, config).await;
-        let (connection, driver) = connected.map_err(|error| absent(&error))?;
-        // The connection lives as long as somebody drives it, and no longer than this look.
+        let (connection, driver) = connected.map_err(|error| error_of(&error))?;
+        // `driver` moves the bytes of the connection. Dropped with this future, it closes the
+        // connection after the read.
         tokio::select! {
-            result = self.look(connection) => result,
-            () = driver => Err(Absent::Broken.into()),
+            result = self.query(connection) => result,
+            () = driver => Err(ExternalError::Broken.into()),
         }
     }
 
-    /// The remaining life is asked for first: should the key be written in between, it is that of
-    /// the older token.
-    async fn look(&self, mut connection: MultiplexedConnection) -> Result<Fetched, FetchError> {
+    /// Reads the key and its remaining life.
+    async fn query(&self, mut connection: MultiplexedConnection) -> Result<Fetched, FetchError> {
         let key = self.settings.key.as_str();
+        // Before the value: if the key is written in between, the life is that of the older token,
+        // which ends sooner.
         let ttl: Option<i64> = cmd("PTTL").arg(key).query_async(&mut connection).await.ok();
         let field = self.settings.field.as_deref();
         let found = match cmd("GET")
@@ -113,36 +119,36 @@ impl Redis {
             .query_async::<Option<Vec<u8>>>(&mut connection)
             .await
         {
-            Ok(None) => return Err(Absent::Missing.into()),
+            Ok(None) => return Err(ExternalError::Missing.into()),
             Ok(Some(bytes)) => value::find(&text(bytes)?, field)?,
             Err(error) if error.code() == Some("WRONGTYPE") => {
                 let hash: HashMap<String, Vec<u8>> = cmd("HGETALL")
                     .arg(key)
                     .query_async(&mut connection)
                     .await
-                    .map_err(|error| absent(&error))?;
-                // Fields that are no text are none of ours.
+                    .map_err(|error| error_of(&error))?;
+                // Fields that are no text cannot hold the token.
                 let members = hash
                     .into_iter()
                     .filter_map(|(name, bytes)| Some((name, text(bytes).ok()?.into())));
                 value::find_in(Value::Object(members.collect()), field)?
             }
-            Err(error) => return Err(absent(&error).into()),
+            Err(error) => return Err(error_of(&error).into()),
         };
+        // PTTL gives -1 for a key without an expiry.
         let ttl = ttl
             .and_then(|ms| u64::try_from(ms).ok())
             .map(Duration::from_millis);
-        let now = Clock::system().now_ms();
+        let now = WallClock::system().now_ms();
         let until_end = found
             .ends_ms
             .map(|end| Duration::from_millis(end.saturating_sub(now)));
-        // `expires_in` was written at an unknown time; it says only that the token lives no longer.
-        let written = if ttl.is_none() && until_end.is_none() {
-            found.written_life
-        } else {
-            None
+        // `expires_in` was written at an unknown time, so it is only an upper limit, and no more
+        // than the default is believed.
+        let written = match (ttl, until_end) {
+            (None, None) => found.written_life.map(|life| life.min(super::DEFAULT_LIFE)),
+            _ => None,
         };
-        let written = written.map(|life| life.min(super::UNTOLD));
         Ok(Fetched {
             expires_in: life([ttl.or(written), until_end])?,
             token: found.token,
@@ -150,33 +156,33 @@ impl Redis {
     }
 }
 
-fn text(bytes: Vec<u8>) -> Result<String, Absent> {
+fn text(bytes: Vec<u8>) -> Result<String, ExternalError> {
     const BINARY: &str = "binary, as igbinary and the default codecs of Redisson write it";
-    String::from_utf8(bytes).map_err(|_| Absent::Shape(BINARY))
+    String::from_utf8(bytes).map_err(|_| ExternalError::Shape(BINARY))
 }
 
-fn absent(error: &RedisError) -> Absent {
+fn error_of(error: &RedisError) -> ExternalError {
     match error.code() {
-        Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Absent::Denied,
+        Some("NOAUTH" | "WRONGPASS" | "NOPERM") => ExternalError::Denied,
         Some("MOVED" | "ASK") => {
-            Absent::Shape("a Redis Cluster keeps the key on another node; name that one")
+            ExternalError::Shape("a Redis Cluster keeps the key on another node; name that one")
         }
-        Some("WRONGTYPE") => Absent::Shape("neither a string nor a hash"),
-        _ if error.kind() == ErrorKind::AuthenticationFailed => Absent::Denied,
-        _ if error.is_timeout() => Absent::Timeout,
-        _ => Absent::Broken,
+        Some("WRONGTYPE") => ExternalError::Shape("neither a string nor a hash"),
+        _ if error.kind() == ErrorKind::AuthenticationFailed => ExternalError::Denied,
+        _ if error.is_timeout() => ExternalError::Timeout,
+        _ => ExternalError::Broken,
     }
 }
 
-impl TokenSource for Redis {
-    fn fetch(&self, _: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+impl TokenSource for RedisTokenSource {
+    fn fetch(&self, _: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
         Box::pin(async {
             let read = timeout(self.client.timeout(), self.read()).await;
-            read.unwrap_or_else(|_| Err(Absent::Timeout.into()))
+            read.unwrap_or_else(|_| Err(ExternalError::Timeout.into()))
         })
     }
 
-    /// WeChat is never asked for the sake of a token that another server keeps.
+    /// Returns `Unknown`: WeChat is not asked about a token that another server keeps.
     fn probe<'a>(&'a self, _: &'a Secret) -> BoxFuture<'a, Probe> {
         Box::pin(std::future::ready(Probe::Unknown))
     }

@@ -1,5 +1,5 @@
-//! What the SDKs write, one text per layout, and what wxgate reads there. The sources stand in
-//! docs/coexistence.md.
+//! Texts that SDKs store, one for each layout, and the token that wxgate reads from them.
+//! docs/coexistence.md has the sources.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -9,7 +9,7 @@ use crate::base::Secret;
 
 const TOKEN: &str = "81_x6W-0mdkvE_Pq2bFnrT9s";
 
-fn found(text: &str, field: Option<&str>) -> Result<value::Found, FetchError> {
+fn found(text: &str, field: Option<&str>) -> Result<value::FoundToken, FetchError> {
     value::find(text, field)
 }
 
@@ -104,7 +104,7 @@ fn the_bag_of_senparc_is_searched_and_its_end_understood() {
         token(&bag.to_string(), Some("AccessTokenResult.access_token")),
         TOKEN
     );
-    // RedisHashSet: the bags of all accounts are fields of one hash.
+    // RedisHashSet: the objects of all accounts are fields of one hash.
     let hash = json!({"wx0123456789abcdef": bag.to_string(), "wxother": "{}"});
     assert_eq!(
         value::find_in(hash, Some("wx0123456789abcdef"))
@@ -175,7 +175,7 @@ fn what_is_no_token_is_not_taken_for_one() {
     ] {
         let error = found(text, field).unwrap_err();
         assert!(
-            matches!(error, FetchError::External(Absent::Shape(_))),
+            matches!(error, FetchError::External(ExternalError::Shape(_))),
             "{text}: {error:?}"
         );
     }
@@ -195,36 +195,42 @@ fn the_shortest_life_counts_and_none_is_ten_minutes() {
     assert_eq!(life([None, Some(secs(1_000_000))]), Ok(secs(7200)));
     assert_eq!(
         life([Some(secs(100)), Some(Duration::ZERO)]),
-        Err(Absent::Ended)
+        Err(ExternalError::Ended)
     );
 }
 
 #[test]
 fn every_reason_says_what_to_do_and_shows_nothing() {
     for absent in [
-        Absent::Unreachable,
-        Absent::Timeout,
-        Absent::Broken,
-        Absent::Denied,
-        Absent::Missing,
-        Absent::Ended,
-        Absent::Status(502),
-        Absent::Shape("x"),
+        ExternalError::Unreachable,
+        ExternalError::Timeout,
+        ExternalError::Broken,
+        ExternalError::Denied,
+        ExternalError::Missing,
+        ExternalError::Ended,
+        ExternalError::Status(502),
+        ExternalError::Shape("x"),
     ] {
         assert!(absent.to_string().contains(": "), "{absent}");
     }
     let redis =
-        RedisSettings::new(Secret::new("redis://:hunter2@cache/0"), "k".into(), None).unwrap();
+        ExternalRedisSettings::new(Secret::new("redis://:hunter2@cache/0"), "k".into(), None)
+            .unwrap();
     let header = Header::new("X-Key", Secret::new("hunter2")).unwrap();
     let http =
-        HttpSettings::new(Secret::new("https://u:hunter2@tokens/"), vec![header], None).unwrap();
-    let shown = format!("{:?} {:?}", Settings::Redis(redis), Settings::Http(http));
+        ExternalHttpSettings::new(Secret::new("https://u:hunter2@tokens/"), vec![header], None)
+            .unwrap();
+    let shown = format!(
+        "{:?} {:?}",
+        ExternalSettings::Redis(redis),
+        ExternalSettings::Http(http)
+    );
     assert!(!shown.contains("hunter2"), "{shown}");
 }
 
 #[test]
 fn addresses_of_redis_are_taken_in_every_form_and_never_unverified() {
-    let settings = |url: &str| RedisSettings::new(Secret::new(url), "k".into(), None);
+    let settings = |url: &str| ExternalRedisSettings::new(Secret::new(url), "k".into(), None);
     for url in [
         "redis://cache",
         "redis://:p%40ss@cache:6380/3",

@@ -1,13 +1,13 @@
-//! Finds the token, and what is said of its life, in what another server keeps. Pure.
+//! Finds a token and its expiry in the text that another server stores. Pure.
 //!
-//! Understands plain text, JSON, PHP's `serialize()`, and these inside each other. Which SDK writes
-//! what is in docs/coexistence.md; that they are read is held by `tests`.
+//! Reads plain text, JSON, PHP's `serialize()`, and each of them inside another.
+//! docs/coexistence.md lists the layouts of the SDKs; `tests` reads one example of each.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 
-use super::{Absent, php};
+use super::{ExternalError, php};
 use crate::{
     base::Secret,
     token::{
@@ -16,24 +16,24 @@ use crate::{
     },
 };
 
-/// A token, and when it ends as far as that is said beside it.
+/// Token, and the expiry that is stored beside it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FoundToken {
     pub(super) token: Secret,
-    /// `expires_in`: what remained when the text was written.
+    /// `expires_in`: the rest of the token's life at the time of writing.
     pub(super) written_life: Option<Duration>,
-    /// Milliseconds since 1970.
+    /// Expiry in milliseconds since 1970.
     pub(super) ends_ms: Option<u64>,
 }
 
-/// What is said of the end; of nested places the innermost counts.
+/// Expiry as stored; of nested objects the innermost counts.
 #[derive(Debug, Clone, Copy, Default)]
-struct End {
+struct TokenEnd {
     written_life: Option<Duration>,
     ends_ms: Option<u64>,
 }
 
-/// The usual names of the member that holds the token, looked for when none is given.
+/// Usual names of the member that holds the token, tried if `token.field` is not set.
 const TOKEN: [&str; 3] = ["access_token", "accessToken", "AccessToken"];
 const LIFE: [&str; 3] = ["expires_in", "expiresIn", "ExpiresIn"];
 const ENDS: [&str; 13] = [
@@ -52,47 +52,48 @@ const ENDS: [&str; 13] = [
     "ExpiresAt",
 ];
 
-/// Texts inside texts, and members inside members.
-const DEEPEST: u32 = 6;
-const NO_MEMBER: Absent = Absent::Shape("no member of a usual name holds a token; set token.field");
-const NO_FIELD: Absent = Absent::Shape("no member is where token.field says");
+/// Limit for texts inside texts, and objects inside objects.
+const MAX_DEPTH: u32 = 6;
+const NO_MEMBER: ExternalError =
+    ExternalError::Shape("no member of a usual name holds a token; set token.field");
+const NO_FIELD: ExternalError = ExternalError::Shape("no member is where token.field says");
 
-/// Looks into a text. `field` is the dotted path of the member that holds the token.
-pub(super) fn find(text: &str, field: Option<&str>) -> Result<Found, FetchError> {
+/// Finds the token in a text. `field` is the dotted path of the member that holds the token.
+pub(super) fn find(text: &str, field: Option<&str>) -> Result<FoundToken, FetchError> {
     find_in(Value::String(text.to_owned()), field)
 }
 
-/// The same in the fields of a hash.
-pub(super) fn find_in(value: Value, field: Option<&str>) -> Result<Found, FetchError> {
+/// Finds the token in a value, such as the fields of a hash.
+pub(super) fn find_in(value: Value, field: Option<&str>) -> Result<FoundToken, FetchError> {
     let missing = if field.is_some() { NO_FIELD } else { NO_MEMBER };
-    let (
-        token,
-        End {
-            written_life,
-            ends_ms,
-        },
-    ) = locate(value, field, End::default(), DEEPEST).ok_or(missing)?;
+    let (token, end) = locate(value, field, TokenEnd::default(), MAX_DEPTH).ok_or(missing)?;
     match answer::possible(&token, "an impossible access_token") {
         Err(FetchError::Malformed(_)) => {
-            return Err(Absent::Shape("an impossible access_token").into());
+            return Err(ExternalError::Shape("an impossible access_token").into());
         }
         other => other?,
     }
-    // Those of RFC 6750, of which WeChat uses some: the page of a login form is no token either.
+    // The characters of RFC 6750, of which WeChat uses some. Refuses the page of a login form.
     if !token
         .bytes()
         .all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte))
     {
-        return Err(Absent::Shape("text that cannot be an access_token").into());
+        return Err(ExternalError::Shape("text that cannot be an access_token").into());
     }
-    Ok(Found {
+    Ok(FoundToken {
         token: Secret::new(token),
-        written_life,
-        ends_ms,
+        written_life: end.written_life,
+        ends_ms: end.ends_ms,
     })
 }
 
-fn locate(value: Value, field: Option<&str>, end: End, depth: u32) -> Option<(String, End)> {
+/// Finds token and expiry; `end` is the expiry that the objects around `value` give.
+fn locate(
+    value: Value,
+    field: Option<&str>,
+    end: TokenEnd,
+    depth: u32,
+) -> Option<(String, TokenEnd)> {
     let depth = depth.checked_sub(1)?;
     match value {
         Value::String(text) => match unfolded(&text) {
@@ -110,13 +111,13 @@ fn locate(value: Value, field: Option<&str>, end: End, depth: u32) -> Option<(St
     }
 }
 
-/// A name may hold dots itself, so the whole path is tried first.
+/// Follows a dotted path. The name of a member may hold dots, so the whole path is tried first.
 fn follow(
     mut members: Map<String, Value>,
     path: &str,
-    end: End,
+    end: TokenEnd,
     depth: u32,
-) -> Option<(String, End)> {
+) -> Option<(String, TokenEnd)> {
     if let Some(value) = members.remove(path) {
         return locate(value, None, end, depth);
     }
@@ -124,25 +125,23 @@ fn follow(
     locate(members.remove(first)?, Some(rest), end, depth)
 }
 
-/// A member of a usual name, here or in one of the members.
-fn search(mut members: Map<String, Value>, end: End, depth: u32) -> Option<(String, End)> {
-    if let Some(token) = TOKEN
-        .iter()
-        .find_map(|name| members.remove(*name))
-        .filter(Value::is_string)
-    {
+/// Finds a member of a usual name, in this object or in one of the objects inside it.
+fn search(
+    mut members: Map<String, Value>,
+    end: TokenEnd,
+    depth: u32,
+) -> Option<(String, TokenEnd)> {
+    let token = TOKEN.iter().find_map(|name| members.remove(*name));
+    if let Some(token @ Value::String(_)) = token {
         return locate(token, None, end, depth);
     }
-    members.into_iter().find_map(|(_, member)| {
-        if member.is_object() {
-            locate(member, None, end, depth)
-        } else {
-            None
-        }
-    })
+    members
+        .into_iter()
+        .filter(|(_, member)| member.is_object())
+        .find_map(|(_, member)| locate(member, None, end, depth))
 }
 
-/// JSON or PHP that is more than a plain word; a JSON number is a word here.
+/// Parses a text that is JSON or PHP; `None` for a plain word, which includes a JSON number.
 fn unfolded(text: &str) -> Option<Value> {
     let text = text.trim();
     match text.as_bytes().first()? {
@@ -152,26 +151,26 @@ fn unfolded(text: &str) -> Option<Value> {
     }
 }
 
-fn end_of(members: &Map<String, Value>, outer: End) -> End {
+fn end_of(members: &Map<String, Value>, outer: TokenEnd) -> TokenEnd {
     let first = |names: &[&str]| names.iter().find_map(|name| members.get(*name)).cloned();
-    End {
+    TokenEnd {
         written_life: first(&LIFE)
             .and_then(|value| seconds(&value))
             .or(outer.written_life),
         ends_ms: first(&ENDS)
-            .and_then(|value| point(&value))
+            .and_then(|value| unix_ms(&value))
             .or(outer.ends_ms),
     }
 }
 
-/// Zero for what is over already.
+/// Reads a duration in seconds; zero for a negative number.
 fn seconds(value: &Value) -> Option<Duration> {
     let whole = number(value)?;
     Some(Duration::from_secs(u64::try_from(whole).unwrap_or(0)))
 }
 
-/// Unix time in seconds or milliseconds, or RFC 3339. Small numbers are something else.
-fn point(value: &Value) -> Option<u64> {
+/// Reads a time: Unix time in seconds or milliseconds, or RFC 3339. Smaller numbers are no times.
+fn unix_ms(value: &Value) -> Option<u64> {
     match number(value).and_then(|number| u64::try_from(number).ok()) {
         Some(ms @ 1_000_000_000_000..) => Some(ms),
         Some(seconds @ 1_000_000_000..) => Some(seconds * 1000),
@@ -190,7 +189,8 @@ fn number(value: &Value) -> Option<i64> {
     }
 }
 
-/// `2026-08-06T02:03:42.1234567+08:00`, as .NET writes it.
+/// Reads `2026-08-06T02:03:42.1234567+08:00`, as .NET writes it. `humantime` knows no offsets, so
+/// the zone is read here.
 fn rfc3339(text: &str) -> Option<u64> {
     let (local, zone) = text.split_at_checked(19)?;
     let zone = zone.trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());

@@ -12,7 +12,7 @@ use std::{
 use rustix::fs::OFlags;
 
 use super::super::{
-    Key, StoreError,
+    RecordKey, StoreError,
     codec::{Codec, Damage, Decoded},
 };
 
@@ -24,7 +24,7 @@ const MAX_ASIDE: u32 = 9;
 /// Replaces the record, keeping the previous one as `.bak` unless it shall be forgotten.
 pub(super) fn write(
     folder: &Path,
-    key: &Key,
+    key: &RecordKey,
     bytes: &[u8],
     forget_previous: bool,
 ) -> Result<(), StoreError> {
@@ -50,7 +50,11 @@ pub(super) fn write(
 
 /// Reads the record, or the previous one when it is damaged. Damaged files are set aside and never
 /// deleted. A record that the keys do not open stays, in case the right key is found in time.
-pub(super) fn read(folder: &Path, key: &Key, codec: &Codec) -> Result<Option<Decoded>, StoreError> {
+pub(super) fn read(
+    folder: &Path,
+    key: &RecordKey,
+    codec: &Codec,
+) -> Result<Option<Decoded>, StoreError> {
     for name in [format!("{key}.json"), format!("{key}.json.bak")] {
         let path = folder.join(name);
         let problem = match examine(&path) {

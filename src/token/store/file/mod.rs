@@ -20,30 +20,30 @@ use std::{
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::{
-    BoxFuture, Key, Keyring, Record, Saved, StoreError, TokenStore,
+    BoxFuture, Keyring, RecordKey, Saved, StoreError, TokenRecord, TokenStore,
     codec::{Codec, Decoded},
 };
 
 /// A folder that this process has locked until the store is dropped.
 #[derive(Debug)]
 pub struct FileStore {
-    inner: Arc<Inner>,
+    inner: Arc<RecordFiles>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct RecordFiles {
     folder: PathBuf,
     codec: Codec,
-    /// Content of the files. No other process writes them, so they need not be read again to compare
-    /// generations.
-    known: Mutex<HashMap<Key, Held>>,
+    /// Content of the files. No other process writes them, so they need not be read again to
+    /// compare generations.
+    known: Mutex<HashMap<RecordKey, FileContent>>,
     _lock: File,
 }
 
 /// Content of one file.
 #[derive(Debug, Default)]
-struct Held {
-    record: Option<Record>,
+struct FileContent {
+    record: Option<TokenRecord>,
     /// The file shows the token, or an older key opens it, so that no copy of it shall stay behind.
     outdated: bool,
 }
@@ -115,7 +115,7 @@ impl FileStore {
         let lock = lock(folder, &failed)?;
         let (codec, known) = (Codec::new(keys), Mutex::default());
         Ok(Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(RecordFiles {
                 folder: folder.to_owned(),
                 codec,
                 known,
@@ -155,7 +155,7 @@ fn lock(
             pid,
         });
     }
-    // Who holds it is told to people only, so a full disk is no reason not to start.
+    // The process id is only for the message above, so a full disk is no reason not to start.
     let _ = file
         .set_len(0)
         .and_then(|()| writeln!(file, "{}", std::process::id()));
@@ -163,15 +163,18 @@ fn lock(
 }
 
 impl TokenStore for FileStore {
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+    fn load<'a>(
+        &'a self,
+        key: &'a RecordKey,
+    ) -> BoxFuture<'a, Result<Option<TokenRecord>, StoreError>> {
         let (inner, key) = (Arc::clone(&self.inner), key.clone());
         Box::pin(blocking(move || inner.load(&key)))
     }
 
     fn save<'a>(
         &'a self,
-        key: &'a Key,
-        record: Record,
+        key: &'a RecordKey,
+        record: TokenRecord,
     ) -> BoxFuture<'a, Result<Saved, StoreError>> {
         let (inner, key) = (Arc::clone(&self.inner), key.clone());
         Box::pin(blocking(move || inner.save(&key, record)))
@@ -186,16 +189,16 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or(Err(StoreError::Stopped))
 }
 
-impl Inner {
-    fn load(&self, key: &Key) -> Result<Option<Record>, StoreError> {
+impl RecordFiles {
+    fn load(&self, key: &RecordKey) -> Result<Option<TokenRecord>, StoreError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = known.get(key) {
             return Ok(held.record.clone());
         }
         let mut held = match self.read(key) {
             Err(refused @ StoreError::Sealed(_)) => {
-                // Said once; from then on there is nothing.
-                known.insert(key.clone(), Held::default());
+                // Reported once. Later reads find no record.
+                known.insert(key.clone(), FileContent::default());
                 return Err(refused);
             }
             read => read?,
@@ -208,21 +211,22 @@ impl Inner {
         Ok(record)
     }
 
-    /// The lock is held while writing, so that two writes never mix and the later one stays.
-    fn save(&self, key: &Key, record: Record) -> Result<Saved, StoreError> {
+    /// Writes the record, unless the file holds a newer one.
+    fn save(&self, key: &RecordKey, record: TokenRecord) -> Result<Saved, StoreError> {
+        // Held while writing, so that two writes never mix and the later one stays.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if !known.contains_key(key) {
             let held = match self.read(key) {
                 Err(StoreError::Sealed(refusal)) => {
-                    tracing::warn!(account = %key.account, kept = %key.kept, problem = %refusal, "a stored token is replaced");
-                    Held::default()
+                    tracing::warn!(account = %key.account, kept = %key.credential, problem = %refusal, "a stored token is replaced");
+                    FileContent::default()
                 }
                 read => read?,
             };
             known.insert(key.clone(), held);
         }
         let held = known.get(key);
-        if let Some(Held {
+        if let Some(FileContent {
             record: Some(held), ..
         }) = held
             && !held.gives_way_to(&record)
@@ -230,13 +234,13 @@ impl Inner {
             return Ok(Saved::Newer(Box::new(held.clone())));
         }
         if let Err(error) = self.write(key, &record, held.is_some_and(|held| held.outdated)) {
-            // The next write reads the file first, and puts aside a damaged one in its way.
+            // The state of the file is unknown now, so the next write reads it first.
             known.remove(key);
             return Err(error);
         }
         known.insert(
             key.clone(),
-            Held {
+            FileContent {
                 record: Some(record),
                 outdated: false,
             },
@@ -244,16 +248,21 @@ impl Inner {
         Ok(Saved::Written)
     }
 
-    fn read(&self, key: &Key) -> Result<Held, StoreError> {
+    fn read(&self, key: &RecordKey) -> Result<FileContent, StoreError> {
         let read = disk::read(&self.folder, key, &self.codec)?;
-        let held = |Decoded { record, outdated }| Held {
+        let held = |Decoded { record, outdated }| FileContent {
             record: Some(record),
             outdated,
         };
         Ok(read.map(held).unwrap_or_default())
     }
 
-    fn write(&self, key: &Key, record: &Record, forget_previous: bool) -> Result<(), StoreError> {
+    fn write(
+        &self,
+        key: &RecordKey,
+        record: &TokenRecord,
+        forget_previous: bool,
+    ) -> Result<(), StoreError> {
         disk::write(
             &self.folder,
             key,
@@ -263,14 +272,14 @@ impl Inner {
     }
 
     /// Writes the file again in today's form; tells if that worked.
-    fn renewed(&self, key: &Key, held: &Held) -> bool {
+    fn renewed(&self, key: &RecordKey, held: &FileContent) -> bool {
         let Some(record) = &held.record else {
             return false;
         };
         let written = self.write(key, record, true);
         if let Err(error) = &written {
             tracing::warn!(
-                account = %key.account, kept = %key.kept, problem = %error,
+                account = %key.account, kept = %key.credential, problem = %error,
                 "a stored token could not be sealed with the first key: the next write tries again"
             );
         }

@@ -1,4 +1,4 @@
-//! The file store on a real file system.
+//! File store on a real file system.
 
 use std::os::unix::{
     fs::{PermissionsExt as _, symlink},
@@ -8,8 +8,8 @@ use std::os::unix::{
 use super::{super::record::tests::sample, *};
 use crate::base::AccountName;
 
-fn name() -> Key {
-    Key::token(&AccountName::new("shop").unwrap())
+fn name() -> RecordKey {
+    RecordKey::token(&AccountName::new("shop").unwrap())
 }
 
 fn mode(path: &Path) -> u32 {
@@ -46,7 +46,7 @@ impl Place {
             .unwrap()
     }
 
-    async fn load(&self) -> Option<Record> {
+    async fn load(&self) -> Option<TokenRecord> {
         self.open().load(&name()).await.unwrap()
     }
 }
@@ -71,7 +71,7 @@ async fn what_is_saved_is_there_after_a_restart_for_its_owner_only() {
 
 type Make = fn(&Path, &Path);
 
-fn codec_of(path: &Path) -> Option<Record> {
+fn codec_of(path: &Path) -> Option<TokenRecord> {
     Codec::default()
         .decode(&name(), &fs::read(path).unwrap())
         .ok()
@@ -203,7 +203,7 @@ async fn a_write_that_was_cut_short_leaves_the_old_record_and_does_not_stand_in_
 
 #[tokio::test]
 async fn a_crash_between_any_two_steps_of_a_write_leaves_the_old_record_or_the_new_one() {
-    // The steps of a write as they stand on disk, each with everything before it done.
+    // States of the folder after each step of a write.
     let place = Place::new();
     place.save(1, "a").await;
     place.save(2, "b").await;

@@ -7,6 +7,7 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnec
 use crate::{
     base::Secret,
     net::address::{is_loopback_host, split_port, without_brackets},
+    token::store::StoreUrlError,
 };
 
 /// Settings of `kind = "redis"`, checked.
@@ -28,9 +29,6 @@ pub(super) enum RedisTarget {
     },
 }
 
-const FORM: &str = "expected redis://, rediss:// (TLS), unix: or redis+sentinel://, as in \
-    \"redis://:password@host:6379/0\", \"unix:/run/redis.sock?db=0\" or \
-    \"redis+sentinel://:password@host1:26379,host2:26379/mymaster/0\"";
 const SENTINEL: &str = "redis+sentinel://";
 const SENTINEL_PORT: u16 = 26_379;
 
@@ -41,8 +39,8 @@ impl RedisSettings {
     /// Server at `url`, where all keys begin with `prefix`.
     ///
     /// # Errors
-    /// The form that a URL must have.
-    pub fn new(url: Secret, prefix: String) -> Result<Self, &'static str> {
+    /// The URL has no usable form.
+    pub fn new(url: Secret, prefix: String) -> Result<Self, StoreUrlError> {
         let settings = Self { url, prefix };
         settings.target()?;
         Ok(settings)
@@ -80,20 +78,20 @@ impl RedisSettings {
         }
     }
 
-    pub(super) fn target(&self) -> Result<RedisTarget, &'static str> {
+    pub(super) fn target(&self) -> Result<RedisTarget, StoreUrlError> {
         let url = self.url.expose();
         if let Some(rest) = url.strip_prefix(SENTINEL) {
-            return sentinel(rest).ok_or(FORM);
+            return sentinel(rest).ok_or(StoreUrlError::RedisForm);
         }
-        let info = url.into_connection_info().map_err(|_| FORM)?;
+        let info = url
+            .into_connection_info()
+            .map_err(|_| StoreUrlError::RedisForm)?;
         match info.addr() {
-            ConnectionAddr::TcpTls { insecure: true, .. } => {
-                Err("certificates are always verified: remove \"#insecure\"")
-            }
+            ConnectionAddr::TcpTls { insecure: true, .. } => Err(StoreUrlError::RedisUnverified),
             ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { .. } | ConnectionAddr::Unix(_) => {
                 Ok(RedisTarget::Server(info))
             }
-            _ => Err(FORM),
+            _ => Err(StoreUrlError::RedisForm),
         }
     }
 }
@@ -131,7 +129,7 @@ fn address(text: &str) -> Option<ConnectionAddr> {
 mod tests {
     use super::*;
 
-    fn target(url: &str) -> Result<RedisTarget, &'static str> {
+    fn target(url: &str) -> Result<RedisTarget, StoreUrlError> {
         RedisSettings::new(Secret::new(url), "wxgate:".to_owned())?.target()
     }
 
@@ -175,9 +173,10 @@ mod tests {
             "redis+sentinel://a/m/x",
             "rediss://cache/#insecure",
         ] {
-            let Err(message) = target(url) else {
+            let Err(error) = target(url) else {
                 panic!("{url} was taken")
             };
+            let message = error.to_string();
             assert!(url.is_empty() || !message.contains(url), "{message}");
         }
         for url in [

@@ -82,7 +82,7 @@ mod tests {
         }
     }
 
-    /// As Redis 5 and 6 report what `redis.call` met.
+    /// Form in which Redis 5 and 6 report an error of `redis.call`.
     #[test]
     fn what_goes_wrong_inside_a_script_is_found_in_the_text() {
         for (code, fault) in [

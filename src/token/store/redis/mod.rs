@@ -1,8 +1,8 @@
 //! Records in a Redis or Valkey that any number of nodes share, each as one string under one key.
 //!
-//! A record is replaced by a script that compares the whole of the stored bytes, so that no node can
-//! overwrite what it has not read. Each script uses one key only, and keys of one account have one
-//! hash tag, as clusters want it.
+//! A record is replaced by a script that compares the whole of the stored bytes, so that no node
+//! can overwrite what it has not read. Each script uses one key only, and keys of one account have
+//! one hash tag, as clusters want it.
 
 mod address;
 mod fault;
@@ -17,9 +17,9 @@ use tokio::sync::Notify;
 
 pub use address::RedisSettings;
 
-use self::session::Session;
+use self::session::RedisSession;
 use super::{
-    Key, Keyring, Lease, ServerFault,
+    Keyring, Lease, RecordKey, ServerFault,
     notifier::ChangeNotifier,
     server::{Backend, CALL_TIMEOUT, NewRecord, ServerStore, StoredBytes},
 };
@@ -35,7 +35,7 @@ pub struct RedisBackend {
     notifier: Arc<ChangeNotifier>,
 }
 
-/// Life of a record that nobody writes. Its token lives two hours, its budgets a day.
+/// Life of a record after its last write. A token lives two hours, a budget lasts a day.
 const RECORD_LIFE: Duration = Duration::from_secs(8 * 86_400);
 
 /// `KEYS[1]`: the record. `ARGV`: the bytes to be replaced (empty: none), the new record, its life
@@ -70,13 +70,13 @@ impl RedisStore {
 
 impl RedisBackend {
     /// `wxgate:{shop}` or `wxgate:{shop}.jsapi`.
-    fn name(&self, key: &Key) -> String {
+    fn name(&self, key: &RecordKey) -> String {
         let full = key.to_string();
         let suffix = full.strip_prefix(key.account.as_str()).unwrap_or_default();
         format!("{}{{{}}}{suffix}", self.settings.prefix(), key.account)
     }
 
-    fn lease_name(&self, key: &Key) -> String {
+    fn lease_name(&self, key: &RecordKey) -> String {
         self.name(key) + ":lease"
     }
 
@@ -104,18 +104,18 @@ async fn query<T: FromRedisValue>(
 impl Backend for RedisBackend {
     type Pool = MultiplexedConnection;
     type Connection = MultiplexedConnection;
-    type Session = Session;
+    type Session = RedisSession;
 
     /// Enough to ask the Sentinels, connect twice and log in.
     const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
     const CHECKOUT_TIMEOUT: Duration = CALL_TIMEOUT;
 
-    async fn open(&self) -> Result<(Self::Pool, Session), ServerFault> {
-        let session = Session::open(self).await?;
+    async fn open(&self) -> Result<(Self::Pool, RedisSession), ServerFault> {
+        let session = RedisSession::open(self).await?;
         Ok((session.commands(), session))
     }
 
-    async fn watch(&self, session: Session, doubt: &Notify) -> ServerFault {
+    async fn watch(&self, session: RedisSession, doubt: &Notify) -> ServerFault {
         session.watch(self, doubt).await
     }
 
@@ -134,7 +134,7 @@ impl Backend for RedisBackend {
     async fn read(
         &self,
         connection: &mut Self::Connection,
-        key: &Key,
+        key: &RecordKey,
     ) -> Result<Option<StoredBytes>, ServerFault> {
         let mut get = cmd("GET");
         get.arg(self.name(key));
@@ -151,7 +151,7 @@ impl Backend for RedisBackend {
     async fn replace(
         &self,
         connection: &mut Self::Connection,
-        key: &Key,
+        key: &RecordKey,
         old: Option<&StoredBytes>,
         new: NewRecord<'_>,
     ) -> Result<bool, ServerFault> {
@@ -168,7 +168,7 @@ impl Backend for RedisBackend {
     async fn lease(
         &self,
         connection: &mut Self::Connection,
-        key: &Key,
+        key: &RecordKey,
         owner: &str,
         life: Duration,
     ) -> Result<Lease, ServerFault> {
@@ -185,7 +185,7 @@ impl Backend for RedisBackend {
     async fn release(
         &self,
         connection: &mut Self::Connection,
-        key: &Key,
+        key: &RecordKey,
         owner: &str,
     ) -> Result<(), ServerFault> {
         let mut release = script(RELEASE, self.lease_name(key));

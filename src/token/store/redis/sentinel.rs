@@ -16,7 +16,7 @@ use super::{
 use crate::token::{dial, store::ServerFault};
 
 /// Address of a server, and the login there.
-pub(super) struct Endpoint {
+pub(super) struct RedisEndpoint {
     pub(super) address: ConnectionAddr,
     pub(super) login: RedisConnectionInfo,
     /// Named by Sentinels, which may be behind the times: the server is asked for its role.
@@ -30,9 +30,9 @@ const SENTINEL_TIMEOUT: Duration = Duration::from_millis(500);
 pub(super) async fn locate(
     settings: &RedisSettings,
     tls: &Arc<ClientConfig>,
-) -> Result<Endpoint, ServerFault> {
+) -> Result<RedisEndpoint, ServerFault> {
     match settings.target().map_err(|_| ServerFault::Unreachable)? {
-        RedisTarget::Server(info) => Ok(Endpoint {
+        RedisTarget::Server(info) => Ok(RedisEndpoint {
             address: info.addr().clone(),
             login: info.redis_settings().clone(),
             must_be_primary: false,
@@ -45,7 +45,7 @@ pub(super) async fn locate(
             for sentinel in &sentinels {
                 let asked = timeout(SENTINEL_TIMEOUT, ask(sentinel, &primary, &login, tls)).await;
                 if let Ok(Ok(Some(address))) = asked {
-                    return Ok(Endpoint {
+                    return Ok(RedisEndpoint {
                         address,
                         login,
                         must_be_primary: true,

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     RedisBackend, fault, query,
-    sentinel::{self, Endpoint},
+    sentinel::{self, RedisEndpoint},
 };
 use crate::token::{
     dial,
@@ -26,16 +26,16 @@ use crate::token::{
 };
 
 /// Both connections to one server.
-pub struct Session {
+pub struct RedisSession {
     commands: MultiplexedConnection,
-    driver: Driver,
+    driver: ConnectionDriver,
     changes: PubSubStream,
     subscription: PubSubSink,
-    endpoint: Endpoint,
+    endpoint: RedisEndpoint,
 }
 
 /// Task that moves the bytes of a connection; dropping it closes the connection.
-struct Driver(JoinHandle<()>);
+struct ConnectionDriver(JoinHandle<()>);
 
 /// Time between two checks of the session.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -47,7 +47,7 @@ const CHECKS_PER_SENTINEL_QUERY: u32 = 5;
 /// Time between two questions to the Sentinels while the server is silent.
 const SENTINEL_INTERVAL: Duration = Duration::from_millis(300);
 
-impl Session {
+impl RedisSession {
     pub(super) async fn open(backend: &RedisBackend) -> Result<Self, ServerFault> {
         let tls = &backend.tls;
         let endpoint = sentinel::locate(&backend.settings, tls).await?;
@@ -176,17 +176,17 @@ async fn connect(
     address: &ConnectionAddr,
     login: &RedisConnectionInfo,
     tls: &Arc<ClientConfig>,
-) -> Result<(MultiplexedConnection, Driver), ServerFault> {
+) -> Result<(MultiplexedConnection, ConnectionDriver), ServerFault> {
     let stream = dial::open(address, Arc::clone(tls))
         .await
         .map_err(|_| ServerFault::Unreachable)?;
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
     let made = MultiplexedConnection::new_with_config(login, stream, config).await;
     let (connection, driver) = made.map_err(|error| fault::of(&error))?;
-    Ok((connection, Driver(tokio::spawn(driver))))
+    Ok((connection, ConnectionDriver(tokio::spawn(driver))))
 }
 
-impl Drop for Driver {
+impl Drop for ConnectionDriver {
     fn drop(&mut self) {
         self.0.abort();
     }

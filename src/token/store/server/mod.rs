@@ -4,7 +4,7 @@
 //! A [`Backend`] reads and replaces bytes and lends leases; decoding, compare-and-set, time limits
 //! and the log of failures are here. `supervisor` keeps the connections.
 
-mod health;
+mod failure_log;
 mod supervisor;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -14,9 +14,10 @@ use tokio::{
     time::timeout,
 };
 
-use self::{health::Health, supervisor::Supervisor};
+use self::{failure_log::FailureLog, supervisor::Supervisor};
 use super::{
-    BoxFuture, Key, Keyring, Lease, Locked, Record, Saved, ServerFault, StoreError, TokenStore,
+    BoxFuture, Keyring, Lease, Locked, RecordKey, Saved, ServerFault, StoreError, TokenRecord,
+    TokenStore,
     codec::{Codec, Damage, Decoded},
     notifier::ChangeNotifier,
 };
@@ -26,7 +27,7 @@ pub struct ServerStore<B: Backend> {
     backend: Arc<B>,
     supervisor: Supervisor<B>,
     notifier: Arc<ChangeNotifier>,
-    health: Health,
+    failures: FailureLog,
     codec: Codec,
 }
 
@@ -72,14 +73,14 @@ pub trait Backend: Send + Sync + 'static {
     fn read(
         &self,
         connection: &mut Self::Connection,
-        key: &Key,
+        key: &RecordKey,
     ) -> impl Future<Output = Result<Option<StoredBytes>, ServerFault>> + Send;
 
     /// Writes a record if the server still holds exactly `old`; gives false otherwise.
     fn replace(
         &self,
         connection: &mut Self::Connection,
-        key: &Key,
+        key: &RecordKey,
         old: Option<&StoredBytes>,
         new: NewRecord<'_>,
     ) -> impl Future<Output = Result<bool, ServerFault>> + Send;
@@ -88,7 +89,7 @@ pub trait Backend: Send + Sync + 'static {
     fn lease(
         &self,
         connection: &mut Self::Connection,
-        key: &Key,
+        key: &RecordKey,
         owner: &str,
         life: Duration,
     ) -> impl Future<Output = Result<Lease, ServerFault>> + Send;
@@ -97,7 +98,7 @@ pub trait Backend: Send + Sync + 'static {
     fn release(
         &self,
         connection: &mut Self::Connection,
-        key: &Key,
+        key: &RecordKey,
         owner: &str,
     ) -> impl Future<Output = Result<(), ServerFault>> + Send;
 }
@@ -114,7 +115,7 @@ pub struct StoredBytes {
 #[derive(Clone, Copy)]
 pub struct NewRecord<'r> {
     /// Record, for columns that operators read.
-    pub(super) record: &'r Record,
+    pub(super) record: &'r TokenRecord,
     /// Encoded record, the only part that wxgate reads back.
     pub(super) content: &'r [u8],
 }
@@ -134,7 +135,7 @@ impl<B: Backend> ServerStore<B> {
             supervisor: Supervisor::start(Arc::clone(&backend), Arc::clone(&notifier)),
             backend,
             notifier,
-            health: Health::default(),
+            failures: FailureLog::default(),
             codec: Codec::new(keys),
         }
     }
@@ -142,7 +143,7 @@ impl<B: Backend> ServerStore<B> {
     async fn checkout(
         &self,
         operation: &'static str,
-        key: &Key,
+        key: &RecordKey,
     ) -> Result<B::Connection, ServerFault> {
         timeout(B::CHECKOUT_TIMEOUT, self.supervisor.checkout(&self.backend))
             .await
@@ -154,13 +155,13 @@ impl<B: Backend> ServerStore<B> {
     fn settle<T>(
         &self,
         operation: &'static str,
-        key: &Key,
+        key: &RecordKey,
         connection: B::Connection,
         result: Result<T, ServerFault>,
     ) -> Result<T, ServerFault> {
         match &result {
             Ok(_) => {
-                self.health.works(operation, key);
+                self.failures.works(operation, key);
                 B::give_back(connection);
             }
             Err(fault) => {
@@ -179,35 +180,35 @@ impl<B: Backend> ServerStore<B> {
         result
     }
 
-    fn note(&self, operation: &'static str, key: &Key, fault: ServerFault) {
+    fn note(&self, operation: &'static str, key: &RecordKey, fault: ServerFault) {
         // The supervisor logs a server that is down altogether.
         if self.supervisor.is_up() {
-            self.health.failed(operation, key, fault);
+            self.failures.failed(operation, key, fault);
         }
     }
 
     /// Decoded record; `None` where there is none, or something that the next write may replace.
     fn decode(
         &self,
-        key: &Key,
+        key: &RecordKey,
         stored: Option<&StoredBytes>,
-    ) -> Result<Option<Record>, ServerFault> {
+    ) -> Result<Option<TokenRecord>, ServerFault> {
         let Some(stored) = stored else {
             return Ok(None);
         };
         match self.codec.decode(key, &stored.content) {
             Ok(Decoded { record, .. }) => {
-                self.health.works("read", key);
+                self.failures.works("read", key);
                 Ok(Some(record))
             }
-            // Replaced with the next write, so that nobody has to clean up.
+            // The next write replaces the damaged record, so no operator has to clean up.
             Err(Damage::Content | Damage::Sealed(Locked::Forged)) => {
-                self.health.failed("read", key, ServerFault::Damaged);
+                self.failures.failed("read", key, ServerFault::Damaged);
                 Ok(None)
             }
             // Nodes with other keys would replace each other's records without end.
             Err(Damage::Version | Damage::Sealed(_)) => {
-                self.health.failed("read", key, ServerFault::Unreadable);
+                self.failures.failed("read", key, ServerFault::Unreadable);
                 Err(ServerFault::Unreadable)
             }
         }
@@ -216,8 +217,8 @@ impl<B: Backend> ServerStore<B> {
     async fn read(
         &self,
         connection: &mut B::Connection,
-        key: &Key,
-    ) -> Result<Option<Record>, ServerFault> {
+        key: &RecordKey,
+    ) -> Result<Option<TokenRecord>, ServerFault> {
         let stored = in_time(self.backend.read(connection, key)).await?;
         self.decode(key, stored.as_ref())
     }
@@ -227,9 +228,10 @@ impl<B: Backend> ServerStore<B> {
     async fn compare_and_set(
         &self,
         connection: &mut B::Connection,
-        key: &Key,
-        record: &Record,
+        key: &RecordKey,
+        record: &TokenRecord,
     ) -> Result<Saved, ServerFault> {
+        // No transaction: a record that changed in between fails the replacement and is read again.
         for _ in 0..MAX_TRIES {
             let stored = in_time(self.backend.read(connection, key)).await?;
             let held = self.decode(key, stored.as_ref())?;
@@ -259,7 +261,10 @@ async fn in_time<T>(work: impl Future<Output = Result<T, ServerFault>>) -> Resul
 }
 
 impl<B: Backend> TokenStore for ServerStore<B> {
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+    fn load<'a>(
+        &'a self,
+        key: &'a RecordKey,
+    ) -> BoxFuture<'a, Result<Option<TokenRecord>, StoreError>> {
         Box::pin(async move {
             let mut connection = self.checkout("load", key).await?;
             let record = self.read(&mut connection, key).await;
@@ -269,8 +274,8 @@ impl<B: Backend> TokenStore for ServerStore<B> {
 
     fn save<'a>(
         &'a self,
-        key: &'a Key,
-        record: Record,
+        key: &'a RecordKey,
+        record: TokenRecord,
     ) -> BoxFuture<'a, Result<Saved, StoreError>> {
         Box::pin(async move {
             let mut connection = self.checkout("save", key).await?;
@@ -279,13 +284,13 @@ impl<B: Backend> TokenStore for ServerStore<B> {
         })
     }
 
-    fn changes(&self, key: &Key) -> Option<watch::Receiver<u64>> {
+    fn changes(&self, key: &RecordKey) -> Option<watch::Receiver<u64>> {
         Some(self.notifier.subscribe(key.to_string()))
     }
 
     fn lease<'a>(
         &'a self,
-        key: &'a Key,
+        key: &'a RecordKey,
         owner: &'a str,
         life: Duration,
     ) -> BoxFuture<'a, Result<Lease, StoreError>> {
@@ -298,7 +303,7 @@ impl<B: Backend> TokenStore for ServerStore<B> {
 
     fn release<'a>(
         &'a self,
-        key: &'a Key,
+        key: &'a RecordKey,
         owner: &'a str,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {

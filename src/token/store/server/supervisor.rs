@@ -19,12 +19,12 @@ use crate::{
 
 /// Handle of the task that keeps the connection; dropping it ends all connections.
 pub(super) struct Supervisor<B: Backend> {
-    state: watch::Receiver<State<B::Pool>>,
+    state: watch::Receiver<ConnectionState<B::Pool>>,
     doubt: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
-enum State<P> {
+enum ConnectionState<P> {
     /// The first attempt is under way.
     Connecting,
     Up(P),
@@ -42,7 +42,7 @@ const PAUSE: Backoff = Backoff {
 impl<B: Backend> Supervisor<B> {
     /// Begins to connect, on the current runtime.
     pub(super) fn start(backend: Arc<B>, notifier: Arc<ChangeNotifier>) -> Self {
-        let (publish, state) = watch::channel(State::Connecting);
+        let (publish, state) = watch::channel(ConnectionState::Connecting);
         let doubt = Arc::new(Notify::new());
         let task = tokio::spawn({
             let doubt = Arc::clone(&doubt);
@@ -64,7 +64,7 @@ impl<B: Backend> Supervisor<B> {
 
     /// Tells if there is a connection.
     pub(super) fn is_up(&self) -> bool {
-        matches!(*self.state.borrow(), State::Up(_))
+        matches!(*self.state.borrow(), ConnectionState::Up(_))
     }
 
     /// Has the backend look at its session after a call that failed.
@@ -74,25 +74,27 @@ impl<B: Backend> Supervisor<B> {
 }
 
 /// Outcome of the latest attempt to connect; waits for the first one.
-async fn settled<P: Clone>(state: &mut watch::Receiver<State<P>>) -> Result<P, ServerFault> {
+async fn settled<P: Clone>(
+    state: &mut watch::Receiver<ConnectionState<P>>,
+) -> Result<P, ServerFault> {
     let settled = state
-        .wait_for(|state| !matches!(state, State::Connecting))
+        .wait_for(|state| !matches!(state, ConnectionState::Connecting))
         .await;
     match settled.as_deref() {
-        Ok(State::Up(pool)) => Ok(pool.clone()),
-        Ok(State::Down(fault)) => Err(*fault),
-        Ok(State::Connecting) | Err(_) => Err(ServerFault::Unreachable),
+        Ok(ConnectionState::Up(pool)) => Ok(pool.clone()),
+        Ok(ConnectionState::Down(fault)) => Err(*fault),
+        Ok(ConnectionState::Connecting) | Err(_) => Err(ServerFault::Unreachable),
     }
 }
 
 /// Waits until the server is down.
-async fn down<P>(state: &mut watch::Receiver<State<P>>) -> ServerFault {
+async fn down<P>(state: &mut watch::Receiver<ConnectionState<P>>) -> ServerFault {
     match state
-        .wait_for(|state| matches!(state, State::Down(_)))
+        .wait_for(|state| matches!(state, ConnectionState::Down(_)))
         .await
         .as_deref()
     {
-        Ok(State::Down(fault)) => *fault,
+        Ok(ConnectionState::Down(fault)) => *fault,
         _ => ServerFault::Broken,
     }
 }
@@ -101,13 +103,14 @@ async fn run<B: Backend>(
     backend: &B,
     notifier: &ChangeNotifier,
     doubt: &Notify,
-    state: &watch::Sender<State<B::Pool>>,
+    state: &watch::Sender<ConnectionState<B::Pool>>,
 ) {
     let mut failures = 0_u32;
     let mut reported = None;
     let mut attempts = FuturesUnordered::new();
     let mut next = Instant::now();
     loop {
+        // `next` of an empty set gives `None`, which disables that branch until an attempt begins.
         let opened = tokio::select! {
             Some(opened) = attempts.next() => opened,
             () = sleep_until(next) => {
@@ -123,8 +126,8 @@ async fn run<B: Backend>(
                     tracing::info!("the shared token store is there again");
                 }
                 let since = Instant::now();
-                state.send_replace(State::Up(pool));
-                // The server told nobody of changes in the meantime.
+                state.send_replace(ConnectionState::Up(pool));
+                // Changes were missed while there was no connection.
                 notifier.notify_all();
                 let fault = backend.watch(session, doubt).await;
                 // A server that ends each session soon after it began counts as failing.
@@ -136,7 +139,7 @@ async fn run<B: Backend>(
             Err(fault) => fault,
         };
         failures = failures.saturating_add(1);
-        state.send_replace(State::Down(fault));
+        state.send_replace(ConnectionState::Down(fault));
         if reported.replace(fault) != Some(fault) {
             tracing::warn!("the shared token store is gone, going on from memory: {fault}");
         }

@@ -22,7 +22,7 @@ use super::dialect::Dialect;
 use crate::{
     base::Secret,
     net::address::{is_loopback_host, without_brackets},
-    token::store::server::CALL_TIMEOUT,
+    token::store::{StoreUrlError, server::CALL_TIMEOUT},
 };
 
 /// Settings of `kind = "sql"`, checked.
@@ -42,7 +42,7 @@ pub(super) enum SqlTarget {
 }
 
 /// Parts of the URL of a server.
-struct Parts {
+struct UrlParts {
     host: Option<String>,
     port: Option<u16>,
     user: String,
@@ -55,14 +55,6 @@ struct Parts {
     key: Option<PathBuf>,
 }
 
-const FORM: &str = "expected sqlite://, postgres:// or mysql:// (MariaDB too), as in \"sqlite://tokens.db\", \
-    \"postgres://user:password@host:5432/database?sslmode=verify-full\" or \
-    \"mysql://user:password@host:3306/database?sslmode=verify-full\"";
-const PLAIN_FILE: &str =
-    "expected sqlite:// and the path of a file, without a query, as in \"sqlite://tokens.db\"";
-const HALF_TLS: &str = "an sslmode that can do without TLS protects nothing: write sslmode=verify-full, or sslmode=disable";
-const QUERY: &str = "only sslmode, sslcert, sslkey, and host (postgres) or socket (mysql) may follow the question mark";
-
 impl SqlSettings {
     /// Longest prefix, in bytes; databases cut or refuse longer names of tables.
     pub const MAX_PREFIX: usize = 40;
@@ -71,8 +63,8 @@ impl SqlSettings {
     /// else as `_`. A relative path of a file begins at `base`.
     ///
     /// # Errors
-    /// The form that a URL must have.
-    pub fn new(url: Secret, prefix: &str, base: &Path) -> Result<Self, &'static str> {
+    /// The URL has no usable form.
+    pub fn new(url: Secret, prefix: &str, base: &Path) -> Result<Self, StoreUrlError> {
         let named = |c: char| {
             if c.is_ascii_alphanumeric() {
                 c.to_ascii_lowercase()
@@ -120,7 +112,7 @@ impl SqlSettings {
     }
 
     /// Options to connect with; certificates of `ca_file` are trusted beside the platform's.
-    pub(super) fn target(&self, ca_file: Option<&Path>) -> Result<SqlTarget, &'static str> {
+    pub(super) fn target(&self, ca_file: Option<&Path>) -> Result<SqlTarget, StoreUrlError> {
         match self.dialect()? {
             Dialect::Sqlite => Ok(SqlTarget::Sqlite(Box::new(file(&self.path()?)))),
             Dialect::Postgres => postgres(&self.parts()?, ca_file)
@@ -131,7 +123,7 @@ impl SqlSettings {
         }
     }
 
-    pub(super) fn dialect(&self) -> Result<Dialect, &'static str> {
+    pub(super) fn dialect(&self) -> Result<Dialect, StoreUrlError> {
         match self
             .url
             .expose()
@@ -141,17 +133,17 @@ impl SqlSettings {
             Some("sqlite") => Ok(Dialect::Sqlite),
             Some("postgres" | "postgresql") => Ok(Dialect::Postgres),
             Some("mysql" | "mariadb") => Ok(Dialect::Mysql),
-            _ => Err(FORM),
+            _ => Err(StoreUrlError::SqlForm),
         }
     }
 
     /// File of SQLite.
-    pub(super) fn path(&self) -> Result<PathBuf, &'static str> {
+    pub(super) fn path(&self) -> Result<PathBuf, StoreUrlError> {
         let path = self
             .url
             .expose()
             .strip_prefix("sqlite://")
-            .ok_or(PLAIN_FILE)?;
+            .ok_or(StoreUrlError::SqliteFile)?;
         let is_file = !path.is_empty()
             && !path.ends_with('/')
             && !path.contains(['?', '#'])
@@ -159,13 +151,13 @@ impl SqlSettings {
         if is_file {
             Ok(self.base.join(path))
         } else {
-            Err(PLAIN_FILE)
+            Err(StoreUrlError::SqliteFile)
         }
     }
 
-    fn parts(&self) -> Result<Parts, &'static str> {
-        let url = Url::parse(self.url.expose()).map_err(|_| FORM)?;
-        let mut parts = Parts {
+    fn parts(&self) -> Result<UrlParts, StoreUrlError> {
+        let url = Url::parse(self.url.expose()).map_err(|_| StoreUrlError::SqlForm)?;
+        let mut parts = UrlParts {
             host: url
                 .host_str()
                 .map(|host| decoded(without_brackets(host)).into_owned()),
@@ -188,7 +180,7 @@ impl SqlSettings {
                 "host" | "socket" if value.starts_with('/') => {
                     parts.socket = Some(PathBuf::from(&*value));
                 }
-                _ => return Err(QUERY),
+                _ => return Err(StoreUrlError::UnknownParameter),
             }
         }
         if let Some(folder) = parts.host.take_if(|host| host.starts_with('/')) {
@@ -200,7 +192,7 @@ impl SqlSettings {
         if is_whole && parts.certificate.is_some() == parts.key.is_some() {
             Ok(parts)
         } else {
-            Err(FORM)
+            Err(StoreUrlError::SqlForm)
         }
     }
 }
@@ -210,11 +202,11 @@ fn decoded(text: &str) -> Cow<'_, str> {
 }
 
 /// Tells if a mode asks for TLS, which is always verified in full.
-fn verified(mode: &str) -> Result<bool, &'static str> {
+fn verified(mode: &str) -> Result<bool, StoreUrlError> {
     match mode.to_ascii_lowercase().replace('_', "-").as_str() {
         "disable" | "disabled" => Ok(false),
         "require" | "required" | "verify-ca" | "verify-full" | "verify-identity" => Ok(true),
-        _ => Err(HALF_TLS),
+        _ => Err(StoreUrlError::OptionalTls),
     }
 }
 
@@ -227,7 +219,7 @@ fn file(path: &Path) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
-fn postgres(parts: &Parts, ca_file: Option<&Path>) -> Result<PgConnectOptions, &'static str> {
+fn postgres(parts: &UrlParts, ca_file: Option<&Path>) -> Result<PgConnectOptions, StoreUrlError> {
     let mode = if parts.tls {
         PgSslMode::VerifyFull
     } else {
@@ -244,7 +236,7 @@ fn postgres(parts: &Parts, ca_file: Option<&Path>) -> Result<PgConnectOptions, &
         .disable_statement_logging();
     options = match (&parts.socket, &parts.host) {
         (Some(folder), _) => options.socket(folder),
-        (None, host) => options.host(host.as_deref().ok_or(FORM)?),
+        (None, host) => options.host(host.as_deref().ok_or(StoreUrlError::SqlForm)?),
     };
     if let Some(password) = &parts.password {
         options = options.password(password);
@@ -258,7 +250,7 @@ fn postgres(parts: &Parts, ca_file: Option<&Path>) -> Result<PgConnectOptions, &
     Ok(options)
 }
 
-fn mysql(parts: &Parts, ca_file: Option<&Path>) -> Result<MySqlConnectOptions, &'static str> {
+fn mysql(parts: &UrlParts, ca_file: Option<&Path>) -> Result<MySqlConnectOptions, StoreUrlError> {
     let mode = if parts.tls {
         MySqlSslMode::VerifyIdentity
     } else {
@@ -272,7 +264,7 @@ fn mysql(parts: &Parts, ca_file: Option<&Path>) -> Result<MySqlConnectOptions, &
         .disable_statement_logging();
     options = match (&parts.socket, &parts.host) {
         (Some(socket), _) => options.socket(socket),
-        (None, host) => options.host(host.as_deref().ok_or(FORM)?),
+        (None, host) => options.host(host.as_deref().ok_or(StoreUrlError::SqlForm)?),
     };
     if let Some(password) = &parts.password {
         options = options.password(password);
@@ -290,7 +282,7 @@ fn mysql(parts: &Parts, ca_file: Option<&Path>) -> Result<MySqlConnectOptions, &
 mod tests {
     use super::*;
 
-    fn new(url: &str) -> Result<SqlSettings, &'static str> {
+    fn new(url: &str) -> Result<SqlSettings, StoreUrlError> {
         SqlSettings::new(Secret::new(url), "wxgate:", Path::new("/etc/wxgate"))
     }
 
@@ -340,18 +332,30 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_with_a_form_that_does() {
         for (url, problem) in [
-            ("redis://host", FORM),
-            ("tokens.db", FORM),
-            ("postgres://u@host", FORM),
-            ("postgres://host/wx", FORM),
-            ("mysql://u@/wx", FORM),
-            ("mysql://u@host/wx?sslcert=only-half.pem", FORM),
-            ("sqlite://", PLAIN_FILE),
-            ("sqlite://:memory:", PLAIN_FILE),
-            ("sqlite://tokens.db?mode=ro", PLAIN_FILE),
-            ("postgres://u@host/wx?sslmode=prefer", HALF_TLS),
-            ("mysql://u@host/wx?ssl-mode=PREFERRED", HALF_TLS),
-            ("postgres://u@host/wx?passwrd=secret", QUERY),
+            ("redis://host", StoreUrlError::SqlForm),
+            ("tokens.db", StoreUrlError::SqlForm),
+            ("postgres://u@host", StoreUrlError::SqlForm),
+            ("postgres://host/wx", StoreUrlError::SqlForm),
+            ("mysql://u@/wx", StoreUrlError::SqlForm),
+            (
+                "mysql://u@host/wx?sslcert=only-half.pem",
+                StoreUrlError::SqlForm,
+            ),
+            ("sqlite://", StoreUrlError::SqliteFile),
+            ("sqlite://:memory:", StoreUrlError::SqliteFile),
+            ("sqlite://tokens.db?mode=ro", StoreUrlError::SqliteFile),
+            (
+                "postgres://u@host/wx?sslmode=prefer",
+                StoreUrlError::OptionalTls,
+            ),
+            (
+                "mysql://u@host/wx?ssl-mode=PREFERRED",
+                StoreUrlError::OptionalTls,
+            ),
+            (
+                "postgres://u@host/wx?passwrd=secret",
+                StoreUrlError::UnknownParameter,
+            ),
         ] {
             assert_eq!(new(url), Err(problem), "{url}");
         }

@@ -29,7 +29,7 @@ pub(super) enum SqlValue {
 
 /// Row of a result. The second column is taken as bytes, since damaged content need not be UTF-8.
 #[derive(PartialEq, Eq)]
-pub struct Row {
+pub struct SqlRow {
     pub(super) number: i64,
     pub(super) bytes: Vec<u8>,
 }
@@ -56,7 +56,7 @@ macro_rules! found {
         $rows
             .iter()
             .map(|row| {
-                Ok(Row {
+                Ok(SqlRow {
                     number: row.try_get(0)?,
                     bytes: row.try_get_unchecked(1)?,
                 })
@@ -105,7 +105,7 @@ impl SqlConnection {
         &mut self,
         sql: &str,
         values: &[SqlValue],
-    ) -> Result<Option<Row>, ServerFault> {
+    ) -> Result<Option<SqlRow>, ServerFault> {
         Ok(self.all(sql, values).await?.into_iter().next())
     }
 
@@ -114,13 +114,13 @@ impl SqlConnection {
         &mut self,
         sql: &str,
         values: &[SqlValue],
-    ) -> Result<Vec<Row>, ServerFault> {
+    ) -> Result<Vec<SqlRow>, ServerFault> {
         self.rows(sql, values)
             .await
             .map_err(|error| fault::of(&error))
     }
 
-    async fn rows(&mut self, sql: &str, values: &[SqlValue]) -> Result<Vec<Row>, Error> {
+    async fn rows(&mut self, sql: &str, values: &[SqlValue]) -> Result<Vec<SqlRow>, Error> {
         match self {
             Self::Sqlite(connection) => found!(bound!(sql, values).fetch_all(connection).await?),
             Self::Postgres(connection) => found!(bound!(sql, values).fetch_all(connection).await?),
@@ -137,8 +137,8 @@ async fn file(options: &SqliteConnectOptions) -> Result<SqlConnection, ServerFau
             .await
             .map_err(|error| fault::of_connecting(&error))
         {
-            // The first one to open the file changes its mode, and for that moment SQLite refuses the
-            // others instead of having them wait.
+            // The first one to open the file changes its mode, and for that moment SQLite refuses
+            // the others instead of having them wait.
             Err(ServerFault::Busy) => sleep(REOPEN_PAUSE).await,
             opened => return opened.map(SqlConnection::Sqlite),
         }

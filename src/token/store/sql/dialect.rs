@@ -1,8 +1,8 @@
 //! SQL statements in the dialect of each database.
 //!
 //! Text only. Every statement is whole by itself: a comparison and its write are one statement, so
-//! that no transaction is needed and no lock is held between two calls. Names of tables are made of letters, digits and
-//! `_`; everything else is bound.
+//! that no transaction is needed and no lock is held between two calls. Names of tables are made of
+//! letters, digits and `_`; everything else is bound.
 
 /// SQL dialect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +43,17 @@ pub(super) struct Statements {
     pub(super) stamp: String,
 }
 
-/// What is written of a record, besides its key. All but the first two are for the eyes of
-/// operators.
+/// Words of a dialect for the creation of tables.
+struct ColumnTypes {
+    long: &'static str,
+    whole: &'static str,
+    /// Index inside the definition of the table of records.
+    index: &'static str,
+    /// End of the definition of a table.
+    ending: &'static str,
+}
+
+/// Columns of a record besides its key. All but the first two are only for operators to read.
 const COLUMNS: [&str; 9] = [
     "revision",
     "content",
@@ -121,7 +130,7 @@ impl Dialect {
         }
     }
 
-    /// The statement, and a word to the listeners if it has written.
+    /// Statement that also notifies the listeners if it has written.
     fn told(self, write: &str) -> String {
         match self {
             Self::Postgres => {
@@ -144,36 +153,16 @@ impl Dialect {
     }
 
     fn create(self, records: &str, leases: &str, version: &str) -> Vec<String> {
-        // SQLite cares for types only where it is told to; MySQL for the difference of letters.
-        let (long, ending) = match self {
-            Self::Sqlite => ("TEXT", " STRICT"),
-            Self::Postgres => ("TEXT", ""),
-            Self::Mysql => (
-                "MEDIUMTEXT",
-                " ENGINE = InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
-            ),
-        };
-        let short = |length: u32| {
-            if self == Self::Sqlite {
-                "TEXT".to_owned()
-            } else {
-                format!("VARCHAR({length})")
-            }
-        };
-        let whole = if self == Self::Sqlite {
-            "INTEGER"
-        } else {
-            "BIGINT"
-        };
-        let index = if self == Self::Mysql {
-            ", INDEX (changed_ms)"
-        } else {
-            ""
-        };
+        let ColumnTypes {
+            long,
+            whole,
+            index,
+            ending,
+        } = self.column_types();
         let key = format!(
             "account {} NOT NULL, kept {} NOT NULL",
-            short(64),
-            short(32)
+            self.short_text(64),
+            self.short_text(32)
         );
         let mut statements = vec![
             format!(
@@ -181,22 +170,22 @@ impl Dialect {
                  kind {word} NOT NULL, generation {whole} NOT NULL, token_fingerprint {word}, fetched_at {word}, \
                  expires_at {word}, written_at {word} NOT NULL, changed_ms {whole} NOT NULL, \
                  content {long} NOT NULL, PRIMARY KEY (account, kept){index}){ending}",
-                appid = short(128),
-                word = short(32),
+                appid = self.short_text(128),
+                word = self.short_text(32),
             ),
             format!(
                 "CREATE TABLE IF NOT EXISTS {leases} ({key}, owner {} NOT NULL, ends_ms {whole} NOT NULL, \
                  PRIMARY KEY (account, kept)){ending}",
-                short(128)
+                self.short_text(128)
             ),
             format!(
                 "CREATE TABLE IF NOT EXISTS {version} (id {whole} NOT NULL PRIMARY KEY, version {whole} NOT NULL, \
                  made_by {} NOT NULL){ending}",
-                short(64)
+                self.short_text(64)
             ),
         ];
         match self {
-            // That a table is there already is no news.
+            // Keeps the notice that a table exists already out of the log of the server.
             Self::Postgres => statements.insert(0, "SET client_min_messages TO warning".to_owned()),
             Self::Sqlite => {
                 statements.push(format!(
@@ -206,6 +195,38 @@ impl Dialect {
             Self::Mysql => {}
         }
         statements
+    }
+
+    // STRICT has SQLite check types, and the collation has MySQL tell upper from lower case.
+    fn column_types(self) -> ColumnTypes {
+        match self {
+            Self::Sqlite => ColumnTypes {
+                long: "TEXT",
+                whole: "INTEGER",
+                index: "",
+                ending: " STRICT",
+            },
+            Self::Postgres => ColumnTypes {
+                long: "TEXT",
+                whole: "BIGINT",
+                index: "",
+                ending: "",
+            },
+            Self::Mysql => ColumnTypes {
+                long: "MEDIUMTEXT",
+                whole: "BIGINT",
+                index: ", INDEX (changed_ms)",
+                ending: " ENGINE = InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
+            },
+        }
+    }
+
+    /// Type of a text of at most `length` characters.
+    fn short_text(self, length: u32) -> String {
+        match self {
+            Self::Sqlite => "TEXT".to_owned(),
+            Self::Postgres | Self::Mysql => format!("VARCHAR({length})"),
+        }
     }
 }
 

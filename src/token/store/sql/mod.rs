@@ -26,11 +26,11 @@ use self::{
     address::SqlTarget,
     connection::{SqlConnection, SqlValue},
     dialect::{Dialect, Statements},
-    pool::{Pool, PooledConnection},
-    session::Session,
+    pool::{PooledConnection, SqlPool},
+    session::SqlSession,
 };
 use super::{
-    Kept, Key, Keyring, Lease, ServerFault,
+    CredentialType, Keyring, Lease, RecordKey, ServerFault,
     notifier::ChangeNotifier,
     server::{Backend, NewRecord, ServerStore, StoredBytes},
 };
@@ -83,24 +83,24 @@ impl SqlBackend {
 }
 
 impl Backend for SqlBackend {
-    type Pool = Pool;
+    type Pool = SqlPool;
     type Connection = PooledConnection;
-    type Session = Session;
+    type Session = SqlSession;
 
     /// Enough for two connections and for making the tables.
     const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
     /// Long enough for a turn in a burst of calls, and for opening a connection.
     const CHECKOUT_TIMEOUT: Duration = Duration::from_millis(1500);
 
-    async fn open(&self) -> Result<(Pool, Session), ServerFault> {
-        Session::open(self).await
+    async fn open(&self) -> Result<(SqlPool, SqlSession), ServerFault> {
+        SqlSession::open(self).await
     }
 
-    async fn watch(&self, session: Session, doubt: &Notify) -> ServerFault {
+    async fn watch(&self, session: SqlSession, doubt: &Notify) -> ServerFault {
         session.watch(self, doubt).await
     }
 
-    async fn checkout(&self, pool: &Pool) -> Result<PooledConnection, ServerFault> {
+    async fn checkout(&self, pool: &SqlPool) -> Result<PooledConnection, ServerFault> {
         pool.checkout(|| self.target()).await
     }
 
@@ -115,7 +115,7 @@ impl Backend for SqlBackend {
     async fn read(
         &self,
         pooled: &mut PooledConnection,
-        key: &Key,
+        key: &RecordKey,
     ) -> Result<Option<StoredBytes>, ServerFault> {
         let row = pooled
             .connection
@@ -130,7 +130,7 @@ impl Backend for SqlBackend {
     async fn replace(
         &self,
         pooled: &mut PooledConnection,
-        key: &Key,
+        key: &RecordKey,
         old: Option<&StoredBytes>,
         new: NewRecord<'_>,
     ) -> Result<bool, ServerFault> {
@@ -157,7 +157,7 @@ impl Backend for SqlBackend {
     async fn lease(
         &self,
         pooled: &mut PooledConnection,
-        key: &Key,
+        key: &RecordKey,
         owner: &str,
         life: Duration,
     ) -> Result<Lease, ServerFault> {
@@ -185,7 +185,7 @@ impl Backend for SqlBackend {
     async fn release(
         &self,
         pooled: &mut PooledConnection,
-        key: &Key,
+        key: &RecordKey,
         owner: &str,
     ) -> Result<(), ServerFault> {
         let [account, kept] = name(key);
@@ -213,12 +213,12 @@ async fn wrote(
 }
 
 /// Key in its two columns: `shop`, and `token` or the type of a ticket.
-fn name(key: &Key) -> [SqlValue; 2] {
-    let kept = match key.kept {
-        Kept::Token => "token",
-        Kept::Ticket(kind) => kind.as_str(),
+fn name(key: &RecordKey) -> [SqlValue; 2] {
+    let credential = match key.credential {
+        CredentialType::Token => "token",
+        CredentialType::Ticket(kind) => kind.as_str(),
     };
-    [key.account.as_str().into(), kept.into()]
+    [key.account.as_str().into(), credential.into()]
 }
 
 /// Record in the order of the columns.

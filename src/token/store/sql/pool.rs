@@ -11,7 +11,7 @@ use crate::token::store::ServerFault;
 
 /// Connections of one session. Clones share them.
 #[derive(Clone)]
-pub struct Pool {
+pub struct SqlPool {
     turns: Arc<Semaphore>,
     idle: Arc<Mutex<Vec<SqlConnection>>>,
 }
@@ -19,14 +19,14 @@ pub struct Pool {
 /// Connection for one call. Only a call that went well gives it back; otherwise it is closed.
 pub struct PooledConnection {
     pub(super) connection: SqlConnection,
-    pool: Pool,
+    pool: SqlPool,
     _turn: OwnedSemaphorePermit,
 }
 
 /// Connections for calls, per node.
 const MAX_CONNECTIONS: usize = 3;
 
-impl Pool {
+impl SqlPool {
     /// Pool with its first connection.
     pub(super) fn new(first: SqlConnection) -> Self {
         Self {

@@ -16,27 +16,27 @@ use tokio::{
 use super::{
     SqlBackend,
     address::SqlTarget,
-    connection::{Row, SqlConnection},
+    connection::{SqlConnection, SqlRow},
     fault,
-    pool::Pool,
+    pool::SqlPool,
     schema,
 };
 use crate::token::store::{ServerFault, server::CALL_TIMEOUT};
 
 /// Connection on which the database is watched.
-pub enum Session {
+pub enum SqlSession {
     /// Connection on which PostgreSQL notifies.
     Listening(Box<PgListener>),
     /// Connection on which changes are looked up, and those of the last look.
-    Polling(Box<SqlConnection>, Vec<Row>),
+    Polling(Box<SqlConnection>, Vec<SqlRow>),
 }
 
 /// Time between two checks whether the database still answers and has its tables.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-impl Session {
+impl SqlSession {
     /// Connects, makes sure of the tables, and begins to watch.
-    pub(super) async fn open(backend: &SqlBackend) -> Result<(Pool, Self), ServerFault> {
+    pub(super) async fn open(backend: &SqlBackend) -> Result<(SqlPool, Self), ServerFault> {
         let target = backend.target()?;
         let mut first = SqlConnection::open(&target).await?;
         timeout(
@@ -65,7 +65,7 @@ impl Session {
                 Self::Polling(Box::new(SqlConnection::open(&target).await?), Vec::new())
             }
         };
-        Ok((Pool::new(first), session))
+        Ok((SqlPool::new(first), session))
     }
 
     /// Passes changes on until something is wrong with the session.

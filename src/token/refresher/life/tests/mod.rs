@@ -1,5 +1,5 @@
-//! The state machine called directly: `table` has one row for each transition, `properties` what
-//! holds for every sequence of events.
+//! State machine called directly: `table` has one row for each transition, `properties` the
+//! invariants of all sequences of events.
 
 mod properties;
 mod table;
@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::token::{
-    Kind,
-    clock::Time,
-    kept::Kept,
+    ProviderKind,
+    clock::ClockReading,
+    credential::CredentialType,
     refresher::{
         Refresh,
         tests::{NOON_MS, account},
@@ -20,24 +20,24 @@ use crate::token::{
     source::{FetchError, Fetched, Probe},
 };
 
-/// State machine with a clock of its own and what it would have under way.
+/// State machine with a clock of its own, and the step that it has started.
 struct Machine {
     life: Life,
     at: Moment,
 }
 
 impl Machine {
-    /// Has read an empty store.
-    fn new(kept: Kept, kind: Kind, shared: bool) -> Self {
+    /// Machine that has read an empty store.
+    fn new(credential: CredentialType, kind: ProviderKind, shared: bool) -> Self {
         let at = Moment {
-            time: Time {
+            time: ClockReading {
                 now: Instant::now(),
                 wall_ms: NOON_MS,
             },
             jitter: || 0.5,
             accepted: Generation(0),
         };
-        let policy = Policy::of(kept, kind);
+        let policy = Policy::of(credential, kind);
         let before = Duration::from_secs(300);
         let life = Life::new(&account(kind), policy, before, shared, at);
         Self { life, at }
@@ -56,7 +56,7 @@ impl Machine {
         self.at.time.wall_ms += u64::try_from(time.as_millis()).unwrap();
     }
 
-    /// After an event that is of no interest.
+    /// Handles an event and drops its effects.
     fn then(mut self, event: Event) -> Self {
         self.on(event);
         self
@@ -67,7 +67,7 @@ impl Machine {
         self
     }
 
-    /// A request saw the current token accepted.
+    /// Notes that a request saw the current token accepted.
     fn accepted(mut self) -> Self {
         self.at.accepted = self.life.generation();
         self
@@ -83,20 +83,20 @@ fn fetched(token: &str, sent: Instant, expires_in: u64) -> Event {
         token: crate::base::Secret::new(token.to_owned()),
         expires_in: Duration::from_secs(expires_in),
     });
-    Event::StepEnded(Outcome::Fetched { sent, result })
+    Event::StepEnded(StepOutcome::Fetched { sent, result })
 }
 
 fn failed(sent: Instant, error: FetchError) -> Event {
     let result = Err(error);
-    Event::StepEnded(Outcome::Fetched { sent, result })
+    Event::StepEnded(StepOutcome::Fetched { sent, result })
 }
 
 fn probed(probe: Probe) -> Event {
-    Event::StepEnded(Outcome::Probed(probe))
+    Event::StepEnded(StepOutcome::Probed(probe))
 }
 
 fn written() -> Event {
-    Event::StepEnded(Outcome::Written { newer: None })
+    Event::StepEnded(StepOutcome::Written { newer: None })
 }
 
 fn rejected(caller: u64, generation: u64, path: &str) -> Event {

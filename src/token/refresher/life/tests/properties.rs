@@ -1,5 +1,5 @@
 //! Invariants over random sequences of events: generations never go back, at most one refresh is
-//! under way, a failure costs no token, budgets hold, and everybody who waits is answered.
+//! under way, a failure costs no token, budgets hold, and every waiting request is answered.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,12 +10,12 @@ use crate::{
     base::Secret,
     token::{
         budget::{CLASSIC_PER_DAY, FORCED_PER_DAY, FORCED_PER_DAY_OPERATOR},
-        store::Refusal,
+        store::StoredRefusal,
     },
     wechat::ticket::TicketType,
 };
 
-/// One thing that chance does next.
+/// Random event.
 #[derive(Debug, Clone)]
 enum Act {
     Pass(u64),
@@ -36,7 +36,7 @@ enum Act {
     Retire,
     Want,
     ReplaceToken,
-    /// Another node's record: so many generations ahead, this token, refused or not.
+    /// Record of another node: generations ahead, token, refused or not.
     Replicate {
         ahead: i8,
         token: u8,
@@ -46,7 +46,7 @@ enum Act {
     End(End),
 }
 
-/// End of the step under way; the part that fits its kind.
+/// End of the step under way; only the field of its kind counts.
 #[derive(Debug, Clone)]
 struct End {
     fetched: Result<(bool, u64), FetchError>,
@@ -57,12 +57,12 @@ struct End {
     panics: bool,
 }
 
-/// Machine, and the account of what it owes and has spent.
+/// Machine with a book of what it owes and has spent.
 struct Run {
     machine: Machine,
-    kind: Kind,
+    kind: ProviderKind,
     step: Option<Step>,
-    /// Requests that wait, with the generation that was rejected.
+    /// Waiting requests with the generation that was rejected.
     callers: HashMap<CallerId, Generation>,
     operators: HashSet<OperatorId>,
     ids: u64,
@@ -138,22 +138,25 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-fn credential() -> impl Strategy<Value = (Kept, Kind, bool)> {
-    let kept = select(vec![
-        Kept::Token,
-        Kept::Token,
-        Kept::Token,
-        Kept::Ticket(TicketType::Jsapi),
+fn credential() -> impl Strategy<Value = (CredentialType, ProviderKind, bool)> {
+    let credential = select(vec![
+        CredentialType::Token,
+        CredentialType::Token,
+        CredentialType::Token,
+        CredentialType::Ticket(TicketType::Jsapi),
     ]);
-    (kept, select(&Kind::ALL[..]), any::<bool>())
+    (credential, select(&ProviderKind::ALL[..]), any::<bool>())
 }
 
 impl Run {
-    /// With most of the day's budgets spent before.
-    fn new((kept, kind, shared): (Kept, Kind, bool), spent: (u32, u32)) -> Self {
-        let shared = shared && Policy::of(kept, kind).stored;
+    /// Run that begins with these calls of the day spent.
+    fn new(
+        (credential, kind, shared): (CredentialType, ProviderKind, bool),
+        spent: (u32, u32),
+    ) -> Self {
+        let shared = shared && Policy::of(credential, kind).stored;
         let mut run = Self {
-            machine: Machine::new(kept, kind, shared),
+            machine: Machine::new(credential, kind, shared),
             kind,
             step: None,
             callers: HashMap::new(),
@@ -181,8 +184,8 @@ impl Run {
         (self.machine.at.time.wall_ms + 8 * 3_600_000) / 86_400_000
     }
 
-    /// Record of another node that is so far ahead.
-    fn record(&self, ahead: i8, token: u8) -> Record {
+    /// Record of another node that is that many generations ahead.
+    fn record(&self, ahead: i8, token: u8) -> TokenRecord {
         let wall = self.machine.at.time.wall_ms;
         let life = &self.machine.life;
         let generation = life.record.generation.0.saturating_add_signed(ahead.into());
@@ -191,7 +194,7 @@ impl Run {
             1 => life.token.as_ref().map(|token| token.secret().clone()),
             n => Some(Secret::new(format!("peer-{n}-{generation}"))),
         };
-        Record {
+        TokenRecord {
             generation: Generation(generation),
             token: value
                 .filter(|_| life.policy.stored)
@@ -240,7 +243,7 @@ impl Run {
                 refused,
             } => {
                 let mut record = self.record(ahead, token);
-                record.refusal = refused.then_some(Refusal {
+                record.refusal = refused.then_some(StoredRefusal {
                     code: 40125,
                     failures: 1,
                     until_ms: self.machine.at.time.wall_ms + 5000,
@@ -254,32 +257,32 @@ impl Run {
     fn end(&mut self, end: &End) {
         let Some(step) = self.step.take() else { return };
         if end.panics {
-            return self.on(Event::StepEnded(Outcome::Panicked));
+            return self.on(Event::StepEnded(StepOutcome::Panicked));
         }
         let sent = self.machine.at.time.now;
         let outcome = match step {
             Step::Preflight(known) => {
                 let record = end.peers.map(|(ahead, token)| self.record(ahead, token));
-                let is_settled = |r: &Record| known.is_settled_by(r, self.machine.at.time);
-                Outcome::Preflight(Preflight {
+                let is_settled = |r: &TokenRecord| known.is_settled_by(r, self.machine.at.time);
+                StepOutcome::Preflight(Preflight {
                     settled: record.as_ref().is_some_and(is_settled),
                     record: record.map(Box::new),
                     leased: end.leased,
                     heard: end.heard,
                 })
             }
-            Step::Fetch { .. } => Outcome::Fetched {
+            Step::Fetch { .. } => StepOutcome::Fetched {
                 sent,
                 result: end.fetched.map(|(same, life)| self.mint(same, life)),
             },
-            Step::Probe(_) => Outcome::Probed(end.probe),
-            Step::Write => Outcome::Written { newer: None },
+            Step::Probe(_) => StepOutcome::Probed(end.probe),
+            Step::Write => StepOutcome::Written { newer: None },
         };
         let failure = !matches!(
             outcome,
-            Outcome::Fetched { result: Ok(_), .. }
-                | Outcome::Preflight(_)
-                | Outcome::Written { .. }
+            StepOutcome::Fetched { result: Ok(_), .. }
+                | StepOutcome::Preflight(_)
+                | StepOutcome::Written { .. }
         );
         let before = self.machine.life.token.clone();
         self.on(Event::StepEnded(outcome));
@@ -302,7 +305,7 @@ impl Run {
         }
     }
 
-    /// Gives the event, and holds the effects against the account.
+    /// Handles the event, and checks the effects against the book.
     fn on(&mut self, event: Event) {
         let before = self.machine.life.generation();
         let had_token = self.machine.life.token.is_some();
@@ -367,7 +370,7 @@ impl Run {
                 spent.classic += 1;
                 assert!(spent.classic <= CLASSIC_PER_DAY, "classic budget");
             }
-            (Some(BudgetKind::Forced), Mode::Forced) => {
+            (Some(BudgetKind::Forced), FetchMode::Forced) => {
                 spent.forced += 1;
                 spent.forced_alone += u32::from(unreachable && !by_operator);
                 let limit = if by_operator {
@@ -378,12 +381,12 @@ impl Run {
                 assert!(spent.forced <= limit, "forced budget");
                 assert!(spent.forced_alone <= 1, "forced budget of a lonely node");
             }
-            (None, Mode::Forced) => panic!("{:?} cannot force", self.kind),
+            (None, FetchMode::Forced) => panic!("{:?} cannot force", self.kind),
             _ => {}
         }
     }
 
-    /// Lets everything fail until nobody waits any more.
+    /// Lets every step fail until no request waits.
     fn drain(&mut self) {
         let fails = End {
             fetched: Err(FetchError::Connect),

@@ -1,4 +1,4 @@
-//! One row for each transition: a machine, an event, and the effects in their order.
+//! Table of transitions: a machine, an event, and the effects in their order.
 
 use super::*;
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     wechat::ticket::TicketType,
 };
 
-/// Where a row begins.
+/// Machine at the beginning of a row.
 type From = fn() -> Machine;
 
 const CONNECT: FetchError = FetchError::Connect;
@@ -75,8 +75,8 @@ fn step(step: &Step) -> String {
         Step::Preflight(_) => "preflight".to_owned(),
         Step::Fetch { mode, rejected, .. } => {
             let mode = match mode {
-                Mode::Normal => "fetch",
-                Mode::Forced => "fetch forced",
+                FetchMode::Normal => "fetch",
+                FetchMode::Forced => "fetch forced",
             };
             let past = rejected.as_ref().map_or("", |_| " past");
             format!("{mode}{past}")
@@ -86,55 +86,55 @@ fn step(step: &Step) -> String {
     }
 }
 
-fn token(kind: Kind) -> Machine {
-    Machine::new(Kept::Token, kind, false)
+fn token(kind: ProviderKind) -> Machine {
+    Machine::new(CredentialType::Token, kind, false)
 }
 
-fn fetching(kind: Kind) -> Machine {
+fn fetching(kind: ProviderKind) -> Machine {
     token(kind).then(DEADLINE)
 }
 
-fn writing(kind: Kind) -> Machine {
+fn writing(kind: ProviderKind) -> Machine {
     let machine = fetching(kind);
     let sent = machine.at.time.now;
     machine.then(fetched("T1", sent, 7200))
 }
 
-/// Has a token that no request has used yet.
-fn unproven(kind: Kind) -> Machine {
+/// Machine with a token that no request has used yet.
+fn unproven(kind: ProviderKind) -> Machine {
     writing(kind).then(written())
 }
 
-/// Has a token that a request saw accepted.
-fn proven(kind: Kind) -> Machine {
+/// Machine with a token that a request saw accepted.
+fn proven(kind: ProviderKind) -> Machine {
     unproven(kind).accepted()
 }
 
-/// Fetches, since a good token was rejected.
-fn curing(kind: Kind) -> Machine {
+/// Machine that fetches, since a good token was rejected.
+fn curing(kind: ProviderKind) -> Machine {
     proven(kind).then(rejected(1, 1, "/a"))
 }
 
-/// The endpoint gave the rejected token again.
-fn given_again(kind: Kind) -> Machine {
+/// Machine to which the endpoint gave the rejected token again.
+fn given_again(kind: ProviderKind) -> Machine {
     let machine = curing(kind);
     let sent = machine.at.time.now;
     machine.then(fetched("T1", sent, 7200))
 }
 
 fn forcing() -> Machine {
-    given_again(Kind::Stable).then(probed(Probe::Stale))
+    given_again(ProviderKind::Stable).then(probed(Probe::Stale))
 }
 
-/// The endpoint refuses since a moment.
+/// Machine that the endpoint has just refused.
 fn refused() -> Machine {
-    let machine = proven(Kind::Stable).after(6960).then(DEADLINE);
+    let machine = proven(ProviderKind::Stable).after(6960).then(DEADLINE);
     let sent = machine.at.time.now;
     machine.then(failed(sent, WRONG_SECRET))
 }
 
 fn exhausted() -> Machine {
-    let mut machine = token(Kind::Classic);
+    let mut machine = token(ProviderKind::Classic);
     for _ in 0..CLASSIC_PER_DAY {
         machine.life.record.budget.spend_classic(NOON_MS).unwrap();
     }
@@ -142,7 +142,7 @@ fn exhausted() -> Machine {
 }
 
 fn shared() -> Machine {
-    let machine = Machine::new(Kept::Token, Kind::Stable, true)
+    let machine = Machine::new(CredentialType::Token, ProviderKind::Stable, true)
         .then(DEADLINE)
         .then(asked(None, true));
     let sent = machine.at.time.now;
@@ -150,8 +150,8 @@ fn shared() -> Machine {
 }
 
 fn ticket() -> Machine {
-    let kept = Kept::Ticket(TicketType::Jsapi);
-    let machine = Machine::new(kept, Kind::Stable, false).then(DEADLINE);
+    let credential = CredentialType::Ticket(TicketType::Jsapi);
+    let machine = Machine::new(credential, ProviderKind::Stable, false).then(DEADLINE);
     let sent = machine.at.time.now;
     machine.then(fetched("K1", sent, 7200)).then(written())
 }
@@ -162,9 +162,9 @@ fn dormant() -> Machine {
     })
 }
 
-/// Answer of the other nodes, with this record as its news.
-fn asked(record: Option<Record>, leased: bool) -> Event {
-    Event::StepEnded(Outcome::Preflight(Preflight {
+/// Answer of the other nodes with this record.
+fn asked(record: Option<TokenRecord>, leased: bool) -> Event {
+    Event::StepEnded(StepOutcome::Preflight(Preflight {
         settled: record.is_some(),
         record: record.map(Box::new),
         leased,
@@ -173,17 +173,17 @@ fn asked(record: Option<Record>, leased: bool) -> Event {
 }
 
 /// Record of another node.
-fn record(generation: u64, token: &str) -> Record {
+fn record(generation: u64, token: &str) -> TokenRecord {
     let stored = StoredToken {
         value: Secret::new(token.to_owned()),
         fetched_ms: NOON_MS,
         expires_ms: NOON_MS + 7_200_000,
     };
-    Record {
-        identity: Identity::of(&account(Kind::Stable)),
+    TokenRecord {
+        identity: AccountIdentity::of(&account(ProviderKind::Stable)),
         generation: Generation(generation),
         token: Some(stored),
-        budget: Budget::default(),
+        budget: DailyBudget::default(),
         refusal: None,
         asked_ms: NOON_MS,
     }
@@ -193,13 +193,13 @@ fn replicated(generation: u64, token: &str) -> Event {
     Event::Replicated(Some(Box::new(record(generation, token))))
 }
 
-fn refusal() -> Record {
-    let refusal = crate::token::store::Refusal {
+fn refusal() -> TokenRecord {
+    let refusal = crate::token::store::StoredRefusal {
         code: 40125,
         failures: 1,
         until_ms: NOON_MS + 60_000,
     };
-    Record {
+    TokenRecord {
         token: None,
         refusal: Some(refusal),
         ..record(0, "")
@@ -228,68 +228,68 @@ fn the_first_token() {
     check(&[
         (
             "an empty store",
-            || token(Kind::Stable),
+            || token(ProviderKind::Stable),
             |_| Event::Loaded(None),
             "",
         ),
         (
             "a token in the store",
-            || token(Kind::Stable),
+            || token(ProviderKind::Stable),
             |_| Event::Loaded(Some(Box::new(record(4, "T4")))),
             "install 4",
         ),
         (
             "time to start",
-            || token(Kind::Stable),
+            || token(ProviderKind::Stable),
             |_| DEADLINE,
             "fetch",
         ),
         (
             "a classic fetch is on record first",
-            || token(Kind::Classic),
+            || token(ProviderKind::Classic),
             |_| DEADLINE,
             "save, fetch",
         ),
         (
             "a deadline while a step is under way",
-            || fetching(Kind::Stable),
+            || fetching(ProviderKind::Stable),
             |_| DEADLINE,
             "",
         ),
         (
             "a token",
-            || fetching(Kind::Stable),
+            || fetching(ProviderKind::Stable),
             |now| fetched("T1", now, 7200),
             "save, write",
         ),
         (
             "the token is stored",
-            || writing(Kind::Stable),
+            || writing(ProviderKind::Stable),
             |_| written(),
             "clear evidence, install 1",
         ),
         (
             "the store panics",
-            || writing(Kind::Stable),
-            |_| Event::StepEnded(Outcome::Panicked),
+            || writing(ProviderKind::Stable),
+            |_| Event::StepEnded(StepOutcome::Panicked),
             "failed",
         ),
         (
             "no connection",
-            || fetching(Kind::Stable),
+            || fetching(ProviderKind::Stable),
             |now| failed(now, CONNECT),
             "failed",
         ),
         ("no budget", exhausted, |_| DEADLINE, "out of budget"),
         (
             "a step that is not under way",
-            || fetching(Kind::Stable),
+            || fetching(ProviderKind::Stable),
             |_| written(),
             "",
         ),
         (
             "a step without a refresh",
-            || token(Kind::Stable),
+            || token(ProviderKind::Stable),
             |_| written(),
             "",
         ),
@@ -299,28 +299,33 @@ fn the_first_token() {
 #[test]
 fn a_token_in_its_time() {
     check(&[
-        ("before its time", || proven(Kind::Stable), |_| DEADLINE, ""),
+        (
+            "before its time",
+            || proven(ProviderKind::Stable),
+            |_| DEADLINE,
+            "",
+        ),
         (
             "its time",
-            || proven(Kind::Stable).after(6960),
+            || proven(ProviderKind::Stable).after(6960),
             |_| DEADLINE,
             "fetch",
         ),
         (
             "a look each minute",
-            || proven(Kind::External).after(60),
+            || proven(ProviderKind::External).after(60),
             |_| DEADLINE,
             "fetch",
         ),
         (
             "the same token again",
-            || proven(Kind::Stable).after(6960).then(DEADLINE),
+            || proven(ProviderKind::Stable).after(6960).then(DEADLINE),
             |now| fetched("T1", now, 240),
             "install 1, save",
         ),
         (
             "the same token of another server",
-            || proven(Kind::External).after(60).then(DEADLINE),
+            || proven(ProviderKind::External).after(60).then(DEADLINE),
             |now| fetched("T1", now, 7100),
             "install 1",
         ),
@@ -333,7 +338,7 @@ fn a_token_in_its_time() {
         (
             "a second token of a stable endpoint long before the end is a sign",
             || {
-                let machine = proven(Kind::Stable).then(ordered(1, false));
+                let machine = proven(ProviderKind::Stable).then(ordered(1, false));
                 let sent = machine.at.time.now;
                 let machine = machine.then(fetched("T2", sent, 7200)).then(written());
                 machine.accepted()
@@ -349,25 +354,25 @@ fn a_rejection() {
     check(&[
         (
             "a newer token is there",
-            || proven(Kind::Stable),
+            || proven(ProviderKind::Stable),
             |_| rejected(1, 0, "/a"),
             "replay 1 with 1",
         ),
         (
             "a good token died",
-            || proven(Kind::Stable),
+            || proven(ProviderKind::Stable),
             |_| rejected(1, 1, "/a"),
             "clear evidence, fetch past",
         ),
         (
             "a token that was never accepted",
-            || unproven(Kind::Stable),
+            || unproven(ProviderKind::Stable),
             |_| rejected(1, 1, "/a"),
             "clear evidence, give back 1: backoff",
         ),
         (
             "a refresh is under way",
-            || curing(Kind::Stable),
+            || curing(ProviderKind::Stable),
             |_| rejected(2, 1, "/a"),
             "clear evidence",
         ),
@@ -379,14 +384,14 @@ fn a_rejection() {
         ),
         (
             "another token",
-            || curing(Kind::Stable),
+            || curing(ProviderKind::Stable),
             |now| fetched("T2", now, 7200),
             "save, write",
         ),
         (
             "another token is stored",
             || {
-                let machine = curing(Kind::Stable).then(rejected(2, 1, "/b"));
+                let machine = curing(ProviderKind::Stable).then(rejected(2, 1, "/b"));
                 let sent = machine.at.time.now;
                 machine.then(fetched("T2", sent, 7200))
             },
@@ -395,14 +400,14 @@ fn a_rejection() {
         ),
         (
             "one passing failure: the next attempt is near",
-            || curing(Kind::Stable),
+            || curing(ProviderKind::Stable),
             |now| failed(now, CONNECT),
             "failed",
         ),
         (
             "the second failure",
             || {
-                let machine = curing(Kind::Stable);
+                let machine = curing(ProviderKind::Stable);
                 let sent = machine.at.time.now;
                 machine.then(failed(sent, CONNECT)).after(2).then(DEADLINE)
             },
@@ -411,14 +416,14 @@ fn a_rejection() {
         ),
         (
             "a refusal",
-            || curing(Kind::Stable),
+            || curing(ProviderKind::Stable),
             |now| failed(now, WRONG_SECRET),
             "failed, give back 1: refresh_failed",
         ),
         (
             "a lost answer is taken at its word",
             || {
-                let machine = unproven(Kind::Stable).after(6960).then(DEADLINE);
+                let machine = unproven(ProviderKind::Stable).after(6960).then(DEADLINE);
                 let sent = machine.at.time.now;
                 machine.then(failed(sent, FetchError::Broken))
             },
@@ -433,26 +438,26 @@ fn a_rejected_token_that_is_given_again() {
     check(&[
         (
             "stable: a probe",
-            || curing(Kind::Stable),
+            || curing(ProviderKind::Stable),
             |now| fetched("T1", now, 7200),
             "install 1, save, probe",
         ),
         (
             "another path took it meanwhile",
-            || curing(Kind::Stable).accepted(),
+            || curing(ProviderKind::Stable).accepted(),
             |now| fetched("T1", now, 7200),
             "install 1, save, give back 1: same_token",
         ),
         (
             "another server: nothing new",
-            || curing(Kind::External),
+            || curing(ProviderKind::External),
             |now| fetched("T1", now, 7200),
             "install 1, give back 1: same_token",
         ),
         (
             "another server, read before the rejection",
             || {
-                let machine = proven(Kind::External).after(60).then(DEADLINE);
+                let machine = proven(ProviderKind::External).after(60).then(DEADLINE);
                 machine.then(rejected(1, 1, "/a"))
             },
             |now| fetched("T1", now, 7100),
@@ -460,44 +465,44 @@ fn a_rejected_token_that_is_given_again() {
         ),
         (
             "classic: nothing to be done",
-            || curing(Kind::Classic),
+            || curing(ProviderKind::Classic),
             |now| fetched("T1", now, 7200),
             "install 1, save, give back 1: same_token",
         ),
         (
             "the probe is fine: the path is denied",
-            || given_again(Kind::Stable),
+            || given_again(ProviderKind::Stable),
             |_| probed(Probe::Fine),
             "give back 1: same_token",
         ),
         (
             "a denied path",
-            || given_again(Kind::Stable).then(probed(Probe::Fine)),
+            || given_again(ProviderKind::Stable).then(probed(Probe::Fine)),
             |_| rejected(2, 1, "/a"),
             "clear evidence, give back 2: path_lies",
         ),
         (
             "the probe says nothing",
-            || given_again(Kind::Stable),
-            |_| Event::StepEnded(Outcome::Panicked),
+            || given_again(ProviderKind::Stable),
+            |_| Event::StepEnded(StepOutcome::Panicked),
             "give back 1: same_token",
         ),
         (
             "the probe is stale",
-            || given_again(Kind::Stable),
+            || given_again(ProviderKind::Stable),
             |_| probed(Probe::Stale),
             "save, fetch forced",
         ),
         (
             "the probe is stale, and WeCom has no other token",
-            || given_again(Kind::Wecom),
+            || given_again(ProviderKind::Wecom),
             |_| probed(Probe::Stale),
             "no other token, give back 1: same_token",
         ),
         (
             "no forced refresh is left",
             || {
-                let mut machine = given_again(Kind::Stable);
+                let mut machine = given_again(ProviderKind::Stable);
                 let budget = &mut machine.life.record.budget;
                 budget.spend_forced(NOON_MS, Forcer::Refresher).unwrap();
                 machine
@@ -525,25 +530,25 @@ fn an_operator() {
     check(&[
         (
             "asks",
-            || proven(Kind::Stable),
+            || proven(ProviderKind::Stable),
             |_| ordered(1, false),
             "fetch",
         ),
         (
             "forces",
-            || proven(Kind::Stable),
+            || proven(ProviderKind::Stable),
             |_| ordered(1, true),
             "save, fetch forced",
         ),
         (
             "waits for a refresh",
-            || curing(Kind::Stable),
+            || curing(ProviderKind::Stable),
             |_| ordered(1, true),
             "",
         ),
         (
             "cannot force",
-            || proven(Kind::Wecom),
+            || proven(ProviderKind::Wecom),
             |_| ordered(1, true),
             "report 1: cannot_force",
         ),
@@ -555,14 +560,14 @@ fn an_operator() {
         ),
         (
             "asked, and it is the same token",
-            || proven(Kind::Stable).then(ordered(1, false)),
+            || proven(ProviderKind::Stable).then(ordered(1, false)),
             |now| fetched("T1", now, 7200),
             "install 1, save, report 1: false",
         ),
         (
             "is answered when the token is in use",
             || {
-                let machine = proven(Kind::Stable).then(ordered(1, false));
+                let machine = proven(ProviderKind::Stable).then(ordered(1, false));
                 let sent = machine.at.time.now;
                 machine.then(fetched("T2", sent, 7200))
             },
@@ -571,13 +576,13 @@ fn an_operator() {
         ),
         (
             "is told of a failure",
-            || proven(Kind::Stable).then(ordered(1, false)),
+            || proven(ProviderKind::Stable).then(ordered(1, false)),
             |now| failed(now, CONNECT),
             "failed, report 1: connect",
         ),
         (
             "forces after an ordinary refresh",
-            || curing(Kind::Stable).then(ordered(1, true)),
+            || curing(ProviderKind::Stable).then(ordered(1, true)),
             |now| failed(now, CONNECT),
             "failed, report 1: connect",
         ),
@@ -596,13 +601,13 @@ fn other_nodes() {
     check(&[
         (
             "are asked first",
-            || Machine::new(Kept::Token, Kind::Stable, true),
+            || Machine::new(CredentialType::Token, ProviderKind::Stable, true),
             |_| DEADLINE,
             "preflight",
         ),
         (
             "are asked for a person too",
-            || Machine::new(Kept::Token, Kind::Stable, true),
+            || Machine::new(CredentialType::Token, ProviderKind::Stable, true),
             |_| ordered(1, false),
             "preflight for a person",
         ),
@@ -610,7 +615,7 @@ fn other_nodes() {
         (
             "do not answer",
             with_lease,
-            |_| Event::StepEnded(Outcome::Panicked),
+            |_| Event::StepEnded(StepOutcome::Panicked),
             "fetch",
         ),
         (
@@ -621,7 +626,7 @@ fn other_nodes() {
         ),
         (
             "were refused",
-            || Machine::new(Kept::Token, Kind::Stable, true).then(DEADLINE),
+            || Machine::new(CredentialType::Token, ProviderKind::Stable, true).then(DEADLINE),
             |_| asked(Some(refusal()), true),
             "peer refused, release",
         ),
@@ -739,13 +744,17 @@ fn tickets_and_the_end() {
         ),
         (
             "nothing starts by itself after the account is gone",
-            || proven(Kind::Stable).then(Event::Retired).after(7000),
+            || {
+                proven(ProviderKind::Stable)
+                    .then(Event::Retired)
+                    .after(7000)
+            },
             |_| DEADLINE,
             "",
         ),
         (
             "a request in flight is served",
-            || proven(Kind::Stable).then(Event::Retired),
+            || proven(ProviderKind::Stable).then(Event::Retired),
             |_| rejected(1, 1, "/a"),
             "clear evidence, fetch past",
         ),
@@ -754,7 +763,7 @@ fn tickets_and_the_end() {
 
 #[test]
 fn early_deaths_of_good_tokens_are_a_conflict_from_the_second_on() {
-    let mut machine = proven(Kind::Classic);
+    let mut machine = proven(ProviderKind::Classic);
     let mut conflicts = Vec::new();
     for generation in 1..4 {
         machine = machine.after(60).accepted();
@@ -776,7 +785,7 @@ fn early_deaths_of_good_tokens_are_a_conflict_from_the_second_on() {
 
 #[test]
 fn a_path_that_rejected_a_replay_is_denied_once_the_token_is_accepted() {
-    let mut machine = unproven(Kind::Stable).then(Event::ReplayRejected {
+    let mut machine = unproven(ProviderKind::Stable).then(Event::ReplayRejected {
         generation: Generation(1),
         path: "/a".into(),
         accepted: false,

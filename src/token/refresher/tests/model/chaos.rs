@@ -1,6 +1,6 @@
-//! What goes wrong in a run, and when: links, hosts and tokens.
+//! Plan of the faults in a run: links, hosts and tokens.
 //!
-//! Every fault ends by itself or when all is healed; no link has two at a time.
+//! Every fault ends by itself or when all faults are ended; no link has two faults at a time.
 
 use std::time::Duration;
 
@@ -12,28 +12,28 @@ use super::{
     store::{self, Shelf},
     wechat::{self, Wechat},
 };
-use crate::token::Kind;
+use crate::token::ProviderKind;
 
-/// How much goes wrong.
+/// Severity of the faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Weather {
-    /// Tokens die; the network has its ordinary latency.
+    /// Tokens die; the network has only its ordinary latency.
     Calm,
-    /// WeChat is slow, out of reach or loses answers; the store is well.
+    /// WeChat is slow, out of reach or loses answers; the store works.
     Abroad,
-    /// Anything.
+    /// All faults.
     Storm,
 }
 
-/// Something that is broken now.
+/// Fault that lasts at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Cut(Link),
-    /// Nothing travels from the first to the second.
+    /// No segment gets from the first host to the second.
     OneWay(Link),
-    /// All that is sent arrives, but only in the end.
+    /// Segments are held back, and arrive when the fault ends.
     Held(Link),
-    /// Connections get lost now and then.
+    /// Connections break from time to time.
     Lossy(Link),
     Slow(Link),
     StoreDown,
@@ -41,10 +41,10 @@ enum Fault {
     WechatSlow,
 }
 
-/// From a host to another.
+/// Direction from one host to another.
 type Link = (&'static str, &'static str);
 
-/// The plan of a run and what it has broken so far.
+/// Plan of a run, and the faults that last at present.
 pub(super) struct Chaos {
     weather: Weather,
     dice: Dice,
@@ -74,7 +74,7 @@ impl Chaos {
         }
     }
 
-    /// Breaks, ends and kills what is due.
+    /// Starts and ends the faults that are due, and kills the tokens that are due.
     pub(super) fn act(
         &mut self,
         sim: &mut Sim<'_>,
@@ -99,7 +99,7 @@ impl Chaos {
                 self.next_zombie = self.next_zombie.max(now + Duration::from_secs(3));
             }
         }
-        if now >= self.next_zombie && wechat.kind() == Kind::Stable {
+        if now >= self.next_zombie && wechat.kind() == ProviderKind::Stable {
             wechat.kill_but_keep_giving(now);
             self.next_zombie = now + self.dice.millis(62_000..80_000);
             self.next_death = self.next_death.max(now + Duration::from_secs(4));
@@ -110,7 +110,7 @@ impl Chaos {
         }
     }
 
-    /// Ends all that is broken.
+    /// Ends all faults.
     pub(super) fn heal(&mut self, sim: &mut Sim<'_>, wechat: &Wechat, book: &Ledger) {
         for (_, fault) in std::mem::take(&mut self.active) {
             self.end(fault, sim, wechat, book);

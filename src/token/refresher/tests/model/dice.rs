@@ -1,11 +1,9 @@
-//! Chance that a seed repeats: for the plan of a run, and one more stream for the jitter of
-//! keepers.
-//!
-//! Not for secrets.
+//! Reproducible random numbers: a stream for the plan of a run, and a stream for the jitter of
+//! refreshers. Not for secrets.
 
 use std::{cell::Cell, ops::Range, time::Duration};
 
-/// SplitMix64.
+/// Random number generator SplitMix64.
 #[derive(Clone)]
 pub(super) struct Dice(u64);
 
@@ -34,7 +32,7 @@ impl Dice {
         Duration::from_millis(self.within(range))
     }
 
-    /// True in so many of a hundred throws.
+    /// True with a probability of that many per cent.
     pub(super) fn percent(&mut self, chance: u64) -> bool {
         self.within(0..100) < chance
     }
@@ -44,18 +42,18 @@ impl Dice {
         &among[usize::try_from(at).unwrap()]
     }
 
-    /// Another one, independent of what this one throws later.
+    /// Makes a generator that does not depend on later numbers of this one.
     pub(super) fn split(&mut self) -> Self {
         Self(self.next())
     }
 }
 
-/// Begins the stream of [`jitter`] anew, for this thread.
+/// Restarts the stream of [`jitter`] for this thread.
 pub(super) fn seed_jitter(seed: u64) {
     JITTER.set(seed);
 }
 
-/// Between 0 and 1. All hosts of one simulation run on one thread.
+/// Random number between 0 and 1. All hosts of one simulation run on one thread.
 pub(super) fn jitter() -> f64 {
     let mut dice = Dice(JITTER.get());
     let thrown = dice.next() >> 11;

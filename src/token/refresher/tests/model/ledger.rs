@@ -1,16 +1,16 @@
-//! What was seen in one run, and what must never be seen.
+//! Ledger of one run: the facts that hosts report, and the checks on them.
 //!
-//! Hosts note facts here; a breach is a sentence with the time in it, which ends the run. A panic
-//! inside a host would only end a task.
+//! A breach is a sentence with the time, and ends the run. A panic inside a host would only end a
+//! task.
 
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use crate::token::store::Record;
+use crate::token::store::TokenRecord;
 
-/// Shared by all hosts of one run.
+/// Facts of one run, shared by all hosts.
 #[derive(Clone, Default)]
 pub(super) struct Ledger(Arc<Mutex<Book>>);
 
@@ -18,13 +18,13 @@ pub(super) struct Ledger(Arc<Mutex<Book>>);
 struct Book {
     breaches: Vec<String>,
     story: Vec<String>,
-    /// Generation and token that the store held last.
+    /// Last generation and token in the store.
     stored: Option<(u64, Option<String>)>,
     needless: Vec<Duration>,
     deaths: Vec<Duration>,
     fetched: Vec<Duration>,
     calls: u64,
-    /// When a node last said that a token has to wait for its replacement.
+    /// Last time at which a node reported that a token has to wait for its replacement.
     patient: Option<Duration>,
 }
 
@@ -33,7 +33,7 @@ impl Ledger {
         act(&mut self.0.lock().unwrap())
     }
 
-    /// A line of the story, which is told when the run fails.
+    /// Adds a line to the story, which is printed when the run fails.
     pub(super) fn note(&self, at: Duration, line: impl Into<String>) {
         let line = format!("{at:>9.3?} {}", line.into());
         self.with(|book| book.story.push(line));
@@ -46,8 +46,8 @@ impl Ledger {
         self.with(|book| book.breaches.push(format!("at {at:?}: {what}")));
     }
 
-    /// The store holds this after a write.
-    pub(super) fn stored(&self, record: Option<&Record>) {
+    /// Notes the content of the store after a write.
+    pub(super) fn stored(&self, record: Option<&TokenRecord>) {
         let now = record.map(|record| {
             (
                 record.generation.0,
@@ -84,7 +84,7 @@ impl Ledger {
         self.with(|book| book.fetched.push(at));
     }
 
-    /// A token was killed that was good and known to a node.
+    /// Notes that a valid token was killed that a node knew.
     pub(super) fn needless(&self, at: Duration, mode: &str) {
         self.note(at, format!("NEEDLESS {mode}"));
         self.with(|book| book.needless.push(at));
@@ -94,12 +94,12 @@ impl Ledger {
         self.with(|book| book.calls += 1);
     }
 
-    /// A refused token is not replaced yet, on purpose.
+    /// Notes that a refused token is not replaced yet, on purpose.
     pub(super) fn waits(&self, at: Duration) {
         self.with(|book| book.patient = Some(at));
     }
 
-    /// Whether that was so since then.
+    /// True if a refused token was left in place since that time.
     pub(super) fn has_waited_since(&self, since: Duration) -> bool {
         self.with(|book| book.patient.is_some_and(|at| at >= since))
     }
@@ -108,7 +108,7 @@ impl Ledger {
         self.with(|book| book.calls)
     }
 
-    /// How often a good token was killed since then.
+    /// Number of valid tokens killed since that time.
     pub(super) fn needless_since(&self, since: Duration) -> usize {
         self.with(|book| book.needless.iter().filter(|at| **at >= since).count())
     }
@@ -117,7 +117,7 @@ impl Ledger {
         self.with(|book| book.deaths.iter().filter(|at| **at >= since).count())
     }
 
-    /// The most fetches that any ten seconds saw.
+    /// Largest number of fetches in any ten seconds.
     pub(super) fn busiest(&self) -> usize {
         let window = Duration::from_secs(10);
         self.with(|book| {

@@ -1,16 +1,16 @@
-//! The refresh protocol of several nodes in a simulated network, with chance for an opponent.
+//! Refresh protocol of several nodes in a simulated network with random faults.
 //!
-//! Real keepers run on simulated hosts, and talk over simulated TCP to a store and to a WeChat. A
-//! seed decides which links, hosts and tokens break, and when; the same seed does the same again.
-//! What must hold stands in `ledger`, `node` and below. It stands here, beside the keeper, since
-//! clock and chance of a keeper are no part of its public face.
+//! Real refreshers run on simulated hosts, and talk over simulated TCP to a store and to a WeChat.
+//! A seed decides which links, hosts and tokens break, and when; the same seed does the same again.
+//! The invariants are in `ledger`, `node` and below. The model is a unit test, since clock and
+//! random numbers of a refresher are not public.
 //!
 //! Not modelled: a process that is stopped while its machine goes on (a held link comes near it),
-//! threads (everything runs on one), and the stores' own protocols. Segments that get lost are not
-//! sent again.
+//! threads (all hosts run on one), and the protocols of the stores. Lost segments are not sent
+//! again.
 //!
-//! `WXGATE_MODEL_SEEDS=5000..6000` tries other seeds than the usual ones, and
-//! `WXGATE_MODEL_SEEDS=17` one, with its story.
+//! `WXGATE_MODEL_SEEDS=5000..6000` runs other seeds than the usual ones, and
+//! `WXGATE_MODEL_SEEDS=17` runs one seed and prints its story.
 
 mod chaos;
 mod dice;
@@ -36,18 +36,18 @@ use self::{
     store::Shelf,
     wechat::{Manners, Wechat},
 };
-use crate::token::Kind;
+use crate::token::ProviderKind;
 
 const NODES: [&str; 3] = ["a", "b", "c"];
-/// Of the network and of every host.
+/// Step of the network and of every host.
 const TICK: Duration = Duration::from_millis(50);
-/// For how long things go wrong.
+/// Duration of the faults.
 const TROUBLE: Duration = Duration::from_secs(20);
-/// After the last fault, all nodes have one token within this.
+/// Limit after the last fault until all nodes have the same token.
 const AGREE: Duration = Duration::from_secs(12);
-/// Then every node has used it.
+/// Limit after that until every node has used the token.
 const REST: Duration = Duration::from_secs(3);
-/// Of the end, in which one more token dies and everybody has to get over it.
+/// Duration of the last phase, in which one more token dies and every node has to recover.
 const END: Duration = Duration::from_secs(5);
 
 /// One run.
@@ -212,7 +212,7 @@ impl Run {
         }
     }
 
-    /// Who has not the token that is in the store, or has a dead one; unless that waits for its
+    /// First node that has another token than the store, or a dead token that does not wait for its
     /// replacement on purpose.
     fn dissent(&self, may_wait: bool) -> Option<String> {
         let stored = self.shelf.record().map(|record| {
@@ -244,7 +244,7 @@ impl Run {
         self.wechat.revoke(from);
         self.all_have_one_token_within(END, false);
         let fetches = self.wechat.spent().0 - before;
-        // The other one: a token whose time had come anyway.
+        // The second fetch may replace a token that was due anyway.
         let most = if self.long_lived { 1 } else { 2 };
         self.check((1..=most).contains(&fetches), || {
             format!("{fetches} fetches for one more dead token")
@@ -253,7 +253,7 @@ impl Run {
 }
 
 fn manners(dice: &mut Dice) -> Manners {
-    let kind = *dice.pick(&[Kind::Stable, Kind::Classic]);
+    let kind = *dice.pick(&[ProviderKind::Stable, ProviderKind::Classic]);
     let lifetime = if dice.percent(50) {
         Duration::from_secs(7200)
     } else {
@@ -287,7 +287,7 @@ fn seeds(usual: Range<u64>) -> Range<u64> {
     } else {
         to.parse().expect("a number behind the ..")
     };
-    // Four tests share the work.
+    // Split among four tests, which run in parallel.
     let (part, quarter) = (usual.start / 250, (to - from).div_ceil(4));
     (from + part * quarter).min(to)..(from + (part + 1) * quarter).min(to)
 }

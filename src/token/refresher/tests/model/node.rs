@@ -1,5 +1,5 @@
-//! A node as a host: the real keeper, clients that use its tokens and tell it of stale ones, and a
-//! reader that watches it closely.
+//! Node as a simulated host: the real refresher, clients that use its tokens and report rejections,
+//! and a reader that checks the published token.
 
 use std::{
     sync::{Arc, Mutex},
@@ -18,27 +18,27 @@ use super::{
     wechat::{self, Arrived, Wechat, number},
 };
 use crate::token::{
-    Settings, Token,
-    clock::Clock,
-    metrics::Metrics,
-    refresher::{Chance, Parts, Refresh, TokenRefresher},
+    Token, TokenSettings,
+    clock::WallClock,
+    metrics::TokenMetrics,
+    refresher::{Chance, Refresh, RefresherParts, TokenRefresher},
 };
 
-/// Between two looks of the reader.
+/// Interval of the reader.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What a node needs; outlives its crashes.
+/// State of a node that outlives crashes.
 #[derive(Clone)]
 pub(super) struct Node {
     pub(super) name: &'static str,
-    /// Its wall clock, against that of the others.
+    /// Difference of its wall clock to the others.
     pub(super) ahead: Duration,
     pub(super) wechat: Arc<Wechat>,
     pub(super) ledger: Ledger,
     pub(super) dice: Arc<Mutex<Dice>>,
-    /// Every call has to end well.
+    /// Set when every call has to succeed.
     pub(super) strict: bool,
-    /// What its reader saw last: generation and token.
+    /// Generation and token that the reader saw last.
     pub(super) seen: Arc<Mutex<Option<(u64, String)>>>,
 }
 
@@ -48,28 +48,29 @@ impl Node {
         let pause = self.throw(0..300);
         sleep(pause).await;
         let account = account(self.wechat.kind());
-        let metrics = Metrics::register(&mut Registry::default()).for_account(&account.name);
+        let metrics = TokenMetrics::register(&mut Registry::default()).for_account(&account.name);
         let arrived = Arrived::default();
         let source = wechat::Remote::source(Arc::clone(&self.wechat), arrived.clone());
-        // All hosts began at the same moment, so the wall clock is told by the simulation.
+        // All hosts began at the same moment, so the simulated time gives the wall clock.
         let wall = NOON_MS + millis(turmoil::sim_elapsed().unwrap() + self.ahead);
         let chance = Chance {
-            clock: Clock::starting_at(wall),
+            clock: WallClock::starting_at(wall),
             jitter,
         };
-        let keeper = TokenRefresher::spawn_from(Parts {
+        let refresher = TokenRefresher::spawn_from(RefresherParts {
             account,
-            settings: Settings::default(),
+            settings: TokenSettings::default(),
             source,
             store: store::Remote::connect(),
             metrics,
             chance,
         });
-        // A second client that waited too would be woken before or after the first one by chance.
+        // With a second waiting client, the order in which both are woken would not be
+        // reproducible.
         for waits in [true, false] {
-            tokio::spawn(self.clone().use_it(keeper.clone(), waits));
+            tokio::spawn(self.clone().use_it(refresher.clone(), waits));
         }
-        self.watch(keeper, arrived).await;
+        self.watch(refresher, arrived).await;
         Ok(())
     }
 
@@ -77,16 +78,16 @@ impl Node {
         self.dice.lock().unwrap().millis(range)
     }
 
-    /// A client: one call after the other.
-    async fn use_it(self, keeper: TokenRefresher, waits: bool) {
+    /// Runs a client, which makes one call after the other.
+    async fn use_it(self, refresher: TokenRefresher, waits: bool) {
         loop {
             let pause = self.throw(100..2000);
             sleep(pause).await;
-            if !waits && keeper.token().is_none() {
+            if !waits && refresher.token().is_none() {
                 continue;
             }
             let begun = turmoil::sim_elapsed().unwrap();
-            let outcome = self.call(&keeper).await;
+            let outcome = self.call(&refresher).await;
             self.ledger.called();
             if let Err(reason) = outcome {
                 let now = turmoil::sim_elapsed().unwrap();
@@ -95,7 +96,8 @@ impl Node {
                 if ["backoff", "budget", "path_lies"].contains(&reason.as_str()) {
                     self.ledger.waits(now);
                 }
-                // A replay may meet the next death, and then the token waits.
+                // The replay may find the next token dead too, which then waits for its
+                // replacement.
                 let lately = begun.saturating_sub(Duration::from_secs(1));
                 if self.strict && self.ledger.deaths_since(lately) < 2 && reason != "backoff" {
                     self.ledger.breach(format!(
@@ -107,13 +109,16 @@ impl Node {
         }
     }
 
-    /// As the proxy does it.
-    async fn call(&self, keeper: &TokenRefresher) -> Result<(), String> {
-        let token = keeper.current().await.map_err(|error| error.to_string())?;
-        if self.taken(keeper, &token).await? {
+    /// Makes a call as the proxy does.
+    async fn call(&self, refresher: &TokenRefresher) -> Result<(), String> {
+        let token = refresher
+            .current()
+            .await
+            .map_err(|error| error.to_string())?;
+        if self.taken(refresher, &token).await? {
             return Ok(());
         }
-        match keeper.refresh_past(token.generation(), "/a").await {
+        match refresher.refresh_past(token.generation(), "/a").await {
             Refresh::GiveBack(reason) => Err(reason.slug().to_owned()),
             Refresh::Replay(fresh) if fresh.generation() <= token.generation() => {
                 self.ledger.breach(format!(
@@ -123,32 +128,31 @@ impl Node {
                 Err("an old token".to_owned())
             }
             Refresh::Replay(fresh) => {
-                if self.taken(keeper, &fresh).await? {
+                if self.taken(refresher, &fresh).await? {
                     return Ok(());
                 }
-                keeper.replay_was_stale(fresh.generation(), "/a");
+                refresher.replay_was_stale(fresh.generation(), "/a");
                 Err("the replay was stale".to_owned())
             }
         }
     }
 
-    async fn taken(&self, keeper: &TokenRefresher, token: &Token) -> Result<bool, String> {
+    async fn taken(&self, refresher: &TokenRefresher, token: &Token) -> Result<bool, String> {
         let taken = wechat::call(token.secret().expose())
             .await
             .map_err(|error| error.to_string())?;
         if taken {
-            keeper.accepted(token.generation());
+            refresher.accepted(token.generation());
         }
         Ok(taken)
     }
 
-    /// Looks all the time: a token that is good is never missing, and what is given never gets
-    /// older.
-    async fn watch(self, keeper: TokenRefresher, arrived: Arrived) {
+    /// Checks all the time that a valid token is never missing, and that generations never go back.
+    async fn watch(self, refresher: TokenRefresher, arrived: Arrived) {
         let mut last: Option<Arc<Token>> = None;
         loop {
             sleep(LOOK).await;
-            let token = keeper.token();
+            let token = refresher.token();
             if let Some(last) = last.as_ref().filter(|last| last.is_alive()) {
                 match &token {
                     None => self.ledger.breach(format!(
@@ -157,7 +161,7 @@ impl Node {
                     )),
                     Some(token) => self.compare(last, token, &arrived),
                 }
-                if !matches!(keeper.current().now_or_never(), Some(Ok(_))) {
+                if !matches!(refresher.current().now_or_never(), Some(Ok(_))) {
                     self.ledger
                         .breach(format!("{}: a reader had to wait", self.name));
                 }
@@ -183,7 +187,7 @@ impl Node {
         }
     }
 
-    /// An answer that comes after a later token's does not take its place.
+    /// Checks a token that the reader sees against the last one.
     fn compare(&self, last: &Token, token: &Token, arrived: &Arrived) {
         let (before, now) = (
             number(last.secret().expose()),

@@ -1,7 +1,7 @@
-//! The shared store as a host, and the way of a node to it.
+//! Shared store as a simulated host, and its client.
 //!
-//! The rules are those of [`MemoryStore`], which the host wraps; here they only travel. The host
-//! looks after each write whether what it holds went backwards.
+//! The host wraps a [`MemoryStore`] and adds the transport. After each write it checks that the
+//! record did not go backwards.
 
 use std::{
     io,
@@ -23,20 +23,23 @@ use super::{
 use crate::token::{
     refresher::tests::nodes::key,
     source::BoxFuture,
-    store::{Key, Lease, MemoryStore, Record, Saved, ServerFault, StoreError, TokenStore, bytes},
+    store::{
+        Lease, MemoryStore, RecordKey, Saved, ServerFault, StoreError, TokenRecord, TokenStore,
+        bytes,
+    },
 };
 
 /// Name of the host.
 pub(super) const HOST: &str = "store";
-/// One question; as of the Redis store.
+/// Limit for one question, as in the Redis store.
 const CALL: Duration = Duration::from_millis(500);
-/// Between two signs of life to those who listen for changes.
+/// Interval of the heartbeat to subscribers.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// What the host keeps on its disk, so to speak.
+/// State of the host that outlives its restarts.
 pub(super) struct Shelf {
     memory: Mutex<Arc<MemoryStore>>,
-    /// Not a watch channel, which wakes its listeners in an order of its own each time.
+    /// Not a watch channel, which wakes its subscribers in an order that is not reproducible.
     listeners: Mutex<Vec<mpsc::UnboundedSender<()>>>,
     ledger: Ledger,
 }
@@ -61,13 +64,13 @@ impl Shelf {
         self.ledger.store_flushed();
     }
 
-    /// What is stored now.
-    pub(super) fn record(&self) -> Option<Record> {
+    /// Record in the store.
+    pub(super) fn record(&self) -> Option<TokenRecord> {
         let (memory, key) = (self.memory(), key());
         futures_util::FutureExt::now_or_never(memory.load(&key)).and_then(Result::unwrap)
     }
 
-    /// The host: records outlive its restart, leases do not.
+    /// Runs the host. Records outlive a restart, leases do not.
     pub(super) async fn run(self: Arc<Self>) -> turmoil::Result {
         let kept = self.record();
         let memory = Arc::new(MemoryStore::shared());
@@ -127,7 +130,7 @@ impl Shelf {
         }
     }
 
-    /// A byte for every change, and one now and then without.
+    /// Sends a byte for every change, and a byte at each heartbeat.
     async fn tell(&self, mut stream: TcpStream) -> io::Result<()> {
         let (listener, mut changed) = mpsc::unbounded_channel();
         self.listeners.lock().unwrap().push(listener);
@@ -138,17 +141,17 @@ impl Shelf {
     }
 }
 
-/// A node's client of the store.
+/// Client of the store on a node.
 pub(super) struct Remote {
     ropes: Ropes,
 }
 
-/// One channel for each who listens: those of one channel would be woken in an order of its own
-/// each time.
+/// Channels, one for each subscriber: a shared channel would wake its subscribers in an order that
+/// is not reproducible.
 type Ropes = Arc<Mutex<Vec<watch::Sender<u64>>>>;
 
 impl Remote {
-    /// Begins to listen for changes, on the current host.
+    /// Subscribes to changes, on the current host.
     pub(super) fn connect() -> Arc<dyn TokenStore> {
         let ropes = Ropes::default();
         let (this, gone) = (
@@ -198,14 +201,17 @@ fn ring(ropes: &Ropes) {
 }
 
 impl TokenStore for Remote {
-    fn load<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+    fn load<'a>(
+        &'a self,
+        key: &'a RecordKey,
+    ) -> BoxFuture<'a, Result<Option<TokenRecord>, StoreError>> {
         Box::pin(async move { Ok(bytes::decode(key, &Self::ask(b"load").await?)) })
     }
 
     fn save<'a>(
         &'a self,
-        key: &'a Key,
-        record: Record,
+        key: &'a RecordKey,
+        record: TokenRecord,
     ) -> BoxFuture<'a, Result<Saved, StoreError>> {
         Box::pin(async move {
             let answer =
@@ -215,7 +221,7 @@ impl TokenStore for Remote {
         })
     }
 
-    fn changes(&self, _: &Key) -> Option<watch::Receiver<u64>> {
+    fn changes(&self, _: &RecordKey) -> Option<watch::Receiver<u64>> {
         let (rope, changes) = watch::channel(0);
         self.ropes.lock().unwrap().push(rope);
         Some(changes)
@@ -223,7 +229,7 @@ impl TokenStore for Remote {
 
     fn lease<'a>(
         &'a self,
-        _: &'a Key,
+        _: &'a RecordKey,
         owner: &'a str,
         life: Duration,
     ) -> BoxFuture<'a, Result<Lease, StoreError>> {
@@ -241,7 +247,11 @@ impl TokenStore for Remote {
         })
     }
 
-    fn release<'a>(&'a self, _: &'a Key, owner: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn release<'a>(
+        &'a self,
+        _: &'a RecordKey,
+        owner: &'a str,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
             Self::ask(format!("release {owner}").as_bytes())
                 .await

@@ -1,8 +1,8 @@
-//! WeChat as a host: mints tokens, lets them die, and takes calls that need one. And a node's way
-//! to it.
+//! WeChat as a simulated host, which makes tokens, kills them and serves business calls; and its
+//! client.
 //!
-//! Knows which token is good, who made it and whether anybody received it, so it can tell a fetch
-//! that was needed from one that was not.
+//! The host knows the valid token, for whom it was made and if a node has received it, so that
+//! needed and needless fetches can be told apart.
 
 use std::{
     collections::HashMap,
@@ -17,26 +17,26 @@ use super::{dice::Dice, ledger::Ledger, wire};
 use crate::{
     base::Secret,
     token::{
-        Kind,
-        source::{BoxFuture, FetchError, Fetched, Mode, Probe, TokenSource},
+        ProviderKind,
+        source::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenSource},
     },
 };
 
 /// Name of the host.
 pub(super) const HOST: &str = "wechat";
-/// One token call; the keeper's own limit.
+/// Limit for one token call, as in the refresher.
 const FETCH: Duration = Duration::from_secs(5);
 
-/// How this WeChat behaves.
+/// Behaviour of this WeChat.
 #[derive(Debug, Clone)]
 pub(super) struct Manners {
-    pub(super) kind: Kind,
+    pub(super) kind: ProviderKind,
     pub(super) lifetime: Duration,
-    /// For how long a replaced token still works.
+    /// Time for which a replaced token is still accepted.
     pub(super) overlap: Duration,
 }
 
-/// All it knows.
+/// State of WeChat.
 pub(super) struct Wechat {
     manners: Manners,
     state: Mutex<State>,
@@ -46,16 +46,16 @@ pub(super) struct Wechat {
 struct State {
     dice: Dice,
     minted: u64,
-    /// When which token dies, by time since the start.
+    /// Planned deaths of tokens, by time since the start.
     tokens: HashMap<String, Duration>,
     latest: String,
-    /// The latest was made for one of our nodes.
+    /// Set if the latest token was made for one of the nodes.
     ours: bool,
-    /// It has reached one.
+    /// Set once a node has received the latest token.
     received: bool,
-    /// The latest is dead, and still given.
+    /// Set while the latest token is dead and still given.
     zombie: bool,
-    /// Longest time an answer is thought about.
+    /// Longest delay of an answer.
     slow: u64,
     fetches: u64,
     forced: u64,
@@ -86,7 +86,7 @@ impl Wechat {
         act(&mut self.state.lock().unwrap())
     }
 
-    pub(super) fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> ProviderKind {
         self.manners.kind
     }
 
@@ -94,12 +94,12 @@ impl Wechat {
         self.with(|state| state.slow = longest_ms);
     }
 
-    /// Fetches so far, and those by force.
+    /// Number of fetches so far, and of forced fetches.
     pub(super) fn spent(&self) -> (u64, u64) {
         self.with(|state| (state.fetches, state.forced))
     }
 
-    /// Somebody else makes a token: ours is dead.
+    /// Makes a token for another program: the token of the nodes is dead.
     pub(super) fn revoke(&self, now: Duration) {
         self.ledger.death(now);
         self.with(|state| {
@@ -108,7 +108,7 @@ impl Wechat {
         });
     }
 
-    /// The latest token dies, and the stable endpoint goes on giving it.
+    /// Kills the latest token while the stable endpoint goes on giving it.
     pub(super) fn kill_but_keep_giving(&self, now: Duration) {
         self.ledger.death(now);
         self.with(|state| {
@@ -117,7 +117,7 @@ impl Wechat {
         });
     }
 
-    /// Whether a call with this token would be taken.
+    /// True if a call with this token would be accepted.
     pub(super) fn takes(&self, token: &str, now: Duration) -> bool {
         self.with(|state| state.tokens.get(token).is_some_and(|dies| now < *dies))
     }
@@ -166,11 +166,13 @@ impl Wechat {
             let forced = mode == "forced";
             state.fetches += 1;
             state.forced += u64::from(forced);
-            if healthy && state.ours && state.received && (forced || kind == Kind::Classic) {
+            if healthy && state.ours && state.received && (forced || kind == ProviderKind::Classic)
+            {
                 self.ledger.needless(now, mode);
             }
             self.ledger.fetched(now, mode);
-            let keeps = kind == Kind::Stable && !forced && (state.zombie || left > lifetime / 4);
+            let keeps =
+                kind == ProviderKind::Stable && !forced && (state.zombie || left > lifetime / 4);
             if !keeps {
                 state.mint(&self.manners, now, overlap);
                 (state.ours, state.received) = (true, false);
@@ -211,18 +213,18 @@ impl State {
     }
 }
 
-/// A node's client of the token endpoint.
+/// Client of the token endpoint on a node.
 pub(super) struct Remote {
     wechat: Arc<Wechat>,
     arrived: Arrived,
 }
 
-/// The token that a node received last, and when.
+/// Last token that a node received, with the time.
 #[derive(Clone, Default)]
 pub(super) struct Arrived(Arc<Mutex<(u64, Duration)>>);
 
 impl Arrived {
-    /// Whether this one came a moment ago.
+    /// True if this token came a moment ago.
     pub(super) fn lately(&self, token: u64) -> bool {
         let (last, at) = *self.0.lock().unwrap();
         last == token
@@ -230,12 +232,12 @@ impl Arrived {
     }
 }
 
-/// Which token it is, in the order in which WeChat made them.
+/// Number of the token, in the order in which WeChat made them.
 pub(super) fn number(token: &str) -> u64 {
     token[1..].parse().unwrap()
 }
 
-/// A call that needs a token; whether it was taken.
+/// Makes a business call. Returns true if the token was accepted.
 pub(super) async fn call(token: &str) -> io::Result<bool> {
     Ok(wire::ask(HOST, format!("use {token}").as_bytes(), FETCH).await? == b"fine")
 }
@@ -247,8 +249,8 @@ impl Remote {
 }
 
 impl TokenSource for Remote {
-    fn fetch(&self, mode: Mode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
-        let question = if mode == Mode::Forced {
+    fn fetch(&self, mode: FetchMode) -> BoxFuture<'_, Result<Fetched, FetchError>> {
+        let question = if mode == FetchMode::Forced {
             b"fetch forced".as_slice()
         } else {
             b"fetch normal"

@@ -1,7 +1,7 @@
-//! One question and one answer per simulated connection, each as a length and so many bytes.
+//! Protocol of the simulation: one question and one answer per connection, each as a length and
+//! that many bytes.
 //!
-//! Knows no content. A lost segment is never sent again here, so every question has a limit of its
-//! own.
+//! A lost segment is never sent again, so every question has a time limit.
 
 use std::{io, time::Duration};
 
@@ -11,10 +11,10 @@ use tokio::{
 };
 use turmoil::net::{TcpListener, TcpStream};
 
-/// Where every host listens.
+/// Port on which every host listens.
 pub(super) const PORT: u16 = 7;
 
-/// Asks a host.
+/// Sends a question to a host and reads the answer.
 pub(super) async fn ask(host: &str, question: &[u8], limit: Duration) -> io::Result<Vec<u8>> {
     let exchange = async {
         let mut stream = TcpStream::connect((host, PORT)).await?;
@@ -26,7 +26,7 @@ pub(super) async fn ask(host: &str, question: &[u8], limit: Duration) -> io::Res
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Takes connections, one task each.
+/// Serves connections, one task for each.
 pub(super) async fn listen<F>(serve: impl Fn(TcpStream) -> F) -> turmoil::Result
 where
     F: Future<Output = io::Result<()>> + Send + 'static,

@@ -1,4 +1,4 @@
-//! The keepers of the running configuration, and which of them the next one takes over.
+//! The refreshers of the running configuration, and which of them the next one takes over.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,18 +9,18 @@ use crate::{
     base::AccountName,
     config::Config,
     token::{
-        self, AccountSettings, AccountTokens, Accounts, Keeper, Tickets,
+        self, AccountSettings, AccountTokens, TicketParts, Tickets, TokenRefresher, TokenRegistry,
         source::{self, TokenClient},
         store::TokenStore,
     },
 };
 
-/// Everything a keeper is started with, and those that were.
-pub(super) struct Keepers {
+/// Everything a refresher is started with, and those that were.
+pub(super) struct Refreshers {
     client: TokenClient,
     store: Arc<dyn TokenStore>,
-    metrics: token::metrics::Metrics,
-    settings: token::Settings,
+    metrics: token::metrics::TokenMetrics,
+    settings: token::TokenSettings,
     running: Vec<(AccountSettings, AccountTokens)>,
 }
 
@@ -32,26 +32,26 @@ pub(super) struct Changes {
     pub(super) removed: Vec<String>,
 }
 
-/// Keepers that nothing asks any more once the new configuration is in force.
+/// Refreshers that nothing asks any more once the new configuration is in force.
 pub(super) struct Leaving(Vec<(AccountSettings, AccountTokens)>);
 
-impl Keepers {
+impl Refreshers {
     /// None yet.
     pub(super) fn new(
         client: TokenClient,
         store: Arc<dyn TokenStore>,
-        metrics: token::metrics::Metrics,
+        metrics: token::metrics::TokenMetrics,
     ) -> Self {
         Self {
             client,
             store,
             metrics,
-            settings: token::Settings::default(),
+            settings: token::TokenSettings::default(),
             running: Vec::new(),
         }
     }
 
-    /// Keeps the keepers of accounts that are unchanged and starts the others. With other token
+    /// Keeps the refreshers of accounts that are unchanged and starts the others. With other token
     /// settings all are started anew; the store gives them their tokens back.
     pub(super) fn follow(&mut self, config: &Config) -> (Changes, Leaving) {
         let same_settings = self.settings == config.token;
@@ -68,10 +68,11 @@ impl Keepers {
             let old = places.get(&account.name).and_then(|at| before.get_mut(*at));
             let existed = old.is_some();
             let reusable = |(old, _): &mut (AccountSettings, AccountTokens)| {
-                same_settings && old.share_keeper(account)
+                same_settings && old.share_refresher(account)
             };
-            let keeper = if let Some((_, keeper)) = old.and_then(|old| old.take_if(reusable)) {
-                keeper
+            let refresher = if let Some((_, refresher)) = old.and_then(|old| old.take_if(reusable))
+            {
+                refresher
             } else {
                 let list = if existed {
                     &mut changes.changed
@@ -81,7 +82,7 @@ impl Keepers {
                 list.push(account.name.to_string());
                 self.spawn(account)
             };
-            self.running.push((account.clone(), keeper));
+            self.running.push((account.clone(), refresher));
         }
         let leaving: Vec<_> = before.into_iter().flatten().collect();
         let stay: HashSet<&AccountName> = config.accounts.iter().map(|new| &new.name).collect();
@@ -93,8 +94,8 @@ impl Keepers {
     /// Lets those go that were replaced or removed.
     pub(super) fn dismiss(&self, leaving: Leaving) {
         let running: HashSet<&AccountName> = self.running.iter().map(|(on, _)| &on.name).collect();
-        for (account, keeper) in leaving.0 {
-            keeper.retire();
+        for (account, refresher) in leaving.0 {
+            refresher.retire();
             if !running.contains(&account.name) {
                 self.metrics.forget(&account.name);
             }
@@ -107,11 +108,11 @@ impl Keepers {
     }
 
     /// The same by name.
-    pub(super) fn by_name(&self) -> Arc<Accounts> {
+    pub(super) fn by_name(&self) -> Arc<TokenRegistry> {
         Arc::new(
             self.running
                 .iter()
-                .map(|(account, keeper)| (account.name.clone(), keeper.clone()))
+                .map(|(account, refresher)| (account.name.clone(), refresher.clone()))
                 .collect(),
         )
     }
@@ -125,16 +126,17 @@ impl Keepers {
         );
         let counters = self.metrics.for_account(&account.name);
         let store = || Arc::clone(&self.store);
-        let token = Keeper::spawn(account.clone(), self.settings, source, store(), counters);
+        let token =
+            TokenRefresher::spawn(account.clone(), self.settings, source, store(), counters);
         let (client, metrics) = (self.client.clone(), self.metrics.clone());
-        let tickets = Tickets::new(
-            account.clone(),
-            self.settings,
+        let parts = TicketParts {
+            account: account.clone(),
+            settings: self.settings,
             client,
-            store(),
+            store: store(),
             metrics,
-            &token,
-        );
+        };
+        let tickets = Tickets::new(parts, &token);
         AccountTokens {
             token,
             tickets: Some(Arc::new(tickets)),
@@ -179,10 +181,10 @@ mod tests {
         .unwrap()
     }
 
-    fn keepers() -> Keepers {
+    fn refreshers() -> Refreshers {
         let client = TokenClient::new(&Egress::default(), Duration::from_secs(1)).unwrap();
-        let metrics = token::metrics::Metrics::register(&mut Registry::default());
-        Keepers::new(client, Arc::new(MemoryStore::default()), metrics)
+        let metrics = token::metrics::TokenMetrics::register(&mut Registry::default());
+        Refreshers::new(client, Arc::new(MemoryStore::default()), metrics)
     }
 
     fn changes(added: &[&str], changed: &[&str], removed: &[&str]) -> Changes {
@@ -194,25 +196,25 @@ mod tests {
         }
     }
 
-    fn handles(keepers: &Keepers) -> Vec<AccountTokens> {
-        keepers
+    fn handles(refreshers: &Refreshers) -> Vec<AccountTokens> {
+        refreshers
             .running()
             .iter()
-            .map(|(_, keeper)| keeper.clone())
+            .map(|(_, refresher)| refresher.clone())
             .collect()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_what_concerns_the_token_costs_an_account_its_keeper() {
-        let mut keepers = keepers();
+    async fn only_what_concerns_the_token_costs_an_account_its_refresher() {
+        let mut refreshers = refreshers();
         assert_eq!(
-            keepers.follow(&config(&[("a", ""), ("b", "")], "")).0,
+            refreshers.follow(&config(&[("a", ""), ("b", "")], "")).0,
             changes(&["a", "b"], &[], &[])
         );
-        let before = handles(&keepers);
+        let before = handles(&refreshers);
         let hosts = config(&[("b", ""), ("a", "hosts = [\"a.internal\"]")], "");
-        assert_eq!(keepers.follow(&hosts).0, changes(&[], &[], &[]));
-        let after = handles(&keepers);
+        assert_eq!(refreshers.follow(&hosts).0, changes(&[], &[], &[]));
+        let after = handles(&refreshers);
         assert!(
             after[0].token.is_same_as(&before[1].token)
                 && after[1].token.is_same_as(&before[0].token),
@@ -224,21 +226,23 @@ mod tests {
             "secret = { value = \"t\" }",
         ] {
             assert_eq!(
-                keepers.follow(&config(&[("a", changed), ("b", "")], "")).0,
+                refreshers
+                    .follow(&config(&[("a", changed), ("b", "")], ""))
+                    .0,
                 changes(&[], &["a"], &[])
             );
             assert!(
-                !handles(&keepers)[0].token.is_same_as(&before[0].token)
-                    && handles(&keepers)[1].token.is_same_as(&before[1].token)
+                !handles(&refreshers)[0].token.is_same_as(&before[0].token)
+                    && handles(&refreshers)[1].token.is_same_as(&before[1].token)
             );
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn other_token_settings_renew_every_keeper() {
-        let mut keepers = keepers();
-        let _ = keepers.follow(&config(&[("a", ""), ("b", "")], ""));
-        let renewed = keepers
+    async fn other_token_settings_renew_every_refresher() {
+        let mut refreshers = refreshers();
+        let _ = refreshers.follow(&config(&[("a", ""), ("b", "")], ""));
+        let renewed = refreshers
             .follow(&config(&[("a", ""), ("b", "")], "wait = \"1s\""))
             .0;
         assert_eq!(renewed, changes(&[], &["a", "b"], &[]));
@@ -246,12 +250,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_tickets_of_an_account_retire_with_it() {
-        let mut keepers = keepers();
-        let _ = keepers.follow(&config(&[("a", "")], ""));
-        let keeper = handles(&keepers).remove(0);
+        let mut refreshers = refreshers();
+        let _ = refreshers.follow(&config(&[("a", "")], ""));
+        let refresher = handles(&refreshers).remove(0);
         let pass = async |seconds| tokio::time::sleep(Duration::from_secs(seconds)).await;
         let failures = || {
-            let tickets = keeper.tickets.as_ref().unwrap();
+            let tickets = refresher.tickets.as_ref().unwrap();
             assert!(tickets.get(TicketType::Jsapi).is_some());
             tickets
                 .statuses()
@@ -264,8 +268,8 @@ mod tests {
         assert_eq!(failures(), 0);
         pass(600).await;
         assert!(failures() > 3, "{} attempts", failures());
-        let (_, leaving) = keepers.follow(&config(&[("b", "")], ""));
-        keepers.dismiss(leaving);
+        let (_, leaving) = refreshers.follow(&config(&[("b", "")], ""));
+        refreshers.dismiss(leaving);
         pass(60).await;
         let before = failures();
         pass(3600).await;
@@ -275,11 +279,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_gauges_of_an_account_go_with_it_and_stay_when_it_only_changes() {
         let mut registry = Registry::default();
-        let mut keepers = keepers();
-        keepers.metrics = token::metrics::Metrics::register(&mut registry);
-        let page = |keepers: &mut Keepers, accounts: &[(&str, &str)]| {
-            let (changes, leaving) = keepers.follow(&config(accounts, ""));
-            keepers.dismiss(leaving);
+        let mut refreshers = refreshers();
+        refreshers.metrics = token::metrics::TokenMetrics::register(&mut registry);
+        let page = |refreshers: &mut Refreshers, accounts: &[(&str, &str)]| {
+            let (changes, leaving) = refreshers.follow(&config(accounts, ""));
+            refreshers.dismiss(leaving);
             let mut text = String::new();
             prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
             (changes, text)
@@ -287,9 +291,9 @@ mod tests {
         let shown = |text: &str, account: &str| {
             text.contains(&format!("generation{{account=\"{account}\"}}"))
         };
-        let (_, text) = page(&mut keepers, &[("a", ""), ("b", "")]);
+        let (_, text) = page(&mut refreshers, &[("a", ""), ("b", "")]);
         assert!(shown(&text, "a") && shown(&text, "b"));
-        let (seen, text) = page(&mut keepers, &[("a", "secret = { value = \"t\" }")]);
+        let (seen, text) = page(&mut refreshers, &[("a", "secret = { value = \"t\" }")]);
         assert_eq!(seen, changes(&[], &["a"], &["b"]));
         assert!(shown(&text, "a") && !shown(&text, "b"), "{text}");
     }

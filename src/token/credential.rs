@@ -1,32 +1,32 @@
-//! Credential that a refresher keeps fresh: an account's token, or one of the tickets that are
-//! fetched with it.
+//! Credential that a refresher keeps fresh: an account's access token, or a ticket that is fetched
+//! with that token.
 //!
-//! Names only. What follows from the difference stands where it follows.
+//! Names only. `refresher::policy` has the differences in behaviour.
 
 use std::fmt;
 
 use crate::{base::AccountName, wechat::ticket::TicketType};
 
-/// One of the things that expire.
+/// Type of a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kept {
-    /// The access token.
+pub enum CredentialType {
+    /// Access token.
     Token,
-    /// A ticket. Costs no token budget, and WeChat never rejects it towards wxgate.
+    /// Ticket. Costs no token budget, and WeChat never rejects a ticket towards wxgate.
     Ticket(TicketType),
 }
 
-/// Under which name a store keeps it.
+/// Key of a credential's record in a store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Key {
-    /// Whose it is.
+pub struct RecordKey {
+    /// Account that owns the credential.
     pub account: AccountName,
-    /// What it is.
-    pub kept: Kept,
+    /// Type of the credential.
+    pub credential: CredentialType,
 }
 
-impl Kept {
-    /// In words, for logs and messages.
+impl CredentialType {
+    /// Words for logs and messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Token => "access token",
@@ -37,28 +37,28 @@ impl Kept {
     }
 }
 
-impl Key {
-    /// The key of an account's token.
+impl RecordKey {
+    /// Key of an account's access token.
     pub fn token(account: &AccountName) -> Self {
         Self {
             account: account.clone(),
-            kept: Kept::Token,
+            credential: CredentialType::Token,
         }
     }
 }
 
-impl fmt::Display for Kept {
+impl fmt::Display for CredentialType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-/// `shop` or `shop.jsapi`: unambiguous, since names hold no dots.
-impl fmt::Display for Key {
+/// Formats as `shop` or `shop.jsapi`: unambiguous, since account names hold no dots.
+impl fmt::Display for RecordKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kept {
-            Kept::Token => self.account.fmt(f),
-            Kept::Ticket(kind) => write!(f, "{}.{}", self.account, kind.as_str()),
+        match self.credential {
+            CredentialType::Token => self.account.fmt(f),
+            CredentialType::Ticket(kind) => write!(f, "{}.{}", self.account, kind.as_str()),
         }
     }
 }
@@ -70,19 +70,22 @@ mod tests {
     #[test]
     fn every_key_has_a_name_of_its_own_and_tokens_keep_their_old_one() {
         let account = AccountName::new("shop").unwrap();
-        let name = |kept| {
-            Key {
+        let name = |credential| {
+            RecordKey {
                 account: account.clone(),
-                kept,
+                credential,
             }
             .to_string()
         };
         assert_eq!(
-            (name(Kept::Token), Key::token(&account).to_string()),
+            (
+                name(CredentialType::Token),
+                RecordKey::token(&account).to_string()
+            ),
             ("shop".to_owned(), "shop".to_owned())
         );
         assert_eq!(
-            TicketType::ALL.map(|kind| name(Kept::Ticket(kind))),
+            TicketType::ALL.map(|kind| name(CredentialType::Ticket(kind))),
             ["shop.jsapi", "shop.wx_card", "shop.agent_config"]
         );
     }

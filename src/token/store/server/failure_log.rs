@@ -7,14 +7,14 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::token::store::{Key, ServerFault};
+use crate::token::store::{RecordKey, ServerFault};
 
 /// Operations that fail at present, with the record where only that one is concerned.
 #[derive(Debug, Default)]
-pub(super) struct Health(Mutex<HashMap<(&'static str, Option<Key>), ServerFault>>);
+pub(super) struct FailureLog(Mutex<HashMap<(&'static str, Option<RecordKey>), ServerFault>>);
 
-impl Health {
-    pub(super) fn failed(&self, operation: &'static str, key: &Key, fault: ServerFault) {
+impl FailureLog {
+    pub(super) fn failed(&self, operation: &'static str, key: &RecordKey, fault: ServerFault) {
         let of = fault.is_of_one_record().then(|| key.clone());
         let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if failing.insert((operation, of.clone()), fault) == Some(fault) {
@@ -23,7 +23,7 @@ impl Health {
         drop(failing);
         match of {
             Some(key) => tracing::warn!(
-                operation, account = %key.account, kept = %key.kept,
+                operation, account = %key.account, kept = %key.credential,
                 "a record in the shared token store cannot be used, going on without it: {fault}"
             ),
             None => tracing::warn!(
@@ -33,7 +33,7 @@ impl Health {
         }
     }
 
-    pub(super) fn works(&self, operation: &'static str, key: &Key) {
+    pub(super) fn works(&self, operation: &'static str, key: &RecordKey) {
         let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if failing.is_empty() {
             return;
@@ -46,7 +46,7 @@ impl Health {
         }
         if one {
             tracing::info!(
-                operation, account = %key.account, kept = %key.kept,
+                operation, account = %key.account, kept = %key.credential,
                 "a record in the shared token store can be used again"
             );
         }
