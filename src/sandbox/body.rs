@@ -1,5 +1,4 @@
-//! Reads a request body off the connection: hashed as it goes by, its beginning kept, a file in it
-//! looked for.
+//! Request bodies: reads, hashes and scans them, and keeps their beginning.
 
 use std::io;
 
@@ -13,10 +12,10 @@ use super::{
     request::{Framing, Head},
 };
 
-/// The line that announces a chunk may be this long.
+/// Longest line that announces a chunk, in bytes.
 const MAX_CHUNK_LINE: usize = 4 << 10;
 
-/// What is done with a body besides reading it.
+/// Consumer of a body: counts, hashes, keeps and scans.
 #[derive(Debug)]
 pub(super) struct Sink {
     length: u64,
@@ -26,20 +25,20 @@ pub(super) struct Sink {
     scanner: Option<Scanner>,
 }
 
-/// A body that was read to its end, or as far as it came.
+/// Body that was read, wholly or in part.
 #[derive(Debug, Default)]
 pub(super) struct Received {
     pub(super) length: u64,
-    /// Empty when it was not asked for.
+    /// Hex; empty without hashing.
     pub(super) sha256: String,
-    /// The beginning.
+    /// Beginning of the body.
     pub(super) kept: Bytes,
     pub(super) file: Option<File>,
     pub(super) complete: bool,
 }
 
 impl Sink {
-    /// Keeps the first `keep` bytes; hashes if told so.
+    /// Creates a consumer that keeps the first `keep` bytes, and hashes on request.
     pub(super) fn new(keep: usize, hash: bool) -> Self {
         Self {
             length: 0,
@@ -50,7 +49,7 @@ impl Sink {
         }
     }
 
-    /// Looks for a file as well.
+    /// Adds a scanner for a file.
     pub(super) fn scanning(mut self, scanner: Option<Scanner>) -> Self {
         self.scanner = scanner;
         self
@@ -79,11 +78,12 @@ impl Sink {
     }
 }
 
-/// Reads the body that `head` announces. `buffer` holds what was read too far before and will be
-/// again.
+/// Reads the body that `head` announces. `buffer` holds bytes read ahead, before and after the
+/// call.
 ///
 /// # Errors
-/// When the connection ends before the body, or a chunk cannot be read.
+///
+/// Fails if the connection ends before the body, or a chunk cannot be parsed.
 pub(super) async fn read<R: AsyncRead + Unpin>(
     wire: &mut R,
     buffer: &mut BytesMut,

@@ -1,8 +1,8 @@
-//! The sandbox's own time and chance.
+//! Clock and random source of the sandbox.
 //!
-//! Time runs with tokio's clock and can be pushed ahead, so that a token ages two hours without
-//! anybody waiting. Chance comes from a seed, so that a run can be repeated. Neither is fit for
-//! anything but a fake.
+//! The clock runs with tokio's and can be advanced, so that tests age a token by two hours without
+//! waiting. The random source has a seed, so that runs can be repeated. Neither is fit for anything
+//! but a fake.
 
 use std::{
     fmt::Write as _,
@@ -12,10 +12,10 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Milliseconds since the sandbox was started, as it sees them.
+/// Milliseconds of sandbox time since the start.
 pub(super) type Millis = u64;
 
-/// A clock that can be pushed ahead.
+/// Clock that can be advanced.
 #[derive(Debug)]
 pub(super) struct Clock {
     origin: Instant,
@@ -23,14 +23,14 @@ pub(super) struct Clock {
     ahead: AtomicU64,
 }
 
-/// A repeatable source of digits.
+/// Repeatable random source; not for cryptography.
 #[derive(Debug)]
 pub(super) struct Noise(AtomicU64);
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
 impl Clock {
-    /// Starts at zero. The wall clock is read once, for what WeChat shows as Unix time.
+    /// Starts the clock at zero. The wall clock is read once, for the Unix times that WeChat shows.
     pub(super) fn start() -> Self {
         let unix_origin = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -55,7 +55,7 @@ impl Clock {
     }
 }
 
-/// Whole milliseconds, as many as fit.
+/// Converts a duration to whole milliseconds; saturates.
 pub(super) fn millis(duration: Duration) -> Millis {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX >> 1)
 }
@@ -66,13 +66,13 @@ impl Noise {
         Self(AtomicU64::new(seed))
     }
 
-    /// The next 64 bits (splitmix64).
+    /// Returns the next 64 bits (splitmix64).
     pub(super) fn next(&self) -> u64 {
         let state = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
         mix(state)
     }
 
-    /// Letters, digits, `-` and `_`.
+    /// Returns a random text of letters, digits, `-` and `_`.
     pub(super) fn text(&self, length: usize) -> String {
         let mut text = String::with_capacity(length);
         while text.len() < length {
@@ -85,7 +85,8 @@ impl Noise {
         text
     }
 
-    /// WeChat's request id: three groups of eight hex digits, the first of them the Unix time.
+    /// Returns a request id in WeChat's form: three groups of eight hex digits, the first of them
+    /// the Unix time.
     pub(super) fn rid(&self, unix: u64) -> String {
         let bits = self.next();
         let mut rid = String::with_capacity(26);
@@ -100,7 +101,7 @@ impl Noise {
     }
 }
 
-/// The finishing step of splitmix64.
+/// Mixes the bits: the finishing step of splitmix64.
 pub(super) fn mix(state: u64) -> u64 {
     let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,7 +1,6 @@
-//! One connection: reads requests, has them answered, and ends the way a fault wants it to.
+//! Connection: reads requests, has them answered, and ends as a fault demands.
 //!
-//! Written by hand rather than with an HTTP library, because most of what it must be able to do no
-//! library allows.
+//! Written by hand, because no HTTP library allows most of the faults.
 
 use std::{
     io,
@@ -34,16 +33,16 @@ use super::{
 };
 use crate::net::listen::Stream;
 
-/// A request head may be this long.
+/// Largest request head, in bytes.
 const MAX_HEAD: usize = 1 << 20;
-/// A body for the remote control may be this long.
+/// Largest body for the remote control, in bytes.
 const MAX_REMOTE: usize = 1 << 20;
-/// Reads are made into so much free space.
+/// Free space in the buffer before a read, in bytes.
 const READ: usize = 16 << 10;
 
-/// A byte stream whose socket can be told to end in a reset.
+/// Byte stream that can end in a TCP reset.
 pub(super) trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
-    /// From now on, dropping it sends RST instead of FIN.
+    /// Makes the drop of this stream send RST instead of FIN.
     fn arm_reset(&self);
 }
 
@@ -61,7 +60,7 @@ impl Wire for TlsStream<Stream> {
     }
 }
 
-/// Serves until one side ends it.
+/// Serves a connection until either side ends it.
 pub(super) async fn serve<W: Wire>(wire: W, shared: &Arc<Shared>, id: u64, tls: bool) {
     let _open = shared.recorder.open_connection();
     let mut connection = Connection {
@@ -75,7 +74,7 @@ pub(super) async fn serve<W: Wire>(wire: W, shared: &Arc<Shared>, id: u64, tls: 
         match connection.turn().await {
             Ok(Next::Again) => {}
             Ok(next) => break next,
-            // The client is gone; nobody is left to be told.
+            // The client is gone, so there is no one to answer.
             Err(_) => return,
         }
     };
@@ -84,7 +83,7 @@ pub(super) async fn serve<W: Wire>(wire: W, shared: &Arc<Shared>, id: u64, tls: 
 
 struct Connection<'s, W> {
     wire: W,
-    /// Read, and not yet looked at.
+    /// Bytes read ahead.
     buffer: BytesMut,
     shared: &'s Arc<Shared>,
     id: u64,
@@ -95,14 +94,14 @@ struct Connection<'s, W> {
 enum Next {
     Again,
     Close,
-    /// Close, but listen to the rest first.
+    /// Close after reading the rest of the request.
     Linger,
     Reset,
-    /// Say nothing until the client gives up.
+    /// Send nothing until the client gives up.
     Hang,
 }
 
-/// Who calls, as far as the request says.
+/// Account and token that a request names.
 struct Caller {
     token: Option<String>,
     token_params: usize,
@@ -111,7 +110,7 @@ struct Caller {
 }
 
 impl<W: Wire> Connection<'_, W> {
-    /// One request.
+    /// Serves one request.
     async fn turn(&mut self) -> io::Result<Next> {
         let head = match self.head().await? {
             None => return Ok(Next::Close),
@@ -139,7 +138,7 @@ impl<W: Wire> Connection<'_, W> {
         }
     }
 
-    /// The next head; `None` when the client, or its patience with us, has come to an end.
+    /// Reads the next head; `None` at the end of the connection or after the idle time-out.
     async fn head(&mut self) -> io::Result<Option<Result<Head, Malformed>>> {
         loop {
             if !self.buffer.is_empty() {
@@ -218,6 +217,8 @@ impl<W: Wire> Connection<'_, W> {
             .or(early.as_ref())
             .map(|hit| hit.rule.fault.label());
         self.note_failure(&head, &body, &caller, &effect);
+        // Recorded before the answer is written, so that a client which has its answer finds the
+        // record.
         self.record(&head, body, Some(caller), &effect, fault);
         if let Some(hit) = &hit {
             hit.wait().await;
@@ -237,7 +238,7 @@ impl<W: Wire> Connection<'_, W> {
         }
     }
 
-    /// Keeps what a call that failed looked like, if its answer has a request id to ask for it.
+    /// Records a failed call, if its answer has a request id by which to look it up.
     fn note_failure(&self, head: &Head, body: &Received, caller: &Caller, effect: &Effect) {
         let Outcome::Answer(answer, _) = &effect.outcome else {
             return;
@@ -260,7 +261,8 @@ impl<W: Wire> Connection<'_, W> {
         });
     }
 
-    /// What happens while the body is still with the client. `Some` when that was all.
+    /// Acts before the body is read: an early fault, or `100 Continue`. Returns `Some` if that ends
+    /// the call.
     async fn before_body(&mut self, head: &Head, hit: Option<&Hit>) -> io::Result<Option<Next>> {
         let (status, then) = match hit.map(|hit| &hit.rule.fault) {
             Some(Fault::Early { status, then }) => (*status, *then),
@@ -301,7 +303,7 @@ impl<W: Wire> Connection<'_, W> {
         }))
     }
 
-    /// Reads the body. One that breaks off is recorded here, because no answer will be.
+    /// Reads the body. A truncated body is recorded here, because no answer will be.
     async fn body(&mut self, head: &Head) -> io::Result<Received> {
         let on = self.shared.recorder.on;
         let keep = endpoints::keep(head.path()).max(if on { BODY_KEPT } else { 0 });
@@ -386,7 +388,7 @@ impl<W: Wire> Connection<'_, W> {
         }
     }
 
-    /// Reads and throws away until the client ends it.
+    /// Reads and discards until the client ends the connection.
     async fn discard(&mut self) {
         loop {
             self.buffer.clear();

@@ -1,6 +1,6 @@
-//! Writes an answer to the wire: properly, or wrong in the ways that a [`Plan`] asks for.
+//! Writer of answers: correct, or wrong in the ways that a [`Plan`] demands.
 //!
-//! Decides nothing. A plan without faults is written in one piece.
+//! Decides nothing. Without faults an answer is written at once.
 
 use std::{fmt::Write as _, io, time::Duration};
 
@@ -9,65 +9,67 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::answer::{Answer, Body};
 
-/// Bytes that are written at a time when nothing else is asked for.
+/// Bytes per write by default.
 const STEP: u64 = 64 << 10;
 
-/// How an answer is written.
+/// Instructions for writing an answer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Plan {
-    /// Raw bytes before the answer: interim answers.
+    /// Raw bytes before the answer, for interim answers.
     pub(super) before: Bytes,
     pub(super) framing: Outline,
     /// Raw header lines, each with its line end.
     pub(super) extra_lines: String,
-    /// The body comes in pieces of so many bytes, with a pause after each.
+    /// Bytes per piece of the body, and the pause after each piece.
     pub(super) pace: Option<(u64, Duration)>,
-    /// The end comes after so many bytes of the body.
+    /// Number of body bytes after which the answer ends.
     pub(super) stop_after: Option<u64>,
-    /// Raw bytes behind the answer.
+    /// Raw bytes after the answer.
     pub(super) after: Bytes,
     pub(super) end: End,
 }
 
-/// How the answer says where its body ends.
+/// Framing of the answer's body.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Outline {
     /// `Content-Length`, as WeChat always does.
     #[default]
     Length,
-    /// Chunks of at most so many bytes.
+    /// Chunks of at most this many bytes.
     Chunked(u64),
-    /// Nothing: the end of the connection is the end of the body.
+    /// None: the end of the connection is the end of the body.
     Close,
     /// Two lengths that contradict each other.
     TwoLengths,
-    /// A length, and chunks.
+    /// A length and chunks, which contradict each other.
     LengthAndChunked,
 }
 
-/// What becomes of the connection.
+/// End of the connection after an answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum End {
-    /// It stays, if the client wants that.
+    /// Keep the connection open, if the client wants to.
     #[default]
     Stay,
-    /// It is closed without having said so.
+    /// Close without announcing it.
     Close,
-    /// It is reset.
+    /// Reset.
     Reset,
 }
 
-/// The connection as the client wants it and the method allows it.
+/// Properties of the request that decide the form of the answer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Manner {
     pub(super) keep_alive: bool,
     pub(super) head_only: bool,
 }
 
-/// Writes the answer; what is to become of the connection is returned, not done.
+/// Writes the answer and returns the end that the connection should have, for the caller to carry
+/// out.
 ///
 /// # Errors
-/// When the client is gone.
+///
+/// Fails if the client is gone.
 pub(super) async fn deliver<W: AsyncWrite + Unpin>(
     wire: &mut W,
     answer: &Answer,
@@ -163,7 +165,7 @@ async fn body<W: AsyncWrite + Unpin>(
             None => out.extend_from_slice(&piece),
         }
         let pause = plan.pace.map(|(_, pause)| pause);
-        // Small chunks are written one by one, so that a reader meets them one by one.
+        // Small chunks are written singly, so that a reader receives them singly.
         let alone = chunk.is_some_and(|size| size < STEP);
         if pause.is_some() || alone || out.len() as u64 >= STEP {
             wire.write_all(out).await?;
@@ -180,7 +182,7 @@ async fn body<W: AsyncWrite + Unpin>(
     Ok(())
 }
 
-/// The words behind the status, for those that the sandbox uses.
+/// Returns the reason phrase of a status.
 pub(super) fn reason(status: u16) -> &'static str {
     hyper::StatusCode::from_u16(status)
         .ok()

@@ -1,4 +1,4 @@
-//! Turns a fault into what happens to one call: executed or not, which answer, written how.
+//! Effect of a fault on a call: executed or not, its answer, and the way of writing it.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -13,25 +13,25 @@ use super::{
     shape::{ErrorShape, compressed},
 };
 
-/// Bytes that no HTTP client can take for an answer.
+/// Bytes that no HTTP client accepts as an answer.
 const GARBAGE: &[u8] = b"\x00\x01\xff\xfe this is no HTTP \r\n\r\n\x00";
 const SWITCH: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: sandbox\r\n\r\n";
 
-/// What is to happen on the wire.
-// Made and taken apart within one call; a box would cost every answer an allocation.
+/// Bytes to send for a call.
+// Short-lived; a box would cost every answer an allocation.
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// An answer, written as planned.
+    /// An answer, and the instructions for writing it.
     Answer(Answer, Plan),
-    /// Raw bytes, and an end.
+    /// Raw bytes, then the end of the connection.
     Raw(Bytes, End),
-    /// Raw bytes, and silence.
+    /// Raw bytes, then silence.
     Hang(Bytes),
 }
 
-/// What is to happen, and what the record says of it.
+/// Outcome of a call, with the facts for the recorder.
 #[derive(Debug)]
 pub(super) struct Effect {
     pub(super) outcome: Outcome,
@@ -40,7 +40,7 @@ pub(super) struct Effect {
     pub(super) executed: bool,
 }
 
-/// Executes the call as far as the fault lets it.
+/// Executes the call as far as the fault allows.
 pub(super) fn apply(fault: &Fault, call: Call<'_>) -> Effect {
     match fault {
         Fault::Errcode(shape) => Effect::of(refusal(shape, call), chunks(shape.chunked)),
@@ -78,7 +78,7 @@ pub(super) fn apply(fault: &Fault, call: Call<'_>) -> Effect {
     }
 }
 
-/// Faults that leave the answer as it is and spoil how it is written.
+/// Returns the instructions for faults that spoil only the writing of an answer.
 fn damage(fault: &Fault) -> Plan {
     let plan = Plan::default();
     match fault {
@@ -175,7 +175,7 @@ fn respond(response: &Response, call: Call<'_>) -> Effect {
     Effect::of(Answer { executed, ..answer }, chunks(response.chunked))
 }
 
-/// Puts other JSON text in the place of the seconds.
+/// Replaces the seconds by other JSON text.
 fn with_life(answer: Answer, expires_in: Option<&str>) -> Answer {
     const FIELD: &str = ",\"expires_in\":";
     let Some(expires_in) = expires_in else {
@@ -223,7 +223,7 @@ fn big_header(bytes: usize, fields: u64) -> String {
     lines
 }
 
-/// An early answer: `ok` with 200, nothing with anything else.
+/// Returns an early answer: `ok` with 200, no body otherwise.
 pub(super) fn early(status: u16) -> Answer {
     match status {
         200 => Answer::new(200, JSON_ENCODING, r#"{"errcode":0,"errmsg":"ok"}"#),
@@ -232,7 +232,7 @@ pub(super) fn early(status: u16) -> Answer {
 }
 
 impl Effect {
-    /// The answer as it is.
+    /// Creates the effect of an answer.
     pub(super) fn of(answer: Answer, plan: Plan) -> Self {
         let (status, errcode, executed) = (answer.status, answer.errcode, answer.executed);
         Self {
@@ -263,6 +263,6 @@ impl From<Ending> for End {
     }
 }
 
-/// How long the rest of an upload is listened to after an early answer, so that the answer is not
-/// lost to a reset.
+/// Time for which the rest of an upload is read after an early answer, so that a reset does not
+/// destroy the answer.
 pub(super) const LINGER: Duration = Duration::from_secs(1);

@@ -1,5 +1,5 @@
-//! API signing as WeChat does it: checks the envelope of a call, has the call answered, and seals the
-//! answer. Written from the documentation, with nothing of the other end's code.
+//! API signing on WeChat's side: verifies the envelope of a call, has the call answered, and seals
+//! the answer. Written from the documentation, independently of `wechat::signing`.
 
 use std::{
     fmt,
@@ -23,25 +23,25 @@ use super::{
     state::TokenState,
 };
 
-/// The only names that are signed, whatever address the sandbox has.
+/// Origin in the signed text, whichever address the sandbox has.
 const ORIGIN: &str = "https://api.weixin.qq.com";
-/// Seconds that a call may take to arrive.
+/// Maximum difference between a call's timestamp and the sandbox clock, in seconds.
 const WINDOW: u64 = 300;
 
-/// The keys that an account has at WeChat under API 安全.
+/// Keys of an account at WeChat under API 安全.
 #[derive(Clone)]
 pub struct ApiSigning {
     /// Paths that must be signed; `*` and `**` as in [`super::Rule::path`].
     pub paths: Vec<String>,
-    /// The account's public key, SPKI in DER.
+    /// Public key of the account, SPKI in DER.
     pub public_key: Vec<u8>,
-    /// The symmetric key.
+    /// Symmetric key.
     pub aes_key: [u8; 32],
-    /// Its number.
+    /// Serial number of the symmetric key.
     pub aes_serial: String,
-    /// WeChat's private key, PKCS#8 in DER.
+    /// Private key of WeChat, PKCS#8 in DER.
     pub platform_key: Vec<u8>,
-    /// The number of the certificate of WeChat's key.
+    /// Serial number of the certificate of WeChat's key.
     pub platform_serial: String,
 }
 
@@ -75,7 +75,8 @@ pub(super) fn answer(call: Call<'_>, inner: impl FnOnce(Call<'_>) -> Answer) -> 
     })
 }
 
-/// The keys of the account whose token is in the call. A refused token is told in the clear.
+/// Returns the keys that a call must be signed with. A call with a refused token gets a plain
+/// answer.
 fn required(call: Call<'_>) -> Option<Arc<ApiSigning>> {
     if !call.shared.state.signs.load(Ordering::Relaxed) {
         return None;
@@ -93,7 +94,7 @@ fn required(call: Call<'_>) -> Option<Arc<ApiSigning>> {
     (is_listed && is_good && call.head.method() == "POST").then_some(signing)
 }
 
-/// The parameters of the call, or the code of what is wrong with its envelope.
+/// Opens the envelope of a call. Fails with the error code for the caller.
 fn open(call: Call<'_>, signing: &ApiSigning) -> Result<Map<String, Value>, i64> {
     let field = |name, missing| call.head.field(name).ok_or(missing);
     let appid = field("Wechatmp-Appid", 40233)?;
@@ -136,7 +137,7 @@ fn open(call: Call<'_>, signing: &ApiSigning) -> Result<Map<String, Value>, i64>
     if fits { Ok(content) } else { Err(40235) }
 }
 
-/// The answer in its envelope, signed by WeChat's key.
+/// Seals an answer in an envelope signed with WeChat's key.
 fn seal(call: Call<'_>, signing: &ApiSigning, answer: &Answer) -> Option<Answer> {
     let appid = call.judged.account.as_deref()?;
     let mut content: Map<String, Value> =

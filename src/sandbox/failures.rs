@@ -1,27 +1,27 @@
-//! Calls that failed, by the request id in their answer: what `cgi-bin/openapi/rid/get` tells.
+//! Failed calls by the request id in their answer, for `cgi-bin/openapi/rid/get`.
 
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// So many are remembered.
+/// Number of failed calls that are kept.
 const KEPT: usize = 1000;
 
-/// A call that failed.
+/// Failed call.
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
     pub(super) rid: String,
     pub(super) account: String,
-    /// Unix time.
+    /// Unix time of the call.
     pub(super) at: u64,
-    /// The query string, with the token in it, as WeChat repeats it.
+    /// Query string including the token, as WeChat repeats it.
     pub(super) query: String,
     pub(super) request: String,
     pub(super) response: String,
 }
 
-/// The latest failures, newest last.
+/// Latest failed calls, newest last.
 #[derive(Debug, Default)]
 pub(super) struct Failures(Mutex<VecDeque<Arc<Failure>>>);
 
@@ -46,7 +46,7 @@ impl Failures {
     }
 }
 
-/// The request id in the text of an error.
+/// Extracts the request id from the text of an error.
 pub(super) fn rid_in(body: &str) -> Option<&str> {
     let (_, rest) = body.split_once("rid: ")?;
     let end = rest

@@ -1,6 +1,6 @@
-//! The rules by which tokens and tickets are issued, one function per rule of the documentation.
+//! Rules for issuing tokens and tickets, one function per rule of the documentation.
 //!
-//! Who may ask is decided before; what the answer looks like, after.
+//! The caller has checked appid and secret, and forms the answer.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use super::{
 const DAY: Millis = 86_400_000;
 const MINUTE: Millis = 60_000;
 
-/// What a token endpoint decided.
+/// Decision of a token endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Grant {
-    /// A token and the seconds that it is good for.
+    /// A token and its lifetime in seconds.
     Token {
         token: Arc<str>,
         expires_in: u64,
-        /// Whether it was made by this call.
+        /// True if this call created the token.
         minted: bool,
     },
     /// 45009.
@@ -29,8 +29,8 @@ pub(super) enum Grant {
 }
 
 impl State {
-    /// `cgi-bin/token`: each call mints, the previous one goes on for the overlap, and the day has
-    /// an end.
+    /// Issues for `cgi-bin/token`: each call creates a token, the previous one works on for the
+    /// overlap, and calls are limited per day.
     pub(super) fn grant_classic(&self, account: usize, value: Option<&str>) -> Grant {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -49,8 +49,8 @@ impl State {
         )
     }
 
-    /// `cgi-bin/stable_token` in normal mode: the same token, until less than the overlap is left
-    /// of it.
+    /// Issues for `cgi-bin/stable_token` in normal mode: the same token, until its remaining
+    /// lifetime falls below the overlap.
     pub(super) fn grant_stable(&self, account: usize, value: Option<&str>) -> Grant {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -72,8 +72,8 @@ impl State {
         }
     }
 
-    /// `cgi-bin/stable_token` with `force_refresh`: a new token at once, but neither too soon nor
-    /// too often.
+    /// Issues for `cgi-bin/stable_token` with `force_refresh`: a new token at once, limited by
+    /// interval and per day.
     pub(super) fn grant_forced(&self, account: usize, value: Option<&str>) -> Grant {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -103,7 +103,7 @@ impl State {
         )
     }
 
-    /// WeCom's `cgi-bin/gettoken`: the same token for as long as it is valid.
+    /// Issues for WeCom's `cgi-bin/gettoken`: the same token until it expires.
     pub(super) fn grant_wecom(&self, account: usize, value: Option<&str>) -> Grant {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -120,7 +120,7 @@ impl State {
         }
     }
 
-    /// A ticket of this type with the seconds that are left of it.
+    /// Returns a ticket of this type with its remaining lifetime in seconds.
     pub(super) fn ticket(&self, appid: &str, kind: &str) -> Option<(String, u64)> {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -133,13 +133,13 @@ impl State {
         Some((slot.0.clone(), (slot.1 - now) / 1000))
     }
 
-    /// Somebody else fetches a token: the current one is replaced, and nobody here is told.
+    /// Replaces the current token, as a fetch from outside wxgate does.
     pub(super) fn rotate(&self, account: usize, kind: TokenKind, overlap: Millis) {
         let now = self.clock.now();
         self.mint(&mut self.ledger(), account, kind, None, now, overlap);
     }
 
-    /// Kills the current token without a successor.
+    /// Revokes the current token without issuing another. Returns false if there is none.
     pub(super) fn revoke(&self, account: usize, kind: TokenKind, how: Revoked) -> bool {
         let mut ledger = self.ledger();
         let Some(token) = ledger.current(account, kind).map(Arc::clone) else {
@@ -151,7 +151,7 @@ impl State {
             .is_some()
     }
 
-    /// Leaves the current token this long to live.
+    /// Sets the remaining lifetime of the current token. Returns false if there is none.
     pub(super) fn set_remaining(&self, account: usize, kind: TokenKind, left: Millis) -> bool {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -164,7 +164,8 @@ impl State {
             .is_some()
     }
 
-    /// `clear_quota`: the counters of the day start again; ten times a month.
+    /// Clears the daily counters (`clear_quota`). Returns false after ten clearings: WeChat allows
+    /// ten a month.
     pub(super) fn clear_quota(&self, account: usize) -> bool {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -238,7 +239,7 @@ fn reuse(
     Some((Arc::clone(token), left))
 }
 
-/// The counters of the account, with those of a past day or minute back at zero.
+/// Returns the counters of the account, reset if their day or minute is past.
 fn usage(ledger: &mut Ledger, account: usize, now: Millis) -> &mut Usage {
     let usage = &mut ledger.accounts[account].usage;
     if usage.day != now / DAY {

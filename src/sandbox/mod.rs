@@ -1,10 +1,10 @@
 //! A fake api.weixin.qq.com (and qyapi.weixin.qq.com) that behaves like the real one, and
 //! misbehaves on demand.
 //!
-//! For our own tests, in process on free ports; for `wxgate demo`; and alone, for people who test
-//! their own services (docs/sandbox.md). It is the second, independent statement of the protocol,
-//! so it shares no constant with the rest of the crate. It checks no IP whitelist, and its
-//! tokens open nothing anywhere.
+//! Used by wxgate's own tests in process on free ports, by `wxgate demo`, and standalone by
+//! developers who test their own services (docs/sandbox.md). The sandbox is the second, independent
+//! statement of the protocol, so it shares no constant with the rest of the crate. It checks no IP
+//! whitelist, and its tokens are worthless elsewhere.
 
 use std::{
     io,
@@ -68,10 +68,10 @@ pub use settings::{
 pub use shape::{ErrorShape, Shape};
 pub use state::{TokenKind, TokenState};
 
-/// How long a client may take for its TLS handshake.
+/// Time limit of a TLS handshake.
 const HANDSHAKE: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// A running fake WeChat. Dropping it stops listeners and connections.
+/// Running fake WeChat. Dropping it stops listeners and connections.
 #[derive(Debug)]
 pub struct Sandbox {
     control: Control,
@@ -79,7 +79,7 @@ pub struct Sandbox {
     https: Option<Door>,
 }
 
-/// What everything in the sandbox shares.
+/// State shared by the listeners, the connections and the control.
 #[derive(Debug)]
 struct Shared {
     state: state::State,
@@ -89,25 +89,26 @@ struct Shared {
     failures: failures::Failures,
     ca_pem: String,
     media_keep: usize,
-    /// Milliseconds; 0 for never.
+    /// Idle time-out of connections in milliseconds; 0 for none.
     idle_close: AtomicU64,
     close_each: AtomicBool,
 }
 
-/// A listener at work.
+/// Listener and the task that accepts its connections.
 #[derive(Debug)]
 struct Door {
     address: BoundAddr,
     task: JoinHandle<()>,
 }
 
-/// Binds the listeners and serves from then on.
+/// Starts the sandbox: binds the listeners and serves from then on.
 ///
 /// # Errors
-/// When an address is taken, or a certificate cannot be used.
+///
+/// Fails if an address is taken or a certificate cannot be used.
 pub async fn start(settings: Settings) -> io::Result<Sandbox> {
     let files = settings.certificate.clone();
-    // Reads files or makes keys, neither of which a runtime thread should wait for.
+    // Reads files or generates keys; both would block a runtime thread.
     let identity = tokio::task::spawn_blocking(move || tls::identity(files.as_ref()))
         .await
         .map_err(io::Error::other)??;
@@ -140,39 +141,41 @@ pub async fn start(settings: Settings) -> io::Result<Sandbox> {
 }
 
 impl Sandbox {
-    /// `http://127.0.0.1:port`, if there is such a listener.
+    /// Returns `http://127.0.0.1:port`; `None` without such a listener.
     pub fn http_url(&self) -> Option<String> {
         self.http_addr().map(|address| format!("http://{address}"))
     }
 
-    /// `https://localhost:port`, if there is such a listener; good with [`Sandbox::ca_pem`].
+    /// Returns `https://localhost:port`, to be trusted with [`Sandbox::ca_pem`]; `None` without
+    /// such a listener.
     pub fn https_url(&self) -> Option<String> {
         self.https_addr()
             .map(|address| format!("https://localhost:{}", address.port()))
     }
 
-    /// Where plain HTTP is spoken; `None` too when that is a Unix socket.
+    /// Returns the address of the plain HTTP listener; `None` for a Unix socket too.
     pub fn http_addr(&self) -> Option<SocketAddr> {
         self.http.as_ref().and_then(|door| door.address.tcp())
     }
 
-    /// Where TLS is spoken.
+    /// Returns the address of the TLS listener.
     pub fn https_addr(&self) -> Option<SocketAddr> {
         self.https.as_ref().and_then(|door| door.address.tcp())
     }
 
-    /// The root that signed the sandbox's certificate for api.weixin.qq.com, qyapi.weixin.qq.com,
-    /// localhost, 127.0.0.1 and ::1; or the certificate itself, if it came from a file.
+    /// Returns, in PEM, the root certificate that signed the sandbox's certificate for
+    /// api.weixin.qq.com, qyapi.weixin.qq.com, localhost, 127.0.0.1 and ::1; with a certificate
+    /// from a file, that certificate itself.
     pub fn ca_pem(&self) -> &str {
         self.control.ca_pem()
     }
 
-    /// The remote control.
+    /// Returns the remote control.
     pub fn control(&self) -> &Control {
         &self.control
     }
 
-    /// Stops everything, and returns when the ports are free again.
+    /// Stops the sandbox; returns when the ports are free again.
     pub async fn stopped(mut self) {
         for door in [self.http.take(), self.https.take()].into_iter().flatten() {
             door.task.abort();
@@ -210,7 +213,8 @@ impl Drop for Door {
     }
 }
 
-/// Takes connections for ever. Being dropped ends those that it took.
+/// Accepts connections until it is aborted. Dropping the future drops its `JoinSet`, which aborts
+/// the connections too.
 async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let Ok(mut acceptor) = listener.start() else {
         return;
@@ -218,6 +222,7 @@ async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<Shared
     let mut connections = JoinSet::new();
     loop {
         let accepted = acceptor.accept().await;
+        // Removes the tasks of ended connections, which the set would keep for ever.
         while connections.try_join_next().is_some() {}
         let id = shared.recorder.count(recorder::Count::Connections);
         connections.spawn(serve(accepted, tls.clone(), Arc::clone(&shared), id));

@@ -1,18 +1,18 @@
-//! Finds the file in a `multipart/form-data` upload while it streams by, without keeping the whole.
+//! Streaming scanner for the file in a `multipart/form-data` upload.
 //!
-//! Knows one thing: the first part whose name is `media`. What is malformed has no such part, which
-//! WeChat answers with
-//! 41005. The body goes through a window no longer than a part's head, so memory stays flat.
+//! Recognises only the first part whose name is `media`. A malformed upload has no such part, which
+//! WeChat answers with 41005. The window is at most as long as a part's head, so memory stays
+//! bounded.
 
 use bytes::Bytes;
 use memchr::memmem;
 
 use super::digest::Digest;
 
-/// The head of a part may be this long.
+/// Longest head of a part, in bytes.
 const MAX_PART_HEAD: usize = 8 << 10;
 
-/// Watches an upload go by.
+/// Scanner of an upload, fed piece by piece.
 #[derive(Debug)]
 pub(super) struct Scanner {
     /// `\r\n--` and the boundary.
@@ -27,13 +27,13 @@ pub(super) struct Scanner {
     done: bool,
 }
 
-/// The file of an upload.
+/// File in an upload.
 #[derive(Debug, Clone)]
 pub(super) struct File {
     pub(super) content_type: Option<String>,
     pub(super) length: u64,
     pub(super) sha256: String,
-    /// The content, if it was not longer than what may be kept.
+    /// Content; `None` if longer than the limit.
     pub(super) content: Option<Bytes>,
 }
 
@@ -48,7 +48,7 @@ enum Place {
 }
 
 impl Scanner {
-    /// `None` when the content type names no boundary.
+    /// Creates a scanner; `None` if the content type names no boundary.
     pub(super) fn new(content_type: &str, keep: usize) -> Option<Self> {
         let (kind, parameters) = content_type.split_once(';')?;
         if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
@@ -58,7 +58,7 @@ impl Scanner {
             .split(';')
             .find_map(|p| p.trim().strip_prefix("boundary="))?
             .trim_matches('"');
-        // The first delimiter has no line end before it; one is pretended.
+        // The first delimiter has no line end before it, so the window begins with one.
         Some(Self {
             delimiter: format!("\r\n--{boundary}").into_bytes(),
             window: b"\r\n".to_vec(),
@@ -79,7 +79,7 @@ impl Scanner {
         }
     }
 
-    /// The file, if there was a whole one.
+    /// Returns the file; `None` if it was absent or truncated.
     pub(super) fn finish(self) -> Option<File> {
         self.done.then(|| File {
             content_type: self.content_type,
@@ -89,7 +89,7 @@ impl Scanner {
         })
     }
 
-    /// One step on; `false` when more bytes are needed.
+    /// Advances by one step; returns false when more bytes are needed.
     fn step(&mut self) -> bool {
         match self.place {
             Place::Preamble | Place::OtherPart | Place::Media => self.find_delimiter(),

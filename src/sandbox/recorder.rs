@@ -1,7 +1,7 @@
-//! What came in and what was made of it: requests, deliveries, totals.
+//! Recorder of requests, deliveries and totals.
 //!
-//! Requests and deliveries are kept in bounded rings and only if that was asked for; totals are
-//! always counted. A request is in the record before its answer is on the wire.
+//! Requests and deliveries are kept in bounded rings and only if the settings ask for it; totals
+//! are always counted. A request is recorded before its answer is written.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,61 +21,61 @@ use super::{
     state::TokenState,
 };
 
-/// So much of a request body is kept.
+/// Bytes of a request body that are kept.
 pub(super) const BODY_KEPT: usize = 64 << 10;
-/// So much of all bodies together.
+/// Bytes of all request bodies together that are kept.
 const BODIES_KEPT: usize = 64 << 20;
-/// So many different paths are counted.
+/// Number of different paths that are counted.
 const PATHS_KEPT: usize = 1000;
 
-/// A request, as it came and as it was answered.
+/// Recorded request with its answer's status.
 #[derive(Debug, Clone, Serialize)]
 pub struct Record {
-    /// Counts up from 1.
+    /// Number, counted from 1.
     pub id: u64,
     /// Milliseconds of sandbox time since the start.
     pub at_ms: u64,
-    /// Which connection, counting from 1 over all listeners.
+    /// Number of the connection, counted from 1 over all listeners.
     pub connection: u64,
-    /// Whether it came over TLS.
+    /// True if the request came over TLS.
     pub tls: bool,
     /// The method.
     pub method: String,
-    /// The path, byte for byte.
+    /// Path, byte for byte.
     pub path: String,
-    /// The query, byte for byte, without the question mark.
+    /// Query, byte for byte, without the question mark.
     pub query: Option<String>,
     /// Header fields in the order and the spelling in which they came.
     pub headers: Vec<(String, String)>,
-    /// How the request said where its body ends.
+    /// Framing of the body.
     #[serde(flatten)]
     pub framing: Framing,
-    /// Bytes of the body that arrived.
+    /// Length of the received body in bytes.
     pub body_length: u64,
-    /// Their SHA-256 in hex.
+    /// SHA-256 of the received body in hex.
     pub body_sha256: String,
-    /// The first 64 KiB of them.
+    /// First 64 KiB of the received body.
     #[serde(serialize_with = "lossy")]
     pub body: Bytes,
-    /// Whether the body arrived whole.
+    /// True if the body arrived whole.
     pub complete: bool,
-    /// The appid that token, query or body named.
+    /// Appid that token, query or body named.
     pub account: Option<String>,
-    /// What the token was worth at that moment.
+    /// State of the token at that moment.
     pub token: TokenState,
-    /// How many query parameters have the decoded name `access_token`.
+    /// Number of query parameters with the decoded name `access_token`.
     pub token_params: usize,
-    /// The status of the answer; 0 when none was meant to come.
+    /// Status of the answer; 0 if none was to be sent.
     pub status: u16,
-    /// The errcode of the answer, where it has one.
+    /// Errcode of the answer; `None` if it has none.
     pub errcode: Option<i64>,
-    /// The kind of the fault that struck.
+    /// Name of the fault that was applied.
     pub fault: Option<&'static str>,
-    /// Whether the call did what it is for.
+    /// True if the call took effect.
     pub executed: bool,
 }
 
-/// A message that WeChat would have delivered.
+/// Message that WeChat would have delivered.
 #[derive(Debug, Clone, Serialize)]
 pub struct Delivery {
     /// The msgid.
@@ -125,7 +125,7 @@ pub struct Counters {
     pub malformed: u64,
 }
 
-/// How often a path was called, and how often to effect.
+/// Number of requests to a path.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct PathCount {
     /// Requests.
@@ -134,7 +134,7 @@ pub struct PathCount {
     pub executed: u64,
 }
 
-/// One number of [`Counters`].
+/// Index of a number in [`Counters`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Count {
     Requests,
@@ -155,7 +155,7 @@ pub(super) enum Count {
 
 const COUNTS: usize = Count::Malformed as usize + 1;
 
-/// A request on its way into the record.
+/// Request as stored; converted to [`Record`] on demand only.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) head: Head,
@@ -173,7 +173,7 @@ pub(super) struct Entry {
     pub(super) verdict: Verdict,
 }
 
-/// What became of a request, as far as totals go.
+/// Facts about a request that the totals depend on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Verdict {
     pub(super) token: TokenState,
@@ -181,10 +181,10 @@ pub(super) struct Verdict {
     pub(super) executed: bool,
 }
 
-/// The record.
+/// Recorder.
 #[derive(Debug)]
 pub(super) struct Recorder {
-    /// Whether requests and deliveries are kept.
+    /// True to keep requests and deliveries.
     pub(super) on: bool,
     capacity: usize,
     totals: [AtomicU64; COUNTS],
@@ -222,7 +222,7 @@ impl Recorder {
         OpenConnection(self)
     }
 
-    /// Counts an answered request, and keeps it if that was asked for.
+    /// Counts an answered request, and keeps it if the recorder is on.
     pub(super) fn add(&self, verdict: Verdict, entry: impl FnOnce() -> Entry) {
         self.count(Count::Requests);
         if verdict.executed {
@@ -292,7 +292,7 @@ impl Recorder {
         self.books().paths.get(path).copied().unwrap_or_default()
     }
 
-    /// Forgets everything but the connections that are open.
+    /// Clears everything except the numbers of connections.
     pub(super) fn clear(&self) {
         let last_id = self.books().last_id;
         *self.books() = Books {
@@ -306,7 +306,7 @@ impl Recorder {
         }
     }
 
-    /// Wakes up whenever something was recorded.
+    /// Returns the notifier of new records.
     pub(super) fn changes(&self) -> &Notify {
         &self.changed
     }
@@ -316,7 +316,7 @@ impl Recorder {
     }
 }
 
-/// Counts a connection for as long as it is open.
+/// Guard that counts a connection while it is open.
 #[derive(Debug)]
 pub(super) struct OpenConnection<'r>(&'r Recorder);
 
@@ -389,7 +389,7 @@ impl Entry {
 }
 
 impl Record {
-    /// The first header field of this name, in any spelling.
+    /// Returns the first header field of this name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()

@@ -1,5 +1,5 @@
-//! The remote control over HTTP: JSON below `/sandbox/`, described in docs/sandbox.md. Paths and
-//! fields are stable.
+//! Remote control over HTTP: JSON below `/sandbox/`, described in docs/sandbox.md. Paths and fields
+//! are stable.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use super::{
     state::TokenKind,
 };
 
-/// How many requests are shown unless more are asked for.
+/// Default number of requests in an answer.
 const SHOWN: usize = 100;
 
 const JSON: &str = "application/json";
 
-/// What `GET /sandbox/` says.
+/// Answer of `GET /sandbox/`.
 const INDEX: &str = "The sandbox of wxgate: a fake WeChat. Its control, in JSON:
 
 GET    /sandbox/state            accounts and their current tokens
@@ -88,10 +88,10 @@ enum Rules {
     One(Value),
 }
 
-/// Why an order was not carried out.
+/// Reason for refusing an order.
 #[derive(Debug)]
 enum Refusal {
-    /// 400, and what is wrong with the body.
+    /// 400, with the fault of the body.
     Body(String),
     /// 404.
     NotFound,
@@ -99,12 +99,12 @@ enum Refusal {
     Method,
 }
 
-/// Whether the path belongs to the remote control.
+/// Returns true if the path belongs to the remote control.
 pub(super) fn owns(path: &str) -> bool {
     path == "/sandbox" || path.starts_with("/sandbox/")
 }
 
-/// Carries out an order.
+/// Executes an order of the remote control.
 pub(super) fn answer(control: &Control, head: &Head, body: &[u8]) -> Answer {
     let path = head.path().trim_start_matches("/sandbox").trim_matches('/');
     let plain = match (head.method(), path) {
@@ -227,7 +227,7 @@ fn add_faults(control: &Control, body: &[u8]) -> Result<Value, Refusal> {
     let rules = values.into_iter().map(|value| {
         serde_json::from_value::<Rule>(value).map_err(|error| Refusal::Body(error.to_string()))
     });
-    // All are read before the first takes effect.
+    // All rules are parsed before the first takes effect.
     let rules = rules.collect::<Result<Vec<_>, _>>()?;
     let ids: Vec<_> = rules.into_iter().map(|rule| control.fault(rule)).collect();
     Ok(json!({"ok": true, "ids": ids}))

@@ -1,4 +1,4 @@
-//! The rules in force: which of them hits a call, how often they did, and who waits to be released.
+//! Rules in force: matching, counting hits, holding answers.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -14,11 +14,11 @@ use super::{
     request::Head,
 };
 
-/// The list of rules.
+/// List of rules.
 #[derive(Debug, Default)]
 pub(super) struct Script {
     rules: Mutex<Rules>,
-    /// Spares the happy path the lock.
+    /// True if there are rules. Read without the lock, so that calls without faults take no lock.
     any: AtomicBool,
 }
 
@@ -37,31 +37,31 @@ struct Active {
     gate: Arc<Semaphore>,
 }
 
-/// A rule with its history.
+/// Rule with its statistics.
 #[derive(Debug, Clone, Serialize)]
 pub struct RuleView {
-    /// By which it is released and removed.
+    /// Number for releasing and removing the rule.
     pub id: u64,
-    /// How many calls it hit.
+    /// Number of calls that the rule has hit.
     pub hits: u64,
     /// The rule.
     pub rule: Rule,
 }
 
-/// A call was hit.
+/// Hit of a rule on a call.
 #[derive(Debug, Clone)]
 pub(super) struct Hit {
     pub(super) rule: Arc<Rule>,
     gate: Arc<Semaphore>,
 }
 
-/// What is known of a call when rules are tried.
+/// Facts about a call that rules match against.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Target<'c> {
     pub(super) head: &'c Head,
     pub(super) account: Option<&'c str>,
     pub(super) token: Option<&'c str>,
-    /// The body has not been read yet.
+    /// True before the body is read.
     pub(super) early: bool,
 }
 
@@ -82,7 +82,8 @@ impl Script {
         id
     }
 
-    /// Lets go what the rule holds, and whatever it hits from now on; `None` releases all.
+    /// Releases the answers that the rule holds now or would hold later; `None` releases all rules.
+    /// Returns false if there is no such rule.
     pub(super) fn release(&self, id: Option<u64>) -> bool {
         let rules = self.rules();
         let mut found = false;
@@ -93,7 +94,7 @@ impl Script {
         found
     }
 
-    /// Releases and removes; `None` removes all.
+    /// Releases and removes a rule; `None` removes all. Returns false if there is no such rule.
     pub(super) fn remove(&self, id: Option<u64>) -> bool {
         let found = self.release(id);
         let mut rules = self.rules();
@@ -121,8 +122,10 @@ impl Script {
             .map_or(0, |a| a.hits)
     }
 
-    /// The first rule that hits the call.
+    /// Applies the first rule that matches the call and is not used up.
     pub(super) fn take(&self, target: Target<'_>) -> Option<Hit> {
+        // Acquire pairs with the Release in `add` and `remove`: a rule added before a call began is
+        // seen.
         if !self.any.load(Ordering::Acquire) {
             return None;
         }
@@ -152,10 +155,10 @@ impl Script {
 }
 
 impl Hit {
-    /// Waits as the rule says.
+    /// Waits until the rule is released and its delay is over.
     pub(super) async fn wait(&self) {
         if self.rule.hold {
-            // The gate has no permits: it only ever opens by being closed.
+            // The semaphore has no permits: `acquire` returns only when it is closed.
             let _ = self.gate.acquire().await;
         }
         if let Some(delay) = self.rule.delay {
@@ -180,7 +183,8 @@ fn matches(rule: &Rule, target: Target<'_>) -> bool {
         && path_matches(&rule.path, target.head.path())
 }
 
-/// `*` stands for anything within a segment, `**` for any number of segments.
+/// Matches a path against a pattern: `*` stands for any text within a segment, `**` for any number
+/// of segments.
 pub(super) fn path_matches(pattern: &str, path: &str) -> bool {
     let pattern: Vec<&str> = pattern.split('/').collect();
     let path: Vec<&str> = path.split('/').collect();

@@ -1,5 +1,5 @@
-//! One error, many shapes: every form in which WeChat's errors were met, and some in which they may
-//! come yet.
+//! Forms of an error: every form in which WeChat's errors were observed, and some that may yet
+//! come.
 
 use std::io::Write as _;
 
@@ -14,43 +14,43 @@ use super::{
     state::overwritten_code,
 };
 
-/// An error and how it is written.
+/// Error and its form.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ErrorShape {
-    /// Default: that of an overwritten token, 40001 or at WeCom 40014.
+    /// Error code. Default: that of an overwritten token, 40001 or at WeCom 40014.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<i64>,
-    /// Default: WeChat's own wording.
+    /// Error text. Default: WeChat's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// The address that WeChat claims to have seen (40164, 61004, 60020). Default: 203.0.113.9.
+    /// Address that WeChat claims to have seen (40164, 61004, 60020). Default: 203.0.113.9.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip: Option<String>,
-    /// The JSON around it.
+    /// JSON around the code.
     #[serde(default)]
     pub shape: Shape,
-    /// Default: that of the token endpoints.
+    /// Content type. Default: that of the token endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
     /// Text before the JSON: spaces, line ends, a byte order mark.
     #[serde(default)]
     pub prefix: String,
-    /// A field `padding` makes the JSON so many bytes long.
+    /// Length of the JSON in bytes, reached with a field `padding`.
     #[serde(default)]
     pub pad_to: usize,
-    /// The padding stands before the errcode, not behind it.
+    /// True to put the padding before the errcode, not behind it.
     #[serde(default)]
     pub pad_first: bool,
-    /// Compressed, with `Content-Encoding`.
+    /// True to compress with gzip, with `Content-Encoding`.
     #[serde(default)]
     pub gzip: bool,
-    /// Chunks of this size instead of a length; 1 is byte by byte.
+    /// Size of chunks in bytes, instead of a length; 1 is byte by byte.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunked: Option<u64>,
 }
 
-/// The JSON around an errcode.
+/// JSON around an errcode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
@@ -73,19 +73,19 @@ pub enum Shape {
     Spaced,
     /// Raw control characters in the message, which JSON forbids.
     ControlCharacters,
-    /// Success with the error deeper inside: must not be taken for one.
+    /// Success with the error nested deeper; must not be read as an error.
     Nested,
-    /// Success with the error as text in a string: must not be taken for one.
+    /// Success with the error as text in a string; must not be read as an error.
     Quoted,
-    /// The same key twice, first success, then the error.
+    /// The same key twice: first success, then the error.
     Twice,
 }
 
-/// What `ip` defaults to, from a range that is kept for documentation.
+/// Default of `ip`, from a range reserved for documentation.
 pub(super) const SEEN_IP: &str = "203.0.113.9";
 
 impl ErrorShape {
-    /// This code in the usual shape.
+    /// Creates an error with this code in the usual form.
     pub fn new(code: i64) -> Self {
         Self {
             code: Some(code),
@@ -174,7 +174,7 @@ impl Shape {
     }
 }
 
-/// Compresses `text` followed by as many spaces as make `size` bytes, without ever holding those.
+/// Compresses `text`, padded with spaces to `size` bytes, without holding the spaces in memory.
 pub(super) fn compressed(answer: Answer, text: &[u8], size: usize) -> Answer {
     const SPACES: [u8; 4096] = [b' '; 4096];
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());

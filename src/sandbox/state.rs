@@ -1,8 +1,7 @@
-//! What the fake WeChat knows about accounts and tokens: who exists, what was issued, what is still
-//! good.
+//! Accounts and tokens of the fake WeChat: issued tokens and their validity.
 //!
-//! Knows nothing of HTTP. The rules of issuing are in [`super::issue`]; here are the values and
-//! their life and death.
+//! Independent of HTTP. [`super::issue`] has the rules of issuing; this module has the values and
+//! their lifetimes.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -20,11 +19,11 @@ use super::{
 };
 use crate::base::Secret;
 
-/// So many tokens are remembered; older ones become unknown, which WeChat answers like overwritten
+/// Number of tokens that are kept; older ones become unknown, which WeChat answers like overwritten
 /// ones.
 const TOKENS_KEPT: usize = 20_000;
 
-/// Which endpoint a token comes from. The kinds do not influence each other.
+/// Kind of a token by its endpoint. The kinds do not influence each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenKind {
@@ -36,18 +35,18 @@ pub enum TokenKind {
     Wecom,
 }
 
-/// All that changes while the sandbox runs, except record and faults.
+/// Mutable state of the sandbox, except recorder and faults.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) limits: Limits,
     pub(super) clock: Clock,
     pub(super) noise: Noise,
-    /// Spares calls the lock while nobody signs.
+    /// True if any account signs. Read without the lock, so that other calls take no lock.
     pub(super) signs: AtomicBool,
     inner: Mutex<Ledger>,
 }
 
-/// The numbers of [`Settings`], in milliseconds.
+/// Limits from [`Settings`], times in milliseconds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) token_life: Millis,
@@ -66,9 +65,9 @@ pub(super) struct Ledger {
     pub(super) accounts: Vec<Account>,
     tokens: HashMap<Arc<str>, Issued>,
     order: VecDeque<Arc<str>>,
-    /// Login codes that were exchanged.
+    /// Login codes already exchanged.
     pub(super) used_codes: HashSet<String>,
-    /// Tokens of users (`sns/*`), which have nothing to do with those of accounts.
+    /// Tokens of users (`sns/*`), unrelated to those of accounts.
     pub(super) user_tokens: HashSet<String>,
     /// Tokens of components, suites, providers and devices.
     pub(super) others: HashMap<String, Owner>,
@@ -86,7 +85,7 @@ pub(super) struct Account {
     pub(super) tickets: HashMap<String, (String, Millis)>,
 }
 
-/// What counts against a quota.
+/// Counters for quotas.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Usage {
     pub(super) day: u64,
@@ -103,36 +102,36 @@ pub(super) struct Issued {
     pub(super) account: usize,
     pub(super) kind: TokenKind,
     pub(super) expires: Millis,
-    /// When the overlap after its replacement ends.
+    /// End of the overlap after the token was replaced.
     pub(super) dies: Option<Millis>,
     pub(super) revoked: Option<Revoked>,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Revoked {
-    /// What business calls answer.
+    /// Code that business calls get.
     pub(super) code: i64,
-    /// The token endpoint hands it out all the same.
+    /// True if the token endpoint still returns the token.
     pub(super) sticky: bool,
 }
 
-/// What a business call thinks of a token.
+/// Judgement of a business call on a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "state", content = "code")]
 pub enum TokenState {
-    /// The call carried none.
+    /// No token in the call.
     None,
-    /// It is the current one of its kind.
+    /// Current token of its kind.
     Current,
-    /// It was replaced, and the overlap lasts.
+    /// Replaced token within the overlap.
     Overlapping,
-    /// It is refused with this code.
+    /// Refused with this code.
     Stale(i64),
-    /// It was never issued here.
+    /// Never issued by this sandbox.
     Unknown,
 }
 
-/// A token, judged.
+/// Judgement on a token, with its account.
 #[derive(Debug, Clone)]
 pub(super) struct Judged {
     pub(super) state: TokenState,
@@ -140,13 +139,13 @@ pub(super) struct Judged {
     pub(super) platform: Platform,
 }
 
-/// Whom a pair of appid and secret belongs to.
+/// Result of checking a pair of appid and secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Credential {
     Good(usize),
     UnknownAppid,
     WrongSecret,
-    /// The secret of another account.
+    /// Secret of another account.
     ForeignSecret,
 }
 
@@ -173,7 +172,7 @@ impl State {
         self.noise.rid(self.clock.unix())
     }
 
-    /// What a business call thinks of `token`.
+    /// Judges `token` as a business call does.
     pub(super) fn judge(&self, token: Option<&str>) -> Judged {
         let now = self.clock.now();
         self.ledger().judge(token, now)
@@ -181,8 +180,8 @@ impl State {
 }
 
 impl Ledger {
-    /// Adds the account. One with the same appid gets the new secret instead, except at WeCom,
-    /// where agents share.
+    /// Adds the account. An account with the same appid gets the new secret instead, except at
+    /// WeCom, where agents share a corpid.
     pub(super) fn put_account(&mut self, account: &SandboxAccount) {
         let same = |a: &&mut Account| a.platform == Platform::Wechat && *a.appid == *account.appid;
         if account.platform == Platform::Wechat
@@ -233,7 +232,7 @@ impl Ledger {
             .any(|a| a.platform == platform && *a.appid == *appid)
     }
 
-    /// Whether nobody here speaks WeChat's own protocol, so that an unknown token must be WeCom's.
+    /// Returns true if all accounts are WeCom's, so that an unknown token must be WeCom's too.
     pub(super) fn only_wecom(&self) -> bool {
         !self.accounts.is_empty() && self.accounts.iter().all(|a| a.platform == Platform::Wecom)
     }
@@ -250,8 +249,8 @@ impl Ledger {
         self.tokens.get_mut(token)
     }
 
-    /// Makes `token` the current one; its predecessor lives on until `overlap` is over, or its own
-    /// end.
+    /// Makes `token` the current one; its predecessor works until the end of `overlap` or of its
+    /// own lifetime.
     pub(super) fn install(
         &mut self,
         token: &Arc<str>,
@@ -311,8 +310,8 @@ impl Ledger {
 }
 
 impl Issued {
-    /// The code that a business call gets, if it gets one: 42001 for a token that lived out its
-    /// time, 40001 for one that was overwritten (WeCom: 40014).
+    /// Returns the code with which a business call refuses the token: 42001 for an expired token,
+    /// 40001 for an overwritten one (WeCom: 40014).
     pub(super) fn refused(&self, now: Millis, platform: Platform) -> Option<i64> {
         if let Some(revoked) = self.revoked {
             return Some(revoked.code);
@@ -326,7 +325,7 @@ impl Issued {
         (now >= self.expires).then_some(42001)
     }
 
-    /// Whether the token endpoint may hand it out again, and for how long it is good.
+    /// Returns the remaining lifetime if the token endpoint may return the token again.
     pub(super) fn reusable(&self, now: Millis) -> Option<Millis> {
         let dead = self.dies.is_some() || self.revoked.is_some_and(|revoked| !revoked.sticky);
         self.expires
@@ -335,7 +334,7 @@ impl Issued {
     }
 }
 
-/// What a token that somebody overwrote is answered with.
+/// Returns the error code of an overwritten token.
 pub(super) fn overwritten_code(platform: Platform) -> i64 {
     match platform {
         Platform::Wechat => 40001,
@@ -344,7 +343,7 @@ pub(super) fn overwritten_code(platform: Platform) -> i64 {
 }
 
 impl TokenState {
-    /// Whether calls with it are executed.
+    /// Returns true if calls with this token are executed.
     pub fn is_good(self) -> bool {
         matches!(self, Self::Current | Self::Overlapping)
     }

@@ -1,4 +1,4 @@
-//! The certificate of the TLS listener: made at the start by a root of its own, or read from files.
+//! Certificate of the TLS listener, read from files or generated at start by a root of its own.
 
 use std::{io, sync::Arc};
 
@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use super::settings::CertificateFiles;
 use crate::net::tls::ServerTls;
 
-/// The names that a certificate of the sandbox is good for.
+/// Names in a generated certificate.
 const NAMES: [&str; 5] = [
     "api.weixin.qq.com",
     "qyapi.weixin.qq.com",
@@ -24,13 +24,13 @@ const NAMES: [&str; 5] = [
     "::1",
 ];
 
-/// What the TLS listener shows, and what a client must trust to believe it.
+/// Acceptor of the TLS listener, and the root that clients must trust.
 pub(super) struct Identity {
     pub(super) acceptor: TlsAcceptor,
     pub(super) ca_pem: String,
 }
 
-/// Reads the files, or makes a root and a leaf for WeChat's API names and this machine.
+/// Reads the files, or generates a root and a leaf for WeChat's API names and this machine.
 pub(super) fn identity(files: Option<&CertificateFiles>) -> io::Result<Identity> {
     match files {
         Some(files) => {

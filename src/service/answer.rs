@@ -1,7 +1,7 @@
-//! What the calls of the service API answer.
+//! Answers to the calls of the service API.
 //!
-//! The real token is in one answer only, that of `GET …/token`. Nothing here asks WeChat: keepers
-//! do, if their own limits let them.
+//! Only the answer of `GET …/token` holds the real token. Nothing here calls WeChat; the token
+//! refreshers do, within their own limits.
 
 use std::time::Duration;
 
@@ -18,33 +18,33 @@ use crate::{
     wechat::{api::Platform, ticket::TicketType},
 };
 
-/// The account that a call is about.
+/// Account that a call concerns.
 #[derive(Debug, Clone, Copy)]
 pub struct Account<'r> {
-    /// Decides which tickets there are.
+    /// Platform, which decides the ticket types.
     pub platform: Platform,
-    /// The appid or corpid, for signatures.
+    /// Appid or corpid, for signatures.
     pub appid: &'r str,
-    /// Refresher of its token.
+    /// Refresher of the account's token.
     pub keeper: &'r Keeper,
-    /// Whether the caller may have the current token replaced without naming it.
+    /// True if the caller may request a refresh without naming the rejected token.
     pub may_refresh_current: bool,
-    /// Its tickets.
+    /// Refreshers of the account's tickets; `None` if the account has no tickets.
     pub tickets: Option<&'r Tickets>,
 }
 
-/// An answer without the headers that every answer gets. Never to be cached, since the body
-/// expires.
+/// Answer without the headers that all answers share. Must never be cached, because the content of
+/// the body expires.
 pub struct Reply {
     /// 200 or 304.
     pub status: u16,
-    /// The generation in quotes, where the answer has one.
+    /// Generation in quotes; `None` for answers without a generation.
     pub etag: Option<String>,
     /// JSON; empty with 304.
     pub body: Vec<u8>,
 }
 
-/// The body of a refresh.
+/// Body of a refresh call.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Rejected {
@@ -60,11 +60,12 @@ const UNNAMED_TOKEN: Refusal = Refusal::BadRequest(
 );
 
 impl Call {
-    /// Answers. `if_none_match` is the header of that name. A call that waits is cut short when
-    /// `hurry` resolves, and answers as at the end of its wait.
+    /// Answers the call. `if_none_match` is the header of that name. When `hurry` resolves, a
+    /// waiting call stops waiting and answers as at the end of its wait.
     ///
     /// # Errors
-    /// When the platform has no such ticket, the body is wrong, or there is nothing to answer with.
+    ///
+    /// Fails if the platform has no such ticket, the body is wrong, or there is no token or ticket.
     pub async fn answer(
         &self,
         account: &Account<'_>,
@@ -100,7 +101,8 @@ impl Account<'_> {
             .ok_or(Refusal::NotFound)
     }
 
-    /// Where a ticket is missing because the token is, the token's own error says what to do.
+    /// Replaces the error of a missing ticket by the token's error if the token is missing too:
+    /// that error names the remedy.
     fn deeper(&self, error: Refusal) -> Refusal {
         match error {
             Refusal::Unavailable(_) if self.keeper.token().is_none() => {
@@ -111,7 +113,8 @@ impl Account<'_> {
     }
 }
 
-/// The current token or ticket; 304 when the caller has it, after waiting for another one.
+/// Answers with the current token or ticket; with 304, after the wait, if the caller already has
+/// it.
 async fn show(
     keeper: &Keeper,
     field: &str,
@@ -149,7 +152,7 @@ fn etag(token: &Token) -> String {
     format!("\"{}\"", token.generation())
 }
 
-/// Whether `If-None-Match` names this token.
+/// Returns true if `If-None-Match` names this token.
 fn has(known: &str, token: &Token) -> bool {
     let etag = etag(token);
     known
@@ -161,7 +164,7 @@ fn has(known: &str, token: &Token) -> bool {
 fn read(body: &[u8]) -> Result<Option<String>, Refusal> {
     match body.trim_ascii() {
         [] => Ok(None),
-        // Without this look, serde would take an array for a struct.
+        // Checked first, because serde reads an array as a struct too.
         object @ [b'{', ..] => match serde_json::from_slice::<Rejected>(object) {
             Ok(order) => Ok(Some(order.rejected)),
             Err(_) if matches!(serde_json::from_slice(object), Ok(Value::Object(empty)) if empty.is_empty()) => {
@@ -173,8 +176,8 @@ fn read(body: &[u8]) -> Result<Option<String>, Refusal> {
     }
 }
 
-/// The passive refresh. A token that is not the current one was replaced already, which costs
-/// nothing to say.
+/// Refreshes on request. If the rejected token is not the current one, a refresh has already
+/// happened and none is started.
 async fn refresh(keeper: &Keeper, rejected: Option<String>) -> Result<Reply, Refusal> {
     let current = keeper.current().await.map_err(Refusal::Unavailable)?;
     if rejected.is_some_and(|rejected| !current.matches(&rejected)) {

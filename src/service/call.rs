@@ -1,7 +1,7 @@
-//! Which call of the service API a request is: path, method and query, read once and strictly.
+//! Calls of the service API, parsed strictly from method, path and query.
 //!
-//! Pure. It neither looks the account up nor asks whether the caller may; [`Call::account`] and
-//! [`Call::scope`] say what there is to ask.
+//! Pure. Looks up no account and checks no permission; [`Call::account`] and [`Call::scope`] name
+//! the ones to check.
 
 use std::time::Duration;
 
@@ -10,61 +10,63 @@ use percent_encoding::percent_decode_str;
 use super::{Scope, jssdk::PageUrl};
 use crate::token::TokenError;
 
-/// The longest that a call may wait for a newer token, in seconds.
+/// Longest wait for a newer token, in seconds.
 const MOST_WAIT: u64 = 60;
 
-/// A call that exists.
+/// Parsed call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     account: String,
     pub(super) order: Order,
 }
 
-/// What is wanted.
+/// Action that a call requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Order {
-    /// The real token.
+    /// Return the real token.
     Token {
-        /// How long to wait for another one than the caller has; zero: not at all.
+        /// Time to wait for a newer token than the caller's; zero for no wait.
         wait: Duration,
     },
-    /// A token past the one that was rejected.
+    /// Refresh the token that was rejected.
     Refresh,
-    /// A ticket of this type. Which types there are depends on the platform.
+    /// Return a ticket. The platform decides the possible types.
     Ticket {
-        /// As written.
+        /// Ticket type, as written.
         name: String,
-        /// As for the token.
+        /// Time to wait, as for the token.
         wait: Duration,
     },
-    /// A signature for this page.
+    /// Sign this page.
     Signature {
-        /// The page.
+        /// URL of the page.
         url: PageUrl,
-        /// With the ticket of the app instead of that of the company. WeCom only.
+        /// True to sign with the ticket of the app (`agent_config`) instead of the company's. WeCom
+        /// only.
         agent: bool,
     },
 }
 
-/// Why a call is not answered.
+/// Reason for refusing a call.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// There is no such call, or no such ticket on this platform.
+    /// No such call, or no such ticket on this platform.
     #[error("there is nothing at this address below /-/")]
     NotFound,
-    /// The call is made wrongly; the text says how it should be.
+    /// Malformed call; the text gives the correct form.
     #[error("{0}")]
     BadRequest(&'static str),
-    /// There is no token or ticket to answer with.
+    /// No token or ticket available.
     #[error("{0}")]
     Unavailable(TokenError),
 }
 
 impl Call {
-    /// Reads a path below `/-/` whose repeated slashes are folded.
+    /// Parses a request for a path below `/-/` with repeated slashes folded.
     ///
     /// # Errors
-    /// When there is no such call, or its method or query are wrong.
+    ///
+    /// Fails if there is no such call, or its method or query are wrong.
     pub fn parse(method: &str, path: &str, query: Option<&str>) -> Result<Self, Refusal> {
         let rest = path.strip_prefix("/-/accounts/").ok_or(Refusal::NotFound)?;
         let segments: Vec<&str> = rest.split('/').collect();
@@ -97,12 +99,12 @@ impl Call {
         })
     }
 
-    /// The name or appid of the account, as written.
+    /// Returns the name or appid of the account, as written.
     pub fn account(&self) -> &str {
         &self.account
     }
 
-    /// What the caller must be allowed to do.
+    /// Returns the permission that the caller needs.
     pub fn scope(&self) -> Scope {
         match self.order {
             Order::Token { .. } => Scope::Token,
@@ -111,17 +113,17 @@ impl Call {
         }
     }
 
-    /// Whether the body says something.
+    /// Returns true if the call has a body that matters.
     pub fn wants_body(&self) -> bool {
         self.order == Order::Refresh
     }
 }
 
-/// The parameters, decoded once.
+/// Query parameters, decoded once.
 struct Query(Vec<(String, String)>);
 
 impl Query {
-    /// A plus sign stays one: page addresses hold no blanks, but they do hold plus signs.
+    /// Parses a query. Plus signs are kept: page URLs hold no blanks, but do hold plus signs.
     fn read(query: Option<&str>) -> Result<Self, Refusal> {
         let decode = |text: &str| {
             let decoded = percent_decode_str(text).decode_utf8().map(Into::into);
@@ -140,8 +142,8 @@ impl Query {
         parts.map(pair).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Refuses what this call does not know, and what is said twice. The usual reason is an address
-    /// that was not encoded, which would sign another page than the one that is meant.
+    /// Refuses unknown and repeated parameters. The usual cause is a page URL that was not encoded,
+    /// which would yield the signature of another page.
     fn only(self, known: &[&str]) -> Result<Self, Refusal> {
         let fine = |(at, (name, _)): (usize, &(String, String))| {
             known.contains(&name.as_str())

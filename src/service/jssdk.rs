@@ -1,21 +1,19 @@
-//! Signatures for `wx.config` and `wx.agentConfig`: which page, and the hash over ticket, nonce,
+//! Signatures for `wx.config` and `wx.agentConfig`: the page URL, and the hash over ticket, nonce,
 //! time and page.
 //!
 //! Source: WeCom's page 96909, which WeChat's appendix on JS-SDK permission signatures agrees with.
-//! Values go into the hash raw; the page without its fragment. Where the ticket comes from is the
-//! caller's business.
+//! Values go into the hash raw; the page without its fragment. The caller supplies the ticket.
 
 use aws_lc_rs::digest;
 
 use crate::token::Token;
 
-/// The address of a page as WeChat's script sees it: no fragment, nothing encoded or decoded.
+/// URL of a page as WeChat's script sees it: without fragment, nothing encoded or decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PageUrl(String);
 
 impl PageUrl {
-    /// Cuts the fragment off and refuses what can be no page. The text of the error says how it
-    /// should be.
+    /// Cuts off the fragment and refuses a URL that cannot be a page.
     pub(super) fn new(url: &str) -> Result<Self, &'static str> {
         let page = url.split('#').next().unwrap_or_default();
         let host = page
@@ -34,14 +32,13 @@ impl PageUrl {
     }
 }
 
-/// The SHA-1 in lower-case hex. `nonce` and `page` are the caller's, `timestamp` is in seconds
-/// since 1970.
+/// Signs a page: SHA-1 in lower-case hex. `timestamp` is in seconds since 1970; nonce and timestamp
+/// must also reach the page.
 pub(super) fn signature(ticket: &Token, nonce: &str, timestamp: u64, page: &PageUrl) -> String {
     hash(ticket.secret().expose(), nonce, timestamp, &page.0)
 }
 
-/// Sixteen letters and digits that nobody can foresee; sixteen zeros should the system have no
-/// randomness to give.
+/// Returns 16 unpredictable hex digits; 16 zeros if the system has no randomness.
 pub(super) fn nonce() -> String {
     let mut random = [0_u8; 8];
     let _ = getrandom::fill(&mut random);

@@ -1,5 +1,4 @@
-//! The call that gives the real token, which few callers may make, against a keeper with a source
-//! of its own.
+//! Tests of the call that returns the real token, against a refresher with a scripted source.
 
 use std::{
     future::{pending, ready},
@@ -27,7 +26,7 @@ use crate::{
 
 const TOKEN: &str = "/-/accounts/shop/token";
 
-/// Another token with each call.
+/// Source that returns another token with each call.
 #[derive(Default)]
 struct Mint(AtomicU64);
 
@@ -97,7 +96,7 @@ async fn refresh(keeper: &Keeper, body: &str) -> Result<Value, Refusal> {
     Ok(serde_json::from_slice(&reply.body).unwrap())
 }
 
-/// Has the current token replaced, as a proxied call does it.
+/// Has the current token replaced, as a proxied call does.
 async fn replaced(keeper: &Keeper) {
     let current = keeper.current().await.unwrap().generation();
     keeper.accepted(current);
@@ -202,7 +201,8 @@ async fn a_refresh_replaces_the_current_token_only_and_names_none() {
         assert_eq!(report.get("reason"), None, "nothing was asked: {stale}");
     }
     assert_eq!(mint.0.load(Ordering::Relaxed), 2);
-    // Nobody has used it with success yet, so the first complaint is not believed at once.
+    // No call has succeeded with the token yet, so the first complaint does not trigger a refresh
+    // at once.
     assert_eq!(refresh(&keeper, "").await.unwrap()["reason"], "backoff");
     for body in [
         "[]",

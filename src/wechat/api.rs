@@ -1,6 +1,6 @@
 //! Platforms, and the coarse view of the table in [`super::credential`].
 //!
-//! Only comparisons; whether a caller may call an endpoint is decided elsewhere.
+//! Only comparisons; `proxy` decides if a caller may call an endpoint.
 
 use super::credential::{self, Class, Minting, Parameters};
 
@@ -14,7 +14,7 @@ pub enum Platform {
 }
 
 impl Platform {
-    /// Its name in sentences.
+    /// Returns the platform's name for log lines and error texts.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Wechat => "WeChat",
@@ -23,26 +23,26 @@ impl Platform {
     }
 }
 
-/// What an endpoint means for a proxy that owns the token.
+/// Class of an endpoint for a proxy that owns the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endpoint {
     /// Takes the account's token in the query, as all but a few do.
     TakesToken,
-    /// Brings a credential of its own; the account's token must not be added.
+    /// Carries another credential; the account's token must not be added.
     OwnCredential,
-    /// Exchanges a login code, for which WeChat wants the AppSecret in the query.
+    /// Exchanges a login code. WeChat wants the AppSecret in the query.
     Login,
-    /// Hands out the account's token: never forwarded.
+    /// Returns the account's token; never forwarded.
     Token,
-    /// Resets what all callers share, or hands out a credential: refused unless allowed by its exact
-    /// name.
+    /// Resets a quota that all callers share, or returns a credential; refused unless the client's
+    /// `allow` lists the exact path.
     Guarded,
 }
 
-/// The class of a path that has already passed the path grammar, as far as the path alone decides
-/// it; [`super::credential`] has the table.
+/// Classifies a path that has passed the path grammar, as far as the path alone decides;
+/// [`super::credential`] has the table.
 pub fn classify(path: &str) -> Endpoint {
-    // A group robot's calls without a key are left to WeChat's refusal.
+    // A robot's call without `key` is forwarded too: WeChat's own refusal explains it best.
     let mut with_key = Parameters::default();
     with_key.add("key", true);
     match credential::of_path(path).class(with_key) {
@@ -56,7 +56,8 @@ pub fn classify(path: &str) -> Endpoint {
     }
 }
 
-/// Whether a parameter of this (decoded) name brings a credential of its own.
+/// Returns true if a parameter of this decoded name carries another credential than the account's
+/// token.
 pub fn replaces_token(parameter: &str) -> bool {
     credential::replaces_token(parameter)
 }

@@ -1,52 +1,50 @@
-//! Error codes of the token endpoints and what follows from each, and the codes that metrics may
-//! name.
+//! Error codes of the token endpoints with their consequences, and the codes that may become metric
+//! labels.
 //!
 //! The meanings are those of WeChat's own tables (pages of getAccessToken, getStableAccessToken and
 //! "common error codes", the WeCom page 90455, and the enumeration in WxJava); the classes are
-//! ours. Which codes make a business answer stale is here too; how an answer is searched for them
-//! is not.
+//! ours. The codes that make a business answer stale are here too; [`super::verdict`] finds the
+//! code in an answer.
 
 use super::{address, api::Platform};
 
-/// What a refusal by a token endpoint means for the next attempt.
+/// Consequence of a token endpoint's refusal for the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// WeChat is busy; try again soon.
+    /// Temporary overload at WeChat; retry soon.
     Busy,
-    /// A limit per minute; try again in the next one.
+    /// Limit per minute; retry in the next minute.
     Minute,
-    /// The day's quota is used up; only an operator or midnight helps.
+    /// Daily quota used up; only an operator or midnight helps.
     Quota,
-    /// The calling address is not welcome. True for this node only: another one may have another
-    /// address.
+    /// Calling address refused. Concerns this node only: other nodes may have other addresses.
     Address,
-    /// An administrator of the account has to agree, or has refused.
+    /// Approval by an administrator of the account is pending or was refused.
     Approval,
-    /// Appid or secret are wrong.
+    /// Wrong appid or secret.
     Credential,
-    /// The account or its secret is frozen or punished.
+    /// Account or secret frozen or punished.
     Frozen,
-    /// Anything else: remembered like a refused address, as nothing better is known.
+    /// Any other code; handled like a refused address, for lack of better knowledge.
     Other,
 }
 
-/// One line of the table.
+/// Row of a table of error codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenCode {
     /// WeChat's `errcode`.
     pub code: i64,
-    /// What follows from it.
+    /// Consequence for the next attempt.
     pub class: Class,
-    /// What it means and what an operator has to do: one sentence in two parts, without a full
-    /// stop.
+    /// Meaning and remedy: one sentence in two parts, without a full stop.
     pub advice: &'static str,
 }
 
-/// `errcode` of a call that arrived without its token. Says nothing about the token itself: it is
-/// neither accepted nor refused.
+/// `errcode` of a call without a token. Says nothing about the account's token, which is neither
+/// accepted nor refused.
 pub const TOKEN_MISSING: i64 = 41001;
 
-/// The table for the token endpoints of the WeChat platform. Codes outside it get [`Class::Other`].
+/// Error codes of the token endpoints of WeChat. Codes outside the table get [`Class::Other`].
 pub const TOKEN_CODES: &[TokenCode] = &[
     line(
         -1,
@@ -165,7 +163,7 @@ pub const TOKEN_CODES: &[TokenCode] = &[
     ),
 ];
 
-/// The same for WeCom's `cgi-bin/gettoken`, where some numbers have another meaning (WeCom pages
+/// Error codes of WeCom's `cgi-bin/gettoken`, where some numbers have another meaning (WeCom pages
 /// 90454, 90455, 91039).
 pub const WECOM_TOKEN_CODES: &[TokenCode] = &[
     line(
@@ -338,7 +336,7 @@ const fn line(code: i64, class: Class, advice: &'static str) -> TokenCode {
     }
 }
 
-/// What a refusal by the platform's token endpoint means. Never fails: an unknown code gets
+/// Looks up a refusal by the platform's token endpoint. Never fails: an unknown code gets
 /// [`Class::Other`].
 pub fn token_code(platform: Platform, code: i64) -> TokenCode {
     let table = match platform {
@@ -357,8 +355,9 @@ pub fn token_code(platform: Platform, code: i64) -> TokenCode {
         .unwrap_or(unknown)
 }
 
-/// Whether a business answer with this code says that the access token is dead: 40001, 40014 and
-/// 42001; on WeCom, where 40001 means a bad secret, only 40014 and 42001 (WeCom page 90455).
+/// Returns true if a business answer with this code means that the access token is dead: 40001,
+/// 40014 and 42001; on WeCom, where 40001 means a bad secret, only 40014 and 42001 (WeCom page
+/// 90455).
 pub const fn is_stale(platform: Platform, code: i64) -> bool {
     match platform {
         Platform::Wechat => matches!(code, 40001 | 40014 | 42001),
@@ -366,8 +365,8 @@ pub const fn is_stale(platform: Platform, code: i64) -> bool {
     }
 }
 
-/// Whether any rule reads the number as news of the token or of the address. Only an `errcode` is
-/// such news.
+/// Returns true if the number, as an `errcode`, concerns the token or the calling address on any
+/// platform.
 pub const fn says_something_of_tokens(code: i64) -> bool {
     code == 41001
         || is_stale(Platform::Wechat, code)
@@ -376,8 +375,8 @@ pub const fn says_something_of_tokens(code: i64) -> bool {
         || address::may_be_refused(Platform::Wecom, code)
 }
 
-/// The code that tells a caller that its phantom token is dead, so that an SDK asks for another one.
-/// Each platform's SDKs know this one best: those of WeCom take 40001 for a wrong secret and give
+/// Returns the code that reports a dead phantom token, so that an SDK fetches a new one. SDKs of
+/// each platform handle these two codes best: those of WeCom treat 40001 as a wrong secret and give
 /// up.
 pub const fn stale_code(platform: Platform) -> u32 {
     match platform {
@@ -386,8 +385,8 @@ pub const fn stale_code(platform: Platform) -> u32 {
     }
 }
 
-/// The code as a metric label, if it is one of those that may become one. The set is bounded, since
-/// answers may hold any number that a caller managed to have echoed.
+/// Returns the code as a metric label; `None` for codes without a label. The set is bounded, since
+/// an answer may hold any number that a caller managed to have echoed.
 pub fn known(code: i64) -> Option<&'static str> {
     LABELS
         .binary_search_by_key(&code, |(code, _)| *code)
@@ -396,7 +395,7 @@ pub fn known(code: i64) -> Option<&'static str> {
         .map(|(_, label)| *label)
 }
 
-/// [`known`], or `other`.
+/// Returns the code as a metric label, `other` for codes without one.
 pub fn label(code: i64) -> &'static str {
     known(code).unwrap_or("other")
 }

@@ -1,5 +1,4 @@
-//! Tickets: what web pages and cards sign with. Which there are, where they come from, and what a
-//! refusal means.
+//! Tickets, with which web pages and cards are signed: types, endpoints, and meanings of refusals.
 //!
 //! Only tables. Pages of WeChat: api_getticket (jsapi, wx_card); of WeCom: 96909 (jsapi) and 90506
 //! (agent_config).
@@ -9,7 +8,7 @@ use super::{
     codes::{self, Class},
 };
 
-/// A kind of ticket. Each account has one of each at a time, good for two hours.
+/// Type of ticket. Each account has one ticket of each type at a time, valid for two hours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TicketType {
     /// For `wx.config` in a web page.
@@ -20,20 +19,20 @@ pub enum TicketType {
     AgentConfig,
 }
 
-/// Where a ticket comes from.
+/// Endpoint that returns a ticket; it takes the account's token in the query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Takes the account's token in the query.
+    /// Path of the endpoint.
     pub path: &'static str,
-    /// The parameter `type`, where there is one.
+    /// Value of the parameter `type`; `None` if the endpoint has none.
     pub kind: Option<&'static str>,
 }
 
 impl TicketType {
-    /// All of them.
+    /// All types, of both platforms.
     pub const ALL: [Self; 3] = [Self::Jsapi, Self::WxCard, Self::AgentConfig];
 
-    /// WeChat's word, also used in paths and store keys.
+    /// Returns WeChat's name of the type, also used in paths and store keys.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Jsapi => "jsapi",
@@ -42,14 +41,14 @@ impl TicketType {
         }
     }
 
-    /// The type of this name, if the platform has it.
+    /// Returns the type of this name; `None` if the platform has no such type.
     pub fn named(platform: Platform, name: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|kind| kind.as_str() == name && kind.endpoint(platform).is_some())
     }
 
-    /// Where the platform gives it; `None` where it does not.
+    /// Returns the endpoint on this platform; `None` if the platform has no such type.
     pub fn endpoint(self, platform: Platform) -> Option<Endpoint> {
         let (path, kind) = match (platform, self) {
             (Platform::Wechat, Self::Jsapi | Self::WxCard) => {
@@ -63,8 +62,8 @@ impl TicketType {
     }
 }
 
-/// What a refusal to give a ticket means, and what to do about it. The codes are those of a
-/// business call; where they mean the same as at the token endpoint, that table speaks.
+/// Explains the refusal of a ticket: class and remedy. The codes are those of a business call;
+/// codes that mean the same at the token endpoint are looked up there.
 pub fn refusal(platform: Platform, code: i64) -> (Class, &'static str) {
     match code {
         40001 | 40014 | 42001 => (

@@ -1,12 +1,12 @@
-//! What an account has: followers, members, menu, templates, QR codes, drafts, balances. The answers
-//! are fixed, nothing is kept; and what is known of calls that failed.
+//! Data of an account: followers, members, menu, templates, QR codes, drafts, balances, with fixed
+//! answers and without state; and the look-up of failed calls.
 
 use serde_json::{Value, json};
 
 use super::{Call, text};
 use crate::sandbox::{answer::Answer, settings::Platform, shape::SEEN_IP};
 
-/// A call to one of these paths, `None` for all others.
+/// Answers a call to a path of this module; `None` for all others.
 pub(super) fn answer(call: Call<'_>) -> Option<Answer> {
     Some(match call.head.path() {
         "/cgi-bin/user/info" => user_info(call),
@@ -35,7 +35,7 @@ pub(super) fn answer(call: Call<'_>) -> Option<Answer> {
     })
 }
 
-/// Whether the path reads its JSON body.
+/// Returns true if the path reads its JSON body.
 pub(super) fn reads_body(path: &str) -> bool {
     matches!(
         path,
@@ -43,7 +43,7 @@ pub(super) fn reads_body(path: &str) -> bool {
     )
 }
 
-/// `GET cgi-bin/user/get?userid=` of WeCom: a member.
+/// Answers WeCom's `GET cgi-bin/user/get?userid=`: a member.
 fn member(call: Call<'_>) -> Answer {
     let Some(userid) = call.head.param("userid") else {
         return call.error(40003);
@@ -56,8 +56,8 @@ fn member(call: Call<'_>) -> Answer {
     }))
 }
 
-/// `GET cgi-bin/auth/getuserinfo?code=` of WeCom: the member that logged in, with a ticket for its
-/// private data. The older path is spelt with capitals in its answer.
+/// Answers WeCom's `GET cgi-bin/auth/getuserinfo?code=`: the member that logged in, with a ticket
+/// for private data. The older path capitalises its fields.
 fn web_login(call: Call<'_>) -> Answer {
     let code = call.head.param("code");
     if code.is_none_or(|code| code.starts_with("bad")) {
@@ -72,7 +72,7 @@ fn web_login(call: Call<'_>) -> Answer {
     }))
 }
 
-/// `POST cgi-bin/draft/add`.
+/// Answers `POST cgi-bin/draft/add`.
 fn draft(call: Call<'_>) -> Answer {
     let Some(body) = call.json() else {
         return call.error(47001);
@@ -89,7 +89,7 @@ fn draft(call: Call<'_>) -> Answer {
     }
 }
 
-/// `POST cgi-bin/openapi/rid/get`: the call that failed, its token and all.
+/// Answers `POST cgi-bin/openapi/rid/get`: the failed call, including its token.
 fn failure(call: Call<'_>) -> Answer {
     let body = call.json().unwrap_or(Value::Null);
     let Some(rid) = text(&body, "rid") else {
@@ -117,7 +117,7 @@ fn user_info(call: Call<'_>) -> Answer {
     }))
 }
 
-/// `POST cgi-bin/qrcode/create`: a ticket for `showqrcode`; codes that last say no
+/// Answers `POST cgi-bin/qrcode/create`: a ticket for `showqrcode`; permanent codes have no
 /// `expire_seconds`.
 fn qrcode(call: Call<'_>) -> Answer {
     if call.head.method() != "POST" {
@@ -130,7 +130,7 @@ fn qrcode(call: Call<'_>) -> Answer {
     let mut answer =
         json!({"ticket": ticket, "url": format!("http://weixin.qq.com/q/{}", &ticket[..24])});
     if text(&body, "action_name").is_some_and(|name| !name.contains("LIMIT")) {
-        // Thirty seconds when nothing is said, as the documentation has it.
+        // Thirty seconds by default, as documented.
         answer["expire_seconds"] = body["expire_seconds"].as_u64().unwrap_or(30).into();
     }
     call.ok(&answer)

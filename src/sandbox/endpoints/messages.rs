@@ -1,12 +1,11 @@
-//! Messages to users. What is accepted here counts as delivered, and can be asked for: a call that
-//! was refused is not among it.
+//! Messages to users. Accepted messages count as delivered and can be queried; refused ones do not.
 
 use serde_json::{Value, json};
 
 use super::{Call, text};
 use crate::sandbox::{answer::Answer, recorder::Delivery};
 
-/// Whether the path sends a message to one user.
+/// Returns true if the path sends a message to one user.
 pub(super) fn is_send(path: &str) -> bool {
     matches!(
         path,
@@ -18,7 +17,7 @@ pub(super) fn is_send(path: &str) -> bool {
     )
 }
 
-/// `POST cgi-bin/message/custom/send` and its relatives.
+/// Answers `POST cgi-bin/message/custom/send` and its relatives.
 pub(super) fn send(call: Call<'_>) -> Answer {
     if call.head.method() != "POST" {
         return call.error(43002);

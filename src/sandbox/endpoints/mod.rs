@@ -1,6 +1,5 @@
-//! What each path answers when nothing is rigged. Bodies and codes are WeChat's own, from its
-//! documentation and from probes of the real API; where neither says anything, the simplest answer
-//! is given.
+//! Answers of each path without faults. Bodies and codes are WeChat's own, from its documentation
+//! and from probes of the real API; where neither has a source, the simplest answer is given.
 
 use std::borrow::Cow;
 
@@ -27,10 +26,10 @@ mod sns;
 mod tickets;
 pub(super) mod token;
 
-/// A JSON body may be this long where an endpoint reads it.
+/// Longest JSON body that endpoints read, in bytes.
 const JSON_KEPT: usize = 8 << 20;
 
-/// The first segments that are in use at api.weixin.qq.com.
+/// First path segments in use at api.weixin.qq.com.
 const FIRST_SEGMENTS: [&str; 27] = [
     "cgi-bin",
     "wxa",
@@ -61,14 +60,14 @@ const FIRST_SEGMENTS: [&str; 27] = [
     "wxadrama",
 ];
 
-/// A request that was read, and what is known of its token.
+/// Request that was read, with the judgement on its token.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Call<'c> {
     pub(super) shared: &'c Shared,
     pub(super) head: &'c Head,
     pub(super) body: &'c Received,
     pub(super) judged: &'c Judged,
-    /// What a fault wants to be issued as token.
+    /// Value of the next issued token, set by a fault.
     pub(super) value: Option<&'c str>,
 }
 
@@ -96,7 +95,7 @@ fn plain_answer(call: Call<'_>) -> Answer {
     }
 }
 
-/// Logins of users, and the calls that take the token of the account.
+/// Answers logins of users, and the calls that take the account's token.
 fn with_token(call: Call<'_>) -> Answer {
     let path = call.head.path();
     if path.starts_with("/sns/") {
@@ -114,7 +113,7 @@ fn with_token(call: Call<'_>) -> Answer {
     }
 }
 
-/// How much of the body the endpoint needs.
+/// Returns the number of body bytes that the endpoint needs.
 pub(super) fn keep(path: &str) -> usize {
     match path {
         token::STABLE | "/cgi-bin/clear_quota" | "/cgi-bin/clear_quota/v2" => JSON_KEPT,
@@ -152,7 +151,7 @@ fn business(call: Call<'_>) -> Answer {
     }
 }
 
-/// A path of which nothing special is known.
+/// Answers a path without a rule of its own.
 fn plain(call: Call<'_>) -> Answer {
     let path = call.head.path();
     match call.judged.platform {
@@ -160,7 +159,7 @@ fn plain(call: Call<'_>) -> Answer {
             call.error(61014)
         }
         Platform::Wecom => call.ok(&json!({})),
-        // The commonest answer of all, in load tests too.
+        // The most frequent answer, also in load tests, so its body is static.
         Platform::Wechat => {
             Answer::done(path, Bytes::from_static(br#"{"errcode":0,"errmsg":"ok"}"#))
         }
@@ -172,7 +171,7 @@ fn is_in_use(path: &str) -> bool {
     FIRST_SEGMENTS.contains(&first)
 }
 
-/// WeCom answers 404; WeChat lists a code of its own.
+/// Answers an unknown path: WeCom with 404, WeChat with a code of its own.
 fn unknown(call: Call<'_>) -> Answer {
     match call.judged.platform {
         Platform::Wecom => Answer::empty(404),
@@ -199,7 +198,7 @@ fn refused(call: Call<'_>, code: i64) -> Answer {
 }
 
 impl Call<'_> {
-    /// An error in the wording and the content type of platform and path.
+    /// Creates an error in the text and the content type of platform and path.
     pub(super) fn error(&self, code: i64) -> Answer {
         let platform = self.judged.platform;
         let text = message(platform, code, SEEN_IP, &self.shared.state.rid());
@@ -236,7 +235,7 @@ impl Call<'_> {
     }
 }
 
-/// The text of a field; empty and absent are the same.
+/// Returns the text of a field; `None` if empty or absent.
 fn text<'v>(value: &'v Value, field: &str) -> Option<Cow<'v, str>> {
     match &value[field] {
         Value::String(text) if !text.is_empty() => Some(Cow::Borrowed(text)),

@@ -1,8 +1,8 @@
 //! Calls that take another credential than the account's token: of third-party platforms, suites,
 //! providers, devices, other corps, robots.
 //!
-//! There is one of each, with a fixed identity ([`SECRET`] is the secret of all). What they are given
-//! is remembered by kind only. Paths, parameters and refusals are those of WeChat's documentation.
+//! There is one of each, with a fixed identity ([`SECRET`] is the secret of all). Their tokens are
+//! recorded by owner only. Paths, parameters and refusals are those of WeChat's documentation.
 
 use std::borrow::Cow;
 
@@ -16,27 +16,27 @@ use crate::sandbox::{
     shape::SEEN_IP,
 };
 
-/// The secret of the component, the suite, the provider and the device model.
+/// Secret of the component, the suite, the provider and the device model.
 pub const SECRET: &str = "sandbox1sandbox1sandbox1sandbox1";
-/// The third-party platform of WeChat.
+/// Appid of WeChat's third-party platform (component).
 pub const COMPONENT: &str = "wxc0mp0nent000001";
-/// The suite of WeCom; the provider's corpid and the device model's id end alike.
+/// Id of WeCom's suite.
 pub const SUITE: &str = "wwsuite0000000001";
-/// The provider of WeCom.
+/// Corpid of WeCom's provider.
 pub const PROVIDER: &str = "wwprovider0000001";
-/// The device model of WeCom.
+/// Id of WeCom's device model.
 pub const MODEL: &str = "model000000000001";
-/// The account that has authorised the component.
+/// Appid of the account that has authorised the component.
 pub const AUTHORIZER: &str = "wxauth0r1zer00001";
-/// The corp that has authorised the suite.
+/// Corpid of the corp that has authorised the suite.
 pub const AUTHORIZED_CORP: &str = "wwauthorized00001";
-/// The corp downstream of each corp here.
+/// Corpid of the corp downstream of every other corp.
 pub const DOWNSTREAM_CORP: &str = "wwdownstream00001";
 
-/// So many tokens of these kinds are remembered.
+/// Number of tokens of these owners that are kept.
 const KEPT: usize = 10_000;
 
-/// Whose token it is.
+/// Owner of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::sandbox) enum Owner {
     Component,
@@ -46,22 +46,23 @@ pub(in crate::sandbox) enum Owner {
     Model,
 }
 
-/// What a path takes.
+/// Credential that a path takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Takes {
-    /// A token of this owner, under its own name.
+    /// Token of this owner, in its own parameter.
     Token(Owner),
-    /// The provider's token under the name `access_token`.
+    /// The provider's token, in the parameter `access_token`.
     ProviderAsAccess,
-    /// The token of a downstream corp.
+    /// Token of a downstream corp.
     Downstream,
-    /// A secret in the body.
+    /// Secret in the body.
     Secret(Owner),
     WebhookKey,
     ResponseCode,
 }
 
-/// Paths of the component alone. A list, because `cgi-bin/component/` mixes three kinds.
+/// Paths that take the component's token only. Listed singly, because `cgi-bin/component/` mixes
+/// three kinds.
 const COMPONENT_PATHS: [&str; 23] = [
     "/cgi-bin/component/api_authorizer_token",
     "/cgi-bin/component/api_create_preauthcode",
@@ -143,8 +144,8 @@ pub(super) fn answer(call: Call<'_>) -> Option<Answer> {
     })
 }
 
-/// The refusal of a token that is no account's: the component's own on a path of accounts is told
-/// from nonsense.
+/// Answers a token of no account. The component's own token on a path of accounts has a refusal of
+/// its own.
 pub(super) fn unknown_token(call: Call<'_>) -> Option<Answer> {
     if owner_of(call, "access_token") != Some(Owner::Component) {
         return None;
@@ -156,13 +157,13 @@ pub(super) fn unknown_token(call: Call<'_>) -> Option<Answer> {
     })
 }
 
-/// A call without `access_token` that brings a component's token where either is taken.
+/// Answers a call without `access_token` that carries a component's token where both are accepted.
 pub(super) fn no_token(call: Call<'_>) -> Option<Answer> {
     let brings = call.head.param("component_access_token").is_some();
     (brings && BOTH.contains(&call.head.path())).then(|| with_token(call, Owner::Component))
 }
 
-/// Whether the path takes the account's token although the place suggests the component's.
+/// Returns true if the path takes the account's token although it looks like the component's.
 pub(super) fn is_for_accounts(path: &str) -> bool {
     BOTH.contains(&path)
         || matches!(
@@ -173,7 +174,7 @@ pub(super) fn is_for_accounts(path: &str) -> bool {
         )
 }
 
-/// Whether the path reads its JSON body.
+/// Returns true if the path reads its JSON body.
 pub(super) fn reads_body(path: &str) -> bool {
     path == DOWNSTREAM_TOKEN
         || matches!(
@@ -182,10 +183,10 @@ pub(super) fn reads_body(path: &str) -> bool {
         )
 }
 
-/// The call that gives the token of a downstream corp, for the token of the corp upstream.
+/// Path that returns the token of a downstream corp, for the token of the corp upstream.
 pub(super) const DOWNSTREAM_TOKEN: &str = "/cgi-bin/corpgroup/corp/gettoken";
 
-/// `POST cgi-bin/corpgroup/corp/gettoken`.
+/// Answers `POST cgi-bin/corpgroup/corp/gettoken`.
 pub(super) fn downstream_token(call: Call<'_>) -> Answer {
     let body = call.json().unwrap_or(Value::Null);
     if text(&body, "corpid").as_deref() != Some(DOWNSTREAM_CORP) {
@@ -247,7 +248,7 @@ impl Owner {
         }
     }
 
-    /// The code of a call without the token.
+    /// Returns the error code of a call without the token.
     fn missing(self) -> i64 {
         match self {
             Self::Suite => 41022,
@@ -255,7 +256,7 @@ impl Owner {
         }
     }
 
-    /// The code of a token that is dead, made up, or somebody else's.
+    /// Returns the error code of a token that is dead, made up, or of another owner.
     fn invalid(self) -> i64 {
         match self {
             Self::Component => 40001,
@@ -268,7 +269,7 @@ impl Owner {
 fn with_token(call: Call<'_>, owner: Owner) -> Answer {
     let mut found = owner_of(call, owner.parameter());
     let mut is_there = call.head.param(owner.parameter()).is_some();
-    // Newer pages of the component have its token under the common name, but not those of logins.
+    // Newer pages document the component's token under the common name, but not those of logins.
     if owner == Owner::Component && !is_there && !call.head.path().starts_with("/sns/") {
         is_there = call.head.param("access_token").is_some();
         found = owner_of(call, "access_token");
@@ -305,7 +306,7 @@ fn with_secret(call: Call<'_>, owner: Owner) -> Answer {
         return refused(call, owner.platform(), 47001);
     };
     let field = |name| text(&body, name).unwrap_or(Cow::Borrowed(""));
-    // Name, secret, their codes; and the ticket with its code.
+    // Each with the error code for a wrong value.
     let (id, own_id, unknown_id) = match owner {
         Owner::Component => (field("component_appid"), COMPONENT, 61011),
         Owner::Suite => (field("suite_id"), SUITE, 40083),
@@ -329,7 +330,7 @@ fn with_secret(call: Call<'_>, owner: Owner) -> Answer {
     if secret != SECRET {
         return refused(call, owner.platform(), wrong_secret);
     }
-    // Nothing is pushed here, so any ticket is a good one.
+    // The sandbox pushes no tickets, so any ticket is valid.
     if ticket.is_empty() {
         return refused(call, owner.platform(), no_ticket);
     }
@@ -388,7 +389,7 @@ fn account_token(call: Call<'_>, platform: Platform, appid: &str, field: &'stati
     }
 }
 
-/// `POST cgi-bin/miniprogram/transfer_session` with the downstream corp's token.
+/// Answers `POST cgi-bin/miniprogram/transfer_session` with the downstream corp's token.
 fn downstream(call: Call<'_>) -> Answer {
     match call.judged.account.as_deref() {
         Some(DOWNSTREAM_CORP) if call.judged.state.is_good() => {
@@ -404,7 +405,7 @@ fn downstream(call: Call<'_>) -> Answer {
     }
 }
 
-/// `POST cgi-bin/webhook/send?key=`: any key that does not begin with `bad` belongs to a robot.
+/// Answers `POST cgi-bin/webhook/send?key=`: any key that does not begin with `bad` is valid.
 fn webhook(call: Call<'_>) -> Answer {
     match call.head.param("key") {
         Some(key) if !key.starts_with("bad") => done(call, Platform::Wecom, &json!({})),
@@ -412,7 +413,8 @@ fn webhook(call: Call<'_>) -> Answer {
     }
 }
 
-/// `POST cgi-bin/aibot/response?response_code=`: good once, unless it begins with `bad`.
+/// Answers `POST cgi-bin/aibot/response?response_code=`: a code is valid once, unless it begins
+/// with `bad`.
 fn response(call: Call<'_>) -> Answer {
     let Some(code) = call.head.param("response_code") else {
         return refused(call, Platform::Wecom, 41008);
@@ -434,7 +436,8 @@ fn owner_of(call: Call<'_>, parameter: &str) -> Option<Owner> {
     call.shared.state.ledger().others.get(&token).copied()
 }
 
-/// An answer in the words of this platform, whatever the account's token would say it is.
+/// Creates an error in the form of this platform, whichever platform the account's token belongs
+/// to.
 fn refused(call: Call<'_>, platform: Platform, code: i64) -> Answer {
     let text = message(platform, code, SEEN_IP, &call.shared.state.rid());
     Answer::error(code, &text, content_type(platform))

@@ -1,7 +1,6 @@
-//! Logins of users. These calls carry an AppSecret or a token of a user, never the token of the
-//! account.
+//! Logins of users. These calls carry an AppSecret or a user's token, never the account's token.
 //!
-//! A `js_code` or `code` beginning with `bad` is invalid; any other is good once.
+//! A `js_code` or `code` beginning with `bad` is invalid; any other is valid once.
 
 use serde_json::json;
 
@@ -14,7 +13,7 @@ use crate::sandbox::{
     digest::sha256_hex,
 };
 
-/// So many used codes and user tokens are remembered.
+/// Number of used codes, and of user tokens, that are kept.
 const KEPT: usize = 100_000;
 
 pub(super) fn answer(call: Call<'_>) -> Answer {
@@ -42,10 +41,10 @@ pub(super) fn answer(call: Call<'_>) -> Answer {
     }
 }
 
-/// A login code for an openid.
+/// Exchanges a login code for an openid.
 fn exchange(call: Call<'_>, name: &str) -> Result<String, i64> {
     let param = |name| call.head.param(name);
-    // The grant type is not what these endpoints are strict about.
+    // These endpoints do not check the grant type.
     identify(call, param("appid"), Some(GRANT), param("secret"))?;
     let code = param(name).ok_or(41008)?;
     if code.starts_with("bad") {

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::Call;
 use crate::sandbox::{answer::Answer, recorder::Count};
 
-/// `GET cgi-bin/ticket/getticket?type=jsapi|wx_card`.
+/// Answers `GET cgi-bin/ticket/getticket?type=jsapi|wx_card`.
 pub(super) fn getticket(call: Call<'_>) -> Answer {
     match call.head.param("type").as_deref() {
         Some(kind @ ("jsapi" | "wx_card")) => ticket(call, kind),
@@ -13,7 +13,7 @@ pub(super) fn getticket(call: Call<'_>) -> Answer {
     }
 }
 
-/// WeCom: `cgi-bin/get_jsapi_ticket`, and `cgi-bin/ticket/get?type=agent_config`.
+/// Answers WeCom's `cgi-bin/get_jsapi_ticket` and `cgi-bin/ticket/get?type=agent_config`.
 pub(super) fn wecom(call: Call<'_>, kind: &str) -> Answer {
     if kind == "agent_config" && call.head.param("type").as_deref() != Some(kind) {
         return call.error(40097);

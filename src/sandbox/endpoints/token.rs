@@ -1,5 +1,4 @@
-//! The endpoints that issue tokens, and those that clear quotas. They authenticate by appid and
-//! secret.
+//! Endpoints that issue tokens, and those that clear quotas. They authenticate by appid and secret.
 
 use std::sync::Arc;
 
@@ -23,15 +22,15 @@ pub(in crate::sandbox) const WECOM: &str = "/cgi-bin/gettoken";
 pub(in crate::sandbox) const QUOTA: &str = "reach max api daily quota limit, could get access_token by getStableAccessToken, more details at \
                      https://mmbizurl.cn/s/JtxxFh33r";
 
-/// The only grant type there is.
+/// The only grant type.
 pub(super) const GRANT: &str = "client_credential";
 
-/// Whether the path issues tokens.
+/// Returns true if the path issues tokens.
 pub(in crate::sandbox) fn is_token_endpoint(path: &str) -> bool {
     matches!(path, CLASSIC | STABLE | WECOM)
 }
 
-/// Counts a fetch, whatever becomes of it.
+/// Counts a fetch, refused or not.
 pub(in crate::sandbox) fn count(recorder: &Recorder, path: &str, body: &Received) {
     match path {
         CLASSIC => recorder.count(Count::Classic),
@@ -46,13 +45,13 @@ pub(in crate::sandbox) fn count(recorder: &Recorder, path: &str, body: &Received
     };
 }
 
-/// The appid that the body of a token call names.
+/// Returns the appid in the body of a token call.
 pub(in crate::sandbox) fn appid_in(body: &Received) -> Option<String> {
     text(&body_of(body), "appid").map(std::borrow::Cow::into_owned)
 }
 
-/// `GET cgi-bin/token?grant_type=client_credential&appid=&secret=`; POST is taken too, which no
-/// documentation forbids.
+/// Answers `GET cgi-bin/token?grant_type=client_credential&appid=&secret=`; POST is accepted too,
+/// which no documentation forbids.
 pub(super) fn classic(call: Call<'_>) -> Answer {
     let param = |name| call.head.param(name);
     let account = match identify(
@@ -67,7 +66,7 @@ pub(super) fn classic(call: Call<'_>) -> Answer {
     granted(call, call.shared.state.grant_classic(account, call.value))
 }
 
-/// `POST cgi-bin/stable_token` with everything in a JSON body.
+/// Answers `POST cgi-bin/stable_token` with all parameters in a JSON body.
 pub(super) fn stable(call: Call<'_>) -> Answer {
     if call.head.method() != "POST" {
         return token_error(call, 43002);
@@ -96,7 +95,7 @@ pub(super) fn stable(call: Call<'_>) -> Answer {
     )
 }
 
-/// `GET cgi-bin/gettoken?corpid=&corpsecret=`.
+/// Answers `GET cgi-bin/gettoken?corpid=&corpsecret=`.
 pub(super) fn wecom(call: Call<'_>) -> Answer {
     let Some(corpid) = call.head.param("corpid") else {
         return wecom_error(call, 40013);
@@ -124,7 +123,7 @@ pub(super) fn wecom(call: Call<'_>) -> Answer {
     }
 }
 
-/// `POST cgi-bin/clear_quota?access_token=` with the appid in the body.
+/// Answers `POST cgi-bin/clear_quota?access_token=` with the appid in the body.
 pub(super) fn clear_quota(call: Call<'_>) -> Answer {
     let appid = call
         .json()
@@ -142,7 +141,7 @@ pub(super) fn clear_quota(call: Call<'_>) -> Answer {
     index.map_or_else(|| call.error(40013), |index| cleared(call, index))
 }
 
-/// `POST cgi-bin/clear_quota/v2` with appid and appsecret, in the body or the query.
+/// Answers `POST cgi-bin/clear_quota/v2` with appid and appsecret, in the body or the query.
 pub(super) fn clear_quota_v2(call: Call<'_>) -> Answer {
     let body = call.json().unwrap_or(Value::Null);
     let field = |name: &str| {
@@ -164,7 +163,8 @@ fn cleared(call: Call<'_>, account: usize) -> Answer {
     }
 }
 
-/// The appid is checked first, whatever else is wrong.
+/// Checks appid, grant type and secret; returns the account's index. Checks the appid first, as the
+/// real API does.
 pub(super) fn identify(
     call: Call<'_>,
     appid: Option<String>,
@@ -200,7 +200,7 @@ fn granted(call: Call<'_>, grant: Grant) -> Answer {
     }
 }
 
-/// A successful answer; `expires_in` is JSON text, and empty text leaves the field out.
+/// Creates a successful answer; `expires_in` is JSON text, and empty text omits the field.
 pub(in crate::sandbox) fn token_body(token: &Arc<str>, expires_in: &str) -> Answer {
     let token = Value::from(&**token);
     let body = match expires_in {
@@ -215,7 +215,7 @@ pub(in crate::sandbox) fn token_body(token: &Arc<str>, expires_in: &str) -> Answ
 
 fn token_error(call: Call<'_>, code: i64) -> Answer {
     let text = match code {
-        // Here it is the secret that is wrong, not a token.
+        // At a token endpoint the secret is wrong, not a token.
         40001 => format!("invalid credential rid: {}", call.shared.state.rid()),
         _ => message(Platform::Wechat, code, SEEN_IP, &call.shared.state.rid()),
     };
@@ -240,7 +240,7 @@ fn wecom_error(call: Call<'_>, code: i64) -> Answer {
     )
 }
 
-/// The header fields that were once seen of this endpoint; `LogicRet` mirrors the errcode.
+/// Adds the header fields observed at this endpoint; `LogicRet` mirrors the errcode.
 pub(in crate::sandbox) fn with_log(answer: Answer, code: i64) -> Answer {
     answer
         .with_header("RetKey", "11")

@@ -278,7 +278,7 @@ async fn the_index_and_the_root_are_for_reading() {
     );
 }
 
-/// Every JSON object that stands in the text behind `marker`.
+/// Finds every JSON object behind `marker` in the text.
 fn objects<'d>(text: &'d str, marker: &str) -> Vec<&'d str> {
     let starts = text.match_indices(marker).map(|(at, _)| &text[at..]);
     starts

@@ -1,4 +1,4 @@
-//! Every fault, as a client meets it.
+//! Every fault as a client sees it.
 
 use std::io::Read as _;
 
@@ -8,7 +8,7 @@ use super::*;
 
 const PATH: &str = "/cgi-bin/tags/get";
 
-/// A sandbox with one rule for [`PATH`], and a target that is hit by it.
+/// Starts a sandbox with one rule for [`PATH`]; returns a target that the rule hits.
 async fn rigged(fault: Fault) -> (World, String) {
     let world = World::new().await;
     let token = world.token().await;
@@ -16,7 +16,7 @@ async fn rigged(fault: Fault) -> (World, String) {
     (world, format!("{PATH}?access_token={token}"))
 }
 
-/// Sends a GET and takes whatever comes until the end.
+/// Sends a GET and reads to the end.
 async fn bytes(world: &World, target: &str) -> (String, io::Result<()>) {
     let mut client = world.client().await;
     client.send(format!("GET {target} HTTP/1.1\r\n\r\n")).await;
@@ -279,7 +279,7 @@ async fn a_body_is_cut_short_in_every_framing() {
         })
         .await;
         let (text, closed) = bytes(&world, &target).await;
-        // A reset may overtake what was sent before it.
+        // A reset may overtake the bytes sent before it.
         if end == Ending::Reset {
             assert!(closed.is_err());
             continue;

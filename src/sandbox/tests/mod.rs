@@ -1,4 +1,4 @@
-//! The sandbox, asked over the wire by a client that looks at every byte.
+//! Tests of the sandbox by a client that checks every byte on the wire.
 
 use std::{io, time::Duration};
 
@@ -20,13 +20,13 @@ mod wire;
 trait Pipe: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Pipe for T {}
 
-/// One connection to the sandbox.
+/// Connection to the sandbox.
 struct Client {
     pipe: Box<dyn Pipe>,
     buffer: Vec<u8>,
 }
 
-/// An answer, head and body apart.
+/// Answer, split into head and body.
 #[derive(Debug)]
 struct Reply {
     head: String,
@@ -34,7 +34,7 @@ struct Reply {
     body: Vec<u8>,
 }
 
-/// A sandbox, and everything that a test needs to talk to it.
+/// Sandbox with helpers for tests.
 struct World {
     sandbox: Sandbox,
     control: Control,
@@ -71,7 +71,7 @@ impl World {
         self.client().await.post(target, body).await
     }
 
-    /// A token of the default account.
+    /// Fetches a token of the default account.
     async fn token(&self) -> String {
         self.stable(false).await.json()["access_token"]
             .as_str()
@@ -108,7 +108,7 @@ impl Client {
         self.reply().await.unwrap()
     }
 
-    /// More bytes; `false` at the end.
+    /// Reads more bytes; returns false at the end.
     async fn more(&mut self) -> io::Result<bool> {
         let mut piece = [0; 8192];
         let count = timeout(PATIENCE, self.pipe.read(&mut piece))
@@ -138,7 +138,7 @@ impl Client {
         }
     }
 
-    /// One head.
+    /// Reads one head.
     async fn head(&mut self) -> io::Result<String> {
         let mut head = String::new();
         loop {
@@ -151,7 +151,7 @@ impl Client {
         }
     }
 
-    /// One answer.
+    /// Reads one answer.
     async fn reply(&mut self) -> io::Result<Reply> {
         let head = self.head().await?;
         let status = head[9..12].parse().unwrap();
@@ -179,7 +179,7 @@ impl Client {
         Ok(reply)
     }
 
-    /// Everything up to the end, and how that came.
+    /// Reads to the end; returns the bytes and the result of the last read.
     async fn rest(&mut self) -> (Vec<u8>, io::Result<()>) {
         let end = loop {
             match self.more().await {
@@ -214,7 +214,7 @@ impl Reply {
     }
 }
 
-/// Puts a fixed request id in the place of the real one, after having looked at its form.
+/// Checks the form of the request id and replaces it by a fixed one.
 fn without_rid(text: &str) -> String {
     let Some(at) = text.find("rid: ") else {
         return text.to_owned();

@@ -1,4 +1,4 @@
-//! Calls that take another credential than the account's token, and what is told of failed calls.
+//! Calls that take another credential than the account's token, and the look-up of failed calls.
 
 use serde_json::json;
 
@@ -37,7 +37,7 @@ async fn component_token(world: &World) -> String {
     field(&reply, "component_access_token")
 }
 
-/// Target, code: `None` for a call that succeeds.
+/// Checks the code of each target; 0 for a call that succeeds.
 async fn assert_codes(world: &World, rows: &[(String, i64)]) {
     for (target, code) in rows {
         let reply = world.post(target, "{}").await;
@@ -63,7 +63,7 @@ async fn a_component_path_wants_the_token_of_the_component_under_either_name() {
                 format!("/componenttcb/describeenvs?access_token={component}"),
                 0,
             ),
-            // The other way round, and where either is taken.
+            // The component's token on paths of accounts, and on paths that accept both.
             (format!("/cgi-bin/menu/get?access_token={component}"), 61015),
             (
                 format!("/cgi-bin/getcallbackip?access_token={component}"),

@@ -1,22 +1,22 @@
-//! The table of endpoints that take another credential than the account's token, and of those that
-//! give one. An endpoint that is not listed takes the account's token.
+//! Table of the endpoints that take another credential than the account's token, or return one.
+//! Unlisted endpoints take the account's token.
 //!
-//! Sources: the API lists of SKIT.FlurlHttpClient.Wechat (general, advertising, WeCom), the interface
-//! pages of the mini-program documentation, WeCom's pages 90605, 90628, 90593, 91039, 91770, 93359,
-//! 96237, 97162 and 101138. `tests/data/wechat/credential-paths.tsv` has the 2,381 documented paths;
-//! a test holds this table against each of them.
+//! Sources: the API lists of SKIT.FlurlHttpClient.Wechat (general, advertising, WeCom), the
+//! interface pages of the mini-program documentation, WeCom's pages 90605, 90628, 90593, 91039,
+//! 91770, 93359, 96237, 97162 and 101138. `tests/data/wechat/credential-paths.tsv` has the 2,381
+//! documented paths; a test holds this table against each of them.
 
 use super::{Kind, Minting, Row};
 use crate::wechat::api::Platform::{self, Wechat, Wecom};
 
-/// Paths, or families of paths where a row ends in `/`. A path's own row comes before that of its
-/// family. Families begin at the first segment, below `/cgi-bin/` at the second.
+/// Paths, or families of paths (rows that end in `/`). A path's own row takes precedence over its
+/// family's. Families end at the first segment, below `/cgi-bin/` at the second.
 pub(super) const TABLE: &[Row] = &[
-    // Answered here: each of these calls could replace the token that all callers use.
+    // Answered by wxgate: each of these calls could replace the token that all callers use.
     row("/cgi-bin/token", Kind::Minting(Minting::Classic)),
     row("/cgi-bin/stable_token", Kind::Minting(Minting::Stable)),
     row("/cgi-bin/gettoken", Kind::Minting(Minting::Wecom)),
-    // Answered here for the ticket types that are kept, forwarded for others.
+    // Answered by wxgate for managed ticket types, forwarded for others.
     row(
         "/cgi-bin/ticket/getticket",
         Kind::Minting(Minting::Ticket(Wechat)),
@@ -95,7 +95,7 @@ pub(super) const TABLE: &[Row] = &[
         Kind::Other,
     ),
     row("/wxa/servicemarket/service/login_auth", Kind::Other),
-    // Suites and providers of WeCom, device makers, and what a downstream corp's token is for. Of
+    // Suites and providers of WeCom, device makers, and calls with a downstream corp's token. Of
     // `/cgi-bin/hardware/` and `/cgi-bin/miniprogram/` only these; the look-alikes
     // `/cgi-bin/advanced_feature/` and `/cgi-bin/devicedata/` take the corp's token.
     row("/cgi-bin/service/", Kind::Other),
@@ -109,16 +109,16 @@ pub(super) const TABLE: &[Row] = &[
         Kind::Other,
     ),
     row("/cgi-bin/miniprogram/transfer_session", Kind::Other),
-    // The account's token in the query, beside the secret of the app that is meant.
+    // The account's token in the query, beside the secret of the app in question.
     row("/donut/code2verifyinfo", Kind::AccountBesideSecret),
     // Repeats the URL and the bodies of the call that failed.
     row("/cgi-bin/openapi/rid/get", Kind::AccountRepeating),
 ];
 
-/// Parameters that carry an AppSecret.
+/// Query parameters that carry an AppSecret.
 pub(super) const SECRETS: [&str; 3] = ["secret", "appsecret", "corpsecret"];
 
-/// Parameters that carry a token of another kind than the account's.
+/// Query parameters that carry a token of another kind than the account's.
 pub(super) const TOKENS: [&str; 7] = [
     "component_access_token",
     "authorizer_access_token",
@@ -129,8 +129,8 @@ pub(super) const TOKENS: [&str; 7] = [
     "cloudbase_access_token",
 ];
 
-/// The first segments below `/cgi-bin/`, and paths below those that both platforms use, which only
-/// one platform has. What is not below `/cgi-bin/` is WeChat's.
+/// First segments below `/cgi-bin/`, and paths below segments of both platforms, that only one
+/// platform has. Paths outside `/cgi-bin/` are WeChat's.
 pub(super) const PLATFORMS: &[(Platform, &[&str])] = &[
     (
         Wechat,

@@ -36,7 +36,7 @@ fn class(path: &str, query: &str) -> Class {
     of_path(path).class(Parameters::of_query(query))
 }
 
-/// The queries that a row stands for: each of its alternatives, with every other parameter.
+/// Queries of a row: each of its alternatives, with every other parameter.
 fn queries(parameter: &str) -> Vec<String> {
     if parameter.starts_with("body:") {
         return vec![String::new()];
@@ -50,7 +50,7 @@ fn queries(parameter: &str) -> Vec<String> {
         .collect()
 }
 
-/// The class of a row, decided from its columns and the sentences of the specification alone.
+/// Class of a row, decided from its columns and the sentences of the specification alone.
 fn expected(row: &Documented, has_two_kinds: bool, query: &str) -> Class {
     const GUARDED: [&str; 10] = [
         "/cgi-bin/clear_quota",
@@ -149,7 +149,7 @@ fn every_documented_path_says_its_platform_if_only_one_has_it() {
 fn no_row_of_the_table_is_idle() {
     let rows = documented();
     for row in TABLE {
-        // Not documented, and refused all the same: it is the twin of the call with `v2`.
+        // Undocumented, but refused as the twin of the call with `v2`.
         let is_known = row.path == "/cgi-bin/component/clear_quota"
             || rows.iter().any(|known| {
                 if row.path.ends_with('/') {

@@ -1,4 +1,4 @@
-//! Keys as the console of WeChat gives them, read once at the start.
+//! Parsers for the keys in the forms that WeChat's console gives, run once at start.
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, LessSafeKey, UnboundKey},
