@@ -1,48 +1,47 @@
-//! What an endpoint answers, before any fault changes it: status, content type, body.
+//! Answer of an endpoint before any fault: status, content type, body.
 //!
-//! Errors are HTTP 200 with a JSON body; wording, request ids and content types are those that were
-//! seen of the real API, and the content type varies with the path, because clients must not depend
-//! on it.
+//! Errors are HTTP 200 with a JSON body. Wording, request ids and content types were observed at
+//! the real API; the content type varies with the path, because clients must not depend on it.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{clock::mix, settings::Platform};
+use super::{clock::mix, settings::SandboxPlatform};
 
-/// An answer in the making.
+/// Answer of an endpoint. [`super::deliver`] writes it.
 #[derive(Debug, Clone)]
-pub(super) struct Answer {
+pub(super) struct SandboxAnswer {
     pub(super) status: u16,
     pub(super) content_type: Cow<'static, str>,
     pub(super) headers: Vec<(Cow<'static, str>, String)>,
-    pub(super) body: Body,
-    /// What the body says, for the record.
+    pub(super) body: BodySource,
+    /// Error code in the body, for the recorder.
     pub(super) errcode: Option<i64>,
-    /// Whether the call did what it is for.
+    /// True if the call took effect.
     pub(super) executed: bool,
 }
 
-/// Bytes at hand, or bytes that are made as they are sent.
+/// Body in memory, or generated while it is sent.
 #[derive(Debug, Clone)]
-pub(super) enum Body {
+pub(super) enum BodySource {
     Bytes(Bytes),
-    /// So many bytes of [`blob_piece`].
+    /// Number of bytes from [`blob_piece`].
     Blob(u64),
 }
 
-/// What the token endpoints answer with.
+/// Content type of the token endpoints.
 pub(super) const JSON_ENCODING: &str = "application/json; encoding=utf-8";
-/// What `sns/*` and some errors answer with.
+/// Content type of `sns/*` and some errors.
 pub(super) const TEXT: &str = "text/plain";
-/// What WeCom answers with.
+/// Content type of WeCom.
 pub(super) const JSON_CHARSET: &str = "application/json; charset=UTF-8";
 const JSON: &str = "application/json";
 
 const BLOB_BLOCK: u64 = 64 << 10;
 
-impl Answer {
+impl SandboxAnswer {
     pub(super) fn new(
         status: u16,
         content_type: impl Into<Cow<'static, str>>,
@@ -52,13 +51,13 @@ impl Answer {
             status,
             content_type: content_type.into(),
             headers: Vec::new(),
-            body: Body::Bytes(body.into()),
+            body: BodySource::Bytes(body.into()),
             errcode: None,
             executed: false,
         }
     }
 
-    /// A call that did its work.
+    /// Creates the answer of an executed call.
     pub(super) fn done(path: &str, body: impl Into<Bytes>) -> Self {
         Self {
             executed: true,
@@ -67,13 +66,13 @@ impl Answer {
         }
     }
 
-    /// The same, from a value.
+    /// Creates the answer of an executed call from a JSON value.
     pub(super) fn done_with(path: &str, value: &Value) -> Self {
         Self::done(path, value.to_string())
     }
 
-    /// A picture, a voice, a file.
-    pub(super) fn binary(content_type: impl Into<Cow<'static, str>>, body: Body) -> Self {
+    /// Creates the answer of a download.
+    pub(super) fn binary(content_type: impl Into<Cow<'static, str>>, body: BodySource) -> Self {
         Self {
             body,
             executed: true,
@@ -81,7 +80,7 @@ impl Answer {
         }
     }
 
-    /// An error in WeChat's shape.
+    /// Creates an error in WeChat's usual JSON form.
     pub(super) fn error(
         code: i64,
         message: &str,
@@ -95,7 +94,7 @@ impl Answer {
         }
     }
 
-    /// Nothing but a status, as WeChat's front answers what it does not take.
+    /// Creates an answer without body, as from the HTTP server in front of WeChat's API.
     pub(super) fn empty(status: u16) -> Self {
         Self::new(status, "", Bytes::new())
     }
@@ -115,7 +114,7 @@ impl Answer {
     }
 }
 
-impl Body {
+impl BodySource {
     pub(super) fn len(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
@@ -123,7 +122,7 @@ impl Body {
         }
     }
 
-    /// Some bytes from `offset` on, at most `max`; empty at the end.
+    /// Returns some bytes from `offset` on, at most `max`; none at the end.
     pub(super) fn piece(&self, offset: u64, max: u64) -> Bytes {
         let left = self.len().saturating_sub(offset).min(max);
         match self {
@@ -140,12 +139,13 @@ impl Body {
     }
 }
 
-/// Bytes of the endless pseudo-random sequence that `blob-N` media consist of: not past the end of
-/// a 64 KiB block.
+/// Generates bytes of the endless pseudo-random sequence that `blob-N` media consist of, up to the
+/// end of a 64 KiB block.
 pub(super) fn blob_piece(offset: u64, max: u64) -> Bytes {
     let block = offset / BLOB_BLOCK;
     let end = ((block + 1) * BLOB_BLOCK).min(offset + max);
     let mut piece = Vec::with_capacity(usize::try_from(end - offset + 16).unwrap_or(0));
+    // The sequence consists of words of eight bytes, each computed from its index alone.
     let first = offset / 8;
     for word in first..end.div_ceil(8) {
         piece.extend_from_slice(&mix(word.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes());
@@ -155,7 +155,7 @@ pub(super) fn blob_piece(offset: u64, max: u64) -> Bytes {
     Bytes::from(piece).slice(skip..skip + length)
 }
 
-/// The content type of a path: one of those that were seen, always the same for the same path.
+/// Returns the content type of a path: one of those observed, always the same for the same path.
 pub(super) fn content_type(path: &str) -> &'static str {
     if path.starts_with("/sns/") {
         return TEXT;
@@ -163,11 +163,12 @@ pub(super) fn content_type(path: &str) -> &'static str {
     let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
+    // The low bits of FNV-1a mix worst, so bits from 7 on choose.
     [JSON_ENCODING, JSON, TEXT][usize::try_from((hash >> 7) % 3).unwrap_or(0)]
 }
 
-/// The wording of an error without its request id. The IP is the one that WeChat claims to have
-/// seen.
+/// Returns the text of an error without its request id. `ip` is the address that WeChat claims to
+/// have seen.
 pub(super) fn wording(code: i64, ip: &str) -> Cow<'static, str> {
     Cow::Borrowed(match code {
         -1 => "system error",
@@ -228,20 +229,21 @@ pub(super) fn wording(code: i64, ip: &str) -> Cow<'static, str> {
     })
 }
 
-/// The wording as the platform spells it out: WeChat adds a request id (where it was seen to),
-/// WeCom a hint.
-pub(super) fn message(platform: Platform, code: i64, ip: &str, rid: &str) -> String {
+/// Returns the complete text of an error: WeChat adds a request id (where one was observed), WeCom
+/// a hint.
+pub(super) fn message(platform: SandboxPlatform, code: i64, ip: &str, rid: &str) -> String {
     let text = wording(code, ip);
     match (platform, code) {
-        (Platform::Wecom, _) => format!(
+        (SandboxPlatform::Wecom, _) => format!(
             "{text}, hint: [{rid}], from ip: {ip}, more info at https://open.work.weixin.qq.com/devtool/query?e={code}"
         ),
-        (Platform::Wechat, -1 | 40007 | 40014) => text.into_owned(),
-        (Platform::Wechat, _) => format!("{text} rid: {rid}"),
+        (SandboxPlatform::Wechat, -1 | 40007 | 40014) => text.into_owned(),
+        (SandboxPlatform::Wechat, _) => format!("{text} rid: {rid}"),
     }
 }
 
-/// The same for `sns/*`: a comma before the request id, and no word of stable tokens.
+/// Returns the text of an error of `sns/*`: a comma before the request id, and no mention of stable
+/// tokens.
 pub(super) fn sns_message(code: i64, rid: &str) -> String {
     match code {
         40001 => format!("invalid credential, access_token is invalid or not latest, rid: {rid}"),
@@ -255,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_blob_is_the_same_however_it_is_cut() {
-        let whole = Body::Blob(200_000);
+        let whole = BodySource::Blob(200_000);
         let mut joined = Vec::new();
         while joined.len() < 200_000 {
             joined.extend_from_slice(&whole.piece(joined.len() as u64, 7_777));

@@ -1,5 +1,4 @@
-//! Reads a request body off the connection: hashed as it goes by, its beginning kept, a file in it
-//! looked for.
+//! Request bodies: reads, hashes and scans them, and keeps their beginning.
 
 use std::io;
 
@@ -9,49 +8,55 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{
     digest::Digest,
-    multipart::{File, Scanner},
-    request::{Framing, Head},
+    multipart::{MultipartScanner, UploadedFile},
+    request::{Framing, RequestHead},
 };
 
-/// The line that announces a chunk may be this long.
-const MAX_CHUNK_LINE: usize = 4 << 10;
-
-/// What is done with a body besides reading it.
+/// Consumer of a body: counts, hashes, keeps and scans.
 #[derive(Debug)]
-pub(super) struct Sink {
+pub(super) struct BodySink {
     length: u64,
     digest: Option<Digest>,
     kept: Vec<u8>,
     keep: usize,
-    scanner: Option<Scanner>,
+    scanner: Option<MultipartScanner>,
 }
 
-/// A body that was read to its end, or as far as it came.
+/// Body that was read, wholly or in part.
 #[derive(Debug, Default)]
 pub(super) struct Received {
     pub(super) length: u64,
-    /// Empty when it was not asked for.
+    /// Hex; empty without hashing.
     pub(super) sha256: String,
-    /// The beginning.
+    /// Beginning of the body.
     pub(super) kept: Bytes,
-    pub(super) file: Option<File>,
+    pub(super) file: Option<UploadedFile>,
     pub(super) complete: bool,
 }
 
-impl Sink {
-    /// Keeps the first `keep` bytes; hashes if told so.
-    pub(super) fn new(keep: usize, hash: bool) -> Self {
+/// Longest line that announces a chunk, in bytes.
+const MAX_CHUNK_LINE: usize = 4 << 10;
+
+impl BodySink {
+    /// Creates a consumer that keeps the first `keep` bytes.
+    pub(super) fn new(keep: usize) -> Self {
         Self {
             length: 0,
-            digest: hash.then(Digest::default),
+            digest: None,
             kept: Vec::new(),
             keep,
             scanner: None,
         }
     }
 
-    /// Looks for a file as well.
-    pub(super) fn scanning(mut self, scanner: Option<Scanner>) -> Self {
+    /// Adds a hash of the whole body, if `on`.
+    pub(super) fn hashing(mut self, on: bool) -> Self {
+        self.digest = on.then(Digest::default);
+        self
+    }
+
+    /// Adds a scanner for a file.
+    pub(super) fn scanning(mut self, scanner: Option<MultipartScanner>) -> Self {
         self.scanner = scanner;
         self
     }
@@ -64,6 +69,7 @@ impl Sink {
         if let Some(scanner) = &mut self.scanner {
             scanner.feed(bytes);
         }
+        // `kept` never exceeds `keep`, so the subtraction cannot underflow.
         let room = (self.keep - self.kept.len()).min(bytes.len());
         self.kept.extend_from_slice(&bytes[..room]);
     }
@@ -73,22 +79,23 @@ impl Sink {
             length: self.length,
             sha256: self.digest.map(|digest| digest.hex()).unwrap_or_default(),
             kept: Bytes::from(self.kept),
-            file: self.scanner.and_then(Scanner::finish),
+            file: self.scanner.and_then(MultipartScanner::finish),
             complete,
         }
     }
 }
 
-/// Reads the body that `head` announces. `buffer` holds what was read too far before and will be
-/// again.
+/// Reads the body that `head` announces. `buffer` holds bytes read ahead, before and after the
+/// call.
 ///
 /// # Errors
-/// When the connection ends before the body, or a chunk cannot be read.
+///
+/// Fails if the connection ends before the body, or a chunk cannot be parsed.
 pub(super) async fn read<R: AsyncRead + Unpin>(
     wire: &mut R,
     buffer: &mut BytesMut,
-    head: &Head,
-    sink: &mut Sink,
+    head: &RequestHead,
+    sink: &mut BodySink,
 ) -> io::Result<()> {
     match head.framing {
         Framing::None => Ok(()),
@@ -101,7 +108,7 @@ async fn read_exactly<R: AsyncRead + Unpin>(
     wire: &mut R,
     buffer: &mut BytesMut,
     mut left: u64,
-    sink: &mut Sink,
+    sink: &mut BodySink,
 ) -> io::Result<()> {
     while left > 0 {
         if buffer.is_empty() {
@@ -120,7 +127,7 @@ async fn read_exactly<R: AsyncRead + Unpin>(
 async fn read_chunks<R: AsyncRead + Unpin>(
     wire: &mut R,
     buffer: &mut BytesMut,
-    sink: &mut Sink,
+    sink: &mut BodySink,
 ) -> io::Result<()> {
     loop {
         let line = read_line(wire, buffer).await?;
@@ -134,6 +141,7 @@ async fn read_chunks<R: AsyncRead + Unpin>(
         let length =
             length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no chunk length"))?;
         if length == 0 {
+            // Trailers are discarded, up to the empty line.
             while !read_line(wire, buffer).await?.is_empty() {}
             return Ok(());
         }
@@ -160,6 +168,7 @@ async fn read_line<R: AsyncRead + Unpin>(wire: &mut R, buffer: &mut BytesMut) ->
 }
 
 async fn more<R: AsyncRead + Unpin>(wire: &mut R, buffer: &mut BytesMut) -> io::Result<()> {
+    // 16 KiB, the largest TLS record.
     buffer.reserve(16 << 10);
     match wire.read_buf(buffer).await? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),

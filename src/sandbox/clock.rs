@@ -1,8 +1,8 @@
-//! The sandbox's own time and chance.
+//! Clock and random source of the sandbox.
 //!
-//! Time runs with tokio's clock and can be pushed ahead, so that a token ages two hours without
-//! anybody waiting. Chance comes from a seed, so that a run can be repeated. Neither is fit for
-//! anything but a fake.
+//! The clock runs with tokio's and can be advanced, so that tests age a token by two hours without
+//! waiting. The random source has a seed, so that runs can be repeated. Neither is fit for anything
+//! but a fake.
 
 use std::{
     fmt::Write as _,
@@ -12,25 +12,25 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Milliseconds since the sandbox was started, as it sees them.
+/// Milliseconds of sandbox time since the start.
 pub(super) type Millis = u64;
 
-/// A clock that can be pushed ahead.
+/// Clock that can be advanced.
 #[derive(Debug)]
-pub(super) struct Clock {
+pub(super) struct SandboxClock {
     origin: Instant,
     unix_origin: u64,
     ahead: AtomicU64,
 }
 
-/// A repeatable source of digits.
+/// Repeatable random source; not for cryptography.
 #[derive(Debug)]
-pub(super) struct Noise(AtomicU64);
+pub(super) struct RandomSource(AtomicU64);
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-impl Clock {
-    /// Starts at zero. The wall clock is read once, for what WeChat shows as Unix time.
+impl SandboxClock {
+    /// Starts the clock at zero. The wall clock is read once, for the Unix times that WeChat shows.
     pub(super) fn start() -> Self {
         let unix_origin = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -51,32 +51,35 @@ impl Clock {
     }
 
     pub(super) fn advance(&self, by: Duration) {
+        // Relaxed: no other data depends on the order.
         self.ahead.fetch_add(millis(by), Ordering::Relaxed);
     }
 }
 
-/// Whole milliseconds, as many as fit.
+/// Converts a duration to whole milliseconds; saturates.
 pub(super) fn millis(duration: Duration) -> Millis {
+    // Half of the range, so that sums of two do not overflow.
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX >> 1)
 }
 
-impl Noise {
+impl RandomSource {
     pub(super) fn new(seed: Option<u64>) -> Self {
         let seed = seed.unwrap_or_else(|| getrandom::u64().unwrap_or(0x5eed));
         Self(AtomicU64::new(seed))
     }
 
-    /// The next 64 bits (splitmix64).
+    /// Returns the next 64 bits (splitmix64).
     pub(super) fn next(&self) -> u64 {
         let state = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
         mix(state)
     }
 
-    /// Letters, digits, `-` and `_`.
+    /// Returns a random text of letters, digits, `-` and `_`.
     pub(super) fn text(&self, length: usize) -> String {
         let mut text = String::with_capacity(length);
         while text.len() < length {
             let mut bits = self.next();
+            // Ten characters of six bits from each 64 bits.
             for _ in 0..10.min(length - text.len()) {
                 text.push(char::from(ALPHABET[(bits & 63) as usize]));
                 bits >>= 6;
@@ -85,7 +88,8 @@ impl Noise {
         text
     }
 
-    /// WeChat's request id: three groups of eight hex digits, the first of them the Unix time.
+    /// Returns a request id in WeChat's form: three groups of eight hex digits, the first of them
+    /// the Unix time.
     pub(super) fn rid(&self, unix: u64) -> String {
         let bits = self.next();
         let mut rid = String::with_capacity(26);
@@ -100,7 +104,7 @@ impl Noise {
     }
 }
 
-/// The finishing step of splitmix64.
+/// Mixes the bits: the finishing step of splitmix64.
 pub(super) fn mix(state: u64) -> u64 {
     let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -114,7 +118,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_clock_can_be_pushed_ahead() {
-        let clock = Clock::start();
+        let clock = SandboxClock::start();
         let unix = clock.unix();
         clock.advance(Duration::from_secs(7200));
         assert_eq!((clock.now(), clock.unix()), (7_200_000, unix + 7200));
@@ -122,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_request_id_begins_with_the_unix_time() {
-        let rid = Noise::new(Some(1)).rid(0x6aac_005a);
+        let rid = RandomSource::new(Some(1)).rid(0x6aac_005a);
         let groups: Vec<_> = rid.split('-').collect();
         assert_eq!((groups.len(), groups[0]), (3, "6aac005a"));
         assert!(
@@ -134,7 +138,13 @@ mod tests {
 
     #[test]
     fn one_seed_gives_one_sequence() {
-        assert_eq!(Noise::new(Some(7)).text(137), Noise::new(Some(7)).text(137));
-        assert_ne!(Noise::new(None).text(40), Noise::new(None).text(40));
+        assert_eq!(
+            RandomSource::new(Some(7)).text(137),
+            RandomSource::new(Some(7)).text(137)
+        );
+        assert_ne!(
+            RandomSource::new(None).text(40),
+            RandomSource::new(None).text(40)
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The remote control of a running sandbox, for tests in the same process. The same operations
-//! exist over HTTP below `/sandbox/` ([`super::remote`]).
+//! Remote control of a running sandbox, for tests in the same process. [`super::remote`] offers the
+//! same operations over HTTP below `/sandbox/`.
 
 use std::{
     collections::HashMap,
@@ -10,108 +10,113 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Shared,
+    SandboxShared,
     clock::millis,
     endpoints::media::Upload,
     envelope::ApiSigning,
     faults::Rule,
-    recorder::{Counters, Delivery, PathCount, Record},
+    record::{Counters, DeliveredMessage, PathCount, RecordedRequest},
     script::{RuleView, path_matches},
-    settings::{Platform, SandboxAccount},
+    settings::{SandboxAccount, SandboxPlatform},
     state::{Revoked, TokenKind, TokenState, overwritten_code},
 };
 
-/// Cheap to clone; all clones steer the same sandbox, and outlive it harmlessly.
+/// Handle to a running sandbox. Cheap to clone; clones may outlive the sandbox.
 #[derive(Debug, Clone)]
-pub struct Control(pub(super) Arc<Shared>);
+pub struct SandboxControl(pub(super) Arc<SandboxShared>);
 
-/// Which tokens an operation means: of one account or all, of one kind or all.
+/// Selection of tokens: of one account or all, of one kind or all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Which {
-    /// The appid or corpid.
+pub struct TokenFilter {
+    /// Appid or corpid; `None` for all accounts.
     #[serde(default)]
     pub account: Option<String>,
-    /// Where the token comes from.
+    /// Kind of token; `None` for all kinds.
     #[serde(default)]
     pub kind: Option<TokenKind>,
 }
 
-/// How a token is killed. The default: at once, with the code of an overwritten token, and a new
-/// one for the asking.
+/// Way of revoking a token. The default: at once, with the code of an overwritten token; the token
+/// endpoint then issues a new token.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Revocation {
-    /// What business calls answer; default 40001, at WeCom 40014. Not used with `overlap`.
+    /// Code that business calls get; default 40001, at WeCom 40014. Ignored with `overlap`.
     pub code: Option<i64>,
-    /// The token endpoint goes on handing out the dead token, until it is forced or the token's
-    /// time is over.
+    /// True if the token endpoint keeps returning the dead token, until a forced refresh or the
+    /// token's expiry.
     pub sticky: bool,
-    /// It works for so long yet.
+    /// Time for which the token still works.
     pub overlap: Option<Duration>,
 }
 
-/// What the sandbox knows of an account.
+/// Snapshot of an account.
 #[derive(Debug, Clone, Serialize)]
 pub struct AccountView {
     /// The appid or corpid.
     pub appid: String,
-    /// The protocol.
-    pub platform: Platform,
-    /// Its current tokens.
+    /// Protocol of the account.
+    pub platform: SandboxPlatform,
+    /// Current tokens of the account.
     pub tokens: Vec<TokenView>,
     /// Calls of `cgi-bin/token` today.
     pub classic_today: u32,
-    /// Forced calls today.
+    /// Forced calls of `cgi-bin/stable_token` today.
     pub forced_today: u32,
 }
 
-/// A current token. It opens nothing outside the sandbox, so it is shown.
+/// Snapshot of a current token. The token is worthless outside the sandbox, so its value is
+/// included.
 #[derive(Debug, Clone, Serialize)]
 pub struct TokenView {
-    /// Where it comes from.
+    /// Kind of the token.
     pub kind: TokenKind,
-    /// The token.
+    /// Value of the token.
     pub access_token: String,
-    /// Seconds that are left of it; 0 when it is over.
+    /// Remaining lifetime in seconds; 0 after expiry.
     pub expires_in: u64,
-    /// What a call with it would be told.
+    /// Judgement of a business call with this token.
     #[serde(flatten)]
     pub state: TokenState,
 }
 
 const KINDS: [TokenKind; 3] = [TokenKind::Classic, TokenKind::Stable, TokenKind::Wecom];
 
-impl Control {
-    /// Adds an account; one with the same appid gets the new secret (WeCom: another agent is
+impl SandboxControl {
+    /// Adds an account; an account with the same appid gets the new secret (WeCom: another agent is
     /// added).
     pub fn add_account(&self, account: &SandboxAccount) {
         self.0.state.ledger().put_account(account);
     }
 
-    /// From now on calls of the account to these paths must be signed and encrypted.
+    /// Requires signed and encrypted calls from the account to the paths in `signing`.
     pub fn sign_api(&self, appid: &str, signing: ApiSigning) {
         let signing = Arc::new(signing);
         let mut ledger = self.0.state.ledger();
         ledger.signing.insert(appid.to_owned(), signing);
+        // Set under the lock after the insert, so that a call which sees the flag finds the keys.
         self.0.state.signs.store(true, Ordering::Relaxed);
     }
 
-    /// Kills the current tokens at once. Returns how many.
-    pub fn revoke(&self, which: impl Into<Which>) -> usize {
+    /// Revokes the current tokens at once. Returns their number.
+    pub fn revoke(&self, which: impl Into<TokenFilter>) -> usize {
         self.revoke_with(which, Revocation::default())
     }
 
-    /// Kills the current tokens in the way described. Returns how many.
-    pub fn revoke_with(&self, which: impl Into<Which>, how: Revocation) -> usize {
+    /// Revokes the current tokens as described by `how`. Returns their number.
+    pub fn revoke_with(&self, which: impl Into<TokenFilter>, how: Revocation) -> usize {
         let now = self.0.state.clock.now();
         self.each(&which.into(), |account, kind, platform| {
             if let Some(overlap) = how.overlap {
                 let mut ledger = self.0.state.ledger();
-                let token = ledger.current(account, kind).map(Arc::clone);
-                let issued = token.and_then(|token| ledger.issued_mut(&token));
-                return issued
-                    .map(|issued| issued.dies = Some(now + millis(overlap)))
-                    .is_some();
+                let Some(token) = ledger.current(account, kind).map(Arc::clone) else {
+                    return false;
+                };
+                let Some(issued) = ledger.issued_mut(&token) else {
+                    return false;
+                };
+                issued.dies = Some(now + millis(overlap));
+                return true;
             }
             let code = how.code.unwrap_or_else(|| overwritten_code(platform));
             self.0.state.revoke(
@@ -125,21 +130,21 @@ impl Control {
         })
     }
 
-    /// Lets the current tokens reach the end of their life now: 42001. Returns how many.
-    pub fn expire(&self, which: impl Into<Which>) -> usize {
+    /// Expires the current tokens: 42001. Returns their number.
+    pub fn expire(&self, which: impl Into<TokenFilter>) -> usize {
         self.set_remaining(which, Duration::ZERO)
     }
 
-    /// Leaves the current tokens this long to live. Returns how many.
-    pub fn set_remaining(&self, which: impl Into<Which>, left: Duration) -> usize {
+    /// Sets the remaining lifetime of the current tokens. Returns their number.
+    pub fn set_remaining(&self, which: impl Into<TokenFilter>, left: Duration) -> usize {
         self.each(&which.into(), |account, kind, _| {
             self.0.state.set_remaining(account, kind, millis(left))
         })
     }
 
-    /// Replaces tokens as a stranger's fetch would: nobody is told. The old ones work on for
-    /// `overlap` (default: WeChat's five minutes). Returns how many.
-    pub fn rotate(&self, which: impl Into<Which>, overlap: Option<Duration>) -> usize {
+    /// Replaces tokens as a fetch from outside wxgate would, without notice. The old tokens still
+    /// work for `overlap` (default: WeChat's five minutes). Returns the number of replaced tokens.
+    pub fn rotate(&self, which: impl Into<TokenFilter>, overlap: Option<Duration>) -> usize {
         let overlap = overlap.map_or(self.0.state.limits.overlap, millis);
         self.each(&which.into(), |account, kind, _| {
             let known = self.0.state.ledger().current(account, kind).is_some();
@@ -150,12 +155,12 @@ impl Control {
         })
     }
 
-    /// Ages everything: tokens, overlaps, quotas, tickets.
+    /// Advances the sandbox clock: tokens, overlaps, quotas and tickets age.
     pub fn advance(&self, by: Duration) {
         self.0.state.clock.advance(by);
     }
 
-    /// The current token, if there is one, dead or alive.
+    /// Returns the current token, dead or alive; `None` if none was issued.
     pub fn current_token(&self, appid: &str, kind: TokenKind) -> Option<String> {
         let ledger = self.0.state.ledger();
         let account = ledger.accounts.iter().position(|a| *a.appid == *appid)?;
@@ -164,12 +169,12 @@ impl Control {
             .map(|token| (**token).to_owned())
     }
 
-    /// What a call with this token would be told.
+    /// Judges a token as a business call would.
     pub fn judge(&self, token: &str) -> TokenState {
         self.0.state.judge(Some(token)).state
     }
 
-    /// Accounts and their tokens.
+    /// Returns the accounts and their tokens.
     pub fn accounts(&self) -> Vec<AccountView> {
         let now = self.0.state.clock.now();
         let ledger = self.0.state.ledger();
@@ -184,7 +189,7 @@ impl Control {
                 state,
             })
         };
-        let view = |(index, account): (usize, &super::state::Account)| AccountView {
+        let view = |(index, account): (usize, &super::state::AccountState)| AccountView {
             appid: (*account.appid).to_owned(),
             platform: account.platform,
             tokens: KINDS
@@ -197,18 +202,19 @@ impl Control {
         ledger.accounts.iter().enumerate().map(view).collect()
     }
 
-    /// Adds a fault; the number is for [`Control::release`], [`Control::remove_fault`] and
-    /// [`Control::hits`].
+    /// Adds a rule; the returned number is for [`SandboxControl::release`], [`SandboxControl::remove_fault`] and
+    /// [`SandboxControl::hits`].
     pub fn fault(&self, rule: Rule) -> u64 {
         self.0.script.add(rule)
     }
 
-    /// Lets go the answers that the rule holds, and does not hold any more.
+    /// Releases the answers that the rule holds; the rule holds no more from then on. Returns false
+    /// if there is no such rule.
     pub fn release(&self, id: u64) -> bool {
         self.0.script.release(Some(id))
     }
 
-    /// Releases and removes the rule.
+    /// Releases and removes the rule. Returns false if there is no such rule.
     pub fn remove_fault(&self, id: u64) -> bool {
         self.0.script.remove(Some(id))
     }
@@ -218,82 +224,83 @@ impl Control {
         self.0.script.remove(None);
     }
 
-    /// How many calls the rule has hit.
+    /// Returns the number of calls that the rule has hit.
     pub fn hits(&self, id: u64) -> u64 {
         self.0.script.hits(id)
     }
 
-    /// All rules, used up or not.
+    /// Returns all rules, used up or not.
     pub fn faults(&self) -> Vec<RuleView> {
         self.0.script.list()
     }
 
-    /// Idle connections are closed after so long; `None`: never. Connections that wait already keep
-    /// their old time.
+    /// Sets the idle time-out of connections; `None` for none. Connections that are idle already
+    /// keep their old time-out.
     pub fn set_idle_close(&self, after: Option<Duration>) {
         self.0.idle_close.store(
+            // Zero stands for no time-out, so a time-out below a millisecond is rounded up.
             after.map_or(0, |after| millis(after).max(1)),
             Ordering::Relaxed,
         );
     }
 
-    /// Every answer promises keep-alive, and every connection is closed after one.
+    /// Closes every connection after one answer, although the answer promises keep-alive.
     pub fn set_close_each(&self, on: bool) {
         self.0.close_each.store(on, Ordering::Relaxed);
     }
 
-    /// Totals.
+    /// Returns the totals since the start or the last clearing.
     pub fn counters(&self) -> Counters {
         self.0.recorder.counters()
     }
 
-    /// Token calls of every kind, whatever became of them.
+    /// Returns the number of token calls of every kind, refused ones included.
     pub fn fetches(&self) -> u64 {
         let counters = self.counters();
         counters.classic_fetches + counters.stable_fetches + counters.wecom_fetches
     }
 
-    /// Calls of `cgi-bin/token`.
+    /// Returns the number of `cgi-bin/token` calls.
     pub fn classic_fetches(&self) -> u64 {
         self.counters().classic_fetches
     }
 
-    /// Calls of `cgi-bin/stable_token`, forced ones among them.
+    /// Returns the number of `cgi-bin/stable_token` calls, forced ones included.
     pub fn stable_fetches(&self) -> u64 {
         self.counters().stable_fetches
     }
 
-    /// Calls of `cgi-bin/stable_token` with `force_refresh`.
+    /// Returns the number of `cgi-bin/stable_token` calls with `force_refresh`.
     pub fn forced(&self) -> u64 {
         self.counters().forced_fetches
     }
 
-    /// Connections that were accepted since the start.
+    /// Returns the number of connections accepted since the start.
     pub fn connections(&self) -> u64 {
         self.counters().connections
     }
 
-    /// Requests to one path, and how many were executed.
+    /// Returns the number of requests to a path, and of executed ones.
     pub fn path(&self, path: &str) -> PathCount {
         self.0.recorder.path(path)
     }
 
-    /// The same of every path.
+    /// Returns the numbers of [`SandboxControl::path`] for every path.
     pub fn paths(&self) -> HashMap<String, PathCount> {
         self.0.recorder.paths()
     }
 
-    /// The recorded requests to paths of this pattern (see [`Rule::path`]), oldest first.
-    pub fn requests(&self, pattern: &str) -> Vec<Record> {
+    /// Returns the recorded requests to paths of this pattern (see [`Rule::path`]), oldest first.
+    pub fn requests(&self, pattern: &str) -> Vec<RecordedRequest> {
         self.0.recorder.records(|path| path_matches(pattern, path))
     }
 
-    /// The recorded deliveries, oldest first.
-    pub fn deliveries(&self) -> Vec<Delivery> {
+    /// Returns the recorded deliveries, oldest first.
+    pub fn deliveries(&self) -> Vec<DeliveredMessage> {
         self.0.recorder.deliveries()
     }
 
-    /// How many of them went to this user.
+    /// Returns the number of recorded deliveries to this user.
     pub fn delivered_to(&self, openid: &str) -> usize {
         self.deliveries()
             .iter()
@@ -301,21 +308,22 @@ impl Control {
             .count()
     }
 
-    /// Files that were uploaded.
+    /// Returns the uploaded files.
     pub fn uploads(&self) -> Vec<Upload> {
-        self.0.shelf.list()
+        self.0.uploads.list()
     }
 
-    /// Empties the record and sets the totals to zero; connections go on being counted.
+    /// Clears the recorded requests and deliveries and the totals, except those of connections.
     pub fn clear_record(&self) {
         self.0.recorder.clear();
     }
 
-    /// Returns as soon as `reached` holds; asked again whenever a request was recorded or a
-    /// connection came or went. Wrap it in a time-out: it may never hold.
+    /// Waits until `reached` returns true. Checks whenever a request is recorded or a connection
+    /// opens or closes. Callers need a time-out of their own.
     pub async fn until(&self, mut reached: impl FnMut(&Self) -> bool) {
         loop {
             let mut change = std::pin::pin!(self.0.recorder.changes().notified());
+            // Registered before the check, so that a change between check and wait is not missed.
             change.as_mut().enable();
             if reached(self) {
                 return;
@@ -324,16 +332,17 @@ impl Control {
         }
     }
 
-    /// The root certificate to trust, in PEM.
+    /// Returns the root certificate to trust, in PEM.
     pub fn ca_pem(&self) -> &str {
         &self.0.ca_pem
     }
 
     fn each(
         &self,
-        which: &Which,
-        mut act: impl FnMut(usize, TokenKind, Platform) -> bool,
+        which: &TokenFilter,
+        mut act: impl FnMut(usize, TokenKind, SandboxPlatform) -> bool,
     ) -> usize {
+        // Copied out of the lock, because `act` takes the lock again for each token.
         let accounts: Vec<_> = {
             let ledger = self.0.state.ledger();
             let wanted = |appid: &str| which.account.as_deref().is_none_or(|want| want == appid);
@@ -356,7 +365,7 @@ impl Control {
     }
 }
 
-impl From<&str> for Which {
+impl From<&str> for TokenFilter {
     fn from(appid: &str) -> Self {
         Self {
             account: Some(appid.to_owned()),
@@ -365,7 +374,7 @@ impl From<&str> for Which {
     }
 }
 
-impl From<TokenKind> for Which {
+impl From<TokenKind> for TokenFilter {
     fn from(kind: TokenKind) -> Self {
         Self {
             account: None,
@@ -374,7 +383,7 @@ impl From<TokenKind> for Which {
     }
 }
 
-impl From<(&str, TokenKind)> for Which {
+impl From<(&str, TokenKind)> for TokenFilter {
     fn from((appid, kind): (&str, TokenKind)) -> Self {
         Self {
             account: Some(appid.to_owned()),

@@ -1,79 +1,81 @@
-//! Writes an answer to the wire: properly, or wrong in the ways that a [`Plan`] asks for.
+//! Writer of answers: correct, or wrong in the ways that a [`DeliveryPlan`] demands.
 //!
-//! Decides nothing. A plan without faults is written in one piece.
+//! Decides nothing. Without faults an answer is written at once.
 
 use std::{fmt::Write as _, io, time::Duration};
 
 use bytes::Bytes;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::answer::{Answer, Body};
+use super::answer::{BodySource, SandboxAnswer};
 
-/// Bytes that are written at a time when nothing else is asked for.
-const STEP: u64 = 64 << 10;
-
-/// How an answer is written.
+/// Instructions for writing an answer.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Plan {
-    /// Raw bytes before the answer: interim answers.
+pub(super) struct DeliveryPlan {
+    /// Raw bytes before the answer, for interim answers.
     pub(super) before: Bytes,
-    pub(super) framing: Outline,
+    pub(super) framing: AnswerFraming,
     /// Raw header lines, each with its line end.
     pub(super) extra_lines: String,
-    /// The body comes in pieces of so many bytes, with a pause after each.
+    /// Bytes per piece of the body, and the pause after each piece.
     pub(super) pace: Option<(u64, Duration)>,
-    /// The end comes after so many bytes of the body.
+    /// Number of body bytes after which the answer ends.
     pub(super) stop_after: Option<u64>,
-    /// Raw bytes behind the answer.
+    /// Raw bytes after the answer.
     pub(super) after: Bytes,
-    pub(super) end: End,
+    pub(super) end: ConnectionEnd,
 }
 
-/// How the answer says where its body ends.
+/// Framing of the answer's body.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Outline {
+pub(super) enum AnswerFraming {
     /// `Content-Length`, as WeChat always does.
     #[default]
     Length,
-    /// Chunks of at most so many bytes.
+    /// Chunks of at most this many bytes.
     Chunked(u64),
-    /// Nothing: the end of the connection is the end of the body.
+    /// None: the end of the connection is the end of the body.
     Close,
     /// Two lengths that contradict each other.
     TwoLengths,
-    /// A length, and chunks.
+    /// A length and chunks, which contradict each other.
     LengthAndChunked,
 }
 
-/// What becomes of the connection.
+/// End of the connection after an answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum End {
-    /// It stays, if the client wants that.
+pub(super) enum ConnectionEnd {
+    /// Keep the connection open, if the client wants to.
     #[default]
     Stay,
-    /// It is closed without having said so.
+    /// Close without announcing it.
     Close,
-    /// It is reset.
+    /// Reset the connection (RST).
     Reset,
 }
 
-/// The connection as the client wants it and the method allows it.
+/// Properties of the request that decide the form of the answer.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Manner {
+pub(super) struct AnswerMode {
     pub(super) keep_alive: bool,
     pub(super) head_only: bool,
 }
 
-/// Writes the answer; what is to become of the connection is returned, not done.
+/// Bytes per write by default.
+const WRITE_STEP: u64 = 64 << 10;
+
+/// Writes the answer and returns the end that the connection should have, for the caller to carry
+/// out.
 ///
 /// # Errors
-/// When the client is gone.
+///
+/// Fails if the client is gone.
 pub(super) async fn deliver<W: AsyncWrite + Unpin>(
     wire: &mut W,
-    answer: &Answer,
-    plan: &Plan,
-    manner: Manner,
-) -> io::Result<End> {
+    answer: &SandboxAnswer,
+    plan: &DeliveryPlan,
+    manner: AnswerMode,
+) -> io::Result<ConnectionEnd> {
     let mut out = Vec::with_capacity(512);
     out.extend_from_slice(&plan.before);
     head(&mut out, answer, plan, manner);
@@ -88,15 +90,16 @@ pub(super) async fn deliver<W: AsyncWrite + Unpin>(
     }
     wire.write_all(&out).await?;
     wire.flush().await?;
-    let must_close = !manner.keep_alive || !whole || plan.framing == Outline::Close;
-    Ok(if plan.end == End::Stay && must_close {
-        End::Close
+    let must_close = !manner.keep_alive || !whole || plan.framing == AnswerFraming::Close;
+    // A fault's own end takes precedence.
+    Ok(if plan.end == ConnectionEnd::Stay && must_close {
+        ConnectionEnd::Close
     } else {
         plan.end
     })
 }
 
-fn head(out: &mut Vec<u8>, answer: &Answer, plan: &Plan, manner: Manner) {
+fn head(out: &mut Vec<u8>, answer: &SandboxAnswer, plan: &DeliveryPlan, manner: AnswerMode) {
     let mut head = String::with_capacity(256 + plan.extra_lines.len());
     let connection = if manner.keep_alive {
         "keep-alive"
@@ -118,15 +121,16 @@ fn head(out: &mut Vec<u8>, answer: &Answer, plan: &Plan, manner: Manner) {
     head.push_str(&plan.extra_lines);
     let length = answer.body.len();
     let _ = match plan.framing {
-        Outline::Length => write!(head, "Content-Length: {length}\r\n"),
-        Outline::Chunked(_) => write!(head, "Transfer-Encoding: chunked\r\n"),
-        Outline::Close => Ok(()),
-        Outline::TwoLengths => write!(
+        AnswerFraming::Length => write!(head, "Content-Length: {length}\r\n"),
+        AnswerFraming::Chunked(_) => write!(head, "Transfer-Encoding: chunked\r\n"),
+        AnswerFraming::Close => Ok(()),
+        AnswerFraming::TwoLengths => write!(
             head,
             "Content-Length: {length}\r\nContent-Length: {}\r\n",
+            // Any other number contradicts the length.
             length + 7
         ),
-        Outline::LengthAndChunked => write!(
+        AnswerFraming::LengthAndChunked => write!(
             head,
             "Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n"
         ),
@@ -138,17 +142,17 @@ fn head(out: &mut Vec<u8>, answer: &Answer, plan: &Plan, manner: Manner) {
 async fn body<W: AsyncWrite + Unpin>(
     wire: &mut W,
     out: &mut Vec<u8>,
-    body: &Body,
-    plan: &Plan,
+    body: &BodySource,
+    plan: &DeliveryPlan,
     limit: u64,
 ) -> io::Result<()> {
     let chunk = match plan.framing {
-        Outline::Chunked(size) => Some(size.max(1)),
-        Outline::LengthAndChunked => Some(STEP),
+        AnswerFraming::Chunked(size) => Some(size.max(1)),
+        AnswerFraming::LengthAndChunked => Some(WRITE_STEP),
         _ => None,
     };
     let step = chunk
-        .unwrap_or(STEP)
+        .unwrap_or(WRITE_STEP)
         .min(plan.pace.map_or(u64::MAX, |(bytes, _)| bytes.max(1)));
     let mut sent = 0;
     while sent < limit {
@@ -163,9 +167,9 @@ async fn body<W: AsyncWrite + Unpin>(
             None => out.extend_from_slice(&piece),
         }
         let pause = plan.pace.map(|(_, pause)| pause);
-        // Small chunks are written one by one, so that a reader meets them one by one.
-        let alone = chunk.is_some_and(|size| size < STEP);
-        if pause.is_some() || alone || out.len() as u64 >= STEP {
+        // Small chunks are written singly, so that a reader receives them singly.
+        let alone = chunk.is_some_and(|size| size < WRITE_STEP);
+        if pause.is_some() || alone || out.len() as u64 >= WRITE_STEP {
             wire.write_all(out).await?;
             wire.flush().await?;
             out.clear();
@@ -174,13 +178,14 @@ async fn body<W: AsyncWrite + Unpin>(
             tokio::time::sleep(pause).await;
         }
     }
+    // A truncated body gets no last chunk, so that clients notice the truncation.
     if chunk.is_some() && limit == body.len() {
         out.extend_from_slice(b"0\r\n\r\n");
     }
     Ok(())
 }
 
-/// The words behind the status, for those that the sandbox uses.
+/// Returns the reason phrase of a status.
 pub(super) fn reason(status: u16) -> &'static str {
     hyper::StatusCode::from_u16(status)
         .ok()

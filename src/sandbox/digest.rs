@@ -1,10 +1,10 @@
-//! SHA-256 of what goes by, in hex.
+//! SHA-256 of streamed bytes, in hex.
 
 use std::fmt::{self, Write as _};
 
 use aws_lc_rs::digest::{Context, SHA256, digest};
 
-/// A hash in the making.
+/// Incremental SHA-256, finished as hex.
 #[derive(Clone)]
 pub(super) struct Digest(Context);
 
@@ -30,7 +30,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// The hash of the whole.
+/// Returns the SHA-256 of `bytes` in hex.
 pub(super) fn sha256_hex(bytes: &[u8]) -> String {
     hex(digest(&SHA256, bytes).as_ref())
 }

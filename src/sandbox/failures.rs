@@ -1,52 +1,53 @@
-//! Calls that failed, by the request id in their answer: what `cgi-bin/openapi/rid/get` tells.
+//! Failed calls by the request id in their answer, for `cgi-bin/openapi/rid/get`.
 
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// So many are remembered.
-const KEPT: usize = 1000;
-
-/// A call that failed.
+/// Failed call as `cgi-bin/openapi/rid/get` returns it.
 #[derive(Debug, Clone)]
-pub(super) struct Failure {
+pub(super) struct FailedCall {
     pub(super) rid: String,
     pub(super) account: String,
-    /// Unix time.
+    /// Unix time of the call.
     pub(super) at: u64,
-    /// The query string, with the token in it, as WeChat repeats it.
+    /// Query string including the token, as WeChat repeats it.
     pub(super) query: String,
     pub(super) request: String,
     pub(super) response: String,
 }
 
-/// The latest failures, newest last.
+/// Latest failed calls, newest last.
 #[derive(Debug, Default)]
-pub(super) struct Failures(Mutex<VecDeque<Arc<Failure>>>);
+pub(super) struct FailedCalls(Mutex<VecDeque<Arc<FailedCall>>>);
 
-impl Failures {
-    pub(super) fn note(&self, failure: Failure) {
+/// Number of failed calls that are kept.
+const MAX_FAILED_CALLS: usize = 1000;
+
+impl FailedCalls {
+    pub(super) fn note(&self, failure: FailedCall) {
         let mut list = self.list();
-        if list.len() >= KEPT {
+        if list.len() >= MAX_FAILED_CALLS {
             list.pop_front();
         }
+        // Shared, because a look-up must not copy bodies under the lock.
         list.push_back(Arc::new(failure));
     }
 
-    pub(super) fn find(&self, rid: &str) -> Option<Arc<Failure>> {
+    pub(super) fn find(&self, rid: &str) -> Option<Arc<FailedCall>> {
         self.list()
             .iter()
             .find(|failure| failure.rid == rid)
             .map(Arc::clone)
     }
 
-    fn list(&self) -> MutexGuard<'_, VecDeque<Arc<Failure>>> {
+    fn list(&self) -> MutexGuard<'_, VecDeque<Arc<FailedCall>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The request id in the text of an error.
+/// Extracts the request id from the text of an error.
 pub(super) fn rid_in(body: &str) -> Option<&str> {
     let (_, rest) = body.split_once("rid: ")?;
     let end = rest

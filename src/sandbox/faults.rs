@@ -1,8 +1,8 @@
-//! Scripted misbehaviour: which calls are hit (a [`Rule`]) and what happens to them (a [`Fault`]).
+//! Scripted misbehaviour: a [`Rule`] selects calls, a [`Fault`] spoils them.
 //!
-//! Nothing is left to chance: rules are tried in the order in which they were added, and the first
-//! that matches and is not used up is taken. The JSON form of both is part of the sandbox's public
-//! face (docs/sandbox.md).
+//! Deterministic: rules are tried in the order in which they were added, and the first that matches
+//! and is not used up is applied. The JSON form of both is part of the sandbox's public interface
+//! (docs/sandbox.md).
 
 use std::time::Duration;
 
@@ -10,175 +10,174 @@ use serde::{Deserialize, Serialize};
 
 use super::shape::ErrorShape;
 
-/// Which calls are hit, and how often.
+/// Selection of calls, and the fault to apply to them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// A path; `*` stands for anything within a segment, `**` for any number of segments. Default:
-    /// every path.
+    /// Path pattern; `*` stands for any text within a segment, `**` for any number of segments.
+    /// Default: every path.
     #[serde(default = "everywhere")]
     pub path: String,
-    /// Only this method.
+    /// Method that a call must have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
-    /// Only this appid or corpid, as token, query or body of the call name it.
+    /// Appid or corpid that token, query or body of a call must name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
-    /// Only calls that carry this token.
+    /// Token that a call must carry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
-    /// Only calls that are no token endpoint: an address that may fetch a token and nothing else.
+    /// True to exclude token endpoints: an address that may fetch tokens but nothing else.
     #[serde(default, skip_serializing_if = "is_false")]
     pub business: bool,
-    /// So many matching calls go by unharmed first.
+    /// Number of matching calls that are left alone first.
     #[serde(default)]
     pub skip: u64,
-    /// So many calls are hit; `None` (JSON `null`) for all. Default: one.
+    /// Number of calls to hit; `None` (JSON `null`) for all. Default: one.
     #[serde(default = "once")]
     pub times: Option<u64>,
-    /// The answer, once decided, waits until the rule is released or removed.
+    /// True to hold each decided answer until the rule is released or removed.
     #[serde(default)]
     pub hold: bool,
-    /// The answer, once decided, waits so long.
+    /// Delay of each decided answer.
     #[serde(
         default,
         with = "super::spell::optional",
         skip_serializing_if = "Option::is_none"
     )]
     pub delay: Option<Duration>,
-    /// What happens.
+    /// Fault to apply.
     #[serde(default)]
     pub fault: Fault,
 }
 
-/// What happens to a call that is hit. Unless it says otherwise, the call is executed as usual.
+/// Fault applied to a call. Unless stated otherwise, the call is executed as usual.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Fault {
-    /// Nothing; for rules that only hold or delay.
+    /// No fault; for rules that only hold or delay.
     #[default]
     Pass,
-    /// An error of WeChat's in any shape. Not executed.
+    /// An error of WeChat's in any form. Not executed.
     Errcode(ErrorShape),
-    /// Any answer. Not executed, unless it says so.
+    /// Any answer. Not executed, unless the response requests it.
     Respond(Response),
-    /// A token endpoint issues a token and says odd things about it.
+    /// A token with unusual fields from a token endpoint.
     Token {
         /// JSON text in place of the seconds: `7200`, `"7200"`, `null`, `1e400`. `""` leaves the
         /// field out.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expires_in: Option<String>,
-        /// The value that is issued, and valid; it may be as odd as wished.
+        /// Value of the token, which is valid even if malformed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         access_token: Option<String>,
     },
-    /// The connection is reset (TCP RST) instead of an answer.
+    /// A reset connection (TCP RST) instead of an answer.
     Reset {
-        /// Whether the call is executed first: an answer that is lost.
+        /// True to execute the call first: an answer that is lost.
         #[serde(default)]
         executed: bool,
     },
-    /// The connection is closed (FIN) instead of an answer.
+    /// A closed connection (FIN) instead of an answer.
     Close {
-        /// Whether the call is executed first.
+        /// True to execute the call first.
         #[serde(default)]
         executed: bool,
     },
-    /// No answer ever comes; the connection stays until the client or the sandbox ends it.
+    /// No answer at all; the connection stays open until the client or the sandbox ends it.
     Hang {
-        /// Whether the call is executed first.
+        /// True to execute the call first.
         #[serde(default)]
         executed: bool,
     },
-    /// The answer ends too soon.
+    /// An answer that breaks off within its body.
     Cut {
-        /// So many bytes of the body are sent.
+        /// Number of body bytes to send.
         #[serde(default)]
         after: u64,
-        /// Chunks instead of a length.
+        /// True for chunks instead of a length.
         #[serde(default)]
         chunked: bool,
-        /// How the connection ends.
+        /// End of the connection.
         #[serde(default)]
         end: Ending,
     },
-    /// The body comes slowly.
+    /// A body that is sent slowly, piece by piece.
     Drip {
-        /// So many bytes at a time. Default: one.
+        /// Bytes per piece. Default: one.
         #[serde(default = "one")]
         bytes: u64,
-        /// The pause after each. Default: 10 ms.
+        /// Pause after each piece. Default: 10 ms.
         #[serde(default = "ten_millis", with = "super::spell")]
         every: Duration,
-        /// Chunks instead of a length.
+        /// True for chunks instead of a length.
         #[serde(default)]
         chunked: bool,
     },
-    /// These bytes instead of an answer; without any, bytes that are no HTTP. Not executed.
+    /// Raw bytes instead of an answer; by default, bytes that are not HTTP. Not executed.
     Raw {
-        /// What is sent.
+        /// Bytes to send.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         text: Option<String>,
-        /// How the connection ends.
+        /// End of the connection.
         #[serde(default)]
         end: Ending,
     },
-    /// An answer before the body was read. Not executed.
+    /// An answer before the body is read. Not executed.
     Early {
-        /// 200 comes with an `ok` body, anything else with none. Default: 413.
+        /// Status; 200 comes with an `ok` body, all others with none. Default: 413.
         #[serde(default = "too_large")]
         status: u16,
-        /// What becomes of the body.
+        /// Treatment of the body.
         #[serde(default)]
         then: AfterEarly,
     },
-    /// Interim answers before the real one.
+    /// Interim answers before the final answer.
     Interim {
-        /// 100 or 103. Default: 103.
+        /// Status, 100 or 103. Default: 103.
         #[serde(default = "early_hints")]
         status: u16,
-        /// How many. Default: one.
+        /// Number of interim answers. Default: one.
         #[serde(default = "one")]
         times: u64,
     },
-    /// `Expect: 100-continue` is not answered as it should be.
+    /// A wrong reaction to `Expect: 100-continue`.
     Expect {
-        /// Whether 417 is the answer (not executed); otherwise nothing is said and the body
-        /// awaited.
+        /// True to answer 417 (not executed); false to send nothing and await the body.
         #[serde(default)]
         refuse: bool,
     },
-    /// `101 Switching Protocols`, which nobody asked for, and silence. Not executed.
+    /// An unrequested `101 Switching Protocols`, then silence. Not executed.
     Switch,
     /// A redirect. Not executed.
     Redirect {
-        /// Default: 302.
+        /// Status. Default: 302.
         #[serde(default = "found")]
         status: u16,
-        /// Where to.
+        /// Value of `Location`.
         location: String,
     },
     /// Two `Content-Length` fields that contradict each other.
     TwoLengths,
     /// `Content-Length` and chunks.
     LengthAndChunked,
-    /// A header block of about so many bytes.
+    /// A large header block.
     BigHeader {
-        /// Default: 100 000.
+        /// Approximate size in bytes. Default: 100 000.
         #[serde(default = "hundred_thousand")]
         bytes: usize,
-        /// In so many fields. Default: one.
+        /// Number of fields. Default: one.
         #[serde(default = "one")]
         fields: u64,
     },
-    /// Bytes behind the answer on the same connection.
+    /// Bytes after the answer on the same connection.
     Trailing {
-        /// What is sent.
+        /// Bytes to send.
         text: String,
     },
     /// Neither length nor chunks: the body ends with the connection.
     UntilClose,
-    /// A full answer that promises keep-alive, and a closed connection.
+    /// A complete answer that promises keep-alive, then a closed connection.
     CloseAfter,
 }
 
@@ -186,19 +185,19 @@ pub enum Fault {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Response {
-    /// Default: 200.
+    /// Status. Default: 200.
     #[serde(default = "ok")]
     pub status: u16,
-    /// Default: `text/html`.
+    /// Content type. Default: `text/html`.
     #[serde(default = "html")]
     pub content_type: String,
     /// Further header fields.
     #[serde(default)]
     pub headers: Vec<(String, String)>,
-    /// The body.
+    /// Body of the answer.
     #[serde(default)]
     pub body: String,
-    /// Spaces are appended up to so many bytes.
+    /// Length of the body in bytes, reached with spaces.
     #[serde(default)]
     pub pad_to: usize,
     /// Compressed, with `Content-Encoding`.
@@ -207,37 +206,37 @@ pub struct Response {
     /// Chunks of this size instead of a length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunked: Option<u64>,
-    /// Whether the call is executed first.
+    /// True to execute the call first.
     #[serde(default)]
     pub executed: bool,
 }
 
-/// How a connection ends.
+/// End of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ending {
-    /// FIN.
+    /// Close with FIN.
     #[default]
     Close,
-    /// RST.
+    /// Reset with RST.
     Reset,
 }
 
-/// What becomes of a body after an early answer.
+/// Treatment of a body after an early answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AfterEarly {
-    /// It is read and thrown away for a moment, then the connection is closed.
+    /// Discard the body for a moment, then close the connection.
     #[default]
     Close,
-    /// It is not read; the connection is reset.
+    /// Leave the body unread and reset the connection.
     Reset,
-    /// It is read to its end, and the connection stays.
+    /// Read the body to its end and keep the connection.
     Read,
 }
 
 impl Rule {
-    /// Hits the next call of `path`.
+    /// Creates a rule that hits the next call of `path`.
     pub fn new(path: impl Into<String>, fault: Fault) -> Self {
         Self {
             path: path.into(),
@@ -253,7 +252,7 @@ impl Rule {
         }
     }
 
-    /// Hits so many calls.
+    /// Hits this many calls.
     #[must_use]
     pub fn times(self, times: u64) -> Self {
         Self {
@@ -271,7 +270,7 @@ impl Rule {
         }
     }
 
-    /// Lets so many calls go by first.
+    /// Leaves this many calls alone first.
     #[must_use]
     pub fn skip(self, skip: u64) -> Self {
         Self { skip, ..self }
@@ -319,7 +318,7 @@ impl Rule {
         Self { hold: true, ..self }
     }
 
-    /// Holds the answer for so long.
+    /// Delays the answer.
     #[must_use]
     pub fn delay(self, delay: Duration) -> Self {
         Self {
@@ -330,12 +329,12 @@ impl Rule {
 }
 
 impl Fault {
-    /// An error of WeChat's in its usual shape.
+    /// Creates an error of WeChat's in its usual form.
     pub fn errcode(code: i64) -> Self {
         Self::Errcode(ErrorShape::new(code))
     }
 
-    /// A token that is refused as overwritten: 40001, at WeCom 40014.
+    /// Creates the refusal of an overwritten token: 40001, at WeCom 40014.
     pub fn stale() -> Self {
         Self::Errcode(ErrorShape::default())
     }
@@ -350,7 +349,7 @@ impl Fault {
         })
     }
 
-    /// The word that stands for it in JSON and in the record.
+    /// Returns the name of the fault in JSON and in recorded requests.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Pass => "pass",
@@ -377,7 +376,7 @@ impl Fault {
         }
     }
 
-    /// Whether it strikes before the body is read.
+    /// Returns true if the fault acts before the body is read.
     pub(super) fn is_early(&self) -> bool {
         matches!(self, Self::Early { .. } | Self::Expect { .. })
     }

@@ -1,25 +1,22 @@
-//! The rules by which tokens and tickets are issued, one function per rule of the documentation.
+//! Rules for issuing tokens and tickets, one function per rule of the documentation.
 //!
-//! Who may ask is decided before; what the answer looks like, after.
+//! The caller has checked appid and secret, and forms the answer.
 
 use std::sync::Arc;
 
 use super::{
     clock::Millis,
-    state::{Issued, Ledger, Revoked, State, TokenKind, Usage},
+    state::{IssuedToken, QuotaUsage, Revoked, SandboxState, TokenKind, TokenLedger},
 };
 
-const DAY: Millis = 86_400_000;
-const MINUTE: Millis = 60_000;
-
-/// What a token endpoint decided.
+/// Decision of a token endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Grant {
-    /// A token and the seconds that it is good for.
+    /// A token and its lifetime in seconds.
     Token {
         token: Arc<str>,
         expires_in: u64,
-        /// Whether it was made by this call.
+        /// True if this call created the token.
         minted: bool,
     },
     /// 45009.
@@ -28,9 +25,23 @@ pub(super) enum Grant {
     TooFast,
 }
 
-impl State {
-    /// `cgi-bin/token`: each call mints, the previous one goes on for the overlap, and the day has
-    /// an end.
+const DAY: Millis = 86_400_000;
+const MINUTE: Millis = 60_000;
+
+/// Token to be created.
+#[derive(Debug, Clone, Copy)]
+struct NewToken<'v> {
+    account: usize,
+    kind: TokenKind,
+    /// Value set by a fault; `None` for a random one.
+    value: Option<&'v str>,
+    /// Time for which the predecessor still works.
+    overlap: Millis,
+}
+
+impl SandboxState {
+    /// Issues for `cgi-bin/token`: each call creates a token, the previous one works on for the
+    /// overlap, and calls are limited per day.
     pub(super) fn grant_classic(&self, account: usize, value: Option<&str>) -> Grant {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -41,16 +52,18 @@ impl State {
         usage.classic_today += 1;
         self.mint(
             &mut ledger,
-            account,
-            TokenKind::Classic,
-            value,
             now,
-            self.limits.overlap,
+            NewToken {
+                account,
+                kind: TokenKind::Classic,
+                value,
+                overlap: self.limits.overlap,
+            },
         )
     }
 
-    /// `cgi-bin/stable_token` in normal mode: the same token, until less than the overlap is left
-    /// of it.
+    /// Issues for `cgi-bin/stable_token` in normal mode: the same token, until its remaining
+    /// lifetime falls below the overlap.
     pub(super) fn grant_stable(&self, account: usize, value: Option<&str>) -> Grant {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -63,17 +76,19 @@ impl State {
             }
             _ => self.mint(
                 &mut ledger,
-                account,
-                TokenKind::Stable,
-                value,
                 now,
-                self.limits.overlap,
+                NewToken {
+                    account,
+                    kind: TokenKind::Stable,
+                    value,
+                    overlap: self.limits.overlap,
+                },
             ),
         }
     }
 
-    /// `cgi-bin/stable_token` with `force_refresh`: a new token at once, but neither too soon nor
-    /// too often.
+    /// Issues for `cgi-bin/stable_token` with `force_refresh`: a new token at once, limited by
+    /// interval and per day.
     pub(super) fn grant_forced(&self, account: usize, value: Option<&str>) -> Grant {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -81,6 +96,8 @@ impl State {
             return Grant::TooFast;
         }
         let spacing = self.limits.forced_spacing;
+        // Within the interval, a forced call gets the current token, if that is reusable, and costs
+        // no daily quota.
         let too_soon = usage(&mut ledger, account, now)
             .last_forced
             .is_some_and(|last| now < last + spacing);
@@ -95,15 +112,17 @@ impl State {
         usage.last_forced = Some(now);
         self.mint(
             &mut ledger,
-            account,
-            TokenKind::Stable,
-            value,
             now,
-            self.limits.forced_overlap,
+            NewToken {
+                account,
+                kind: TokenKind::Stable,
+                value,
+                overlap: self.limits.forced_overlap,
+            },
         )
     }
 
-    /// WeCom's `cgi-bin/gettoken`: the same token for as long as it is valid.
+    /// Issues for WeCom's `cgi-bin/gettoken`: the same token until it expires.
     pub(super) fn grant_wecom(&self, account: usize, value: Option<&str>) -> Grant {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -111,16 +130,18 @@ impl State {
             Some((token, left)) if value.is_none() => same(token, left),
             _ => self.mint(
                 &mut ledger,
-                account,
-                TokenKind::Wecom,
-                value,
                 now,
-                self.limits.overlap,
+                NewToken {
+                    account,
+                    kind: TokenKind::Wecom,
+                    value,
+                    overlap: self.limits.overlap,
+                },
             ),
         }
     }
 
-    /// A ticket of this type with the seconds that are left of it.
+    /// Returns a ticket of this type with its remaining lifetime in seconds.
     pub(super) fn ticket(&self, appid: &str, kind: &str) -> Option<(String, u64)> {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -130,41 +151,54 @@ impl State {
         if slot.1 <= now {
             *slot = fresh();
         }
+        // Rounded down, so that a caller never believes a ticket to live longer than it does.
         Some((slot.0.clone(), (slot.1 - now) / 1000))
     }
 
-    /// Somebody else fetches a token: the current one is replaced, and nobody here is told.
+    /// Replaces the current token, as a fetch from outside wxgate does.
     pub(super) fn rotate(&self, account: usize, kind: TokenKind, overlap: Millis) {
         let now = self.clock.now();
-        self.mint(&mut self.ledger(), account, kind, None, now, overlap);
+        self.mint(
+            &mut self.ledger(),
+            now,
+            NewToken {
+                account,
+                kind,
+                value: None,
+                overlap,
+            },
+        );
     }
 
-    /// Kills the current token without a successor.
+    /// Revokes the current token without issuing another. Returns false if there is none.
     pub(super) fn revoke(&self, account: usize, kind: TokenKind, how: Revoked) -> bool {
         let mut ledger = self.ledger();
         let Some(token) = ledger.current(account, kind).map(Arc::clone) else {
             return false;
         };
-        ledger
-            .issued_mut(&token)
-            .map(|issued| issued.revoked = Some(how))
-            .is_some()
+        let Some(issued) = ledger.issued_mut(&token) else {
+            return false;
+        };
+        issued.revoked = Some(how);
+        true
     }
 
-    /// Leaves the current token this long to live.
+    /// Sets the remaining lifetime of the current token. Returns false if there is none.
     pub(super) fn set_remaining(&self, account: usize, kind: TokenKind, left: Millis) -> bool {
         let now = self.clock.now();
         let mut ledger = self.ledger();
         let Some(token) = ledger.current(account, kind).map(Arc::clone) else {
             return false;
         };
-        ledger
-            .issued_mut(&token)
-            .map(|issued| issued.expires = now + left)
-            .is_some()
+        let Some(issued) = ledger.issued_mut(&token) else {
+            return false;
+        };
+        issued.expires = now + left;
+        true
     }
 
-    /// `clear_quota`: the counters of the day start again; ten times a month.
+    /// Clears the daily counters (`clear_quota`). Returns false after ten clearings: WeChat allows
+    /// ten a month.
     pub(super) fn clear_quota(&self, account: usize) -> bool {
         let now = self.clock.now();
         let mut ledger = self.ledger();
@@ -178,39 +212,33 @@ impl State {
         allowed
     }
 
-    fn stable_allowed(&self, ledger: &mut Ledger, account: usize, now: Millis) -> bool {
+    fn stable_allowed(&self, ledger: &mut TokenLedger, account: usize, now: Millis) -> bool {
         let usage = usage(ledger, account, now);
         let allowed = usage.stable_this_minute < self.limits.stable_per_minute;
+        // Refused calls do not count.
         usage.stable_this_minute += u32::from(allowed);
         allowed
     }
 
-    fn mint(
-        &self,
-        ledger: &mut Ledger,
-        account: usize,
-        kind: TokenKind,
-        value: Option<&str>,
-        now: Millis,
-        overlap: Millis,
-    ) -> Grant {
-        let token: Arc<str> = match value {
+    fn mint(&self, ledger: &mut TokenLedger, now: Millis, new: NewToken<'_>) -> Grant {
+        let token: Arc<str> = match new.value {
             Some(value) => Arc::from(value),
             None => Arc::from(format!(
+                // WeChat's form: two digits, an underscore, 137 characters.
                 "{}_{}",
                 60 + self.noise.next() % 40,
                 self.noise.text(137)
             )),
         };
         let life = self.limits.token_life;
-        let issued = Issued {
-            account,
-            kind,
+        let issued = IssuedToken {
+            account: new.account,
+            kind: new.kind,
             expires: now + life,
             dies: None,
             revoked: None,
         };
-        ledger.install(&token, issued, now, overlap);
+        ledger.install(&token, issued, now, new.overlap);
         Grant::Token {
             token,
             expires_in: life / 1000,
@@ -228,7 +256,7 @@ fn same(token: Arc<str>, left: Millis) -> Grant {
 }
 
 fn reuse(
-    ledger: &Ledger,
+    ledger: &TokenLedger,
     account: usize,
     kind: TokenKind,
     now: Millis,
@@ -238,8 +266,8 @@ fn reuse(
     Some((Arc::clone(token), left))
 }
 
-/// The counters of the account, with those of a past day or minute back at zero.
-fn usage(ledger: &mut Ledger, account: usize, now: Millis) -> &mut Usage {
+/// Returns the counters of the account, reset if their day or minute is past.
+fn usage(ledger: &mut TokenLedger, account: usize, now: Millis) -> &mut QuotaUsage {
     let usage = &mut ledger.accounts[account].usage;
     if usage.day != now / DAY {
         (usage.day, usage.classic_today, usage.forced_today) = (now / DAY, 0, 0);
@@ -255,14 +283,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::sandbox::{Settings, settings::Platform, state::TokenState};
+    use crate::sandbox::{SandboxSettings, settings::SandboxPlatform, state::TokenState};
 
-    fn state() -> State {
-        State::new(&Settings {
+    fn state() -> SandboxState {
+        SandboxState::new(&SandboxSettings {
             forced_per_day: 2,
             classic_per_day: 3,
             seed: Some(1),
-            ..Settings::default()
+            ..SandboxSettings::default()
         })
     }
 
@@ -277,11 +305,11 @@ mod tests {
         }
     }
 
-    fn advance(state: &State, seconds: u64) {
+    fn advance(state: &SandboxState, seconds: u64) {
         state.clock.advance(Duration::from_secs(seconds));
     }
 
-    fn judge(state: &State, token: &str) -> TokenState {
+    fn judge(state: &SandboxState, token: &str) -> TokenState {
         state.judge(Some(token)).state
     }
 
@@ -393,19 +421,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_secret_is_wrong_or_foreign_or_good() {
-        use crate::sandbox::{SandboxAccount, state::Credential};
-        let state = State::new(&Settings {
+        use crate::sandbox::{SandboxAccount, state::CredentialCheck};
+        let state = SandboxState::new(&SandboxSettings {
             accounts: vec![
                 SandboxAccount::new("wx1", "s1"),
                 SandboxAccount::new("wx2", "s2"),
             ],
-            ..Settings::default()
+            ..SandboxSettings::default()
         });
         let ledger = state.ledger();
-        let check = |appid, secret| ledger.credential(Platform::Wechat, appid, secret);
-        assert_eq!(check("wx2", "s2"), Credential::Good(1));
-        assert_eq!(check("wx2", "s1"), Credential::ForeignSecret);
-        assert_eq!(check("wx2", "no"), Credential::WrongSecret);
-        assert_eq!(check("wx3", "s1"), Credential::UnknownAppid);
+        let check = |appid, secret| ledger.credential(SandboxPlatform::Wechat, appid, secret);
+        assert_eq!(check("wx2", "s2"), CredentialCheck::Good(1));
+        assert_eq!(check("wx2", "s1"), CredentialCheck::ForeignSecret);
+        assert_eq!(check("wx2", "no"), CredentialCheck::WrongSecret);
+        assert_eq!(check("wx3", "s1"), CredentialCheck::UnknownAppid);
     }
 }

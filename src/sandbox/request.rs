@@ -1,4 +1,4 @@
-//! A request head, as it came: parsed for the sandbox, kept byte for byte for the record.
+//! Request heads: parsed for the sandbox, kept byte for byte for the recorder.
 
 use std::borrow::Cow;
 
@@ -6,26 +6,23 @@ use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
-/// More header fields than this are refused.
-const MAX_FIELDS: usize = 128;
-
-/// Method, target and header fields.
+/// Request head: method, target and header fields.
 #[derive(Debug, Clone)]
-pub(super) struct Head {
+pub(super) struct RequestHead {
     method: Bytes,
     path: Bytes,
     query: Option<Bytes>,
-    /// In the order and the spelling in which they came.
+    /// Header fields in their original order and spelling.
     pub(super) fields: Vec<(Bytes, Bytes)>,
     pub(super) framing: Framing,
     http_1_0: bool,
 }
 
-/// How a request says where its body ends.
+/// Framing of a request body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "framing", content = "length")]
 pub enum Framing {
-    /// It has none.
+    /// No body: neither length nor chunks.
     None,
     /// `Content-Length`.
     Length(u64),
@@ -33,12 +30,15 @@ pub enum Framing {
     Chunked,
 }
 
-/// Why a head cannot be read. WeChat's front answers 400.
+/// Error of an unparsable head. WeChat's front server answers 400.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-impl Head {
-    /// Parses what ends in an empty line. `None`: more bytes are needed.
+/// Maximum number of header fields.
+const MAX_FIELDS: usize = 128;
+
+impl RequestHead {
+    /// Parses a head; returns it with its length, or `None` if more bytes are needed.
     pub(super) fn parse(buffer: &[u8]) -> Result<Option<(Self, usize)>, Malformed> {
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut fields);
@@ -54,7 +54,7 @@ impl Head {
         let (path, query) = target
             .split_once('?')
             .map_or((target, None), |(path, query)| (path, Some(query)));
-        // One copy per head, so that the record does not keep whole read buffers alive.
+        // One copy per head, so that the recorder does not keep whole read buffers alive.
         let own = Bytes::copy_from_slice(&buffer[..end]);
         let at = |part: &[u8]| {
             let start = part.as_ptr().addr() - buffer.as_ptr().addr();
@@ -85,12 +85,12 @@ impl Head {
         text(&self.path)
     }
 
-    /// Without the question mark, exactly as it came.
+    /// Returns the query without the question mark, undecoded.
     pub(super) fn query(&self) -> Option<&str> {
         self.query.as_deref().map(text)
     }
 
-    /// Every query parameter of this decoded name, decoded.
+    /// Returns the decoded values of the query parameters with this decoded name.
     pub(super) fn params<'h>(&'h self, name: &'h str) -> impl Iterator<Item = Cow<'h, str>> {
         let pairs = self
             .query()
@@ -103,14 +103,14 @@ impl Head {
         })
     }
 
-    /// The first query parameter of this name that is not empty.
+    /// Returns the first non-empty query parameter of this name.
     pub(super) fn param(&self, name: &str) -> Option<String> {
         self.params(name)
             .map(Cow::into_owned)
             .find(|value| !value.is_empty())
     }
 
-    /// The first header field of this name.
+    /// Returns the first header field of this name, in any case.
     pub(super) fn field(&self, name: &str) -> Option<&str> {
         self.fields
             .iter()
@@ -118,13 +118,13 @@ impl Head {
             .map(|(_, value)| text(value))
     }
 
-    /// Whether the client waits for `100 Continue` before it sends the body.
+    /// Returns true if the client waits for `100 Continue` before it sends the body.
     pub(super) fn expects_continue(&self) -> bool {
         self.field("expect")
             .is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
     }
 
-    /// Whether the client wants another turn on this connection.
+    /// Returns true if the client wants to reuse the connection.
     pub(super) fn keeps_alive(&self) -> bool {
         let connection = self.field("connection").unwrap_or("").to_ascii_lowercase();
         let says = |word: &str| connection.split(',').any(|part| part.trim() == word);
@@ -136,7 +136,7 @@ impl Head {
     }
 }
 
-/// `GET http://api.weixin.qq.com/x` becomes `/x`.
+/// Reduces a target in absolute form to its path: `http://api.weixin.qq.com/x` becomes `/x`.
 fn origin_form(target: &str) -> &str {
     let Some((_, rest)) = target
         .split_once("://")
@@ -151,6 +151,7 @@ fn framing(fields: &[(Bytes, Bytes)]) -> Result<Framing, Malformed> {
     let mut framing = Framing::None;
     for (name, value) in fields {
         if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            // Takes precedence over `Content-Length` (RFC 9112, 6.3).
             return Ok(Framing::Chunked);
         }
         if name.eq_ignore_ascii_case(b"content-length") {
@@ -184,8 +185,8 @@ fn decode(text: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Head {
-        Head::parse(text.as_bytes()).unwrap().unwrap().0
+    fn parse(text: &str) -> RequestHead {
+        RequestHead::parse(text.as_bytes()).unwrap().unwrap().0
     }
 
     #[test]
@@ -223,8 +224,11 @@ mod tests {
     #[test]
     fn contradicting_lengths_and_half_heads_are_told_apart() {
         let twice = b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n";
-        assert!(Head::parse(twice).is_err());
-        assert!(matches!(Head::parse(b"GET / HTTP/1.1\r\nHost: "), Ok(None)));
+        assert!(RequestHead::parse(twice).is_err());
+        assert!(matches!(
+            RequestHead::parse(b"GET / HTTP/1.1\r\nHost: "),
+            Ok(None)
+        ));
     }
 
     #[test]

@@ -1,5 +1,4 @@
-//! What a sandbox is started with. Every limit is the one that WeChat documents, unless a test says
-//! otherwise.
+//! Settings of a sandbox. Every default is the limit that WeChat documents.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -7,105 +6,105 @@ use serde::{Deserialize, Serialize};
 
 use crate::{base::Secret, net::address::ListenAddr};
 
-/// How the fake WeChat stands and which limits it keeps.
+/// Listeners, accounts and limits of the fake WeChat.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    /// Plain HTTP; `None` for no such listener.
+pub struct SandboxSettings {
+    /// Address of the plain HTTP listener; `None` for no listener.
     pub http: Option<ListenAddr>,
-    /// TLS; `None` for no such listener.
+    /// Address of the TLS listener; `None` for no listener.
     pub https: Option<ListenAddr>,
-    /// A certificate of the user's own; without it, one is made at the start together with its
-    /// root.
+    /// Certificate from files; `None` to generate a root and a certificate at start.
     pub certificate: Option<CertificateFiles>,
-    /// Who has an account. More can be added later through the control.
+    /// Accounts at start. The control can add more.
     pub accounts: Vec<SandboxAccount>,
-    /// How long a token lives. WeChat: 7200 s.
+    /// Lifetime of a token. WeChat: 7200 s.
     pub token_life: Duration,
-    /// How long the previous token goes on working after a rotation. WeChat: 5 min.
+    /// Time for which the previous token still works after a rotation. WeChat: 5 min.
     pub overlap: Duration,
-    /// The same after `force_refresh`. WeChat: the previous one is invalid at once.
+    /// Time for which the previous token still works after `force_refresh`. WeChat: none.
     pub forced_overlap: Duration,
-    /// Calls of `cgi-bin/token` per account and day. WeChat: 2000.
+    /// Daily limit of `cgi-bin/token` calls per account. WeChat: 2000.
     pub classic_per_day: u32,
-    /// Forced calls of `cgi-bin/stable_token` per account and day. WeChat: 20.
+    /// Daily limit of forced `cgi-bin/stable_token` calls per account. WeChat: 20.
     pub forced_per_day: u32,
-    /// A forced call sooner than this after the last one changes nothing. WeChat: 30 s.
+    /// Interval after a forced call in which another forced call has no effect. WeChat: 30 s.
     pub forced_spacing: Duration,
-    /// Calls of `cgi-bin/stable_token` per account and minute. WeChat: 10 000.
+    /// Limit of `cgi-bin/stable_token` calls per account and minute. WeChat: 10 000.
     pub stable_per_minute: u32,
-    /// How long a jsapi or card ticket lives. WeChat: 7200 s.
+    /// Lifetime of a jsapi or card ticket. WeChat: 7200 s.
     pub ticket_life: Duration,
-    /// Idle connections are closed after this time. Reported of WeChat: about 20 s.
+    /// Idle time-out of connections. Reported of WeChat: about 20 s.
     pub idle_close: Option<Duration>,
-    /// Whether requests and deliveries are kept; totals are counted in any case.
+    /// True to record requests and deliveries; totals are counted in any case.
     pub record: bool,
-    /// How many requests and how many deliveries are kept.
+    /// Maximum number of recorded requests, and of recorded deliveries.
     pub record_capacity: usize,
-    /// Uploads up to this many bytes can be downloaded again; of larger ones only length and
-    /// SHA-256 are kept.
+    /// Largest upload that can be downloaded again, in bytes; of larger ones only length and
+    /// SHA-256 are recorded.
     pub media_keep: usize,
-    /// Makes tokens and identifiers repeatable; random when absent.
+    /// Seed of tokens and identifiers, for repeatable runs; random if absent.
     pub seed: Option<u64>,
 }
 
-/// A certificate and its key in PEM files.
+/// Certificate and key in PEM files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateFiles {
-    /// Leaf first.
+    /// Certificate chain, leaf first.
     pub cert: PathBuf,
-    /// PKCS#8, SEC1 or PKCS#1.
+    /// Private key: PKCS#8, SEC1 or PKCS#1.
     pub key: PathBuf,
 }
 
-/// An account that the fake WeChat knows.
+/// Account at the fake WeChat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxAccount {
-    /// `wx…`, or the corpid of WeCom.
+    /// Appid (`wx…`), or corpid of WeCom.
     pub appid: String,
-    /// The AppSecret, or the secret of a WeCom agent.
+    /// AppSecret, or secret of a WeCom agent.
     pub secret: Secret,
-    /// Which of the two protocols it speaks.
-    pub platform: Platform,
+    /// Protocol of the account.
+    pub platform: SandboxPlatform,
 }
 
-/// The two protocols that the sandbox speaks.
+/// Protocol of an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Platform {
+pub enum SandboxPlatform {
     /// 公众号, 小程序 and everything else at api.weixin.qq.com.
     Wechat,
     /// 企业微信 at qyapi.weixin.qq.com.
     Wecom,
 }
 
-/// The appid of the account that a default sandbox has.
+/// Appid of the account of a default sandbox.
 pub const DEFAULT_APPID: &str = "wx0123456789abcdef";
 
-/// Its AppSecret, which opens nothing anywhere else.
+/// AppSecret of the account of a default sandbox; worthless elsewhere.
 pub const DEFAULT_SECRET: &str = "sandbox0sandbox0sandbox0sandbox0";
 
 impl SandboxAccount {
-    /// An account at api.weixin.qq.com.
+    /// Creates an account at api.weixin.qq.com.
     pub fn new(appid: impl Into<String>, secret: impl Into<String>) -> Self {
         Self {
             appid: appid.into(),
             secret: Secret::new(secret),
-            platform: Platform::Wechat,
+            platform: SandboxPlatform::Wechat,
         }
     }
 
-    /// A WeCom agent. Several may share one corpid; the secret tells them apart.
+    /// Creates a WeCom agent. Several agents may share a corpid; their secrets differ.
     pub fn wecom(corpid: impl Into<String>, secret: impl Into<String>) -> Self {
         Self {
             appid: corpid.into(),
             secret: Secret::new(secret),
-            platform: Platform::Wecom,
+            platform: SandboxPlatform::Wecom,
         }
     }
 }
 
-impl Default for Settings {
-    /// HTTP and TLS on free loopback ports, one account ([`DEFAULT_APPID`]), WeChat's own limits.
+impl Default for SandboxSettings {
+    /// Returns settings with HTTP and TLS on free loopback ports, one account ([`DEFAULT_APPID`])
+    /// and WeChat's own limits.
     fn default() -> Self {
         let loopback = || Some(ListenAddr::Tcp("127.0.0.1:0".to_owned()));
         Self {

@@ -1,5 +1,5 @@
-//! One error, many shapes: every form in which WeChat's errors were met, and some in which they may
-//! come yet.
+//! Forms of an error: every form in which WeChat's errors were observed, and some that may yet
+//! come.
 
 use std::io::Write as _;
 
@@ -9,51 +9,51 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    answer::{Answer, Body, JSON_CHARSET, JSON_ENCODING, message},
-    settings::Platform,
+    answer::{BodySource, JSON_CHARSET, JSON_ENCODING, SandboxAnswer, message},
+    settings::SandboxPlatform,
     state::overwritten_code,
 };
 
-/// An error and how it is written.
+/// Error and its form.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ErrorShape {
-    /// Default: that of an overwritten token, 40001 or at WeCom 40014.
+    /// Error code. Default: that of an overwritten token, 40001 or at WeCom 40014.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<i64>,
-    /// Default: WeChat's own wording.
+    /// Error text. Default: WeChat's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// The address that WeChat claims to have seen (40164, 61004, 60020). Default: 203.0.113.9.
+    /// Address that WeChat claims to have seen (40164, 61004, 60020). Default: 203.0.113.9.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip: Option<String>,
-    /// The JSON around it.
+    /// JSON around the code.
     #[serde(default)]
-    pub shape: Shape,
-    /// Default: that of the token endpoints.
+    pub shape: JsonShape,
+    /// Content type. Default: that of the token endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
     /// Text before the JSON: spaces, line ends, a byte order mark.
     #[serde(default)]
     pub prefix: String,
-    /// A field `padding` makes the JSON so many bytes long.
+    /// Length of the JSON in bytes, reached with a field `padding`.
     #[serde(default)]
     pub pad_to: usize,
-    /// The padding stands before the errcode, not behind it.
+    /// True to put the padding before the errcode, not behind it.
     #[serde(default)]
     pub pad_first: bool,
-    /// Compressed, with `Content-Encoding`.
+    /// True to compress with gzip, with `Content-Encoding`.
     #[serde(default)]
     pub gzip: bool,
-    /// Chunks of this size instead of a length; 1 is byte by byte.
+    /// Size of chunks in bytes, instead of a length; 1 is byte by byte.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunked: Option<u64>,
 }
 
-/// The JSON around an errcode.
+/// JSON around an errcode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Shape {
+pub enum JsonShape {
     /// `{"errcode":40001,"errmsg":"…"}`
     #[default]
     Plain,
@@ -73,19 +73,19 @@ pub enum Shape {
     Spaced,
     /// Raw control characters in the message, which JSON forbids.
     ControlCharacters,
-    /// Success with the error deeper inside: must not be taken for one.
+    /// Success with the error nested deeper; must not be read as an error.
     Nested,
-    /// Success with the error as text in a string: must not be taken for one.
+    /// Success with the error as text in a string; must not be read as an error.
     Quoted,
-    /// The same key twice, first success, then the error.
+    /// The same key twice: first success, then the error.
     Twice,
 }
 
-/// What `ip` defaults to, from a range that is kept for documentation.
+/// Default of `ip`, from a range reserved for documentation.
 pub(super) const SEEN_IP: &str = "203.0.113.9";
 
 impl ErrorShape {
-    /// This code in the usual shape.
+    /// Creates an error with this code in the usual form.
     pub fn new(code: i64) -> Self {
         Self {
             code: Some(code),
@@ -93,11 +93,11 @@ impl ErrorShape {
         }
     }
 
-    pub(super) fn code(&self, platform: Platform) -> i64 {
+    pub(super) fn code(&self, platform: SandboxPlatform) -> i64 {
         self.code.unwrap_or_else(|| overwritten_code(platform))
     }
 
-    pub(super) fn answer(&self, platform: Platform, rid: &str) -> Answer {
+    pub(super) fn answer(&self, platform: SandboxPlatform, rid: &str) -> SandboxAnswer {
         let code = self.code(platform);
         let ip = self.ip.as_deref().unwrap_or(SEEN_IP);
         let text = self
@@ -106,7 +106,7 @@ impl ErrorShape {
             .unwrap_or_else(|| message(platform, code, ip, rid));
         let mut json = self.shape.write(code, &text);
         self.pad(&mut json);
-        let usual = if platform == Platform::Wecom {
+        let usual = if platform == SandboxPlatform::Wecom {
             JSON_CHARSET
         } else {
             JSON_ENCODING
@@ -116,15 +116,15 @@ impl ErrorShape {
             .clone()
             .unwrap_or_else(|| usual.to_owned());
         let body = format!("{}{json}", self.prefix).into_bytes();
-        let answer = Answer {
+        let answer = SandboxAnswer {
             errcode: Some(code),
-            ..Answer::new(200, content_type, Bytes::new())
+            ..SandboxAnswer::new(200, content_type, Bytes::new())
         };
         if self.gzip {
             return compressed(answer, &body, body.len());
         }
-        Answer {
-            body: Body::Bytes(body.into()),
+        SandboxAnswer {
+            body: BodySource::Bytes(body.into()),
             ..answer
         }
     }
@@ -143,7 +143,7 @@ impl ErrorShape {
     }
 }
 
-impl Shape {
+impl JsonShape {
     fn write(self, code: i64, text: &str) -> String {
         let quoted = Value::from(text).to_string();
         match self {
@@ -174,8 +174,8 @@ impl Shape {
     }
 }
 
-/// Compresses `text` followed by as many spaces as make `size` bytes, without ever holding those.
-pub(super) fn compressed(answer: Answer, text: &[u8], size: usize) -> Answer {
+/// Compresses `text`, padded with spaces to `size` bytes, without holding the spaces in memory.
+pub(super) fn compressed(answer: SandboxAnswer, text: &[u8], size: usize) -> SandboxAnswer {
     const SPACES: [u8; 4096] = [b' '; 4096];
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     // Writing to memory does not fail.
@@ -186,8 +186,8 @@ pub(super) fn compressed(answer: Answer, text: &[u8], size: usize) -> Answer {
         let _ = encoder.write_all(&SPACES[..step]);
         missing -= step;
     }
-    let body = Body::Bytes(encoder.finish().unwrap_or_default().into());
-    Answer { body, ..answer }.with_header("Content-Encoding", "gzip")
+    let body = BodySource::Bytes(encoder.finish().unwrap_or_default().into());
+    SandboxAnswer { body, ..answer }.with_header("Content-Encoding", "gzip")
 }
 
 #[cfg(test)]
@@ -198,7 +198,7 @@ mod tests {
 
     fn body(shape: &ErrorShape) -> Vec<u8> {
         shape
-            .answer(Platform::Wechat, "RID")
+            .answer(SandboxPlatform::Wechat, "RID")
             .body
             .piece(0, u64::MAX)
             .to_vec()
@@ -213,16 +213,16 @@ mod tests {
             });
             serde_json::from_slice::<Value>(&text).unwrap()
         };
-        assert_eq!(shaped(Shape::Plain)["errcode"], 42001);
-        assert_eq!(shaped(Shape::StringCode)["errcode"], "42001");
-        assert_eq!(shaped(Shape::BaseResp)["base_resp"]["errcode"], 42001);
-        assert_eq!(shaped(Shape::EscapedKey)["errcode"], 42001);
-        assert_eq!(shaped(Shape::Twice)["errcode"], 42001);
-        assert_eq!(shaped(Shape::Nested)["errcode"], 0);
-        assert_eq!(shaped(Shape::Quoted)["errcode"], 0);
+        assert_eq!(shaped(JsonShape::Plain)["errcode"], 42001);
+        assert_eq!(shaped(JsonShape::StringCode)["errcode"], "42001");
+        assert_eq!(shaped(JsonShape::BaseResp)["base_resp"]["errcode"], 42001);
+        assert_eq!(shaped(JsonShape::EscapedKey)["errcode"], 42001);
+        assert_eq!(shaped(JsonShape::Twice)["errcode"], 42001);
+        assert_eq!(shaped(JsonShape::Nested)["errcode"], 0);
+        assert_eq!(shaped(JsonShape::Quoted)["errcode"], 0);
         assert!(
             body(&ErrorShape {
-                shape: Shape::CodeLast,
+                shape: JsonShape::CodeLast,
                 ..ErrorShape::new(1)
             })
             .ends_with(b"\"errcode\":1}")

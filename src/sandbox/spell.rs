@@ -1,4 +1,4 @@
-//! Durations in JSON the way the configuration writes them: `"250ms"`, `"2s"`.
+//! Serialisation of durations as in the configuration: `"250ms"`, `"2s"`.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(
     parse_duration(&text).map_err(D::Error::custom)
 }
 
-/// The same where there may be none.
+/// Serialisation of optional durations.
 pub(super) mod optional {
     use super::{
         Deserialize, Deserializer, Duration, Error, Serializer, format_duration, parse_duration,

@@ -1,7 +1,7 @@
-//! What the calls of the service API answer.
+//! Answers to the calls of the service API.
 //!
-//! The real token is in one answer only, that of `GET …/token`. Nothing here asks WeChat: refreshers
-//! do, if their own limits let them.
+//! Only the answer of `GET …/token` holds the real token. Nothing here calls WeChat; the token
+//! refreshers do, within their own limits.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    call::{Call, Order, Refusal},
+    call::{ServiceAction, ServiceCall, ServiceError},
     jssdk::{self, PageUrl},
 };
 use crate::{
@@ -18,109 +18,125 @@ use crate::{
     wechat::{api::Platform, ticket::TicketType},
 };
 
-/// The account that a call is about.
+/// Account that a call concerns.
 #[derive(Debug, Clone, Copy)]
-pub struct Account<'r> {
-    /// Decides which tickets there are.
+pub struct ServedAccount<'r> {
+    /// Platform, which decides the ticket types.
     pub platform: Platform,
-    /// The appid or corpid, for signatures.
+    /// Appid or corpid, for signatures.
     pub appid: &'r str,
-    /// Refresher of its token.
+    /// Refresher of the account's token.
     pub refresher: &'r TokenRefresher,
-    /// Whether the caller may have the current token replaced without naming it.
+    /// True if the caller may request a refresh without naming the rejected token.
     pub may_refresh_current: bool,
-    /// Its tickets.
+    /// Refreshers of the account's tickets; `None` if the account has no tickets.
     pub tickets: Option<&'r Tickets>,
 }
 
-/// An answer without the headers that every answer gets. Never to be cached, since the body
-/// expires.
-pub struct Reply {
-    /// 200 or 304.
+/// Answer without the headers that all answers share. Must never be cached, because the content of
+/// the body expires.
+pub struct ServiceReply {
+    /// Status, 200 or 304.
     pub status: u16,
-    /// The generation in quotes, where the answer has one.
+    /// Generation in quotes; `None` for answers without a generation.
     pub etag: Option<String>,
-    /// JSON; empty with 304.
+    /// Body in JSON; empty with 304.
     pub body: Vec<u8>,
 }
 
-/// The body of a refresh.
+/// Outcome of a refresh call.
+enum RefreshOutcome {
+    Refreshed,
+    /// The rejected token had already been replaced.
+    NotCurrent,
+    GivenBack(GiveBackReason),
+}
+
+/// Body of a refresh call.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Rejected {
+struct RefreshBody {
     rejected: String,
 }
 
-const BAD_ORDER: Refusal = Refusal::BadRequest(
+const BAD_ORDER: ServiceError = ServiceError::BadRequest(
     "the body must be empty or {\"rejected\":\"TOKEN\"}, where TOKEN is the access token that WeChat refused",
 );
 
-const UNNAMED_TOKEN: Refusal = Refusal::BadRequest(
+const UNNAMED_TOKEN: ServiceError = ServiceError::BadRequest(
     "say which token WeChat refused: {\"rejected\":\"TOKEN\"}; only a client whose may names \"refresh\" may leave it out",
 );
 
-impl Call {
-    /// Answers. `if_none_match` is the header of that name. A call that waits is cut short when
-    /// `hurry` resolves, and answers as at the end of its wait.
+impl ServiceCall {
+    /// Answers the call. `if_none_match` is the header of that name. When `hurry` resolves, a
+    /// waiting call stops waiting and answers as at the end of its wait.
     ///
     /// # Errors
-    /// When the platform has no such ticket, the body is wrong, or there is nothing to answer with.
+    ///
+    /// Fails if the platform has no such ticket, the body is wrong, or there is no token or ticket.
     pub async fn answer(
         &self,
-        account: &Account<'_>,
+        account: &ServedAccount<'_>,
         if_none_match: Option<&str>,
         body: &[u8],
         hurry: impl Future<Output = ()>,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<ServiceReply, ServiceError> {
         let known = if_none_match.unwrap_or_default();
         match &self.order {
-            Order::Token { wait } => {
+            ServiceAction::Token { wait } => {
                 show(account.refresher, "access_token", known, *wait, hurry).await
             }
-            Order::Refresh => match read(body)? {
+            ServiceAction::Refresh => match read(body)? {
                 None if !account.may_refresh_current => Err(UNNAMED_TOKEN),
                 rejected => refresh(account.refresher, rejected).await,
             },
-            Order::Ticket { name, wait } => {
-                let kind = TicketType::named(account.platform, name).ok_or(Refusal::NotFound)?;
+            ServiceAction::Ticket { name, wait } => {
+                let kind =
+                    TicketType::named(account.platform, name).ok_or(ServiceError::NotFound)?;
                 let refresher = account.ticket(kind)?;
                 show(refresher, "ticket", known, *wait, hurry)
                     .await
                     .map_err(|error| account.deeper(error))
             }
-            Order::Signature { url, agent } => sign(account, url, *agent).await,
+            ServiceAction::Signature { url, ticket } => sign(account, url, *ticket).await,
         }
     }
 }
 
-impl Account<'_> {
-    fn ticket(&self, kind: TicketType) -> Result<&TokenRefresher, Refusal> {
+impl ServedAccount<'_> {
+    fn ticket(&self, kind: TicketType) -> Result<&TokenRefresher, ServiceError> {
         self.tickets
             .and_then(|tickets| tickets.get(kind))
-            .ok_or(Refusal::NotFound)
+            .ok_or(ServiceError::NotFound)
     }
 
-    /// Where a ticket is missing because the token is, the token's own error says what to do.
-    fn deeper(&self, error: Refusal) -> Refusal {
+    /// Replaces the error of a missing ticket by the token's error if the token is missing too:
+    /// that error names the remedy.
+    fn deeper(&self, error: ServiceError) -> ServiceError {
         match error {
-            Refusal::Unavailable(_) if self.refresher.token().is_none() => {
-                Refusal::Unavailable(self.refresher.trouble())
+            ServiceError::Unavailable(_) if self.refresher.token().is_none() => {
+                ServiceError::Unavailable(self.refresher.trouble())
             }
             other => other,
         }
     }
 }
 
-/// The current token or ticket; 304 when the caller has it, after waiting for another one.
+/// Answers with the current token or ticket; with 304, after the wait, if the caller already has
+/// it.
 async fn show(
     refresher: &TokenRefresher,
     field: &str,
     known: &str,
     wait: Duration,
     hurry: impl Future<Output = ()>,
-) -> Result<Reply, Refusal> {
+) -> Result<ServiceReply, ServiceError> {
+    // Fixed before the first await, so that a slow first fetch counts as waiting.
     let deadline = Instant::now() + wait;
-    let mut token = refresher.current().await.map_err(Refusal::Unavailable)?;
+    let mut token = refresher
+        .current()
+        .await
+        .map_err(ServiceError::Unavailable)?;
     if has(known, &token) {
         let newer = tokio::select! {
             newer = refresher.wait_past(token.generation(), deadline) => newer,
@@ -129,7 +145,7 @@ async fn show(
         match newer {
             Some(newer) => token = newer,
             None => {
-                return Ok(Reply {
+                return Ok(ServiceReply {
                     status: 304,
                     etag: Some(etag(&token)),
                     body: Vec::new(),
@@ -138,7 +154,7 @@ async fn show(
         }
     }
     let body = json!({field: token.secret().expose(), "expires_in": token.expires_in().as_secs()});
-    Ok(Reply {
+    Ok(ServiceReply {
         status: 200,
         etag: Some(etag(&token)),
         body: body.to_string().into_bytes(),
@@ -149,20 +165,20 @@ fn etag(token: &Token) -> String {
     format!("\"{}\"", token.generation())
 }
 
-/// Whether `If-None-Match` names this token.
+/// Returns true if `If-None-Match` names this token.
 fn has(known: &str, token: &Token) -> bool {
     let etag = etag(token);
     known
         .split(',')
         .map(str::trim)
-        .any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
+        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
-fn read(body: &[u8]) -> Result<Option<String>, Refusal> {
+fn read(body: &[u8]) -> Result<Option<String>, ServiceError> {
     match body.trim_ascii() {
         [] => Ok(None),
-        // Without this look, serde would take an array for a struct.
-        object @ [b'{', ..] => match serde_json::from_slice::<Rejected>(object) {
+        // Checked first, because serde reads an array as a struct too.
+        object @ [b'{', ..] => match serde_json::from_slice::<RefreshBody>(object) {
             Ok(order) => Ok(Some(order.rejected)),
             Err(_) if matches!(serde_json::from_slice(object), Ok(Value::Object(empty)) if empty.is_empty()) => {
                 Ok(None)
@@ -173,46 +189,51 @@ fn read(body: &[u8]) -> Result<Option<String>, Refusal> {
     }
 }
 
-/// The passive refresh. A token that is not the current one was replaced already, which costs
-/// nothing to say.
-async fn refresh(refresher: &TokenRefresher, rejected: Option<String>) -> Result<Reply, Refusal> {
-    let current = refresher.current().await.map_err(Refusal::Unavailable)?;
+/// Refreshes on request. If the rejected token is not the current one, a refresh has already
+/// happened and none is started.
+async fn refresh(
+    refresher: &TokenRefresher,
+    rejected: Option<String>,
+) -> Result<ServiceReply, ServiceError> {
+    let current = refresher
+        .current()
+        .await
+        .map_err(ServiceError::Unavailable)?;
     if rejected.is_some_and(|rejected| !current.matches(&rejected)) {
-        return Ok(report(false, &current, None));
+        return Ok(report(&current, &RefreshOutcome::NotCurrent));
     }
     match refresher.refresh_past(current.generation(), "").await {
-        Refresh::Replay(token) => Ok(report(true, &token, None)),
+        Refresh::Replay(token) => Ok(report(&token, &RefreshOutcome::Refreshed)),
         Refresh::GiveBack(GiveBackReason::RefreshFailed | GiveBackReason::Timeout) => {
-            Err(Refusal::Unavailable(refresher.trouble()))
+            Err(ServiceError::Unavailable(refresher.trouble()))
         }
-        Refresh::GiveBack(reason) => Ok(report(false, &current, Some(reason.slug()))),
+        Refresh::GiveBack(reason) => Ok(report(&current, &RefreshOutcome::GivenBack(reason))),
     }
 }
 
-fn report(refreshed: bool, token: &Token, reason: Option<&str>) -> Reply {
+fn report(token: &Token, outcome: &RefreshOutcome) -> ServiceReply {
     let mut body = json!({
-        "refreshed": refreshed,
+        "refreshed": matches!(outcome, RefreshOutcome::Refreshed),
         "generation": token.generation().0,
         "expires_in": token.expires_in().as_secs(),
     });
-    if let Some(reason) = reason {
-        body["reason"] = reason.into();
+    if let RefreshOutcome::GivenBack(reason) = outcome {
+        body["reason"] = reason.slug().into();
     }
-    Reply {
+    ServiceReply {
         status: 200,
         etag: None,
         body: body.to_string().into_bytes(),
     }
 }
 
-async fn sign(account: &Account<'_>, page: &PageUrl, agent: bool) -> Result<Reply, Refusal> {
-    let kind = if agent {
-        TicketType::AgentConfig
-    } else {
-        TicketType::Jsapi
-    };
+async fn sign(
+    account: &ServedAccount<'_>,
+    page: &PageUrl,
+    kind: TicketType,
+) -> Result<ServiceReply, ServiceError> {
     if kind.endpoint(account.platform).is_none() {
-        return Err(Refusal::BadRequest(
+        return Err(ServiceError::BadRequest(
             "type=agent_config is for WeCom accounts; leave type out",
         ));
     }
@@ -220,7 +241,7 @@ async fn sign(account: &Account<'_>, page: &PageUrl, agent: bool) -> Result<Repl
         .ticket(kind)?
         .current()
         .await
-        .map_err(|error| account.deeper(Refusal::Unavailable(error)))?;
+        .map_err(|error| account.deeper(ServiceError::Unavailable(error)))?;
     let (nonce, timestamp) = (jssdk::nonce(), WallClock::system().now_ms() / 1000);
     let body = json!({
         "appId": account.appid,
@@ -228,7 +249,7 @@ async fn sign(account: &Account<'_>, page: &PageUrl, agent: bool) -> Result<Repl
         "nonceStr": nonce,
         "signature": jssdk::signature(&ticket, &nonce, timestamp, page),
     });
-    Ok(Reply {
+    Ok(ServiceReply {
         status: 200,
         etag: None,
         body: body.to_string().into_bytes(),

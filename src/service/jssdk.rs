@@ -1,47 +1,69 @@
-//! Signatures for `wx.config` and `wx.agentConfig`: which page, and the hash over ticket, nonce,
+//! Signatures for `wx.config` and `wx.agentConfig`: the page URL, and the hash over ticket, nonce,
 //! time and page.
 //!
 //! Source: WeCom's page 96909, which WeChat's appendix on JS-SDK permission signatures agrees with.
-//! Values go into the hash raw; the page without its fragment. Where the ticket comes from is the
-//! caller's business.
+//! Values go into the hash raw; the page without its fragment. The caller supplies the ticket.
 
 use aws_lc_rs::digest;
 
 use crate::token::Token;
 
-/// The address of a page as WeChat's script sees it: no fragment, nothing encoded or decoded.
+/// URL of a page as WeChat's script sees it: without fragment, nothing encoded or decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PageUrl(String);
 
+/// Reason for refusing the URL of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PageUrlError {
+    /// Neither `http://` nor `https://`.
+    Scheme,
+    NoHost,
+    /// Blanks or control characters, which a browser's `location.href` never holds.
+    Blanks,
+}
+
+impl PageUrlError {
+    /// Returns the fault and the remedy, for the caller.
+    pub(super) fn advice(self) -> &'static str {
+        match self {
+            Self::Scheme => {
+                "url must begin with http:// or https://; take location.href of the page"
+            }
+            Self::NoHost => "url names no host; take location.href of the page",
+            Self::Blanks => {
+                "url holds blanks or control characters; take location.href of the page"
+            }
+        }
+    }
+}
+
 impl PageUrl {
-    /// Cuts the fragment off and refuses what can be no page. The text of the error says how it
-    /// should be.
-    pub(super) fn new(url: &str) -> Result<Self, &'static str> {
+    /// Cuts off the fragment and refuses a URL that cannot be a page.
+    pub(super) fn new(url: &str) -> Result<Self, PageUrlError> {
         let page = url.split('#').next().unwrap_or_default();
         let host = page
             .strip_prefix("https://")
             .or_else(|| page.strip_prefix("http://"));
         match host {
-            None => Err("url must begin with http:// or https://; take location.href of the page"),
+            None => Err(PageUrlError::Scheme),
             Some(host) if host.is_empty() || host.starts_with(['/', '?']) => {
-                Err("url names no host; take location.href of the page")
+                Err(PageUrlError::NoHost)
             }
             Some(_) if page.chars().any(|c| c.is_control() || c.is_whitespace()) => {
-                Err("url holds blanks or control characters; take location.href of the page")
+                Err(PageUrlError::Blanks)
             }
             Some(_) => Ok(Self(page.to_owned())),
         }
     }
 }
 
-/// The SHA-1 in lower-case hex. `nonce` and `page` are the caller's, `timestamp` is in seconds
-/// since 1970.
+/// Signs a page: SHA-1 in lower-case hex. `timestamp` is in seconds since 1970; nonce and timestamp
+/// must also reach the page.
 pub(super) fn signature(ticket: &Token, nonce: &str, timestamp: u64, page: &PageUrl) -> String {
     hash(ticket.secret().expose(), nonce, timestamp, &page.0)
 }
 
-/// Sixteen letters and digits that nobody can foresee; sixteen zeros should the system have no
-/// randomness to give.
+/// Returns 16 unpredictable hex digits; 16 zeros if the system has no randomness.
 pub(super) fn nonce() -> String {
     let mut random = [0_u8; 8];
     let _ = getrandom::fill(&mut random);
@@ -49,6 +71,7 @@ pub(super) fn nonce() -> String {
 }
 
 fn hash(ticket: &str, nonce: &str, timestamp: u64, page: &str) -> String {
+    // Wiped after use, because the text holds the ticket.
     let text = zeroize::Zeroizing::new(format!(
         "jsapi_ticket={ticket}&noncestr={nonce}&timestamp={timestamp}&url={page}"
     ));
@@ -118,7 +141,7 @@ mod tests {
             "https://a.b/\u{0}",
             "https://a.b/\u{a0}",
         ] {
-            assert!(PageUrl::new(url).unwrap_err().contains("blanks"), "{url:?}");
+            assert_eq!(PageUrl::new(url), Err(PageUrlError::Blanks), "{url:?}");
         }
         for url in [
             "https://a.b/%E4%B8%AD?x=%20",

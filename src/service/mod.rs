@@ -1,6 +1,7 @@
-//! What wxgate answers itself instead of WeChat: phantom tokens, and the service API below `/-/`.
+//! Answers that wxgate gives itself instead of WeChat: phantom tokens, and the service API below
+//! `/-/`.
 //!
-//! Knows nothing of how a request came in or whether its caller may: `proxy` asks for both first.
+//! Independent of HTTP and of permissions: `proxy` reads the request and checks the caller first.
 
 mod answer;
 mod call;
@@ -9,22 +10,22 @@ pub mod phantom;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Account, Reply};
-pub use call::{Call, Refusal};
+pub use answer::{ServedAccount, ServiceReply};
+pub use call::{ServiceCall, ServiceError};
 
-/// An extra that a client may have beyond proxying.
+/// Permission of a client beyond proxying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// Read the real token.
     Token,
-    /// Ask for a refresh.
+    /// Request a refresh.
     Refresh,
-    /// Read tickets and have signatures made.
+    /// Read tickets and request signatures.
     Ticket,
 }
 
 impl Scope {
-    /// The word of the configuration.
+    /// Returns the name used in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Token => "token",

@@ -1,13 +1,13 @@
-//! Phantom tokens: what callers get in place of the account's real token, made and checked without
-//! any state.
+//! Phantom tokens, which callers get instead of the account's real token; created and verified
+//! without state.
 //!
-//! A phantom names its account, its client and a window of 24 hours, and ends in a MAC whose key
-//! comes from the account's AppSecret and the digest of the client's key; so every node can check
-//! it, and changing either of the two revokes it. Which accounts and clients there are, and what a
-//! client may do, is known elsewhere.
+//! A phantom holds its account, its client and a window of 24 hours, and ends in a MAC whose key
+//! derives from the account's AppSecret and the digest of the client's key. So every node can
+//! verify a phantom, and a change of either secret revokes it. Accounts, clients and permissions
+//! are `proxy`'s business.
 //!
-//! SDKs limit what a token may look like: more than 50 characters, since shorter ones are taken for
-//! account names, only `[A-Za-z0-9_-]`, and not above 128, since some keep it in narrow columns.
+//! SDKs limit the form of a token: more than 50 characters, since shorter ones are taken for
+//! account names; only `[A-Za-z0-9_-]`; at most 128, since some databases have narrow columns.
 
 use std::time::Duration;
 
@@ -21,23 +21,11 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 pub use crate::base::PHANTOM_PREFIX as PREFIX;
 use crate::base::Secret;
 
-/// What `expires_in` says: some SDKs subtract up to 1500 s and refuse what is left of less.
-pub const EXPIRES_IN: u64 = 7200;
-
-/// Seconds. The same phantom is handed out all through a window, and is good until the end of the
-/// next one.
-const WINDOW: u64 = 24 * 60 * 60;
-/// How far the clock of another node may be ahead, in seconds.
-const SKEW: u64 = 300;
-const TAG_LEN: usize = 8;
-const MAC_LEN: usize = 28;
-const LEN: usize = 2 * TAG_LEN + 4 + MAC_LEN;
-
-/// A name as it stands in a phantom: the first eight bytes of its digest.
+/// Name as encoded in a phantom: the first eight bytes of its SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tag([u8; TAG_LEN]);
 
-/// Makes and checks the phantoms of one client on one account.
+/// Key that creates and verifies the phantoms of one client on one account.
 #[derive(Debug)]
 pub struct PhantomKey {
     account: Tag,
@@ -45,7 +33,7 @@ pub struct PhantomKey {
     mac: hmac::Key,
 }
 
-/// A text that has the form of a phantom. Whether it is one, its [`PhantomKey`] knows.
+/// Parsed phantom, not yet verified; see [`PhantomKey::accepts`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Phantom {
     account: Tag,
@@ -54,8 +42,20 @@ pub struct Phantom {
     mac: [u8; MAC_LEN],
 }
 
+/// Value of `expires_in`, in seconds. Some SDKs subtract up to 1500 s and refuse a remainder that
+/// is too small.
+pub const EXPIRES_IN: u64 = 7200;
+/// Length of a window in seconds. A client gets the same phantom throughout a window; the phantom
+/// is valid until the end of the next window.
+const WINDOW: u64 = 24 * 60 * 60;
+/// Tolerance for the clock of another node, in seconds.
+const SKEW: u64 = 300;
+const TAG_LEN: usize = 8;
+const MAC_LEN: usize = 28;
+const LEN: usize = 2 * TAG_LEN + 4 + MAC_LEN;
+
 impl Tag {
-    /// Of the name of an account or a client.
+    /// Returns the tag of the name of an account or a client.
     pub fn of(name: &str) -> Self {
         let mut tag = [0; TAG_LEN];
         tag.copy_from_slice(&digest(&SHA256, name.as_bytes()).as_ref()[..TAG_LEN]);
@@ -64,9 +64,9 @@ impl Tag {
 }
 
 impl PhantomKey {
-    /// `secret` is the account's AppSecret, if it has one; `client_key` the digest of the client's
-    /// key, if it has one. With neither a phantom still names account and client, but only the
-    /// caller's network vouches for it.
+    /// Derives the key. `secret` is the account's AppSecret, `client_key` the digest of the
+    /// client's key. With neither, a phantom still names account and client, but only the caller's
+    /// network vouches for it.
     pub fn new(
         account: &str,
         secret: Option<&Secret>,
@@ -79,7 +79,7 @@ impl PhantomKey {
         );
         let mut context = hmac::Context::with_key(&root);
         context.update(b"wxgate phantom 1");
-        // Each part with its length, so that no two lists of parts read alike.
+        // Each part is preceded by its length, so that no two lists of parts collide.
         for part in [
             account.as_bytes(),
             client.as_bytes(),
@@ -96,7 +96,7 @@ impl PhantomKey {
         }
     }
 
-    /// The phantom of this moment, `now` after 1970.
+    /// Creates the phantom for the time `now` after 1970.
     pub fn mint(&self, now: Duration) -> String {
         let window = u32::try_from(now.as_secs() / WINDOW).unwrap_or(u32::MAX);
         let head = Phantom::head(self.account, self.client, window);
@@ -109,12 +109,14 @@ impl PhantomKey {
         .text()
     }
 
-    /// Whether the phantom was made with this key and is still good: in its own window and in the
-    /// one after it.
+    /// Returns true if the phantom was made with this key and is still valid: in its own window or
+    /// the next one.
     pub fn accepts(&self, phantom: &Phantom, now: Duration) -> bool {
         let first = u64::from(phantom.window) * WINDOW;
+        // Two windows, because callers may hold a phantom for `EXPIRES_IN` past its window's end.
         let timely = (first.saturating_sub(SKEW)..first + 2 * WINDOW).contains(&now.as_secs());
         let head = Phantom::head(phantom.account, phantom.client, phantom.window);
+        // Compared in constant time, so that response times reveal no part of the MAC.
         timely && verify_slices_are_equal(&self.sign(&head), &phantom.mac).is_ok()
     }
 
@@ -127,7 +129,7 @@ impl PhantomKey {
 }
 
 impl Phantom {
-    /// Reads a text; `None` when it does not have the form.
+    /// Parses a text; `None` if the text does not have the form of a phantom.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = URL_SAFE_NO_PAD.decode(text.strip_prefix(PREFIX)?).ok()?;
         let bytes: [u8; LEN] = bytes.try_into().ok()?;
@@ -142,12 +144,12 @@ impl Phantom {
         })
     }
 
-    /// The account that it names.
+    /// Returns the tag of the account.
     pub fn account(&self) -> Tag {
         self.account
     }
 
-    /// The client that it names.
+    /// Returns the tag of the client.
     pub fn client(&self) -> Tag {
         self.client
     }

@@ -1,5 +1,4 @@
-//! The call that gives the real token, which few callers may make, against a refresher with a source
-//! of its own.
+//! Tests of the call that returns the real token, against a refresher with a scripted source.
 
 use std::{
     future::{pending, ready},
@@ -27,7 +26,7 @@ use crate::{
 
 const TOKEN: &str = "/-/accounts/shop/token";
 
-/// Another token with each call.
+/// Source that returns another token with each call.
 #[derive(Default)]
 struct Mint(AtomicU64);
 
@@ -71,8 +70,8 @@ fn refresher() -> (TokenRefresher, Arc<Mint>) {
     )
 }
 
-fn about(refresher: &TokenRefresher) -> Account<'_> {
-    Account {
+fn about(refresher: &TokenRefresher) -> ServedAccount<'_> {
+    ServedAccount {
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef",
         refresher,
@@ -81,23 +80,23 @@ fn about(refresher: &TokenRefresher) -> Account<'_> {
     }
 }
 
-async fn get(refresher: &TokenRefresher, query: Option<&str>, known: Option<&str>) -> Reply {
-    Call::parse("GET", TOKEN, query)
+async fn get(refresher: &TokenRefresher, query: Option<&str>, known: Option<&str>) -> ServiceReply {
+    ServiceCall::parse("GET", TOKEN, query)
         .unwrap()
         .answer(&about(refresher), known, b"", pending())
         .await
         .unwrap()
 }
 
-async fn refresh(refresher: &TokenRefresher, body: &str) -> Result<Value, Refusal> {
-    let call = Call::parse("POST", "/-/accounts/shop/token/refresh", None)?;
+async fn refresh(refresher: &TokenRefresher, body: &str) -> Result<Value, ServiceError> {
+    let call = ServiceCall::parse("POST", "/-/accounts/shop/token/refresh", None)?;
     let reply = call
         .answer(&about(refresher), None, body.as_bytes(), pending())
         .await?;
     Ok(serde_json::from_slice(&reply.body).unwrap())
 }
 
-/// Has the current token replaced, as a proxied call does it.
+/// Has the current token replaced, as a proxied call does.
 async fn replaced(refresher: &TokenRefresher) {
     let current = refresher.current().await.unwrap().generation();
     refresher.accepted(current);
@@ -166,7 +165,7 @@ async fn a_hurry_ends_the_wait() {
     refresher.current().await.unwrap();
     let (start, call) = (
         Instant::now(),
-        Call::parse("GET", TOKEN, Some("wait=60")).unwrap(),
+        ServiceCall::parse("GET", TOKEN, Some("wait=60")).unwrap(),
     );
     let hurry = sleep(Duration::from_secs(3));
     assert_eq!(
@@ -202,7 +201,8 @@ async fn a_refresh_replaces_the_current_token_only_and_names_none() {
         assert_eq!(report.get("reason"), None, "nothing was asked: {stale}");
     }
     assert_eq!(mint.0.load(Ordering::Relaxed), 2);
-    // Nobody has used it with success yet, so the first complaint is not believed at once.
+    // No call has succeeded with the token yet, so the first complaint does not trigger a refresh
+    // at once.
     assert_eq!(refresh(&refresher, "").await.unwrap()["reason"], "backoff");
     for body in [
         "[]",
@@ -213,7 +213,10 @@ async fn a_refresh_replaces_the_current_token_only_and_names_none() {
         "{",
     ] {
         assert!(
-            matches!(refresh(&refresher, body).await, Err(Refusal::BadRequest(_))),
+            matches!(
+                refresh(&refresher, body).await,
+                Err(ServiceError::BadRequest(_))
+            ),
             "{body}"
         );
     }
@@ -223,8 +226,8 @@ async fn a_refresh_replaces_the_current_token_only_and_names_none() {
 async fn a_refresher_without_tickets_has_none() {
     let (refresher, _) = refresher();
     for target in ["tickets/jsapi", "tickets/agent_config", "tickets/x"] {
-        let call = Call::parse("GET", &format!("/-/accounts/shop/{target}"), None).unwrap();
+        let call = ServiceCall::parse("GET", &format!("/-/accounts/shop/{target}"), None).unwrap();
         let answer = call.answer(&about(&refresher), None, b"", pending()).await;
-        assert!(matches!(answer, Err(Refusal::NotFound)), "{target}");
+        assert!(matches!(answer, Err(ServiceError::NotFound)), "{target}");
     }
 }

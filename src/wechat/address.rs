@@ -1,22 +1,22 @@
 //! Refusals of the calling address, and the address that WeChat names in them.
 //!
-//! Such a refusal says nothing about the token: it comes with a good one, on the token endpoint or
-//! on a business call, depending on the kind of account.
+//! Such a refusal says nothing about the token: WeChat sends it for a valid token too, on the token
+//! endpoint or on a business call, depending on the kind of account.
 
 use std::net::IpAddr;
 
 use super::api::Platform;
 
-/// Returns whether an answer with this code refuses the address that the call came from.
+/// Returns true if an answer with this code refuses the calling address.
 ///
 /// 61004 is documented as "API not authorised" but means the address in practice, for third-party
-/// platforms and 微信小店; other uses of the number do not speak of a `clientip`.
+/// platforms and 微信小店; other uses of the number do not mention a `clientip`.
 pub fn is_refused(platform: Platform, code: i64, message: &str) -> bool {
     may_be_refused(platform, code) && (code != 61004 || message.contains("clientip"))
 }
 
-/// Returns whether a code can refuse the address. Enough to know that the answer is no acceptance of
-/// the token; [`is_refused`] knows more where the text is at hand.
+/// Returns true if a code can refuse the calling address. Suffices to rule out that the answer
+/// accepts the token; [`is_refused`] also reads the text.
 pub const fn may_be_refused(platform: Platform, code: i64) -> bool {
     match platform {
         Platform::Wechat => matches!(code, 40164 | 45035 | 61004),
@@ -24,14 +24,15 @@ pub const fn may_be_refused(platform: Platform, code: i64) -> bool {
     }
 }
 
-/// Returns the address in `invalid ip 47.94.148.108 ipv6 ::ffff:47.94.148.108, not in whitelist`
-/// (40164, all eras since 2018), `requestIP: 47.106.1.2` (61004; often masked, then nothing) and
+/// Parses the address in `invalid ip 47.94.148.108 ipv6 ::ffff:47.94.148.108, not in whitelist`
+/// (40164, all eras since 2018), `requestIP: 47.106.1.2` (61004; often masked, then `None`) and
 /// `from ip: 9.30.0.138` (WeCom's 60020, and all of WeCom's other errors).
 pub fn named_in(message: &str) -> Option<IpAddr> {
     ["invalid ip ", "from ip: ", "requestIP: "]
         .iter()
         .find_map(|mark| {
             let (_, rest) = message.split_once(mark)?;
+            // The address may be of either family; `parse` below rejects everything else.
             let end = rest
                 .find(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ':')
                 .unwrap_or(rest.len());

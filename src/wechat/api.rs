@@ -1,8 +1,8 @@
 //! Platforms, and the coarse view of the table in [`super::credential`].
 //!
-//! Only comparisons; whether a caller may call an endpoint is decided elsewhere.
+//! Only comparisons; `proxy` decides if a caller may call an endpoint.
 
-use super::credential::{self, Class, Minting, Parameters};
+use super::credential::{self, CallClass, Minting, Parameters};
 
 /// A family of accounts that shares token endpoint, error codes and hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -14,7 +14,7 @@ pub enum Platform {
 }
 
 impl Platform {
-    /// Its name in sentences.
+    /// Returns the platform's name for log lines and error texts.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Wechat => "WeChat",
@@ -23,40 +23,43 @@ impl Platform {
     }
 }
 
-/// What an endpoint means for a proxy that owns the token.
+/// Class of an endpoint for a proxy that owns the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum EndpointClass {
     /// Takes the account's token in the query, as all but a few do.
     TakesToken,
-    /// Brings a credential of its own; the account's token must not be added.
+    /// Carries another credential; the account's token must not be added.
     OwnCredential,
-    /// Exchanges a login code, for which WeChat wants the AppSecret in the query.
+    /// Exchanges a login code. WeChat wants the AppSecret in the query.
     Login,
-    /// Hands out the account's token: never forwarded.
+    /// Returns the account's token; never forwarded.
     Token,
-    /// Resets what all callers share, or hands out a credential: refused unless allowed by its exact
-    /// name.
+    /// Resets a quota that all callers share, or returns a credential; refused unless the client's
+    /// `allow` lists the exact path.
     Guarded,
 }
 
-/// The class of a path that has already passed the path grammar, as far as the path alone decides
-/// it; [`super::credential`] has the table.
-pub fn classify(path: &str) -> Endpoint {
-    // A group robot's calls without a key are left to WeChat's refusal.
+/// Classifies a path that has passed the path grammar, as far as the path alone decides;
+/// [`super::credential`] has the table.
+pub fn classify(path: &str) -> EndpointClass {
+    // A robot's call without `key` is forwarded too: WeChat's own refusal explains it best.
     let mut with_key = Parameters::default();
     with_key.add("key", true);
     match credential::of_path(path).class(with_key) {
-        Class::Minting(Minting::Classic | Minting::Stable | Minting::Wecom) => Endpoint::Token,
-        Class::Minting(Minting::Ticket(_) | Minting::JsapiTicket) | Class::Account => {
-            Endpoint::TakesToken
+        CallClass::Minting(Minting::Classic | Minting::Stable | Minting::Wecom) => {
+            EndpointClass::Token
         }
-        Class::Guarded => Endpoint::Guarded,
-        Class::Login => Endpoint::Login,
-        Class::User | Class::None | Class::Own(_) => Endpoint::OwnCredential,
+        CallClass::Minting(Minting::Ticket(_) | Minting::JsapiTicket) | CallClass::Account => {
+            EndpointClass::TakesToken
+        }
+        CallClass::Guarded => EndpointClass::Guarded,
+        CallClass::Login => EndpointClass::Login,
+        CallClass::User | CallClass::None | CallClass::Own(_) => EndpointClass::OwnCredential,
     }
 }
 
-/// Whether a parameter of this (decoded) name brings a credential of its own.
+/// Returns true if a parameter of this decoded name carries another credential than the account's
+/// token.
 pub fn replaces_token(parameter: &str) -> bool {
     credential::replaces_token(parameter)
 }
@@ -68,25 +71,25 @@ mod tests {
     #[test]
     fn endpoints_are_told_apart_without_case() {
         let cases = [
-            ("/cgi-bin/user/info", Endpoint::TakesToken),
-            ("/cgi-bin/tokens", Endpoint::TakesToken),
-            ("/snsx/a", Endpoint::TakesToken),
-            ("/CGI-BIN/Token", Endpoint::Token),
-            ("/cgi-bin/stable_token", Endpoint::Token),
-            ("/cgi-bin/GetToken", Endpoint::Token),
-            ("/cgi-bin/clear_quota", Endpoint::Guarded),
-            ("/cgi-bin/clear_quota/V2", Endpoint::Guarded),
+            ("/cgi-bin/user/info", EndpointClass::TakesToken),
+            ("/cgi-bin/tokens", EndpointClass::TakesToken),
+            ("/snsx/a", EndpointClass::TakesToken),
+            ("/CGI-BIN/Token", EndpointClass::Token),
+            ("/cgi-bin/stable_token", EndpointClass::Token),
+            ("/cgi-bin/GetToken", EndpointClass::Token),
+            ("/cgi-bin/clear_quota", EndpointClass::Guarded),
+            ("/cgi-bin/clear_quota/V2", EndpointClass::Guarded),
             (
                 "/cgi-bin/component/api_start_push_ticket",
-                Endpoint::Guarded,
+                EndpointClass::Guarded,
             ),
-            ("/sns/userinfo", Endpoint::OwnCredential),
-            ("/SNS/jscode2session", Endpoint::Login),
-            ("/sns/oauth2/access_token", Endpoint::Login),
-            ("/sns/oauth2/refresh_token", Endpoint::OwnCredential),
+            ("/sns/userinfo", EndpointClass::OwnCredential),
+            ("/SNS/jscode2session", EndpointClass::Login),
+            ("/sns/oauth2/access_token", EndpointClass::Login),
+            ("/sns/oauth2/refresh_token", EndpointClass::OwnCredential),
             (
                 "/cgi-bin/component/api_component_token",
-                Endpoint::OwnCredential,
+                EndpointClass::OwnCredential,
             ),
         ];
         for (path, class) in cases {

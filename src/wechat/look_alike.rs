@@ -1,20 +1,20 @@
-//! Spellings of a query parameter's name that some parser takes for the token's.
+//! Look-alike spellings of the token's query parameter.
 //!
-//! Nobody knows how WeChat's end reads odd queries, and PHP, for one, reads many names as one. This
-//! is the whole rule; it only tells, the proxy refuses.
+//! The parsers behind WeChat's API are unknown, and some parsers map many names to one; PHP does.
+//! This module holds the whole rule and only recognises names; `proxy` refuses the requests.
 
-/// The parameter that carries the account's token.
+/// Query parameter that carries the account's token.
 pub const TOKEN_PARAMETER: &str = "access_token";
 
-/// Whether some parser could read this (percent-decoded) name as the token's, of which the name
-/// itself is one.
+/// Returns true if some parser could read this percent-decoded name as the token's. The exact name
+/// counts too.
 ///
-/// The rule is PHP's: leading blanks dropped; blank, `.` and `[` read as `_`; what follows a `[`
-/// behind the name dropped. Besides that letters are lowered, full-width letters count as theirs,
-/// blanks, control characters and a NUL behind the name are dropped, `+` is a blank, and `;`
-/// separates parameters.
+/// The rule is PHP's: leading blanks dropped; blank, `.` and `[` read as `_`; text behind a `[`
+/// after the name dropped. In addition letters are lower-cased, full-width letters count as their
+/// ASCII forms, blanks, control characters and a NUL behind the name are dropped, `+` is a blank,
+/// and `;` separates parameters.
 pub fn reads_as_token(name: &str) -> bool {
-    // Every spelling has at least the letters, so most names are out at once.
+    // Every spelling has at least as many bytes, so the length rejects most names at once.
     name.len() >= TOKEN_PARAMETER.len() && name.split(';').any(is_spelling)
 }
 
@@ -26,7 +26,7 @@ fn is_spelling(name: &str) -> bool {
                 || expected == '_' && matches!(letter, ' ' | '+' | '.' | '[')
         })
     });
-    // What stands behind the name must be nothing to the parser.
+    // Only text that a parser drops may follow the name.
     let mut behind = letters.skip_while(|c| *c != '\0' && is_blank(*c));
     spelt && matches!(behind.next(), None | Some('[' | '\0'))
 }
@@ -35,7 +35,7 @@ fn is_blank(c: char) -> bool {
     c == '+' || c.is_whitespace() || c.is_control()
 }
 
-/// The letter of a full-width form.
+/// Maps a full-width form to its ASCII letter.
 fn narrow(c: char) -> char {
     match c {
         '\u{ff01}'..='\u{ff5e}' => char::from_u32(u32::from(c) - 0xfee0).unwrap_or(c),
@@ -119,7 +119,7 @@ mod tests {
         let mut key = Vec::new();
         for (at, byte) in name.iter().enumerate() {
             match byte {
-                // With its bracket closed it is an array, whose key ends here.
+                // A closed bracket makes an array, whose key ends here.
                 b'[' if at > 0 && name[at..].contains(&b']') => break,
                 b' ' | b'.' | b'[' => key.push(b'_'),
                 other => key.push(other.to_ascii_lowercase()),

@@ -1,7 +1,7 @@
-//! What is known about WeChat's server API, as pure functions and tables.
+//! Facts about WeChat's server API, as pure functions and tables.
 //!
-//! No I/O, no clock, no HTTP client. Each fact names where it comes from. The sandbox does not use
-//! this module: it states the protocol a second time, so that a wrong constant here fails a test.
+//! No I/O, no clock, no HTTP client. Each fact names its source. The sandbox does not use this
+//! module: it states the protocol a second time, so that a wrong constant here fails a test.
 
 pub mod address;
 pub mod api;

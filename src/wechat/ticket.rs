@@ -1,15 +1,14 @@
-//! Tickets: what web pages and cards sign with. Which there are, where they come from, and what a
-//! refusal means.
+//! Tickets, with which web pages and cards are signed: types, endpoints, and meanings of refusals.
 //!
 //! Only tables. Pages of WeChat: api_getticket (jsapi, wx_card); of WeCom: 96909 (jsapi) and 90506
 //! (agent_config).
 
 use super::{
     api::Platform,
-    codes::{self, Class},
+    codes::{self, RefusalClass},
 };
 
-/// A kind of ticket. Each account has one of each at a time, good for two hours.
+/// Type of ticket. Each account has one ticket of each type at a time, valid for two hours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TicketType {
     /// For `wx.config` in a web page.
@@ -20,20 +19,20 @@ pub enum TicketType {
     AgentConfig,
 }
 
-/// Where a ticket comes from.
+/// Endpoint that returns a ticket; it takes the account's token in the query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Takes the account's token in the query.
+pub struct TicketEndpoint {
+    /// Path of the endpoint.
     pub path: &'static str,
-    /// The parameter `type`, where there is one.
+    /// Value of the parameter `type`; `None` if the endpoint has none.
     pub kind: Option<&'static str>,
 }
 
 impl TicketType {
-    /// All of them.
+    /// All types, of both platforms.
     pub const ALL: [Self; 3] = [Self::Jsapi, Self::WxCard, Self::AgentConfig];
 
-    /// WeChat's word, also used in paths and store keys.
+    /// Returns WeChat's name of the type, also used in paths and store keys.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Jsapi => "jsapi",
@@ -42,15 +41,15 @@ impl TicketType {
         }
     }
 
-    /// The type of this name, if the platform has it.
+    /// Returns the type of this name; `None` if the platform has no such type.
     pub fn named(platform: Platform, name: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|kind| kind.as_str() == name && kind.endpoint(platform).is_some())
     }
 
-    /// Where the platform gives it; `None` where it does not.
-    pub fn endpoint(self, platform: Platform) -> Option<Endpoint> {
+    /// Returns the endpoint on this platform; `None` if the platform has no such type.
+    pub fn endpoint(self, platform: Platform) -> Option<TicketEndpoint> {
         let (path, kind) = match (platform, self) {
             (Platform::Wechat, Self::Jsapi | Self::WxCard) => {
                 ("/cgi-bin/ticket/getticket", Some(self.as_str()))
@@ -59,25 +58,25 @@ impl TicketType {
             (Platform::Wecom, Self::AgentConfig) => ("/cgi-bin/ticket/get", Some(self.as_str())),
             (Platform::Wechat, Self::AgentConfig) | (Platform::Wecom, Self::WxCard) => return None,
         };
-        Some(Endpoint { path, kind })
+        Some(TicketEndpoint { path, kind })
     }
 }
 
-/// What a refusal to give a ticket means, and what to do about it. The codes are those of a
-/// business call; where they mean the same as at the token endpoint, that table speaks.
-pub fn refusal(platform: Platform, code: i64) -> (Class, &'static str) {
+/// Explains the refusal of a ticket: class and remedy. The codes are those of a business call;
+/// codes that mean the same at the token endpoint are looked up there.
+pub fn refusal(platform: Platform, code: i64) -> (RefusalClass, &'static str) {
     match code {
         40001 | 40014 | 42001 => (
-            Class::Other,
+            RefusalClass::Other,
             "WeChat rejects the access token, also after a refresh: see the account's own errors",
         ),
         45009 => (
-            Class::Quota,
+            RefusalClass::Quota,
             "the day's quota of tickets is used up: find out who else fetches tickets for this account, or clear the \
              quota at WeChat",
         ),
         48001 | 48002 => (
-            Class::Other,
+            RefusalClass::Other,
             "the account may not use tickets: see the interface permissions in its backend at WeChat",
         ),
         _ => {
@@ -97,7 +96,7 @@ mod tests {
             TicketType::named(platform, name).and_then(|kind| kind.endpoint(platform))
         };
         let getticket = |kind| {
-            Some(Endpoint {
+            Some(TicketEndpoint {
                 path: "/cgi-bin/ticket/getticket",
                 kind: Some(kind),
             })
@@ -106,12 +105,12 @@ mod tests {
         assert_eq!(of(Platform::Wechat, "wx_card"), getticket("wx_card"));
         assert_eq!(
             of(Platform::Wecom, "jsapi"),
-            Some(Endpoint {
+            Some(TicketEndpoint {
                 path: "/cgi-bin/get_jsapi_ticket",
                 kind: None
             })
         );
-        let agent = Endpoint {
+        let agent = TicketEndpoint {
             path: "/cgi-bin/ticket/get",
             kind: Some("agent_config"),
         };
@@ -128,11 +127,11 @@ mod tests {
     #[test]
     fn a_refused_token_is_not_mistaken_for_a_wrong_secret() {
         assert!(!refusal(Platform::Wechat, 40001).1.contains("AppSecret"));
-        assert_eq!(refusal(Platform::Wechat, 45009).0, Class::Quota);
+        assert_eq!(refusal(Platform::Wechat, 45009).0, RefusalClass::Quota);
         assert_eq!(
             refusal(Platform::Wechat, 40164),
             (
-                Class::Address,
+                RefusalClass::Address,
                 codes::token_code(Platform::Wechat, 40164).advice
             )
         );

@@ -1,20 +1,55 @@
-//! What an answer of WeChat says about the token: bytes in, error code out.
+//! Scanner for the error code in an answer of WeChat.
 //!
 //! Errors arrive as HTTP 200 with any content type, so only the bytes count. The scanner looks at
-//! the top level of a JSON object and at `base_resp` inside it, nowhere deeper: business data may
-//! well contain the text `errcode`. It takes what WeChat's own clients have met (raw control
-//! characters, string codes, any key order) and never recurses, allocates for ordinary input, or
-//! fails.
+//! the top level of a JSON object and at `base_resp` inside it, no deeper: business data may well
+//! contain the text `errcode`. It accepts every form that WeChat's own clients have met (raw
+//! control characters, string codes, any key order) and never recurses, allocates for ordinary
+//! input, or fails. [`super::codes`] knows the meanings of the codes.
 
 use std::{borrow::Cow, sync::LazyLock};
 
 use memchr::memmem;
 
-/// The largest decoded body that is looked at, in bytes. WeChat's error bodies are a few hundred
-/// bytes long.
-pub const WINDOW: usize = 4096;
+/// Error code of an answer, under the name of its field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// `errcode`, which also reports refused tokens.
+    Errcode(i64),
+    /// `ret`, used by advertising and data interfaces for their own codes. Even there a refused
+    /// token is reported as `errcode`.
+    Ret(i64),
+}
 
-/// Whether a body with these first bytes can be a JSON object; `None` while only blanks have come.
+/// Codes of an object and of the `base_resp` in it.
+#[derive(Default)]
+struct FoundCodes {
+    errcode: Option<i64>,
+    ret: Option<i64>,
+    nested_errcode: Option<i64>,
+    nested_ret: Option<i64>,
+}
+
+struct CodeScanner<'b> {
+    rest: &'b [u8],
+}
+
+/// Level of the object that the scanner reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Top,
+    /// Inside `base_resp`, where another `base_resp` is ordinary data.
+    BaseResp,
+}
+
+/// Largest decoded body that is scanned, in bytes. WeChat's error bodies are a few hundred bytes
+/// long.
+pub const WINDOW: usize = 4096;
+// Prepared once, because every answer is searched.
+static ERRCODE: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("errcode"));
+static RET: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("\"ret\""));
+
+/// Returns true if a body with these first bytes can be a JSON object; `None` if they are all
+/// blanks.
 pub fn may_be_object(head: &[u8]) -> Option<bool> {
     let rest = skip_bom(head);
     rest.iter()
@@ -22,31 +57,20 @@ pub fn may_be_object(head: &[u8]) -> Option<bool> {
         .map(|byte| *byte == b'{')
 }
 
-/// The code of an answer, and the name that it stands under.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
-    /// `errcode`, which says what became of the token too.
-    Errcode(i64),
-    /// `ret`, the name that advertising and data interfaces use for their own codes. What is wrong
-    /// with a token is told as `errcode` even there.
-    Ret(i64),
-}
-
-/// The code at the top level or in `base_resp`, as a number or a string; the last one where there
-/// are several, as JSON parsers have it; `errcode` before `ret`. `None` when the bytes are no object
-/// or name no code.
+/// Finds the code at the top level or in `base_resp`, as a number or a string; the last of several,
+/// as JSON parsers do; `errcode` before `ret`. `None` if the bytes are no object or have no code.
 pub fn code(body: &[u8]) -> Option<Code> {
-    // An escaped key ("\u0065rrcode") is legal JSON, so a backslash keeps the door open.
+    // An escaped key ("\u0065rrcode") is legal JSON, so a backslash rules out the shortcut.
     let may_name_one = ERRCODE.find(body).is_some()
         || RET.find(body).is_some()
         || memchr::memchr(b'\\', body).is_some();
     if !may_name_one {
         return None;
     }
-    let mut scanner = Scanner {
+    let mut scanner = CodeScanner {
         rest: skip_bom(body),
     };
-    let found = scanner.object(true)?;
+    let found = scanner.object(Level::Top)?;
     found
         .errcode
         .or(found.nested_errcode)
@@ -54,7 +78,7 @@ pub fn code(body: &[u8]) -> Option<Code> {
         .or_else(|| found.ret.or(found.nested_ret).map(Code::Ret))
 }
 
-/// [`code`], if it stands under `errcode`.
+/// Finds the code like [`code`], but only under `errcode`.
 pub fn errcode(body: &[u8]) -> Option<i64> {
     match code(body)? {
         Code::Errcode(code) => Some(code),
@@ -62,44 +86,27 @@ pub fn errcode(body: &[u8]) -> Option<i64> {
     }
 }
 
-/// The text that explains the code: `errmsg`, or `err_msg` beside a `ret`, at the top level or in
-/// `base_resp`. Reads the body once more, so only for answers whose code is worth it.
+/// Extracts the text that explains the code: `errmsg`, or `err_msg` beside a `ret`, at the top
+/// level or in `base_resp`. Reads the body a second time, so only for answers with a code.
 pub fn message(body: &[u8]) -> Option<String> {
-    let mut scanner = Scanner {
+    let mut scanner = CodeScanner {
         rest: skip_bom(body),
     };
-    scanner.message(true)
+    scanner.message(Level::Top)
 }
-
-// Every answer is searched, so the searches are prepared once.
-static ERRCODE: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("errcode"));
-static RET: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("\"ret\""));
 
 fn skip_bom(body: &[u8]) -> &[u8] {
     body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
 }
 
-/// The codes of an object and of the `base_resp` in it.
-#[derive(Default)]
-struct Found {
-    errcode: Option<i64>,
-    ret: Option<i64>,
-    nested_errcode: Option<i64>,
-    nested_ret: Option<i64>,
-}
-
-struct Scanner<'b> {
-    rest: &'b [u8],
-}
-
-impl<'b> Scanner<'b> {
-    /// Reads an object; returns the codes of this level and those of `base_resp`. `None` if it does
-    /// not begin as one; what was found before the text breaks off still counts.
-    fn object(&mut self, descend: bool) -> Option<Found> {
+impl<'b> CodeScanner<'b> {
+    /// Reads an object; returns the codes of this level and those of `base_resp`. `None` if the
+    /// text does not begin an object; codes before a truncation still count.
+    fn object(&mut self, level: Level) -> Option<FoundCodes> {
         if !self.eat(b'{') {
             return None;
         }
-        let mut found = Found::default();
+        let mut found = FoundCodes::default();
         while let Some(key) = self.key() {
             match &*key {
                 b"errcode" => match self.code() {
@@ -110,8 +117,8 @@ impl<'b> Scanner<'b> {
                     Some(code) => found.ret = Some(code),
                     None => self.skip_value(),
                 },
-                b"base_resp" if descend && self.peek() == Some(b'{') => {
-                    if let Some(nested) = self.object(false) {
+                b"base_resp" if level == Level::Top && self.peek() == Some(b'{') => {
+                    if let Some(nested) = self.object(Level::BaseResp) {
                         found.nested_errcode = nested.errcode.or(found.nested_errcode);
                         found.nested_ret = nested.ret.or(found.nested_ret);
                     }
@@ -127,7 +134,7 @@ impl<'b> Scanner<'b> {
     }
 
     /// Reads an object like [`Self::object`] and returns its message.
-    fn message(&mut self, descend: bool) -> Option<String> {
+    fn message(&mut self, level: Level) -> Option<String> {
         if !self.eat(b'{') {
             return None;
         }
@@ -139,8 +146,8 @@ impl<'b> Scanner<'b> {
                     let text = unescape(self.string()?);
                     found = Some(String::from_utf8_lossy(&text).into_owned());
                 }
-                b"base_resp" if descend && self.peek() == Some(b'{') => {
-                    found = found.or(self.message(false));
+                b"base_resp" if level == Level::Top && self.peek() == Some(b'{') => {
+                    found = found.or(self.message(Level::BaseResp));
                 }
                 _ => self.skip_value(),
             }
@@ -157,7 +164,7 @@ impl<'b> Scanner<'b> {
         self.eat(b':').then(|| unescape(raw))
     }
 
-    /// A number or a string that holds one. On anything else nothing is consumed.
+    /// Reads a number, or a string that holds a number. Consumes nothing else.
     fn code(&mut self) -> Option<i64> {
         if self.peek() == Some(b'"') {
             let raw = self.string()?;
@@ -173,7 +180,7 @@ impl<'b> Scanner<'b> {
         Some(code)
     }
 
-    /// The raw inside of a string, quotes off, escapes still in.
+    /// Reads a string and returns its raw inside, with the escapes.
     fn string(&mut self) -> Option<&'b [u8]> {
         if !self.eat(b'"') {
             return None;
@@ -190,7 +197,7 @@ impl<'b> Scanner<'b> {
         }
     }
 
-    /// Passes over a value of any kind and depth by counting brackets outside strings.
+    /// Skips a value of any kind and depth by counting brackets outside strings.
     fn skip_value(&mut self) {
         let mut depth = 0_usize;
         loop {
@@ -227,15 +234,15 @@ impl<'b> Scanner<'b> {
     }
 
     fn eat(&mut self, byte: u8) -> bool {
-        let there = self.peek() == Some(byte);
-        if there {
+        let is_next = self.peek() == Some(byte);
+        if is_next {
             self.rest = &self.rest[1..];
         }
-        there
+        is_next
     }
 }
 
-/// An integer, also when written `40001.0`; bounded, so that no text overflows.
+/// Parses an integer, also in the form `40001.0`; `None` on overflow.
 fn number(text: &[u8]) -> Option<i64> {
     let text = std::str::from_utf8(text).ok()?;
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
@@ -245,7 +252,7 @@ fn number(text: &[u8]) -> Option<i64> {
     whole.parse().ok()
 }
 
-/// Resolves `\uXXXX` of the ASCII range and the short escapes; only needed to compare a key.
+/// Resolves `\uXXXX` of the ASCII range and the short escapes, as far as keys and codes need.
 fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'\\', raw).is_none() {
         return Cow::Borrowed(raw);
@@ -418,7 +425,7 @@ mod tests {
         })
     }
 
-    /// The same question put to a real parser.
+    /// The same answer from a real JSON parser.
     fn by_parser(value: &serde_json::Value) -> Option<i64> {
         let code = |v: &serde_json::Value| match v.get("errcode")? {
             serde_json::Value::Number(n) => n.as_i64(),

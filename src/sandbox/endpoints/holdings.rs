@@ -1,16 +1,16 @@
-//! What an account has: followers, members, menu, templates, QR codes, drafts, balances. The answers
-//! are fixed, nothing is kept; and what is known of calls that failed.
+//! Data of an account: followers, members, menu, templates, QR codes, drafts, balances, with fixed
+//! answers and without state; and the look-up of failed calls.
 
 use serde_json::{Value, json};
 
-use super::{Call, text};
-use crate::sandbox::{answer::Answer, settings::Platform, shape::SEEN_IP};
+use super::{ApiCall, text};
+use crate::sandbox::{answer::SandboxAnswer, settings::SandboxPlatform, shape::SEEN_IP};
 
-/// A call to one of these paths, `None` for all others.
-pub(super) fn answer(call: Call<'_>) -> Option<Answer> {
+/// Answers a call to a path of this module; `None` for all others.
+pub(super) fn answer(call: ApiCall<'_>) -> Option<SandboxAnswer> {
     Some(match call.head.path() {
         "/cgi-bin/user/info" => user_info(call),
-        "/cgi-bin/user/get" if call.judged.platform == Platform::Wecom => member(call),
+        "/cgi-bin/user/get" if call.judged.platform == SandboxPlatform::Wecom => member(call),
         "/cgi-bin/auth/getuserinfo" | "/cgi-bin/user/getuserinfo" => web_login(call),
         "/cgi-bin/draft/add" => draft(call),
         "/cgi-bin/openapi/rid/get" => failure(call),
@@ -35,7 +35,7 @@ pub(super) fn answer(call: Call<'_>) -> Option<Answer> {
     })
 }
 
-/// Whether the path reads its JSON body.
+/// Returns true if the path reads its JSON body.
 pub(super) fn reads_body(path: &str) -> bool {
     matches!(
         path,
@@ -43,8 +43,8 @@ pub(super) fn reads_body(path: &str) -> bool {
     )
 }
 
-/// `GET cgi-bin/user/get?userid=` of WeCom: a member.
-fn member(call: Call<'_>) -> Answer {
+/// Answers WeCom's `GET cgi-bin/user/get?userid=`: a member.
+fn member(call: ApiCall<'_>) -> SandboxAnswer {
     let Some(userid) = call.head.param("userid") else {
         return call.error(40003);
     };
@@ -56,9 +56,9 @@ fn member(call: Call<'_>) -> Answer {
     }))
 }
 
-/// `GET cgi-bin/auth/getuserinfo?code=` of WeCom: the member that logged in, with a ticket for its
-/// private data. The older path is spelt with capitals in its answer.
-fn web_login(call: Call<'_>) -> Answer {
+/// Answers WeCom's `GET cgi-bin/auth/getuserinfo?code=`: the member that logged in, with a ticket
+/// for private data. The older path capitalises its fields.
+fn web_login(call: ApiCall<'_>) -> SandboxAnswer {
     let code = call.head.param("code");
     if code.is_none_or(|code| code.starts_with("bad")) {
         return call.error(40029);
@@ -72,8 +72,8 @@ fn web_login(call: Call<'_>) -> Answer {
     }))
 }
 
-/// `POST cgi-bin/draft/add`.
-fn draft(call: Call<'_>) -> Answer {
+/// Answers `POST cgi-bin/draft/add`.
+fn draft(call: ApiCall<'_>) -> SandboxAnswer {
     let Some(body) = call.json() else {
         return call.error(47001);
     };
@@ -89,8 +89,8 @@ fn draft(call: Call<'_>) -> Answer {
     }
 }
 
-/// `POST cgi-bin/openapi/rid/get`: the call that failed, its token and all.
-fn failure(call: Call<'_>) -> Answer {
+/// Answers `POST cgi-bin/openapi/rid/get`: the failed call, including its token.
+fn failure(call: ApiCall<'_>) -> SandboxAnswer {
     let body = call.json().unwrap_or(Value::Null);
     let Some(rid) = text(&body, "rid") else {
         return call.error(76002);
@@ -107,7 +107,7 @@ fn failure(call: Call<'_>) -> Answer {
     }}))
 }
 
-fn user_info(call: Call<'_>) -> Answer {
+fn user_info(call: ApiCall<'_>) -> SandboxAnswer {
     let Some(openid) = call.head.param("openid") else {
         return call.error(40003);
     };
@@ -117,9 +117,9 @@ fn user_info(call: Call<'_>) -> Answer {
     }))
 }
 
-/// `POST cgi-bin/qrcode/create`: a ticket for `showqrcode`; codes that last say no
+/// Answers `POST cgi-bin/qrcode/create`: a ticket for `showqrcode`; permanent codes have no
 /// `expire_seconds`.
-fn qrcode(call: Call<'_>) -> Answer {
+fn qrcode(call: ApiCall<'_>) -> SandboxAnswer {
     if call.head.method() != "POST" {
         return call.error(43002);
     }
@@ -130,7 +130,7 @@ fn qrcode(call: Call<'_>) -> Answer {
     let mut answer =
         json!({"ticket": ticket, "url": format!("http://weixin.qq.com/q/{}", &ticket[..24])});
     if text(&body, "action_name").is_some_and(|name| !name.contains("LIMIT")) {
-        // Thirty seconds when nothing is said, as the documentation has it.
+        // Thirty seconds by default, as documented.
         answer["expire_seconds"] = body["expire_seconds"].as_u64().unwrap_or(30).into();
     }
     call.ok(&answer)

@@ -1,4 +1,4 @@
-//! The sandbox, asked over the wire by a client that looks at every byte.
+//! Tests of the sandbox by a client that checks every byte on the wire.
 
 use std::{io, time::Duration};
 
@@ -20,58 +20,58 @@ mod wire;
 trait Pipe: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Pipe for T {}
 
-/// One connection to the sandbox.
-struct Client {
+/// Connection to the sandbox.
+struct WireClient {
     pipe: Box<dyn Pipe>,
     buffer: Vec<u8>,
 }
 
-/// An answer, head and body apart.
+/// Answer, split into head and body.
 #[derive(Debug)]
-struct Reply {
+struct WireReply {
     head: String,
     status: u16,
     body: Vec<u8>,
 }
 
-/// A sandbox, and everything that a test needs to talk to it.
-struct World {
+/// Sandbox with helpers for tests.
+struct TestSandbox {
     sandbox: Sandbox,
-    control: Control,
+    control: SandboxControl,
 }
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-impl World {
+impl TestSandbox {
     async fn new() -> Self {
-        Self::with(Settings::default()).await
+        Self::with(SandboxSettings::default()).await
     }
 
-    async fn with(settings: Settings) -> Self {
+    async fn with(settings: SandboxSettings) -> Self {
         let sandbox = start(settings).await.unwrap();
         let control = sandbox.control().clone();
         Self { sandbox, control }
     }
 
-    async fn client(&self) -> Client {
+    async fn client(&self) -> WireClient {
         let stream = TcpStream::connect(self.sandbox.http_addr().unwrap())
             .await
             .unwrap();
-        Client {
+        WireClient {
             pipe: Box::new(stream),
             buffer: Vec::new(),
         }
     }
 
-    async fn get(&self, target: &str) -> Reply {
+    async fn get(&self, target: &str) -> WireReply {
         self.client().await.get(target).await
     }
 
-    async fn post(&self, target: &str, body: &str) -> Reply {
+    async fn post(&self, target: &str, body: &str) -> WireReply {
         self.client().await.post(target, body).await
     }
 
-    /// A token of the default account.
+    /// Fetches a token of the default account.
     async fn token(&self) -> String {
         self.stable(false).await.json()["access_token"]
             .as_str()
@@ -79,7 +79,7 @@ impl World {
             .to_owned()
     }
 
-    async fn stable(&self, force: bool) -> Reply {
+    async fn stable(&self, force: bool) -> WireReply {
         let body = format!(
             r#"{{"grant_type":"client_credential","appid":"{DEFAULT_APPID}","secret":"{DEFAULT_SECRET}","force_refresh":{force}}}"#
         );
@@ -87,19 +87,19 @@ impl World {
     }
 }
 
-impl Client {
+impl WireClient {
     async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.pipe.write_all(bytes.as_ref()).await.unwrap();
         self.pipe.flush().await.unwrap();
     }
 
-    async fn get(&mut self, target: &str) -> Reply {
+    async fn get(&mut self, target: &str) -> WireReply {
         self.send(format!("GET {target} HTTP/1.1\r\nHost: sandbox\r\n\r\n"))
             .await;
         self.reply().await.unwrap()
     }
 
-    async fn post(&mut self, target: &str, body: &str) -> Reply {
+    async fn post(&mut self, target: &str, body: &str) -> WireReply {
         self.send(format!(
             "POST {target} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
@@ -108,7 +108,7 @@ impl Client {
         self.reply().await.unwrap()
     }
 
-    /// More bytes; `false` at the end.
+    /// Reads more bytes; returns false at the end.
     async fn more(&mut self) -> io::Result<bool> {
         let mut piece = [0; 8192];
         let count = timeout(PATIENCE, self.pipe.read(&mut piece))
@@ -138,7 +138,7 @@ impl Client {
         }
     }
 
-    /// One head.
+    /// Reads one head.
     async fn head(&mut self) -> io::Result<String> {
         let mut head = String::new();
         loop {
@@ -151,11 +151,11 @@ impl Client {
         }
     }
 
-    /// One answer.
-    async fn reply(&mut self) -> io::Result<Reply> {
+    /// Reads one answer.
+    async fn reply(&mut self) -> io::Result<WireReply> {
         let head = self.head().await?;
         let status = head[9..12].parse().unwrap();
-        let mut reply = Reply {
+        let mut reply = WireReply {
             head,
             status,
             body: Vec::new(),
@@ -179,7 +179,7 @@ impl Client {
         Ok(reply)
     }
 
-    /// Everything up to the end, and how that came.
+    /// Reads to the end; returns the bytes and the result of the last read.
     async fn rest(&mut self) -> (Vec<u8>, io::Result<()>) {
         let end = loop {
             match self.more().await {
@@ -192,7 +192,7 @@ impl Client {
     }
 }
 
-impl Reply {
+impl WireReply {
     fn field(&self, name: &str) -> Option<&str> {
         self.head.lines().skip(1).find_map(|line| {
             let (key, value) = line.split_once(": ")?;
@@ -214,7 +214,7 @@ impl Reply {
     }
 }
 
-/// Puts a fixed request id in the place of the real one, after having looked at its form.
+/// Checks the form of the request id and replaces it by a fixed one.
 fn without_rid(text: &str) -> String {
     let Some(at) = text.find("rid: ") else {
         return text.to_owned();

@@ -1,4 +1,4 @@
-//! Calls that take another credential than the account's token, and what is told of failed calls.
+//! Calls that take another credential than the account's token, and the look-up of failed calls.
 
 use serde_json::json;
 
@@ -6,30 +6,30 @@ use super::*;
 
 const CORP: &str = "ww0000000000000001";
 
-async fn with_corp() -> World {
-    World::with(Settings {
+async fn with_corp() -> TestSandbox {
+    TestSandbox::with(SandboxSettings {
         accounts: vec![
             SandboxAccount::new(DEFAULT_APPID, DEFAULT_SECRET),
             SandboxAccount::wecom(CORP, "agent"),
         ],
-        ..Settings::default()
+        ..SandboxSettings::default()
     })
     .await
 }
 
-async fn corp_token(world: &World) -> String {
+async fn corp_token(world: &TestSandbox) -> String {
     let target = format!("/cgi-bin/gettoken?corpid={CORP}&corpsecret=agent");
     field(&world.get(&target).await, "access_token")
 }
 
-fn field(reply: &Reply, name: &str) -> String {
+fn field(reply: &WireReply, name: &str) -> String {
     let json = reply.json();
     let text = json[name].as_str();
     text.unwrap_or_else(|| panic!("no {name} in {json}"))
         .to_owned()
 }
 
-async fn component_token(world: &World) -> String {
+async fn component_token(world: &TestSandbox) -> String {
     let body = json!({"component_appid": COMPONENT, "component_appsecret": OTHERS_SECRET,
                       "component_verify_ticket": "t"});
     let target = "/cgi-bin/component/api_component_token";
@@ -37,8 +37,8 @@ async fn component_token(world: &World) -> String {
     field(&reply, "component_access_token")
 }
 
-/// Target, code: `None` for a call that succeeds.
-async fn assert_codes(world: &World, rows: &[(String, i64)]) {
+/// Checks the code of each target; 0 for a call that succeeds.
+async fn assert_codes(world: &TestSandbox, rows: &[(String, i64)]) {
     for (target, code) in rows {
         let reply = world.post(target, "{}").await;
         assert_eq!(reply.errcode(), *code, "{target}");
@@ -47,7 +47,7 @@ async fn assert_codes(world: &World, rows: &[(String, i64)]) {
 
 #[tokio::test]
 async fn a_component_path_wants_the_token_of_the_component_under_either_name() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let (account, component) = (world.token().await, component_token(&world).await);
     let path = "/wxa/gettemplatelist";
     assert_codes(
@@ -63,7 +63,7 @@ async fn a_component_path_wants_the_token_of_the_component_under_either_name() {
                 format!("/componenttcb/describeenvs?access_token={component}"),
                 0,
             ),
-            // The other way round, and where either is taken.
+            // The component's token on paths of accounts, and on paths that accept both.
             (format!("/cgi-bin/menu/get?access_token={component}"), 61015),
             (
                 format!("/cgi-bin/getcallbackip?access_token={component}"),

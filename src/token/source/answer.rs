@@ -12,7 +12,7 @@ use crate::{
     wechat::{
         address,
         api::Platform,
-        codes::{self, Class},
+        codes::{self, RefusalClass},
     },
 };
 
@@ -301,7 +301,7 @@ mod tests {
                 ip: None
             }
         );
-        assert_eq!(bad_secret.class(), Some(Class::Credential));
+        assert_eq!(bad_secret.class(), Some(RefusalClass::Credential));
         assert!(bad_secret.to_string().contains("agent"), "{bad_secret}");
     }
 

@@ -20,8 +20,8 @@ use crate::{
     },
     wechat::{
         api::Platform,
-        codes::{self, Class},
-        ticket::{Endpoint, TicketType},
+        codes::{self, RefusalClass},
+        ticket::{TicketEndpoint, TicketType},
     },
 };
 
@@ -32,7 +32,7 @@ pub struct TicketSource {
     api: Vec<BaseUrl>,
     platform: Platform,
     /// `None` if the platform has no such ticket.
-    endpoint: Option<Endpoint>,
+    endpoint: Option<TicketEndpoint>,
     refresher: TokenRefresher,
     made_with: Arc<AtomicU64>,
 }
@@ -59,7 +59,7 @@ impl TicketSource {
     }
 
     /// Fetches the ticket; with a replaced token once more, if WeChat rejects the first token.
-    async fn fetch_with_retry(&self, endpoint: Endpoint) -> Result<Fetched, FetchError> {
+    async fn fetch_with_retry(&self, endpoint: TicketEndpoint) -> Result<Fetched, FetchError> {
         let token = self
             .refresher
             .current()
@@ -87,7 +87,7 @@ impl TicketSource {
         second.map_err(as_ticket)
     }
 
-    async fn ask(&self, endpoint: Endpoint, token: &Token) -> Result<Fetched, FetchError> {
+    async fn ask(&self, endpoint: TicketEndpoint, token: &Token) -> Result<Fetched, FetchError> {
         // Stored before the call, for the refresher that compares it after the answer. Relaxed is
         // enough: the task that reads it is woken by the end of this call.
         self.made_with
@@ -132,7 +132,9 @@ impl TicketSource {
 /// except for those about the address.
 fn as_ticket(error: FetchError) -> FetchError {
     match error {
-        FetchError::Refused { platform, code, .. } if error.class() != Some(Class::Address) => {
+        FetchError::Refused { platform, code, .. }
+            if error.class() != Some(RefusalClass::Address) =>
+        {
             FetchError::NoTicket { platform, code }
         }
         other => other,

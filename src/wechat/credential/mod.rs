@@ -1,13 +1,13 @@
-//! The credential that a call takes, decided by its path and its query.
+//! Classification of calls by the credential that they take, from path and query.
 //!
-//! Most calls take the account's token. [`table`] names those that take the credential of somebody
-//! else, none at all, or give one away. A proxy that owns the account's token must put it into calls
-//! of [`Class::Account`] and [`Class::Guarded`] only, and must judge only their answers: a refusal of
-//! a provider's token is no news about the agent's.
+//! Most calls take the account's token. [`table`] lists the calls that take another credential,
+//! take none, or return one. The proxy must put the account's token into calls of
+//! [`CallClass::Account`] and [`CallClass::Guarded`] only, and must judge the token by their answers only:
+//! a refused provider token says nothing about the account's token.
 //!
-//! A caller asks in two steps, so that the query is read once, together with everything else that is
-//! looked for in it: [`of_path`], then [`PathRule::class`] with the [`Parameters`] that were found.
-//! Everything is compared without case, because nobody knows how tolerant the other end is.
+//! Classification has two steps, so that the query is read only once, together with every other
+//! search in it: [`of_path`], then [`PathRule::class`] with the [`Parameters`] found. All
+//! comparisons ignore case, because the tolerance of WeChat's own parsers is unknown.
 
 mod table;
 #[cfg(test)]
@@ -20,26 +20,26 @@ use percent_encoding::percent_decode_str;
 use self::table::{PLATFORMS, SECRETS, TABLE, TOKENS};
 use super::{api::Platform, ticket::TicketType};
 
-/// Kinds of calls, in the order in which they are decided.
+/// Classes of calls, in the order in which they are decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
-    /// Gives a token or a ticket that is kept here.
+pub enum CallClass {
+    /// Returns a token or a ticket that wxgate manages.
     Minting(Minting),
-    /// Takes the account's token and is open only to a client whose `allow` names it exactly.
+    /// Takes the account's token; refused unless the client's `allow` lists the exact path.
     Guarded,
     /// Exchanges a login code for which WeChat wants the AppSecret in the query.
     Login,
-    /// Brings the token of a user.
+    /// Carries a user's token.
     User,
-    /// Brings a key that is bound to no account: a group robot's, or a callback's code.
+    /// Carries a key that belongs to no account: a group robot's, or a callback's code.
     None,
-    /// Brings a secret, or the token of another kind or owner.
-    Own(Brings),
+    /// Carries a secret, or a token of another kind or owner.
+    Own(CallCredential),
     /// Takes the account's token.
     Account,
 }
 
-/// Calls that wxgate answers from what it keeps.
+/// Calls that wxgate answers itself, from managed tokens and tickets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Minting {
     /// `cgi-bin/token`.
@@ -48,44 +48,44 @@ pub enum Minting {
     Stable,
     /// WeCom's `cgi-bin/gettoken`.
     Wecom,
-    /// A ticket of the type that the parameter `type` names; see [`Minting::ticket`].
+    /// Ticket of the type in the parameter `type`; see [`Minting::ticket`].
     Ticket(Platform),
     /// WeCom's `cgi-bin/get_jsapi_ticket`.
     JsapiTicket,
 }
 
-/// The credential in a call of [`Class::Own`].
+/// Credential in a call of [`CallClass::Own`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Brings {
-    /// A secret, in the query or, by its path, in the body. A wrong one can get the address that it
-    /// comes from banned.
+pub enum CallCredential {
+    /// Secret in the query or, by its path, in the body. A wrong secret can get the calling address
+    /// banned.
     Secret,
-    /// A token in the query.
+    /// Token in the query.
     Token,
-    /// None that shows in the query.
+    /// No credential in the query; the body may have one.
     Nothing,
 }
 
-/// The part of the decision that the path makes.
+/// Rule for a path, to be completed by the query's [`Parameters`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PathRule(Kind);
+pub struct PathRule(PathKind);
 
-/// The credentials that a query holds, as far as they decide the class.
+/// Set of credential parameters in a query: bits, because the set is built on the request path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Parameters(u8);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum PathKind {
     Minting(Minting),
-    /// With a phrase that says why.
+    /// With a phrase that gives the reason.
     Guarded(&'static str),
     Login,
     User,
-    /// [`Class::None`] with a `key`.
+    /// [`CallClass::None`] with a `key`.
     Webhook,
     ResponseCode,
     SecretInBody,
-    /// Never takes the account's token, whatever the query holds.
+    /// Never takes the account's token, whichever parameters the query has.
     Other,
     Account,
     AccountBesideSecret,
@@ -93,19 +93,29 @@ enum Kind {
 }
 
 #[derive(Debug)]
-struct Row {
+struct PathRow {
     path: &'static str,
-    kind: Kind,
+    kind: PathKind,
 }
 
-/// Finds the rule of a path that has already passed the path grammar.
+/// Size of the hash index: a power of two, four times the rows, so that nearly every look-up ends
+/// at its first slot.
+const SLOTS: usize = 256;
+/// Hash index of [`TABLE`], built at compile time: every request pays for the look-up, and most
+/// paths are not in the table.
+static INDEX: [IndexSlot; SLOTS] = index();
+/// Bit mask that lower-cases eight ASCII letters at once.
+const LOWER_CASE: u64 = u64::from_le_bytes([b' '; 8]);
+const CGI_BIN: u64 = u64::from_le_bytes(*b"/cgi-bin") | LOWER_CASE;
+
+/// Finds the rule for a path that has passed the path grammar.
 pub fn of_path(path: &str) -> PathRule {
     let path = path.as_bytes();
     let kind = find(path).or_else(|| family(path).and_then(find));
-    PathRule(kind.unwrap_or(Kind::Account))
+    PathRule(kind.unwrap_or(PathKind::Account))
 }
 
-/// Returns the platform of a path that only one platform has.
+/// Returns the platform of a path that exists on one platform only.
 pub fn platform_of(path: &str) -> Option<Platform> {
     let Some(rest) = strip_prefix(path, "/cgi-bin/") else {
         return Some(Platform::Wechat);
@@ -121,44 +131,47 @@ pub fn platform_of(path: &str) -> Option<Platform> {
 }
 
 impl PathRule {
-    /// Decides the class. Minting, guarded, login and user calls are so by their path alone; `own`
-    /// is what brings another credential.
-    pub fn class(self, found: Parameters) -> Class {
+    /// Decides the class. Minting, guarded, login and user calls depend on the path alone; `Own`
+    /// follows from the credential in `found`.
+    pub fn class(self, found: Parameters) -> CallClass {
         match self.0 {
-            Kind::Minting(minting) => Class::Minting(minting),
-            Kind::Guarded(_) => Class::Guarded,
-            Kind::Login => Class::Login,
-            Kind::User => Class::User,
-            Kind::Webhook if found.has(Parameters::KEY) => Class::None,
-            Kind::ResponseCode => Class::None,
-            Kind::SecretInBody => Class::Own(Brings::Secret),
-            Kind::Other => Class::Own(found.brings()),
-            Kind::AccountBesideSecret if !found.has(Parameters::TOKEN) => Class::Account,
-            _ if found.has(Parameters::TOKEN | Parameters::SECRET) => Class::Own(found.brings()),
-            Kind::Webhook | Kind::Account | Kind::AccountBesideSecret | Kind::AccountRepeating => {
-                Class::Account
+            PathKind::Minting(minting) => CallClass::Minting(minting),
+            PathKind::Guarded(_) => CallClass::Guarded,
+            PathKind::Login => CallClass::Login,
+            PathKind::User => CallClass::User,
+            PathKind::Webhook if found.has(Parameters::KEY) => CallClass::None,
+            PathKind::ResponseCode => CallClass::None,
+            PathKind::SecretInBody => CallClass::Own(CallCredential::Secret),
+            PathKind::Other => CallClass::Own(found.brings()),
+            PathKind::AccountBesideSecret if !found.has(Parameters::TOKEN) => CallClass::Account,
+            _ if found.has(Parameters::TOKEN | Parameters::SECRET) => {
+                CallClass::Own(found.brings())
             }
+            PathKind::Webhook
+            | PathKind::Account
+            | PathKind::AccountBesideSecret
+            | PathKind::AccountRepeating => CallClass::Account,
         }
     }
 
-    /// Returns what a guarded call does, as a phrase for the sentence that refuses it.
+    /// Returns the effect of a guarded call, as a phrase for the sentence that refuses it.
     pub fn guarded_because(self) -> Option<&'static str> {
         match self.0 {
-            Kind::Guarded(does) => Some(does),
+            PathKind::Guarded(does) => Some(does),
             _ => None,
         }
     }
 
-    /// Returns whether the answer repeats the URL and the bodies of another call, and so may hold
+    /// Returns true if the answer repeats the URL and the bodies of another call, which may hold
     /// the account's token.
     pub fn repeats_another_call(self) -> bool {
-        self.0 == Kind::AccountRepeating
+        self.0 == PathKind::AccountRepeating
     }
 }
 
 impl Minting {
-    /// Returns the kept ticket that the call asks for, given its parameter `type`. A call of another
-    /// type is [`Class::Account`].
+    /// Returns the type of the managed ticket that the call asks for, given its parameter `type`;
+    /// `None` for other types, whose calls count as [`CallClass::Account`].
     pub fn ticket(self, kind: Option<&str>) -> Option<TicketType> {
         match self {
             Self::Ticket(platform) => TicketType::named(platform, kind?)
@@ -191,8 +204,8 @@ impl Parameters {
         found
     }
 
-    /// Notes a parameter by its percent-decoded name. A phantom and a key of wxgate's own are no
-    /// values.
+    /// Adds a parameter by its percent-decoded name. `has_value` must be false for phantoms and for
+    /// wxgate's own client keys.
     pub fn add(&mut self, name: &str, has_value: bool) {
         let is_one_of = |list: &[&str]| list.iter().any(|one| one.eq_ignore_ascii_case(name));
         let (kind, value) = if is_one_of(&TOKENS) {
@@ -200,7 +213,8 @@ impl Parameters {
         } else if is_one_of(&SECRETS) {
             (Self::SECRET, Self::SECRET_VALUE)
         } else if name.eq_ignore_ascii_case("access_token") {
-            // Decides nothing by itself, but is a token where the path takes another one.
+            // Does not change the class, but counts as a token on paths that take another
+            // credential.
             (0, Self::TOKEN_VALUE)
         } else if name.eq_ignore_ascii_case("key") {
             (0, Self::KEY)
@@ -214,18 +228,19 @@ impl Parameters {
         self.0 & any_of != 0
     }
 
-    fn brings(self) -> Brings {
+    fn brings(self) -> CallCredential {
         if self.has(Self::SECRET_VALUE) {
-            Brings::Secret
+            CallCredential::Secret
         } else if self.has(Self::TOKEN_VALUE) {
-            Brings::Token
+            CallCredential::Token
         } else {
-            Brings::Nothing
+            CallCredential::Nothing
         }
     }
 }
 
-/// Returns whether a parameter of this (decoded) name brings another credential than the account's.
+/// Returns true if a parameter of this decoded name carries another credential than the account's
+/// token.
 pub fn replaces_token(parameter: &str) -> bool {
     let mut found = Parameters::default();
     found.add(parameter, false);
@@ -241,13 +256,13 @@ fn strip_prefix<'p>(path: &'p str, prefix: &str) -> Option<&'p str> {
     head.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
-/// The beginning of a path under which its family stands in the table: `/sns/`, `/cgi-bin/service/`.
+/// Returns the prefix under which the table lists a path's family: `/sns/`, `/cgi-bin/service/`.
 fn family(path: &[u8]) -> Option<&[u8]> {
     let first_slash = |from: usize| {
         let rest = path.get(from..)?;
         Some(from + rest.iter().position(|byte| *byte == b'/')?)
     };
-    // Eight bytes in one comparison; the ninth is the slash that ends the segment.
+    // Compares eight bytes at once; the ninth is the slash that ends the segment.
     let is_cgi_bin = path
         .first_chunk::<8>()
         .is_some_and(|head| u64::from_le_bytes(*head) | LOWER_CASE == CGI_BIN)
@@ -256,8 +271,8 @@ fn family(path: &[u8]) -> Option<&[u8]> {
     path.get(..=end)
 }
 
-/// The kind of exactly this path or family.
-fn find(path: &[u8]) -> Option<Kind> {
+/// Looks up exactly this path or family.
+fn find(path: &[u8]) -> Option<PathKind> {
     let hash = hash(path);
     let mut slot = hash as usize % SLOTS;
     loop {
@@ -276,29 +291,17 @@ fn find(path: &[u8]) -> Option<Kind> {
     }
 }
 
-/// A slot of the hash index.
+/// Slot of the hash index.
 #[derive(Clone, Copy)]
-struct Entry {
+struct IndexSlot {
     hash: u32,
-    /// The number of the row, counted from 1; 0 is an empty slot.
+    /// Row number in [`TABLE`], counted from 1; 0 marks an empty slot.
     row: u8,
 }
 
-/// A power of two with room for four times the rows, so that nearly every look-up ends at its first
-/// slot.
-const SLOTS: usize = 256;
-
-/// Finds the rows without comparing each: most calls are in none of them, and all pay for the look.
-static INDEX: [Entry; SLOTS] = index();
-
-/// Sets the bit that tells lower-case letters from upper-case ones in eight bytes.
-const LOWER_CASE: u64 = u64::from_le_bytes([b' '; 8]);
-
-const CGI_BIN: u64 = u64::from_le_bytes(*b"/cgi-bin") | LOWER_CASE;
-
-const fn index() -> [Entry; SLOTS] {
+const fn index() -> [IndexSlot; SLOTS] {
     assert!(TABLE.len() < SLOTS / 2, "a full index is a slow one");
-    let mut index = [Entry { hash: 0, row: 0 }; SLOTS];
+    let mut index = [IndexSlot { hash: 0, row: 0 }; SLOTS];
     let mut row = 0;
     while row < TABLE.len() {
         let hash = hash(TABLE[row].path.as_bytes());
@@ -309,12 +312,12 @@ const fn index() -> [Entry; SLOTS] {
         row += 1;
         #[allow(clippy::cast_possible_truncation, reason = "below SLOTS / 2")]
         let number = row as u8;
-        index[slot] = Entry { hash, row: number };
+        index[slot] = IndexSlot { hash, row: number };
     }
     index
 }
 
-/// A hash without case of a path, eight bytes at a time. Collisions cost a comparison, nothing else.
+/// Hashes a path without regard to case, eight bytes at a time. A collision costs one comparison.
 const fn hash(path: &[u8]) -> u32 {
     let mut state = path.len() as u64;
     let mut rest = path;
@@ -322,7 +325,7 @@ const fn hash(path: &[u8]) -> u32 {
         state = mix(state, u64::from_le_bytes(*chunk));
         rest = behind;
     }
-    // The last eight bytes, of which some may be in already, instead of a loop over the rest.
+    // Hashes the last eight bytes, some of them twice, instead of looping over the rest.
     let tail = match path.last_chunk::<8>() {
         Some(tail) => u64::from_le_bytes(*tail),
         None => short(path),

@@ -1,9 +1,9 @@
 //! Reasons why keys, calls and answers are refused, and the refusals of WeChat's signature layer.
 
-/// A reason why keys cannot be used. Each text tells the operator what to do.
+/// Reason for refusing a key. Each text tells the operator the remedy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
-    /// Not PEM at all, or none of a private key.
+pub enum SigningKeyError {
+    /// Not PEM, or PEM without a private key.
     #[error("is no private key in PEM: take the file as the console of WeChat gave it")]
     NoPrivateKey,
     /// A key of another algorithm.
@@ -14,33 +14,33 @@ pub enum KeyError {
     /// Not base64.
     #[error("is not base64: copy the symmetric key as the console of WeChat shows it")]
     AesNotBase64,
-    /// 16 bytes.
+    /// 16 bytes, the length of an SM4 key.
     #[error(
         "has 16 bytes, as SM4 keys have: choose AES256_GCM at WeChat under API 安全; SM4 is not supported"
     )]
     Sm4,
-    /// Any other length.
+    /// Neither 32 nor 16 bytes.
     #[error("has not 32 bytes: copy the symmetric key as the console of WeChat shows it")]
     AesLength,
-    /// No certificate.
+    /// Not a certificate.
     #[error(
         "is no certificate in PEM with an RSA key: download the platform certificate at WeChat under API 安全"
     )]
     NoCertificate,
-    /// No certificate at all, or more than two.
+    /// No certificate, or more than two.
     #[error(
         "must hold one or two certificates: the one in use, and the next one while WeChat changes it"
     )]
     Certificates,
 }
 
-/// A reason why a call cannot be put into an envelope.
+/// Reason for not signing a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SignError {
     /// The body is no JSON object.
     #[error("the body is no JSON object, and only JSON objects can be signed")]
     NotAnObject,
-    /// A member that the envelope needs itself.
+    /// A member of the call has a name that the envelope reserves.
     #[error(
         "the call has a parameter _n, _appid or _timestamp, which API signing uses itself; leave it out"
     )]
@@ -50,21 +50,21 @@ pub enum SignError {
     Crypto,
 }
 
-/// A reason why an answer is not passed on.
+/// Reason for not passing an answer on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
-    /// No signature.
+    /// Neither of the two signature headers.
     #[error("WeChat's answer to a signed call is not signed")]
     Unsigned,
-    /// A header that belongs to a signature is not there.
+    /// A header of the signature is missing.
     #[error("WeChat's answer is signed but lacks the header {0}")]
     Incomplete(&'static str),
-    /// Signed for somebody else.
+    /// Signed for another appid.
     #[error(
         "WeChat's answer is signed for another appid; compare signing with the account's appid"
     )]
     OtherAppid,
-    /// By a certificate that is not configured.
+    /// Signed by a certificate that is not configured.
     #[error(
         "WeChat's answer is signed with the platform certificate {0}, which signing.platform_certs does not have; \
          download it at WeChat under API 安全"
@@ -81,16 +81,16 @@ pub enum AnswerError {
     /// More than five minutes ahead.
     #[error("WeChat's signed answer is from {0} seconds ahead; check this machine's clock")]
     Ahead(u64),
-    /// The bytes or the key are not the right ones.
+    /// Signature, body and key do not match.
     #[error(
         "the signature of WeChat's answer does not fit; the certificate under this number is another one, or the \
          answer was changed on its way"
     )]
     Signature,
-    /// Not the three fields.
+    /// Not an envelope with the three fields.
     #[error("WeChat's signed answer is no envelope of iv, data and authtag")]
     NotAnEnvelope,
-    /// Wrong key, or wrong number of it.
+    /// Wrong symmetric key or wrong serial number.
     #[error(
         "WeChat's signed answer cannot be decrypted; compare signing.aes_key and signing.aes_serial with the console"
     )]

@@ -1,5 +1,5 @@
-//! The content of an envelope as text: members of JSON objects move in and out byte for byte, so that
-//! numbers keep their digits.
+//! JSON objects as text: members move in and out of an envelope byte for byte, so that numbers keep
+//! their digits.
 
 use std::{borrow::Cow, collections::HashSet, fmt::Write as _};
 
@@ -8,11 +8,11 @@ use serde_json::Value;
 
 use super::SignError;
 
-/// Members of an envelope's content that belong to the envelope.
+/// Members of the content that belong to the envelope.
 pub(super) const RESERVED: [&str; 3] = ["_n", "_appid", "_timestamp"];
 
-/// The content of an envelope: the members of `head`, the parameters as texts, the caller's members
-/// byte for byte.
+/// Builds the content of an envelope: the members of `head`, the parameters as texts, the caller's
+/// members byte for byte.
 pub(super) fn content(
     head: String,
     parameters: &[(Cow<'_, str>, Cow<'_, str>)],
@@ -33,7 +33,7 @@ pub(super) fn content(
     let mut content = head;
     content.pop();
     for (name, value) in parameters {
-        // What stands in the body counts, as at WeChat without signing.
+        // The body takes precedence, as at WeChat without signing.
         if !named.contains(&**name) {
             let (name, value) = (Value::from(&**name), Value::from(&**value));
             // Writing into a String does not fail.
@@ -48,7 +48,7 @@ pub(super) fn content(
     Ok(content)
 }
 
-/// A member of a JSON object, with its name decoded and the rest as it is written.
+/// Member of a JSON object, with its name decoded and the rest as written.
 pub(super) struct Member<'j> {
     pub(super) name: String,
     pub(super) value: &'j [u8],
@@ -56,8 +56,8 @@ pub(super) struct Member<'j> {
     pub(super) text: &'j [u8],
 }
 
-/// Splits a JSON object into its members; `None` if it is none. Numbers keep their digits, which
-/// they would lose on a way through floating point.
+/// Splits a JSON object into its members; `None` if the text is no object. Numbers keep their
+/// digits, which a detour through floating point would change.
 pub(super) fn members(json: &[u8]) -> Option<Vec<Member<'_>>> {
     let json = json.trim_ascii();
     let mut rest = json.strip_prefix(b"{")?.trim_ascii_start();
@@ -85,7 +85,7 @@ pub(super) fn members(json: &[u8]) -> Option<Vec<Member<'_>>> {
     }
 }
 
-/// The JSON value at the beginning of the text, and its length.
+/// Parses the JSON value at the beginning of the text; returns the value and its length.
 fn next<'j, T: Deserialize<'j>>(text: &'j [u8]) -> Option<(T, usize)> {
     let mut values = serde_json::Deserializer::from_slice(text).into_iter::<T>();
     let value = values.next()?.ok()?;

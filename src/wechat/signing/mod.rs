@@ -1,12 +1,12 @@
-//! API signing and encryption (服务端 API 签名与加密): a plain call into a signed envelope, a signed
-//! envelope into a plain answer.
+//! API signing and encryption (服务端 API 签名与加密): seals a plain call into a signed envelope and opens
+//! a signed envelope into a plain answer.
 //!
 //! RSA with AES-256-GCM; SM2 and SM4 are refused when the keys are read. Pure but for the random
-//! bytes of nonces and signatures: the caller says what time it is, and sends.
+//! bytes of nonces and signatures: the caller passes the time and does the sending.
 //!
-//! Source: the page `getting_started/api_signature` of the mini-program documentation, whose printed
-//! examples are among the tests. The signed text holds no serial number; the additional data of the
-//! cipher holds that of the symmetric key.
+//! Source: the page `getting_started/api_signature` of the mini-program documentation, whose
+//! printed examples are among the tests. The signed text holds no serial number; the additional
+//! data of the cipher holds that of the symmetric key.
 
 mod error;
 mod json;
@@ -25,41 +25,24 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-pub use self::error::{AnswerError, KeyError, SignError, explain};
+pub use self::error::{AnswerError, SignError, SigningKeyError, explain};
 use self::json::{RESERVED, content, members};
 use super::verdict;
 
-/// Header of call and answer: whose keys are used.
-pub const APPID: &str = "wechatmp-appid";
-/// Header of call and answer: when it was signed, in seconds.
-pub const TIMESTAMP: &str = "wechatmp-timestamp";
-/// Header of call and answer.
-pub const SIGNATURE: &str = "wechatmp-signature";
-/// Header of an answer: the number of the certificate behind [`SIGNATURE`].
-pub const SERIAL: &str = "wechatmp-serial";
-/// Header of an answer while WeChat changes its certificate: a second signature, by the old one.
-pub const SIGNATURE_DEPRECATED: &str = "wechatmp-signature-deprecated";
-/// Header of an answer: the number of the certificate behind [`SIGNATURE_DEPRECATED`].
-pub const SERIAL_DEPRECATED: &str = "wechatmp-serial-deprecated";
-
-/// Age in seconds up to which an answer is taken, as in WeChat's own samples. They do not look the
-/// other way; a clock that is behind would make every replay look fresh.
-const MAX_SKEW: u64 = 300;
-const TAG_LEN: usize = 16;
-/// The keys of an account, as they are configured.
+/// Keys of an account as configured.
 #[derive(Clone, Copy)]
 pub struct KeyTexts<'t> {
-    /// PEM, PKCS#1 (as the console gives it) or PKCS#8.
+    /// PEM, PKCS#1 (the console's form) or PKCS#8.
     pub private_key: &'t [u8],
-    /// Base64.
+    /// Symmetric key in base64.
     pub aes_key: &'t str,
-    /// Number of the symmetric key in the console.
+    /// Serial number of the symmetric key in the console.
     pub aes_serial: &'t str,
-    /// WeChat's certificates: the number in the console, and PEM.
+    /// WeChat's certificates: serial number in the console, and PEM.
     pub platform_certs: &'t [(String, Vec<u8>)],
 }
 
-/// The keys of an account, ready for use.
+/// Keys of an account, parsed.
 pub struct SigningKeys {
     appid: String,
     aes_serial: String,
@@ -74,10 +57,10 @@ struct PlatformKey {
     key: ParsedPublicKey,
 }
 
-/// A call in its envelope. [`APPID`] is that of the account.
+/// Signed call. The value of [`APPID`] is that of the account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signed {
-    /// JSON, to be sent byte for byte.
+    /// JSON, which must be sent byte for byte.
     pub body: String,
     /// Value of [`TIMESTAMP`].
     pub timestamp: u64,
@@ -85,42 +68,60 @@ pub struct Signed {
     pub signature: String,
 }
 
-/// The headers of an answer that matter here; `None` for those that are not there.
+/// Signature headers of an answer; `None` for absent ones.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AnswerHeaders<'h> {
-    /// [`APPID`].
+    /// Value of [`APPID`].
     pub appid: Option<&'h str>,
-    /// [`TIMESTAMP`].
+    /// Value of [`TIMESTAMP`].
     pub timestamp: Option<&'h str>,
-    /// [`SERIAL`].
+    /// Value of [`SERIAL`].
     pub serial: Option<&'h str>,
-    /// [`SIGNATURE`].
+    /// Value of [`SIGNATURE`].
     pub signature: Option<&'h str>,
-    /// [`SERIAL_DEPRECATED`].
+    /// Value of [`SERIAL_DEPRECATED`].
     pub serial_deprecated: Option<&'h str>,
-    /// [`SIGNATURE_DEPRECATED`].
+    /// Value of [`SIGNATURE_DEPRECATED`].
     pub signature_deprecated: Option<&'h str>,
 }
 
-/// An answer that may be passed on.
+/// Answer that may be passed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Opened {
-    /// A plain refusal: the body goes on as it is.
+    /// Refusal in plain text; the body is passed on unchanged.
     Refusal,
-    /// A verified answer.
+    /// Verified and decrypted answer.
     Content {
-        /// The plain JSON.
+        /// Decrypted JSON.
         body: Vec<u8>,
-        /// Only the certificate that WeChat is about to retire was known.
+        /// True if the signature is by the certificate that WeChat is about to retire.
         by_deprecated: bool,
     },
 }
 
+/// Header of call and answer: the appid of the account.
+pub const APPID: &str = "wechatmp-appid";
+/// Header of call and answer: Unix time of the signature, in seconds.
+pub const TIMESTAMP: &str = "wechatmp-timestamp";
+/// Header of call and answer: the signature in base64.
+pub const SIGNATURE: &str = "wechatmp-signature";
+/// Header of an answer: serial number of the certificate of [`SIGNATURE`].
+pub const SERIAL: &str = "wechatmp-serial";
+/// Header of an answer while WeChat changes its certificate: a second signature, by the old
+/// certificate.
+pub const SIGNATURE_DEPRECATED: &str = "wechatmp-signature-deprecated";
+/// Header of an answer: serial number of the certificate of [`SIGNATURE_DEPRECATED`].
+pub const SERIAL_DEPRECATED: &str = "wechatmp-serial-deprecated";
+/// Maximum age of an answer in seconds, as in WeChat's own samples. The samples do not check the
+/// other direction; wxgate does, because with a slow clock every replay would look fresh.
+const MAX_SKEW: u64 = 300;
+const TAG_LEN: usize = 16;
+
 impl SigningKeys {
-    /// Reads the keys of the account with this appid.
-    pub fn new(appid: &str, texts: KeyTexts<'_>) -> Result<Self, KeyError> {
+    /// Parses the keys of the account with this appid.
+    pub fn new(appid: &str, texts: KeyTexts<'_>) -> Result<Self, SigningKeyError> {
         if !matches!(texts.platform_certs.len(), 1 | 2) {
-            return Err(KeyError::Certificates);
+            return Err(SigningKeyError::Certificates);
         }
         let platform = texts.platform_certs.iter().map(|(serial, pem)| {
             let key = keys::platform(pem)?;
@@ -139,8 +140,8 @@ impl SigningKeys {
         })
     }
 
-    /// Puts a call into an envelope. `url` is WeChat's own, without query; `parameters` are those of
-    /// the query but for the token, decoded; an empty body counts as `{}`.
+    /// Signs and encrypts a call. `url` is WeChat's own, without query; `parameters` are the
+    /// decoded query parameters except the token; an empty body counts as `{}`.
     pub fn sign(
         &self,
         url: &str,
@@ -153,6 +154,8 @@ impl SigningKeys {
             .fill(&mut random)
             .map_err(|_| SignError::Crypto)?;
         let nonce = STANDARD.encode(random);
+        // A random nonce of 96 bits: an account signs far fewer than the 2^32 calls per key that
+        // NIST SP 800-38D allows.
         let mut iv = [0; NONCE_LEN];
         self.random.fill(&mut iv).map_err(|_| SignError::Crypto)?;
         let head = json!({"_n": nonce, "_appid": self.appid, "_timestamp": now}).to_string();
@@ -215,7 +218,7 @@ impl SigningKeys {
         })
     }
 
-    /// The signature to check: that of a certificate which is configured.
+    /// Chooses the signature to verify: that of a configured certificate.
     fn choose<'s>(
         &'s self,
         headers: AnswerHeaders<'s>,
@@ -235,7 +238,7 @@ impl SigningKeys {
                     .ok_or(AnswerError::Incomplete(SIGNATURE_DEPRECATED))?;
                 Ok((key, signature, true))
             }
-            // It comes from outside and ends up in a log.
+            // Sanitised, because the value comes from the network and ends up in a log.
             None => Err(AnswerError::UnknownSerial(
                 serial
                     .chars()
@@ -292,7 +295,7 @@ impl SigningKeys {
         };
         let iv = decoded(&envelope.iv)?;
         let tag = decoded(&envelope.authtag)?;
-        // A shorter tag would be easier to forge.
+        // A shorter tag is easier to forge.
         if tag.len() != TAG_LEN {
             return Err(AnswerError::NotAnEnvelope);
         }
@@ -310,7 +313,7 @@ impl SigningKeys {
         Ok(data)
     }
 
-    /// The content without the members of the envelope, all others byte for byte.
+    /// Removes the envelope's own members from the content; keeps all others byte for byte.
     fn plain(&self, content: &[u8], timestamp: u64) -> Result<Vec<u8>, AnswerError> {
         let members = members(content).ok_or(AnswerError::Content)?;
         let is = |name: &str, right: &Value| {

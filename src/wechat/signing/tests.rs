@@ -4,7 +4,7 @@ use super::*;
 
 const URL: &str = "https://api.weixin.qq.com/wxa/business/getuserphonenumber";
 const APP: &str = "wx0123456789abcdef";
-/// When the answer of the vectors was signed.
+/// Time at which the answer of the vectors was signed.
 const SIGNED: u64 = 1_764_288_001;
 
 fn vectors() -> Value {
@@ -31,7 +31,7 @@ fn pem(label: &str, base64: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// The certificates of the vectors: `new` and `old`.
+/// Certificates of the vectors: `new` and `old`.
 fn certs(vectors: &Value, which: &[&str]) -> Vec<(String, Vec<u8>)> {
     which
         .iter()
@@ -63,7 +63,7 @@ fn keys() -> SigningKeys {
     keys_with(&["new"])
 }
 
-/// The headers and the body of the answer of this name.
+/// Headers and body of the answer of this name.
 fn answer(vectors: &Value, name: &str) -> (Vec<(String, String)>, String) {
     let at = format!("/S2_response/{name}");
     let headers = vectors
@@ -360,8 +360,8 @@ fn an_answer_that_is_old_changed_or_unsigned_is_not_passed_on() {
     }
 }
 
-/// An answer that WeChat could have signed, with something wrong inside. The signature is not what
-/// is tested here.
+/// Answer with a fault inside that WeChat could have signed. These tests do not concern the
+/// signature itself.
 #[test]
 fn what_is_wrong_inside_an_envelope_is_told() {
     let keys = keys();
@@ -450,15 +450,15 @@ fn a_key_that_cannot_be_used_says_why() {
     };
     assert_eq!(read(&rsa, &format!(" {aes}\n"), &cert), Ok(()));
     for (private, aes, certs, error) in [
-        (&b"x"[..], aes, &cert[..], KeyError::NoPrivateKey),
-        (&cert[0].1, aes, &cert, KeyError::NoPrivateKey),
-        (&sm2, aes, &cert, KeyError::NotRsa),
-        (&rsa, "no base64!", &cert, KeyError::AesNotBase64),
-        (&rsa, sm4, &cert, KeyError::Sm4),
-        (&rsa, "AAAA", &cert, KeyError::AesLength),
-        (&rsa, aes, &none, KeyError::NoCertificate),
-        (&rsa, aes, &[], KeyError::Certificates),
-        (&rsa, aes, &three, KeyError::Certificates),
+        (&b"x"[..], aes, &cert[..], SigningKeyError::NoPrivateKey),
+        (&cert[0].1, aes, &cert, SigningKeyError::NoPrivateKey),
+        (&sm2, aes, &cert, SigningKeyError::NotRsa),
+        (&rsa, "no base64!", &cert, SigningKeyError::AesNotBase64),
+        (&rsa, sm4, &cert, SigningKeyError::Sm4),
+        (&rsa, "AAAA", &cert, SigningKeyError::AesLength),
+        (&rsa, aes, &none, SigningKeyError::NoCertificate),
+        (&rsa, aes, &[], SigningKeyError::Certificates),
+        (&rsa, aes, &three, SigningKeyError::Certificates),
     ] {
         assert_eq!(read(private, aes, certs), Err(error));
     }

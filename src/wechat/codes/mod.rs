@@ -1,226 +1,226 @@
-//! Error codes of the token endpoints and what follows from each, and the codes that metrics may
-//! name.
+//! Error codes of the token endpoints with their consequences.
 //!
 //! The meanings are those of WeChat's own tables (pages of getAccessToken, getStableAccessToken and
 //! "common error codes", the WeCom page 90455, and the enumeration in WxJava); the classes are
-//! ours. Which codes make a business answer stale is here too; how an answer is searched for them
-//! is not.
+//! ours. The codes that make a business answer stale are here too; [`super::verdict`] finds the
+//! code in an answer.
 
+mod labels;
+
+pub use self::labels::{known, label};
 use super::{address, api::Platform};
 
-/// What a refusal by a token endpoint means for the next attempt.
+/// Consequence of a token endpoint's refusal for the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Class {
-    /// WeChat is busy; try again soon.
+pub enum RefusalClass {
+    /// Temporary overload at WeChat; retry soon.
     Busy,
-    /// A limit per minute; try again in the next one.
+    /// Limit per minute; retry in the next minute.
     Minute,
-    /// The day's quota is used up; only an operator or midnight helps.
+    /// Daily quota used up; only an operator or midnight helps.
     Quota,
-    /// The calling address is not welcome. True for this node only: another one may have another
-    /// address.
+    /// Calling address refused. Concerns this node only: other nodes may have other addresses.
     Address,
-    /// An administrator of the account has to agree, or has refused.
+    /// Approval by an administrator of the account is pending or was refused.
     Approval,
-    /// Appid or secret are wrong.
+    /// Wrong appid or secret.
     Credential,
-    /// The account or its secret is frozen or punished.
+    /// Account or secret frozen or punished.
     Frozen,
-    /// Anything else: remembered like a refused address, as nothing better is known.
+    /// Any other code; handled like a refused address, for lack of better knowledge.
     Other,
 }
 
-/// One line of the table.
+/// Row of a table of error codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenCode {
     /// WeChat's `errcode`.
     pub code: i64,
-    /// What follows from it.
-    pub class: Class,
-    /// What it means and what an operator has to do: one sentence in two parts, without a full
-    /// stop.
+    /// Consequence for the next attempt.
+    pub class: RefusalClass,
+    /// Meaning and remedy: one sentence in two parts, without a full stop.
     pub advice: &'static str,
 }
 
-/// `errcode` of a call that arrived without its token. Says nothing about the token itself: it is
-/// neither accepted nor refused.
+/// `errcode` of a call without a token. Says nothing about the account's token, which is neither
+/// accepted nor refused.
 pub const TOKEN_MISSING: i64 = 41001;
 
-/// The table for the token endpoints of the WeChat platform. Codes outside it get [`Class::Other`].
+/// Error codes of the token endpoints of WeChat. Codes outside the table get [`RefusalClass::Other`].
 pub const TOKEN_CODES: &[TokenCode] = &[
     line(
         -1,
-        Class::Busy,
+        RefusalClass::Busy,
         "WeChat is busy: nothing to do, the next attempt follows by itself",
     ),
     line(
         40001,
-        Class::Credential,
+        RefusalClass::Credential,
         "the AppSecret is wrong or belongs to another account: correct the account's secret",
     ),
     line(
         40002,
-        Class::Other,
+        RefusalClass::Other,
         "WeChat refused the grant type: report this as a bug of wxgate",
     ),
     line(
         40013,
-        Class::Credential,
+        RefusalClass::Credential,
         "the appid is invalid: correct the account's appid",
     ),
     line(
         40125,
-        Class::Credential,
+        RefusalClass::Credential,
         "the AppSecret is invalid: correct the account's secret, or reset it at WeChat",
     ),
     line(
         40164,
-        Class::Address,
+        RefusalClass::Address,
         "the calling IP is not on the account's whitelist: add it at mp.weixin.qq.com under basic configuration, IP whitelist",
     ),
     line(
         40234,
-        Class::Other,
+        RefusalClass::Other,
         "WeChat wants this token call signed, which its own list of signed calls does not have: look at API 安全 (开发管理, 开发设置) of this account",
     ),
     line(
         40243,
-        Class::Frozen,
+        RefusalClass::Frozen,
         "the AppSecret is frozen: unfreeze it at mp.weixin.qq.com (takes effect after about 10 minutes)",
     ),
     line(
         41002,
-        Class::Credential,
+        RefusalClass::Credential,
         "the appid is missing: set the account's appid",
     ),
     line(
         41004,
-        Class::Credential,
+        RefusalClass::Credential,
         "the AppSecret is missing: set the account's secret",
     ),
     line(
         43002,
-        Class::Other,
+        RefusalClass::Other,
         "WeChat wants POST here: report this as a bug of wxgate, or use token = \"classic\" meanwhile",
     ),
     line(
         45009,
-        Class::Quota,
+        RefusalClass::Quota,
         "the day's quota of the token endpoint is used up: clear the quota at WeChat, or use token = \"stable\"",
     ),
     line(
         45011,
-        Class::Minute,
+        RefusalClass::Minute,
         "too many calls in this minute: nothing to do, the next attempt follows by itself",
     ),
     line(
         45035,
-        Class::Address,
+        RefusalClass::Address,
         "the calling IP is not on the shop's whitelist: add it in the backend of the shop (微信小店)",
     ),
     line(
         48001,
-        Class::Credential,
+        RefusalClass::Credential,
         "the account may not use this endpoint: check appid, account type and the account's token kind",
     ),
     line(
         50004,
-        Class::Frozen,
+        RefusalClass::Frozen,
         "the account may not use access tokens (punishment): see the notices in its backend",
     ),
     line(
         50007,
-        Class::Frozen,
+        RefusalClass::Frozen,
         "the account is frozen: see the notices in its backend",
     ),
     line(
         61004,
-        Class::Address,
+        RefusalClass::Address,
         "the calling IP is not on the third-party platform's whitelist: add it at open.weixin.qq.com",
     ),
     line(
         61024,
-        Class::Other,
+        RefusalClass::Other,
         "this appid belongs to a third-party platform, which has its own token endpoint: use another account",
     ),
     line(
         89501,
-        Class::Approval,
+        RefusalClass::Approval,
         "the calling IP awaits confirmation: ask the account's administrator to confirm it in WeChat",
     ),
     line(
         89503,
-        Class::Approval,
+        RefusalClass::Approval,
         "the call awaits confirmation: ask the account's administrator to confirm the message in WeChat",
     ),
     line(
         89506,
-        Class::Approval,
+        RefusalClass::Approval,
         "the administrator rejected the calling IP twice: it is banned for 24 hours",
     ),
     line(
         89507,
-        Class::Approval,
+        RefusalClass::Approval,
         "the administrator rejected the calling IP: it is banned for one hour",
     ),
 ];
 
-/// The same for WeCom's `cgi-bin/gettoken`, where some numbers have another meaning (WeCom pages
+/// Error codes of WeCom's `cgi-bin/gettoken`, where some numbers have another meaning (WeCom pages
 /// 90454, 90455, 91039).
 pub const WECOM_TOKEN_CODES: &[TokenCode] = &[
     line(
         -1,
-        Class::Busy,
+        RefusalClass::Busy,
         "WeCom is busy: nothing to do, the next attempt follows by itself",
     ),
     line(
         40001,
-        Class::Credential,
+        RefusalClass::Credential,
         "the agent's secret is wrong: correct the account's secret soon, since repeated errors can have the IP banned",
     ),
     line(
         40013,
-        Class::Credential,
+        RefusalClass::Credential,
         "the corpid is invalid: correct the account's appid",
     ),
     line(
         41002,
-        Class::Credential,
+        RefusalClass::Credential,
         "the corpid is missing: set the account's appid",
     ),
     line(
         41004,
-        Class::Credential,
+        RefusalClass::Credential,
         "the agent's secret is missing: set the account's secret",
     ),
     line(
         45009,
-        Class::Quota,
+        RefusalClass::Quota,
         "too many calls of WeCom in this minute or hour: find out who else calls from this IP, or wait",
     ),
     line(
         45033,
-        Class::Minute,
+        RefusalClass::Minute,
         "too many calls of WeCom at once: nothing to do, the next attempt follows by itself",
     ),
     line(
         48002,
-        Class::Approval,
+        RefusalClass::Approval,
         "the agent has no right to call the API: grant it in the console of WeCom",
     ),
     line(
         50003,
-        Class::Frozen,
+        RefusalClass::Frozen,
         "the agent is disabled: enable it in the console of WeCom",
     ),
     line(
         60020,
-        Class::Address,
+        RefusalClass::Address,
         "the calling IP is not trusted by the WeCom app: add it to the app's trusted IPs (企业可信IP)",
     ),
     line(
         301_002,
-        Class::Approval,
+        RefusalClass::Approval,
         "the agent has no privilege for this: check its rights in the console of WeCom",
     ),
 ];
@@ -228,109 +228,7 @@ pub const WECOM_TOKEN_CODES: &[TokenCode] = &[
 const UNKNOWN: &str =
     "wxgate does not know this code: look it up in WeChat's table of return codes";
 
-/// Everything a metric may name; anything else is `other`. The token codes and what business calls
-/// meet daily.
-const LABELS: &[(i64, &str)] = &[
-    (-1, "-1"),
-    (0, "0"),
-    (2009, "2009"),
-    (40001, "40001"),
-    (40002, "40002"),
-    (40003, "40003"),
-    (40004, "40004"),
-    (40007, "40007"),
-    (40013, "40013"),
-    (40014, "40014"),
-    (40029, "40029"),
-    (40030, "40030"),
-    (40036, "40036"),
-    (40037, "40037"),
-    (40066, "40066"),
-    (40080, "40080"),
-    (40082, "40082"),
-    (40084, "40084"),
-    (40085, "40085"),
-    (40097, "40097"),
-    (40125, "40125"),
-    (40163, "40163"),
-    (40164, "40164"),
-    (40230, "40230"),
-    (40231, "40231"),
-    (40232, "40232"),
-    (40233, "40233"),
-    (40234, "40234"),
-    (40235, "40235"),
-    (40236, "40236"),
-    (40237, "40237"),
-    (40238, "40238"),
-    (40239, "40239"),
-    (40240, "40240"),
-    (40243, "40243"),
-    (41001, "41001"),
-    (41002, "41002"),
-    (41004, "41004"),
-    (41018, "41018"),
-    (41021, "41021"),
-    (41022, "41022"),
-    (41030, "41030"),
-    (42001, "42001"),
-    (42002, "42002"),
-    (42003, "42003"),
-    (42006, "42006"),
-    (42007, "42007"),
-    (42009, "42009"),
-    (43002, "43002"),
-    (43004, "43004"),
-    (43101, "43101"),
-    (44002, "44002"),
-    (45002, "45002"),
-    (45009, "45009"),
-    (45011, "45011"),
-    (45015, "45015"),
-    (45033, "45033"),
-    (45035, "45035"),
-    (45047, "45047"),
-    (46003, "46003"),
-    (47001, "47001"),
-    (47003, "47003"),
-    (48001, "48001"),
-    (48002, "48002"),
-    (48003, "48003"),
-    (48004, "48004"),
-    (48006, "48006"),
-    (50002, "50002"),
-    (50003, "50003"),
-    (50004, "50004"),
-    (50007, "50007"),
-    (60020, "60020"),
-    (61003, "61003"),
-    (61004, "61004"),
-    (61005, "61005"),
-    (61006, "61006"),
-    (61007, "61007"),
-    (61011, "61011"),
-    (61014, "61014"),
-    (61015, "61015"),
-    (61023, "61023"),
-    (61024, "61024"),
-    (76001, "76001"),
-    (76002, "76002"),
-    (76003, "76003"),
-    (76004, "76004"),
-    (81013, "81013"),
-    (85107, "85107"),
-    (87009, "87009"),
-    (87014, "87014"),
-    (89501, "89501"),
-    (89503, "89503"),
-    (89506, "89506"),
-    (89507, "89507"),
-    (93000, "93000"),
-    (301_002, "301002"),
-    (934_011, "934011"),
-];
-
-const fn line(code: i64, class: Class, advice: &'static str) -> TokenCode {
+const fn line(code: i64, class: RefusalClass, advice: &'static str) -> TokenCode {
     TokenCode {
         code,
         class,
@@ -338,8 +236,8 @@ const fn line(code: i64, class: Class, advice: &'static str) -> TokenCode {
     }
 }
 
-/// What a refusal by the platform's token endpoint means. Never fails: an unknown code gets
-/// [`Class::Other`].
+/// Looks up a refusal by the platform's token endpoint. Never fails: an unknown code gets
+/// [`RefusalClass::Other`].
 pub fn token_code(platform: Platform, code: i64) -> TokenCode {
     let table = match platform {
         Platform::Wechat => TOKEN_CODES,
@@ -347,7 +245,7 @@ pub fn token_code(platform: Platform, code: i64) -> TokenCode {
     };
     let unknown = TokenCode {
         code,
-        class: Class::Other,
+        class: RefusalClass::Other,
         advice: UNKNOWN,
     };
     table
@@ -357,8 +255,9 @@ pub fn token_code(platform: Platform, code: i64) -> TokenCode {
         .unwrap_or(unknown)
 }
 
-/// Whether a business answer with this code says that the access token is dead: 40001, 40014 and
-/// 42001; on WeCom, where 40001 means a bad secret, only 40014 and 42001 (WeCom page 90455).
+/// Returns true if a business answer with this code means that the access token is dead: 40001,
+/// 40014 and 42001; on WeCom, where 40001 means a bad secret, only 40014 and 42001 (WeCom page
+/// 90455).
 pub const fn is_stale(platform: Platform, code: i64) -> bool {
     match platform {
         Platform::Wechat => matches!(code, 40001 | 40014 | 42001),
@@ -366,8 +265,8 @@ pub const fn is_stale(platform: Platform, code: i64) -> bool {
     }
 }
 
-/// Whether any rule reads the number as news of the token or of the address. Only an `errcode` is
-/// such news.
+/// Returns true if the number, as an `errcode`, concerns the token or the calling address on any
+/// platform.
 pub const fn says_something_of_tokens(code: i64) -> bool {
     code == 41001
         || is_stale(Platform::Wechat, code)
@@ -376,8 +275,8 @@ pub const fn says_something_of_tokens(code: i64) -> bool {
         || address::may_be_refused(Platform::Wecom, code)
 }
 
-/// The code that tells a caller that its phantom token is dead, so that an SDK asks for another one.
-/// Each platform's SDKs know this one best: those of WeCom take 40001 for a wrong secret and give
+/// Returns the code that reports a dead phantom token, so that an SDK fetches a new one. SDKs of
+/// each platform handle these two codes best: those of WeCom treat 40001 as a wrong secret and give
 /// up.
 pub const fn stale_code(platform: Platform) -> u32 {
     match platform {
@@ -386,34 +285,9 @@ pub const fn stale_code(platform: Platform) -> u32 {
     }
 }
 
-/// The code as a metric label, if it is one of those that may become one. The set is bounded, since
-/// answers may hold any number that a caller managed to have echoed.
-pub fn known(code: i64) -> Option<&'static str> {
-    LABELS
-        .binary_search_by_key(&code, |(code, _)| *code)
-        .ok()
-        .and_then(|at| LABELS.get(at))
-        .map(|(_, label)| *label)
-}
-
-/// [`known`], or `other`.
-pub fn label(code: i64) -> &'static str {
-    known(code).unwrap_or("other")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn labels_are_sorted_and_say_their_number() {
-        assert!(LABELS.is_sorted_by(|a, b| a.0 < b.0));
-        for (code, label) in LABELS {
-            assert_eq!(code.to_string(), *label);
-            assert_eq!(known(*code), Some(*label));
-        }
-        assert_eq!(label(123_456_789), "other");
-    }
 
     #[test]
     fn every_token_code_stands_once_has_a_label_and_says_what_to_do() {
@@ -454,10 +328,16 @@ mod tests {
     #[test]
     fn an_unknown_refusal_is_remembered_like_a_fatal_one() {
         for platform in [Platform::Wechat, Platform::Wecom] {
-            assert_eq!(token_code(platform, 77_777).class, Class::Other);
-            assert_eq!(token_code(platform, -1).class, Class::Busy);
+            assert_eq!(token_code(platform, 77_777).class, RefusalClass::Other);
+            assert_eq!(token_code(platform, -1).class, RefusalClass::Busy);
         }
-        assert_eq!(token_code(Platform::Wechat, 40164).class, Class::Address);
-        assert_eq!(token_code(Platform::Wecom, 60020).class, Class::Address);
+        assert_eq!(
+            token_code(Platform::Wechat, 40164).class,
+            RefusalClass::Address
+        );
+        assert_eq!(
+            token_code(Platform::Wecom, 60020).class,
+            RefusalClass::Address
+        );
     }
 }
