@@ -24,7 +24,7 @@ pub(super) struct Keepers {
     running: Vec<(AccountSettings, AccountTokens)>,
 }
 
-/// What became of the accounts, by name.
+/// Names of the accounts that were added, changed and removed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Changes {
     pub(super) added: Vec<String>,
@@ -36,7 +36,7 @@ pub(super) struct Changes {
 pub(super) struct Leaving(Vec<(AccountSettings, AccountTokens)>);
 
 impl Keepers {
-    /// None yet.
+    /// Empty, until [`Keepers::follow`].
     pub(super) fn new(
         client: TokenClient,
         store: Arc<dyn TokenStore>,
@@ -90,7 +90,7 @@ impl Keepers {
         (changes, Leaving(leaving))
     }
 
-    /// Lets those go that were replaced or removed.
+    /// Retires those that were replaced or removed, and drops the gauges of removed accounts.
     pub(super) fn dismiss(&self, leaving: Leaving) {
         let running: HashSet<&AccountName> = self.running.iter().map(|(on, _)| &on.name).collect();
         for (account, keeper) in leaving.0 {
@@ -101,12 +101,12 @@ impl Keepers {
         }
     }
 
-    /// Account by account, in the order of the configuration.
+    /// Accounts in the order of the configuration.
     pub(super) fn running(&self) -> &[(AccountSettings, AccountTokens)] {
         &self.running
     }
 
-    /// The same by name.
+    /// Accounts by name.
     pub(super) fn by_name(&self) -> Arc<Accounts> {
         Arc::new(
             self.running

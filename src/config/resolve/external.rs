@@ -1,16 +1,20 @@
-//! `token = { from = … }`: where another central server keeps an account's token.
+//! `token = { from = … }`: tokens that another central server keeps.
 
 use std::collections::BTreeMap;
 
 use crate::{
-    config::{problem::Place, raw, read::At, secret::Context},
+    config::{problem::KeyPlace, raw, read::At, secret::ConfigResolver},
     token::source::external::{Header, HttpSettings, RedisSettings, Settings},
 };
 
-impl Context<'_> {
-    /// The place, or nothing when something about it is wrong.
-    pub(super) fn elsewhere(&mut self, raw: raw::Elsewhere, place: &Place) -> Option<Settings> {
-        let raw::Elsewhere {
+impl ConfigResolver<'_> {
+    /// Resolves the settings of the other server; `None` after a problem was reported.
+    pub(super) fn external_token(
+        &mut self,
+        raw: raw::ExternalToken,
+        place: &KeyPlace,
+    ) -> Option<Settings> {
+        let raw::ExternalToken {
             from,
             url,
             key,
@@ -28,15 +32,11 @@ impl Context<'_> {
         }
         let key = self.not_empty(key);
         let field = self.not_empty(field).map(|at| at.value);
-        let url_place = url.as_ref().map(|at| at.place.clone());
+        let url_place = url.as_ref().map_or(place, |at| &at.place).clone();
         let url = url.and_then(|form| self.secret(&form));
-        let fault = |context: &mut Self, message: &str| {
-            context
-                .report
-                .problem(url_place.as_ref().unwrap_or(place), message);
-        };
+        // Keys of the other kind of server are problems: the operator may have meant that one.
         match from?.value {
-            raw::ElsewhereKind::Redis => {
+            raw::ExternalKind::Redis => {
                 if let Some(header) = header {
                     self.report
                         .problem(&header.place, "is for from = \"http\" only: remove it");
@@ -47,28 +47,23 @@ impl Context<'_> {
                         "must be set: the key in Redis, such as \"wx:access_token:wx…\"",
                     );
                 }
-                let (url, key) = (url?, key?.value);
-                let settings = RedisSettings::new(url, key, field)
-                    .map_err(|message| fault(self, message))
-                    .ok()?;
+                let settings = RedisSettings::new(url?, key?.value, field);
+                let settings = self.usable(&url_place, settings)?;
                 if settings.is_in_the_clear() {
                     let message =
                         "the token crosses the network in the clear; rediss:// has it encrypted";
-                    self.report
-                        .warning(url_place.as_ref().unwrap_or(place), message);
+                    self.report.warning(&url_place, message);
                 }
                 Some(Settings::Redis(settings))
             }
-            raw::ElsewhereKind::Http => {
+            raw::ExternalKind::Http => {
                 if let Some(key) = key {
                     self.report
                         .problem(&key.place, "is for from = \"redis\" only: remove it");
                 }
                 let headers = self.headers(header);
-                HttpSettings::new(url?, headers, field)
-                    .map(Settings::Http)
-                    .map_err(|message| fault(self, message))
-                    .ok()
+                let settings = HttpSettings::new(url?, headers, field);
+                self.usable(&url_place, settings).map(Settings::Http)
             }
         }
     }
@@ -81,12 +76,13 @@ impl Context<'_> {
             };
             match Header::new(&name, value) {
                 Ok(header) => headers.push(header),
-                Err(message) => self.report.problem(&form.place, message),
+                Err(error) => self.report.problem(&form.place, error.to_string()),
             }
         }
         headers
     }
 
+    /// Reports an empty text.
     fn not_empty(&mut self, text: Option<At<String>>) -> Option<At<String>> {
         if let Some(at) = text.as_ref().filter(|at| at.value.is_empty()) {
             self.report.problem(&at.place, "must not be empty");
