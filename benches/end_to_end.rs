@@ -1,6 +1,7 @@
 //! Whole requests: client, proxy and fake WeChat in one process, over loopback and TLS.
 //!
-//! Everything shares the machine's cores, so only the differences between the rows mean something.
+//! All parts share the cores of the machine, so only the differences between the rows are
+//! meaningful.
 
 #![allow(
     missing_docs,

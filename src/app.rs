@@ -1,7 +1,8 @@
-//! The composition root: configuration in, a bound and runnable wxgate out.
+//! Composition root: builds every part of wxgate from a configuration, runs the parts, and drains
+//! them in order at the end.
 //!
-//! Builds every part, hands each what it needs, and drains them in order at the end. Holds no logic
-//! of its own, and knows nothing of the sandbox: the demo puts the two together from outside.
+//! The parts themselves are in the other modules. The sandbox is not known here; `cli::demo` puts
+//! the two together.
 
 pub mod descriptors;
 mod loops;
@@ -9,15 +10,18 @@ mod refreshers;
 mod reload;
 mod restart;
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::Mutex,
+    time::{error::Elapsed, timeout},
+};
 
 pub use self::{
-    loops::{LeadsBack, Names, check_written as check_loops},
+    loops::{LoopError, NameLookup, check_written as check_loops},
     reload::{Loader, Reloader},
 };
-use self::{refreshers::Refreshers, reload::Running};
+use self::{refreshers::Refreshers, reload::RunningParts};
 
 use crate::{
     admin::{self, Admin},
@@ -27,7 +31,7 @@ use crate::{
         listen::BoundAddr,
     },
     proxy::{self, AccessLogSettings, Listeners, Proxy},
-    telemetry::{output::Output, registry::Metrics},
+    telemetry::{output::Output, registry::MetricsRegistry},
     token::{
         self,
         source::{ClientError, TokenClient},
@@ -35,20 +39,20 @@ use crate::{
     },
 };
 
-/// Time in which threads say how many requests they have cut.
-const CUT: Duration = Duration::from_secs(1);
-
-/// How long each step of a stop may take.
+/// Time limits of the steps of a stop.
 #[derive(Debug, Clone, Copy)]
 pub struct Grace {
-    /// Readiness is gone, connections are still taken.
+    /// Time in which `/readyz` answers 503 and connections are still accepted.
     pub leaving: Duration,
-    /// Kept-alive connections may send one more request. From the begin of the stop, like
-    /// `leaving`.
+    /// Time in which kept-alive connections may send one more request; counted from the begin of
+    /// the stop, like `leaving`.
     pub idle: Duration,
-    /// Requests in flight may end.
+    /// Time in which requests in flight may end; counted from the end of `leaving`.
     pub closing: Duration,
 }
+
+/// Time in which worker threads report the number of requests that they have cut.
+const ABORT_TIME: Duration = Duration::from_secs(1);
 
 impl Default for Grace {
     fn default() -> Self {
@@ -60,65 +64,55 @@ impl Default for Grace {
     }
 }
 
-/// Why wxgate could not start.
+/// Reason why wxgate could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The folder of the file store.
+    /// The folder of the file store cannot be used.
     #[error("{0}")]
     Store(#[from] OpenError),
-    /// The client for the token endpoints.
+    /// The client for the token endpoints cannot be built.
     #[error("upstream: {0}")]
     Client(#[from] ClientError),
-    /// The data path.
+    /// The data path cannot be built, or its listeners not be bound.
     #[error(transparent)]
     Proxy(#[from] proxy::BuildError),
-    /// The admin listener.
+    /// The admin listener cannot be bound.
     #[error(transparent)]
-    Admin(#[from] admin::BindError),
-    /// Calls to WeChat would end here.
+    Admin(#[from] admin::AdminBindError),
+    /// Calls to WeChat would end at wxgate itself.
     #[error(transparent)]
-    Loop(#[from] LeadsBack),
+    Loop(#[from] LoopError),
 }
 
-/// wxgate with its listeners bound. Nothing is served before [`App::run`].
+/// Instance of wxgate with bound listeners. Serves nothing before [`App::run`].
 pub struct App {
     proxy: proxy::Bound,
     admin: Admin,
-    running: Arc<Mutex<Running>>,
+    running: Arc<Mutex<RunningParts>>,
     control: DrainControl,
     drain: drain::Drain,
     grace: Grace,
 }
 
 impl App {
-    /// Opens the store, binds the listeners and starts the refreshers. The current runtime becomes the
-    /// one for background work; requests get threads of their own.
+    /// Opens the store, binds the listeners and starts the refreshers. Background work runs on the
+    /// current runtime; requests get threads of their own.
     ///
     /// # Errors
     /// See [`StartError`].
     pub fn build(config: &Config, log: Option<AccessLogSettings>) -> Result<Self, StartError> {
-        let metrics = Metrics::default();
+        let metrics = MetricsRegistry::default();
         let client = TokenClient::new(&config.proxy.upstream.egress, config.token.fetch_timeout)?;
-        let keys = config.store.keys.clone();
-        let store: Arc<dyn TokenStore> = match &config.store.location {
-            StoreLocation::Memory => Arc::new(MemoryStore::default()),
-            StoreLocation::File(path) => Arc::new(FileStore::open(path, keys)?),
-            StoreLocation::Redis(server) => Arc::new(RedisStore::open(server, keys, client.tls())),
-            #[cfg(feature = "sql")]
-            StoreLocation::Sql(server) => {
-                let ca_file = config.proxy.upstream.egress.ca_file.as_deref();
-                Arc::new(token::store::SqlStore::open(server, keys, ca_file))
-            }
-        };
-        // Before the first token is asked for: a second instance that was started by mistake must
-        // not spend one.
+        let store = open_store(config, &client)?;
+        // Before the first token is fetched: a second instance that was started by mistake must
+        // fail here, without a fetch.
         let listeners = Listeners::bind(&config.proxy)?;
         let own = listeners.tcp();
         loops::check(
             &config.accounts,
             &config.proxy.upstream.egress,
             &own,
-            Names::Ask,
+            NameLookup::Resolve,
         )?;
         let admin = Admin::listen(&config.admin)?;
         let token_metrics = metrics.register(token::metrics::TokenMetrics::register);
@@ -131,13 +125,13 @@ impl App {
             log,
             &metrics,
         )?;
-        let admin = Admin::on(admin, &config.admin, refreshers.by_name(), metrics)
+        let admin = Admin::from_listener(admin, &config.admin, refreshers.by_name(), metrics)
             .with_workers(proxy.stuck_workers());
-        let running = Running {
-            // Without secrets that may be replaced one day.
+        let running = RunningParts {
+            // No secrets here: a reload may replace them, and this copy would outlive them.
             started: Config {
                 accounts: Vec::new(),
-                admin: admin::settings::Settings {
+                admin: admin::settings::AdminSettings {
                     key: None,
                     ..config.admin.clone()
                 },
@@ -159,8 +153,7 @@ impl App {
         })
     }
 
-    /// Makes it possible to reload: by the reloader that comes back, and through the admin
-    /// listener.
+    /// Enables reloads, by the returned reloader and through the admin listener.
     #[must_use]
     pub fn reloading(mut self, load: Loader) -> (Self, Reloader) {
         let reloader = Reloader::new(load, Arc::clone(&self.running));
@@ -168,7 +161,7 @@ impl App {
         (self, reloader)
     }
 
-    /// Shows the condition of the log in readiness and metrics.
+    /// Adds the condition of the log to readiness and metrics.
     #[must_use]
     pub fn with_log(mut self, log: &Output) -> Self {
         if let Output::Queue(queue) = log {
@@ -177,27 +170,27 @@ impl App {
         self
     }
 
-    /// Shortens or lengthens the stop.
+    /// Replaces the time limits of the stop.
     #[must_use]
     pub fn with_grace(mut self, grace: Grace) -> Self {
         self.grace = grace;
         self
     }
 
-    /// Where the data listeners stand.
+    /// Addresses of the data listeners.
     pub fn addresses(&self) -> Vec<BoundAddr> {
         self.proxy.addresses()
     }
 
-    /// Where the admin listener stands.
+    /// Address of the admin listener.
     pub fn admin_address(&self) -> &BoundAddr {
         self.admin.address()
     }
 
-    /// Serves until `stop` resolves, then drains; `abort` ends a drain at once.
+    /// Serves until `stop` resolves, then drains. `abort` ends the drain at once.
     ///
     /// # Errors
-    /// When threads cannot be started, or requests had to be cut at the end of the grace.
+    /// If threads cannot be started, or requests had to be cut at the end of the grace.
     pub async fn run(
         self,
         stop: impl Future<Output = ()>,
@@ -206,6 +199,7 @@ impl App {
         let Self {
             proxy,
             admin,
+            // Held until the end, with the handles of all accounts.
             running: _running,
             control,
             drain,
@@ -215,6 +209,7 @@ impl App {
         let proxy = proxy.run(drain);
         tokio::pin!(proxy, stop, abort);
         tokio::select! {
+            // Only after a failure: without a stop, the proxy does not end.
             ended = &mut proxy => return ended.map(|_| ()),
             () = &mut stop => {}
         }
@@ -225,32 +220,21 @@ impl App {
              a second signal stops at once"
         );
         control.advance(Phase::Leaving);
-        let draining = async {
-            tokio::time::sleep(grace.leaving).await;
-            control.advance(Phase::Closing);
-            let ending = async {
-                let idle = tokio::time::sleep(grace.idle.saturating_sub(grace.leaving));
-                tokio::select! {
-                    ended = &mut proxy => return ended,
-                    () = idle => control.advance(Phase::ClosingIdle),
-                }
-                (&mut proxy).await
-            };
-            timeout(grace.closing, ending).await
-        };
         let drained = tokio::select! {
-            drained = draining => Some(drained),
+            drained = drain_in_steps(&control, grace, proxy.as_mut()) => Some(drained),
             () = &mut abort => None,
         };
         control.advance(Phase::Aborting);
-        let admin = timeout(CUT, admin);
+        let admin = timeout(ABORT_TIME, admin);
         match drained {
             Some(Ok(ended)) => {
                 let _ = admin.await;
                 ended.map(|_| ())
             }
             Some(Err(_)) => {
-                let (ended, _) = tokio::join!(timeout(CUT, proxy), admin);
+                // The workers say how many requests they cut. None: the last one ended just in
+                // time.
+                let (ended, _) = tokio::join!(timeout(ABORT_TIME, proxy), admin);
                 match ended {
                     Ok(Ok(0)) => Ok(()),
                     _ => Err(io::Error::other(
@@ -266,4 +250,42 @@ impl App {
             }
         }
     }
+}
+
+/// Moves a drain that is leaving on to its end. Returns the result of the proxy, or an error if
+/// requests were still in flight at the end of the grace.
+async fn drain_in_steps<T>(
+    control: &DrainControl,
+    grace: Grace,
+    mut proxy: Pin<&mut impl Future<Output = T>>,
+) -> Result<T, Elapsed> {
+    tokio::time::sleep(grace.leaving).await;
+    control.advance(Phase::Closing);
+    let closing = async {
+        // Idle connections close later than the listeners, so that a request that is already on its
+        // way gets an answer instead of a reset.
+        let idle = tokio::time::sleep(grace.idle.saturating_sub(grace.leaving));
+        tokio::select! {
+            ended = proxy.as_mut() => return ended,
+            () = idle => control.advance(Phase::ClosingIdle),
+        }
+        proxy.await
+    };
+    timeout(grace.closing, closing).await
+}
+
+/// Opens the store of a configuration. Only a file store can fail here: servers are connected to in
+/// the background, so that wxgate starts without them.
+fn open_store(config: &Config, client: &TokenClient) -> Result<Arc<dyn TokenStore>, OpenError> {
+    let keys = config.store.keys.clone();
+    Ok(match &config.store.location {
+        StoreLocation::Memory => Arc::new(MemoryStore::default()),
+        StoreLocation::File(path) => Arc::new(FileStore::open(path, keys)?),
+        StoreLocation::Redis(server) => Arc::new(RedisStore::open(server, keys, client.tls())),
+        #[cfg(feature = "sql")]
+        StoreLocation::Sql(server) => {
+            let ca_file = config.proxy.upstream.egress.ca_file.as_deref();
+            Arc::new(token::store::SqlStore::open(server, keys, ca_file))
+        }
+    })
 }

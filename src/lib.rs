@@ -1,9 +1,9 @@
-//! wxgate: a reverse proxy that gives WeChat's server API its `access_token`, so that callers need
-//! no credential.
+//! wxgate: a reverse proxy that adds the `access_token` to calls of WeChat's server API, so that
+//! callers need no credential.
 //!
-//! The modules in reading order, lowest floor first; ARCHITECTURE.md has the whole plan and a test
-//! holds the floors: base · telemetry, wechat, net · token, sandbox · service · proxy, admin ·
-//! config · app · cli.
+//! The modules in reading order, lowest floor first; ARCHITECTURE.md describes them, and a test
+//! checks which floor imports which: base · telemetry, wechat, net · token, sandbox · service ·
+//! proxy, admin · config · app · cli.
 
 pub mod admin;
 pub mod app;

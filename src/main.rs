@@ -1,4 +1,4 @@
-//! The binary: exit status and memory allocator. Everything else is in the library.
+//! Binary: entry point and memory allocator. The rest is in the library.
 
 use std::process::ExitCode;
 
@@ -10,13 +10,14 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// jemalloc's options, read by the allocator before `main` from the symbol of this name.
 ///
-/// - Unused memory returns to the system after one second instead of ten. The crate's feature
-///   `background_threads` does that on a thread of its own, since an idle process allocates
-///   nothing and would never get to it.
-/// - A thread keeps 256 to 512 free objects of each small size instead of twenty of the larger
-///   ones, and looks for what it can return after 256 KiB of allocations instead of 64: with
-///   hundreds of requests in flight memory kept moving to the arena and back.
-///   `side_by_side gate` counts what that costs.
+/// - Unused memory returns to the system after one second instead of ten. The feature
+///   `background_threads` of the crate does that on a thread of its own, since an idle process
+///   allocates nothing and would never do it.
+/// - A thread cache keeps 256 to 512 free objects of each small size instead of twenty of the
+/// larger
+///   sizes, and is collected after 256 KiB of allocations instead of 64: with hundreds of requests
+/// in
+///   flight, memory kept moving to the arena and back. `side_by_side gate` counts the instructions.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[allow(
     unsafe_code,

@@ -1,5 +1,5 @@
-//! Who calls and may they: keys, networks, paths and phantoms, with few and with many clients and
-//! accounts.
+//! Identification of callers and check of their rights: keys, networks, paths and phantoms, with
+//! few and with many clients and accounts.
 
 use std::{hint::black_box, net::IpAddr, time::Duration};
 
@@ -19,7 +19,7 @@ use super::accounts::account;
 
 const PATH: &str = "/cgi-bin/message/custom/send";
 
-/// The client at this place: of two, one has a key and the other a network. Each may use every
+/// Returns the client at an index: every second has a key, the others a network. Each may use every
 /// account, by name.
 fn client(place: usize, accounts: usize) -> Client {
     let key = format!("key-{place}-0123456789abcdef");
@@ -40,8 +40,7 @@ fn client(place: usize, accounts: usize) -> Client {
     }
 }
 
-/// A hundred clients with rights on a hundred accounts must cost a request little more than one of
-/// each.
+/// Compares one client and account with a hundred of each, which must cost little more.
 pub(super) fn rights(c: &mut Criterion) {
     let mut group = c.benchmark_group("access");
     for count in [2, 100] {

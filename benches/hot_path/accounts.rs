@@ -1,4 +1,4 @@
-//! Accounts for the benches, and the selection of one among them.
+//! Accounts for the benches, and the selection of an account.
 
 use std::{hint::black_box, sync::Arc};
 
@@ -17,7 +17,7 @@ use wxgate::{
 
 use super::token::Fixed;
 
-/// The account at this place, with an appid and a host of its own.
+/// Returns the account at an index, with its own appid and host.
 pub(super) fn account(place: usize) -> AccountSettings {
     AccountSettings {
         name: AccountName::new(&format!("shop-{place}")).unwrap(),
@@ -30,7 +30,7 @@ pub(super) fn account(place: usize) -> AccountSettings {
     }
 }
 
-/// Must be called inside a runtime.
+/// Starts the refresher of an account. Must be called inside a runtime.
 pub(super) fn refresher(
     account: &AccountSettings,
     source: impl TokenSource + 'static,
@@ -45,7 +45,7 @@ pub(super) fn refresher(
     )
 }
 
-/// A hundred accounts must cost a request no more than one.
+/// Compares one account with a hundred, which must cost the same.
 pub(super) fn selection(c: &mut Criterion) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();

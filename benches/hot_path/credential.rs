@@ -1,4 +1,4 @@
-//! The look-up of the credential that a call takes.
+//! Look-up of the credential that a call takes.
 
 use std::hint::black_box;
 

@@ -1,6 +1,6 @@
-//! The stages that every request pays for, each by itself. Calls production code only.
+//! Stages of a request, each measured by itself. Calls production code only.
 //!
-//! Absolute times depend on the machine; compare runs on the same one (`cargo bench --bench
+//! Absolute times depend on the machine: compare runs on the same machine (`cargo bench --bench
 //! hot_path`).
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark")]
@@ -15,7 +15,7 @@ mod verdict;
 
 use criterion::{criterion_group, criterion_main};
 
-/// As long as WeChat's are.
+/// Access token of the length that WeChat's tokens have.
 const TOKEN: &str = "91_kOqZ3vX1m0yJ7pTq2bWcR5nUeH8sLdFgAaYxIiOoPpQqSsDdFfGgHhJjKkLlZzXxCcVvBbNnMm1234567890-_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKL0123";
 
 criterion_group!(

@@ -1,11 +1,12 @@
-//! The pool of upstream connections: taking one and giving it back, without a request in between.
+//! Pool of upstream connections: taking a connection and returning it, without a request in
+//! between.
 
 use criterion::Criterion;
 use tokio::net::TcpListener;
 use wxgate::proxy::Kept;
 
 pub(super) fn turns(c: &mut Criterion) {
-    // As a worker has it.
+    // The same kind of runtime as that of a worker.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

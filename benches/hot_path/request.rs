@@ -1,4 +1,4 @@
-//! What a request goes through on its way out: its path, its query, its headers.
+//! Path, query and headers of a request on their way to WeChat.
 
 use std::hint::black_box;
 

@@ -1,4 +1,4 @@
-//! Reading the token, alone and while others read and a new one is published again and again.
+//! Reading the token, alone and while other threads read and new tokens are published.
 
 use std::{
     hint::black_box,
@@ -25,10 +25,10 @@ use super::{
     accounts::{account, refresher},
 };
 
-/// Always the same token.
+/// Source of always the same token.
 pub(super) struct Fixed;
 
-/// Another token each time.
+/// Source of another token at each fetch.
 #[derive(Default)]
 struct Changing(AtomicU64);
 
@@ -60,7 +60,7 @@ impl TokenSource for Changing {
     }
 }
 
-/// Threads that do the same thing until they are told to stop.
+/// Threads that repeat an action until they are stopped.
 struct Others {
     stop: Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<()>>,
@@ -118,8 +118,8 @@ pub(super) fn read(c: &mut Criterion) {
         b.iter(|| reading(&kept));
         others.stop();
     });
-    // Looks at what another server keeps spend no budget, so that there can be as many new tokens
-    // as this needs.
+    // Reading the token of another server spends no budget, so that any number of new tokens can be
+    // published.
     let http = external::ExternalHttpSettings::new(
         Secret::new("http://127.0.0.1:9/token"),
         Vec::new(),

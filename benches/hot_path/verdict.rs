@@ -1,4 +1,4 @@
-//! What an answer goes through: the look for an error code.
+//! Search for an error code in an answer.
 
 use std::hint::black_box;
 

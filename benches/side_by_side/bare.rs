@@ -1,8 +1,8 @@
-//! Bare hyper proxies: the least that this stack can do for the job. No stale tokens, limits,
-//! rights, log or metrics.
+//! Bare hyper proxies: the minimum of work on this stack, without stale tokens, limits, rights, log
+//! or metrics.
 //!
-//! `bare` keeps hyper's connections on a stack of its own, `bare-copy` also a copy of each
-//! request's body in a file; `legacy` leaves connections to hyper-util's client.
+//! `bare` keeps connections in a pool of its own; `bare-copy` also copies each request body to a
+//! file; `legacy` leaves connections to the client of hyper-util.
 
 use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -34,18 +34,18 @@ use super::{
 /// Command line of the hidden subcommand.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Which of them.
+    /// Kind of proxy.
     kind: Kind,
-    /// A port of loopback to listen on.
+    /// Port on loopback to listen on.
     #[arg(long)]
     port: u16,
-    /// A port of loopback to call.
+    /// Port on loopback to call.
     #[arg(long)]
     upstream: u16,
-    /// Whom to trust.
+    /// Root certificate to trust.
     #[arg(long)]
     ca: PathBuf,
-    /// What to add.
+    /// Token to add.
     #[arg(long)]
     token: String,
 }
@@ -70,7 +70,7 @@ struct Proxy {
     token: String,
 }
 
-/// Serves until it is killed.
+/// Serves until the process is killed.
 pub(crate) fn serve(options: &Options) -> io::Result<()> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,5 +1,4 @@
-//! Processes that are started here: bound to a core, waited for, and ended by their own id when
-//! they are let go.
+//! Child processes: bound to a core, waited for, and ended by their process id when dropped.
 
 use std::{
     fs::{self, File},
@@ -15,14 +14,14 @@ use tokio::time::Instant;
 
 use super::{Outcome, systems::on_path};
 
-/// Killed when it is dropped.
+/// Child process, killed when dropped.
 pub(crate) struct Child {
     process: Process,
-    /// Standard output and error.
+    /// File with standard output and standard error.
     output: PathBuf,
 }
 
-/// The command, bound to a core where that can be done.
+/// Returns the command, bound to a core if `taskset` is there.
 pub(crate) fn pinned(command: &Command, core: Option<usize>) -> Command {
     let Some(core) = core.filter(|_| on_path("taskset").is_some()) else {
         return copy(command, None);
@@ -52,7 +51,7 @@ fn copy(command: &Command, core: Option<usize>) -> Command {
     copy
 }
 
-/// A port of loopback that is free at this moment.
+/// Returns a port on loopback that is free at this moment.
 pub(crate) fn free_port() -> Outcome<u16> {
     let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
     port.map(|address| address.port())
@@ -60,7 +59,7 @@ pub(crate) fn free_port() -> Outcome<u16> {
 }
 
 impl Child {
-    /// Starts it; what it says goes to a file.
+    /// Starts a process with its output in a file.
     pub(crate) fn spawn(command: &mut Command, output: &Path) -> Outcome<Self> {
         let file = File::create(output).map_err(|error| error.to_string())?;
         let both = file.try_clone().map_err(|error| error.to_string())?;
@@ -75,7 +74,7 @@ impl Child {
         })
     }
 
-    /// Starts it with a pipe as standard error whose other end is held here and never read.
+    /// Starts a process with a pipe as standard error. The other end is held here and never read.
     pub(crate) fn spawn_unread(command: &mut Command) -> Outcome<Self> {
         command
             .stdin(Stdio::null())
@@ -95,7 +94,7 @@ impl Child {
         self.process.id()
     }
 
-    /// Until something listens there.
+    /// Waits until something listens on a port.
     pub(crate) fn listens(&mut self, port: u16, patience: Duration) -> Outcome {
         let end = Instant::now() + patience;
         loop {
@@ -116,7 +115,7 @@ impl Child {
         }
     }
 
-    /// The last lines of what it said.
+    /// Returns the end of the output.
     pub(crate) fn said(&self) -> String {
         let said = fs::read(&self.output).unwrap_or_default();
         let tail = String::from_utf8_lossy(&said[said.len().saturating_sub(800)..]).into_owned();
@@ -127,7 +126,7 @@ impl Child {
         }
     }
 
-    /// Asks it to end, once more each second, and waits.
+    /// Sends SIGTERM once a second until the process has ended.
     pub(crate) fn end(mut self, patience: Duration) -> Outcome<ExitStatus> {
         let start = Instant::now();
         let mut asked = 0;

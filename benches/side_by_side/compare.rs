@@ -1,5 +1,5 @@
-//! Rounds of load on all systems in turn. One round is as noisy as the machine; what can be
-//! compared are ratios within a round, and their medians over several.
+//! Rounds of load on all systems in turn. A single round is as noisy as the machine; only ratios
+//! within a round can be compared, and their medians over several rounds.
 
 use std::{
     collections::BTreeMap,
@@ -26,13 +26,13 @@ use super::{
     world::World,
 };
 
-/// Command line.
+/// Command line of `compare`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Which, in this order; ratios are to the first. Default: all that can run here.
+    /// Systems, in this order; ratios are to the first. Default: all that can run here.
     #[arg(long, value_delimiter = ',')]
     systems: Vec<System>,
-    /// What to ask of them.
+    /// Workloads.
     #[arg(
         long,
         short,
@@ -40,37 +40,37 @@ pub(crate) struct Options {
         default_value = "get,post1k,open4000,churn,dl1m,up10m"
     )]
     workloads: Vec<Workload>,
-    /// Over how many connections (at most 16 where bodies are large).
+    /// Numbers of connections (at most 16 are used where bodies are large).
     #[arg(long, short, value_delimiter = ',', default_value = "32,256")]
     connections: Vec<usize>,
-    /// How often each system has its turn.
+    /// Number of rounds, each with one turn per system.
     #[arg(long, short, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// How long a turn lasts.
+    /// Length of a turn in seconds.
     #[arg(long, short, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: u32,
-    /// Memory of so many idle client connections; 0 leaves it out.
+    /// Number of idle client connections for the memory figure; 0 leaves it out.
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(0..=8000))]
     idle: u32,
-    /// Write all figures there.
+    /// File for all figures.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// One turn of one system.
+/// Figures of a turn of one system.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Turn {
     #[serde(flatten)]
     pub(crate) tally: Tally,
-    /// Microseconds of CPU per request.
+    /// CPU time per request in microseconds.
     pub(crate) cpu: f64,
     pub(crate) per_second: f64,
-    /// The share of the proxy's core that went to others.
+    /// Share of the time on the core of the proxy that other processes took.
     pub(crate) alien: f64,
     pub(crate) rss_kib: u64,
 }
 
-/// Measures and prints.
+/// Measures all systems and prints the tables.
 pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
     let world = World::new(product)?;
     println!("machine: {}\n{}", readings::machine(), world.seating());
@@ -117,13 +117,13 @@ pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
     if let Some(path) = &options.json {
         report::write(path, &report)?;
     }
-    // In peace, since a wxgate that is built for scripts/profile writes its profile when it ends.
+    // With SIGTERM, since an instrumented wxgate (scripts/release) writes its profile at its end.
     systems
         .into_iter()
         .try_for_each(|running| running.child.end(Duration::from_secs(40)).map(drop))
 }
 
-/// Starts those that are wanted, and says of each that it cannot run why.
+/// Starts the systems that are wanted, and prints the reason for each that cannot run.
 fn start(world: &World, options: &Options) -> Vec<Running> {
     let wanted = if options.systems.is_empty() {
         &System::ALL[..]
@@ -170,7 +170,7 @@ fn rounds(
         turn(world, running, workload, connections, 1)?;
     }
     for round in 0..options.rounds as usize {
-        // Nobody always comes after the same one.
+        // The order rotates, so that no system always runs after the same other.
         let mut order: Vec<_> = (0..systems.len())
             .map(|place| systems[(place + round) % systems.len()])
             .collect();
@@ -219,8 +219,8 @@ fn turn(
     let used = readings::cpu_ns(pid).saturating_sub(cpu) as f64;
     let others = (busy() - core) as f64 / 100.0 - used / 1e9;
     let log = world.path(&format!("{}.out", running.system.name()));
-    // The others fail without a copy. wxgate goes on, as it should, and would have the better
-    // figure.
+    // The others fail if a copy fails. wxgate goes on without the copy, as it should, which would
+    // make its figure too good.
     let lost_copy = |said: String| said.contains("cannot keep a request body");
     if workload == Workload::Up10m && fs::read_to_string(&log).is_ok_and(lost_copy) {
         tally.broken += 1;
@@ -232,7 +232,7 @@ fn turn(
         rss_kib: readings::rss_kib(pid),
         tally,
     };
-    // A log of everything that was ever asked would fill the disk.
+    // A log of all turns would fill the disk.
     let _ = File::options()
         .write(true)
         .open(log)
@@ -273,7 +273,7 @@ fn load(
         thread::sleep(Duration::from_millis(10));
     }
     let said = fs::read_to_string(&output).unwrap_or_default();
-    // No line: it could not even connect.
+    // Without a line of output, the load generator could not even connect.
     Ok(serde_json::from_str(&said).unwrap_or(Tally {
         broken: 1,
         seconds: 1.0,
@@ -281,8 +281,8 @@ fn load(
     }))
 }
 
-/// KiB by which the proxy grows for each connection that has made a request and now waits. A new
-/// proxy: one that was under load has memory to spare.
+/// Measures the memory in KiB that the proxy takes for each connection that has made a request and
+/// is idle now. Starts a new proxy, since a proxy that was under load has memory to spare.
 #[allow(clippy::cast_precision_loss, reason = "KiB")]
 fn idle(world: &World, system: System, count: u32) -> Outcome<f64> {
     let running = system.start(world)?;
@@ -294,7 +294,7 @@ fn idle(world: &World, system: System, count: u32) -> Outcome<f64> {
         driver.get(1)?;
         open.push(driver);
     }
-    // What is given back after a while has been given back by then.
+    // By then, memory that is returned with a delay has been returned.
     thread::sleep(Duration::from_secs(6));
     Ok((readings::rss_kib(pid) as f64 - before as f64) / f64::from(count))
 }

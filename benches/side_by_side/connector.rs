@@ -1,4 +1,4 @@
-//! Opens TLS connections to the fake upstream, for the bare proxies.
+//! TLS connections to the fake upstream, for the bare proxies.
 
 use std::{
     future::Future,
@@ -24,14 +24,14 @@ use tower_service::Service;
 
 use super::tls;
 
-/// Always calls the same address.
+/// Connector to one address.
 #[derive(Clone)]
 pub(crate) struct Connector {
     address: SocketAddr,
     tls: TlsConnector,
 }
 
-/// A connection, as hyper wants it.
+/// TLS connection in the form that hyper needs.
 pub(crate) struct Link(TokioIo<TlsStream<TcpStream>>);
 
 impl Connector {

@@ -1,8 +1,7 @@
-//! A request's body that leaves a copy of itself in a file on its way: what a replay of a large
-//! upload costs.
+//! Request body that copies itself to a file on its way: the cost of the replay of a large upload.
 //!
-//! Nothing ever reads the copy. Files have no name, and are written over by the next body for as
-//! long as wxgate's are.
+//! The copies are never read. Files have no name, and are reused by the next body for as long as
+//! those of wxgate.
 
 use std::{
     fs::File,
@@ -20,22 +19,22 @@ use tokio::time::Instant;
 
 use super::Failure;
 
-/// A file that waited for longer is not written over.
+/// Time for which a spare file waits for the next body.
 const SPARE_FOR: Duration = Duration::from_secs(1);
-/// Nor is an older one, which the kernel may be about to write out.
+/// Age up to which a file is reused. The kernel may be about to write an older file out.
 const MAX_AGE: Duration = Duration::from_secs(20);
 
-/// Files that wait for a body, and since when.
+/// Spare files, each with the time since when it waits for a body.
 #[derive(Clone, Default)]
 pub(crate) struct Files(Arc<Mutex<Vec<(Kept, Instant)>>>);
 
-/// See the module. Without a copy it is hyper's body and nothing else.
+/// Body that is copied to a file. Without a file, the body passes unchanged.
 pub(crate) struct Copied {
     incoming: Incoming,
     copy: Option<(Kept, Files)>,
 }
 
-/// A copy.
+/// File with the copy of a body.
 pub(crate) struct Kept {
     file: File,
     born: Instant,
@@ -43,8 +42,10 @@ pub(crate) struct Kept {
 }
 
 impl Files {
+    /// Returns a spare file or a new one.
+    ///
     /// # Errors
-    /// When there can be no file.
+    /// If no file can be made.
     pub(crate) fn lend(&self) -> io::Result<(Kept, Self)> {
         let now = Instant::now();
         let mut spare = self.lock();
@@ -91,7 +92,7 @@ impl Body for Copied {
         if let (Some(Ok(frame)), Some((kept, _))) = (&polled, &mut self.copy)
             && let Some(data) = frame.data_ref()
         {
-            // Half a copy would be too good a figure, so the upload fails.
+            // An incomplete copy would make the figure too good, so the upload fails.
             kept.file.write_all_at(data, kept.written)?;
             kept.written += data.len() as u64;
         }

@@ -1,8 +1,8 @@
-//! Instructions in user space (callgrind) and system calls (strace) per request: one kept
-//! connection, one GET after the other, TLS towards the upstream.
+//! Instructions in user space (callgrind) and system calls (strace) per request: one GET after the
+//! other over a single kept-alive connection, TLS towards the upstream.
 //!
-//! Each system runs twice, with few and with many requests, and the difference is divided by how
-//! many more they were: so start, handshakes and end are not in the figures.
+//! Each system runs twice, with few and with many requests. The difference of the totals is divided
+//! by the difference of the requests, so that start, handshakes and end are not in the figures.
 
 use std::{
     fs,
@@ -24,23 +24,23 @@ use super::{
     world::World,
 };
 
-/// Command line.
+/// Command line of `count`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Which. Default: nginx, nginx-lua, haproxy, bare, legacy, wxgate and wxgate-key, as far as
-    /// they are here.
+    /// Systems. Default: nginx, nginx-lua, haproxy, bare, legacy, wxgate and wxgate-key, as far as
+    /// they are installed.
     #[arg(long, value_delimiter = ',')]
     systems: Vec<System>,
 }
 
-/// What counts.
+/// Program that counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tool {
     Callgrind,
     Strace,
 }
 
-/// Envoy is left out: valgrind does not stand it.
+/// Systems that are counted. Envoy does not run under valgrind.
 const COUNTED: [System; 7] = [
     System::Nginx,
     System::NginxLua,
@@ -51,7 +51,7 @@ const COUNTED: [System; 7] = [
     System::WxgateKey,
 ];
 
-/// Counts and prints.
+/// Counts and prints the table.
 pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
     let world = World::new(product)?;
     println!("machine: {}", readings::machine());
@@ -92,7 +92,7 @@ pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
     Ok(())
 }
 
-/// What one more request costs.
+/// Returns the cost of a request.
 pub(crate) fn per_request(world: &World, system: System, tool: Tool) -> Outcome<f64> {
     let (few, many) = match tool {
         Tool::Callgrind => (500, 2500),
@@ -103,7 +103,7 @@ pub(crate) fn per_request(world: &World, system: System, tool: Tool) -> Outcome<
     Ok((second - first) / f64::from(many - few))
 }
 
-/// What a whole life with so many requests costs.
+/// Returns the cost of a process from start to end, with this number of requests.
 fn total(world: &World, system: System, tool: Tool, requests: u32) -> Outcome<f64> {
     let port = free_port()?;
     let counted = world.path(&format!("{}.{}", system.name(), tool.program()));
@@ -120,7 +120,7 @@ fn total(world: &World, system: System, tool: Tool, requests: u32) -> Outcome<f6
         .map_err(|error| format!("{error}; {}", child.said()))?;
     drop(driver);
     child.end(Duration::from_secs(60))?;
-    // strace is not our child, and writes a moment after the one that it watched has ended.
+    // strace is no child of this process, and writes a moment after the traced process has ended.
     for _ in 0..250 {
         if let Some(figure) = fs::read_to_string(&counted)
             .ok()
@@ -138,7 +138,7 @@ fn total(world: &World, system: System, tool: Tool, requests: u32) -> Outcome<f6
 }
 
 impl Tool {
-    /// Its name, on PATH and in Debian.
+    /// Name on PATH and of the Debian package.
     pub(crate) fn program(self) -> &'static str {
         match self {
             Self::Callgrind => "valgrind",
@@ -146,7 +146,7 @@ impl Tool {
         }
     }
 
-    /// Why it cannot count here.
+    /// Reason why the tool does not work here, if it does not.
     pub(crate) fn missing(self) -> Option<String> {
         let program = self.program();
         if on_path(program).is_none() {
@@ -154,7 +154,7 @@ impl Tool {
                 "{program} is not installed (Debian: apt-get install {program})"
             ));
         }
-        // A container may forbid what it lives by.
+        // Tried out, since a container may forbid the system calls that the tool needs.
         let mut command = match self {
             Self::Callgrind => Command::new("valgrind"),
             Self::Strace => Command::new("strace"),
@@ -178,7 +178,7 @@ impl Tool {
         }
     }
 
-    /// The command, watched, so that its process id is that of the one who is watched.
+    /// Returns the command under the tool, with the process id that of the command itself.
     pub(crate) fn around(self, command: &Command, counted: &Path) -> Outcome<Command> {
         if let Some(reason) = self.missing() {
             return Err(reason);
@@ -188,7 +188,7 @@ impl Tool {
             Self::Callgrind => {
                 watched.arg("--tool=callgrind");
                 watched.arg(format!("--callgrind-out-file={}", counted.display()));
-                // OpenSSL would use vector AES, which valgrind does not know.
+                // Keeps OpenSSL from vector AES, which valgrind does not know.
                 watched.env("OPENSSL_ia32cap", "~0x1000000000000000");
             }
             Self::Strace => {
@@ -207,7 +207,7 @@ impl Tool {
         Ok(watched)
     }
 
-    /// The figure, once it is there.
+    /// Reads the figure from the output of the tool, if it is complete.
     pub(crate) fn read(self, text: &str) -> Option<f64> {
         let mut words = text.lines().rev().map(str::split_whitespace);
         match self {

@@ -1,5 +1,5 @@
-//! A caller that asks one thing after the other over one kept connection: for counts, and to see
-//! that a proxy works.
+//! Caller with one request at a time over a kept-alive connection: for counts, and to check that a
+//! proxy works.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -12,7 +12,7 @@ use super::{
     workload::{self, request},
 };
 
-/// One connection.
+/// Connection of the caller.
 pub(crate) struct Driver {
     stream: TcpStream,
     key: Option<&'static str>,
@@ -22,7 +22,7 @@ impl Driver {
     pub(crate) fn connect(port: u16, key: Option<&'static str>) -> Outcome<Self> {
         let stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port)));
         let stream = stream.and_then(|stream| {
-            // Under valgrind everything is fifty times slower.
+            // Enough for valgrind, under which programs are about fifty times slower.
             stream.set_read_timeout(Some(Duration::from_secs(60)))?;
             stream.set_nodelay(true)?;
             Ok(stream)
@@ -33,18 +33,18 @@ impl Driver {
         })
     }
 
-    /// The small GET, so many times. All must be answered with 200.
+    /// Sends the small GET this many times. Each answer must have status 200.
     pub(crate) fn get(&mut self, times: u32) -> Outcome {
         (0..times).try_for_each(|_| self.ask(workload::GET).map(drop))
     }
 
-    /// The body of the answer, which must be 200.
+    /// Sends a GET and returns the body of the answer, which must have status 200.
     pub(crate) fn ask(&mut self, target: &str) -> Outcome<String> {
         self.send(target)?;
         self.receive()
     }
 
-    /// A GET, without waiting for its answer.
+    /// Sends a GET without waiting for the answer.
     pub(crate) fn send(&mut self, target: &str) -> Outcome {
         let request = request("GET", target, self.key, false, None);
         self.stream
@@ -52,13 +52,13 @@ impl Driver {
             .map_err(|error| error.to_string())
     }
 
-    /// The answer to JSON; must be 200.
+    /// Sends JSON and returns the body of the answer, which must have status 200.
     pub(crate) fn post(&mut self, target: &str, json: &str) -> Outcome<String> {
         self.send_post(target, json)?;
         self.receive()
     }
 
-    /// JSON, without waiting for the answer.
+    /// Sends JSON without waiting for the answer.
     pub(crate) fn send_post(&mut self, target: &str, json: &str) -> Outcome {
         let mut request = request("POST", target, self.key, false, Some(json.len()));
         request.truncate(request.len() - json.len());
@@ -68,7 +68,7 @@ impl Driver {
             .map_err(|error| error.to_string())
     }
 
-    /// Whether something can be read already.
+    /// True if a part of the answer can be read already.
     pub(crate) fn has_answer(&self) -> bool {
         let peek = || {
             self.stream.set_nonblocking(true)?;
@@ -79,7 +79,7 @@ impl Driver {
         peek().is_ok()
     }
 
-    /// The body of the answer to what was sent, which must be 200.
+    /// Returns the body of the next answer, which must have status 200.
     pub(crate) fn receive(&mut self) -> Outcome<String> {
         let (mut answer, mut room) = (Vec::new(), [0; 8192]);
         loop {

@@ -1,9 +1,9 @@
-//! Holds instructions and system calls per request to the limits in `limits.toml`, for
-//! `scripts/test`: of one connection, and instructions also with many requests in flight, where
-//! other things cost, such as memory.
+//! Check of instructions and system calls per request against `limits.toml`, for `scripts/test`:
+//! over a single connection, and instructions also with many requests in flight, which cost memory
+//! as well.
 //!
-//! Times are not held to anything: they say more about the machine than about the program. Where a
-//! tool is missing or does not work, that is said and not counted as a failure.
+//! Times have no limits, since they depend on the machine. A tool that is missing or does not work
+//! is reported, and is no failure.
 
 use std::{
     fs,
@@ -20,18 +20,18 @@ use super::{
     world::World,
 };
 
-/// The file.
+/// Content of `limits.toml`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Limits {
-    /// The share by which a figure may be above its limit.
+    /// Share by which a figure may be above its limit.
     slack: f64,
     wxgate: Limit,
     wxgate_key: Limit,
     wxgate_in_flight: Crowd,
 }
 
-/// Per GET, with so many in flight to an upstream that takes its time.
+/// Limit per GET, with this number of requests in flight to a slow upstream.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Crowd {
@@ -39,7 +39,7 @@ struct Crowd {
     instructions: f64,
 }
 
-/// Per GET.
+/// Limits per GET.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Limit {
@@ -49,7 +49,7 @@ struct Limit {
 
 const FILE: &str = "benches/side_by_side/limits.toml";
 
-/// Counts, prints, and fails when something grew.
+/// Counts, prints, and fails if a figure is above its limit.
 pub(crate) fn run(product: Option<PathBuf>) -> Outcome {
     let text = read(FILE)?;
     let limits: Limits = toml::from_str(&text).map_err(|error| format!("{FILE}: {error}"))?;
@@ -67,7 +67,7 @@ pub(crate) fn run(product: Option<PathBuf>) -> Outcome {
     };
     for tool in &tools {
         let what = format!("{} per GET", tool.what());
-        // The bare proxy is part of this program, so its figure means something in a release only.
+        // The bare proxy is a part of this program, so its figure is meaningless in a debug build.
         let bare = if cfg!(debug_assertions) {
             None
         } else {
@@ -96,7 +96,7 @@ pub(crate) fn run(product: Option<PathBuf>) -> Outcome {
     findings.told()
 }
 
-/// What has been compared so far.
+/// Comparisons so far.
 struct Findings {
     slack: f64,
     grown: Vec<String>,
@@ -129,10 +129,10 @@ impl Findings {
     }
 }
 
-/// Says loudly when it does not.
+/// True if the tool works; prints the reason otherwise.
 fn works(tool: Tool) -> bool {
     let reason = match tool {
-        // Other processors have other instructions, and no limits have been measured there.
+        // Limits have been measured on x86-64 only.
         Tool::Callgrind if !cfg!(target_arch = "x86_64") => {
             Some("the limits are those of x86-64".to_owned())
         }

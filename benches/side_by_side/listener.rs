@@ -1,10 +1,10 @@
-//! The socket of those who are called here: the bare proxies and the fake upstream.
+//! Listening socket of the bare proxies and the fake upstream.
 
 use std::{io, net::SocketAddr};
 
 use tokio::net::{TcpListener, TcpSocket};
 
-/// Listens on a port of loopback.
+/// Listens on a port on loopback.
 pub(crate) fn listen(port: u16) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;

@@ -1,9 +1,8 @@
-//! wxgate beside nginx, nginx with Lua, HAProxy, Envoy and bare hyper proxies: time, instructions
-//! and system calls.
+//! Comparison of wxgate with nginx, nginx with Lua, HAProxy, Envoy and bare hyper proxies: time,
+//! instructions and system calls.
 //!
-//! Installs nothing and measures on this machine only, over loopback. docs/performance.md tells how
-//! to read the figures. It has no opinion on what is fast enough, but for `gate`, which holds
-//! wxgate to the limits in `limits.toml`.
+//! Installs nothing and measures on this machine only, over loopback. docs/performance.md explains
+//! the figures. Only `gate` judges them: against the limits in `limits.toml`.
 
 #![allow(
     missing_docs,
@@ -37,16 +36,17 @@ use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
-/// Either it worked, or there is a sentence that says why not.
+/// Result with a sentence for the reader as its error.
 pub(crate) type Outcome<T = ()> = Result<T, String>;
-/// Why a bare proxy could not answer.
+/// Error of a bare proxy.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// wxgate beside other proxies. Without a command: what could run here, and what is missing.
+/// Compares wxgate with other proxies. Without a command: lists the systems that can run here, and
+/// those that are missing.
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --bench side_by_side --")]
 struct Cli {
-    /// What cargo adds.
+    /// Flag that cargo adds.
     #[arg(long, hide = true, global = true)]
     bench: bool,
     #[command(flatten)]
@@ -55,11 +55,11 @@ struct Cli {
     command: Option<Command>,
 }
 
-/// What is measured.
+/// Binary under measurement.
 #[derive(Debug, Args)]
 struct Product {
-    /// The wxgate to measure. Default: the release build of this tree, which is brought up to date
-    /// first.
+    /// Path of the wxgate to measure. Default: the release build of this tree, which is brought up
+    /// to date first.
     #[arg(long, global = true, value_name = "PATH")]
     wxgate: Option<PathBuf>,
 }
@@ -72,10 +72,10 @@ enum Command {
     /// machine.
     Count(count::Options),
     /// Instructions and system calls of wxgate against benches/side_by_side/limits.toml; exit
-    /// status 1 when above.
+    /// status 1 if a figure is above its limit.
     Gate,
-    /// wxgate with ever more accounts, clients, connections, requests in flight; a token that dies,
-    /// one that is refreshed; several nodes.
+    /// Growth of wxgate with accounts, clients, connections and requests in flight; a token that
+    /// dies, a token that is refreshed; several nodes.
     Growth(growth::Options),
     #[command(hide = true)]
     Upstream(upstream::Options),

@@ -1,5 +1,5 @@
-//! The pool of the bare proxy: a stack of hyper's connections. It dials whenever the stack is
-//! empty, and checks nothing.
+//! Connection pool of the bare proxy: a stack of hyper connections. Dials when the stack is empty,
+//! and checks nothing.
 
 use std::{
     pin::Pin,
@@ -18,13 +18,13 @@ use super::{Failure, connector::Connector, copied::Copied};
 
 type Sender = SendRequest<Copied>;
 
-/// See the module.
+/// Stack of idle connections.
 pub(crate) struct Pool {
     idle: Mutex<Vec<Sender>>,
     connector: Connector,
 }
 
-/// An answer's body. A pooled one gives its connection back at its end.
+/// Body of an answer. A pooled body returns its connection to the pool at its end.
 pub(crate) enum Body {
     Empty,
     Plain(Incoming),

@@ -1,8 +1,9 @@
-//! What the kernel says of a process and of a core.
+//! Readings from `/proc` about a process and about a core.
 
 use std::fs;
 
-/// Nanoseconds that all threads of a process have run so far, by the scheduler's own account.
+/// Returns the run time of all threads of a process so far, in nanoseconds, as the scheduler counts
+/// it.
 pub(crate) fn cpu_ns(pid: u32) -> u64 {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return 0;
@@ -14,12 +15,12 @@ pub(crate) fn cpu_ns(pid: u32) -> u64 {
     threads.flatten().filter_map(of).sum()
 }
 
-/// KiB of memory in use.
+/// Returns the resident memory of a process in KiB.
 pub(crate) fn rss_kib(pid: u32) -> u64 {
     status_kib(pid, "VmRSS:")
 }
 
-/// KiB of memory in use when it was most.
+/// Returns the peak of the resident memory of a process in KiB.
 pub(crate) fn highest_rss_kib(pid: u32) -> u64 {
     status_kib(pid, "VmHWM:")
 }
@@ -31,7 +32,7 @@ fn status_kib(pid: u32, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// Hundredths of a second for which a core was not idle so far, whoever used it.
+/// Returns the busy time of a core so far, of all processes, in hundredths of a second.
 pub(crate) fn busy(core: usize) -> u64 {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let name = format!("cpu{core}");
@@ -45,7 +46,7 @@ pub(crate) fn busy(core: usize) -> u64 {
         .take(8)
         .filter_map(|tick| tick.parse().ok())
         .collect();
-    // The fourth and fifth are idle and waiting for a disk.
+    // The fourth and the fifth figure are idle time and waiting for a disk.
     ticks
         .iter()
         .enumerate()
@@ -54,7 +55,7 @@ pub(crate) fn busy(core: usize) -> u64 {
         .sum()
 }
 
-/// Processor and kernel.
+/// Returns the names of processor and kernel.
 pub(crate) fn machine() -> String {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpus

@@ -1,4 +1,4 @@
-//! What was measured, as tables for people and as JSON for programs.
+//! Output of the figures, as tables for people and as JSON for programs.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -13,18 +13,18 @@ use super::{
     workload::Workload,
 };
 
-/// Everything of one run.
+/// All figures of a run.
 #[derive(Serialize)]
 pub(crate) struct Report {
     machine: String,
-    /// In the order of tables; the first is what ratios are to.
+    /// Names in the order of the tables; ratios are to the first.
     systems: Vec<&'static str>,
     rss_idle_kib: BTreeMap<&'static str, u64>,
     tables: Vec<Table>,
     idle_kib_per_connection: BTreeMap<&'static str, Option<f64>>,
 }
 
-/// One workload over so many connections. A turn that was thrown out is `None`.
+/// Figures of one workload over a number of connections. A turn that was discarded is `None`.
 #[derive(Serialize)]
 pub(crate) struct Table {
     workload: Workload,
@@ -32,7 +32,7 @@ pub(crate) struct Table {
     turns: BTreeMap<&'static str, Vec<Option<Turn>>>,
 }
 
-/// A figure of a turn.
+/// Selection of a figure of a turn.
 type Figure = fn(&Turn) -> f64;
 
 impl Report {
@@ -51,13 +51,13 @@ impl Report {
         }
     }
 
-    /// Prints it, and keeps it.
+    /// Prints a table and adds it to the report.
     pub(crate) fn add(&mut self, table: Table) {
         table.print(&self.systems);
         self.tables.push(table);
     }
 
-    /// Prints the memory of idle connections, and keeps it.
+    /// Prints the memory of idle connections and adds it to the report.
     pub(crate) fn add_idle(&mut self, count: u32, each: Vec<(&'static str, Outcome<f64>)>) {
         println!(
             "## memory: at the start, and growth per idle client connection ({count} of them)\n"
@@ -100,7 +100,8 @@ impl Table {
             .collect()
     }
 
-    /// Round by round, where both went well: median, least and most.
+    /// Returns median, minimum and maximum of the ratios over the rounds in which both turns went
+    /// well.
     fn ratios(&self, system: &str, first: &str, figure: Figure) -> [f64; 3] {
         let (Some(own), Some(theirs)) = (self.turns.get(system), self.turns.get(first)) else {
             return [f64::NAN; 3];
@@ -183,7 +184,7 @@ fn rss_mib(turn: &Turn) -> f64 {
     turn.rss_kib as f64 / 1024.0
 }
 
-/// As JSON, to a file.
+/// Writes the report to a file as JSON.
 pub(crate) fn write(path: &Path, report: &Report) -> Outcome {
     let text = serde_json::to_string_pretty(report).map_err(|error| error.to_string())?;
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))

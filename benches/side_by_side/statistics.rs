@@ -1,6 +1,6 @@
-//! Medians and spreads of a few figures.
+//! Medians, extremes and quantiles of a few figures.
 
-/// The middle one; `NaN` for none.
+/// Returns the median; `NaN` for no figures.
 pub(crate) fn median(figures: &[f64]) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -11,17 +11,17 @@ pub(crate) fn median(figures: &[f64]) -> f64 {
     }
 }
 
-/// The smallest one.
+/// Returns the minimum.
 pub(crate) fn least(figures: &[f64]) -> f64 {
     figures.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
-/// The largest one.
+/// Returns the maximum.
 pub(crate) fn most(figures: &[f64]) -> f64 {
     figures.iter().copied().fold(f64::NEG_INFINITY, f64::max)
 }
 
-/// The figure below which this share of a sorted list lies.
+/// Returns the figure below which this share of a sorted list lies.
 pub(crate) fn quantile(sorted: &[u32], share: f64) -> u32 {
     #[allow(
         clippy::cast_possible_truncation,

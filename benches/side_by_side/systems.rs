@@ -1,8 +1,8 @@
-//! The proxies: how each is told to do the same job, and what has to be installed for it.
+//! Proxies under comparison: their configuration for the same job, and the packages that they need.
 //!
-//! All verify the upstream's certificate, keep their connections to it, allow TLS 1.2 and 1.3, add
-//! the same token and run on one core. Only wxgate also knows callers and their rights, looks at
-//! answers, logs and counts.
+//! All verify the certificate of the upstream, keep connections to the upstream open, allow TLS 1.2
+//! and 1.3, add the same token and run on one core. Only wxgate also identifies callers, checks
+//! their rights, inspects answers, logs and counts.
 
 use std::{env, fs, path::PathBuf, process::Command, time::Duration};
 
@@ -17,34 +17,34 @@ use super::{
     world::{TOKEN, World},
 };
 
-/// What the client `bench` shows.
+/// Key of the client `bench`.
 const KEY: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
 
-/// Why one that copies is not asked.
+/// Reason for leaving out a system that copies bodies.
 pub(crate) const UPLOADS_ONLY: &str = "it takes part in up10m only";
 
-/// One proxy.
+/// Proxy under comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum System {
     Nginx,
-    /// It keeps a body in a file before it sends it on, as it does when nobody tells it not to.
+    /// nginx as configured by default: writes a body to a file before sending it on.
     NginxCopy,
     NginxLua,
     Haproxy,
     Envoy,
-    /// hyper with a pool of its own.
+    /// hyper with a simple pool.
     Bare,
-    /// The same, and bodies are copied to a file.
+    /// hyper with a simple pool, and with bodies copied to a file.
     BareCopy,
-    /// hyper with hyper-util's client.
+    /// hyper with the client of hyper-util.
     Legacy,
-    /// A client known by its network.
+    /// wxgate with a client known by its network.
     Wxgate,
-    /// A client known by its key.
+    /// wxgate with a client known by its key.
     WxgateKey,
 }
 
-/// One that runs.
+/// Proxy that is running.
 pub(crate) struct Running {
     pub(crate) system: System,
     pub(crate) child: Child,
@@ -52,7 +52,7 @@ pub(crate) struct Running {
 }
 
 impl System {
-    /// Every one, in the order of tables.
+    /// All systems, in the order of tables.
     pub(crate) const ALL: [Self; 10] = [
         Self::Nginx,
         Self::NginxCopy,
@@ -81,18 +81,18 @@ impl System {
         }
     }
 
-    /// Whether it is asked that. Those that copy differ from their twins with large bodies only,
-    /// and are asked for nothing else.
+    /// True if the workload applies. Systems that copy bodies differ from their counterparts with
+    /// large bodies only, and take no other workload.
     pub(crate) fn takes(self, workload: Workload) -> bool {
         !matches!(self, Self::NginxCopy | Self::BareCopy) || workload == Workload::Up10m
     }
 
-    /// What callers show.
+    /// Key that callers show.
     pub(crate) fn key(self) -> Option<&'static str> {
         (self == Self::WxgateKey).then_some(KEY)
     }
 
-    /// Why it cannot run here, and what would help.
+    /// Reason why the system cannot run here, with the missing package.
     pub(crate) fn missing(self) -> Option<String> {
         let needs = |program: &str, package: &str| {
             on_path(program)
@@ -121,7 +121,7 @@ impl System {
         }
     }
 
-    /// The command that makes it listen there.
+    /// Returns the command that listens on this port, and writes its configuration.
     pub(crate) fn command(self, world: &World, port: u16) -> Outcome<Command> {
         let mut command;
         match self {
@@ -210,7 +210,7 @@ impl System {
         Ok(path)
     }
 
-    /// Starts it on the proxy's core, and sees that it answers.
+    /// Starts the system on the core for the proxy, and checks that it answers.
     pub(crate) fn start(self, world: &World) -> Outcome<Running> {
         let port = free_port()?;
         let mut command = pinned(&self.command(world, port)?, world.proxy_core);
@@ -230,14 +230,14 @@ impl System {
 }
 
 impl Running {
-    /// TLS version and cipher towards the upstream.
+    /// Returns TLS version and cipher towards the upstream.
     pub(crate) fn tls(&self) -> Outcome<String> {
         let said = Driver::connect(self.port, self.system.key())?.ask(workload::TLS)?;
         Ok(said.split('"').nth(3).unwrap_or_default().to_owned())
     }
 }
 
-/// Says what could run here, and what is missing.
+/// Prints the systems and tools that can run here, and those that are missing.
 pub(crate) fn list() {
     println!("Commands: compare, count, gate (--help tells more). Systems and tools:\n");
     for system in System::ALL {
@@ -260,10 +260,10 @@ pub(crate) fn list() {
     }
 }
 
-/// Where a program is.
+/// Finds a program.
 pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    // Daemons are where root looks, and others do not.
+    // Daemons are in the sbin folders, which are on the PATH of root only.
     let places =
         env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from));
     places
@@ -275,7 +275,7 @@ fn program(name: &str) -> Command {
     Command::new(on_path(name).unwrap_or_else(|| name.into()))
 }
 
-/// Where this nginx keeps its modules.
+/// Returns the folder of the nginx modules.
 fn nginx_modules() -> PathBuf {
     let said = on_path("nginx").and_then(|nginx| Command::new(nginx).arg("-V").output().ok());
     let said = said

@@ -1,5 +1,5 @@
-//! Certificates of an hour: a root, and a leaf for WeChat's name. The proxies verify them as they
-//! would verify WeChat's.
+//! Certificates that are valid for an hour: a root, and a leaf for the name of WeChat. The proxies
+//! verify them as they would verify those of WeChat.
 
 use std::{fs, io, path::Path, sync::Arc};
 
@@ -11,7 +11,7 @@ use rustls::{
 };
 use wxgate::net::{egress::read_certificates, tls::ServerTls};
 
-/// The name in the certificate.
+/// Host name in the leaf certificate.
 pub(crate) const HOST: &str = "api.weixin.qq.com";
 
 /// Writes `ca.pem`, `leaf.pem` and `leaf.key`.
@@ -38,7 +38,7 @@ fn certificates() -> Result<(String, String, String), rcgen::Error> {
     Ok((ca, leaf, key.serialize_pem()))
 }
 
-/// For the upstream.
+/// Returns the TLS configuration of the upstream.
 pub(crate) fn acceptor(folder: &Path) -> io::Result<tokio_rustls::TlsAcceptor> {
     ServerTls {
         cert: folder.join("leaf.pem"),
@@ -48,7 +48,7 @@ pub(crate) fn acceptor(folder: &Path) -> io::Result<tokio_rustls::TlsAcceptor> {
     .acceptor()
 }
 
-/// For the bare proxies: trusts this root alone.
+/// Returns the TLS configuration of the bare proxies, which trusts this root alone.
 pub(crate) fn client(ca: &Path) -> io::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     for certificate in read_certificates(ca)? {

@@ -1,8 +1,7 @@
-//! A fake WeChat that is cheap: it answers a few calls with fixed bytes, and 403 to whoever does
-//! not show the token.
+//! Fast fake WeChat: answers a few calls with fixed bytes, and 403 to requests without the token.
 //!
-//! The sandbox of wxgate is more faithful and far too slow for this. One thread, TLS, HTTP/1.1 with
-//! stated lengths only.
+//! The sandbox of wxgate is more faithful, and far too slow for this. One thread, TLS, HTTP/1.1
+//! with `Content-Length` only.
 
 use std::{io, path::PathBuf, rc::Rc, time::Duration};
 
@@ -21,23 +20,23 @@ use super::{listener::listen, tls, workload};
 /// Command line of the hidden subcommand.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// A port of loopback.
+    /// Port on loopback.
     #[arg(long)]
     port: u16,
-    /// Where the certificate lies.
+    /// Folder of the certificate.
     #[arg(long)]
     folder: PathBuf,
-    /// What everybody must show.
+    /// Token that requests must show.
     #[arg(long)]
     token: String,
-    /// How long a call for a token takes, ms.
+    /// Delay of the token endpoint in milliseconds.
     #[arg(long, default_value_t = 0)]
     token_delay: u64,
 }
 
-/// What it can answer, whole.
+/// Answers with their heads, ready to be written.
 struct Answers {
-    /// `access_token=…`
+    /// `access_token=…`, as it stands in the query of an authorized request.
     shown: Vec<u8>,
     token_call: Vec<u8>,
     user: Vec<u8>,
@@ -48,7 +47,7 @@ struct Answers {
 }
 
 const USER: &str = r#"{"subscribe":1,"openid":"oLVPpjqs9BhvzwPj5A-vTYAX3GLc","language":"zh_CN","subscribe_time":1434093047,"unionid":"oR5GjjgEhCMJFyzaVZdrxZ2zRRF4","remark":"","groupid":0,"scene":"OTHERS"}"#;
-/// Bytes to make room for before each look.
+/// Room in the buffer before each read, in bytes.
 const ROOM: usize = 64 << 10;
 
 fn answer(status: &str, kind: &str, body: &[u8]) -> Vec<u8> {
@@ -68,7 +67,7 @@ fn json(body: &str) -> Vec<u8> {
     )
 }
 
-/// Serves until it is killed.
+/// Serves until the process is killed.
 pub(crate) fn serve(options: &Options) -> io::Result<()> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
@@ -80,7 +79,7 @@ pub(crate) fn serve(options: &Options) -> io::Result<()> {
         loop {
             let (tcp, _) = listener.accept().await?;
             let (acceptor, answers) = (acceptor.clone(), Rc::clone(&answers));
-            // Whatever goes wrong on a connection is seen by the proxy, and so in its figures.
+            // The proxy sees the failure of a connection, so that it shows in the figures.
             spawn_local(async move { connection(tcp, acceptor, &answers).await.ok() });
         }
     })
@@ -102,7 +101,7 @@ impl Answers {
         }
     }
 
-    /// How long it thinks about it.
+    /// Returns the delay before an answer.
     fn pause(&self, path: &str, query: &str) -> Duration {
         match path {
             "/cgi-bin/token" | "/cgi-bin/stable_token" => self.token_delay,
@@ -174,16 +173,16 @@ async fn connection(tcp: TcpStream, acceptor: TlsAcceptor, answers: &Answers) ->
 }
 
 struct Request<'a> {
-    /// Bytes.
+    /// Length of the head in bytes.
     head: usize,
-    /// Bytes.
+    /// Length of the body in bytes.
     body: usize,
-    /// `None`: what TLS there is.
+    /// `None` for the TLS version and cipher of the connection.
     answer: Option<&'a [u8]>,
     pause: Duration,
 }
 
-/// The first request, once its head is there.
+/// Parses the first request; `None` until its head is complete.
 fn parse<'a>(bytes: &[u8], answers: &'a Answers) -> io::Result<Option<Request<'a>>> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut request = httparse::Request::new(&mut headers);

@@ -1,39 +1,38 @@
-//! What is asked of a proxy. Loops, rates and connections are the load generator's and the
-//! comparison's business.
+//! Workloads: the requests to a proxy. The load generator and the comparison decide on loops, rates
+//! and connections.
 
 use clap::ValueEnum;
 use serde::Serialize;
 
-/// A call that WeChat really has, in one of the ways in which callers call.
+/// Call of the real API, with a pattern of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Workload {
-    /// A small GET over kept connections.
+    /// Small GET over kept-alive connections.
     Get,
-    /// A message of 1 KiB.
+    /// Message of 1 KiB.
     Post1k,
-    /// The GET at 4,000/s, whatever the proxy makes of it; latency counts from the moment a request
-    /// was due.
+    /// GET at a fixed rate of 4,000/s, also if the proxy is slower; latency counts from the moment
+    /// a request was due.
     Open4000,
-    /// The GET, a new connection each.
+    /// GET over a new connection each.
     Churn,
-    /// A download of 1 MiB.
+    /// Download of 1 MiB.
     Dl1m,
-    /// An upload of 10 MiB.
+    /// Upload of 10 MiB.
     Up10m,
 }
 
-/// More would measure how fast this machine copies.
-const MANY_LARGE: usize = 16;
+/// Connections with large bodies at most. More would measure the memory bandwidth of the machine.
+const MAX_LARGE: usize = 16;
 
 pub(crate) const GET: &str = "/cgi-bin/user/info?openid=oLVPpjqs9BhvzwPj5A-vTYAX3GLc&lang=zh_CN";
 pub(crate) const POST: &str = "/cgi-bin/message/custom/send?x=1";
 pub(crate) const DOWNLOAD: &str = "/cgi-bin/media/get?media_id=abc";
 pub(crate) const UPLOAD: &str = "/cgi-bin/media/upload?type=image";
-/// What the upstream answers there is the TLS version and cipher of the connection on which it was
-/// asked.
+/// Path answered with the TLS version and cipher of the connection.
 pub(crate) const TLS: &str = "/cgi-bin/bench/tls";
-/// Answered after as many milliseconds as `ms` in the query says.
+/// Path answered after the number of milliseconds in `ms` of the query.
 pub(crate) const SLOW: &str = "/cgi-bin/bench/slow";
 
 impl Workload {
@@ -48,26 +47,26 @@ impl Workload {
         }
     }
 
-    /// Requests per second, when they do not wait for answers.
+    /// Requests per second of a workload that does not wait for answers.
     pub(crate) fn rate(self) -> Option<u32> {
         (self == Self::Open4000).then_some(4000)
     }
 
-    /// How many connections it really uses when so many are wanted.
+    /// Returns the number of connections that are used if `wanted` are asked for.
     pub(crate) fn connections(self, wanted: usize) -> usize {
         if matches!(self, Self::Dl1m | Self::Up10m) {
-            wanted.min(MANY_LARGE)
+            wanted.min(MAX_LARGE)
         } else {
             wanted
         }
     }
 
-    /// Whether each request closes its connection.
+    /// True if each request closes its connection.
     pub(crate) fn closes(self) -> bool {
         self == Self::Churn
     }
 
-    /// The request, head and body. `key` is what a client of wxgate shows.
+    /// Returns the request, head and body, with the key of a client of wxgate.
     pub(crate) fn request(self, key: Option<&str>) -> Vec<u8> {
         let (method, target, body) = match self {
             Self::Get | Self::Open4000 | Self::Churn => ("GET", GET, None),
@@ -79,7 +78,7 @@ impl Workload {
     }
 }
 
-/// Any request. The body is as long as stated, and of no interest.
+/// Returns a request. Only the length of the body matters.
 pub(crate) fn request(
     method: &str,
     target: &str,

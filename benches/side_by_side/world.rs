@@ -1,4 +1,4 @@
-//! What all systems have in common: a folder, certificates, the fake upstream, the cores, the
+//! Parts that all systems share: a folder, certificates, the fake upstream, the cores, and the
 //! wxgate to measure.
 
 use std::{
@@ -18,20 +18,20 @@ use super::{
     tls,
 };
 
-/// As long as WeChat's are.
+/// Access token of the length that WeChat's tokens have.
 pub(crate) const TOKEN: &str = "77_A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4A1b2C3d4wxyz0";
 
-/// See the module. Everything ends and goes with it.
+/// Shared parts of a run. Processes end and files are removed when dropped.
 pub(crate) struct World {
     _upstream: Child,
     pub(crate) upstream_port: u16,
     folder: TempDir,
-    /// This program.
+    /// Path of this program.
     pub(crate) exe: PathBuf,
     pub(crate) wxgate: PathBuf,
-    /// The proxy has one for itself.
+    /// Core of the proxy alone.
     pub(crate) proxy_core: Option<usize>,
-    /// Load and upstream share one.
+    /// Core that load and upstream share.
     pub(crate) load_core: Option<usize>,
 }
 
@@ -74,7 +74,7 @@ impl World {
         self.folder.path().join(name)
     }
 
-    /// Which core does what.
+    /// Describes the use of the cores.
     pub(crate) fn seating(&self) -> String {
         match (self.proxy_core, self.load_core) {
             (Some(proxy), Some(load)) => format!("proxy alone on core {proxy}, load and upstream on core {load}"),
@@ -92,10 +92,10 @@ fn cores() -> (Option<usize>, Option<usize>) {
     }
 }
 
-/// Thousands of connections need as many files.
+/// Raises the limit of open files, for thousands of connections.
 fn allow_many_files() {
     let limit = getrlimit(Resource::Nofile);
-    // Where it is refused, the load says what it could not open.
+    // If the system refuses, the load generator reports connections that cannot be opened.
     let _ = setrlimit(
         Resource::Nofile,
         Rlimit {
@@ -105,9 +105,8 @@ fn allow_many_files() {
     );
 }
 
-/// Brings the release build up to date. It cannot be taken for granted that it is one: `cargo
-/// bench` puts a wxgate of its own there, built with other switches and with what only tests switch
-/// on in dependencies.
+/// Builds the release binary. An existing file may be another build: `cargo bench` puts a wxgate
+/// there that is built with other flags, and with features of dependencies that only tests enable.
 fn release_build(exe: &Path) -> Outcome<PathBuf> {
     let target = exe
         .ancestors()

@@ -1,6 +1,6 @@
-//! The accounts as the API shows them, and the refresh by hand.
+//! `GET /api/accounts` and `POST /api/accounts/NAME/refresh`.
 //!
-//! The wire form is its own, so that the refresher's snapshot can change without breaking a script.
+//! The JSON types here are separate from [`Status`], so that a change there breaks no script.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::answer::Problem;
+use super::answer::ApiError;
 use crate::{
     base::AccountName,
     token::{
@@ -22,9 +22,9 @@ use crate::{
     wechat::ticket::TicketType,
 };
 
-/// One element of `GET /api/accounts`. Times are in seconds.
+/// Account in `GET /api/accounts`. Times are in seconds.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Row {
+pub(super) struct AccountRow {
     pub(super) name: String,
     /// `ok`, `waiting`, `degraded`, `failing` or `fatal`.
     pub(super) state: &'static str,
@@ -36,12 +36,12 @@ pub(super) struct Row {
     pub(super) next_attempt_in: Option<u64>,
     pub(super) budgets: Budgets,
     pub(super) conflicts: u64,
-    pub(super) last_error: Option<Trouble>,
-    /// Those that somebody has asked for since the start.
+    pub(super) last_error: Option<LastFailure>,
+    /// Tickets that were requested since the start.
     pub(super) tickets: Vec<TicketRow>,
 }
 
-/// A ticket of an account.
+/// Ticket of an account. Times are in seconds.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct TicketRow {
     r#type: &'static str,
@@ -50,44 +50,44 @@ pub(super) struct TicketRow {
     generation: u64,
     fingerprint: Option<String>,
     expires_in: Option<u64>,
-    last_error: Option<Trouble>,
+    last_error: Option<LastFailure>,
 }
 
-/// Fetches left today; `null` where the account's kind of token knows no such budget.
+/// Fetches left today; `null` where the token endpoint of the account has no such limit.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Budgets {
     pub(super) classic: Option<u32>,
     pub(super) forced: Option<u32>,
 }
 
-/// Why there was no success lately.
+/// Latest failure of a token, as the API shows [`LastError`].
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Trouble {
+pub(super) struct LastFailure {
     pub(super) label: &'static str,
     pub(super) errcode: Option<i64>,
     pub(super) sentence: String,
     pub(super) failures: u32,
 }
 
-/// The body of a refresh; an empty one is the default.
+/// Body of a refresh; an empty body stands for the default.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Order {
+struct RefreshRequest {
     force: bool,
 }
 
-/// What a refresh came to.
+/// Answer to a refresh.
 #[derive(Debug, Serialize)]
-struct Report {
+struct RefreshResponse {
     refreshed: bool,
     generation: u64,
     expires_in: u64,
 }
 
-/// Far more than an order needs.
-const MAX_ORDER: usize = 4096;
+/// Size limit of the body of a refresh, which needs about 20 bytes.
+const MAX_REFRESH_BODY: usize = 4096;
 
-/// Every account with its status, in the order of the configuration.
+/// Returns the status of every account, in the order of the configuration.
 pub(super) fn statuses(accounts: &TokenRegistry) -> Vec<(AccountName, Status)> {
     accounts
         .iter()
@@ -95,20 +95,20 @@ pub(super) fn statuses(accounts: &TokenRegistry) -> Vec<(AccountName, Status)> {
         .collect()
 }
 
-/// Every account as a row, in the order of the configuration.
-pub(super) fn rows(accounts: &TokenRegistry) -> Vec<Row> {
+/// Returns every account in the form of the API, in the order of the configuration.
+pub(super) fn rows(accounts: &TokenRegistry) -> Vec<AccountRow> {
     let row = |(name, tokens): (&AccountName, &AccountTokens)| {
         let tickets = tokens.tickets.iter().flat_map(|tickets| tickets.statuses());
-        Row {
+        AccountRow {
             tickets: tickets.map(TicketRow::from).collect(),
-            ..Row::of(name, tokens.token.status())
+            ..AccountRow::of(name, tokens.token.status())
         }
     };
     accounts.iter().map(row).collect()
 }
 
-/// The word for a condition.
-pub(super) fn word(condition: Condition) -> &'static str {
+/// Returns the text for a condition in answers of the API.
+pub(super) fn state_name(condition: Condition) -> &'static str {
     match condition {
         Condition::Ok => "ok",
         Condition::Waiting => "waiting",
@@ -118,33 +118,34 @@ pub(super) fn word(condition: Condition) -> &'static str {
     }
 }
 
-/// `POST /api/accounts/NAME/refresh`. A caller that hangs up stops nothing.
+/// Answers `POST /api/accounts/NAME/refresh`. A refresh goes on when the caller hangs up.
 pub(super) async fn refresh(
     accounts: &TokenRegistry,
     name: &str,
     body: Body,
-) -> Result<Response, Problem> {
+) -> Result<Response, ApiError> {
     let refresher = AccountName::new(name)
         .and_then(|name| accounts.get(&name))
         .map(|tokens| &tokens.token)
         .ok_or_else(unknown_account)?;
-    let order = read_order(body).await?;
-    let result = refresher.refresh_now(order.force).await;
-    note(refresher, order.force, &result);
-    let done = result.map_err(|error| refused(refresher.name(), &error))?;
-    let report = Report {
+    let request = read_refresh_request(body).await?;
+    // The refresher works on when this future is dropped.
+    let result = refresher.refresh_now(request.force).await;
+    log_refresh(refresher, request.force, &result);
+    let done = result.map_err(|error| refresh_error(refresher.name(), &error))?;
+    let response = RefreshResponse {
         refreshed: done.refreshed,
         generation: done.generation.0,
         expires_in: done.expires_in.as_secs(),
     };
-    Ok(Json(report).into_response())
+    Ok(Json(response).into_response())
 }
 
-impl Row {
+impl AccountRow {
     pub(super) fn of(name: &AccountName, status: Status) -> Self {
         Self {
             name: name.to_string(),
-            state: word(status.condition),
+            state: state_name(status.condition),
             usable: status.usable,
             generation: status.generation,
             fingerprint: status.fingerprint,
@@ -156,7 +157,7 @@ impl Row {
                 forced: status.forced_left,
             },
             conflicts: status.conflicts,
-            last_error: status.last_error.map(Trouble::from),
+            last_error: status.last_error.map(LastFailure::from),
             tickets: Vec::new(),
         }
     }
@@ -166,17 +167,17 @@ impl From<(TicketType, Status)> for TicketRow {
     fn from((kind, status): (TicketType, Status)) -> Self {
         Self {
             r#type: kind.as_str(),
-            state: word(status.condition),
+            state: state_name(status.condition),
             usable: status.usable,
             generation: status.generation,
             fingerprint: status.fingerprint,
             expires_in: status.expires_in,
-            last_error: status.last_error.map(Trouble::from),
+            last_error: status.last_error.map(LastFailure::from),
         }
     }
 }
 
-impl From<LastError> for Trouble {
+impl From<LastError> for LastFailure {
     fn from(error: LastError) -> Self {
         Self {
             label: error.label,
@@ -187,33 +188,34 @@ impl From<LastError> for Trouble {
     }
 }
 
-async fn read_order(body: Body) -> Result<Order, Problem> {
-    let bytes = body::to_bytes(body, MAX_ORDER)
+async fn read_refresh_request(body: Body) -> Result<RefreshRequest, ApiError> {
+    let bytes = body::to_bytes(body, MAX_REFRESH_BODY)
         .await
-        .map_err(|_| bad_order())?;
+        .map_err(|_| bad_refresh_request())?;
     match bytes.trim_ascii() {
-        [] => Ok(Order::default()),
-        // Without this look, serde would take an array for a struct.
-        object @ [b'{', ..] => serde_json::from_slice(object).map_err(|_| bad_order()),
-        _ => Err(bad_order()),
+        [] => Ok(RefreshRequest::default()),
+        // serde would also accept an array for a struct, hence the test for the brace.
+        object @ [b'{', ..] => serde_json::from_slice(object).map_err(|_| bad_refresh_request()),
+        _ => Err(bad_refresh_request()),
     }
 }
 
-fn bad_order() -> Problem {
-    Problem::new(
+fn bad_refresh_request() -> ApiError {
+    ApiError::new(
         StatusCode::BAD_REQUEST,
         "bad_request",
         "the body must be empty or {\"force\":true} or {\"force\":false}",
     )
 }
 
-fn unknown_account() -> Problem {
+fn unknown_account() -> ApiError {
     let message = "there is no account of this name: GET /api/accounts lists them";
-    Problem::new(StatusCode::NOT_FOUND, "account_unknown", message)
+    ApiError::new(StatusCode::NOT_FOUND, "account_unknown", message)
 }
 
-/// Why there is no new token. Only where waiting is what helps does the answer say how long.
-fn refused(name: &AccountName, error: &TokenError) -> Problem {
+/// Returns the answer for a refresh that failed, with `Retry-After` only for causes that pass with
+/// time.
+fn refresh_error(name: &AccountName, error: &TokenError) -> ApiError {
     let wait = Some(error.retry_after());
     let (status, slug, wait) = match error.cause() {
         Cause::Budget(_) => (StatusCode::TOO_MANY_REQUESTS, "budget_spent", wait),
@@ -222,10 +224,10 @@ fn refused(name: &AccountName, error: &TokenError) -> Problem {
         Cause::Waiting => (StatusCode::SERVICE_UNAVAILABLE, "fetch_pending", wait),
         Cause::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "account_stopped", wait),
     };
-    Problem {
+    ApiError {
         errcode: error.errcode(),
         retry_after: wait.map(|wait| Duration::as_secs(&wait)),
-        ..Problem::new(
+        ..ApiError::new(
             status,
             slug,
             format!("account {name} got no new token: {}", error.cause()),
@@ -233,8 +235,8 @@ fn refused(name: &AccountName, error: &TokenError) -> Problem {
     }
 }
 
-/// A trace of what people did by hand.
-fn note(refresher: &TokenRefresher, force: bool, result: &Result<Refreshed, TokenError>) {
+/// Logs a refresh that an operator ordered.
+fn log_refresh(refresher: &TokenRefresher, force: bool, result: &Result<Refreshed, TokenError>) {
     let account = refresher.name();
     match result {
         Ok(done) => tracing::info!(

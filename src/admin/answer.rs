@@ -1,5 +1,5 @@
-//! The form of every answer: JSON, errors as `{"error":SLUG,"message":…}`, and the headers that
-//! browsers obey.
+//! Form of the answers: errors as JSON, `{"error":SLUG,"message":…}`, and security headers for
+//! browsers.
 
 use axum::{
     Json,
@@ -8,26 +8,26 @@ use axum::{
 };
 use serde::Serialize;
 
-/// An answer that says no.
+/// Error answer of the API.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Problem {
+pub(super) struct ApiError {
     #[serde(skip)]
     pub(super) status: StatusCode,
-    /// Stable; scripts may compare it.
+    /// Reason, from a fixed set: scripts compare this text.
     #[serde(rename = "error")]
     pub(super) slug: &'static str,
-    /// What to do, in one sentence.
+    /// Sentence for the operator: the fault and the next step.
     pub(super) message: String,
-    /// WeChat's own code, if it gave one.
+    /// Error code of WeChat, if WeChat caused the error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) errcode: Option<i64>,
-    /// Seconds, for the header `Retry-After`.
+    /// Value of the header `Retry-After`, in seconds.
     #[serde(skip)]
     pub(super) retry_after: Option<u64>,
 }
 
-/// For every answer, so that none can be forgotten. Script and style may only come from this
-/// listener, never from the page itself; nothing is kept in a cache.
+/// Headers of every answer. Script and style may only come from this listener, never from inside
+/// the page; nothing is cached.
 const BROWSER_HEADERS: [(HeaderName, &str); 4] = [
     (
         header::CONTENT_SECURITY_POLICY,
@@ -39,7 +39,7 @@ const BROWSER_HEADERS: [(HeaderName, &str); 4] = [
     (header::CACHE_CONTROL, "no-store"),
 ];
 
-impl Problem {
+impl ApiError {
     pub(super) fn new(status: StatusCode, slug: &'static str, message: impl Into<String>) -> Self {
         Self {
             status,
@@ -50,13 +50,13 @@ impl Problem {
         }
     }
 
-    /// What is not there.
+    /// Answer for a path without a route.
     pub(super) fn not_found() -> Self {
         let message = "nothing is here: try /, /livez, /readyz, /metrics or /api/accounts";
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
-    /// What is there, but not to be asked like this.
+    /// Answer for a route that exists for other methods.
     pub(super) fn wrong_method() -> Self {
         let message = "the method does not fit: the header Allow names those that do";
         Self::new(
@@ -67,7 +67,7 @@ impl Problem {
     }
 }
 
-impl IntoResponse for Problem {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, retry_after) = (self.status, self.retry_after);
         let mut response = (status, Json(self)).into_response();
@@ -77,15 +77,17 @@ impl IntoResponse for Problem {
                 .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if status == StatusCode::UNAUTHORIZED {
-            let how = HeaderValue::from_static("Bearer realm=\"wxgate\"");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, how);
+            let challenge = HeaderValue::from_static("Bearer realm=\"wxgate\"");
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, challenge);
         }
         response
     }
 }
 
-/// Adds what browsers must know.
-pub(super) fn sealed(mut response: Response) -> Response {
+/// Adds [`BROWSER_HEADERS`] to an answer.
+pub(super) fn with_browser_headers(mut response: Response) -> Response {
     for (name, value) in BROWSER_HEADERS {
         response
             .headers_mut()

@@ -1,32 +1,31 @@
-//! Who may see page and API: whoever names a known host, does not come from another site, and shows
-//! the key.
+//! Access check of page and API: known host name, no cross-site request, the right key.
 //!
-//! A browser is a tunnel into loopback: any web page can send requests there, and with a name of
-//! its own that resolves to 127.0.0.1 it could read the answers too. Pure; probes and metrics do
-//! not pass here.
+//! Hosts and sites are checked because of browsers: any web page can send requests to loopback, and
+//! with a name of its own that resolves to 127.0.0.1 (DNS rebinding) it could read the answers too.
+//! Pure. Probes and metrics do not pass here.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header, uri::Authority};
 
-use super::{answer::Problem, settings::Settings};
+use super::{answer::ApiError, settings::AdminSettings};
 use crate::{base::Secret, net::address::split_port};
 
-/// What must hold for a request.
+/// Host names and key that requests are checked against.
 #[derive(Debug)]
 pub(super) struct Guard {
     hosts: Vec<String>,
     key: Option<Secret>,
 }
 
-/// Why a request is refused.
+/// Reason for refusing a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Denied {
-    /// The name it was sent to is not ours.
+pub(super) enum AdminDenial {
+    /// The request names a host that is not known here.
     Host,
     /// A page of another site made the browser send it.
     CrossSite,
-    /// No key, or a wrong one.
+    /// The key is missing or wrong.
     Key,
 }
 
@@ -34,37 +33,40 @@ const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const KEY: HeaderName = HeaderName::from_static("x-wxgate-key");
 
 impl Guard {
-    pub(super) fn new(settings: &Settings) -> Self {
+    pub(super) fn new(settings: &AdminSettings) -> Self {
         Self {
             hosts: settings.hosts.clone(),
             key: settings.key.clone(),
         }
     }
 
-    /// The same key with other hosts.
-    pub(super) fn with_hosts(&self, settings: &Settings) -> Self {
+    /// Guard with the same key and the hosts of other settings.
+    pub(super) fn with_hosts(&self, settings: &AdminSettings) -> Self {
         Self {
             hosts: settings.hosts.clone(),
             key: self.key.clone(),
         }
     }
 
-    /// Lets a request in, or says why not.
+    /// Checks a request: the host first, the key last, so that a page of another site learns
+    /// nothing about the key.
     pub(super) fn admit(
         &self,
         method: &Method,
         uri: &Uri,
         headers: &HeaderMap,
-    ) -> Result<(), Denied> {
-        let named = authorities(uri, headers).ok_or(Denied::Host)?;
+    ) -> Result<(), AdminDenial> {
+        // All names must be known: another reader of this request may go by another of them.
+        let named = authorities(uri, headers).ok_or(AdminDenial::Host)?;
         if named.is_empty() || !named.iter().all(|authority| self.knows(authority)) {
-            return Err(Denied::Host);
+            return Err(AdminDenial::Host);
         }
+        // GET and HEAD change nothing, and a browser keeps their answers from other sites.
         if !matches!(*method, Method::GET | Method::HEAD) && is_cross_site(&named, headers) {
-            return Err(Denied::CrossSite);
+            return Err(AdminDenial::CrossSite);
         }
         if self.key.as_ref().is_some_and(|key| !shows(key, headers)) {
-            return Err(Denied::Key);
+            return Err(AdminDenial::Key);
         }
         Ok(())
     }
@@ -77,6 +79,7 @@ impl Guard {
             .strip_prefix('[')
             .and_then(|rest| rest.strip_suffix(']'))
         {
+            // An IP literal needs no DNS, so nobody can rebind it.
             return v6.parse::<Ipv6Addr>().is_ok();
         }
         let host = host.to_ascii_lowercase();
@@ -84,8 +87,8 @@ impl Guard {
     }
 }
 
-impl Denied {
-    /// For the answer and for metrics; bounded.
+impl AdminDenial {
+    /// Reason for the answer and the log, from a fixed set.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Host => "host_unknown",
@@ -95,18 +98,18 @@ impl Denied {
     }
 }
 
-impl From<Denied> for Problem {
-    fn from(denied: Denied) -> Self {
+impl From<AdminDenial> for ApiError {
+    fn from(denied: AdminDenial) -> Self {
         let (status, message) = match denied {
-            Denied::Host => (
+            AdminDenial::Host => (
                 StatusCode::MISDIRECTED_REQUEST,
                 "this name is not known here: use an IP address or localhost, or add the name to admin.hosts",
             ),
-            Denied::CrossSite => (
+            AdminDenial::CrossSite => (
                 StatusCode::FORBIDDEN,
                 "a page of another site sent this: send it from the console itself or from outside a browser",
             ),
-            Denied::Key => (
+            AdminDenial::Key => (
                 StatusCode::UNAUTHORIZED,
                 "the admin key is missing or wrong: send Authorization: Bearer KEY with the value of admin.key",
             ),
@@ -115,45 +118,44 @@ impl From<Denied> for Problem {
     }
 }
 
-/// Every name under which the request says it reached us; `None` if one is not text. More than one
-/// is possible: the absolute form and each `Host` line.
+/// Returns every host that the request names, in an absolute URI and in each `Host` line; `None` if
+/// a line is not text.
 fn authorities<'r>(uri: &'r Uri, headers: &'r HeaderMap) -> Option<Vec<&'r str>> {
-    let target = uri.authority().map(|authority| Some(authority.as_str()));
-    target
-        .into_iter()
-        .chain(
-            headers
-                .get_all(header::HOST)
-                .iter()
-                .map(|host| host.to_str().ok()),
-        )
-        .collect()
+    let mut named: Vec<&str> = uri.authority().map(Authority::as_str).into_iter().collect();
+    for host in headers.get_all(header::HOST) {
+        named.push(host.to_str().ok()?);
+    }
+    Some(named)
 }
 
-/// Browsers say where a request comes from: all current ones by `Sec-Fetch-Site`, older ones by
-/// `Origin`. What says neither is no browser.
+/// True if a page of another site made a browser send this request. Current browsers say so in
+/// `Sec-Fetch-Site`, older ones in `Origin`; a request with neither comes from no browser.
 fn is_cross_site(named: &[&str], headers: &HeaderMap) -> bool {
-    let foreign_fetch = |value: &[u8]| !matches!(value, b"same-origin" | b"none");
-    let foreign_origin = |value: &[u8]| {
-        let origin = std::str::from_utf8(value)
-            .ok()
-            .and_then(|origin| origin.split_once("://"));
-        !origin.is_some_and(|(_, from)| {
-            named
-                .iter()
-                .all(|authority| authority.eq_ignore_ascii_case(from))
-        })
-    };
-    headers
+    let by_fetch_site = headers
         .get_all(FETCH_SITE)
         .iter()
-        .any(|value| foreign_fetch(value.as_bytes()))
-        || headers
-            .get_all(header::ORIGIN)
-            .iter()
-            .any(|value| foreign_origin(value.as_bytes()))
+        .any(|value| !matches!(value.as_bytes(), b"same-origin" | b"none"));
+    let by_origin = headers
+        .get_all(header::ORIGIN)
+        .iter()
+        .any(|origin| !is_own_origin(origin.as_bytes(), named));
+    by_fetch_site || by_origin
 }
 
+/// True if an `Origin` header names the host that the request was sent to.
+fn is_own_origin(origin: &[u8], named: &[&str]) -> bool {
+    let Some((_, host)) = std::str::from_utf8(origin)
+        .ok()
+        .and_then(|origin| origin.split_once("://"))
+    else {
+        return false;
+    };
+    named
+        .iter()
+        .all(|authority| authority.eq_ignore_ascii_case(host))
+}
+
+/// True if one of the two headers for a key holds this key.
 fn shows(key: &Secret, headers: &HeaderMap) -> bool {
     let bearer = headers
         .get(header::AUTHORIZATION)
@@ -191,7 +193,11 @@ mod tests {
             .collect()
     }
 
-    fn ask(guard: &Guard, method: &Method, lines: &[(&'static str, &str)]) -> Result<(), Denied> {
+    fn ask(
+        guard: &Guard,
+        method: &Method,
+        lines: &[(&'static str, &str)],
+    ) -> Result<(), AdminDenial> {
         guard.admit(method, &Uri::from_static("/api/accounts"), &headers(lines))
     }
 
@@ -243,7 +249,7 @@ mod tests {
         ] {
             assert_eq!(
                 ask(&guard(None), &Method::GET, &[("host", host)]),
-                Err(Denied::Host),
+                Err(AdminDenial::Host),
                 "{host}"
             );
         }
@@ -251,17 +257,17 @@ mod tests {
 
     #[test]
     fn a_request_without_a_name_or_with_a_bad_second_one_is_refused() {
-        assert_eq!(ask(&guard(None), &Method::GET, &[]), Err(Denied::Host));
+        assert_eq!(ask(&guard(None), &Method::GET, &[]), Err(AdminDenial::Host));
         let mut two = headers(&[("host", "localhost")]);
         two.append(header::HOST, "evil.example".parse().unwrap());
         assert_eq!(
             guard(None).admit(&Method::GET, &Uri::from_static("/"), &two),
-            Err(Denied::Host)
+            Err(AdminDenial::Host)
         );
         let absolute = Uri::from_static("http://evil.example/");
         assert_eq!(
             guard(None).admit(&Method::GET, &absolute, &headers(&[("host", "localhost")])),
-            Err(Denied::Host)
+            Err(AdminDenial::Host)
         );
         let mut bytes = headers(&[]);
         bytes.insert(
@@ -270,7 +276,7 @@ mod tests {
         );
         assert_eq!(
             guard(None).admit(&Method::GET, &Uri::from_static("/"), &bytes),
-            Err(Denied::Host)
+            Err(AdminDenial::Host)
         );
     }
 
@@ -311,7 +317,7 @@ mod tests {
                 ("sec-fetch-site", "cross-site"),
             ],
         ] {
-            assert_eq!(post(foreign), Err(Denied::CrossSite), "{foreign:?}");
+            assert_eq!(post(foreign), Err(AdminDenial::CrossSite), "{foreign:?}");
         }
     }
 
@@ -334,7 +340,7 @@ mod tests {
         ] {
             assert_eq!(
                 ask(&guard(None), &method, &foreign),
-                Err(Denied::CrossSite),
+                Err(AdminDenial::CrossSite),
                 "{method}"
             );
         }
@@ -363,9 +369,9 @@ mod tests {
             ("x-wxgate-key", "Open Sesame"),
             ("x-wxgate-key", ""),
         ] {
-            assert_eq!(ask(&[wrong]), Err(Denied::Key), "{wrong:?}");
+            assert_eq!(ask(&[wrong]), Err(AdminDenial::Key), "{wrong:?}");
         }
-        assert_eq!(ask(&[]), Err(Denied::Key));
+        assert_eq!(ask(&[]), Err(AdminDenial::Key));
     }
 
     #[test]
@@ -373,7 +379,7 @@ mod tests {
         let lines = [("host", "evil.example"), ("authorization", "Bearer k")];
         assert_eq!(
             ask(&guard(Some("k")), &Method::GET, &lines),
-            Err(Denied::Host)
+            Err(AdminDenial::Host)
         );
     }
 
@@ -382,8 +388,8 @@ mod tests {
         fn no_dns_name_but_the_configured_ones_is_known(name in "[a-z][a-z0-9-]{0,20}(\\.[a-z][a-z0-9-]{0,20}){0,3}", port in 1_u16..) {
             prop_assume!(name != "localhost" && name != "admin.internal");
             let host = format!("{name}:{port}");
-            prop_assert_eq!(ask(&guard(None), &Method::GET, &[("host", &name)]), Err(Denied::Host));
-            prop_assert_eq!(ask(&guard(None), &Method::GET, &[("host", &host)]), Err(Denied::Host));
+            prop_assert_eq!(ask(&guard(None), &Method::GET, &[("host", &name)]), Err(AdminDenial::Host));
+            prop_assert_eq!(ask(&guard(None), &Method::GET, &[("host", &host)]), Err(AdminDenial::Host));
         }
 
         #[test]

@@ -1,14 +1,14 @@
-//! What operators see: a page, health, metrics, the accounts, and ways to refresh one and to reload
-//! by hand.
+//! Admin listener for operators: a page, probes, metrics, the state of the accounts, refresh and
+//! reload by hand.
 //!
 //! Shows no token and no secret; a token is named by its fingerprint. The page is plain HTML
 //! without script until the console is built. `GET /api/events` does not exist yet and is answered
-//! 404.
+//! 404. Tokens are the business of `token`, loading a configuration of `app`.
 
 mod accounts;
 mod answer;
+mod control;
 mod guard;
-mod live;
 mod page;
 mod readiness;
 mod reload;
@@ -22,10 +22,10 @@ use std::{fmt, sync::Arc};
 use axum::body::Body;
 
 pub use self::{
-    live::Control,
-    reload::{Reload, Reloaded},
+    control::AdminControl,
+    reload::{ReloadHandler, Reloaded},
 };
-use self::{readiness::NodeHealth, settings::Settings, site::Site};
+use self::{readiness::NodeHealth, settings::AdminSettings, site::Site};
 use crate::{
     net::{
         bind,
@@ -33,48 +33,48 @@ use crate::{
         listen::{BoundAddr, Listener},
         serve::serve,
     },
-    telemetry::{queue::LogQueue, registry::Metrics, workers::StuckWorkers},
+    telemetry::{queue::LogQueue, registry::MetricsRegistry, workers::StuckWorkers},
     token::TokenRegistry,
 };
 
-/// The admin listener, bound and not yet serving.
+/// Admin listener that is bound and does not serve yet.
 pub struct Admin {
     listener: Listener,
-    control: Control,
-    metrics: Metrics,
+    control: AdminControl,
+    metrics: MetricsRegistry,
     health: NodeHealth,
-    reload: Option<Reload>,
+    reload: Option<ReloadHandler>,
 }
 
-/// Why the admin listener cannot start.
+/// Reason why the admin listener cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// Other machines could reach it, and nothing would hold them off.
+pub enum AdminBindError {
+    /// Other machines can reach the address, and no key is set.
     #[error(
         "{address} can be reached from other machines: set admin.key, or listen on 127.0.0.1 or a Unix socket"
     )]
     KeyMissing {
-        /// As configured.
+        /// `admin.listen` as configured.
         address: String,
     },
-    /// The system said no.
+    /// The system refused the address.
     #[error("cannot listen on {address}, as admin.listen says: {source}")]
     Listen {
-        /// As configured.
+        /// `admin.listen` as configured.
         address: String,
-        /// The cause.
+        /// Error of the system.
         source: bind::BindError,
     },
 }
 
 impl Admin {
-    /// Takes the address; connections are answered once it runs. Must be called inside a runtime.
+    /// Binds the address. Connections wait until [`Admin::run`]. Must be called inside a runtime.
     pub fn bind(
-        settings: &Settings,
+        settings: &AdminSettings,
         accounts: Arc<TokenRegistry>,
-        metrics: Metrics,
-    ) -> Result<Self, BindError> {
-        Ok(Self::on(
+        metrics: MetricsRegistry,
+    ) -> Result<Self, AdminBindError> {
+        Ok(Self::from_listener(
             Self::listen(settings)?,
             settings,
             accounts,
@@ -82,46 +82,49 @@ impl Admin {
         ))
     }
 
-    /// Only takes the address, for a start that wants to know first whether it can have it.
-    pub fn listen(settings: &Settings) -> Result<Listener, BindError> {
+    /// Binds the address alone, before the accounts exist: a start that cannot have the address
+    /// must not spend a token fetch.
+    pub fn listen(settings: &AdminSettings) -> Result<Listener, AdminBindError> {
         let address = settings.listen.to_string();
         if settings.key.is_none() && !settings.listen.is_local() {
-            return Err(BindError::KeyMissing { address });
+            return Err(AdminBindError::KeyMissing { address });
         }
-        Listener::bind(&settings.listen).map_err(|source| BindError::Listen { address, source })
+        Listener::bind(&settings.listen)
+            .map_err(|source| AdminBindError::Listen { address, source })
     }
 
-    /// On an address that is taken already.
-    pub fn on(
+    /// Admin listener on an address that [`Admin::listen`] has bound.
+    pub fn from_listener(
         listener: Listener,
-        settings: &Settings,
+        settings: &AdminSettings,
         accounts: Arc<TokenRegistry>,
-        metrics: Metrics,
+        metrics: MetricsRegistry,
     ) -> Self {
         Self {
             listener,
-            control: Control::new(settings, accounts),
+            control: AdminControl::new(settings, accounts),
             metrics,
             health: NodeHealth::default(),
             reload: None,
         }
     }
 
-    /// Lets operators reload. Without this, they are told that it cannot be done.
+    /// Enables `POST /api/reload`, which is answered 501 otherwise.
     #[must_use]
-    pub fn with_reload(mut self, reload: Reload) -> Self {
+    pub fn with_reload(mut self, reload: ReloadHandler) -> Self {
         self.reload = Some(reload);
         self
     }
 
-    /// Takes readiness away while a worker is stuck.
+    /// Makes readiness depend on these workers: not ready while one of them is stuck.
     #[must_use]
     pub fn with_workers(mut self, workers: StuckWorkers) -> Self {
         self.health.workers = workers;
         self
     }
 
-    /// Tells of the log's condition in the body of readiness, and counts its dropped lines.
+    /// Adds the condition of the log to the body of readiness, and its dropped lines to the
+    /// metrics.
     #[must_use]
     pub fn with_log(mut self, log: Arc<LogQueue>) -> Self {
         self.metrics.register(|registry| log.register(registry));
@@ -129,18 +132,18 @@ impl Admin {
         self
     }
 
-    /// Changes key, hosts and accounts from now on, also while it runs.
-    pub fn control(&self) -> Control {
+    /// Returns a handle that replaces key, hosts and accounts, also while the listener runs.
+    pub fn control(&self) -> AdminControl {
         self.control.clone()
     }
 
-    /// Where it stands, port included.
+    /// Bound address, with the port that the system chose for port 0.
     pub fn address(&self) -> &BoundAddr {
         self.listener.address()
     }
 
-    /// Serves until the drain is aborting. Readiness is gone from the
-    /// moment the drain is leaving.
+    /// Serves until the drain is aborting. `/readyz` answers 503 from the moment the drain is
+    /// leaving.
     pub async fn run(self, drain: Drain) {
         let site = Arc::new(Site::new(
             self.control,
@@ -165,8 +168,8 @@ impl fmt::Debug for Admin {
     }
 }
 
-impl BindError {
-    /// For metrics; bounded.
+impl AdminBindError {
+    /// Reason for metrics, from a fixed set.
     pub fn label(&self) -> &'static str {
         match self {
             Self::KeyMissing { .. } => "key_missing",

@@ -1,21 +1,21 @@
-//! The page at `/`: one table, no script, no style, nothing to click but links. A stand-in for the
+//! HTML page at `/`: a table of the accounts and links, without script or style. A stand-in for the
 //! console.
 //!
-//! Pure; everything that is not a constant of this file is escaped.
+//! Pure. All text that is not a constant of this file is escaped.
 
 use std::fmt::{self, Write as _};
 
-use super::accounts::Row;
+use super::accounts::AccountRow;
 
-/// The whole page.
-pub(super) fn render(rows: &[Row], ready: bool) -> String {
+/// Returns the whole page.
+pub(super) fn render(rows: &[AccountRow], ready: bool) -> String {
     let mut page = String::with_capacity(2048);
     // Writing to a string cannot fail.
     let _ = write_page(&mut page, rows, ready);
     page
 }
 
-/// Text that is only text to a browser, inside an element or a quoted attribute.
+/// Text with the characters escaped that are markup inside an element or a quoted attribute.
 struct Escaped<'t>(&'t str);
 
 const HEAD: &str = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -28,7 +28,7 @@ const LINKS: &str = "<p><a href=\"/api/accounts\">Accounts as JSON</a> · <a hre
 <a href=\"/livez\">Liveness</a> · <a href=\"/metrics\">Metrics</a></p>\n\
 <p>Refresh an account: <code>curl -X POST ADDRESS/api/accounts/NAME/refresh</code></p>\n</body></html>\n";
 
-fn write_page(page: &mut String, rows: &[Row], ready: bool) -> fmt::Result {
+fn write_page(page: &mut String, rows: &[AccountRow], ready: bool) -> fmt::Result {
     let readiness = if ready { "ready" } else { "not ready" };
     page.push_str(HEAD);
     writeln!(
@@ -43,7 +43,7 @@ fn write_page(page: &mut String, rows: &[Row], ready: bool) -> fmt::Result {
     Ok(())
 }
 
-fn write_row(page: &mut String, row: &Row) -> fmt::Result {
+fn write_row(page: &mut String, row: &AccountRow) -> fmt::Result {
     let budgets = [
         ("classic", row.budgets.classic),
         ("forced", row.budgets.forced),
@@ -69,7 +69,7 @@ fn write_row(page: &mut String, row: &Row) -> fmt::Result {
     Ok(())
 }
 
-fn advice(row: &Row) -> String {
+fn advice(row: &AccountRow) -> String {
     let mut advice = row
         .last_error
         .as_ref()
@@ -86,7 +86,7 @@ fn advice(row: &Row) -> String {
     advice
 }
 
-/// Seconds, or minutes where seconds say no more.
+/// Formats a duration in seconds, or in whole minutes from two minutes on.
 fn span(seconds: u64) -> String {
     if seconds < 120 {
         format!("{seconds} s")
@@ -113,12 +113,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{
-        super::accounts::{Budgets, Trouble},
+        super::accounts::{Budgets, LastFailure},
         *,
     };
 
-    fn row(name: &str, sentence: &str) -> Row {
-        Row {
+    fn row(name: &str, sentence: &str) -> AccountRow {
+        AccountRow {
             name: name.into(),
             state: "fatal",
             usable: false,
@@ -132,7 +132,7 @@ mod tests {
                 forced: None,
             },
             conflicts: 3,
-            last_error: Some(Trouble {
+            last_error: Some(LastFailure {
                 label: "other",
                 errcode: Some(1),
                 sentence: sentence.into(),

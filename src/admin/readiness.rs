@@ -1,4 +1,7 @@
-//! Whether this node should get traffic: a pure judgement over the accounts' statuses.
+//! `GET /readyz`: readiness of this node for traffic, from the status of the accounts, the workers
+//! and the log.
+//!
+//! Pure; the states are gathered by `site`.
 
 use std::sync::Arc;
 
@@ -9,7 +12,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use super::accounts::word;
+use super::accounts::state_name;
 use crate::{
     base::AccountName,
     telemetry::{
@@ -19,7 +22,7 @@ use crate::{
     token::{Condition, Status},
 };
 
-/// What `/readyz` answers: 200 when ready, else 503.
+/// Answer of `/readyz`: status 200 when ready, else 503.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Readiness {
     pub(super) ready: bool,
@@ -27,31 +30,31 @@ pub(super) struct Readiness {
     pub(super) error: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) message: Option<&'static str>,
-    /// Parts of the data path that do not answer the watchdog.
+    /// Worker threads and listeners that do not answer the watchdog.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) stuck: Vec<StuckWorker>,
-    /// Trouble with the log, which leaves the node ready: calls do not wait for it.
+    /// Trouble with the log. The node stays ready: no request waits for the log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) log: Option<LogTrouble>,
-    /// The accounts without a usable token. There may be some although the node is ready.
-    pub(super) lacking: Vec<Lack>,
+    /// Accounts without a usable token; not always empty when the node is ready.
+    pub(super) lacking: Vec<UnusableAccount>,
 }
 
-/// Health of the node itself, which readiness tells besides that of the accounts.
+/// Health of the parts of the node that do not belong to an account.
 #[derive(Debug, Clone, Default)]
 pub(super) struct NodeHealth {
     pub(super) workers: StuckWorkers,
     pub(super) log: Option<Arc<LogQueue>>,
 }
 
-/// A worker thread or a listener that does not answer.
+/// Worker thread or listener that does not answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct StuckWorker {
     worker: String,
     seconds: u64,
 }
 
-/// Trouble with the log, and the lines that it cost so far.
+/// State of a log that loses lines, with the count of lines lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct LogTrouble {
     state: &'static str,
@@ -59,9 +62,9 @@ pub(super) struct LogTrouble {
     message: String,
 }
 
-/// One account without a usable token, and why.
+/// Account without a usable token, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Lack {
+pub(super) struct UnusableAccount {
     account: String,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,12 +74,28 @@ pub(super) struct Lack {
     next_attempt_in: Option<u64>,
 }
 
-/// Ready is a node that is not leaving, has one usable account at least, and waits for none: an
-/// account that WeChat refuses for good is settled, so that one frozen account does not take all
-/// nodes out. With `all` each one must be usable.
-pub(super) fn judge(accounts: &[(AccountName, Status)], all: bool, leaving: bool) -> Readiness {
-    let settled = |status: &Status| status.usable || !all && status.condition == Condition::Fatal;
-    let some = accounts.iter().any(|(_, status)| status.usable);
+/// Accounts that must have a usable token before the node is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Required {
+    /// At least one account, and all others unless WeChat refuses them for good: one frozen account
+    /// must not take every node out of service.
+    Some,
+    /// Every account.
+    All,
+}
+
+/// Returns the readiness of a node with these accounts. A node that is leaving, or has no account,
+/// is never ready.
+pub(super) fn judge(
+    accounts: &[(AccountName, Status)],
+    required: Required,
+    leaving: bool,
+) -> Readiness {
+    let any_usable = accounts.iter().any(|(_, status)| status.usable);
+    let is_settled = |status: &Status| match required {
+        Required::Some => status.usable || status.condition == Condition::Fatal,
+        Required::All => status.usable,
+    };
     let trouble = if leaving {
         Some((
             "draining",
@@ -84,7 +103,7 @@ pub(super) fn judge(accounts: &[(AccountName, Status)], all: bool, leaving: bool
         ))
     } else if accounts.is_empty() {
         Some(("no_account", "no account is configured: add an [[account]]"))
-    } else if !some || !accounts.iter().all(|(_, status)| settled(status)) {
+    } else if !any_usable || !accounts.iter().all(|(_, status)| is_settled(status)) {
         Some((
             "not_ready",
             "accounts have no usable token: see lacking for each one's reason",
@@ -95,7 +114,7 @@ pub(super) fn judge(accounts: &[(AccountName, Status)], all: bool, leaving: bool
     let lacking = accounts
         .iter()
         .filter(|(_, status)| !status.usable)
-        .map(|(name, status)| Lack::of(name, status));
+        .map(|(name, status)| UnusableAccount::new(name, status));
     Readiness {
         ready: trouble.is_none(),
         error: trouble.map(|(slug, _)| slug),
@@ -107,9 +126,10 @@ pub(super) fn judge(accounts: &[(AccountName, Status)], all: bool, leaving: bool
 }
 
 impl NodeHealth {
-    /// Adds the node's own health to a judgement over its accounts.
+    /// Adds the health of the node to the readiness of its accounts.
     pub(super) fn complete(&self, mut readiness: Readiness) -> Readiness {
         let stuck = self.workers.list();
+        // A stop takes precedence: the node leaves in any case.
         if readiness.error != Some("draining") && !stuck.is_empty() {
             readiness.ready = false;
             readiness.error = Some("data_path_stuck");
@@ -126,13 +146,14 @@ impl NodeHealth {
             })
             .collect();
         let log = self.log.as_ref().map(|log| log.health());
-        readiness.log = log.and_then(LogTrouble::of);
+        readiness.log = log.and_then(LogTrouble::new);
         readiness
     }
 }
 
 impl LogTrouble {
-    fn of(health: LogHealth) -> Option<Self> {
+    /// `None` for a log that loses no lines.
+    fn new(health: LogHealth) -> Option<Self> {
         let (state, lines_dropped, trouble) = match health {
             LogHealth::Flowing => return None,
             LogHealth::Behind { dropped } => (
@@ -162,23 +183,29 @@ impl LogTrouble {
     }
 }
 
-/// Whether the query asks for every account: `?all`, unless it goes on with `=0` or `=false`.
-pub(super) fn asks_for_all(query: Option<&str>) -> bool {
-    query.unwrap_or_default().split('&').any(|pair| {
+/// Reads the accounts that must be usable from a query: [`Required::All`] for `?all`, but not for
+/// `?all=0` and `?all=false`.
+pub(super) fn required(query: Option<&str>) -> Required {
+    let asks_for_all = query.unwrap_or_default().split('&').any(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         name == "all" && !matches!(value, "0" | "false")
-    })
+    });
+    if asks_for_all {
+        Required::All
+    } else {
+        Required::Some
+    }
 }
 
-impl Lack {
-    fn of(name: &AccountName, status: &Status) -> Self {
+impl UnusableAccount {
+    fn new(name: &AccountName, status: &Status) -> Self {
         let error = status.last_error.as_ref();
         let message = error.map_or("a token is being fetched: wait a moment", |error| {
             &error.sentence
         });
         Self {
             account: name.to_string(),
-            state: word(status.condition),
+            state: state_name(status.condition),
             errcode: error.and_then(|error| error.errcode),
             message: message.to_owned(),
             next_attempt_in: status.next_attempt_in,
@@ -249,13 +276,14 @@ mod tests {
             .collect()
     }
 
-    fn ready(conditions: &[Condition], all: bool) -> bool {
-        judge(&accounts(conditions), all, false).ready
+    fn ready(conditions: &[Condition], required: Required) -> bool {
+        judge(&accounts(conditions), required, false).ready
     }
 
     #[test]
     fn one_usable_account_is_enough_once_the_others_are_settled() {
         use Condition::{Degraded, Failing, Fatal, Ok, Waiting};
+        // Conditions, and readiness where some and where all accounts are required.
         for (conditions, some, all) in [
             (&[][..], false, false),
             (&[Ok], true, true),
@@ -272,7 +300,10 @@ mod tests {
             (&[Ok, Degraded], true, true),
         ] {
             assert_eq!(
-                (ready(conditions, false), ready(conditions, true)),
+                (
+                    ready(conditions, Required::Some),
+                    ready(conditions, Required::All)
+                ),
                 (some, all),
                 "{conditions:?}"
             );
@@ -281,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_node_that_is_leaving_is_not_ready() {
-        let judged = judge(&accounts(&[Condition::Ok]), false, true);
+        let judged = judge(&accounts(&[Condition::Ok]), Required::Some, true);
         assert_eq!((judged.ready, judged.error), (false, Some("draining")));
     }
 
@@ -289,7 +320,7 @@ mod tests {
     fn the_body_names_who_lacks_a_token_and_what_to_do() {
         let judged = judge(
             &accounts(&[Condition::Ok, Condition::Fatal, Condition::Waiting]),
-            false,
+            Required::Some,
             false,
         );
         assert_eq!(
@@ -320,7 +351,7 @@ mod tests {
     #[test]
     fn a_stuck_worker_takes_readiness_away_and_a_stop_stays_a_stop() {
         let node = NodeHealth::default();
-        let judged = |leaving| judge(&accounts(&[Condition::Ok]), false, leaving);
+        let judged = |leaving| judge(&accounts(&[Condition::Ok]), Required::Some, leaving);
         assert_eq!(node.complete(judged(false)), judged(false));
         node.workers.insert("wxgate-1", Instant::now());
         let stuck = node.complete(judged(false));
@@ -361,17 +392,17 @@ mod tests {
                 "failing",
             ),
         ] {
-            let trouble = LogTrouble::of(health).expect("trouble");
+            let trouble = LogTrouble::new(health).expect("trouble");
             assert_eq!((trouble.state, trouble.lines_dropped), (state, 7));
             assert!(trouble.message.contains("standard error"));
         }
-        assert_eq!(LogTrouble::of(LogHealth::Flowing), None);
+        assert_eq!(LogTrouble::new(LogHealth::Flowing), None);
     }
 
     #[test]
     fn all_is_a_flag() {
         for yes in ["all", "all=1", "all=true", "all=", "verbose&all"] {
-            assert!(asks_for_all(Some(yes)), "{yes}");
+            assert_eq!(required(Some(yes)), Required::All, "{yes}");
         }
         for no in [
             None,
@@ -382,7 +413,7 @@ mod tests {
             Some("wall"),
             Some("x=all"),
         ] {
-            assert!(!asks_for_all(no), "{no:?}");
+            assert_eq!(required(no), Required::Some, "{no:?}");
         }
     }
 
@@ -393,8 +424,8 @@ mod tests {
         ) {
             let conditions: Vec<Condition> = picks.into_iter().map(|pick| CONDITIONS[pick]).collect();
             let rows = accounts(&conditions);
-            let judged = judge(&rows, false, false);
-            prop_assert!(judged.ready || !judge(&rows, true, false).ready);
+            let judged = judge(&rows, Required::Some, false);
+            prop_assert!(judged.ready || !judge(&rows, Required::All, false).ready);
             prop_assert!(!judged.ready || rows.iter().any(|(_, status)| status.usable));
             prop_assert_eq!(judged.lacking.len(), rows.iter().filter(|(_, status)| !status.usable).count());
         }

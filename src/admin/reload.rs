@@ -1,6 +1,7 @@
-//! `POST /api/reload`: the answer to a reload that somebody else carries out.
+//! `POST /api/reload`: the answer to a reload.
 //!
-//! What there is to load, and from where, is not known here.
+//! The reload itself is a function that `app` passes in; the source of the configuration is not
+//! known here.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -11,49 +12,52 @@ use axum::{
 };
 use serde::Serialize;
 
-use super::answer::Problem;
+use super::answer::ApiError;
 use crate::base::AccountName;
 
-/// Reloads. The reload goes on when the future is dropped.
-pub type Reload = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Reloaded> + Send>> + Send + Sync>;
+/// Function that reloads the configuration. The reload goes on when the future is dropped.
+///
+/// The future is boxed, since the type of the reload in `app` cannot be named from here.
+pub type ReloadHandler =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Reloaded> + Send>> + Send + Sync>;
 
-/// What came of a reload.
+/// Outcome of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reloaded {
     /// The new configuration is in force.
     Done {
-        /// All that there are now, in the order of the configuration.
+        /// All accounts of the new configuration, in its order.
         accounts: Vec<AccountName>,
         /// Keys that were changed and keep their old value until the next start.
         restart_needed: Vec<&'static str>,
     },
     /// The old configuration stays in force.
     Refused {
-        /// Everything that is wrong with the new one; never with a value from it.
+        /// All problems of the new configuration. None of them holds a value of the file.
         problems: Vec<String>,
     },
 }
 
 #[derive(Serialize)]
-struct Done {
+struct DoneBody {
     reloaded: bool,
     accounts: Vec<String>,
     restart_needed: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
-struct Refused {
+struct RefusedBody {
     #[serde(flatten)]
-    problem: Problem,
+    error: ApiError,
     problems: Vec<String>,
 }
 
-/// Has it done and tells the outcome; without one who can do it there is nothing to load again.
-pub(super) async fn answer(reload: Option<&Reload>) -> Response {
+/// Reloads and answers with the outcome; answers 501 without a function that reloads.
+pub(super) async fn answer(reload: Option<&ReloadHandler>) -> Response {
     let Some(reload) = reload else {
         let message =
             "this wxgate was started without a configuration that could be read again: restart it";
-        return Problem::new(StatusCode::NOT_IMPLEMENTED, "reload_unavailable", message)
+        return ApiError::new(StatusCode::NOT_IMPLEMENTED, "reload_unavailable", message)
             .into_response();
     };
     reload().await.into_response()
@@ -67,7 +71,7 @@ impl IntoResponse for Reloaded {
                 restart_needed,
             } => {
                 let accounts = accounts.iter().map(ToString::to_string).collect();
-                Json(Done {
+                Json(DoneBody {
                     reloaded: true,
                     accounts,
                     restart_needed,
@@ -77,8 +81,8 @@ impl IntoResponse for Reloaded {
             Self::Refused { problems } => {
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
                 let message = "the configuration cannot be used, the old one stays in force: see problems, then try again";
-                let problem = Problem::new(status, "bad_configuration", message);
-                (status, Json(Refused { problem, problems })).into_response()
+                let error = ApiError::new(status, "bad_configuration", message);
+                (status, Json(RefusedBody { error, problems })).into_response()
             }
         }
     }
@@ -92,7 +96,7 @@ mod tests {
     use super::*;
 
     async fn told(outcome: Option<Reloaded>) -> (u16, Value) {
-        let reload = outcome.map(|outcome| -> Reload {
+        let reload = outcome.map(|outcome| -> ReloadHandler {
             Arc::new(move || {
                 let outcome = outcome.clone();
                 Box::pin(async { outcome })

@@ -1,21 +1,20 @@
-//! What the admin listener can be told: the table `[admin]`, proven right.
+//! Settings of the admin listener.
 
 use crate::{base::Secret, net::address::ListenAddr};
 
-/// The table `[admin]`. The default is that of an empty file.
+/// Table `[admin]` of the configuration, checked. The default is that of an empty table.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    /// Where console, API, probes and metrics stand.
+pub struct AdminSettings {
+    /// Address of page, API, probes and metrics.
     pub listen: ListenAddr,
-    /// What a caller of the API must show. Always there when `listen` can be reached from other
-    /// machines.
+    /// Key that callers of page and API must show. Always set if other machines can reach `listen`.
     pub key: Option<Secret>,
-    /// Host names, in lower case, besides IP literals and `localhost` under which console and API
-    /// may be reached.
+    /// Host names, in lower case, under which page and API may be called, besides IP literals and
+    /// `localhost`.
     pub hosts: Vec<String>,
 }
 
-impl Default for Settings {
+impl Default for AdminSettings {
     fn default() -> Self {
         Self {
             listen: ListenAddr::Tcp("127.0.0.1:8081".to_owned()),

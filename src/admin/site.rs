@@ -1,4 +1,4 @@
-//! From a request to its answer: the guard, the routes, the headers.
+//! Routes of the admin listener, behind the guard.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -13,48 +13,48 @@ use axum::{
 use tower_service::Service;
 
 use super::{
-    accounts::{self, Row},
-    answer::{Problem, sealed},
-    guard::Denied,
-    live::Control,
+    accounts::{self, AccountRow},
+    answer::{ApiError, with_browser_headers},
+    control::AdminControl,
+    guard::AdminDenial,
     page,
-    readiness::{self, NodeHealth, Readiness},
-    reload::{self, Reload},
+    readiness::{self, NodeHealth, Readiness, Required},
+    reload::{self, ReloadHandler},
 };
 use crate::{
     net::drain::Drain,
-    telemetry::registry::{CONTENT_TYPE, Metrics},
+    telemetry::registry::{CONTENT_TYPE, MetricsRegistry},
     token::TokenRegistry,
 };
 
-/// All that the admin listener answers.
+/// Guard and router of the admin listener.
 pub(super) struct Site {
-    control: Control,
+    control: AdminControl,
     router: Router,
 }
 
-/// What the answers are made from.
+/// State that the handlers share.
 struct Sources {
-    control: Control,
-    metrics: Metrics,
+    control: AdminControl,
+    metrics: MetricsRegistry,
     drain: Drain,
     health: NodeHealth,
-    reload: Option<Reload>,
+    reload: Option<ReloadHandler>,
 }
 
-type Shared = State<Arc<Sources>>;
+type SharedSources = State<Arc<Sources>>;
 
-/// Open to anybody under any name, with or without a key: probes and scrapers come by bare
-/// addresses and service names.
-const OPEN: [&str; 3] = ["/livez", "/readyz", "/metrics"];
+/// Paths that pass without the guard: probes and scrapers have no key, and call by bare addresses
+/// and service names.
+const UNGUARDED: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
 impl Site {
     pub(super) fn new(
-        control: Control,
-        metrics: Metrics,
+        control: AdminControl,
+        metrics: MetricsRegistry,
         drain: Drain,
         health: NodeHealth,
-        reload: Option<Reload>,
+        reload: Option<ReloadHandler>,
     ) -> Self {
         let sources = Sources {
             control: control.clone(),
@@ -72,76 +72,81 @@ impl Site {
             .route("/api/accounts/{name}/refresh", post(refresh))
             .route(
                 "/api/reload",
-                post(async |State(sources): Shared| reload::answer(sources.reload.as_ref()).await),
+                post(async |State(sources): SharedSources| {
+                    reload::answer(sources.reload.as_ref()).await
+                }),
             )
-            .fallback(async || Problem::not_found())
-            .method_not_allowed_fallback(async || Problem::wrong_method())
+            .fallback(async || ApiError::not_found())
+            .method_not_allowed_fallback(async || ApiError::wrong_method())
             .with_state(Arc::new(sources));
         Self { control, router }
     }
 
-    /// Answers; what is not expressly open passes the guard first, routes that do not exist
-    /// included.
+    /// Answers a request.
     pub(super) async fn answer(&self, request: Request) -> Response {
+        // Before routing, so that a caller without the key cannot tell which routes exist.
         if let Err(denied) = self.admit(&request) {
             tracing::debug!(reason = denied.label(), "admin request refused");
-            return sealed(Problem::from(denied).into_response());
+            return with_browser_headers(ApiError::from(denied).into_response());
         }
         let routed: Result<Response, Infallible> = self.router.clone().call(request).await;
-        sealed(routed.unwrap_or_else(|never| match never {}))
+        with_browser_headers(routed.unwrap_or_else(|never| match never {}))
     }
 
-    fn admit(&self, request: &Request) -> Result<(), Denied> {
-        if OPEN.contains(&request.uri().path()) {
+    fn admit(&self, request: &Request) -> Result<(), AdminDenial> {
+        if UNGUARDED.contains(&request.uri().path()) {
             return Ok(());
         }
         self.control
-            .live
+            .state
             .load()
             .guard
             .admit(request.method(), request.uri(), request.headers())
     }
 }
 
-async fn console(State(sources): Shared) -> Html<String> {
-    let ready = sources.readiness(false).ready;
+async fn console(State(sources): SharedSources) -> Html<String> {
+    let ready = sources.readiness(Required::Some).ready;
     Html(page::render(&accounts::rows(&sources.accounts()), ready))
 }
 
-async fn readyz(State(sources): Shared, RawQuery(query): RawQuery) -> Readiness {
-    sources.readiness(readiness::asks_for_all(query.as_deref()))
+async fn readyz(State(sources): SharedSources, RawQuery(query): RawQuery) -> Readiness {
+    sources.readiness(readiness::required(query.as_deref()))
 }
 
-async fn metrics_page(State(sources): Shared) -> impl IntoResponse {
+async fn metrics_page(State(sources): SharedSources) -> impl IntoResponse {
     (
         [(header::CONTENT_TYPE, CONTENT_TYPE)],
         sources.metrics.render(),
     )
 }
 
-async fn list(State(sources): Shared) -> Json<Vec<Row>> {
+async fn list(State(sources): SharedSources) -> Json<Vec<AccountRow>> {
     Json(accounts::rows(&sources.accounts()))
 }
 
 async fn refresh(
-    State(sources): Shared,
+    State(sources): SharedSources,
     name: Result<Path<String>, PathRejection>,
     body: Body,
-) -> Result<Response, Problem> {
-    // A name that is not text is no account's name; neither is the empty one.
+) -> Result<Response, ApiError> {
+    // A name that is not UTF-8 becomes the empty name, which no account has.
     let name = name.map(|Path(name)| name).unwrap_or_default();
     accounts::refresh(&sources.accounts(), &name, body).await
 }
 
 impl Sources {
-    /// The accounts of this moment.
+    /// TokenRegistry of the configuration that is in force now.
     fn accounts(&self) -> Arc<TokenRegistry> {
-        Arc::clone(&self.control.live.load().accounts)
+        Arc::clone(&self.control.state.load().accounts)
     }
 
-    fn readiness(&self, all: bool) -> Readiness {
+    fn readiness(&self, required: Required) -> Readiness {
         let accounts = accounts::statuses(&self.accounts());
-        self.health
-            .complete(readiness::judge(&accounts, all, self.drain.is_leaving()))
+        self.health.complete(readiness::judge(
+            &accounts,
+            required,
+            self.drain.is_leaving(),
+        ))
     }
 }

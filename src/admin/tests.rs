@@ -1,4 +1,4 @@
-//! The admin listener over real refreshers, whose token endpoint is a script.
+//! Tests of the admin listener over real token refreshers with a scripted token endpoint.
 
 use std::{
     collections::VecDeque,
@@ -19,12 +19,13 @@ use tokio::{
 };
 
 use super::{
-    Admin, BindError, live::Control, readiness::NodeHealth, settings::Settings, site::Site,
+    Admin, AdminBindError, control::AdminControl, readiness::NodeHealth, settings::AdminSettings,
+    site::Site,
 };
 use crate::{
     base::{AccountName, Secret},
     net::drain::{self, DrainControl, Phase},
-    telemetry::registry::Metrics,
+    telemetry::registry::MetricsRegistry,
     token::{
         self, AccountSettings, TokenProvider, TokenRefresher, TokenRegistry,
         source::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenSource},
@@ -37,7 +38,7 @@ const APP_SECRET: &str = "planted-app-secret";
 const TOKEN: &str = "planted-access-token";
 const ADMIN_KEY: &str = "planted-admin-key";
 
-/// What the token endpoint answers, call by call; a new token when the script is over.
+/// Token endpoint that fails as scripted, and then hands out a new token per call.
 #[derive(Default)]
 struct Script {
     failures: Mutex<VecDeque<FetchError>>,
@@ -100,10 +101,10 @@ fn account(name: &str) -> AccountSettings {
     }
 }
 
-/// Accounts of these names, after each one's first attempt.
+/// Accounts of these names, after the first attempt of each.
 async fn settled(
     scripts: impl IntoIterator<Item = (&str, Arc<Script>)>,
-    metrics: &Metrics,
+    metrics: &MetricsRegistry,
 ) -> Arc<TokenRegistry> {
     let counted = metrics.register(token::metrics::TokenMetrics::register);
     let mut refreshers = Vec::new();
@@ -131,15 +132,15 @@ struct Bench {
 
 impl Bench {
     async fn new(
-        settings: &Settings,
+        settings: &AdminSettings,
         scripts: impl IntoIterator<Item = (&str, Arc<Script>)>,
     ) -> Self {
-        let metrics = Metrics::default();
+        let metrics = MetricsRegistry::default();
         let accounts = settled(scripts, &metrics).await;
         let (control, drain) = drain::drain();
         Self {
             site: Site::new(
-                Control::new(settings, accounts),
+                AdminControl::new(settings, accounts),
                 metrics,
                 drain,
                 NodeHealth::default(),
@@ -149,11 +150,11 @@ impl Bench {
         }
     }
 
-    /// `shop` has a token, `frozen` is refused.
+    /// Bench of two accounts: `shop` has a token, `frozen` is refused twice.
     async fn usual() -> Self {
         let refused = Script::failing([not_whitelisted(), not_whitelisted()]);
         Self::new(
-            &Settings::default(),
+            &AdminSettings::default(),
             [("shop", Script::failing([])), ("frozen", refused)],
         )
         .await
@@ -467,9 +468,9 @@ async fn a_page_of_another_site_cannot_refresh() {
 
 #[tokio::test(start_paused = true)]
 async fn with_a_key_only_probes_and_metrics_stay_open() {
-    let settings = Settings {
+    let settings = AdminSettings {
         key: Some(Secret::new(ADMIN_KEY)),
-        ..Settings::default()
+        ..AdminSettings::default()
     };
     let bench = Bench::new(&settings, [("shop", Script::failing([]))]).await;
     for path in ["/", "/api/accounts", "/nothing"] {
@@ -541,9 +542,9 @@ async fn every_answer_carries_the_headers_for_browsers() {
 
 #[tokio::test(start_paused = true)]
 async fn no_answer_holds_a_token_or_a_secret() {
-    let settings = Settings {
+    let settings = AdminSettings {
         key: Some(Secret::new(ADMIN_KEY)),
-        ..Settings::default()
+        ..AdminSettings::default()
     };
     let scripts = [
         ("shop", Script::failing([])),
@@ -611,15 +612,19 @@ async fn the_page_is_html_and_a_head_request_has_no_body() {
 
 #[tokio::test]
 async fn other_machines_are_let_near_only_with_a_key() {
-    let open = Settings {
+    let open = AdminSettings {
         listen: "0.0.0.0:0".parse().unwrap(),
-        ..Settings::default()
+        ..AdminSettings::default()
     };
-    let bind = |settings: &Settings| Admin::bind(settings, Arc::default(), Metrics::default());
+    let bind = |settings: &AdminSettings| {
+        Admin::bind(settings, Arc::default(), MetricsRegistry::default())
+    };
     let refused = bind(&open).unwrap_err();
-    assert!(matches!(refused, BindError::KeyMissing { .. }) && refused.label() == "key_missing");
     assert!(
-        bind(&Settings {
+        matches!(refused, AdminBindError::KeyMissing { .. }) && refused.label() == "key_missing"
+    );
+    assert!(
+        bind(&AdminSettings {
             key: Some(Secret::new("k")),
             ..open
         })
@@ -629,17 +634,17 @@ async fn other_machines_are_let_near_only_with_a_key() {
 
 #[tokio::test]
 async fn a_taken_address_is_named() {
-    let settings = Settings {
+    let settings = AdminSettings {
         listen: "127.0.0.1:0".parse().unwrap(),
-        ..Settings::default()
+        ..AdminSettings::default()
     };
-    let first = Admin::bind(&settings, Arc::default(), Metrics::default()).unwrap();
+    let first = Admin::bind(&settings, Arc::default(), MetricsRegistry::default()).unwrap();
     let taken = first.address().to_string();
-    let settings = Settings {
+    let settings = AdminSettings {
         listen: taken.parse().unwrap(),
         ..settings
     };
-    let refused = Admin::bind(&settings, Arc::default(), Metrics::default()).unwrap_err();
+    let refused = Admin::bind(&settings, Arc::default(), MetricsRegistry::default()).unwrap_err();
     assert!(
         refused.to_string().contains(&taken) && refused.label() == "listen",
         "{refused}"
@@ -648,11 +653,11 @@ async fn a_taken_address_is_named() {
 
 #[tokio::test]
 async fn it_serves_over_a_socket_until_the_drain_aborts() {
-    let metrics = Metrics::default();
+    let metrics = MetricsRegistry::default();
     let accounts = settled([("shop", Script::failing([]))], &metrics).await;
-    let settings = Settings {
+    let settings = AdminSettings {
         listen: "127.0.0.1:0".parse().unwrap(),
-        ..Settings::default()
+        ..AdminSettings::default()
     };
     let admin = Admin::bind(&settings, accounts, metrics).unwrap();
     let address = admin.address().tcp().unwrap();

@@ -1,17 +1,17 @@
-//! File descriptors: how many a configuration can take, and how many the system grants.
+//! File descriptors: the number that a configuration can need, and the limit of the system.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{net::serve, proxy::settings::Settings};
 
-/// Descriptors of a call in flight besides its caller's connection: the connection to WeChat, and
-/// the file with a copy of its body.
+/// Descriptors of a call in flight besides the connection of its caller: the connection to WeChat,
+/// and the file with a copy of the request body.
 const PER_CALL: u64 = 2;
-/// Descriptors of everything else: the admin listener's connections, and listeners, runtimes,
-/// stores, token calls and the log.
+/// Descriptors for the rest: connections of the admin listener, listeners, runtimes, stores, token
+/// calls and the log.
 const RESERVE: u64 = serve::MAX_CONNECTIONS as u64 + 192;
 
-/// The most descriptors that a configuration can take:
+/// Largest number of descriptors that a configuration can need:
 /// `max_connections` + 2 × `max_in_flight` + 256.
 pub fn needed(settings: &Settings) -> u64 {
     let count = |limit: usize| u64::try_from(limit).unwrap_or(u64::MAX);
@@ -20,8 +20,8 @@ pub fn needed(settings: &Settings) -> u64 {
         .saturating_add(RESERVE)
 }
 
-/// Raises the soft limit of this process to the hard one. A soft limit of 1024 is for programs that
-/// use `select`, which this one does not.
+/// Raises the soft limit of this process to the hard limit. A soft limit of 1024 is for programs
+/// that use `select`, which wxgate does not.
 pub fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -33,7 +33,8 @@ pub fn raise_limit() {
     }
 }
 
-/// A sentence for the operator, if the hard limit of this process is too low for a configuration.
+/// Returns a sentence for the operator if the hard limit of this process is too low for a
+/// configuration.
 pub fn shortage(settings: &Settings) -> Option<String> {
     let granted = getrlimit(Resource::Nofile).maximum?;
     let needed = needed(settings);

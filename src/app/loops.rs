@@ -1,9 +1,9 @@
-//! Whether calls to WeChat would end at wxgate itself, as they do where local DNS points WeChat's
-//! name at it.
+//! Loop check before the start: calls to WeChat must not end at wxgate itself, as happens where
+//! local DNS points WeChat's name at wxgate.
 //!
-//! Looks at addresses only, and in bounded time; a name that does not resolve, or not in time, is
-//! no reason to refuse. Loops that come up later, or lead through others, are found request by
-//! request (`proxy`).
+//! Compares addresses only, in bounded time; a name that does not resolve in time is no reason to
+//! refuse. Loops that come up later, or lead through other proxies, are found request by request
+//! (`proxy`).
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -24,40 +24,40 @@ use crate::{
     token::AccountSettings,
 };
 
-/// For all names together.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Time limit of the look-ups of all names together.
+const MAX_LOOKUP_TIME: Duration = Duration::from_secs(2);
 
 const LOOPBACK: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::LOCALHOST),
     IpAddr::V6(Ipv6Addr::LOCALHOST),
 ];
 
-/// An account whose calls would come back.
+/// Account with calls that would end at wxgate itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "account {account}: {host} leads to {address}, where wxgate itself listens, so that it would call itself; {advice}"
 )]
-pub struct LeadsBack {
+pub struct LoopError {
     account: AccountName,
     host: String,
     address: SocketAddr,
     advice: &'static str,
 }
 
-/// Whom to ask for the addresses of a name that `upstream.resolve` does not have.
+/// Look-up of names that are not in `upstream.resolve`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Names {
-    /// The system's resolver.
-    Ask,
-    /// Nobody; such names are passed over.
-    Leave,
+pub enum NameLookup {
+    /// By the resolver of the system.
+    Resolve,
+    /// None; such names are not checked.
+    Skip,
 }
 
-/// Looks at a configuration of which nothing is bound: its listeners count as they are written.
+/// Checks a configuration without binding its listeners; their addresses are taken as written.
 ///
 /// # Errors
-/// The first account that would call wxgate itself.
-pub fn check_written(config: &Config, names: Names) -> Result<(), LeadsBack> {
+/// The first account with calls that would end at wxgate itself.
+pub fn check_written(config: &Config, names: NameLookup) -> Result<(), LoopError> {
     let listeners = config
         .proxy
         .listen
@@ -70,45 +70,47 @@ pub fn check_written(config: &Config, names: Names) -> Result<(), LeadsBack> {
     check(&config.accounts, &config.proxy.upstream.egress, &own, names)
 }
 
-/// Looks at every API host of every account. `own` is where the data listeners stand.
+/// Checks every API host of every account against `own`, the addresses of the data listeners.
 ///
 /// # Errors
-/// The first account that would call wxgate itself.
+/// The first account with calls that would end at wxgate itself.
 pub(super) fn check(
     accounts: &[AccountSettings],
     egress: &Egress,
     own: &[SocketAddr],
-    names: Names,
-) -> Result<(), LeadsBack> {
-    // Behind an egress proxy, its DNS decides, and that is out of sight.
+    names: NameLookup,
+) -> Result<(), LoopError> {
+    // An egress proxy resolves the names itself, so nothing can be checked here.
     if own.is_empty() || egress.proxy.is_some() {
         return Ok(());
     }
-    // Hosts with a port at which nobody listens here need no DNS.
-    let is_candidate = |api: &&BaseUrl| own.iter().any(|own| own.port() == api.port);
-    let wanted = accounts
+    // A host with a port at which no listener stands cannot lead here, and needs no DNS.
+    let candidates = accounts
         .iter()
         .flat_map(|account| &account.api)
-        .filter(is_candidate)
+        .filter(|api| own.iter().any(|own| own.port() == api.port))
         .cloned();
-    let found = addresses(wanted.collect(), egress, names);
-    // Judged once per host, since that asks the kernel, and accounts share their hosts.
-    let own_at: HashMap<(&str, u16), SocketAddr> = found
-        .iter()
-        .filter_map(|(host, list)| {
-            let is_own = |address: &&SocketAddr| own.iter().any(|own| is_same(*own, **address));
-            Some(((host.host.as_str(), host.port), *list.iter().find(is_own)?))
-        })
-        .collect();
+    let resolved = addresses(candidates.collect(), egress, names);
+    // Once per host and not per account: accounts share hosts, and each comparison may ask the
+    // kernel.
+    let mut own_by_host: HashMap<(&str, u16), SocketAddr> = HashMap::new();
+    for (api, addresses) in &resolved {
+        let looped = addresses
+            .iter()
+            .find(|address| own.iter().any(|own| ends_at(**address, *own)));
+        if let Some(address) = looped {
+            own_by_host.insert((&api.host, api.port), *address);
+        }
+    }
     for account in accounts {
         for api in &account.api {
-            if let Some(&address) = own_at.get(&(api.host.as_str(), api.port)) {
+            if let Some(&address) = own_by_host.get(&(api.host.as_str(), api.port)) {
                 let advice = if api.host.parse::<IpAddr>().is_ok() {
                     "name WeChat's host in the account's api"
                 } else {
                     "set upstream.resolve to WeChat's own addresses"
                 };
-                return Err(LeadsBack {
+                return Err(LoopError {
                     account: account.name.clone(),
                     host: api.host.clone(),
                     address,
@@ -120,11 +122,11 @@ pub(super) fn check(
     Ok(())
 }
 
-/// What the dialler would dial, as far as it is known in time.
+/// Resolves hosts as the dialler would. Hosts without an answer in time are left out.
 fn addresses(
     hosts: Vec<BaseUrl>,
     egress: &Egress,
-    names: Names,
+    names: NameLookup,
 ) -> Vec<(BaseUrl, Vec<SocketAddr>)> {
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();
@@ -140,10 +142,10 @@ fn addresses(
             found.push((host.clone(), fixed.iter().map(with_port).collect()));
         } else if host.host == "localhost" {
             found.push((host.clone(), LOOPBACK.iter().map(with_port).collect()));
-        } else if names == Names::Ask {
+        } else if names == NameLookup::Resolve {
             let tell = tell.clone();
-            // A thread, since the system's resolver cannot be told to hurry. It ends with its
-            // answer, heard or not.
+            // The resolver of the system has no time limit, so it gets a thread, which ends with
+            // the answer even if nobody waits for it any more.
             std::thread::spawn(move || {
                 let list = (host.host.as_str(), host.port)
                     .to_socket_addrs()
@@ -154,18 +156,18 @@ fn addresses(
         }
     }
     drop(tell);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + MAX_LOOKUP_TIME;
     while let Ok(answer) = told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         found.push(answer);
     }
     found
 }
 
-/// Whether a connection to `target` ends at the listener `own`.
-fn is_same(own: SocketAddr, target: SocketAddr) -> bool {
+/// True if a connection to `target` ends at the listener `own`.
+fn ends_at(target: SocketAddr, own: SocketAddr) -> bool {
     let (own_ip, mut ip) = (own.ip().to_canonical(), target.ip().to_canonical());
     if ip.is_unspecified() {
-        // Connecting to "no address" means this machine.
+        // A connection to 0.0.0.0 or [::] goes to this machine.
         ip = if ip.is_ipv4() {
             Ipv4Addr::LOCALHOST.into()
         } else {
@@ -178,9 +180,8 @@ fn is_same(own: SocketAddr, target: SocketAddr) -> bool {
         && (own_ip == ip || (own_ip.is_unspecified() && serves_family && is_of_this_machine(ip)))
 }
 
-/// Asks the kernel's routes: towards an address of its own, it would send from that very address.
-/// Nothing is sent. Binding to it would say less, since a kernel may be told to let everybody bind
-/// to anything.
+/// True if the kernel would send from this very address to reach it, which is so for addresses of
+/// this machine only. Sends nothing.
 fn is_of_this_machine(ip: IpAddr) -> bool {
     if ip.is_loopback() {
         return true;
@@ -190,14 +191,17 @@ fn is_of_this_machine(ip: IpAddr) -> bool {
     } else {
         Ipv6Addr::UNSPECIFIED.into()
     };
+    // Routes are asked instead of binding to the address: with ip_nonlocal_bind set, a bind
+    // succeeds for any address.
     let route = UdpSocket::bind((unbound, 0)).and_then(|socket| {
-        // The port is any but zero.
+        // Connecting a UDP socket only looks up the route. Any port but zero will do.
         socket.connect((ip, 9))?;
         socket.local_addr()
     });
     route.is_ok_and(|from| from.ip() == ip)
 }
 
+/// Reads `localhost:PORT`, which the listener binds to 127.0.0.1.
 fn local_name(listen: &str) -> Option<SocketAddr> {
     let port = listen.strip_prefix("localhost:")?.parse().ok()?;
     Some((Ipv4Addr::LOCALHOST, port).into())
@@ -227,7 +231,7 @@ mod tests {
             &config.accounts,
             &config.proxy.upstream.egress,
             &own,
-            Names::Leave,
+            NameLookup::Skip,
         );
         checked.map_err(|error| error.to_string())
     }
@@ -289,7 +293,7 @@ mod tests {
     fn addresses_of_this_machine_are_told_from_others() {
         assert!(is_of_this_machine([127, 3, 2, 1].into()));
         assert!(!is_of_this_machine([192, 0, 2, 1].into()));
-        // Whatever address this machine has towards the outside, if any.
+        // The address of this machine towards the outside, if there is one.
         let outward = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
             socket.connect("192.0.2.1:9")?;
             socket.local_addr()

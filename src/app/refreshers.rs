@@ -24,7 +24,7 @@ pub(super) struct Refreshers {
     running: Vec<(AccountSettings, AccountTokens)>,
 }
 
-/// What became of the accounts, by name.
+/// Names of the accounts that were added, changed and removed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Changes {
     pub(super) added: Vec<String>,
@@ -36,7 +36,7 @@ pub(super) struct Changes {
 pub(super) struct Leaving(Vec<(AccountSettings, AccountTokens)>);
 
 impl Refreshers {
-    /// None yet.
+    /// Empty, until [`Refreshers::follow`].
     pub(super) fn new(
         client: TokenClient,
         store: Arc<dyn TokenStore>,
@@ -91,7 +91,7 @@ impl Refreshers {
         (changes, Leaving(leaving))
     }
 
-    /// Lets those go that were replaced or removed.
+    /// Retires those that were replaced or removed, and drops the gauges of removed accounts.
     pub(super) fn dismiss(&self, leaving: Leaving) {
         let running: HashSet<&AccountName> = self.running.iter().map(|(on, _)| &on.name).collect();
         for (account, refresher) in leaving.0 {
@@ -102,12 +102,12 @@ impl Refreshers {
         }
     }
 
-    /// Account by account, in the order of the configuration.
+    /// Accounts in the order of the configuration.
     pub(super) fn running(&self) -> &[(AccountSettings, AccountTokens)] {
         &self.running
     }
 
-    /// The same by name.
+    /// TokenRegistry by name.
     pub(super) fn by_name(&self) -> Arc<TokenRegistry> {
         Arc::new(
             self.running

@@ -1,15 +1,15 @@
-//! Loading the configuration again while wxgate runs.
+//! Reload of the configuration while wxgate runs.
 //!
-//! All that can fail is done before anything changes: a configuration that cannot be used changes
-//! nothing. What it takes to have one in force stands in `proxy`, `admin` and `refreshers`; here is
-//! only the order.
+//! All steps that can fail come before the first change: a configuration that cannot be used
+//! changes nothing. The changes themselves are made by `proxy`, `admin` and `refreshers`; here is only
+//! their order.
 
-use std::{net::SocketAddr, pin::Pin, sync::Arc};
+use std::{fmt::Display, net::SocketAddr, pin::Pin, sync::Arc};
 
 use tokio::sync::Mutex;
 
 use super::{
-    loops::{self, Names},
+    loops::{self, NameLookup},
     refreshers::Refreshers,
     restart,
 };
@@ -19,50 +19,54 @@ use crate::{
     proxy,
 };
 
-/// Reads the configuration from where it was read at the start. May block.
+/// Function that reads the configuration from the same source as at the start. May block.
 pub type Loader = Box<dyn Fn() -> Result<Config, Problems> + Send + Sync>;
 
-/// Has the configuration loaded again. Cheap to clone.
+/// Handle that reloads the configuration. Cheap to clone.
 #[derive(Clone)]
-pub struct Reloader(Arc<Inner>);
+pub struct Reloader(Arc<ReloaderInner>);
 
-struct Inner {
+struct ReloaderInner {
     load: Loader,
-    running: Arc<Mutex<Running>>,
+    running: Arc<Mutex<RunningParts>>,
 }
 
-/// What is in force, and the hands that change it.
-pub(super) struct Running {
+/// Configuration in force, and the handles of the parts that a reload changes.
+pub(super) struct RunningParts {
+    /// Configuration of the start, without the secrets that a reload may replace.
     pub(super) started: Config,
-    /// Where the data listeners stand.
+    /// Addresses of the data listeners.
     pub(super) own: Vec<SocketAddr>,
     pub(super) refreshers: Refreshers,
     pub(super) proxy: proxy::Control,
-    pub(super) admin: admin::Control,
+    pub(super) admin: admin::AdminControl,
 }
 
 impl Reloader {
-    pub(super) fn new(load: Loader, running: Arc<Mutex<Running>>) -> Self {
-        Self(Arc::new(Inner { load, running }))
+    pub(super) fn new(load: Loader, running: Arc<Mutex<RunningParts>>) -> Self {
+        Self(Arc::new(ReloaderInner { load, running }))
     }
 
-    /// Loads the configuration and puts it into force, or says everything that is wrong with it and
-    /// changes nothing. One reload goes on at a time, and goes on to its end when the caller does
-    /// not wait for it. The outcome is logged.
+    /// Loads the configuration and puts it into force, or returns all of its problems and changes
+    /// nothing. Reloads run one after the other, each to its end, also when the caller does not
+    /// wait. Logs the outcome.
     pub async fn reload(&self) -> Reloaded {
         let inner = Arc::clone(&self.0);
+        // In a task, so that a caller that hangs up does not cancel a reload halfway.
         let reloading = tokio::spawn(async move {
             let mut running = Arc::clone(&inner.running).lock_owned().await;
+            // Blocking, since files are read and names looked up. The lock moves along, so that the
+            // next reload waits for the end of this one.
             let outcome = tokio::task::spawn_blocking(move || running.follow((inner.load)())).await;
             let outcome = outcome.unwrap_or_else(|_| broken());
-            note(&outcome);
+            log_outcome(&outcome);
             outcome
         });
         reloading.await.unwrap_or_else(|_| broken())
     }
 
-    /// The same for the admin listener.
-    pub(super) fn handler(&self) -> admin::Reload {
+    /// Returns [`Reloader::reload`] as a function for the admin listener.
+    pub(super) fn handler(&self) -> admin::ReloadHandler {
         let reloader = self.clone();
         Arc::new(move || {
             let reloader = reloader.clone();
@@ -72,7 +76,8 @@ impl Reloader {
     }
 }
 
-impl Running {
+impl RunningParts {
+    /// Puts a configuration into force, or changes nothing if it cannot be used.
     fn follow(&mut self, loaded: Result<Config, Problems>) -> Reloaded {
         let config = match loaded {
             Ok(config) => config,
@@ -84,19 +89,14 @@ impl Running {
         };
         let plan = match self.proxy.plan(&config.proxy, &config.accounts) {
             Ok(plan) => plan,
-            Err(error) => {
-                return Reloaded::Refused {
-                    problems: vec![error.to_string()],
-                };
-            }
+            Err(error) => return refused(&error),
         };
-        // By the way out that is in force: a new one needs a restart, which looks again.
+        // With the egress in force: another egress needs a restart, which checks again.
         let egress = &self.started.proxy.upstream.egress;
-        if let Err(error) = loops::check(&config.accounts, egress, &self.own, Names::Ask) {
-            return Reloaded::Refused {
-                problems: vec![error.to_string()],
-            };
+        if let Err(error) = loops::check(&config.accounts, egress, &self.own, NameLookup::Resolve) {
+            return refused(&error);
         }
+        // From here on nothing can fail.
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
@@ -109,6 +109,7 @@ impl Running {
                 .map(|(_, refresher)| refresher.clone()),
         );
         self.admin.switch(&config.admin, self.refreshers.by_name());
+        // Last, since requests ask the old ones until proxy and admin have switched.
         self.refreshers.dismiss(leaving);
         tracing::info!(
             added = changes.added.join(","),
@@ -127,14 +128,20 @@ impl Running {
     }
 }
 
-/// After a panic, whose text stands in the log.
+fn refused(problem: &dyn Display) -> Reloaded {
+    Reloaded::Refused {
+        problems: vec![problem.to_string()],
+    }
+}
+
+/// Outcome of a reload that panicked. The text of the panic stands in the log.
 fn broken() -> Reloaded {
     Reloaded::Refused {
         problems: vec!["the reload broke off: report this as a bug of wxgate".to_owned()],
     }
 }
 
-fn note(outcome: &Reloaded) {
+fn log_outcome(outcome: &Reloaded) {
     match outcome {
         Reloaded::Done { restart_needed, .. } => {
             for key in restart_needed {
@@ -228,7 +235,7 @@ mod tests {
         });
         go.send(&["a", "b"]).unwrap();
         beginnings.recv().await.unwrap();
-        // The second one has begun, so the first one is over although nobody waited for it.
+        // The second reload has begun, so the first one has ended although nobody waited for it.
         go.send(&["b", "c"]).unwrap();
         assert_eq!(next.await.unwrap(), done(&["b", "c"]));
         let running = reloader.0.running.lock().await;

@@ -1,6 +1,6 @@
-//! Which changes of a configuration only a restart can bring into force.
+//! Changes of a configuration that only a restart can bring into force.
 //!
-//! Compared with what this process was started with, so that a change is named at every reload
+//! The comparison is with the configuration of the start, so that a change is named at every reload
 //! until it is in force or taken back.
 
 use crate::{
@@ -11,9 +11,10 @@ use crate::{
     token::store::{StoreLocation, StoreSettings},
 };
 
-/// The keys, as the file spells them. Settings are taken apart here, so that a new one has to be
-/// put on one side.
+/// Returns the changed keys that need a restart, as the file spells them.
 pub(super) fn needed(started: &Config, next: &Config) -> Vec<&'static str> {
+    // Here and below, structs are destructured so that a new field does not compile until it has
+    // been decided if a change of it needs a restart.
     let Config {
         proxy,
         admin,
@@ -23,7 +24,7 @@ pub(super) fn needed(started: &Config, next: &Config) -> Vec<&'static str> {
         warnings: _,
     } = next;
     let mut keys = server(&started.proxy, proxy);
-    let admin::settings::Settings {
+    let admin::settings::AdminSettings {
         listen,
         key: _,
         hosts: _,
@@ -37,6 +38,7 @@ pub(super) fn needed(started: &Config, next: &Config) -> Vec<&'static str> {
         .collect()
 }
 
+/// Keys, each with `true` if its value is unchanged.
 type Compared = Vec<(&'static str, bool)>;
 
 fn server(old: &Settings, new: &Settings) -> Compared {
@@ -59,7 +61,7 @@ fn server(old: &Settings, new: &Settings) -> Compared {
     vec![
         ("server.listen", *listen == old.listen),
         ("server.workers", *workers == old.workers),
-        // Other files are read at once; with or without TLS is decided at the start.
+        // Other certificate files are read at the reload; only a restart switches TLS on or off.
         ("server.tls", tls.is_some() == old.tls.is_some()),
         (
             "server.max_connections",

@@ -1,15 +1,14 @@
-//! The name under which an account is configured, logged and counted.
+//! Name of an account in the configuration, the log and the metrics.
 
 use std::{fmt, sync::Arc};
 
-/// `[A-Za-z0-9_-]{1,64}`: safe in a path, a header, a metric label and a file name. Cheap to clone.
+/// Name of the form `[A-Za-z0-9_-]{1,64}`, which is safe in a path, a header, a metric label and a
+/// file name. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AccountName(Arc<str>);
 
 impl AccountName {
-    /// # Errors
-    /// `None` when the text is empty, longer than 64 bytes, or holds anything outside
-    /// `[A-Za-z0-9_-]`.
+    /// Checks a name; `None` if the text does not have the form.
     pub fn new(text: &str) -> Option<Self> {
         let fits = !text.is_empty()
             && text.len() <= 64

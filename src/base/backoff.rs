@@ -1,7 +1,7 @@
 //! Delays between attempts: doubling between two bounds, spread by jitter.
 //!
-//! [`Backoff::jittered`] takes the random number as an argument, so that a test can ask for each
-//! delay there is; [`random_fraction`] is the number that production code passes.
+//! [`Backoff::jittered`] takes the random number as an argument, so that tests can choose it;
+//! production code passes [`random_fraction`].
 
 use std::time::Duration;
 
@@ -15,8 +15,9 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Delay after `failures` failures in a row, counted from one, without jitter.
+    /// Returns the delay after `failures` failures in a row, counted from one, without jitter.
     pub fn plain(&self, failures: u32) -> Duration {
+        // A shift by 32 or more has no result; any large factor will do, given the clamp.
         let doubled = self.min.saturating_mul(
             1_u32
                 .checked_shl(failures.saturating_sub(1))
@@ -25,14 +26,16 @@ impl Backoff {
         doubled.clamp(self.min, self.max)
     }
 
-    /// Delay between half and all of [`Backoff::plain`]; `jitter` is taken from `0.0..=1.0`.
+    /// Returns a delay between half and all of [`Backoff::plain`]; `jitter` is taken from
+    /// `0.0..=1.0`.
     pub fn jittered(&self, failures: u32, jitter: f64) -> Duration {
+        // At least half, so that jitter never turns a back-off into a retry at once.
         self.plain(failures)
             .mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
     }
 }
 
-/// Random number between 0 and 1; one half where the system has no randomness to give.
+/// Returns a random number between 0 and 1, or 0.5 if the system has no randomness.
 pub fn random_fraction() -> f64 {
     getrandom::u32().map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX))
 }

@@ -1,7 +1,6 @@
-//! Small things everything else stands on: secrets, names, units, back-off, masking.
+//! Values that all other modules use: secrets, names, units, back-off, masking.
 //!
-//! Pure values without I/O, clocks or knowledge of WeChat. Nothing here imports another module of
-//! the crate.
+//! Pure, without I/O, clocks or knowledge of WeChat. Imports no other module of the crate.
 
 pub mod account_name;
 pub mod backoff;
@@ -12,6 +11,7 @@ pub mod units;
 pub use account_name::AccountName;
 pub use secret::Secret;
 
-/// Prefix of the phantom tokens that callers get in place of a real one. No token of WeChat's
-/// begins like this, so a store or another wxgate that hands one out as real is recognised.
+/// Prefix of the phantom tokens that callers get in place of a real token. No token of WeChat has
+/// this prefix, so that a phantom in a store, or from another wxgate, is never taken for a real
+/// token.
 pub const PHANTOM_PREFIX: &str = "wxg1_";

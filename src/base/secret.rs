@@ -1,8 +1,8 @@
 //! Secret values, which cannot be printed by accident.
 //!
-//! `Secret` has no `Display`, no `Serialize` and an opaque `Debug`; its content is reached only by
-//! [`Secret::expose`], so that every place that reveals one can be searched for. It is wiped when
-//! dropped. Other copies may exist: parsers, URL strings and socket buffers keep theirs.
+//! `Secret` has no `Display`, no `Serialize` and an opaque `Debug`. Only [`Secret::expose`] returns
+//! the value, so that a search finds every use. The value is wiped when dropped; copies in parsers,
+//! URL strings and socket buffers are not.
 
 use std::fmt;
 
@@ -13,18 +13,18 @@ use zeroize::Zeroizing;
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Secret with this value. Other copies of the value are not wiped.
+    /// Wraps a value. Other copies of the value are not wiped.
     pub fn new(value: impl Into<String>) -> Self {
         Self(Zeroizing::new(value.into()))
     }
 
-    /// Value in the clear. Callers are few and listed in ARCHITECTURE.md.
+    /// Returns the value in the clear. The callers are listed in ARCHITECTURE.md.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// First eight hex digits of the SHA-256: enough to tell two values apart in a log, useless
-    /// to guess from.
+    /// Returns the first eight hex digits of the SHA-256: enough to tell two values apart in a log,
+    /// not enough to guess a value from.
     pub fn fingerprint(&self) -> String {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.0.as_bytes());
         digest
@@ -38,8 +38,10 @@ impl Secret {
             })
     }
 
-    /// Compares in time that does not depend on where the values differ.
+    /// Compares in time that does not depend on the position of the first difference.
     pub fn matches(&self, candidate: &str) -> bool {
+        // Digests have one length, so that the time does not reveal the length of the secret
+        // either.
         let digest =
             |text: &str| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
         aws_lc_rs::constant_time::verify_slices_are_equal(

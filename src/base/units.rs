@@ -1,8 +1,8 @@
-//! Durations and sizes as people write them: `"15s"`, `"1MiB"`. The unit is compulsory.
+//! Durations and sizes in text form: `"15s"`, `"1MiB"`. The unit is compulsory.
 
 use std::time::Duration;
 
-/// Reason why a duration or size was refused; `Display` gives the right form.
+/// Reason why a duration or size was refused. `Display` tells the right form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// No digits at the start.
@@ -73,7 +73,8 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     number.checked_mul(factor).ok_or(UnitError::TooLarge)
 }
 
-/// The shortest exact text that [`parse_duration`] reads back.
+/// Formats a duration, in whole milliseconds, in the largest unit that needs no fraction.
+/// [`parse_duration`] reads the same duration back.
 pub fn format_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     for (factor, unit) in [
@@ -89,6 +90,7 @@ pub fn format_duration(duration: Duration) -> String {
     format!("{millis}ms")
 }
 
+/// Splits a text into number and unit. `example` is for the error.
 fn split<'t>(text: &'t str, example: &'static str) -> Result<(u64, &'t str), UnitError> {
     let text = text.trim();
     let end = text

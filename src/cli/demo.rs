@@ -1,15 +1,14 @@
-//! `wxgate demo`: fake WeChat and proxy in one process on loopback, and a few calls that show what
-//! happens.
+//! `wxgate demo`: sandbox and proxy in one process on loopback, with a few sample calls.
 //!
-//! Goes through the real configuration parser, real TLS and real sockets; only WeChat is fake.
-//! Nothing leaves the machine and nothing is left behind.
+//! Uses the real configuration parser, real TLS and real sockets; only WeChat is fake. Nothing
+//! leaves the machine, and no file is left behind.
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use reqwest::{Client, RequestBuilder, Response};
 use tokio::sync::oneshot;
 
-use super::{Failure, StopSignals, background_runtime, print};
+use super::{CommandError, StopSignals, background_runtime, print};
 use crate::{
     app::{App, Grace},
     config::{self, Config},
@@ -17,7 +16,7 @@ use crate::{
     sandbox::{self, DEFAULT_APPID, DEFAULT_SECRET, Sandbox, TokenFilter},
 };
 
-pub(super) fn run(once: bool) -> Result<(), Failure> {
+pub(super) fn run(once: bool) -> Result<(), CommandError> {
     background_runtime()?.block_on(async {
         let folder = tempfile::tempdir()?;
         let sandbox = sandbox::start(sandbox::SandboxSettings::default()).await?;
@@ -42,11 +41,12 @@ pub(super) fn run(once: bool) -> Result<(), Failure> {
         print(addresses.introduction().as_bytes())?;
         let went_well = Calls::new(&addresses, &sandbox)?.make().await;
         if went_well.is_ok() && !once {
-            // Before anybody is told to press Ctrl-C.
+            // Before the text that mentions Ctrl-C is printed.
             let mut signals = StopSignals::listen()?;
             print(addresses.what_next().as_bytes())?;
             signals.next().await;
         }
+        // The outcome is that of the calls, not of the stop.
         let _ = stop.send(());
         let _ = running.await;
         sandbox.stopped().await;
@@ -54,11 +54,11 @@ pub(super) fn run(once: bool) -> Result<(), Failure> {
     })
 }
 
-/// The usual ports if they are free, else any.
-fn start(sandbox: &Sandbox, folder: &std::path::Path) -> Result<App, Failure> {
+/// Starts the proxy on the usual ports if these are free, else on any.
+fn start(sandbox: &Sandbox, folder: &std::path::Path) -> Result<App, CommandError> {
     let build = |listen: &str, admin: &str| {
         let config = configuration(sandbox, folder, listen, admin)?;
-        App::build(&config, None).map_err(|error| Failure::Running(error.to_string()))
+        App::build(&config, None).map_err(|error| CommandError::Running(error.to_string()))
     };
     build("127.0.0.1:8080", "127.0.0.1:8081").or_else(|_| build("127.0.0.1:0", "127.0.0.1:0"))
 }
@@ -68,7 +68,7 @@ fn configuration(
     folder: &std::path::Path,
     listen: &str,
     admin: &str,
-) -> Result<Config, Failure> {
+) -> Result<Config, CommandError> {
     let api = sandbox.https_url().unwrap_or_default();
     let text = format!(
         "[server]\nlisten = [\"{listen}\"]\n[admin]\nlisten = \"{admin}\"\n\
@@ -76,7 +76,7 @@ fn configuration(
          [[account]]\nname = \"demo\"\nappid = \"{DEFAULT_APPID}\"\nsecret = {{ value = \"{DEFAULT_SECRET}\" }}\napi = [\"{api}\"]\n"
     );
     config::parse(&text, folder, "demo", &BTreeMap::<String, String>::new())
-        .map_err(|problems| Failure::Running(problems.to_string()))
+        .map_err(|problems| CommandError::Running(problems.to_string()))
 }
 
 struct Addresses {
@@ -86,9 +86,10 @@ struct Addresses {
 }
 
 impl Addresses {
-    fn of(app: &App, sandbox: &Sandbox) -> Result<Self, Failure> {
-        let missing =
-            || Failure::Running("the demo's listeners are not where they should be".to_owned());
+    fn of(app: &App, sandbox: &Sandbox) -> Result<Self, CommandError> {
+        let missing = || {
+            CommandError::Running("the demo's listeners are not where they should be".to_owned())
+        };
         Ok(Self {
             proxy: app
                 .addresses()
@@ -133,7 +134,7 @@ impl Addresses {
     }
 }
 
-/// The sample calls, each printed as it is made.
+/// Sample calls, each printed when its answer has come.
 struct Calls<'d> {
     client: Client,
     base: String,
@@ -141,21 +142,22 @@ struct Calls<'d> {
 }
 
 impl<'d> Calls<'d> {
-    fn new(addresses: &Addresses, sandbox: &'d Sandbox) -> Result<Self, Failure> {
+    fn new(addresses: &Addresses, sandbox: &'d Sandbox) -> Result<Self, CommandError> {
         let tls = crate::net::egress::Egress {
             ca_file: None,
             ..Default::default()
         };
+        // Without a proxy from the environment: nothing may leave the machine.
         let mut builder = Client::builder()
             .no_proxy()
             .timeout(Duration::from_secs(30));
-        // Only plain HTTP is spoken here; the client wants to know its roots all the same.
+        // The calls are plain HTTP, but reqwest would build a TLS setup of its own without this.
         if let Ok(tls) = tls.tls() {
             builder = builder.tls_backend_preconfigured((*tls).clone());
         }
         let client = builder
             .build()
-            .map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
+            .map_err(|_| CommandError::Running("the HTTP client cannot be built".to_owned()))?;
         Ok(Self {
             client,
             base: format!("http://{}", addresses.proxy),
@@ -163,7 +165,7 @@ impl<'d> Calls<'d> {
         })
     }
 
-    async fn make(&self) -> Result<(), Failure> {
+    async fn make(&self) -> Result<(), CommandError> {
         let user = format!("{}/cgi-bin/user/info?openid=demo-user", self.base);
         self.call("GET  /cgi-bin/user/info", 1, self.client.get(&user))
             .await?;
@@ -195,11 +197,11 @@ impl<'d> Calls<'d> {
         name: &str,
         attempts: u32,
         request: RequestBuilder,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CommandError> {
         let answer = request
             .send()
             .await
-            .map_err(|error| Failure::Running(format!("{name}: {}", error.without_url())))?;
+            .map_err(|error| CommandError::Running(format!("{name}: {}", error.without_url())))?;
         let made = header(&answer, "x-wxgate-attempts");
         let body = answer.text().await.unwrap_or_default();
         let note = match made.as_str() {
@@ -213,14 +215,14 @@ impl<'d> Calls<'d> {
         if made != attempts.to_string()
             || crate::wechat::verdict::errcode(body.as_bytes()).unwrap_or(0) != 0
         {
-            return Err(Failure::Running(format!(
+            return Err(CommandError::Running(format!(
                 "{name}: expected {attempts} attempt(s) and a good answer"
             )));
         }
         Ok(())
     }
 
-    fn summary(&self) -> Result<(), Failure> {
+    fn summary(&self) -> Result<(), CommandError> {
         let control = self.sandbox.control();
         let (fetches, delivered) = (control.fetches(), control.delivered_to("demo-user"));
         print(
@@ -232,7 +234,7 @@ impl<'d> Calls<'d> {
         if (fetches, delivered) == (2, 2) {
             Ok(())
         } else {
-            Err(Failure::Running(
+            Err(CommandError::Running(
                 "expected two token fetches and two messages".to_owned(),
             ))
         }

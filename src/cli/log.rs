@@ -1,5 +1,5 @@
-//! The log of the process from its first line to its last: nothing of it is lost at an ordinary
-//! exit, and nothing waits for a reader that has stalled.
+//! Log of the process from start to exit: no line is lost at an ordinary exit, and no exit waits
+//! for a reader that has stalled.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -11,14 +11,15 @@ use std::{
 use super::Cli;
 use crate::telemetry::output::Output;
 
-/// Time for a live reader to take the rest of the log of a service that stops.
-const STOP: Duration = Duration::from_millis(500);
-/// Time for the text of a panic to come out, in case the process aborts next.
-const PANIC: Duration = Duration::from_millis(100);
+/// Time in which a reader can take the rest of the log of a service that stops.
+const MAX_FLUSH_AT_EXIT: Duration = Duration::from_millis(500);
+/// Time in which a reader can take the text of a panic, in case the process aborts next.
+const MAX_FLUSH_AFTER_PANIC: Duration = Duration::from_millis(100);
 
-/// The log; dropping it waits until the last line is out.
+/// Log that is flushed when dropped.
 pub(super) struct LogAtExit {
     pub(super) output: Output,
+    /// Time limit of the flush at the exit, if there is one.
     limit: Option<Duration>,
 }
 
@@ -26,14 +27,14 @@ impl LogAtExit {
     pub(super) fn start(cli: &Cli) -> io::Result<Self> {
         Ok(Self {
             output: Output::stderr(cli.format())?,
-            // What `wxgate check` says may be read page by page.
-            limit: cli.command.is_service().then_some(STOP),
+            // No limit for commands such as `wxgate check`: their output may be read page by page.
+            limit: cli.command.is_service().then_some(MAX_FLUSH_AT_EXIT),
         })
     }
 
-    /// Sends the text of panics through the queue: the standard hook writes to standard error
-    /// itself, where a worker would wait for the reader.
-    pub(super) fn take_panics(&self) {
+    /// Installs a panic hook that writes to the queue. The standard hook writes to standard error,
+    /// where a worker would wait for the reader.
+    pub(super) fn install_panic_hook(&self) {
         let output = self.output.clone();
         panic::set_hook(Box::new(move |info| {
             let thread = thread::current();
@@ -45,7 +46,7 @@ impl LogAtExit {
                 let _ = writeln!(text, "{backtrace}");
             }
             output.write_lines(text.as_bytes());
-            output.flush(Some(PANIC));
+            output.flush(Some(MAX_FLUSH_AFTER_PANIC));
         }));
     }
 }

@@ -1,7 +1,7 @@
-//! The command line.
+//! Command line: parses arguments, sets the log up and runs the command.
 //!
-//! Parses arguments, sets the log up, and hands over. Exit status: 0 fine, 1 failed while running,
-//! 2 bad usage, 78 bad configuration.
+//! Exit status: 0 success, 1 failure while running, 2 bad usage, 78 bad configuration. Each command
+//! has a file of its own; the service is built in `app`.
 
 mod check;
 mod demo;
@@ -31,9 +31,6 @@ use crate::{
     },
 };
 
-/// Bad configuration (`EX_CONFIG`).
-const EXIT_CONFIG: u8 = 78;
-
 /// A reverse proxy that gives WeChat's server API its access_token.
 ///
 /// Internal services call it without credentials; it adds the cached token, notices when WeChat
@@ -41,15 +38,15 @@ const EXIT_CONFIG: u8 = 78;
 #[derive(Debug, Parser)]
 #[command(name = "wxgate", version = env!("WXGATE_VERSION"), max_term_width = 100)]
 pub(crate) struct Cli {
-    /// How log lines look
+    /// Format of log lines
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"], env = "WXGATE_LOG_FORMAT")]
     log_format: String,
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Run the proxy
     ///
     /// Without --config, config/wxgate.toml is read if it exists; with no file at all, WXGATE_APPID
@@ -100,14 +97,16 @@ struct ConfigFile {
     config: Option<PathBuf>,
 }
 
-/// Failure of a command, by its exit status.
+/// Failure of a command, with the text for standard error. The variant decides the exit status.
 #[derive(Debug)]
-pub(crate) enum Failure {
-    /// Failure while running, with the text for standard error.
+pub(crate) enum CommandError {
     Running(String),
     Usage(String),
     Config(String),
 }
+
+/// Exit status for a bad configuration (`EX_CONFIG` of sysexits.h).
+const EXIT_CONFIG: u8 = 78;
 
 impl Cli {
     fn format(&self) -> Format {
@@ -119,14 +118,14 @@ impl Cli {
     }
 }
 
-impl Command {
-    /// Serves until a signal, under a supervisor perhaps.
+impl CliCommand {
+    /// True for commands that run until a signal, possibly under a supervisor.
     fn is_service(&self) -> bool {
         matches!(self, Self::Serve(_) | Self::Demo { .. } | Self::Sandbox(_))
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for CommandError {
     fn from(error: io::Error) -> Self {
         Self::Running(error.to_string())
     }
@@ -142,27 +141,27 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    log.take_panics();
+    log.install_panic_hook();
     match run(cli, &log.output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let (message, status) = match failure {
-                Failure::Running(message) => (message, 1),
-                Failure::Usage(message) => (message, 2),
-                Failure::Config(message) => (message, EXIT_CONFIG),
+                CommandError::Running(message) => (message, 1),
+                CommandError::Usage(message) => (message, 2),
+                CommandError::Config(message) => (message, EXIT_CONFIG),
             };
-            // A closed standard error leaves the status to speak for itself.
+            // If standard error is closed, the exit status alone reports the failure.
             log.output.write_lines(format!("{message}\n").as_bytes());
             ExitCode::from(status)
         }
     }
 }
 
-fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
+fn run(cli: Cli, output: &Output) -> Result<(), CommandError> {
     let format = cli.format();
     let log = |default: &str| {
-        // A directive of WXGATE_LOG for one part must not silence the others; a level by itself
-        // overrides the default.
+        // The default comes first: a level by itself in WXGATE_LOG overrides it, and a directive
+        // for one module leaves it in force for the others.
         let wanted = std::env::var("WXGATE_LOG")
             .ok()
             .filter(|text| !text.is_empty());
@@ -170,45 +169,45 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
             || default.to_owned(),
             |wanted| format!("{default},{wanted}"),
         );
-        logging::init(format, Some(&directives), output.clone()).map_err(Failure::Usage)
+        logging::init(format, Some(&directives), output.clone()).map_err(CommandError::Usage)
     };
     match cli.command {
-        Command::Serve(file) => {
+        CliCommand::Serve(file) => {
             log("info")?;
             serve::run(&file, format, output)
         }
-        Command::Check { file, live } => {
+        CliCommand::Check { file, live } => {
             log("warn")?;
             check::run(&file.load()?, live)
         }
-        Command::Demo { once } => {
+        CliCommand::Demo { once } => {
             log("error")?;
             demo::run(once)
         }
-        Command::Sandbox(arguments) => {
+        CliCommand::Sandbox(arguments) => {
             log("info")?;
             sandbox::run(arguments)
         }
-        Command::Token {
+        CliCommand::Token {
             account,
             refresh,
             file,
         } => {
             log("warn")?;
             let Some(account) = AccountName::new(&account) else {
-                return Err(Failure::Usage(format!(
+                return Err(CommandError::Usage(format!(
                     "{account:?} is not the name of an account"
                 )));
             };
             token::run(&file.load()?, &account, refresh)
         }
-        Command::Schema => print(config::schema().as_bytes()),
-        Command::Completions { shell } => {
+        CliCommand::Schema => print(config::schema().as_bytes()),
+        CliCommand::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "wxgate", &mut script);
             print(&script)
         }
-        Command::Man => {
+        CliCommand::Man => {
             let mut page = Vec::new();
             clap_mangen::Man::new(Cli::command()).render(&mut page)?;
             print(&page)
@@ -217,13 +216,14 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
 }
 
 impl ConfigFile {
-    fn load(&self) -> Result<Config, Failure> {
-        self.loader()?().map_err(|problems| Failure::Config(problems.to_string()))
+    fn load(&self) -> Result<Config, CommandError> {
+        self.loader()?().map_err(|problems| CommandError::Config(problems.to_string()))
     }
 
-    /// Loads from the same place again and again. A default file that is there now must be there
-    /// later too.
-    fn loader(&self) -> Result<Loader, Failure> {
+    /// Returns a function that loads the configuration. If the default file exists now, the
+    /// function requires it from then on, so that a reload never falls back to the environment
+    /// alone.
+    fn loader(&self) -> Result<Loader, CommandError> {
         let here = std::env::current_dir()?;
         let default = || {
             here.join(config::DEFAULT_FILE)
@@ -237,24 +237,25 @@ impl ConfigFile {
     }
 }
 
-/// Writes to standard output; a reader that has gone (`| head`) is no failure.
-pub(crate) fn print(text: &[u8]) -> Result<(), Failure> {
+/// Writes to standard output. A closed pipe (`| head`) is no failure.
+pub(crate) fn print(text: &[u8]) -> Result<(), CommandError> {
     match io::stdout().lock().write_all(text) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
     }
 }
 
-/// The runtime for everything that is not a request.
+/// Builds the runtime for all work besides requests.
 pub(crate) fn background_runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
+        // Refreshes and the admin listener need little; the cores are for the workers.
         .worker_threads(2)
         .thread_name("wxgate-bg")
         .enable_all()
         .build()
 }
 
-/// SIGTERM and SIGINT, heard from the moment this is made.
+/// Handlers of SIGTERM and SIGINT. Signals are recorded from the construction on.
 pub(crate) struct StopSignals {
     term: Signal,
     int: Signal,
@@ -264,7 +265,7 @@ impl StopSignals {
     /// Installs the handlers.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system refuses.
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
@@ -272,7 +273,7 @@ impl StopSignals {
         })
     }
 
-    /// The next one that was not reported yet.
+    /// Waits for the next signal that was not reported yet.
     pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.term.recv() => {}
@@ -281,9 +282,10 @@ impl StopSignals {
     }
 }
 
-/// `host:port` or `unix:/path`, as an argument.
+/// Reads an argument of the form `host:port` or `unix:/path`.
 pub(crate) fn listen_address(text: &str) -> Result<ListenAddr, String> {
-    text.parse().map_err(|error: &str| error.to_owned())
+    text.parse::<ListenAddr>()
+        .map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

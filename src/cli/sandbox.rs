@@ -1,8 +1,8 @@
-//! `wxgate sandbox`: the fake WeChat alone.
+//! `wxgate sandbox`: the fake WeChat without the proxy.
 
 use std::{fmt::Write as _, path::PathBuf};
 
-use super::{Failure, StopSignals, background_runtime, listen_address, print};
+use super::{CommandError, StopSignals, background_runtime, listen_address, print};
 use crate::{
     net::address::ListenAddr,
     sandbox::{
@@ -51,7 +51,7 @@ fn account(text: &str) -> Result<SandboxAccount, String> {
     }
 }
 
-pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+pub(super) fn run(arguments: Arguments) -> Result<(), CommandError> {
     let certificate = arguments
         .tls_cert
         .zip(arguments.tls_key)
@@ -68,13 +68,13 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     background_runtime()?.block_on(async {
         let sandbox = sandbox::start(settings).await.map_err(|error| {
-            Failure::Running(format!(
+            CommandError::Running(format!(
                 "the sandbox cannot start: {error}; is the address taken?"
             ))
         })?;
         if let Some(path) = arguments.ca_out {
             std::fs::write(&path, sandbox.ca_pem()).map_err(|error| {
-                Failure::Running(format!("cannot write {}: {error}", path.display()))
+                CommandError::Running(format!("cannot write {}: {error}", path.display()))
             })?;
         }
         let mut text = String::from("The fake WeChat is up.\n");

@@ -1,30 +1,30 @@
-//! `wxgate serve`: the main job, from configuration to drained.
+//! `wxgate serve`: runs the proxy until a signal.
 //!
-//! Hardens the process, starts the application and translates signals; the service itself is the
-//! application's business.
+//! Hardens the process, starts [`App`] and turns signals into reloads and stops.
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::Mutex,
 };
 
-use super::{ConfigFile, Failure, StopSignals, background_runtime};
+use super::{CommandError, ConfigFile, StopSignals, background_runtime};
 use crate::{
     app::{App, Reloader, StartError, descriptors},
     proxy::AccessLogSettings,
     telemetry::{logging::Format, output::Output},
 };
 
-pub(super) fn run(file: &ConfigFile, format: Format, log: &Output) -> Result<(), Failure> {
+pub(super) fn run(file: &ConfigFile, format: Format, log: &Output) -> Result<(), CommandError> {
     keep_memory_private();
     descriptors::raise_limit();
     background_runtime()?.block_on(async {
-        // First of all: without a handler, a SIGHUP ends the process.
+        // Before everything else: until there is a handler, a SIGHUP ends the process.
         let hangup = signal(SignalKind::hangup())?;
-        // One listener for both signals, or a second one right behind the first would be missed.
+        // A single set of handlers for `stop` and `abort`: handlers installed after the first
+        // signal would miss a second signal right behind it.
         let signals = Mutex::new(StopSignals::listen()?);
         let load = file.loader()?;
-        let config = load().map_err(|problems| Failure::Config(problems.to_string()))?;
+        let config = load().map_err(|problems| CommandError::Config(problems.to_string()))?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
@@ -32,8 +32,8 @@ pub(super) fn run(file: &ConfigFile, format: Format, log: &Output) -> Result<(),
             tracing::warn!("{shortage}");
         }
         let app = App::build(&config, access_log(format, log)).map_err(|error| match error {
-            StartError::Loop(_) => Failure::Config(error.to_string()),
-            _ => Failure::Running(error.to_string()),
+            StartError::Loop(_) => CommandError::Config(error.to_string()),
+            _ => CommandError::Running(error.to_string()),
         })?;
         let (app, reloader) = app.with_log(log).reloading(load);
         tokio::spawn(reload_at(hangup, reloader));
@@ -49,8 +49,8 @@ pub(super) fn run(file: &ConfigFile, format: Format, log: &Output) -> Result<(),
     })
 }
 
-/// A signal that comes during a reload leads to one more: the file may have changed after it was
-/// read.
+/// Reloads at each SIGHUP. A signal during a reload causes one more, since the file may have
+/// changed after the running reload read it.
 async fn reload_at(mut hangup: Signal, reloader: Reloader) {
     while hangup.recv().await.is_some() {
         tracing::info!("SIGHUP: loading the configuration again");
@@ -58,8 +58,8 @@ async fn reload_at(mut hangup: Signal, reloader: Reloader) {
     }
 }
 
-/// The access log goes where the log goes, unless the filter leaves it out
-/// (`WXGATE_LOG=access=off`).
+/// Settings of the access log, which goes to the same output as the log; `None` if the filter
+/// leaves the access log out (`WXGATE_LOG=access=off`).
 fn access_log(format: Format, log: &Output) -> Option<AccessLogSettings> {
     tracing::enabled!(target: "access", tracing::Level::INFO).then_some(AccessLogSettings {
         format,
@@ -67,8 +67,8 @@ fn access_log(format: Format, log: &Output) -> Option<AccessLogSettings> {
     })
 }
 
-/// The process holds the AppSecrets of a whole business: no core dumps, and no debugger of the same
-/// user.
+/// Switches core dumps off, and with them debuggers of the same user: the memory of this process
+/// holds AppSecrets and tokens.
 fn keep_memory_private() {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     let none = Rlimit {

@@ -1,18 +1,23 @@
-//! `wxgate token`: asks the admin API of a running wxgate. Shows how a token is, never the token.
+//! `wxgate token`: shows the state of an account's token from the admin API of a running wxgate,
+//! but never the token.
 
 use std::time::Duration;
 
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::Value;
 
-use super::{Failure, background_runtime, print};
+use super::{CommandError, background_runtime, print};
 use crate::{
     base::AccountName,
     config::Config,
     net::address::{ListenAddr, split_port},
 };
 
-pub(super) fn run(config: &Config, account: &AccountName, refresh: bool) -> Result<(), Failure> {
+pub(super) fn run(
+    config: &Config,
+    account: &AccountName,
+    refresh: bool,
+) -> Result<(), CommandError> {
     background_runtime()?.block_on(async {
         let admin = AdminClient::new(config)?;
         if refresh {
@@ -34,7 +39,7 @@ pub(super) fn run(config: &Config, account: &AccountName, refresh: bool) -> Resu
             .find(|entry| entry["name"] == account.as_str());
         match found {
             Some(entry) => show(entry),
-            None => Err(Failure::Running(format!(
+            None => Err(CommandError::Running(format!(
                 "the running wxgate has no account named {account}"
             ))),
         }
@@ -48,11 +53,12 @@ struct AdminClient<'c> {
 }
 
 impl<'c> AdminClient<'c> {
-    fn new(config: &'c Config) -> Result<Self, Failure> {
+    fn new(config: &'c Config) -> Result<Self, CommandError> {
         let egress = &config.proxy.upstream.egress;
         let tls = egress
             .tls()
-            .map_err(|error| Failure::Config(error.to_string()))?;
+            .map_err(|error| CommandError::Config(error.to_string()))?;
+        // Without a proxy from the environment, which would get to see the admin key.
         let mut builder = Client::builder()
             .tls_backend_preconfigured((*tls).clone())
             .no_proxy()
@@ -66,7 +72,7 @@ impl<'c> AdminClient<'c> {
         };
         let client = builder
             .build()
-            .map_err(|_| Failure::Running("the HTTP client cannot be built".to_owned()))?;
+            .map_err(|_| CommandError::Running("the HTTP client cannot be built".to_owned()))?;
         Ok(Self {
             client,
             base,
@@ -77,13 +83,13 @@ impl<'c> AdminClient<'c> {
     async fn call(
         &self,
         request: impl FnOnce(&Client, &str) -> RequestBuilder,
-    ) -> Result<Value, Failure> {
+    ) -> Result<Value, CommandError> {
         let mut request = request(&self.client, &self.base);
         if let Some(key) = &self.config.admin.key {
             request = request.bearer_auth(key.expose());
         }
         let unreachable = |_| {
-            Failure::Running(format!(
+            CommandError::Running(format!(
                 "no wxgate answers at admin.listen = {}; is it running with this configuration?",
                 self.config.admin.listen
             ))
@@ -93,7 +99,7 @@ impl<'c> AdminClient<'c> {
         let body: Value = answer.json().await.map_err(unreachable)?;
         match status {
             StatusCode::OK => Ok(body),
-            _ => Err(Failure::Running(
+            _ => Err(CommandError::Running(
                 body["message"]
                     .as_str()
                     .unwrap_or("the running wxgate refused")
@@ -103,7 +109,7 @@ impl<'c> AdminClient<'c> {
     }
 }
 
-/// A listener on all addresses is reached on this machine.
+/// Returns the address to connect to: loopback for a listener on all addresses.
 fn reachable(address: &str) -> String {
     match split_port(address) {
         Some(("0.0.0.0", Some(port))) => format!("127.0.0.1:{port}"),
@@ -112,7 +118,7 @@ fn reachable(address: &str) -> String {
     }
 }
 
-fn show(value: &Value) -> Result<(), Failure> {
+fn show(value: &Value) -> Result<(), CommandError> {
     let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
     text.push('\n');
     print(text.as_bytes())

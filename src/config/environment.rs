@@ -1,9 +1,8 @@
-//! Environment variables: a source of secrets, and an override for every key outside the arrays of
-//! tables.
+//! Environment variables as overrides of the file.
 //!
-//! `WXGATE_SERVER__LISTEN` sets `server.listen`: two underscores stand for the dot. Variables
-//! without them are left alone, save `WXGATE_DEFAULT_ACCOUNT`. The reader of a key gives a value its
-//! meaning.
+//! `WXGATE_SERVER__LISTEN` sets `server.listen`: two underscores stand for the dot. Every key can
+//! be set like this, except those of accounts and clients. Variables without two underscores are
+//! ignored, except `WXGATE_DEFAULT_ACCOUNT`. The values are interpreted in `read`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,28 +10,29 @@ use std::{
 };
 
 use super::{
-    problem::{Origin, Report},
-    tree::{Entry, Node, Value},
+    problem::{Report, ValueOrigin},
+    tree::{Node, TableEntry, Value},
 };
 
 /// Source of variables; tests pass a map.
 pub trait Environment {
-    /// The value of a variable, if it is set and UTF-8.
+    /// Returns the value of a variable, if it is set and UTF-8.
     fn get(&self, name: &str) -> Option<String>;
 
-    /// The names of all variables.
+    /// Returns the names of all variables.
     fn names(&self) -> Vec<String>;
 }
 
-/// The environment of this process.
+/// Environment of this process.
 #[derive(Debug, Clone, Copy)]
 pub struct ProcessEnvironment;
 
 const PREFIX: &str = "WXGATE_";
 
-/// Puts the overrides into the tree; their keys are proven like those of the file.
+/// Puts the overrides into the tree, where their keys are checked like those of the file.
 pub(super) fn overlay(root: &mut Node, environment: &dyn Environment, report: &mut Report) {
     let mut names = environment.names();
+    // Sorted, so that problems come in the same order at every start.
     names.sort();
     for name in names {
         let Some(rest) = name.strip_prefix(PREFIX) else {
@@ -44,7 +44,7 @@ pub(super) fn overlay(root: &mut Node, environment: &dyn Environment, report: &m
         let Some(text) = environment.get(&name) else {
             continue;
         };
-        let origin = Origin::Variable(Arc::from(name.as_str()));
+        let origin = ValueOrigin::Variable(Arc::from(name.as_str()));
         let path = rest.to_ascii_lowercase();
         let mut place = report.whole().from(&origin);
         place.path = path.replace("__", ".");
@@ -62,12 +62,13 @@ pub(super) fn overlay(root: &mut Node, environment: &dyn Environment, report: &m
     }
 }
 
-// False when a whole table stands in another variable already.
+/// Inserts a value at a path. Returns false if another variable has set a table on the path as a
+/// whole.
 fn insert<'p>(
     node: &mut Node,
     mut path: impl Iterator<Item = &'p str>,
     text: String,
-    origin: &Origin,
+    origin: &ValueOrigin,
 ) -> bool {
     let Some(key) = path.next() else {
         *node = Node {
@@ -94,7 +95,7 @@ fn insert<'p>(
             value: Value::Table(Vec::new()),
             origin: origin.clone(),
         };
-        entries.push(Entry {
+        entries.push(TableEntry {
             key: key.to_owned(),
             origin: origin.clone(),
             node: empty,
@@ -102,6 +103,7 @@ fn insert<'p>(
     }
     let entry = &mut entries[index];
     let done = insert(&mut entry.node, path, text, origin);
+    // A table keeps the origin of its first key: its keys have origins of their own.
     if !matches!(entry.node.value, Value::Table(_)) {
         entry.origin = origin.clone();
     }

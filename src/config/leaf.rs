@@ -1,6 +1,6 @@
-//! Types of the values that keys may have: their form in the file, in the schema and in Rust.
+//! Types of the values of keys: their form in the file, in the schema and in Rust.
 //!
-//! Grammar and ranges live here, in the types; rules over more than one key live in `resolve`.
+//! Grammars and ranges are checked here; rules over more than one key are in `resolve`.
 
 use std::{borrow::Cow, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -8,8 +8,8 @@ use percent_encoding::percent_decode_str;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::{
-    problem::Place,
-    read::{Read, Reader},
+    problem::KeyPlace,
+    read::{FromNode, TreeReader},
     tree::{Node, Value},
 };
 use crate::{
@@ -21,60 +21,86 @@ use crate::{
     proxy::settings::PathPattern,
 };
 
-/// A duration between two bounds in milliseconds.
+/// Duration between two bounds in milliseconds.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Time<const MIN: u64, const MAX: u64>(pub(super) Duration);
+pub(super) struct BoundedDuration<const MIN: u64, const MAX: u64>(pub(super) Duration);
 
-/// A number of bytes, at least `MIN` and at most [`MAX_SIZE`].
+/// Number of bytes, at least `MIN` and at most [`MAX_SIZE`].
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Size<const MIN: u64>(pub(super) u64);
+pub(super) struct ByteSize<const MIN: u64>(pub(super) u64);
 
-/// A whole number between two bounds.
+/// Whole number between two bounds.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Count<const MIN: u64, const MAX: u64>(pub(super) usize);
+pub(super) struct BoundedInteger<const MIN: u64, const MAX: u64>(pub(super) usize);
 
-/// A part of the number that another key sets: a percentage of it, or a number of its own.
+/// Part of the number that another key sets: a percentage of that number, or a number of its own.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Portion {
     Percent(usize),
     Number(usize),
 }
 
-/// A CIDR, an address, `loopback` or `private`; proven, kept as written.
+/// CIDR, address, `loopback` or `private`; checked, and kept as written.
 #[derive(Debug)]
 pub(super) struct Network(pub(super) String);
 
-/// A host name in lower case, without a port.
+/// Host name in lower case, without a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HostName(pub(super) String);
 
-/// An appid or corpid.
+/// Appid or corpid.
 #[derive(Debug)]
 pub(super) struct AppId(pub(super) String);
 
-/// A name of a client certificate, DNS or URI, in lower case.
+/// DNS or URI name of a client certificate, in lower case.
 #[derive(Debug)]
 pub(super) struct CertName(pub(super) String);
 
-/// Text that is never printed.
+/// Text that may be a secret, with an opaque `Debug`.
 pub(super) struct Plain(pub(super) String);
 
 /// Upper bound of what is counted in descriptors and buffers; a semaphore panics far beyond it.
 pub(super) const MILLION: u64 = 1_000_000;
 /// Upper bound of sizes in bytes, 1024 GiB, so that sums of them cannot overflow.
 const MAX_SIZE: u64 = 1 << 40;
-/// Milliseconds.
+
+/// Reason why a text is no host name.
+#[derive(Debug, thiserror::Error)]
+#[error("expected a host name such as \"shop.wx.internal\", without scheme, port or path")]
+pub(super) struct HostNameError;
+
+/// Reason why a text is no name of a client certificate.
+#[derive(Debug, thiserror::Error)]
+enum CertNameError {
+    #[error("there are no wildcards here: write the name as it stands in the caller's certificate")]
+    Wildcard,
+    #[error("callers are known by DNS or URI names of their certificates; for an address use from")]
+    Address,
+    #[error(
+        "expected a name of the caller's certificate, such as \"crm.internal\" or \"spiffe://internal/crm\""
+    )]
+    Form,
+}
+
+/// Reason why a text is no address of an egress proxy.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "expected \"http://host:port\" or \"http://user:password@host:port\" (plain HTTP to the proxy)"
+)]
+struct EgressProxyError;
+
+/// One second in milliseconds.
 pub(super) const SECOND: u64 = 1_000;
-/// Milliseconds.
+/// One minute in milliseconds.
 pub(super) const MINUTE: u64 = 60 * SECOND;
-/// Milliseconds.
+/// One hour in milliseconds.
 pub(super) const HOUR: u64 = 60 * MINUTE;
 
 impl HostName {
-    /// Letters, digits, `-` and `_` in labels of at most 63, at most 253 in all; IPv4 addresses fit
-    /// that too.
-    pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
-        let label = |label: &str| {
+    /// Reads a host name: labels of at most 63 letters, digits, `-` and `_`, at most 253 bytes in
+    /// all (RFC 1035, with `_` as many internal names have it). Accepts IPv4 addresses too.
+    pub(super) fn parse(text: &str) -> Result<Self, HostNameError> {
+        let is_label = |label: &str| {
             (1..=63).contains(&label.len())
                 && label
                     .bytes()
@@ -82,25 +108,20 @@ impl HostName {
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         };
-        if text.len() <= 253 && text.split('.').all(label) {
+        if text.len() <= 253 && text.split('.').all(is_label) {
             return Ok(Self(text.to_ascii_lowercase()));
         }
-        Err("expected a host name such as \"shop.wx.internal\", without scheme, port or path")
+        Err(HostNameError)
     }
 }
 
 impl CertName {
-    fn parse(text: &str) -> Result<Self, &'static str> {
-        const FORM: &str = "expected a name of the caller's certificate, such as \"crm.internal\" or \"spiffe://internal/crm\"";
+    fn parse(text: &str) -> Result<Self, CertNameError> {
         if text.contains('*') {
-            return Err(
-                "there are no wildcards here: write the name as it stands in the caller's certificate",
-            );
+            return Err(CertNameError::Wildcard);
         }
         if text.parse::<IpAddr>().is_ok() {
-            return Err(
-                "callers are known by DNS or URI names of their certificates; for an address use from",
-            );
+            return Err(CertNameError::Address);
         }
         if let Some((scheme, rest)) = text.split_once(':') {
             let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -111,12 +132,12 @@ impl CertName {
             return if fits {
                 Ok(Self(text.to_ascii_lowercase()))
             } else {
-                Err(FORM)
+                Err(CertNameError::Form)
             };
         }
         HostName::parse(text)
             .map(|name| Self(name.0))
-            .map_err(|_| FORM)
+            .map_err(|HostNameError| CertNameError::Form)
     }
 }
 
@@ -126,11 +147,11 @@ impl std::fmt::Debug for Plain {
     }
 }
 
-/// Types that are text in the file: their parser and their schema.
+/// Implements [`FromNode`] and [`JsonSchema`] for types that are text in the file.
 macro_rules! texts {
     ($($type:ty: $parse:expr, $schema:tt;)*) => {$(
-        impl Read for $type {
-            fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+        impl FromNode for $type {
+            fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
                 reader.text(node, place, $parse)
             }
         }
@@ -173,14 +194,14 @@ texts! {
         { "type": "string" };
 }
 
-impl Read for String {
-    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+impl FromNode for String {
+    fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
         reader.text(node, place, |text| Ok::<_, &str>(text.to_owned()))
     }
 }
 
-impl Read for IpAddr {
-    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+impl FromNode for IpAddr {
+    fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
         reader.text(node, place, |text| {
             text.parse()
                 .map_err(|_| "expected an IP address such as \"10.0.0.5\"")
@@ -188,8 +209,8 @@ impl Read for IpAddr {
     }
 }
 
-impl Read for PathBuf {
-    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+impl FromNode for PathBuf {
+    fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
         let base = reader.base_dir;
         reader.text(node, place, |text| match text {
             "" => Err("expected a path; it is empty"),
@@ -199,18 +220,20 @@ impl Read for PathBuf {
     }
 }
 
-impl Read for ListenAddr {
-    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+impl FromNode for ListenAddr {
+    fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
         let base = reader.base_dir;
         reader.text(node, place, |text| {
             if !text.starts_with("unix:") && text.contains(|c: char| c.is_whitespace() || c == '/')
             {
-                return Err("expected \"host:port\" or \"unix:/path\", without scheme or path");
+                let message = "expected \"host:port\" or \"unix:/path\", without scheme or path";
+                return Err(message.to_owned());
             }
-            Ok(match text.parse()? {
-                Self::Unix(path) => Self::Unix(base.join(path)),
-                tcp @ Self::Tcp(_) => tcp,
-            })
+            match text.parse::<Self>() {
+                Ok(Self::Unix(path)) => Ok(Self::Unix(base.join(path))),
+                Ok(Self::Tcp(address)) => Ok(Self::Tcp(address)),
+                Err(error) => Err(error.to_string()),
+            }
         })
     }
 }
@@ -229,8 +252,9 @@ impl JsonSchema for ListenAddr {
     }
 }
 
-impl<const MIN: u64, const MAX: u64> Read for Time<MIN, MAX> {
-    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+impl<const MIN: u64, const MAX: u64> FromNode for BoundedDuration<MIN, MAX> {
+    fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
+        // A message of its own instead of "expected text in quotes": the unit is the mistake.
         if matches!(node.value, Value::Integer(_)) {
             reader.report.problem(
                 place,
@@ -257,13 +281,13 @@ impl<const MIN: u64, const MAX: u64> Read for Time<MIN, MAX> {
     }
 }
 
-impl<const MIN: u64, const MAX: u64> JsonSchema for Time<MIN, MAX> {
+impl<const MIN: u64, const MAX: u64> JsonSchema for BoundedDuration<MIN, MAX> {
     fn inline_schema() -> bool {
         true
     }
 
     fn schema_name() -> Cow<'static, str> {
-        "Time".into()
+        "BoundedDuration".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
@@ -271,8 +295,8 @@ impl<const MIN: u64, const MAX: u64> JsonSchema for Time<MIN, MAX> {
     }
 }
 
-impl<const MIN: u64> Read for Size<MIN> {
-    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+impl<const MIN: u64> FromNode for ByteSize<MIN> {
+    fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
         let parse = |text: &str| match units::parse_size(text) {
             Ok(size) if size < MIN => Err(format!("must be at least {MIN}B")),
             Ok(size) if size > MAX_SIZE => Err("must be at most 1024GiB".to_owned()),
@@ -280,6 +304,7 @@ impl<const MIN: u64> Read for Size<MIN> {
             Err(error) => Err(error.to_string()),
         };
         match &node.value {
+            // Zero needs no unit.
             Value::Integer(Some(0)) => parse("0")
                 .map_err(|message| reader.report.problem(place, message))
                 .ok(),
@@ -295,13 +320,13 @@ impl<const MIN: u64> Read for Size<MIN> {
     }
 }
 
-impl<const MIN: u64> JsonSchema for Size<MIN> {
+impl<const MIN: u64> JsonSchema for ByteSize<MIN> {
     fn inline_schema() -> bool {
         true
     }
 
     fn schema_name() -> Cow<'static, str> {
-        "Size".into()
+        "ByteSize".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
@@ -315,8 +340,8 @@ impl<const MIN: u64> JsonSchema for Size<MIN> {
     }
 }
 
-impl<const MIN: u64, const MAX: u64> Read for Count<MIN, MAX> {
-    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+impl<const MIN: u64, const MAX: u64> FromNode for BoundedInteger<MIN, MAX> {
+    fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
         let number = match &node.value {
             Value::Integer(number) => *number,
             Value::Text(text) if is_integer(text.trim()) => text.trim().parse().ok(),
@@ -336,6 +361,7 @@ impl<const MIN: u64, const MAX: u64> Read for Count<MIN, MAX> {
         let inside = u64::try_from(number)
             .ok()
             .filter(|number| (MIN..=MAX).contains(number));
+        // A number within the bounds may still exceed a usize of 32 bits.
         let inside = inside.and_then(|number| usize::try_from(number).ok());
         if inside.is_none() {
             reader
@@ -346,13 +372,13 @@ impl<const MIN: u64, const MAX: u64> Read for Count<MIN, MAX> {
     }
 }
 
-impl<const MIN: u64, const MAX: u64> JsonSchema for Count<MIN, MAX> {
+impl<const MIN: u64, const MAX: u64> JsonSchema for BoundedInteger<MIN, MAX> {
     fn inline_schema() -> bool {
         true
     }
 
     fn schema_name() -> Cow<'static, str> {
-        "Count".into()
+        "BoundedInteger".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
@@ -389,8 +415,8 @@ impl Portion {
     }
 }
 
-impl Read for Portion {
-    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+impl FromNode for Portion {
+    fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
         match &node.value {
             Value::Integer(number) => {
                 let text = number.map_or_else(|| u64::MAX.to_string(), |number| number.to_string());
@@ -425,52 +451,51 @@ fn is_integer(text: &str) -> bool {
     !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
 }
 
-fn egress_proxy(text: &str) -> Result<EgressProxy, &'static str> {
-    const FORM: &str = "expected \"http://host:port\" or \"http://user:password@host:port\" (plain HTTP to the proxy)";
-    let rest = text.strip_prefix("http://").ok_or(FORM)?;
+/// Reads the address of an egress proxy, with or without credentials.
+fn egress_proxy(text: &str) -> Result<EgressProxy, EgressProxyError> {
+    let rest = text.strip_prefix("http://").ok_or(EgressProxyError)?;
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     let (credentials, authority) = rest
         .rsplit_once('@')
         .map_or((None, rest), |(credentials, authority)| {
             (Some(credentials), authority)
         });
-    let (host, port) = split_port(authority).ok_or(FORM)?;
+    let (host, port) = split_port(authority).ok_or(EgressProxyError)?;
     let host = match host
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'))
     {
         Some(ip) => ip
             .parse::<std::net::Ipv6Addr>()
-            .map_err(|_| FORM)?
+            .map_err(|_| EgressProxyError)?
             .to_string(),
-        None => HostName::parse(host).map_err(|_| FORM)?.0,
+        None => HostName::parse(host).map_err(|_| EgressProxyError)?.0,
     };
     let port = port
         .and_then(|port| port.parse().ok())
         .filter(|port| *port != 0)
-        .ok_or(FORM)?;
-    // Percent-encoded as in any URL; the first colon parts user and password, so none in the user
-    // may be encoded.
-    let credentials = match credentials
-        .map(|text| text.split_once(':').ok_or(FORM))
-        .transpose()?
-    {
-        None => None,
-        Some((user, password)) => {
-            let decoded = |text| percent_decode_str(text).decode_utf8().map_err(|_| FORM);
-            let (user, password) = (decoded(user)?, decoded(password)?);
-            if user.contains(':')
-                || user.contains(char::is_control)
-                || password.contains(char::is_control)
-            {
-                return Err(FORM);
-            }
-            Some(Secret::new(format!("{user}:{password}")))
-        }
-    };
+        .ok_or(EgressProxyError)?;
     Ok(EgressProxy {
         host,
         port,
-        credentials,
+        credentials: credentials.map(proxy_credentials).transpose()?,
     })
+}
+
+/// Reads `user:password`, percent-encoded as in any URL.
+fn proxy_credentials(text: &str) -> Result<Secret, EgressProxyError> {
+    let (user, password) = text.split_once(':').ok_or(EgressProxyError)?;
+    let decoded = |text| {
+        percent_decode_str(text)
+            .decode_utf8()
+            .map_err(|_| EgressProxyError)
+    };
+    let (user, password) = (decoded(user)?, decoded(password)?);
+    // Basic authentication (RFC 7617) ends the user at the first colon, so an encoded colon in the
+    // user would move the border.
+    if user.contains(':') || user.contains(char::is_control) || password.contains(char::is_control)
+    {
+        return Err(EgressProxyError);
+    }
+    Ok(Secret::new(format!("{user}:{password}")))
 }

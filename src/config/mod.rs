@@ -1,9 +1,9 @@
-//! From the configuration file and the environment to the settings of every part.
+//! Configuration: from the file and the environment to the settings of every module.
 //!
-//! `tree` holds values with their origins, `raw` the shape of the file (and its schema), `resolve`
-//! proves it and builds the settings. All problems are reported together, each with its key and
-//! line. Nothing below this module knows what the file looks like, and nothing here changes the
-//! file or binds, dials or stores anything.
+//! `tree` holds the values with their origins, `raw` the keys of the file and their schema,
+//! `resolve` checks them and builds the settings. All problems are reported together, each with its
+//! key and line. The modules below this one do not know the file; this module writes, binds and
+//! dials nothing.
 
 mod environment;
 mod leaf;
@@ -22,7 +22,7 @@ use std::{
 };
 
 pub use environment::{Environment, ProcessEnvironment};
-pub use problem::{Origin, Problem, Problems};
+pub use problem::{Problem, Problems, ValueOrigin};
 pub use schema::schema;
 
 use crate::{
@@ -30,17 +30,8 @@ use crate::{
     token::{self, AccountSettings, store::StoreSettings},
 };
 use problem::Report;
-use read::{Read as _, Reader};
-use tree::{Entry, Node, Value};
-
-/// The file that is used when none is named, if it exists; relative to the current directory.
-pub const DEFAULT_FILE: &str = "config/wxgate.toml";
-
-/// Room for some 500,000 accounts. A longer file is a device or a log named by mistake.
-const MAX_FILE: u64 = 64 << 20;
-/// Warning of `check` alone: every first start is like that, so the log of a start leaves it out.
-const PLAIN_TOKENS: &str = "warning: store.encryption_key: not set, so that tokens stand in the \
-    store in plain text, for whoever can read it; `openssl rand -base64 32` makes a key";
+use read::{FromNode as _, TreeReader};
+use tree::{Node, TableEntry, Value};
 
 /// Whole configuration, checked.
 #[derive(Debug, Clone)]
@@ -48,7 +39,7 @@ pub struct Config {
     /// `[server]`, `[upstream]`, `[replay]` and `default_account`.
     pub proxy: proxy::settings::Settings,
     /// `[admin]`.
-    pub admin: admin::settings::Settings,
+    pub admin: admin::settings::AdminSettings,
     /// `[token]`.
     pub token: token::TokenSettings,
     /// `[store]`.
@@ -59,8 +50,18 @@ pub struct Config {
     pub warnings: Vec<Problem>,
 }
 
-/// Reads the configuration from `path`; without one from [`DEFAULT_FILE`] below `current_dir` if
-/// that exists, and else from the environment alone.
+/// File that is used when none is named, if it exists; relative to the current directory.
+pub const DEFAULT_FILE: &str = "config/wxgate.toml";
+
+/// Size limit of the file, enough for about 500,000 accounts. A longer file is a device or a log
+/// named by mistake.
+const MAX_FILE: u64 = 64 << 20;
+/// Warning of `check` alone. Every first start would have it, so the log of a start leaves it out.
+const PLAIN_TOKENS: &str = "warning: store.encryption_key: not set, so that tokens stand in the \
+    store in plain text, for whoever can read it; `openssl rand -base64 32` makes a key";
+
+/// Reads the configuration from `path`. Without a path, reads [`DEFAULT_FILE`] below `current_dir`
+/// if that file exists, and else the environment alone.
 ///
 /// # Errors
 /// All problems of the configuration.
@@ -83,8 +84,8 @@ pub fn load(
     }
 }
 
-/// Reads a configuration from text, as if it stood in a file in `base_dir` that the operator knows
-/// as `file_name`.
+/// Reads a configuration from text. Relative paths begin at `base_dir`; problems call the text
+/// `file_name`.
 ///
 /// # Errors
 /// All problems of the configuration.
@@ -95,7 +96,7 @@ pub fn parse(
     environment: &dyn Environment,
 ) -> Result<Config, Problems> {
     let name = Arc::from(file_name);
-    let mut report = Report::new(Origin::File {
+    let mut report = Report::new(ValueOrigin::File {
         name: Arc::clone(&name),
         line: None,
     });
@@ -105,8 +106,8 @@ pub fn parse(
     build(root, base_dir, environment, report)
 }
 
-/// Report of `wxgate check` on a configuration that can be used: one line per warning, then a
-/// summary. No newline at the end.
+/// Returns the output of `wxgate check` for a configuration without problems: one line per warning,
+/// then a summary, without a newline at the end.
 pub fn check_text(config: &Config) -> String {
     let accounts: Vec<&str> = config
         .accounts
@@ -155,18 +156,19 @@ fn build(
 ) -> Result<Config, Problems> {
     environment::overlay(&mut root, environment, &mut report);
     let whole = report.whole();
-    let raw = raw::File::read(
+    let raw = raw::File::from_node(
         &root,
         &whole,
-        &mut Reader {
+        &mut TreeReader {
             report: &mut report,
             base_dir,
         },
     );
+    // After a problem with the root too: the environment may have more of them.
     let raw = raw.unwrap_or_default();
     let settings = resolve::resolve(
         raw,
-        &mut secret::Context {
+        &mut secret::ConfigResolver {
             report: &mut report,
             environment,
             base_dir,
@@ -179,10 +181,11 @@ fn build(
     })
 }
 
-// The one account of a start without a file, from two variables that have no key of their own.
+/// Builds the configuration of a start without a file: one account from two variables, which belong
+/// to no key of the file.
 fn without_file(current_dir: &Path, environment: &dyn Environment) -> Result<Config, Problems> {
     const VARIABLES: [&str; 2] = ["WXGATE_APPID", "WXGATE_SECRET"];
-    let mut report = Report::new(Origin::File {
+    let mut report = Report::new(ValueOrigin::File {
         name: Arc::from("environment"),
         line: None,
     });
@@ -234,13 +237,13 @@ fn only_account([appid, secret]: [&str; 2], environment: &dyn Environment) -> No
     ];
     Node {
         value: Value::Table(table),
-        origin: Origin::Variable(Arc::from(appid)),
+        origin: ValueOrigin::Variable(Arc::from(appid)),
     }
 }
 
-fn entry(key: &str, value: Value, variable: &str) -> Entry {
-    let origin = Origin::Variable(Arc::from(variable));
-    Entry {
+fn entry(key: &str, value: Value, variable: &str) -> TableEntry {
+    let origin = ValueOrigin::Variable(Arc::from(variable));
+    TableEntry {
         key: key.to_owned(),
         origin: origin.clone(),
         node: Node { value, origin },

@@ -1,7 +1,6 @@
-//! Problems of a configuration: the place, the mistake, and what to write instead.
+//! Problems of a configuration: the key, the mistake, and the way to correct it.
 //!
-//! All problems of a file come together. No text here ever holds a value of the file: a secret may
-//! stand in any place.
+//! No text here holds a value of the file: an operator may have written a secret at any key.
 
 use std::{collections::HashSet, fmt, path::Path, sync::Arc};
 
@@ -13,70 +12,71 @@ pub struct Problems(pub Vec<Problem>);
 /// Mistake or warning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Key, as in `account[0].secret` (counted from zero); empty when the whole file is meant.
+    /// Key, as in `account[0].secret` (counted from zero); empty for the whole file.
     pub key_path: String,
     /// Source of the value.
-    pub origin: Origin,
-    /// The mistake, and what to do next.
+    pub origin: ValueOrigin,
+    /// Mistake and correction.
     pub message: String,
 }
 
 /// Source of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// The configuration file; the line, counted from one, is missing where something is absent.
+pub enum ValueOrigin {
+    /// Configuration file.
     File {
         /// Name that the operator gave.
         name: Arc<str>,
-        /// Line, counted from one.
+        /// Line, counted from one; `None` for a key that is missing.
         line: Option<usize>,
     },
-    /// An environment variable.
+    /// Environment variable, by name.
     Variable(Arc<str>),
 }
 
-/// Key and source of a value, so that a later check can still point at it.
+/// Key and source of a value, for the problems of later checks.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct KeyPlace {
     pub(super) path: String,
-    pub(super) origin: Origin,
+    pub(super) origin: ValueOrigin,
 }
 
-/// Collects problems and warnings.
+/// Problems and warnings found so far.
 #[derive(Debug)]
 pub(super) struct Report {
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
     /// Paths of all keys that have a problem, and of the tables and lists around them.
     concerned: HashSet<String>,
-    whole: Origin,
+    whole: ValueOrigin,
 }
 
 impl Problem {
-    /// The line in the file, counted from one.
+    /// Line in the file, counted from one.
     pub fn line(&self) -> Option<usize> {
         match &self.origin {
-            Origin::File { line, .. } => *line,
-            Origin::Variable(_) => None,
+            ValueOrigin::File { line, .. } => *line,
+            ValueOrigin::Variable(_) => None,
         }
     }
 
+    /// Sort key: the lines of the file, then keys that are missing, then environment variables.
     fn rank(&self) -> (bool, usize) {
         (
-            matches!(self.origin, Origin::Variable(_)),
+            matches!(self.origin, ValueOrigin::Variable(_)),
             self.line().unwrap_or(usize::MAX),
         )
     }
 }
 
 impl Problems {
-    /// A static name for metrics and logs.
+    /// Name of this error in metrics and logs.
     pub fn label(&self) -> &'static str {
         "bad_configuration"
     }
 
     pub(super) fn one(file: &Path, message: String) -> Self {
-        let origin = Origin::File {
+        let origin = ValueOrigin::File {
             name: file.display().to_string().into(),
             line: None,
         };
@@ -110,7 +110,7 @@ impl fmt::Display for Problem {
     }
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File {
@@ -123,7 +123,7 @@ impl fmt::Display for Origin {
     }
 }
 
-impl Place {
+impl KeyPlace {
     pub(super) fn child(&self, key: &str) -> Self {
         let key = quoted(key);
         let path = if self.path.is_empty() {
@@ -144,14 +144,14 @@ impl Place {
         }
     }
 
-    pub(super) fn from(mut self, origin: &Origin) -> Self {
+    pub(super) fn from(mut self, origin: &ValueOrigin) -> Self {
         self.origin = origin.clone();
         self
     }
 }
 
 impl Report {
-    pub(super) fn new(whole: Origin) -> Self {
+    pub(super) fn new(whole: ValueOrigin) -> Self {
         Self {
             problems: Vec::new(),
             warnings: Vec::new(),
@@ -160,17 +160,18 @@ impl Report {
         }
     }
 
-    /// Place of the whole configuration, for keys that are absent.
-    pub(super) fn whole(&self) -> Place {
-        Place {
+    /// Returns the place of the whole configuration, for keys that are missing.
+    pub(super) fn whole(&self) -> KeyPlace {
+        KeyPlace {
             path: String::new(),
             origin: self.whole.clone(),
         }
     }
 
-    pub(super) fn problem(&mut self, place: &Place, message: impl Into<String>) {
+    pub(super) fn problem(&mut self, place: &KeyPlace, message: impl Into<String>) {
         self.problems.push(note(place, message));
         let path = &place.path;
+        // Also the tables and lists around the key, for `concerns`.
         if self.concerned.insert(path.clone()) {
             let ends = path.match_indices(['.', '[']).map(|(end, _)| end);
             self.concerned
@@ -178,18 +179,17 @@ impl Report {
         }
     }
 
-    /// Whether something at this key or below it has been reported already, so that it is not
-    /// merely missing.
-    pub(super) fn concerns(&self, place: &Place) -> bool {
+    /// True if a problem at this key or below it was reported: then the key is not merely missing.
+    pub(super) fn concerns(&self, place: &KeyPlace) -> bool {
         self.concerned.contains(&place.path)
     }
 
-    pub(super) fn warning(&mut self, place: &Place, message: impl Into<String>) {
+    pub(super) fn warning(&mut self, place: &KeyPlace, message: impl Into<String>) {
         self.warnings.push(note(place, message));
     }
 
-    /// The warnings of a good configuration, or the problems of a bad one, in the order of the
-    /// file.
+    /// Returns the warnings of a configuration without problems, or else the problems, in the order
+    /// of the file.
     pub(super) fn finish(mut self) -> Result<Vec<Problem>, Problems> {
         self.problems.sort_by_key(Problem::rank);
         self.warnings.sort_by_key(Problem::rank);
@@ -201,7 +201,7 @@ impl Report {
     }
 }
 
-fn note(place: &Place, message: impl Into<String>) -> Problem {
+fn note(place: &KeyPlace, message: impl Into<String>) -> Problem {
     Problem {
         key_path: place.path.clone(),
         origin: place.origin.clone(),
@@ -209,7 +209,7 @@ fn note(place: &Place, message: impl Into<String>) -> Problem {
     }
 }
 
-// An operator's key may be any text: it must not break the line or flood it.
+/// Returns a key in a form that fits in a line. Keys of the file may be any text.
 fn quoted(key: &str) -> String {
     const MAX_SHOWN: usize = 64;
     let bare = !key.is_empty()

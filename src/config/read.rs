@@ -1,59 +1,59 @@
-//! Reading the tree: every value is read by its type, every mistake is noted and reading goes on.
+//! Conversion of the tree into the types of `raw`. A mistake is reported and reading goes on.
 //!
-//! `tables!` makes a struct, its JSON Schema and its reader from one list of keys, so that they
-//! cannot drift apart. `words!` does the same for a choice between words. The types in `leaf` say
-//! which values are allowed.
+//! `tables!` makes a struct, its JSON Schema and its reader from one list of keys, so that the
+//! three cannot differ. `words!` does the same for an enum of words. The types in `leaf` define the
+//! allowed values.
 
-use std::{borrow::Cow, collections::BTreeMap, path::Path};
+use std::{borrow::Cow, collections::BTreeMap, fmt::Display, path::Path};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::{
-    problem::{Place, Report},
-    tree::{Entry, Node, Value},
+    problem::{KeyPlace, Report},
+    tree::{Node, TableEntry, Value},
 };
 
-/// A value that can stand in the file.
-pub(super) trait Read: Sized + JsonSchema {
-    /// True for a table, a list of which is written `[[name]]`.
-    const TABLE: bool = false;
+/// Type of a value in the file.
+pub(super) trait FromNode: Sized + JsonSchema {
+    /// True for a table: a list of tables is written `[[name]]`.
+    const IS_TABLE: bool = false;
 
     /// Reads a value; `None` after a problem was reported.
-    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self>;
+    fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self>;
 }
 
 /// Value and its place.
 #[derive(Debug)]
 pub(super) struct At<T> {
     pub(super) value: T,
-    pub(super) place: Place,
+    pub(super) place: KeyPlace,
 }
 
 /// Context of reading: the report, and the folder of the file.
-pub(super) struct Reader<'r> {
+pub(super) struct TreeReader<'r> {
     pub(super) report: &'r mut Report,
     /// Folder at which relative paths begin.
     pub(super) base_dir: &'r Path,
 }
 
-/// An open table.
+/// Keys of a table that is being read.
 pub(super) struct Keys<'n> {
-    entries: &'n [Entry],
-    place: &'n Place,
+    entries: &'n [TableEntry],
+    place: &'n KeyPlace,
 }
 
-impl Reader<'_> {
-    /// Reports a value of another kind than expected.
-    pub(super) fn mismatch(&mut self, node: &Node, place: &Place, expected: &str) {
+impl TreeReader<'_> {
+    /// Reports a value of another kind than expected, such as text instead of a table.
+    pub(super) fn mismatch(&mut self, node: &Node, place: &KeyPlace, expected: &str) {
         self.report
             .problem(place, format!("expected {expected}, found {}", node.kind()));
     }
 
-    /// Reads text that `parse` accepts; the error of `parse` gives the right form.
-    pub(super) fn text<T, E: Into<String>>(
+    /// Reads text by `parse`, whose error tells the right form.
+    pub(super) fn text<T, E: Display>(
         &mut self,
         node: &Node,
-        place: &Place,
+        place: &KeyPlace,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
         let (Value::String(text) | Value::Text(text)) = &node.value else {
@@ -61,19 +61,19 @@ impl Reader<'_> {
             return None;
         };
         parse(text)
-            .map_err(|message| self.report.problem(place, message))
+            .map_err(|error| self.report.problem(place, error.to_string()))
             .ok()
     }
 
-    /// A table, of which `fill` takes the keys; all others are reported.
+    /// Reads a table: reports the keys that are not `known`, and lets `fill` take the others.
     pub(super) fn table<T>(
         &mut self,
-        node: &Node,
-        place: &Place,
+        (node, place): (&Node, &KeyPlace),
         form: &str,
         known: &[&str],
         fill: impl FnOnce(&Keys<'_>, &mut Self) -> T,
     ) -> Option<T> {
+        // A table in a variable is text in TOML syntax.
         let parsed;
         let mut value = &node.value;
         if let Value::Text(text) = value {
@@ -98,10 +98,14 @@ impl Reader<'_> {
 }
 
 impl Keys<'_> {
-    /// `None` when the key is absent or its value wrong.
-    pub(super) fn take<T: Read>(&self, key: &str, reader: &mut Reader<'_>) -> Option<At<T>> {
+    /// Reads the value of a key; `None` if the key is absent or the value wrong.
+    pub(super) fn take<T: FromNode>(
+        &self,
+        key: &str,
+        reader: &mut TreeReader<'_>,
+    ) -> Option<At<T>> {
         let entry = self.entries.iter().find(|entry| entry.key == key)?;
-        At::read(
+        At::from_node(
             &entry.node,
             &self.place.child(key).from(&entry.origin),
             reader,
@@ -109,7 +113,7 @@ impl Keys<'_> {
     }
 }
 
-/// Message about a word that is not in the list.
+/// Returns a message about a word that is not known, with the closest known word.
 pub(super) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
     let close = known
         .iter()
@@ -121,6 +125,7 @@ pub(super) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
         })
         .max_by(|(a, _), (b, _)| a.total_cmp(b));
     match close {
+        // Jaro-Winkler: 0.85 holds for a typing mistake, but not for two different keys.
         Some((likeness, candidate)) if likeness > 0.85 => {
             format!("unknown {what}; did you mean \"{candidate}\"?")
         }
@@ -128,9 +133,9 @@ pub(super) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
     }
 }
 
-impl<T: Read> At<T> {
-    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
-        T::read(node, place, reader).map(|value| Self {
+impl<T: FromNode> At<T> {
+    fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
+        T::from_node(node, place, reader).map(|value| Self {
             value,
             place: place.clone(),
         })
@@ -155,8 +160,8 @@ impl<T: JsonSchema> JsonSchema for At<T> {
     }
 }
 
-impl<T: Read> Read for Vec<At<T>> {
-    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+impl<T: FromNode> FromNode for Vec<At<T>> {
+    fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
         let split;
         let items = match &node.value {
             Value::Array(items) => items,
@@ -164,7 +169,7 @@ impl<T: Read> Read for Vec<At<T>> {
                 split = list(text, node);
                 &split
             }
-            Value::Table(_) if T::TABLE => {
+            Value::Table(_) if T::IS_TABLE => {
                 let message = format!(
                     "there may be several of these: write [[{}]] in double brackets",
                     place.path
@@ -177,21 +182,18 @@ impl<T: Read> Read for Vec<At<T>> {
                 return None;
             }
         };
-        let read = |(index, item): (usize, &Node)| {
-            At::read(item, &place.element(index).from(&item.origin), reader)
-        };
-        // Nothing of a list with a mistake in it: "the list is empty" would then be false.
-        items
-            .iter()
-            .enumerate()
-            .map(read)
-            .collect::<Vec<_>>()
-            .into_iter()
-            .collect()
+        let mut values = Vec::with_capacity(items.len());
+        for (index, item) in items.iter().enumerate() {
+            let place = place.element(index).from(&item.origin);
+            values.extend(At::from_node(item, &place, reader));
+        }
+        // A list with a mistake counts as absent: a part of it could be empty, or lack an element
+        // that a later check looks for.
+        (values.len() == items.len()).then_some(values)
     }
 }
 
-// A list in a variable: TOML syntax, or plain words with commas between them.
+/// Reads a list in a variable: TOML syntax, or words with commas between them.
 fn list(text: &str, node: &Node) -> Vec<Node> {
     if text.trim_start().starts_with('[')
         && let Some(Node {
@@ -213,20 +215,20 @@ fn list(text: &str, node: &Node) -> Vec<Node> {
         .collect()
 }
 
-impl<T: Read> Read for BTreeMap<String, At<T>> {
-    fn read(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
+impl<T: FromNode> FromNode for BTreeMap<String, At<T>> {
+    fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
         let names: Vec<String> = match &node.value {
             Value::Table(entries) => entries.iter().map(|entry| entry.key.clone()).collect(),
             Value::Text(text) => match Node::from_variable(text, &node.origin) {
                 Some(parsed) if matches!(parsed.value, Value::Table(_)) => {
-                    return Self::read(&parsed, place, reader);
+                    return Self::from_node(&parsed, place, reader);
                 }
                 _ => Vec::new(),
             },
             _ => Vec::new(),
         };
         let known: Vec<&str> = names.iter().map(String::as_str).collect();
-        reader.table(node, place, "a table", &known, |keys, reader| {
+        reader.table((node, place), "a table", &known, |keys, reader| {
             names
                 .iter()
                 .filter_map(|name| Some((name.clone(), keys.take(name, reader)?)))
@@ -235,8 +237,8 @@ impl<T: Read> Read for BTreeMap<String, At<T>> {
     }
 }
 
-/// Tables of the file: every key is optional here, since a missing one is found later, with the
-/// others.
+/// Defines tables of the file. Every key is optional here: `resolve` reports missing keys together
+/// with all other problems.
 macro_rules! tables {
     ($($(#[$attribute:meta])* $name:ident ($form:literal) {
         $($(#[$key_attribute:meta])* $key:ident: $type:ty,)*
@@ -249,28 +251,28 @@ macro_rules! tables {
                 $($(#[$key_attribute])* pub(super) $key: Option<crate::config::read::At<$type>>,)*
             }
 
-            impl crate::config::read::Read for $name {
-                const TABLE: bool = true;
+            impl crate::config::read::FromNode for $name {
+                const IS_TABLE: bool = true;
 
-                fn read(
+                fn from_node(
                     node: &crate::config::tree::Node,
-                    place: &crate::config::problem::Place,
-                    reader: &mut crate::config::read::Reader<'_>,
+                    place: &crate::config::problem::KeyPlace,
+                    reader: &mut crate::config::read::TreeReader<'_>,
                 ) -> Option<Self> {
-                    reader.table(node, place, $form, &[$(stringify!($key)),*], |keys, reader| Self {
+                    reader.table((node, place), $form, &[$(stringify!($key)),*], |keys, reader| Self {
                         $($key: keys.take(stringify!($key), reader),)*
                     })
                 }
             }
         )*
 
-        /// The keys that the readers take, by table: what the schema must say too.
+        /// Keys that the readers take, by table, for the comparison with the schema.
         #[cfg(test)]
         pub(super) const KEYS: &[(&str, &[&str])] = &[$((stringify!($name), &[$(stringify!($key)),*]),)*];
     };
 }
 
-/// Choices between words.
+/// Defines enums of words.
 macro_rules! words {
     ($($(#[$attribute:meta])* $name:ident { $($(#[$word_attribute:meta])* $variant:ident = $word:literal,)* })*) => {$(
         #[derive(Debug, Clone, Copy, PartialEq, Eq, schemars::JsonSchema)]
@@ -280,11 +282,11 @@ macro_rules! words {
             $($(#[$word_attribute])* #[schemars(rename = $word)] $variant,)*
         }
 
-        impl crate::config::read::Read for $name {
-            fn read(
+        impl crate::config::read::FromNode for $name {
+            fn from_node(
                 node: &crate::config::tree::Node,
-                place: &crate::config::problem::Place,
-                reader: &mut crate::config::read::Reader<'_>,
+                place: &crate::config::problem::KeyPlace,
+                reader: &mut crate::config::read::TreeReader<'_>,
             ) -> Option<Self> {
                 reader.text(node, place, |text| match text {
                     $($word => Ok(Self::$variant),)*

@@ -1,12 +1,12 @@
-//! The JSON Schema of the file, for editors and for `wxgate schema`.
+//! JSON Schema of the file, for editors and for `wxgate schema`.
 
 use schemars::{Schema, generate::SchemaSettings, transform::RecursiveTransform};
 use serde_json::Value;
 
 use super::raw::File;
 
-/// The schema as pretty-printed JSON with a newline at its end, in draft 7, which editors for TOML
-/// understand.
+/// Returns the schema as pretty-printed JSON with a newline at the end, in draft 7, which editors
+/// for TOML understand.
 pub fn schema() -> String {
     let generator = SchemaSettings::draft07()
         .with_transform(RecursiveTransform(drop_null))
@@ -16,7 +16,7 @@ pub fn schema() -> String {
     format!("{:#}\n", schema.to_value())
 }
 
-// A key may be absent, but TOML knows no null.
+/// Removes `null`, which schemars allows for every optional key and TOML does not have.
 fn drop_null(schema: &mut Schema) {
     if let Some(Value::Array(types)) = schema.get_mut("type") {
         types.retain(|name| name != "null");
@@ -32,10 +32,10 @@ fn drop_null(schema: &mut Schema) {
             schema.remove("anyOf");
             if only.contains_key("$ref") && schema.as_object().is_some_and(|rest| !rest.is_empty())
             {
-                // Draft 7 ignores everything beside a $ref.
+                // Draft 7 ignores all members beside a $ref.
                 schema.insert("allOf".to_owned(), Value::Array(vec![Value::Object(only)]));
             } else {
-                // What the key says of itself goes before what its type says.
+                // The description of a key takes precedence over that of its type.
                 for (key, value) in only {
                     if schema.get(&key).is_none() {
                         schema.insert(key, value);
@@ -109,7 +109,8 @@ mod tests {
         }
     }
 
-    /// Editors show these texts beside each value, so they must not disown what works.
+    /// Editors show these texts beside each value, so a value that works must not be called
+    /// unbuilt.
     #[test]
     fn values_that_the_schema_calls_unbuilt_are_those_that_are_refused() {
         let mut unbuilt = Vec::new();

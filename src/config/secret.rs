@@ -1,32 +1,31 @@
-//! Secrets: `{ env = "NAME" }`, `{ file = "path" }` or `{ value = "…" }`, looked up when the
-//! configuration is read.
+//! Look-up of secrets: `{ env = "NAME" }`, `{ file = "path" }` or `{ value = "…" }`.
 //!
-//! A secret that cannot be found is a problem. Its value never gets into a message, not even where
-//! an operator wrote the secret in the place of a name or path.
+//! A secret that cannot be found is a problem. No message holds the value, not even if an operator
+//! wrote the secret instead of a name or path.
 
 use std::{io::Read as _, path::Path};
 
 use super::{
     environment::Environment,
     leaf::Plain,
-    problem::{Origin, Place, Report},
+    problem::{KeyPlace, Report, ValueOrigin},
     raw::SecretForm,
     read::At,
 };
 use crate::base::Secret;
 
 /// Context of resolving: the report, the environment, and the folder of the file.
-pub(super) struct Context<'c> {
+pub(super) struct ConfigResolver<'c> {
     pub(super) report: &'c mut Report,
     pub(super) environment: &'c dyn Environment,
     /// Folder at which relative paths begin.
     pub(super) base_dir: &'c Path,
 }
 
-/// Size limit of a file with a secret: longer than any key, shorter than a file named by mistake.
-const MAX_FILE: u64 = 64 << 10;
+/// Size limit of a file with a secret. A longer file is named by mistake.
+const MAX_SECRET_FILE: u64 = 64 << 10;
 
-impl Context<'_> {
+impl ConfigResolver<'_> {
     /// Looks a secret up; `None` after a problem was reported.
     pub(super) fn secret(&mut self, form: &At<SecretForm>) -> Option<Secret> {
         let SecretForm { env, file, value } = &form.value;
@@ -37,10 +36,10 @@ impl Context<'_> {
         self.look_up(kind, text)
     }
 
-    /// The one form that is set; `None` after a problem was reported.
+    /// Returns the form that is set; `None` after a problem was reported.
     pub(super) fn only_one<'f, const N: usize>(
         &mut self,
-        place: &Place,
+        place: &KeyPlace,
         forms: [(&'static str, &'f Option<At<Plain>>); N],
     ) -> Option<(&'static str, &'f At<Plain>)> {
         let mut given: Vec<_> = forms
@@ -97,6 +96,7 @@ impl Context<'_> {
                 "expected the name of an environment variable, not the secret itself".to_owned(),
             );
         }
+        // An empty variable is most likely a mistake in a shell or unit file.
         let value = self.environment.get(name).filter(|value| !value.is_empty());
         value.ok_or_else(|| format!("environment variable {name} is not set"))
     }
@@ -107,13 +107,15 @@ impl Context<'_> {
         }
         let path = self.base_dir.join(path);
         let mut text = String::new();
+        // One byte more than the limit tells a longer file from one of exactly this size.
         let read = std::fs::File::open(&path)
-            .and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
+            .and_then(|file| file.take(MAX_SECRET_FILE + 1).read_to_string(&mut text));
         match read {
             Err(error) => Err(format!("cannot read {}: {error}", path.display())),
-            Ok(length) if length as u64 > MAX_FILE => {
+            Ok(length) if length as u64 > MAX_SECRET_FILE => {
                 Err(format!("{} is too long for a secret", path.display()))
             }
+            // Editors and `echo` add a line break, which is not part of the secret.
             Ok(_) => Ok(text.trim_end_matches(['\n', '\r']).to_owned()),
         }
     }
@@ -121,11 +123,11 @@ impl Context<'_> {
 
 impl<T> At<T> {
     fn is_variable(&self) -> bool {
-        matches!(self.place.origin, Origin::Variable(_))
+        matches!(self.place.origin, ValueOrigin::Variable(_))
     }
 }
 
-// An AppSecret is 32 hex digits.
+/// True for text that looks like an AppSecret, which has 32 hex digits, or like a part of one.
 fn looks_like_a_secret(text: &str) -> bool {
     text.len() >= 16 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }

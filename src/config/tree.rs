@@ -1,7 +1,7 @@
-//! The configuration as one tree of values with their sources: lines of the file, environment
+//! Tree of the values of a configuration with their origins: lines of the file, environment
 //! variables.
 //!
-//! Knows TOML, but no key and no meaning.
+//! Reads TOML. The keys and their meaning are not known here.
 
 use std::{ops::Range, sync::Arc};
 
@@ -10,40 +10,41 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::problem::{Origin, Report};
+use super::problem::{Report, ValueOrigin};
 
-/// A value and its origin. No `Debug`: a secret may be inside.
+/// Value and its origin. Without `Debug`, since the value may be a secret.
 pub(super) struct Node {
     pub(super) value: Value,
-    pub(super) origin: Origin,
+    pub(super) origin: ValueOrigin,
 }
 
-/// Kinds of values in TOML, and `Text`: a value from the environment, whose type depends on the key.
+/// Value of TOML, or text from the environment.
 pub(super) enum Value {
     String(String),
+    /// Value from the environment. Its type depends on the key.
     Text(String),
-    /// `None` when it does not fit 64 bits.
+    /// `None` for a number that does not fit 64 bits.
     Integer(Option<i64>),
     Boolean,
     Float,
     Datetime,
     Array(Vec<Node>),
-    Table(Vec<Entry>),
+    Table(Vec<TableEntry>),
 }
 
-/// One key of a table. Its origin is where the key stands; that of the node, where the value
-/// begins.
-pub(super) struct Entry {
+/// Key of a table with its value. `origin` is that of the key; the node has the origin of the
+/// value.
+pub(super) struct TableEntry {
     pub(super) key: String,
-    pub(super) origin: Origin,
+    pub(super) origin: ValueOrigin,
     pub(super) node: Node,
 }
 
 impl Node {
-    /// Reads a whole file. Every syntax error is reported; then there is no tree.
+    /// Reads a whole file. `None` after syntax errors, all of which are reported.
     pub(super) fn from_file(text: &str, name: &Arc<str>, report: &mut Report) -> Option<Self> {
         let lines = LineIndex::of(text);
-        let origin = |span: Range<usize>| Origin::File {
+        let origin = |span: Range<usize>| ValueOrigin::File {
             name: Arc::clone(name),
             line: Some(lines.line(span.start)),
         };
@@ -53,7 +54,7 @@ impl Node {
             if let Some(span) = error.span() {
                 place.origin = origin(span);
             }
-            // Of all kinds of strings the parser names just one here.
+            // The parser names one kind of strings where all kinds are possible.
             let message = error
                 .message()
                 .trim_end_matches(", expected literal string");
@@ -69,12 +70,12 @@ impl Node {
     }
 
     /// Reads a value in TOML syntax out of an environment variable.
-    pub(super) fn from_variable(text: &str, origin: &Origin) -> Option<Self> {
+    pub(super) fn from_variable(text: &str, origin: &ValueOrigin) -> Option<Self> {
         let value = DeValue::parse(text).ok()?;
         Some(node(value, &|_| origin.clone()))
     }
 
-    /// Operator's word for this kind of value.
+    /// Name of this kind of value in messages.
     pub(super) fn kind(&self) -> &'static str {
         match self.value {
             Value::String(_) | Value::Text(_) => "text",
@@ -88,7 +89,7 @@ impl Node {
     }
 }
 
-fn node(value: Spanned<DeValue<'_>>, origin: &dyn Fn(Range<usize>) -> Origin) -> Node {
+fn node(value: Spanned<DeValue<'_>>, origin: &dyn Fn(Range<usize>) -> ValueOrigin) -> Node {
     let span = value.span();
     let value = match value.into_inner() {
         DeValue::String(text) => Value::String(text.into_owned()),
@@ -109,8 +110,8 @@ fn node(value: Spanned<DeValue<'_>>, origin: &dyn Fn(Range<usize>) -> Origin) ->
     }
 }
 
-fn table(entries: DeTable<'_>, origin: &dyn Fn(Range<usize>) -> Origin) -> Value {
-    let entries = entries.into_iter().map(|(key, value)| Entry {
+fn table(entries: DeTable<'_>, origin: &dyn Fn(Range<usize>) -> ValueOrigin) -> Value {
+    let entries = entries.into_iter().map(|(key, value)| TableEntry {
         origin: origin(key.span()),
         key: key.into_inner().into_owned(),
         node: node(value, origin),
@@ -118,8 +119,10 @@ fn table(entries: DeTable<'_>, origin: &dyn Fn(Range<usize>) -> Origin) -> Value
     Value::Table(entries.collect())
 }
 
-/// Offsets of the line breaks of a text, in order. Every value has a line, so counting from the top
-/// for each of them would cost the square of the file's length.
+/// Offsets of the line breaks of a text, in order.
+///
+/// Every value has a line: counting line breaks for each of them would take time quadratic in the
+/// size of the file.
 struct LineIndex(Vec<usize>);
 
 impl LineIndex {
@@ -127,7 +130,7 @@ impl LineIndex {
         Self(memchr::memchr_iter(b'\n', text.as_bytes()).collect())
     }
 
-    /// Line of the byte at `offset`, counted from one.
+    /// Returns the line of the byte at `offset`, counted from one.
     fn line(&self, offset: usize) -> usize {
         1 + self.0.partition_point(|line_break| *line_break < offset)
     }
@@ -139,7 +142,7 @@ mod tests {
 
     fn first_line_of_b(text: &str) -> Option<usize> {
         let name = Arc::from("f");
-        let mut report = Report::new(Origin::File {
+        let mut report = Report::new(ValueOrigin::File {
             name: Arc::clone(&name),
             line: None,
         });
@@ -152,8 +155,8 @@ mod tests {
             .unwrap()
             .origin
         {
-            Origin::File { line, .. } => *line,
-            Origin::Variable(_) => None,
+            ValueOrigin::File { line, .. } => *line,
+            ValueOrigin::Variable(_) => None,
         }
     }
 

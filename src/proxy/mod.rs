@@ -185,7 +185,7 @@ impl Proxy {
         settings: &Settings,
         accounts: Vec<(AccountSettings, AccountTokens)>,
         log: Option<AccessLogSettings>,
-        registry: &registry::Metrics,
+        registry: &registry::MetricsRegistry,
     ) -> Result<Bound, BuildError> {
         let metrics = registry.register(Metrics::register);
         let Listeners {

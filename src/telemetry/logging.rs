@@ -1,7 +1,8 @@
 //! Setup of the log: text or JSON lines, filtered like `RUST_LOG`.
 //!
-//! The HTTP and TLS libraries print whole URLs and buffers below `info`, and WeChat's tokens travel
-//! in URLs. So their level is capped in code, and no filter can raise it.
+//! The HTTP and TLS libraries print whole URLs and buffers at `debug` and `trace`, and WeChat's
+//! tokens travel in URLs. Their level is therefore capped at `info` in code, and no filter can
+//! raise it.
 
 use std::str::FromStr;
 
@@ -16,7 +17,7 @@ use tracing_subscriber::{
 
 use super::output::Output;
 
-/// Libraries that would print tokens at `debug` or `trace`.
+/// Targets of the libraries that would print tokens at `debug` or `trace`.
 const CAPPED: [&str; 9] = [
     "reqwest",
     "hyper",
@@ -55,7 +56,7 @@ impl FromStr for Format {
 /// `info`.
 ///
 /// # Errors
-/// When the directives cannot be read, or a log is already set up.
+/// If the directives cannot be read, or a log is already set up.
 pub fn init(format: Format, directives: Option<&str>, output: Output) -> Result<(), String> {
     subscriber(format, directives, output)?
         .try_init()
@@ -65,7 +66,7 @@ pub fn init(format: Format, directives: Option<&str>, output: Output) -> Result<
 /// Sets the log up for the current thread until the guard is dropped, for tests.
 ///
 /// # Errors
-/// When the directives cannot be read.
+/// If the directives cannot be read.
 pub fn init_here(
     format: Format,
     directives: Option<&str>,
@@ -86,7 +87,7 @@ fn subscriber(
         .with_default_directive(LevelFilter::INFO.into())
         .parse(directives)
         .map_err(|error| format!("WXGATE_LOG: {error}"))?;
-    let filter = wanted.and(filter_fn(harmless));
+    let filter = wanted.and(filter_fn(is_harmless));
     let layer = fmt::layer().with_writer(output).with_ansi(false);
     let layer = match format {
         Format::Text => layer.boxed(),
@@ -100,7 +101,8 @@ fn subscriber(
     Ok(Registry::default().with(layer.with_filter(filter)))
 }
 
-fn harmless(metadata: &Metadata<'_>) -> bool {
+/// True if a log event cannot hold a token.
+fn is_harmless(metadata: &Metadata<'_>) -> bool {
     let root = metadata.target().split("::").next().unwrap_or_default();
     *metadata.level() <= Level::INFO || !CAPPED.contains(&root)
 }

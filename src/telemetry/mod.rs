@@ -1,7 +1,7 @@
-//! Logging without secrets and the metric registry.
+//! Logging without secrets, and the metric registry.
 //!
-//! Knows no domain: metrics stand in the folder that they measure and are registered with a
-//! registry that is passed in.
+//! Defines no metrics of other modules: these stand in the folder that they measure, and are
+//! registered in a registry that is passed in.
 
 pub mod logging;
 pub mod output;

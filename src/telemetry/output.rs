@@ -1,6 +1,6 @@
 //! Sinks for log lines: the queue in front of standard error, or memory in tests.
 //!
-//! One write is one or more whole lines; lines of several threads never mix.
+//! Each write holds whole lines, so that lines of several threads never mix.
 
 use std::{
     io::{self, Write},
@@ -15,54 +15,53 @@ use super::{
     queue::{LogQueue, RawStderr},
 };
 
-/// A sink for log lines. Cheap to clone.
+/// Sink for log lines. Cheap to clone.
 #[derive(Debug, Clone)]
 pub enum Output {
-    /// A queue whose writer thread alone waits for the reader.
+    /// Standard error behind a queue: only the writer thread waits for the reader.
     Queue(Arc<LogQueue>),
-    /// Kept, for whoever holds the other clone.
+    /// Memory that tests read with [`Output::contents`].
     Memory(Arc<Mutex<Vec<u8>>>),
 }
 
 impl Output {
-    /// Standard error, behind a queue. `format` is that of the line that tells of lost ones.
+    /// Starts a queue in front of standard error. `format` is for the line that reports dropped
+    /// lines.
     ///
     /// # Errors
-    /// When the writer thread cannot be started.
+    /// If the writer thread cannot be started.
     pub fn stderr(format: Format) -> io::Result<Self> {
         LogQueue::start(RawStderr, format).map(Self::Queue)
     }
 
-    /// A sink in memory.
+    /// Sink in memory.
     pub fn memory() -> Self {
         Self::Memory(Arc::default())
     }
 
-    /// Lines of a sink in memory so far; empty for others.
+    /// Returns the lines of a sink in memory so far; empty for other sinks.
     pub fn contents(&self) -> String {
         match self {
             Self::Queue(_) => String::new(),
-            Self::Memory(kept) => {
-                String::from_utf8_lossy(&kept.lock().unwrap_or_else(PoisonError::into_inner))
+            Self::Memory(lines) => {
+                String::from_utf8_lossy(&lines.lock().unwrap_or_else(PoisonError::into_inner))
                     .into_owned()
             }
         }
     }
 
-    /// Takes whole lines. Lines that cannot be written are dropped and counted.
+    /// Writes whole lines. Lines that cannot be written are dropped and counted.
     pub fn write_lines(&self, lines: &[u8]) {
         match self {
             Self::Queue(queue) => queue.push(lines),
-            Self::Memory(kept) => kept
+            Self::Memory(memory) => memory
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .extend_from_slice(lines),
         }
     }
-}
 
-impl Output {
-    /// Waits until everything is out; see [`LogQueue::flush`].
+    /// Waits until all lines are written; see [`LogQueue::flush`].
     pub fn flush(&self, limit: Option<Duration>) {
         if let Self::Queue(queue) = self {
             queue.flush(limit);
@@ -76,6 +75,7 @@ impl Write for &Output {
         Ok(lines.len())
     }
 
+    // Lines are in the queue already. The inherent `flush` is the one that waits for the reader.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! The queue in front of standard error, so that nothing waits for the reader of the log.
+//! Queue in front of standard error, so that no request waits for the reader of the log.
 //!
-//! Threads append whole lines to one buffer of bounded size. A thread of its own takes the buffer
-//! and writes it, and is the only one that a slow or dead reader can hold up. Lines that find the
-//! buffer full are dropped and counted; the next line that can be written says how many.
+//! Threads append whole lines to a buffer of bounded size. A writer thread takes the buffer and
+//! writes the lines; a slow or dead reader blocks this thread alone. Lines that find the buffer
+//! full are dropped and counted, and the log reports the count once lines can be written again.
 
 use std::{
     fmt::Write as _,
@@ -22,62 +22,53 @@ use tokio::time::Instant;
 
 use super::logging::Format;
 
-/// Bytes that wait while the writer is busy: some six thousand lines of the access log.
-const LIMIT: usize = 1024 * 1024;
-/// The most that is written at once: what a pipe holds, so that progress shows.
-const CHUNK: usize = 64 * 1024;
-/// Buffers that grew beyond this are given back once they are written.
-const KEEP: usize = 4 * CHUNK;
-/// A write that takes longer than this has met a reader that stalls.
-const STALLED: Duration = Duration::from_secs(1);
-
-/// A bounded queue of log lines with a writer thread behind it.
+/// Bounded queue of log lines with a writer thread behind it.
 #[derive(Debug)]
 pub struct LogQueue {
-    state: Mutex<State>,
-    /// Notified when there are lines for the writer.
+    state: Mutex<QueueState>,
+    /// Notified when lines are pending.
     filled: Condvar,
-    /// Notified when everything has been written.
+    /// Notified when all lines have been written.
     drained: Condvar,
     dropped: Family<DropLabels, Counter>,
-    // Of the family, so that a drop needs no look-up.
+    // Two counters of the family, held here so that a drop needs no look-up.
     full: Counter,
     failed: Counter,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueueState {
     pending: Vec<u8>,
-    /// Lines that were dropped and that the log has not told of yet.
+    /// Dropped lines that the log has not reported yet.
     unreported: u64,
     /// Start of the write that is under way.
     writing_since: Option<Instant>,
-    /// Reason of the latest write, if it failed.
+    /// Error of the latest write, if it failed.
     error: Option<String>,
 }
 
 /// Condition of the log, for readiness.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogHealth {
-    /// Lines come out.
+    /// Lines are written.
     Flowing,
-    /// The reader takes less than is written: lines are being dropped.
+    /// The reader is too slow: lines are being dropped.
     Behind {
-        /// Lines lost that the log has not told of yet.
+        /// Dropped lines that the log has not reported yet.
         dropped: u64,
     },
-    /// The reader takes nothing.
+    /// The reader has stopped reading.
     Stalled {
-        /// Time since the reader took something.
+        /// Time since the last progress.
         since: Duration,
-        /// Lines lost that the log has not told of yet.
+        /// Dropped lines that the log has not reported yet.
         dropped: u64,
     },
     /// Standard error is closed, its disk is full, or the like.
     Failing {
-        /// The system's words.
+        /// Error text of the system.
         error: String,
-        /// Lines lost that the log has not told of yet.
+        /// Dropped lines that the log has not reported yet.
         dropped: u64,
     },
 }
@@ -87,11 +78,34 @@ struct DropLabels {
     reason: &'static str,
 }
 
+/// State of the writer thread.
+struct WriterThread<S> {
+    queue: Arc<LogQueue>,
+    sink: S,
+    format: Format,
+    /// Set if the latest write failed in the middle of a line.
+    torn: bool,
+}
+
+/// Standard error without the lock of the standard library: a stalled write would hold that lock,
+/// and block all other threads that print.
+#[derive(Debug)]
+pub struct RawStderr;
+
+/// Bytes that wait while the writer is busy: about 6,000 lines of the access log.
+const MAX_PENDING: usize = 1024 * 1024;
+/// Bytes of a single write: the capacity of a pipe on Linux, so that progress shows after each.
+const MAX_WRITE: usize = 64 * 1024;
+/// Capacity above which a written buffer is freed instead of reused.
+const MAX_KEPT_BUFFER: usize = 4 * MAX_WRITE;
+/// Duration of a write from which on the reader counts as stalled.
+const STALL_AFTER: Duration = Duration::from_secs(1);
+
 impl LogQueue {
     /// Starts the writer thread, which lives as long as the process.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// If the thread cannot be started.
     pub fn start(sink: impl Write + Send + 'static, format: Format) -> io::Result<Arc<Self>> {
         let dropped = Family::<DropLabels, Counter>::default();
         let counter = |reason| dropped.get_or_create_owned(&DropLabels { reason });
@@ -103,7 +117,7 @@ impl LogQueue {
             failed: counter("failed"),
             dropped,
         });
-        let writer = Writer {
+        let writer = WriterThread {
             queue: Arc::clone(&queue),
             sink,
             format,
@@ -124,26 +138,27 @@ impl LogQueue {
         );
     }
 
-    /// Queues whole lines, or drops them where the queue is full. Never waits for the reader.
+    /// Queues whole lines, or drops them if the queue is full. Never waits for the reader.
     pub fn push(&self, lines: &[u8]) {
         if lines.is_empty() {
             return;
         }
         let mut state = self.lock();
-        // A single write larger than the queue still passes where nothing else waits.
-        if !state.pending.is_empty() && state.pending.len() + lines.len() > LIMIT {
+        // Into an empty queue even lines larger than its limit are taken, or they could never pass.
+        if !state.pending.is_empty() && state.pending.len() + lines.len() > MAX_PENDING {
             let count = lines_in(lines);
             state.unreported += count;
             self.full.inc_by(count);
             return;
         }
         state.pending.extend_from_slice(lines);
+        // Unlocked first, so that the writer does not wake up only to wait for the lock.
         drop(state);
         self.filled.notify_one();
     }
 
-    /// Waits until everything is written, for `limit` at most; not at all where the reader is
-    /// known to have stalled.
+    /// Waits until all lines are written, for `limit` at most. With a limit, returns at once if the
+    /// reader has stalled.
     pub fn flush(&self, limit: Option<Duration>) {
         let started = Instant::now();
         let mut state = self.lock();
@@ -156,6 +171,7 @@ impl LogQueue {
                 continue;
             };
             let left = limit.saturating_sub(started.elapsed());
+            // Checked again after each wake-up: the reader may stall during the flush.
             if left.is_zero() || state.stalled_for().is_some() {
                 return;
             }
@@ -166,7 +182,7 @@ impl LogQueue {
         }
     }
 
-    /// Condition at this moment.
+    /// Returns the condition at this moment.
     pub fn health(&self) -> LogHealth {
         let state = self.lock();
         let dropped = state.unreported;
@@ -181,42 +197,34 @@ impl LogQueue {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl QueueState {
     fn is_drained(&self) -> bool {
         self.pending.is_empty() && self.writing_since.is_none()
     }
 
+    /// Duration of the write under way, if it counts as stalled.
     fn stalled_for(&self) -> Option<Duration> {
         self.writing_since
             .map(|since| since.elapsed())
-            .filter(|since| *since >= STALLED)
+            .filter(|since| *since >= STALL_AFTER)
     }
 }
 
-/// The writer thread's part.
-struct Writer<S> {
-    queue: Arc<LogQueue>,
-    sink: S,
-    format: Format,
-    /// The latest write failed in the middle of a line.
-    torn: bool,
-}
-
-impl<S: Write> Writer<S> {
+impl<S: Write> WriterThread<S> {
     fn run(mut self) {
         let mut lines = Vec::new();
         loop {
             let lost = self.take(&mut lines);
             if let Err(error) = self.write(&lines, lost) {
-                // No retry: the next lines come soon enough, and a closed pipe stays closed.
+                // No retry: the next lines come soon, and a closed pipe stays closed.
                 self.queue.lock().error = Some(error.to_string());
             }
-            if lines.capacity() > KEEP {
+            if lines.capacity() > MAX_KEPT_BUFFER {
                 lines = Vec::new();
             }
             lines.clear();
@@ -228,8 +236,8 @@ impl<S: Write> Writer<S> {
         }
     }
 
-    /// Waits for lines and swaps them into `lines`, which is empty. Returns the count of lines
-    /// that were dropped behind them.
+    /// Waits for lines and swaps them into `lines`, which is empty. Returns the count of lines that
+    /// were dropped after these.
     fn take(&self, lines: &mut Vec<u8>) -> u64 {
         let state = self.queue.lock();
         let mut state = self
@@ -237,12 +245,13 @@ impl<S: Write> Writer<S> {
             .filled
             .wait_while(state, |state| state.pending.is_empty())
             .unwrap_or_else(PoisonError::into_inner);
+        // A swap hands the emptied buffer back, so that no lines are copied under the lock.
         mem::swap(&mut state.pending, lines);
         state.writing_since = Some(Instant::now());
         state.unreported
     }
 
-    /// Writes `lines`, and behind them how many were lost.
+    /// Writes `lines`, and after them a line that reports `lost` dropped lines.
     fn write(&mut self, lines: &[u8], lost: u64) -> io::Result<()> {
         let mut left = lines;
         let written = self.write_all(&mut left);
@@ -262,22 +271,24 @@ impl<S: Write> Writer<S> {
             })?;
         }
         let mut state = self.queue.lock();
+        // Not set to zero: more lines may have been dropped in the meantime.
         state.unreported -= lost;
         state.error = None;
         Ok(())
     }
 
-    /// Writes everything; `left` is what is still to be written.
+    /// Writes all of `left`, which becomes the rest that is not written yet.
     fn write_all(&mut self, left: &mut &[u8]) -> io::Result<()> {
+        // Ends the torn line, which would swallow the first of these lines.
         if self.torn {
             self.write_some(b"\n")?;
             self.torn = false;
         }
         while !left.is_empty() {
-            let chunk = &left[..left.len().min(CHUNK)];
+            let chunk = &left[..left.len().min(MAX_WRITE)];
             let count = self.write_some(chunk)?;
             *left = &left[count..];
-            // The reader took something.
+            // Progress, so the reader has not stalled: the time starts anew.
             self.queue.lock().writing_since = Some(Instant::now());
         }
         Ok(())
@@ -294,11 +305,6 @@ impl<S: Write> Writer<S> {
     }
 }
 
-/// Standard error without the lock of the standard library, which a stalled write would keep from
-/// everybody else.
-#[derive(Debug)]
-pub struct RawStderr;
-
 impl Write for RawStderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         use rustix::{
@@ -308,7 +314,7 @@ impl Write for RawStderr {
         let stderr = io::stderr();
         loop {
             match write(&stderr, bytes) {
-                // Another holder of the same pipe or terminal may have made it non-blocking.
+                // A process that shares the pipe or terminal may have made it non-blocking.
                 Err(Errno::AGAIN) => {
                     poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None)?;
                 }
@@ -326,8 +332,9 @@ fn lines_in(bytes: &[u8]) -> u64 {
     memchr_iter(b'\n', bytes).count() as u64
 }
 
-/// The line that tells of lost ones, in the form of the other lines.
+/// Formats the line that reports `lost` dropped lines, like all other log lines.
 fn notice(format: Format, lost: u64) -> Vec<u8> {
+    // humantime panics for times before 1970, to which a wrong clock may be set.
     let now = humantime::format_rfc3339_micros(SystemTime::now().max(SystemTime::UNIX_EPOCH));
     let message =
         "log lines were dropped here: standard error was not read, or could not be written";

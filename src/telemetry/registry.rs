@@ -1,17 +1,17 @@
-//! The metric registry and its text form.
+//! Metric registry and its text form.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 
-/// The content type of [`Metrics::render`].
+/// Content type of [`MetricsRegistry::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// All metrics of one process. Cheap to clone.
+/// Registry of all metrics of a process. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Metrics(Arc<Mutex<Registry>>);
+pub struct MetricsRegistry(Arc<Mutex<Registry>>);
 
-impl Default for Metrics {
+impl Default for MetricsRegistry {
     fn default() -> Self {
         let mut registry = Registry::default();
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
@@ -20,13 +20,13 @@ impl Default for Metrics {
     }
 }
 
-impl Metrics {
-    /// Lets a module register its own.
+impl MetricsRegistry {
+    /// Passes the registry to a module that registers its metrics.
     pub fn register<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
         register(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The OpenMetrics text.
+    /// Returns all metrics as OpenMetrics text.
     pub fn render(&self) -> String {
         let mut page = String::new();
         let registry = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,6 @@
-//! Worker threads that have stopped answering, as the watchdog sees them.
+//! Set of worker threads and listeners that do not answer the watchdog.
 //!
-//! Only the state: the data path probes its workers and writes here, readiness reads.
+//! State only: the watchdog in `proxy` probes and writes here, readiness in `admin` reads.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use std::{
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use tokio::time::Instant;
 
-/// Set of the parts of the data path that are stuck. Cheap to clone.
+/// Set of stuck worker threads and listeners. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct StuckWorkers {
     since: Arc<Mutex<BTreeMap<String, Instant>>>,
@@ -19,7 +19,7 @@ pub struct StuckWorkers {
 }
 
 impl StuckWorkers {
-    /// An empty set whose size is a metric of the registry.
+    /// Creates an empty set, with its size as a metric of the registry.
     pub fn register(registry: &mut Registry) -> Self {
         let stuck = Self::default();
         registry.register(
@@ -30,15 +30,16 @@ impl StuckWorkers {
         stuck
     }
 
-    /// Adds a part that has not answered since `since`.
+    /// Adds a worker that has not answered since `since`.
     pub fn insert(&self, name: &str, since: Instant) {
         let mut stuck = self.lock();
+        // A repeated report keeps the first time.
         stuck.entry(name.to_owned()).or_insert(since);
         self.count
             .set(i64::try_from(stuck.len()).unwrap_or(i64::MAX));
     }
 
-    /// Removes a part that answers again, and returns how long it did not.
+    /// Removes a worker that answers again. Returns the time without an answer.
     pub fn remove(&self, name: &str) -> Option<Duration> {
         let mut stuck = self.lock();
         let since = stuck.remove(name)?;
@@ -47,7 +48,7 @@ impl StuckWorkers {
         Some(since.elapsed())
     }
 
-    /// Names, each with the time since it was asked in vain.
+    /// Returns the names, each with the time without an answer.
     pub fn list(&self) -> Vec<(String, Duration)> {
         self.lock()
             .iter()

@@ -122,7 +122,7 @@ const ALLOWED_SLOW: u64 = 56 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_bodies_hold_little_memory() {
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let settings = setup()

@@ -1,5 +1,4 @@
-//! More accounts: what a request pays for the others, what each takes of memory, and what it costs
-//! when nothing happens.
+//! Growth with accounts: instructions per request, memory per account, and the cost of idle time.
 
 use std::{thread, time::Duration};
 
@@ -8,7 +7,7 @@ use crate::{Outcome, workload, world::World};
 
 /// Requests per point.
 const REQUESTS: u32 = 1000;
-/// How long nothing is asked.
+/// Time without requests.
 const QUIET: Duration = Duration::from_secs(15);
 
 /// Prints the table.
@@ -55,7 +54,7 @@ pub(super) fn run(world: &World) -> Outcome {
     Ok(())
 }
 
-/// KiB, before and after each account was asked once.
+/// Returns the memory in KiB before and after one request to each account.
 fn memory(world: &World, plan: &Plan) -> Outcome<(u64, u64)> {
     let subject = Subject::start(world, plan)?;
     let mut driver = subject.connect()?;

@@ -1,4 +1,4 @@
-//! More clients: what it costs to find out that a request is the last one's.
+//! Growth with clients: the cost of identifying the last client.
 
 use super::{
     plan::{By, Plan},

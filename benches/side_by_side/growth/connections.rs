@@ -1,17 +1,16 @@
-//! More client connections: what an idle one takes of memory, and what a request pays for the
-//! others.
+//! Growth with client connections: memory per idle connection, and instructions per request.
 
 use std::{thread, time::Duration};
 
 use super::{plan::Plan, subject::Subject};
 use crate::{Outcome, driver::Driver, world::World};
 
-/// So many are active, in turn.
+/// Connections that are active in turn.
 const ACTIVE: usize = 32;
-/// How often each of them asks.
+/// Requests per active connection.
 const ROUNDS: usize = 30;
-/// What is given back after a while has been given back by then; wxgate closes idle connections
-/// after 70 s.
+/// Time after which memory that is returned with a delay has been returned; wxgate closes idle
+/// connections only after 70 s.
 const REST: Duration = Duration::from_secs(5);
 
 /// Prints the table.
@@ -55,11 +54,11 @@ fn memory(world: &World, connections: usize) -> Outcome<(u64, f64)> {
 fn instructions(world: &World, connections: usize) -> Outcome<u64> {
     let subject = Subject::counted(world, &Plan::new())?;
     let mut drivers = open(&subject, connections)?;
-    // Spread over all, those that came first and those that came last.
+    // Spread over early and late connections.
     let step = (connections / ACTIVE).max(1);
     let mut active: Vec<_> = drivers.iter_mut().step_by(step).take(ACTIVE).collect();
     let mut round = || active.iter_mut().try_for_each(|driver| driver.get(1));
-    // The others are parked by then.
+    // By then the other connections are parked.
     thread::sleep(REST);
     round()?;
     let spent = subject.instructions(|| (0..ROUNDS).try_for_each(|_| round()))?;

@@ -1,4 +1,4 @@
-//! More at once to one account: requests to a slow WeChat, and uploads.
+//! Growth with requests in flight to one account: to a slow WeChat, and uploads.
 
 use std::{process::Command, thread, time::Duration};
 
@@ -11,9 +11,9 @@ use crate::{
     world::World,
 };
 
-/// So slow is the answer, ms.
+/// Delay of the upstream in milliseconds.
 const SLOW: u64 = 400;
-/// About so many requests per point.
+/// Requests per point, about.
 const REQUESTS: usize = 400;
 
 /// Prints the tables.
@@ -51,7 +51,7 @@ fn connect(subject: &Subject, count: usize) -> Outcome<Vec<Driver>> {
     (0..count).map(|_| subject.connect()).collect()
 }
 
-/// All at once; `between` runs while they are in flight.
+/// Sends a request over each connection; `between` runs while they are in flight.
 fn batch(drivers: &mut [Driver], between: impl FnOnce()) -> Outcome {
     let target = target();
     drivers
@@ -63,7 +63,7 @@ fn batch(drivers: &mut [Driver], between: impl FnOnce()) -> Outcome {
         .try_for_each(|driver| driver.receive().map(drop))
 }
 
-/// KiB. More than one batch, since the first one is made of new connections.
+/// Returns the memory in KiB. Takes several batches, since the first has to open connections.
 #[allow(clippy::cast_precision_loss, reason = "KiB")]
 fn memory(world: &World, count: usize) -> Outcome<f64> {
     let subject = Subject::start(world, &Plan::new())?;
@@ -79,8 +79,8 @@ fn memory(world: &World, count: usize) -> Outcome<f64> {
     Ok((most as f64 - before as f64) / count as f64)
 }
 
-/// Per GET, of all threads, with so many in flight: of the cheapest batch, in which no connection
-/// had to be made.
+/// Returns the instructions per GET, of all threads, with this number in flight. Takes the cheapest
+/// batch, in which no connection had to be opened.
 #[allow(clippy::cast_precision_loss, reason = "a count")]
 pub(crate) fn instructions(world: &World, count: usize) -> Outcome<f64> {
     let subject = Subject::counted(world, &Plan::new())?;

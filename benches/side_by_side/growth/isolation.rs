@@ -1,7 +1,8 @@
-//! Latency of a healthy account while something beside it is sick: an account whose API hangs, a
+//! Latency of a healthy account beside a faulty neighbour: an account with an API that hangs, a
 //! thousand callers that trickle their bodies, a log that is not read.
 //!
-//! Quiet and sick turns alternate, so that a machine whose speed drifts is the same for both.
+//! Turns with and without the fault alternate, so that a drift of the speed of the machine affects
+//! both.
 
 use std::{
     fs::{self, File},
@@ -29,22 +30,22 @@ use crate::{
 };
 
 const ROUNDS: usize = 7;
-/// Where sick neighbours call from; healthy callers come from 127.0.0.1.
+/// Address of faulty callers; healthy callers come from 127.0.0.1.
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 const SLOW_CALLERS: usize = 1000;
 
-/// Sickness beside the healthy account.
+/// Fault beside the healthy account.
 #[derive(Debug, Clone, Copy)]
 enum Neighbour {
-    /// 50 calls a second to an account whose API does not answer.
+    /// Account with an API that does not answer, and 50 calls a second.
     Hanging,
-    /// Bodies of 60 kB at 20 B/s, a thousand at once.
+    /// A thousand bodies of 60 kB at 20 B/s each.
     Trickling,
-    /// Standard error is a pipe that nobody reads.
+    /// Standard error that is not read.
     StalledLog,
 }
 
-/// Prints the table; fails when a healthy call fails.
+/// Prints the table; fails if a call of the healthy account fails.
 pub(super) fn run(world: &World) -> Outcome {
     println!(
         "\nHealthy account beside a sick neighbour; 4,000 GET/s over 32 connections, {ROUNDS} \
@@ -78,7 +79,7 @@ fn measure(world: &World, neighbour: Neighbour) -> Outcome {
         sick.push(match neighbour {
             Neighbour::StalledLog => {
                 let stalled = Subject::start_unread(world, &plan)?;
-                // Fills the pipe.
+                // Fills the pipe with lines.
                 load(world, &stalled)?;
                 load(world, &stalled)?
             }
@@ -110,7 +111,7 @@ fn measure(world: &World, neighbour: Neighbour) -> Outcome {
     Ok(())
 }
 
-/// Load while a neighbour is at work; it begins a second before.
+/// Measures the healthy account beside a neighbour, which begins a second earlier.
 fn beside(world: &World, subject: &Subject, neighbour: fn(u16, &AtomicBool)) -> Outcome<Tally> {
     let over = Arc::new(AtomicBool::new(false));
     let (port, seen) = (subject.port, Arc::clone(&over));
@@ -159,7 +160,7 @@ fn connect(port: u16) -> std::io::Result<TcpStream> {
     Ok(socket.into())
 }
 
-/// Two seconds of the healthy account. Every call must be answered with 200.
+/// Measures the healthy account for two seconds. Each answer must have status 200.
 fn load(world: &World, subject: &Subject) -> Outcome<Tally> {
     let mut command = Command::new(&world.exe);
     command

@@ -1,9 +1,9 @@
-//! How wxgate grows: with accounts, clients, connections, requests in flight, uploads, a dying
+//! Growth of wxgate with accounts, clients, connections, requests in flight, uploads, a dying
 //! token, a refresh, nodes.
 //!
-//! wxgate alone, without a system to compare it to. Where instructions answer the question they are
-//! counted instead of times, so that the curves can be made on a busy machine. Whether a curve is
-//! good enough is for the reader to say, but for the storm, which fails when a single request does.
+//! Measures wxgate alone. Counts instructions instead of times where these answer the question, so
+//! that the curves can be made on a busy machine. Has no limits, except for the storm, which fails
+//! with a single failed request.
 
 mod accounts;
 mod clients;
@@ -24,15 +24,15 @@ pub(crate) use flight::instructions as with_in_flight;
 
 use super::{Outcome, readings, world::World};
 
-/// Command line.
+/// Command line of `growth`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Which curves. Default: all.
+    /// Curves. Default: all.
     #[arg(value_enum)]
     curves: Vec<Curve>,
 }
 
-/// What grows.
+/// Curve to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Curve {
     /// 1 to 1,000 accounts.
@@ -43,17 +43,17 @@ enum Curve {
     Connections,
     /// 1 to 200 requests in flight to one account, and 1 to 16 uploads.
     Flight,
-    /// 5,000 requests in flight on a dying token.
+    /// 5,000 requests in flight when the token dies.
     Storm,
-    /// Latency while a token is refreshed that is still good.
+    /// Latency while a token is refreshed that is still valid.
     Refresh,
-    /// Latency of a healthy account while something beside it is sick.
+    /// Latency of a healthy account beside a faulty neighbour.
     Isolation,
     /// 10 to 1,000 accounts on three nodes that share a Redis.
     Nodes,
 }
 
-/// Measures and prints, one table each.
+/// Measures and prints a table per curve.
 pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
     let world = World::new(product)?;
     println!("machine: {}\n{}", readings::machine(), world.seating());

@@ -1,5 +1,5 @@
-//! Three nodes that share a Redis: what they ask of it when nothing happens and per refresh, and
-//! what each account takes.
+//! Three nodes that share a Redis: the load on Redis in idle time and per refresh, and the memory
+//! per account.
 
 #![allow(clippy::cast_precision_loss, reason = "figures far below 2^52")]
 
@@ -18,9 +18,9 @@ use crate::{
 };
 
 const NODES: usize = 3;
-/// How long nothing is asked.
+/// Time without requests.
 const QUIET: Duration = Duration::from_secs(30);
-/// So many accounts are refreshed by hand, one after the other.
+/// Number of accounts that are refreshed by hand, one after the other.
 const REFRESHES: usize = 10;
 
 /// Prints the tables.
@@ -63,7 +63,7 @@ pub(super) fn run(world: &World) -> Outcome {
         thread::sleep(QUIET);
         let used = (cpu() - used) / QUIET.as_secs_f64();
         let quiet = Traffic::look(&mut watch)?.since(&before);
-        // With more accounts the looks that pass anyhow hide it.
+        // With more accounts, the periodic looks at the store hide the cost of a refresh.
         let refreshed = (accounts <= 100)
             .then(|| refresh(&nodes[0], accounts.min(REFRESHES), &mut watch, &quiet))
             .transpose()?
@@ -97,7 +97,7 @@ pub(super) fn run(world: &World) -> Outcome {
     Ok(())
 }
 
-/// A Redis that keeps nothing, its port, and a connection to it.
+/// Starts a Redis without persistence. Returns the process, its port and a connection.
 fn redis(world: &World, server: &Path) -> Outcome<(Child, u16, Connection)> {
     let port = free_port()?;
     let mut command = Command::new(server);
@@ -121,7 +121,7 @@ fn redis(world: &World, server: &Path) -> Outcome<(Child, u16, Connection)> {
     Ok((redis, port, watch.map_err(|error| error.to_string())?))
 }
 
-/// What one refresh costs beyond what passes anyhow.
+/// Returns the cost of a refresh, without that of idle time.
 fn refresh(
     node: &Subject,
     count: usize,
@@ -135,7 +135,7 @@ fn refresh(
         node.operator()?
             .post(&format!("/api/accounts/a{account:04}/refresh"), body)?;
     }
-    // The others have heard of it and looked.
+    // By then the other nodes have been notified and have looked.
     thread::sleep(Duration::from_secs(1));
     let anyhow = start.elapsed().as_secs_f64() / QUIET.as_secs_f64();
     let mut spent = Traffic::look(watch)?.since(&before);
@@ -145,16 +145,16 @@ fn refresh(
     Ok(spent)
 }
 
-/// What Redis has done so far.
+/// Counters of Redis so far.
 #[derive(Debug, Clone)]
 struct Traffic {
     commands: f64,
-    /// In and out.
+    /// Bytes in and out.
     bytes: f64,
-    /// Seconds, user and system.
+    /// CPU time in seconds, user and system.
     cpu: f64,
     connections: f64,
-    /// Bytes.
+    /// Memory in bytes.
     memory: f64,
     by_command: String,
     text: String,
@@ -211,7 +211,7 @@ impl Traffic {
             let more = calls(&self.text, &line) - calls(&before.text, &line);
             (more > 0 && name != "info").then(|| format!("{name} {more}"))
         });
-        // The look itself: one command and its long answer.
+        // Without the reading itself: one command and its long answer.
         Self {
             commands: self.commands - before.commands - 1.0,
             bytes: self.bytes - before.bytes - before.text.len() as f64,
@@ -230,7 +230,7 @@ fn figure(text: &str, name: &str) -> f64 {
         .unwrap_or(f64::NAN)
 }
 
-/// Bytes of one record.
+/// Returns the size of a record in bytes.
 fn usage(watch: &mut Connection) -> Outcome<u64> {
     let asked = redis::cmd("MEMORY")
         .arg("USAGE")

@@ -1,33 +1,33 @@
-//! The configuration of one point of a curve: the file of the comparison, with more accounts,
-//! clients or room.
+//! Configuration for a point of a curve: that of the comparison, with more accounts or clients, or
+//! higher limits.
 
 use std::fmt::Write as _;
 
 use crate::{tls::HOST, world::World};
 
-/// What the last client shows where clients are known by a key.
+/// Key of the last client, where clients are known by a key.
 pub(super) const KEY: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
 
-/// How callers are known.
+/// Identification of callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum By {
     Key,
     Network,
 }
 
-/// See the module.
+/// Configuration for a point of a curve.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
-    /// Named `a0000`, `a0001`, …, so that all paths are of one length.
+    /// Number of accounts, named `a0000`, `a0001`, …, so that all paths have the same length.
     pub(super) accounts: usize,
-    /// The last one is who calls; it may use every account.
+    /// Number of clients. The last is the caller, and may use every account.
     pub(super) clients: usize,
     pub(super) by: By,
-    /// Callers from 127.0.0.2 are another client than those from 127.0.0.1.
+    /// Set if callers from 127.0.0.2 are another client than those from 127.0.0.1.
     pub(super) neighbour: bool,
-    /// A base URL instead of that of the upstream of the comparison.
+    /// Base URL, if not that of the upstream of the comparison.
     pub(super) api: Option<String>,
-    /// The section `[store]`.
+    /// Table `[store]`.
     pub(super) store: String,
 }
 
@@ -43,17 +43,17 @@ impl Plan {
         }
     }
 
-    /// What callers show.
+    /// Key that callers show.
     pub(super) fn key(&self) -> Option<&'static str> {
         (self.by == By::Key).then_some(KEY)
     }
 
-    /// The path of the small GET to this account.
+    /// Returns the path of the small GET to an account.
     pub(super) fn target(account: usize, target: &str) -> String {
         format!("/@a{account:04}{target}")
     }
 
-    /// The file.
+    /// Returns the text of the configuration file.
     pub(super) fn text(&self, world: &World, port: u16, admin: u16) -> String {
         let ca = world.path("ca.pem");
         let default = if self.neighbour {

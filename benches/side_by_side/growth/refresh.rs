@@ -1,5 +1,5 @@
-//! Latency while a token is refreshed whose predecessor is still good, beside the quiet before and
-//! after it.
+//! Latency during a refresh while the previous token is still valid, compared with the time before
+//! and after.
 
 use std::{
     fs::{self, File},
@@ -19,9 +19,10 @@ use crate::{
     world::{TOKEN, World},
 };
 
-/// A new wxgate each: WeChat's twenty forced refreshes a day leave wxgate six of its own.
+/// Number of rounds, each with a new wxgate: of the twenty forced refreshes a day that WeChat
+/// allows, wxgate uses six.
 const ROUNDS: usize = 7;
-/// So slow is the token endpoint, ms.
+/// Delay of the token endpoint in milliseconds.
 const SLOW: u64 = 2500;
 
 /// Prints the table.
@@ -86,7 +87,7 @@ pub(super) fn run(world: &World) -> Outcome {
     Ok(())
 }
 
-/// Two seconds.
+/// Measures for two seconds.
 fn load(world: &World, subject: &Subject) -> Outcome<Tally> {
     let mut command = Command::new(&world.exe);
     command.args([

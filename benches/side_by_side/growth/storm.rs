@@ -1,8 +1,8 @@
-//! Five thousand requests in flight when the token dies: one fetch, each sent once more, none
-//! fails.
+//! Five thousand requests in flight when the token dies: one fetch, each request sent once more,
+//! none fails.
 //!
-//! A test in one process would need 20,000 open files for it; here the caller, wxgate and the
-//! sandbox have their own.
+//! A test in one process would need 20,000 open files for this; here the caller, wxgate and the
+//! sandbox are processes of their own.
 
 use std::{process::Command, thread, time::Duration};
 
@@ -22,7 +22,7 @@ const COUNT: u64 = 5000;
 const ASKED: &str = "/cgi-bin/user/info";
 const FETCH: &str = "/cgi-bin/stable_token";
 
-/// Prints what happened, and fails when it is not what must happen.
+/// Prints the counts, and fails if they are not as they must be.
 pub(super) fn run(world: &World) -> Outcome {
     println!("\n{COUNT} requests in flight on a dying token, against the sandbox (plain HTTP):");
     let port = free_port()?;
@@ -47,7 +47,8 @@ pub(super) fn run(world: &World) -> Outcome {
         .map(|_| subject.connect())
         .collect::<Outcome<Vec<_>>>()?;
     control.post("/sandbox/revoke", "{}")?;
-    // The fetch lasts until every request has been refused, so that all of them want the same one.
+    // The fetch lasts until every request has been refused, so that all of them wait for the same
+    // fetch.
     control.post(
         "/sandbox/faults",
         &format!("{{\"path\":\"{FETCH}\",\"hold\":true}}"),
@@ -92,7 +93,7 @@ pub(super) fn run(world: &World) -> Outcome {
     }
 }
 
-/// What the sandbox has seen.
+/// Counters of the sandbox.
 struct Counts {
     asked: u64,
     executed: u64,

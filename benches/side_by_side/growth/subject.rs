@@ -1,4 +1,4 @@
-//! One wxgate under measurement, alone or under callgrind.
+//! Process of wxgate under measurement, alone or under callgrind.
 
 use std::{
     cell::Cell,
@@ -22,10 +22,10 @@ use crate::{
     world::World,
 };
 
-/// Names files apart.
+/// Number for unique file names.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
-/// See the module. Ends when it is dropped.
+/// Process under measurement. Ends when dropped.
 pub(super) struct Subject {
     pub(super) child: Child,
     pub(super) port: u16,
@@ -36,17 +36,17 @@ pub(super) struct Subject {
 }
 
 impl Subject {
-    /// As it is in daily life; every account has its token when this returns.
+    /// Starts wxgate, and returns when every account has its token.
     pub(super) fn start(world: &World, plan: &Plan) -> Outcome<Self> {
         Self::start_under(world, plan, None, Child::spawn)
     }
 
-    /// Its log goes into a pipe that nobody reads.
+    /// Starts wxgate with its log in a pipe that is not read.
     pub(super) fn start_unread(world: &World, plan: &Plan) -> Outcome<Self> {
         Self::start_under(world, plan, None, |command, _| Child::spawn_unread(command))
     }
 
-    /// Some fifty times slower, for [`Subject::instructions`].
+    /// Starts wxgate under callgrind, about fifty times slower, for [`Subject::instructions`].
     pub(super) fn counted(world: &World, plan: &Plan) -> Outcome<Self> {
         Self::start_under(world, plan, Some(Tool::Callgrind), Child::spawn)
     }
@@ -86,7 +86,7 @@ impl Subject {
         Ok(subject)
     }
 
-    /// Until every account has a token.
+    /// Waits until every account has a token.
     fn is_ready(&self) -> Outcome {
         let end = Instant::now() + Duration::from_secs(240);
         loop {
@@ -109,19 +109,19 @@ impl Subject {
         Driver::connect(self.admin, None)
     }
 
-    /// KiB.
+    /// Resident memory in KiB.
     pub(super) fn rss(&self) -> u64 {
         readings::rss_kib(self.child.id())
     }
 
-    /// What it executes in user space, in all threads, while this is done.
+    /// Returns the instructions in user space, of all threads, during `work`.
     pub(super) fn instructions(&self, work: impl FnOnce() -> Outcome) -> Outcome<u64> {
         self.dump()?;
         work()?;
         self.dump()
     }
 
-    /// The instructions since the last dump.
+    /// Returns the instructions since the last dump.
     fn dump(&self) -> Outcome<u64> {
         let said = Command::new("vgdb")
             .arg(format!("--pid={}", self.child.id()))

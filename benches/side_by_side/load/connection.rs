@@ -1,5 +1,4 @@
-//! One connection of the load generator: writes a request and reads an answer, as far as the socket
-//! lets it.
+//! Connection of the load generator: writes requests and reads answers without blocking.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -9,23 +8,23 @@ use std::{
 use httparse::Status;
 use tokio::time::Instant;
 
-/// See the module.
+/// Connection with at most one request under way.
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
-    /// When the request that is under way was due; `None` between two.
+    /// Due time of the request under way; `None` between two requests.
     pub(super) due: Option<Instant>,
-    /// Bytes of the request.
+    /// Bytes of the request that are written.
     written: usize,
-    /// The head of the answer, while it is not whole.
+    /// Head of the answer, until it is complete.
     head: Vec<u8>,
-    /// Status, and bytes of the body to come.
+    /// Status, and missing bytes of the body.
     answer: Option<(u16, usize)>,
 }
 
-/// How far a request has come.
+/// Progress of a request.
 pub(super) enum Progress {
     Waiting,
-    /// With this status.
+    /// Answered with this status.
     Answered(u16),
 }
 
@@ -43,15 +42,15 @@ impl Connection {
         })
     }
 
-    /// Begins a request.
+    /// Starts a request.
     pub(super) fn send(&mut self, request: &[u8], due: Instant) -> io::Result<()> {
         (self.due, self.written, self.answer) = (Some(due), 0, None);
         self.head.clear();
         self.write(request)
     }
 
-    /// Goes on with what the socket is ready for. `room` is where bytes go that nobody looks at
-    /// twice.
+    /// Writes and reads until the socket would block. `room` is a scratch buffer for bytes of the
+    /// answer.
     pub(super) fn go_on(&mut self, request: &[u8], room: &mut [u8]) -> io::Result<Progress> {
         self.write(request)?;
         loop {
@@ -81,7 +80,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The status, once the answer is whole.
+    /// Returns the status, once the answer is complete.
     fn take(&mut self, bytes: &[u8]) -> io::Result<Option<u16>> {
         if let Some((status, missing)) = &mut self.answer {
             *missing = missing.saturating_sub(bytes.len());
@@ -108,7 +107,7 @@ impl Connection {
     }
 }
 
-/// Status and how many bytes are missing, once the head is there.
+/// Returns the status and the number of missing bytes, once the head is complete.
 fn parse(bytes: &[u8]) -> io::Result<Option<(u16, usize)>> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut answer = httparse::Response::new(&mut headers);

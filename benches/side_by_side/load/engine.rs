@@ -1,4 +1,4 @@
-//! The loop of the load generator.
+//! Event loop of the load generator.
 
 use std::{io, time::Duration};
 
@@ -14,19 +14,19 @@ use super::{
     connection::{Connection, Progress},
 };
 
-/// How long requests that are under way at the end may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit for requests that are under way at the end.
+const MAX_WAIT_AT_END: Duration = Duration::from_secs(10);
 
-/// See the module.
+/// Connections and figures of the event loop.
 pub(super) struct Engine {
     epoll: OwnedFd,
     connections: Vec<Connection>,
-    /// Connections without a request.
+    /// Connections without a request under way.
     free: Vec<usize>,
     request: Vec<u8>,
     port: u16,
     closes: bool,
-    /// Between two requests, in open loop.
+    /// Time between two requests, in open loop.
     gap: Option<Duration>,
     duration: Duration,
     tally: Tally,
@@ -62,13 +62,13 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Runs for its time, then lets what is under way end.
+    /// Runs for the configured time, then waits for the requests under way.
     pub(super) fn run(mut self) -> io::Result<(Tally, Vec<u32>)> {
         let (mut events, mut room) = (Vec::with_capacity(256), vec![0; 256 << 10]);
         let start = Instant::now();
         let end = start + self.duration;
         let mut next = start;
-        while Instant::now() < end || (self.under_way() && Instant::now() < end + PATIENCE) {
+        while Instant::now() < end || (self.under_way() && Instant::now() < end + MAX_WAIT_AT_END) {
             self.send_what_is_due(&mut next, end);
             self.sleep(next, end)?;
             epoll::wait(
@@ -111,8 +111,8 @@ impl Engine {
         }
     }
 
-    /// Until something happens or a request is due. epoll itself counts in milliseconds, which is
-    /// too coarse.
+    /// Sleeps until a socket is ready or a request is due. The timeout of epoll is in milliseconds,
+    /// which is too coarse.
     fn sleep(&self, next: Instant, end: Instant) -> io::Result<()> {
         let now = Instant::now();
         let longest = Duration::from_millis(100);
@@ -137,7 +137,7 @@ impl Engine {
         let Some(connection) = self.connections.get_mut(place) else {
             return;
         };
-        // A connection that was closed between two requests is found out by the next one.
+        // The next request finds out that the connection was closed.
         let Some(due) = connection.due else { return };
         match connection.go_on(&self.request, room) {
             Ok(Progress::Waiting) => {}

@@ -1,8 +1,8 @@
-//! The load generator, a process of its own: one thread, bare sockets, epoll.
+//! Load generator, a process of its own: one thread, bare sockets, epoll.
 //!
 //! Closed loop: each connection sends its next request when the answer has come. Open loop:
 //! requests fall due at a fixed rate, and latency counts from then, so that a stall is charged to
-//! every request that it delays. What it did is one line of JSON on standard output.
+//! every request that it delays. Prints the figures as one line of JSON.
 
 mod connection;
 mod engine;
@@ -16,42 +16,42 @@ use super::{Outcome, statistics::quantile, workload::Workload};
 /// Command line of the hidden subcommand.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// What to ask.
+    /// Requests to send.
     pub(crate) workload: Workload,
-    /// Whom, on loopback.
+    /// Port of the proxy on loopback.
     #[arg(long)]
     pub(crate) port: u16,
-    /// Over how many connections.
+    /// Number of connections.
     #[arg(long)]
     pub(crate) connections: usize,
-    /// For how long; then what is under way may end.
+    /// Seconds in which requests are sent; those under way may end later.
     #[arg(long)]
     pub(crate) seconds: u32,
-    /// What to show as a client of wxgate.
+    /// Key of a client of wxgate.
     #[arg(long)]
     pub(crate) key: Option<String>,
 }
 
-/// What came of it.
+/// Figures of a run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Tally {
-    /// Answered with 2xx.
+    /// Requests answered with 2xx.
     pub(crate) requests: u64,
-    /// Answered with something else.
+    /// Requests answered with another status.
     pub(crate) refused: u64,
-    /// Not answered, or with something that is not HTTP.
+    /// Requests without an answer in HTTP.
     pub(crate) broken: u64,
-    /// From the first request to the last answer.
+    /// Time from the first request to the last answer.
     pub(crate) seconds: f64,
-    /// Microseconds.
+    /// Median of the latency in microseconds.
     pub(crate) p50: u32,
-    /// Microseconds.
+    /// 99th percentile of the latency in microseconds.
     pub(crate) p99: u32,
-    /// Microseconds.
+    /// 99.9th percentile of the latency in microseconds.
     pub(crate) p999: u32,
 }
 
-/// Puts load on a proxy and says what came of it.
+/// Puts load on a proxy and prints the figures.
 pub(crate) fn run(options: &Options) -> Outcome {
     let engine = Engine::new(options).map_err(|error| format!("cannot connect: {error}"))?;
     let (mut tally, mut latencies) = engine.run().map_err(|error| error.to_string())?;

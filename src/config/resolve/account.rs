@@ -1,38 +1,30 @@
-//! `[[account]]` and `default_account`, but for tokens that another server keeps.
+//! `[[account]]` and `default_account`; tokens that another server keeps are in `external`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::{
     base::AccountName,
-    config::{problem::Place, raw, read::At, secret::Context},
+    config::{problem::KeyPlace, raw, read::At, secret::ConfigResolver},
     net::address::BaseUrl,
     token::{AccountSettings, TokenProvider},
     wechat::api::Platform,
 };
 
-/// Default API host of the platform.
-const fn api_of(platform: Platform) -> &'static str {
-    match platform {
-        Platform::Wechat => "https://api.weixin.qq.com",
-        Platform::Wecom => "https://qyapi.weixin.qq.com",
-    }
-}
-
-/// Most account names that a message lists.
-const MAX_LISTED: usize = 10;
-
-/// Names of the accounts, indexed once for all keys that refer to one.
+/// Names of the accounts, indexed once for all keys that refer to an account.
 pub(super) struct AccountNames<'a> {
     ordered: Vec<&'a str>,
     known: HashSet<&'a str>,
-    /// No account of the file is wrong, so a name that is not here is nobody's.
+    /// Set if no account of the file is wrong: then a name that is not here belongs to no account.
     complete: bool,
 }
 
+/// Account names that a message lists at most.
+const MAX_LISTED: usize = 10;
+
 impl<'a> AccountNames<'a> {
-    pub(super) fn of(accounts: &'a [Option<AccountSettings>]) -> Self {
-        let right = accounts.iter().flatten();
-        let ordered: Vec<&str> = right.map(|account| account.name.as_str()).collect();
+    pub(super) fn new(accounts: &'a [Option<AccountSettings>]) -> Self {
+        let valid = accounts.iter().flatten();
+        let ordered: Vec<&str> = valid.map(|account| account.name.as_str()).collect();
         Self {
             known: ordered.iter().copied().collect(),
             complete: !accounts.is_empty() && ordered.len() == accounts.len(),
@@ -40,7 +32,7 @@ impl<'a> AccountNames<'a> {
         }
     }
 
-    /// Names for a message, so few that they fit in a line.
+    /// Returns the first names for a message, and the number of the others.
     fn listed(&self) -> String {
         let some = self.ordered.get(..MAX_LISTED).unwrap_or(&self.ordered);
         match self.ordered.len() - some.len() {
@@ -50,12 +42,12 @@ impl<'a> AccountNames<'a> {
     }
 }
 
-impl Context<'_> {
-    /// One entry per account of the file; `None` for one that is wrong.
+impl ConfigResolver<'_> {
+    /// Resolves all accounts, in the order of the file; `None` for an account that is wrong.
     pub(super) fn accounts(
         &mut self,
         raw: Option<At<Vec<At<raw::Account>>>>,
-        whole: &Place,
+        whole: &KeyPlace,
     ) -> Vec<Option<AccountSettings>> {
         let place = raw
             .as_ref()
@@ -73,7 +65,7 @@ impl Context<'_> {
             .collect()
     }
 
-    /// The name, if there is an account of that name.
+    /// Returns the name of the default account, and reports a name that no account has.
     pub(super) fn default_account(
         &mut self,
         raw: Option<At<AccountName>>,
@@ -86,13 +78,14 @@ impl Context<'_> {
 
     /// Reports a name that no account has.
     pub(super) fn existing_account(&mut self, name: &At<AccountName>, accounts: &AccountNames<'_>) {
-        // A wrong account may be the one that is meant.
+        // With a wrong account in the file, the name may be that of the wrong account.
         if accounts.complete && !accounts.known.contains(name.value.as_str()) {
             let message = format!("no account has this name; there is: {}", accounts.listed());
             self.report.problem(&name.place, message);
         }
     }
 
+    /// Reports names and hosts that two accounts share, and warns of shared appids.
     fn unique(&mut self, accounts: &[At<raw::Account>]) {
         let mut names = HashMap::new();
         let mut appids: BTreeMap<&str, (&str, bool)> = BTreeMap::new();
@@ -109,7 +102,7 @@ impl Context<'_> {
                 .platform
                 .as_ref()
                 .is_some_and(|platform| platform.value == raw::Platform::Wecom);
-            // Several agents of one corp are the rule, not a mistake.
+            // WeCom has one corpid for all agents of a corp, so sharing is no mistake there.
             if let Some(appid) = &account.value.appid
                 && let Some((first, first_is_wecom)) =
                     appids.insert(&appid.value.0, (&account.place.path, is_wecom))
@@ -129,18 +122,7 @@ impl Context<'_> {
     }
 
     fn account(&mut self, At { value: raw, place }: At<raw::Account>) -> Option<AccountSettings> {
-        let platform = match raw
-            .platform
-            .as_ref()
-            .map(|platform| (platform.value, &platform.place))
-        {
-            None | Some((raw::Platform::Wechat, _)) => Platform::Wechat,
-            Some((raw::Platform::Wecom, _)) => Platform::Wecom,
-            Some((raw::Platform::Component, place)) => {
-                self.not_built(place, "component (第三方平台) is", "remove the account");
-                return None;
-            }
-        };
+        let platform = self.platform(raw.platform.as_ref())?;
         if raw.name.is_none() {
             self.missing(
                 &place.child("name"),
@@ -153,22 +135,21 @@ impl Context<'_> {
                 "must be set: the appid, such as \"wx0123456789abcdef\"",
             );
         }
-        let elsewhere = matches!(
+        let is_external = matches!(
             &raw.token,
             Some(At {
-                value: raw::TokenForm::Elsewhere(_),
+                value: raw::TokenChoice::External(_),
                 ..
             })
         );
         let origin = self.origin(raw.token, platform);
-        if raw.secret.is_none() && !elsewhere {
+        if raw.secret.is_none() && !is_external {
             self.missing(
                 &place.child("secret"),
                 "must be set: { env = \"NAME\" } or { file = \"path\" }",
             );
         }
-        // A secret that is given and cannot be found is a mistake in any case; it has been reported
-        // then.
+        // `None` also for a secret that cannot be found: a problem has been reported then.
         let secret = raw.secret.and_then(|form| self.secret(&form));
         let api = self.api(raw.api, platform);
         let hosts = raw
@@ -185,9 +166,24 @@ impl Context<'_> {
         })
     }
 
+    /// Returns the platform; `None` after a platform that is not built yet was reported.
+    fn platform(&mut self, raw: Option<&At<raw::Platform>>) -> Option<Platform> {
+        let Some(At { value, place }) = raw else {
+            return Some(Platform::Wechat);
+        };
+        match value {
+            raw::Platform::Wechat => Some(Platform::Wechat),
+            raw::Platform::Wecom => Some(Platform::Wecom),
+            raw::Platform::Component => {
+                self.not_built(place, "component (第三方平台) is", "remove the account");
+                None
+            }
+        }
+    }
+
     fn origin(
         &mut self,
-        raw: Option<At<raw::TokenForm>>,
+        raw: Option<At<raw::TokenChoice>>,
         platform: Platform,
     ) -> Option<TokenProvider> {
         let Some(At { value, place }) = raw else {
@@ -197,16 +193,16 @@ impl Context<'_> {
             });
         };
         match (value, platform) {
-            (raw::TokenForm::Elsewhere(form), _) => {
-                self.elsewhere(*form, &place).map(TokenProvider::External)
-            }
-            (raw::TokenForm::Kind(raw::TokenKind::Stable), Platform::Wechat) => {
+            (raw::TokenChoice::External(form), _) => self
+                .external_token(*form, &place)
+                .map(TokenProvider::External),
+            (raw::TokenChoice::Kind(raw::TokenKind::Stable), Platform::Wechat) => {
                 Some(TokenProvider::Stable)
             }
-            (raw::TokenForm::Kind(raw::TokenKind::Classic), Platform::Wechat) => {
+            (raw::TokenChoice::Kind(raw::TokenKind::Classic), Platform::Wechat) => {
                 Some(TokenProvider::Classic)
             }
-            (raw::TokenForm::Kind(_), Platform::Wecom) => {
+            (raw::TokenChoice::Kind(_), Platform::Wecom) => {
                 self.report
                     .problem(&place, "wecom has one token endpoint only: remove the key");
                 None
@@ -220,7 +216,7 @@ impl Context<'_> {
         platform: Platform,
     ) -> Option<Vec<BaseUrl>> {
         let Some(raw) = raw else {
-            return api_of(platform).parse().ok().map(|url| vec![url]);
+            return default_api(platform).parse().ok().map(|url| vec![url]);
         };
         if raw.value.is_empty() {
             self.report.problem(
@@ -229,5 +225,13 @@ impl Context<'_> {
             );
         }
         Some(raw.value.into_iter().map(|at| at.value).collect())
+    }
+}
+
+/// Default of `api`.
+const fn default_api(platform: Platform) -> &'static str {
+    match platform {
+        Platform::Wechat => "https://api.weixin.qq.com",
+        Platform::Wecom => "https://qyapi.weixin.qq.com",
     }
 }

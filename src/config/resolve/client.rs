@@ -1,8 +1,8 @@
-//! `[[client]]`: callers and their rights.
+//! `[[client]]`: callers and their rights, with warnings about rights that can never be used.
 //!
-//! Also warns of rights that can never be used. Recognising a caller is `proxy`'s business; the
-//! warnings here repeat its rule: a key names exactly one client, and a caller without one is the
-//! first keyless client that fits, those with a certificate before those with networks only.
+//! `proxy::access` recognises callers. The warnings here repeat its rule: a key belongs to exactly
+//! one client; a caller without a key is the first keyless client that fits, clients with a
+//! certificate before clients with networks only.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,11 +13,11 @@ use super::{account::AccountNames, server::set};
 use crate::{
     base::AccountName,
     config::{
-        leaf::{Count, Network},
-        problem::Place,
+        leaf::{BoundedInteger, Network},
+        problem::KeyPlace,
         raw,
         read::At,
-        secret::Context,
+        secret::ConfigResolver,
     },
     net::address::NetworkSet,
     proxy::settings::{Client, KeyDigest, Mode, PathPattern, Rate},
@@ -26,33 +26,33 @@ use crate::{
     wechat::api::{self, EndpointClass},
 };
 
-/// Labels of callers that are no client: those of `server.allow`, and unknown ones.
-const TAKEN: [&str; 2] = ["network", "-"];
-
-/// Shortest key without a warning; shorter ones can be found by trying.
-const MIN_KEY: usize = 16;
-
-/// Settings of other tables that decide if a client makes sense.
-pub(super) struct Around<'a> {
+/// Settings of other tables that the checks of clients need.
+pub(super) struct ClientContext<'a> {
     pub(super) accounts: &'a AccountNames<'a>,
     /// Digests of all AppSecrets, see [`app_secrets`].
     pub(super) app_secrets: HashSet<KeyDigest>,
     /// Set if callers are asked for certificates.
     pub(super) certificates: bool,
     /// Place of `server.allow`, if it was set.
-    pub(super) allow: Option<&'a Place>,
+    pub(super) allow: Option<&'a KeyPlace>,
 }
 
-/// A client, and where the parts of it stand that are compared with those of others.
-struct Found {
+/// Client, with the places of the keys that are compared with those of other clients.
+struct ResolvedClient {
     client: Client,
     path: String,
-    key: Place,
-    from: Place,
-    cert: Place,
+    key: KeyPlace,
+    from: KeyPlace,
+    cert: KeyPlace,
 }
 
-/// Digests of the AppSecrets, to find a client's key among them by one look-up.
+/// Names in metrics for callers that are no client: those of `server.allow`, and unknown callers.
+const RESERVED_NAMES: [&str; 2] = ["network", "-"];
+/// Length in characters of the shortest key without a warning; shorter keys can be found by trying.
+const MIN_KEY_LENGTH: usize = 16;
+
+/// Returns the digests of all AppSecrets, to find the key of a client among them by a single
+/// look-up.
 pub(super) fn app_secrets(accounts: &[Option<AccountSettings>]) -> HashSet<KeyDigest> {
     let secrets = accounts
         .iter()
@@ -63,15 +63,15 @@ pub(super) fn app_secrets(accounts: &[Option<AccountSettings>]) -> HashSet<KeyDi
         .collect()
 }
 
-impl Context<'_> {
-    /// One entry per right client of the file.
+impl ConfigResolver<'_> {
+    /// Resolves all clients, without those that are wrong.
     pub(super) fn clients(
         &mut self,
         raw: Option<At<Vec<At<raw::Client>>>>,
-        around: &Around<'_>,
+        context: &ClientContext<'_>,
     ) -> Vec<Client> {
         let raw = raw.map(|at| at.value).unwrap_or_default();
-        if let (Some(place), false) = (around.allow, raw.is_empty()) {
+        if let (Some(place), false) = (context.allow, raw.is_empty()) {
             self.report.warning(
                 place,
                 "has no effect: with a [[client]] in the file, only clients may call",
@@ -80,14 +80,14 @@ impl Context<'_> {
         let names = self.client_names(&raw);
         let mut found = Vec::with_capacity(raw.len());
         for (at, name) in raw.into_iter().zip(names) {
-            found.extend(self.client(at, name, around));
+            found.extend(self.client(at, name, context));
         }
         self.same_keys(&found);
         self.shadows(&found);
         found.into_iter().map(|found| found.client).collect()
     }
 
-    /// Name of each client, given or made up; `None` for a wrong one.
+    /// Returns the name of each client, as configured or by its position; `None` for a wrong name.
     fn client_names(&mut self, raw: &[At<raw::Client>]) -> Vec<Option<AccountName>> {
         let mut taken: HashMap<AccountName, &str> = HashMap::new();
         let mut names = Vec::with_capacity(raw.len());
@@ -99,10 +99,10 @@ impl Context<'_> {
                 .map_or_else(|| at.place.child("name"), |name| name.place.clone());
             let name = match &at.value.name {
                 Some(name) => Some(name.value.clone()),
-                None => self.given_name(index, &place),
+                None => self.default_name(index, &place),
             };
             if let Some(name) = &name {
-                if TAKEN.contains(&name.as_str()) {
+                if RESERVED_NAMES.contains(&name.as_str()) {
                     self.report.problem(
                         &place,
                         "is what metrics call callers that are no client: take another name",
@@ -118,7 +118,8 @@ impl Context<'_> {
         names
     }
 
-    fn given_name(&mut self, index: usize, place: &Place) -> Option<AccountName> {
+    /// Returns `client-N` for a client without a name, with a warning.
+    fn default_name(&mut self, index: usize, place: &KeyPlace) -> Option<AccountName> {
         if self.report.concerns(place) {
             return None;
         }
@@ -134,18 +135,19 @@ impl Context<'_> {
         &mut self,
         at: At<raw::Client>,
         name: Option<AccountName>,
-        around: &Around<'_>,
-    ) -> Option<Found> {
+        context: &ClientContext<'_>,
+    ) -> Option<ResolvedClient> {
         let At { value: raw, place } = at;
-        self.recognisable(&raw, &place, around);
-        let stands =
-            |key: &str, at: Option<&Place>| at.cloned().unwrap_or_else(|| place.child(key));
-        let key_place = stands("key", raw.key.as_ref().map(|at| &at.place));
-        let from_place = stands("from", raw.from.as_ref().map(|at| &at.place));
-        let cert_place = stands("cert", raw.cert.as_ref().map(|at| &at.place));
+        self.recognisable(&raw, &place, context);
+        let place_of =
+            |key: &str, set: Option<&KeyPlace>| set.cloned().unwrap_or_else(|| place.child(key));
+        let key_place = place_of("key", raw.key.as_ref().map(|at| &at.place));
+        let from_place = place_of("from", raw.from.as_ref().map(|at| &at.place));
+        let cert_place = place_of("cert", raw.cert.as_ref().map(|at| &at.place));
         let key = raw
             .key
-            .map(|form| self.client_key(&form, around).ok_or(()))
+            // `Err` for a key that is wrong, as opposed to none: that client is left out.
+            .map(|form| self.client_key(&form, context).ok_or(()))
             .transpose();
         let rate = raw.rate.map(|rate| self.rate(&rate).ok_or(())).transpose();
         let deny: Vec<_> = raw
@@ -162,7 +164,7 @@ impl Context<'_> {
         let client = Client {
             from: raw.from.map(|from| self.client_networks(&from)),
             cert: raw.cert.map(|at| at.value.0),
-            accounts: self.client_accounts(raw.accounts, &place, around.accounts),
+            accounts: self.client_accounts(raw.accounts, &place, context.accounts),
             allow: raw.allow.map(|allow| self.client_paths(allow, &deny)),
             deny,
             may: raw
@@ -175,18 +177,8 @@ impl Context<'_> {
             key_length,
             rate: rate.ok()?,
         };
-        if client.key.is_none()
-            && client.cert.is_none()
-            && client
-                .from
-                .as_ref()
-                .is_some_and(NetworkSet::holds_everybody)
-        {
-            let message = "everybody who can reach server.listen is this client, without a key: name the networks of \
-                           the caller, or give it a key";
-            self.report.warning(&from_place, message);
-        }
-        Some(Found {
+        self.open_to_everybody(&client, &from_place);
+        Some(ResolvedClient {
             client,
             path: place.path,
             key: key_place,
@@ -195,8 +187,21 @@ impl Context<'_> {
         })
     }
 
+    /// Warns of a client that every caller is.
+    fn open_to_everybody(&mut self, client: &Client, from: &KeyPlace) {
+        let is_everybody = client
+            .from
+            .as_ref()
+            .is_some_and(NetworkSet::holds_everybody);
+        if is_everybody && client.key.is_none() && client.cert.is_none() {
+            let message = "everybody who can reach server.listen is this client, without a key: name the networks of \
+                           the caller, or give it a key";
+            self.report.warning(from, message);
+        }
+    }
+
     /// Reports a client that no caller can be.
-    fn recognisable(&mut self, raw: &raw::Client, place: &Place, around: &Around<'_>) {
+    fn recognisable(&mut self, raw: &raw::Client, place: &KeyPlace, context: &ClientContext<'_>) {
         if raw.key.is_none() && raw.from.is_none() && raw.cert.is_none() {
             let said = ["key", "from", "cert"]
                 .iter()
@@ -208,17 +213,18 @@ impl Context<'_> {
             }
         }
         if let Some(at) = &raw.cert
-            && !around.certificates
+            && !context.certificates
         {
             let message = "no caller can show a certificate: set server.tls.client_ca, the authority that signs them";
             self.report.problem(&at.place, message);
         }
     }
 
+    /// Returns the digest of a key, and its length unless the file has the digest alone.
     fn client_key(
         &mut self,
         form: &At<raw::KeyForm>,
-        around: &Around<'_>,
+        context: &ClientContext<'_>,
     ) -> Option<(KeyDigest, Option<usize>)> {
         let raw::KeyForm {
             env,
@@ -250,14 +256,14 @@ impl Context<'_> {
                 self.report.problem(&text.place, message);
                 return None;
             }
-            if key.len() < MIN_KEY {
+            if key.len() < MIN_KEY_LENGTH {
                 let message = "the key is shorter than 16 characters and can be found by trying: take what `openssl \
                                rand -hex 16` prints";
                 self.report.warning(&text.place, message);
             }
             (KeyDigest::of(key), Some(key.len()))
         };
-        if around.app_secrets.contains(&digest) {
+        if context.app_secrets.contains(&digest) {
             let message = "is an account's AppSecret, with which the caller can get tokens from WeChat past wxgate: give it \
                            a key of its own";
             self.report.warning(&form.place, message);
@@ -276,7 +282,7 @@ impl Context<'_> {
     fn client_accounts(
         &mut self,
         raw: Option<At<Vec<At<AccountName>>>>,
-        place: &Place,
+        place: &KeyPlace,
         accounts: &AccountNames<'_>,
     ) -> Option<Vec<AccountName>> {
         let Some(At { value, place: list }) = raw else {
@@ -355,7 +361,7 @@ impl Context<'_> {
                 "must be set: requests per second in the long run",
             );
         }
-        let number = |count: &At<Count<1, { u32::MAX as u64 }>>| {
+        let number = |count: &At<BoundedInteger<1, { u32::MAX as u64 }>>| {
             NonZeroU32::new(u32::try_from(count.value.0).ok()?)
         };
         let per_second = number(raw.per_second.as_ref()?)?;
@@ -365,7 +371,8 @@ impl Context<'_> {
         })
     }
 
-    fn same_keys(&mut self, found: &[Found]) {
+    /// Reports keys that two clients share.
+    fn same_keys(&mut self, found: &[ResolvedClient]) {
         let mut keys: HashMap<KeyDigest, &str> = HashMap::new();
         for found in found {
             if let Some(key) = found.client.key
@@ -379,11 +386,11 @@ impl Context<'_> {
         }
     }
 
-    /// Keyless clients that can never be found, because an earlier one takes every caller of
-    /// theirs.
-    fn shadows(&mut self, found: &[Found]) {
-        // Only clients with the same certificate, or with none, can take each other's callers.
-        let mut by_certificate: HashMap<Option<&str>, Vec<&Found>> = HashMap::new();
+    /// Warns of keyless clients that no caller can be, because an earlier client takes all of their
+    /// callers.
+    fn shadows(&mut self, found: &[ResolvedClient]) {
+        // Clients can take callers of each other only if both have the same certificate, or none.
+        let mut by_certificate: HashMap<Option<&str>, Vec<&ResolvedClient>> = HashMap::new();
         for later in found.iter().filter(|found| found.client.key.is_none()) {
             let earlier = by_certificate
                 .entry(later.client.cert.as_deref())
@@ -393,11 +400,12 @@ impl Context<'_> {
             if later.client.from.as_ref().is_some_and(NetworkSet::is_empty) {
                 continue;
             }
-            let takes_all = |earlier: &&&Found| match (&earlier.client.from, &later.client.from) {
-                (None, _) => true,
-                (Some(wide), Some(narrow)) => wide.includes(narrow),
-                (Some(_), None) => false,
-            };
+            let takes_all =
+                |earlier: &&&ResolvedClient| match (&earlier.client.from, &later.client.from) {
+                    (None, _) => true,
+                    (Some(wide), Some(narrow)) => wide.includes(narrow),
+                    (Some(_), None) => false,
+                };
             let Some(earlier) = earlier.iter().find(takes_all) else {
                 continue;
             };

@@ -1,21 +1,23 @@
-//! From the raw file to settings: defaults, checks over several keys, secrets, and what is not
-//! built yet.
+//! Conversion of the raw file into settings: defaults, checks over several keys, secrets, and keys
+//! that are not built yet.
 //!
-//! Goes on after a problem, with the default in its place, so that all are found; the settings
-//! count only if there was none.
+//! After a problem, resolving goes on with the default value, so that all problems are found. The
+//! settings are used only if there was no problem.
 
 mod account;
 mod client;
-mod elsewhere;
+mod external;
 mod server;
 mod store;
 
-use super::{Config, problem::Place, raw, read::At, secret::Context};
+use std::fmt::Display;
+
+use super::{Config, problem::KeyPlace, raw, read::At, secret::ConfigResolver};
 use crate::{admin, net::address::ListenAddr, token};
 
-/// Builds everything but the warnings.
-pub(super) fn resolve(raw: raw::File, context: &mut Context<'_>) -> Config {
-    let whole = context.report.whole();
+/// Builds the settings of all modules; the caller adds the warnings.
+pub(super) fn resolve(raw: raw::File, resolver: &mut ConfigResolver<'_>) -> Config {
+    let whole = resolver.report.whole();
     let server = raw.server.map(|at| at.value).unwrap_or_default();
     let upstream = raw.upstream.map(|at| at.value).unwrap_or_default();
     let replay = raw.replay.map(|at| at.value).unwrap_or_default();
@@ -24,39 +26,40 @@ pub(super) fn resolve(raw: raw::File, context: &mut Context<'_>) -> Config {
         .tls
         .as_ref()
         .is_some_and(|tls| tls.value.client_ca.is_some());
-    let clients = raw.client.as_ref().map_or_else(
-        || context.report.concerns(&whole.child("client")),
+    // A wrong list of clients counts as one with clients: the operator meant to have some.
+    let has_clients = raw.client.as_ref().map_or_else(
+        || resolver.report.concerns(&whole.child("client")),
         |clients| !clients.value.is_empty(),
     );
-    let mut proxy = context.server(server, clients);
-    proxy.upstream = context.upstream(upstream);
-    proxy.replay = context.replay(&replay);
-    let admin = context.admin(
+    let mut proxy = resolver.server(server, has_clients);
+    proxy.upstream = resolver.upstream(upstream);
+    proxy.replay = resolver.replay(&replay);
+    let admin = resolver.admin(
         raw.admin.map(|at| at.value).unwrap_or_default(),
         &proxy.listen,
         &whole,
     );
-    let accounts = context.accounts(raw.account, &whole);
-    let names = account::AccountNames::of(&accounts);
-    let around = client::Around {
+    let accounts = resolver.accounts(raw.account, &whole);
+    let names = account::AccountNames::new(&accounts);
+    let client_context = client::ClientContext {
         accounts: &names,
         app_secrets: client::app_secrets(&accounts),
         certificates,
         allow: allow.as_ref(),
     };
-    proxy.clients = context.clients(raw.client, &around);
-    proxy.default_account = context.default_account(raw.default_account, &names);
+    proxy.clients = resolver.clients(raw.client, &client_context);
+    proxy.default_account = resolver.default_account(raw.default_account, &names);
     Config {
         proxy,
         admin,
         token: token_settings(raw.token.map(|at| at.value).unwrap_or_default()),
-        store: context.store(raw.store.map(|at| at.value).unwrap_or_default(), &whole),
+        store: resolver.store(raw.store.map(|at| at.value).unwrap_or_default(), &whole),
         accounts: accounts.into_iter().flatten().collect(),
         warnings: Vec::new(),
     }
 }
 
-/// Value of a key, or the default.
+/// Returns the value of a key, or the default.
 fn or<T, U>(key: Option<At<T>>, default: U, value: impl FnOnce(T) -> U) -> U {
     key.map_or(default, |at| value(at.value))
 }
@@ -70,10 +73,9 @@ fn token_settings(raw: raw::Token) -> token::TokenSettings {
     }
 }
 
-impl Context<'_> {
-    /// Reports a key that the file format has and this version does not serve. `what` ends in a
-    /// verb.
-    fn not_built(&mut self, place: &Place, what: &str, instead: &str) {
+impl ConfigResolver<'_> {
+    /// Reports a key that belongs to the file format and is not built yet. `what` ends in a verb.
+    fn not_built(&mut self, place: &KeyPlace, what: &str, instead: &str) {
         self.report.problem(
             place,
             format!("{what} not built yet in this version; {instead}"),
@@ -81,19 +83,26 @@ impl Context<'_> {
     }
 
     /// Reports a missing key, unless a problem with the key was reported already.
-    fn missing(&mut self, place: &Place, message: &str) {
+    fn missing(&mut self, place: &KeyPlace, message: &str) {
         if !self.report.concerns(place) {
             self.report.problem(place, message);
         }
+    }
+
+    /// Returns settings that were accepted, or reports the error.
+    fn usable<T>(&mut self, place: &KeyPlace, settings: Result<T, impl Display>) -> Option<T> {
+        settings
+            .map_err(|error| self.report.problem(place, error.to_string()))
+            .ok()
     }
 
     fn admin(
         &mut self,
         raw: raw::Admin,
         taken: &[ListenAddr],
-        whole: &Place,
-    ) -> admin::settings::Settings {
-        let default = admin::settings::Settings::default();
+        whole: &KeyPlace,
+    ) -> admin::settings::AdminSettings {
+        let default = admin::settings::AdminSettings::default();
         let key_place = raw.listen.as_ref().map_or(whole, |at| &at.place);
         let mut key_place = key_place.clone();
         "admin.key".clone_into(&mut key_place.path);
@@ -116,6 +125,6 @@ impl Context<'_> {
         let hosts = or(raw.hosts, default.hosts, |hosts| {
             hosts.into_iter().map(|host| host.value.0).collect()
         });
-        admin::settings::Settings { listen, key, hosts }
+        admin::settings::AdminSettings { listen, key, hosts }
     }
 }

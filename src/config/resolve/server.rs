@@ -9,11 +9,11 @@ use std::{
 use super::or;
 use crate::{
     config::{
-        leaf::{HostName, Network, Portion, Size},
-        problem::{Origin, Place},
+        leaf::{ByteSize, HostName, Network, Portion},
+        problem::{KeyPlace, ValueOrigin},
         raw,
         read::At,
-        secret::Context,
+        secret::ConfigResolver,
     },
     net::{
         address::{ListenAddr, NetworkSet},
@@ -23,15 +23,20 @@ use crate::{
     proxy::settings::{ErrorStyle, Replay, Settings, Upstream},
 };
 
-/// Tells if one of `taken` is the same address. Port 0 is a free one each time.
+/// Idle time after which WeChat closes a connection, as reported by users; WeChat
+/// documents no value.
+const MAX_IDLE_AT_WECHAT: Duration = Duration::from_secs(20);
+
+/// True if `taken` has this address. Port 0 never clashes: the system chooses a free port each
+/// time.
 pub(super) fn clash(address: &ListenAddr, taken: &[ListenAddr]) -> bool {
     let free = matches!(address, ListenAddr::Tcp(text) if text.ends_with(":0"));
     !free && taken.contains(address)
 }
 
-impl Context<'_> {
-    /// Settings of `[server]`; the other tables keep their defaults. With clients, `allow` has no
-    /// effect.
+impl ConfigResolver<'_> {
+    /// Resolves the table `[server]`; the settings of other tables keep their defaults. With
+    /// clients, `allow` has no effect.
     pub(super) fn server(&mut self, raw: raw::Server, with_clients: bool) -> Settings {
         let default = Settings::default();
         if !with_clients {
@@ -88,7 +93,7 @@ impl Context<'_> {
         listen
     }
 
-    // Who may call should fit where wxgate listens.
+    /// Checks that `server.allow` fits the addresses of `server.listen`.
     fn reach(&mut self, raw: &raw::Server) {
         let outside = raw
             .listen
@@ -97,7 +102,7 @@ impl Context<'_> {
             .find(|at| !at.value.is_local());
         let Some(allow) = &raw.allow else {
             if let Some(listen) = outside {
-                let place = Place {
+                let place = KeyPlace {
                     path: "server.allow".to_owned(),
                     origin: listen.place.origin.clone(),
                 };
@@ -150,7 +155,7 @@ impl Context<'_> {
         Some(tls)
     }
 
-    /// The table `[upstream]`.
+    /// Resolves the table `[upstream]`.
     pub(super) fn upstream(&mut self, raw: raw::Upstream) -> Upstream {
         let default = Upstream::default();
         if let Some(at) = &raw.ca_file
@@ -164,8 +169,8 @@ impl Context<'_> {
         if let Some(At {
             value,
             place:
-                place @ Place {
-                    origin: Origin::File { .. },
+                place @ KeyPlace {
+                    origin: ValueOrigin::File { .. },
                     ..
                 },
         }) = &raw.proxy
@@ -178,7 +183,7 @@ impl Context<'_> {
         if let Some(at) = raw
             .pool_idle
             .as_ref()
-            .filter(|at| at.value.0 > Duration::from_secs(20))
+            .filter(|at| at.value.0 > MAX_IDLE_AT_WECHAT)
         {
             let message = "WeChat closes idle connections at about 20 s: a call on a connection that it is just closing \
                            can be lost";
@@ -221,7 +226,7 @@ impl Context<'_> {
                     .problem(&addresses.place, "at least one IP address is needed");
             }
             match HostName::parse(&name) {
-                Err(message) => self.report.problem(&addresses.place, message),
+                Err(error) => self.report.problem(&addresses.place, error.to_string()),
                 Ok(HostName(host)) => {
                     let addresses: Vec<_> =
                         addresses.value.into_iter().map(|at| at.value).collect();
@@ -232,33 +237,32 @@ impl Context<'_> {
         resolve
     }
 
-    /// The table `[replay]`.
+    /// Resolves the table `[replay]`.
     pub(super) fn replay(&mut self, raw: &raw::Replay) -> Replay {
         let default = Replay::default();
         let size =
-            |key: &Option<At<Size<0>>>, default| key.as_ref().map_or(default, |at| at.value.0);
+            |key: &Option<At<ByteSize<0>>>, default| key.as_ref().map_or(default, |at| at.value.0);
         let replay = Replay {
             memory: size(&raw.memory, default.memory),
             disk: size(&raw.disk, default.disk),
             memory_total: size(&raw.memory_total, default.memory_total),
         };
-        let set = [&raw.disk, &raw.memory_total, &raw.memory];
-        let place = |first: usize| {
-            set[first]
-                .as_ref()
+        // The defaults fit each other, so a misfit has a key of the file: this one or `memory`.
+        let place = |key: &Option<At<ByteSize<0>>>| {
+            key.as_ref()
                 .or(raw.memory.as_ref())
                 .map(|at| at.place.clone())
         };
         if replay.disk != 0
             && replay.disk < replay.memory
-            && let Some(place) = place(0)
+            && let Some(place) = place(&raw.disk)
         {
             let message = "replay.disk is less than replay.memory, so that nothing would ever be spooled: raise it, or \
                            write 0 for never";
             self.report.problem(&place, message);
         }
         if replay.memory_total < replay.memory
-            && let Some(place) = place(1)
+            && let Some(place) = place(&raw.memory_total)
         {
             let message = "replay.memory_total is less than replay.memory, the largest single copy: raise it, or lower \
                            replay.memory";
@@ -268,13 +272,14 @@ impl Context<'_> {
     }
 }
 
-/// Place of a network that holds every address.
-fn everybody(networks: Option<&At<Vec<At<Network>>>>) -> Option<Place> {
+/// Returns the place of a network that holds every address.
+fn everybody(networks: Option<&At<Vec<At<Network>>>>) -> Option<KeyPlace> {
     networks
         .and_then(|at| at.value.iter().find(|at| at.value.0.ends_with("/0")))
         .map(|at| at.place.clone())
 }
 
+/// Builds the set of these networks.
 pub(super) fn set(networks: &[At<Network>]) -> NetworkSet {
     let mut set = NetworkSet::default();
     for At {
@@ -282,7 +287,7 @@ pub(super) fn set(networks: &[At<Network>]) -> NetworkSet {
         ..
     } in networks
     {
-        // Proven when it was read.
+        // Cannot fail: `Network` was checked when it was read.
         let _ = set.add(entry);
     }
     set

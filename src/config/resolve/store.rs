@@ -8,10 +8,10 @@ use crate::token::store::SqlSettings;
 use crate::{
     base::Secret,
     config::{
-        problem::Place,
+        problem::KeyPlace,
         raw::{self, StoreKind},
         read::At,
-        secret::Context,
+        secret::ConfigResolver,
     },
     token::store::{Keyring, RedisSettings, StoreLocation, StoreSettings, StoreUrlError},
 };
@@ -19,10 +19,10 @@ use crate::{
 /// Default of `store.prefix`.
 const PREFIX: &str = "wxgate:";
 
-impl Context<'_> {
-    /// Settings of the store. A location that was refused becomes memory: the problem in the
-    /// report keeps it from being used.
-    pub(super) fn store(&mut self, raw: raw::Store, whole: &Place) -> StoreSettings {
+impl ConfigResolver<'_> {
+    /// Resolves the table `[store]`. A location that was refused becomes memory, which the problem
+    /// in the report keeps from being used.
+    pub(super) fn store(&mut self, raw: raw::Store, whole: &KeyPlace) -> StoreSettings {
         let kind = raw.kind.as_ref().map_or(StoreKind::File, |at| at.value);
         let place = raw.kind.as_ref().map_or(whole, |at| &at.place).clone();
         self.reject_unused_keys(kind, &raw);
@@ -46,8 +46,8 @@ impl Context<'_> {
         }
     }
 
-    /// Reports keys that mean nothing for this kind of store. A URL is a problem, since it shows
-    /// that another kind was meant; the rest are warnings.
+    /// Reports keys without a meaning for this kind of store. A URL is a problem, since it shows
+    /// that another kind was meant; the others are warnings.
     fn reject_unused_keys(&mut self, kind: StoreKind, raw: &raw::Store) {
         let is_server = matches!(kind, StoreKind::Redis | StoreKind::Sql);
         let name = match kind {
@@ -80,7 +80,7 @@ impl Context<'_> {
         }
     }
 
-    fn redis_store(&mut self, raw: raw::Store, place: Place) -> Option<StoreLocation> {
+    fn redis_store(&mut self, raw: raw::Store, place: KeyPlace) -> Option<StoreLocation> {
         let prefix = self.store_prefix(
             raw.prefix,
             RedisSettings::is_prefix,
@@ -102,7 +102,7 @@ impl Context<'_> {
     }
 
     #[cfg(feature = "sql")]
-    fn sql_store(&mut self, raw: raw::Store, place: Place) -> Option<StoreLocation> {
+    fn sql_store(&mut self, raw: raw::Store, place: KeyPlace) -> Option<StoreLocation> {
         let prefix = self.store_prefix(
             raw.prefix,
             SqlSettings::is_prefix,
@@ -128,14 +128,14 @@ impl Context<'_> {
         clippy::needless_pass_by_value,
         reason = "same signature as with the feature"
     )]
-    fn sql_store(&mut self, _: raw::Store, place: Place) -> Option<StoreLocation> {
+    fn sql_store(&mut self, _: raw::Store, place: KeyPlace) -> Option<StoreLocation> {
         let message = "this wxgate was built without databases: build it with cargo build --release --features sql, \
                        or use \"file\", \"redis\" or \"memory\"";
         self.report.problem(&place, message);
         None
     }
 
-    /// `store.prefix` or its default; `rule` is reported for a prefix that does not fit.
+    /// Returns `store.prefix` or its default, and reports `rule` for a prefix that does not fit.
     fn store_prefix(
         &mut self,
         prefix: Option<At<String>>,
@@ -148,13 +148,13 @@ impl Context<'_> {
         or(prefix, PREFIX.to_owned(), |prefix| prefix)
     }
 
-    /// `store.url` and its place; `missing` is reported where there is none.
+    /// Returns `store.url` and its place, and reports `missing` if there is none.
     fn store_url(
         &mut self,
         url: Option<At<raw::SecretForm>>,
-        mut place: Place,
+        mut place: KeyPlace,
         missing: &str,
-    ) -> Option<(Place, Secret)> {
+    ) -> Option<(KeyPlace, Secret)> {
         let Some(form) = url else {
             "store.url".clone_into(&mut place.path);
             self.missing(&place, missing);
@@ -162,12 +162,6 @@ impl Context<'_> {
         };
         let url = self.secret(&form)?;
         Some((form.place, url))
-    }
-
-    fn usable<T>(&mut self, place: &Place, settings: Result<T, StoreUrlError>) -> Option<T> {
-        settings
-            .map_err(|error| self.report.problem(place, error.to_string()))
-            .ok()
     }
 
     fn keyring(&mut self, form: &At<raw::SecretForm>) -> Option<Keyring> {

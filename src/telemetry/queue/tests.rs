@@ -1,4 +1,4 @@
-//! The queue before sinks that stall, fail and recover.
+//! Tests of the queue with sinks that stall, fail and recover.
 
 use std::{collections::VecDeque, sync::mpsc, thread};
 
@@ -6,7 +6,7 @@ use super::*;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A sink that takes nothing while it is shut, and fails as told.
+/// Sink that blocks while shut, and fails as scripted.
 #[derive(Clone, Default)]
 struct Sink(Arc<(Mutex<Inner>, Condvar)>);
 
@@ -14,7 +14,8 @@ struct Sink(Arc<(Mutex<Inner>, Condvar)>);
 struct Inner {
     taken: Vec<u8>,
     shut: bool,
-    /// Outcomes of the next writes: bytes that are taken, or a failure. Everything after them.
+    /// Outcomes of the next writes: bytes taken, or `None` for a failure. Writes after these
+    /// succeed.
     next: VecDeque<Option<usize>>,
 }
 
@@ -69,7 +70,7 @@ fn a_reader_that_stalls_costs_lines_but_no_time_and_the_log_tells_how_many() {
         sink.change(|inner| inner.shut = true);
         let line = format!("{}\n", "x".repeat(199));
         queue.push(line.as_bytes());
-        // Once the writer is held up, one buffer is all that is left.
+        // While the writer is blocked, the buffer alone takes lines.
         while queue.lock().writing_since.is_none() {
             thread::yield_now();
         }
@@ -89,8 +90,8 @@ fn a_reader_that_stalls_costs_lines_but_no_time_and_the_log_tells_how_many() {
         let LogHealth::Stalled { dropped, .. } = queue.health() else {
             panic!("stalled");
         };
-        assert!(queue.lock().pending.len() <= LIMIT);
-        assert_eq!(dropped, 30_000 - 1 - LIMIT as u64 / 200);
+        assert!(queue.lock().pending.len() <= MAX_PENDING);
+        assert_eq!(dropped, 30_000 - 1 - MAX_PENDING as u64 / 200);
         assert_eq!(queue.full.get(), dropped);
 
         sink.change(|inner| inner.shut = false);
@@ -131,7 +132,7 @@ fn a_write_that_fails_is_told_of_later_and_tears_no_later_line() {
         "{:?}",
         queue.health()
     );
-    // Still failing, also before the first byte.
+    // Another failure, this time before the first byte.
     sink.change(|inner| inner.next.push_back(None));
     queue.push(b"four\n");
     queue.flush(Some(LONG));
@@ -185,7 +186,7 @@ fn a_flush_ends_at_its_limit_and_at_once_where_the_reader_has_stalled() {
 #[test]
 fn a_single_text_larger_than_the_queue_passes_where_nothing_waits() {
     let (sink, queue) = start(Format::Text);
-    let text = "x\n".repeat(LIMIT);
+    let text = "x\n".repeat(MAX_PENDING);
     queue.push(text.as_bytes());
     queue.flush(None);
     assert_eq!(sink.text().len(), text.len());

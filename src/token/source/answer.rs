@@ -89,7 +89,7 @@ fn refusal(platform: Platform, code: i64, answer: &Value) -> FetchError {
     // WeCom names the caller's address with every error. It is worth telling only if the address is
     // the cause.
     let ip = match codes::token_code(platform, code).class {
-        Class::Address | Class::Approval => answer
+        RefusalClass::Address | RefusalClass::Approval => answer
             .get("errmsg")
             .and_then(Value::as_str)
             .and_then(address::named_in),

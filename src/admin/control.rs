@@ -1,48 +1,51 @@
-//! What a reload replaces on the admin side: who is let in, and which accounts there are.
+//! Parts of the admin listener that a reload replaces: the guard and the accounts.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::{guard::Guard, settings::Settings};
+use super::{guard::Guard, settings::AdminSettings};
 use crate::token::TokenRegistry;
 
-/// One configuration, as far as it can change while the listener stands.
+/// Guard and accounts of one configuration.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) struct AdminState {
     pub(super) guard: Guard,
     pub(super) accounts: Arc<TokenRegistry>,
 }
 
-/// The hand that changes the admin listener while it runs.
+/// Handle that replaces guard and accounts of a running admin listener. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Control {
-    pub(super) live: Arc<ArcSwap<Live>>,
+pub struct AdminControl {
+    /// State in force. A request loads this once, so that guard and accounts are of one
+    /// configuration.
+    pub(super) state: Arc<ArcSwap<AdminState>>,
+    /// Set if other machines can reach the bound address.
     exposed: bool,
 }
 
-impl Control {
-    pub(super) fn new(settings: &Settings, accounts: Arc<TokenRegistry>) -> Self {
-        let live = Live {
+impl AdminControl {
+    pub(super) fn new(settings: &AdminSettings, accounts: Arc<TokenRegistry>) -> Self {
+        let state = AdminState {
             guard: Guard::new(settings),
             accounts,
         };
         Self {
-            live: Arc::new(ArcSwap::from_pointee(live)),
+            state: Arc::new(ArcSwap::from_pointee(state)),
             exposed: !settings.listen.is_local(),
         }
     }
 
-    /// Puts another key, other hosts and other accounts into force. A listener that other machines
-    /// can reach keeps its key when the new settings have none: those are for another address,
-    /// which only a restart can take.
-    pub fn switch(&self, settings: &Settings, accounts: Arc<TokenRegistry>) {
+    /// Replaces key, hosts and accounts. Takes effect with the next request.
+    pub fn switch(&self, settings: &AdminSettings, accounts: Arc<TokenRegistry>) {
+        // Settings without a key are for a local address, which only a restart can bind. Until then
+        // the listener that other machines can reach keeps its key.
         let guard = if self.exposed && settings.key.is_none() {
-            self.live.load().guard.with_hosts(settings)
+            self.state.load().guard.with_hosts(settings)
         } else {
             Guard::new(settings)
         };
-        self.live.store(Arc::new(Live { guard, accounts }));
+        self.state.store(Arc::new(AdminState { guard, accounts }));
     }
 }
 
@@ -53,22 +56,22 @@ mod tests {
     use super::*;
     use crate::base::Secret;
 
-    fn lets_in(control: &Control, host: &str, key: &str) -> bool {
+    fn lets_in(control: &AdminControl, host: &str, key: &str) -> bool {
         let lines = [(header::HOST, host), (header::AUTHORIZATION, key)];
         let headers: HeaderMap = lines
             .into_iter()
             .map(|(name, value)| (name, value.parse().unwrap()))
             .collect();
         control
-            .live
+            .state
             .load()
             .guard
             .admit(&Method::GET, &Uri::from_static("/"), &headers)
             .is_ok()
     }
 
-    fn settings(listen: &str, key: Option<&str>, host: &str) -> Settings {
-        Settings {
+    fn settings(listen: &str, key: Option<&str>, host: &str) -> AdminSettings {
+        AdminSettings {
             listen: listen.parse().unwrap(),
             key: key.map(Secret::new),
             hosts: vec![host.to_owned()],
@@ -77,7 +80,8 @@ mod tests {
 
     #[test]
     fn another_key_and_other_hosts_count_at_once() {
-        let control = Control::new(&settings("127.0.0.1:1", Some("old"), "one"), Arc::default());
+        let control =
+            AdminControl::new(&settings("127.0.0.1:1", Some("old"), "one"), Arc::default());
         assert!(lets_in(&control, "one", "Bearer old") && !lets_in(&control, "two", "Bearer old"));
         control.switch(&settings("127.0.0.1:1", Some("new"), "two"), Arc::default());
         assert!(lets_in(&control, "two", "Bearer new"));
@@ -88,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_listener_that_others_can_reach_never_loses_its_key() {
-        let control = Control::new(&settings("0.0.0.0:1", Some("old"), "one"), Arc::default());
+        let control = AdminControl::new(&settings("0.0.0.0:1", Some("old"), "one"), Arc::default());
         control.switch(&settings("127.0.0.1:1", None, "two"), Arc::default());
         assert!(lets_in(&control, "two", "Bearer old") && !lets_in(&control, "two", "none"));
     }

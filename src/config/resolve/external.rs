@@ -1,22 +1,22 @@
-//! `token = { from = … }`: where another central server keeps an account's token.
+//! `token = { from = … }`: tokens that another central server keeps.
 
 use std::collections::BTreeMap;
 
 use crate::{
-    config::{problem::Place, raw, read::At, secret::Context},
+    config::{problem::KeyPlace, raw, read::At, secret::ConfigResolver},
     token::source::external::{
         ExternalHttpSettings, ExternalRedisSettings, ExternalSettings, Header,
     },
 };
 
-impl Context<'_> {
-    /// The place, or nothing when something about it is wrong.
-    pub(super) fn elsewhere(
+impl ConfigResolver<'_> {
+    /// Resolves the settings of the other server; `None` after a problem was reported.
+    pub(super) fn external_token(
         &mut self,
-        raw: raw::Elsewhere,
-        place: &Place,
+        raw: raw::ExternalToken,
+        place: &KeyPlace,
     ) -> Option<ExternalSettings> {
-        let raw::Elsewhere {
+        let raw::ExternalToken {
             from,
             url,
             key,
@@ -34,15 +34,11 @@ impl Context<'_> {
         }
         let key = self.not_empty(key);
         let field = self.not_empty(field).map(|at| at.value);
-        let url_place = url.as_ref().map(|at| at.place.clone());
+        let url_place = url.as_ref().map_or(place, |at| &at.place).clone();
         let url = url.and_then(|form| self.secret(&form));
-        let fault = |context: &mut Self, message: &str| {
-            context
-                .report
-                .problem(url_place.as_ref().unwrap_or(place), message);
-        };
+        // Keys of the other kind of server are problems: the operator may have meant that one.
         match from?.value {
-            raw::ElsewhereKind::Redis => {
+            raw::ExternalKind::Redis => {
                 if let Some(header) = header {
                     self.report
                         .problem(&header.place, "is for from = \"http\" only: remove it");
@@ -53,28 +49,24 @@ impl Context<'_> {
                         "must be set: the key in Redis, such as \"wx:access_token:wx…\"",
                     );
                 }
-                let (url, key) = (url?, key?.value);
-                let settings = ExternalRedisSettings::new(url, key, field)
-                    .map_err(|error| fault(self, &error.to_string()))
-                    .ok()?;
+                let settings = ExternalRedisSettings::new(url?, key?.value, field);
+                let settings = self.usable(&url_place, settings)?;
                 if settings.is_in_the_clear() {
                     let message =
                         "the token crosses the network in the clear; rediss:// has it encrypted";
-                    self.report
-                        .warning(url_place.as_ref().unwrap_or(place), message);
+                    self.report.warning(&url_place, message);
                 }
                 Some(ExternalSettings::Redis(settings))
             }
-            raw::ElsewhereKind::Http => {
+            raw::ExternalKind::Http => {
                 if let Some(key) = key {
                     self.report
                         .problem(&key.place, "is for from = \"redis\" only: remove it");
                 }
                 let headers = self.headers(header);
-                ExternalHttpSettings::new(url?, headers, field)
+                let settings = ExternalHttpSettings::new(url?, headers, field);
+                self.usable(&url_place, settings)
                     .map(ExternalSettings::Http)
-                    .map_err(|error| fault(self, &error.to_string()))
-                    .ok()
             }
         }
     }
@@ -93,6 +85,7 @@ impl Context<'_> {
         headers
     }
 
+    /// Reports an empty text.
     fn not_empty(&mut self, text: Option<At<String>>) -> Option<At<String>> {
         if let Some(at) = text.as_ref().filter(|at| at.value.is_empty()) {
             self.report.problem(&at.place, "must not be empty");
