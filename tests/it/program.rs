@@ -147,11 +147,20 @@ impl Program {
 
     /// The most memory that it ever had resident, in bytes.
     pub fn peak(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// The memory that it has resident, in bytes.
+    pub fn resident(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_nonzero()))
             .expect("it runs");
         let line = status
             .lines()
-            .find(|line| line.starts_with("VmHWM:"))
+            .find(|line| line.starts_with(field))
             .expect("Linux tells");
         line.split_whitespace()
             .nth(1)
