@@ -1,9 +1,8 @@
 //! The start of many accounts: how fast they ask their API host for first tokens, and in which order.
 
-use std::{
-    fmt::Write as _,
-    time::{Duration, Instant},
-};
+use std::{fmt::Write as _, time::Duration};
+
+use tokio::time::Instant;
 
 use crate::{
     fake::{Act, Fake},
