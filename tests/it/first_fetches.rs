@@ -33,7 +33,13 @@ async fn many_accounts_fetch_slowly_and_those_that_are_asked_for_first() {
         "8 calls within {slow:?}"
     );
     // Of accounts whose turn would come much later.
-    let (asked, before) = (Instant::now(), fake.seen.token_calls());
+    let (before, asked) = (fake.seen.token_calls(), Instant::now());
+    let most = begun.elapsed().as_secs() * 5 + 6;
+    assert!(
+        before as u64 <= most,
+        "{before} calls in {:?}",
+        begun.elapsed()
+    );
     let calls = (ACCOUNTS - 20..ACCOUNTS)
         .map(|n| {
             spawned(

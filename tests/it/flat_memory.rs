@@ -11,7 +11,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::timeout,
 };
-use wxgate::sandbox::{self, Which};
+use wxgate::sandbox::{self, TokenFilter};
 
 use crate::{
     program::{Program, folder, serve},
@@ -250,7 +250,7 @@ async fn large_bodies_pass_whole_in_both_directions_at_flat_memory() {
     ] {
         control.clear_record();
         if stale {
-            control.revoke(Which::default());
+            control.revoke(TokenFilter::default());
         }
         let sent = upload(proxy, 60, chunked).await;
         let requests = control.requests(UPLOAD);
