@@ -27,9 +27,9 @@ struct Running {
 }
 
 async fn start() -> Running {
-    let settings = sandbox::Settings {
+    let settings = sandbox::SandboxSettings {
         record: false,
-        ..sandbox::Settings::default()
+        ..sandbox::SandboxSettings::default()
     };
     let sandbox = sandbox::start(settings).await.unwrap();
     let folder = tempfile::tempdir().unwrap();

@@ -14,13 +14,13 @@ use crate::{
     app::{App, Grace},
     config::{self, Config},
     net::listen::BoundAddr,
-    sandbox::{self, DEFAULT_APPID, DEFAULT_SECRET, Sandbox, Which},
+    sandbox::{self, DEFAULT_APPID, DEFAULT_SECRET, Sandbox, TokenFilter},
 };
 
 pub(super) fn run(once: bool) -> Result<(), Failure> {
     background_runtime()?.block_on(async {
         let folder = tempfile::tempdir()?;
-        let sandbox = sandbox::start(sandbox::Settings::default()).await?;
+        let sandbox = sandbox::start(sandbox::SandboxSettings::default()).await?;
         let ca = folder.path().join("sandbox-root.pem");
         std::fs::write(&ca, sandbox.ca_pem())?;
         let app = start(&sandbox, folder.path())?;
@@ -175,7 +175,7 @@ impl<'d> Calls<'d> {
             self.client.post(&send).json(&message),
         )
         .await?;
-        self.sandbox.control().revoke(Which::default());
+        self.sandbox.control().revoke(TokenFilter::default());
         print(
             "     ... the fake WeChat now kills the token, as happens when somebody else fetches one ...\n".as_bytes(),
         )?;

@@ -5,7 +5,9 @@ use std::{fmt::Write as _, path::PathBuf};
 use super::{Failure, StopSignals, background_runtime, listen_address, print};
 use crate::{
     net::address::ListenAddr,
-    sandbox::{self, CertificateFiles, DEFAULT_APPID, DEFAULT_SECRET, SandboxAccount, Settings},
+    sandbox::{
+        self, CertificateFiles, DEFAULT_APPID, DEFAULT_SECRET, SandboxAccount, SandboxSettings,
+    },
 };
 
 /// The fake WeChat, for testing your own services: the token endpoints, a dozen API calls, and
@@ -54,11 +56,11 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         .tls_cert
         .zip(arguments.tls_key)
         .map(|(cert, key)| CertificateFiles { cert, key });
-    let mut settings = Settings {
+    let mut settings = SandboxSettings {
         http: Some(arguments.listen),
         https: arguments.tls_listen,
         certificate,
-        ..Settings::default()
+        ..SandboxSettings::default()
     };
     let default_account = arguments.accounts.is_empty();
     if !default_account {

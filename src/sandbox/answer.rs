@@ -8,15 +8,15 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{clock::mix, settings::Platform};
+use super::{clock::mix, settings::SandboxPlatform};
 
 /// Answer of an endpoint. [`super::deliver`] writes it.
 #[derive(Debug, Clone)]
-pub(super) struct Answer {
+pub(super) struct SandboxAnswer {
     pub(super) status: u16,
     pub(super) content_type: Cow<'static, str>,
     pub(super) headers: Vec<(Cow<'static, str>, String)>,
-    pub(super) body: Body,
+    pub(super) body: BodySource,
     /// Error code in the body, for the recorder.
     pub(super) errcode: Option<i64>,
     /// True if the call took effect.
@@ -25,7 +25,7 @@ pub(super) struct Answer {
 
 /// Body in memory, or generated while it is sent.
 #[derive(Debug, Clone)]
-pub(super) enum Body {
+pub(super) enum BodySource {
     Bytes(Bytes),
     /// Number of bytes from [`blob_piece`].
     Blob(u64),
@@ -41,7 +41,7 @@ const JSON: &str = "application/json";
 
 const BLOB_BLOCK: u64 = 64 << 10;
 
-impl Answer {
+impl SandboxAnswer {
     pub(super) fn new(
         status: u16,
         content_type: impl Into<Cow<'static, str>>,
@@ -51,7 +51,7 @@ impl Answer {
             status,
             content_type: content_type.into(),
             headers: Vec::new(),
-            body: Body::Bytes(body.into()),
+            body: BodySource::Bytes(body.into()),
             errcode: None,
             executed: false,
         }
@@ -72,7 +72,7 @@ impl Answer {
     }
 
     /// Creates the answer of a download.
-    pub(super) fn binary(content_type: impl Into<Cow<'static, str>>, body: Body) -> Self {
+    pub(super) fn binary(content_type: impl Into<Cow<'static, str>>, body: BodySource) -> Self {
         Self {
             body,
             executed: true,
@@ -114,7 +114,7 @@ impl Answer {
     }
 }
 
-impl Body {
+impl BodySource {
     pub(super) fn len(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
@@ -145,6 +145,7 @@ pub(super) fn blob_piece(offset: u64, max: u64) -> Bytes {
     let block = offset / BLOB_BLOCK;
     let end = ((block + 1) * BLOB_BLOCK).min(offset + max);
     let mut piece = Vec::with_capacity(usize::try_from(end - offset + 16).unwrap_or(0));
+    // The sequence consists of words of eight bytes, each computed from its index alone.
     let first = offset / 8;
     for word in first..end.div_ceil(8) {
         piece.extend_from_slice(&mix(word.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes());
@@ -162,6 +163,7 @@ pub(super) fn content_type(path: &str) -> &'static str {
     let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
+    // The low bits of FNV-1a mix worst, so bits from 7 on choose.
     [JSON_ENCODING, JSON, TEXT][usize::try_from((hash >> 7) % 3).unwrap_or(0)]
 }
 
@@ -229,14 +231,14 @@ pub(super) fn wording(code: i64, ip: &str) -> Cow<'static, str> {
 
 /// Returns the complete text of an error: WeChat adds a request id (where one was observed), WeCom
 /// a hint.
-pub(super) fn message(platform: Platform, code: i64, ip: &str, rid: &str) -> String {
+pub(super) fn message(platform: SandboxPlatform, code: i64, ip: &str, rid: &str) -> String {
     let text = wording(code, ip);
     match (platform, code) {
-        (Platform::Wecom, _) => format!(
+        (SandboxPlatform::Wecom, _) => format!(
             "{text}, hint: [{rid}], from ip: {ip}, more info at https://open.work.weixin.qq.com/devtool/query?e={code}"
         ),
-        (Platform::Wechat, -1 | 40007 | 40014) => text.into_owned(),
-        (Platform::Wechat, _) => format!("{text} rid: {rid}"),
+        (SandboxPlatform::Wechat, -1 | 40007 | 40014) => text.into_owned(),
+        (SandboxPlatform::Wechat, _) => format!("{text} rid: {rid}"),
     }
 }
 
@@ -255,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_blob_is_the_same_however_it_is_cut() {
-        let whole = Body::Blob(200_000);
+        let whole = BodySource::Blob(200_000);
         let mut joined = Vec::new();
         while joined.len() < 200_000 {
             joined.extend_from_slice(&whole.piece(joined.len() as u64, 7_777));

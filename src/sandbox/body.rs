@@ -8,21 +8,18 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{
     digest::Digest,
-    multipart::{File, Scanner},
-    request::{Framing, Head},
+    multipart::{MultipartScanner, UploadedFile},
+    request::{Framing, RequestHead},
 };
-
-/// Longest line that announces a chunk, in bytes.
-const MAX_CHUNK_LINE: usize = 4 << 10;
 
 /// Consumer of a body: counts, hashes, keeps and scans.
 #[derive(Debug)]
-pub(super) struct Sink {
+pub(super) struct BodySink {
     length: u64,
     digest: Option<Digest>,
     kept: Vec<u8>,
     keep: usize,
-    scanner: Option<Scanner>,
+    scanner: Option<MultipartScanner>,
 }
 
 /// Body that was read, wholly or in part.
@@ -33,24 +30,33 @@ pub(super) struct Received {
     pub(super) sha256: String,
     /// Beginning of the body.
     pub(super) kept: Bytes,
-    pub(super) file: Option<File>,
+    pub(super) file: Option<UploadedFile>,
     pub(super) complete: bool,
 }
 
-impl Sink {
-    /// Creates a consumer that keeps the first `keep` bytes, and hashes on request.
-    pub(super) fn new(keep: usize, hash: bool) -> Self {
+/// Longest line that announces a chunk, in bytes.
+const MAX_CHUNK_LINE: usize = 4 << 10;
+
+impl BodySink {
+    /// Creates a consumer that keeps the first `keep` bytes.
+    pub(super) fn new(keep: usize) -> Self {
         Self {
             length: 0,
-            digest: hash.then(Digest::default),
+            digest: None,
             kept: Vec::new(),
             keep,
             scanner: None,
         }
     }
 
+    /// Adds a hash of the whole body, if `on`.
+    pub(super) fn hashing(mut self, on: bool) -> Self {
+        self.digest = on.then(Digest::default);
+        self
+    }
+
     /// Adds a scanner for a file.
-    pub(super) fn scanning(mut self, scanner: Option<Scanner>) -> Self {
+    pub(super) fn scanning(mut self, scanner: Option<MultipartScanner>) -> Self {
         self.scanner = scanner;
         self
     }
@@ -63,6 +69,7 @@ impl Sink {
         if let Some(scanner) = &mut self.scanner {
             scanner.feed(bytes);
         }
+        // `kept` never exceeds `keep`, so the subtraction cannot underflow.
         let room = (self.keep - self.kept.len()).min(bytes.len());
         self.kept.extend_from_slice(&bytes[..room]);
     }
@@ -72,7 +79,7 @@ impl Sink {
             length: self.length,
             sha256: self.digest.map(|digest| digest.hex()).unwrap_or_default(),
             kept: Bytes::from(self.kept),
-            file: self.scanner.and_then(Scanner::finish),
+            file: self.scanner.and_then(MultipartScanner::finish),
             complete,
         }
     }
@@ -87,8 +94,8 @@ impl Sink {
 pub(super) async fn read<R: AsyncRead + Unpin>(
     wire: &mut R,
     buffer: &mut BytesMut,
-    head: &Head,
-    sink: &mut Sink,
+    head: &RequestHead,
+    sink: &mut BodySink,
 ) -> io::Result<()> {
     match head.framing {
         Framing::None => Ok(()),
@@ -101,7 +108,7 @@ async fn read_exactly<R: AsyncRead + Unpin>(
     wire: &mut R,
     buffer: &mut BytesMut,
     mut left: u64,
-    sink: &mut Sink,
+    sink: &mut BodySink,
 ) -> io::Result<()> {
     while left > 0 {
         if buffer.is_empty() {
@@ -120,7 +127,7 @@ async fn read_exactly<R: AsyncRead + Unpin>(
 async fn read_chunks<R: AsyncRead + Unpin>(
     wire: &mut R,
     buffer: &mut BytesMut,
-    sink: &mut Sink,
+    sink: &mut BodySink,
 ) -> io::Result<()> {
     loop {
         let line = read_line(wire, buffer).await?;
@@ -134,6 +141,7 @@ async fn read_chunks<R: AsyncRead + Unpin>(
         let length =
             length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no chunk length"))?;
         if length == 0 {
+            // Trailers are discarded, up to the empty line.
             while !read_line(wire, buffer).await?.is_empty() {}
             return Ok(());
         }
@@ -160,6 +168,7 @@ async fn read_line<R: AsyncRead + Unpin>(wire: &mut R, buffer: &mut BytesMut) ->
 }
 
 async fn more<R: AsyncRead + Unpin>(wire: &mut R, buffer: &mut BytesMut) -> io::Result<()> {
+    // 16 KiB, the largest TLS record.
     buffer.reserve(16 << 10);
     match wire.read_buf(buffer).await? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),

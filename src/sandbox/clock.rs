@@ -17,7 +17,7 @@ pub(super) type Millis = u64;
 
 /// Clock that can be advanced.
 #[derive(Debug)]
-pub(super) struct Clock {
+pub(super) struct SandboxClock {
     origin: Instant,
     unix_origin: u64,
     ahead: AtomicU64,
@@ -25,11 +25,11 @@ pub(super) struct Clock {
 
 /// Repeatable random source; not for cryptography.
 #[derive(Debug)]
-pub(super) struct Noise(AtomicU64);
+pub(super) struct RandomSource(AtomicU64);
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-impl Clock {
+impl SandboxClock {
     /// Starts the clock at zero. The wall clock is read once, for the Unix times that WeChat shows.
     pub(super) fn start() -> Self {
         let unix_origin = SystemTime::now()
@@ -51,16 +51,18 @@ impl Clock {
     }
 
     pub(super) fn advance(&self, by: Duration) {
+        // Relaxed: no other data depends on the order.
         self.ahead.fetch_add(millis(by), Ordering::Relaxed);
     }
 }
 
 /// Converts a duration to whole milliseconds; saturates.
 pub(super) fn millis(duration: Duration) -> Millis {
+    // Half of the range, so that sums of two do not overflow.
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX >> 1)
 }
 
-impl Noise {
+impl RandomSource {
     pub(super) fn new(seed: Option<u64>) -> Self {
         let seed = seed.unwrap_or_else(|| getrandom::u64().unwrap_or(0x5eed));
         Self(AtomicU64::new(seed))
@@ -77,6 +79,7 @@ impl Noise {
         let mut text = String::with_capacity(length);
         while text.len() < length {
             let mut bits = self.next();
+            // Ten characters of six bits from each 64 bits.
             for _ in 0..10.min(length - text.len()) {
                 text.push(char::from(ALPHABET[(bits & 63) as usize]));
                 bits >>= 6;
@@ -115,7 +118,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_clock_can_be_pushed_ahead() {
-        let clock = Clock::start();
+        let clock = SandboxClock::start();
         let unix = clock.unix();
         clock.advance(Duration::from_secs(7200));
         assert_eq!((clock.now(), clock.unix()), (7_200_000, unix + 7200));
@@ -123,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_request_id_begins_with_the_unix_time() {
-        let rid = Noise::new(Some(1)).rid(0x6aac_005a);
+        let rid = RandomSource::new(Some(1)).rid(0x6aac_005a);
         let groups: Vec<_> = rid.split('-').collect();
         assert_eq!((groups.len(), groups[0]), (3, "6aac005a"));
         assert!(
@@ -135,7 +138,13 @@ mod tests {
 
     #[test]
     fn one_seed_gives_one_sequence() {
-        assert_eq!(Noise::new(Some(7)).text(137), Noise::new(Some(7)).text(137));
-        assert_ne!(Noise::new(None).text(40), Noise::new(None).text(40));
+        assert_eq!(
+            RandomSource::new(Some(7)).text(137),
+            RandomSource::new(Some(7)).text(137)
+        );
+        assert_ne!(
+            RandomSource::new(None).text(40),
+            RandomSource::new(None).text(40)
+        );
     }
 }

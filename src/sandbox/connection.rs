@@ -16,63 +16,69 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use super::{
-    Shared,
-    answer::Answer,
-    body::{self, Received, Sink},
-    deliver::{End, Manner, Plan, deliver},
-    effect::{self, Effect, LINGER, Outcome},
-    endpoints::{self, Call, media, token},
-    failures::{self, Failure},
+    SandboxShared,
+    answer::SandboxAnswer,
+    body::{self, BodySink, Received},
+    deliver::{AnswerMode, ConnectionEnd, DeliveryPlan, deliver},
+    effect::{self, Effect, LINGER, WireOutcome},
+    endpoints::{self, ApiCall, media, token},
+    failures::{self, FailedCall},
     faults::{AfterEarly, Fault},
-    multipart::Scanner,
-    recorder::{BODY_KEPT, Count, Entry, Verdict},
+    multipart::MultipartScanner,
+    recorder::{MAX_RECORDED_BODY, RequestEntry, Total, Verdict},
     remote,
-    request::{Head, Malformed},
-    script::{Hit, Target},
-    state::Judged,
+    request::{Malformed, RequestHead},
+    script::{RuleHit, RuleInput},
+    state::JudgedToken,
 };
 use crate::net::listen::Stream;
+
+/// Byte stream that can end in a TCP reset.
+pub(super) trait ResettableStream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Makes the drop of this stream send RST instead of FIN.
+    fn arm_reset(&self);
+}
 
 /// Largest request head, in bytes.
 const MAX_HEAD: usize = 1 << 20;
 /// Largest body for the remote control, in bytes.
 const MAX_REMOTE: usize = 1 << 20;
 /// Free space in the buffer before a read, in bytes.
-const READ: usize = 16 << 10;
+const READ_SPACE: usize = 16 << 10;
 
-/// Byte stream that can end in a TCP reset.
-pub(super) trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
-    /// Makes the drop of this stream send RST instead of FIN.
-    fn arm_reset(&self);
-}
-
-impl Wire for Stream {
+impl ResettableStream for Stream {
     fn arm_reset(&self) {
         if let Stream::Tcp(socket) = self {
+            // A linger time of zero makes the kernel send RST on close.
             let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
         }
     }
 }
 
-impl Wire for TlsStream<Stream> {
+impl ResettableStream for TlsStream<Stream> {
     fn arm_reset(&self) {
         self.get_ref().0.arm_reset();
     }
 }
 
 /// Serves a connection until either side ends it.
-pub(super) async fn serve<W: Wire>(wire: W, shared: &Arc<Shared>, id: u64, tls: bool) {
+pub(super) async fn serve<W: ResettableStream>(
+    wire: W,
+    shared: &Arc<SandboxShared>,
+    id: u64,
+    transport: Transport,
+) {
     let _open = shared.recorder.open_connection();
-    let mut connection = Connection {
+    let mut connection = SandboxConnection {
         wire,
-        buffer: BytesMut::with_capacity(READ),
+        buffer: BytesMut::with_capacity(READ_SPACE),
         shared,
         id,
-        tls,
+        transport,
     };
     let next = loop {
         match connection.turn().await {
-            Ok(Next::Again) => {}
+            Ok(AfterTurn::Again) => {}
             Ok(next) => break next,
             // The client is gone, so there is no one to answer.
             Err(_) => return,
@@ -81,17 +87,17 @@ pub(super) async fn serve<W: Wire>(wire: W, shared: &Arc<Shared>, id: u64, tls: 
     connection.end(next).await;
 }
 
-struct Connection<'s, W> {
+struct SandboxConnection<'s, W> {
     wire: W,
     /// Bytes read ahead.
     buffer: BytesMut,
-    shared: &'s Arc<Shared>,
+    shared: &'s Arc<SandboxShared>,
     id: u64,
-    tls: bool,
+    transport: Transport,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
+enum AfterTurn {
     Again,
     Close,
     /// Close after reading the rest of the request.
@@ -101,34 +107,48 @@ enum Next {
     Hang,
 }
 
+/// Transport of a connection, for the recorder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transport {
+    Plain,
+    Tls,
+}
+
+/// Request with its body, for the recorder.
+struct ReadRequest<'h> {
+    head: &'h RequestHead,
+    body: Received,
+    caller: CallIdentity,
+}
+
 /// Account and token that a request names.
-struct Caller {
+struct CallIdentity {
     token: Option<String>,
     token_params: usize,
-    judged: Judged,
+    judged: JudgedToken,
     account: Option<String>,
 }
 
-impl<W: Wire> Connection<'_, W> {
+impl<W: ResettableStream> SandboxConnection<'_, W> {
     /// Serves one request.
-    async fn turn(&mut self) -> io::Result<Next> {
+    async fn turn(&mut self) -> io::Result<AfterTurn> {
         let head = match self.head().await? {
-            None => return Ok(Next::Close),
+            None => return Ok(AfterTurn::Close),
             Some(Ok(head)) => head,
             Some(Err(Malformed)) => {
-                self.shared.recorder.count(Count::Malformed);
-                let manner = Manner {
+                self.shared.recorder.count(Total::Malformed);
+                let manner = AnswerMode {
                     keep_alive: false,
                     head_only: false,
                 };
                 deliver(
                     &mut self.wire,
-                    &Answer::empty(400),
-                    &Plan::default(),
+                    &SandboxAnswer::empty(400),
+                    &DeliveryPlan::default(),
                     manner,
                 )
                 .await?;
-                return Ok(Next::Close);
+                return Ok(AfterTurn::Close);
             }
         };
         if remote::owns(head.path()) {
@@ -139,21 +159,23 @@ impl<W: Wire> Connection<'_, W> {
     }
 
     /// Reads the next head; `None` at the end of the connection or after the idle time-out.
-    async fn head(&mut self) -> io::Result<Option<Result<Head, Malformed>>> {
+    async fn head(&mut self) -> io::Result<Option<Result<RequestHead, Malformed>>> {
         loop {
             if !self.buffer.is_empty() {
-                match Head::parse(&self.buffer) {
+                match RequestHead::parse(&self.buffer) {
                     Ok(Some((head, end))) => {
                         self.buffer.advance(end);
                         return Ok(Some(Ok(head)));
                     }
+                    // {} => Incomplete head below the limit: read on.
                     Ok(None) if self.buffer.len() < MAX_HEAD => {}
                     _ => return Ok(Some(Err(Malformed))),
                 }
             }
             let idle = self.shared.idle_close.load(Ordering::Relaxed);
+            // A head that has begun is not idle: slow clients are served.
             let waits = self.buffer.is_empty() && idle > 0;
-            self.buffer.reserve(READ);
+            self.buffer.reserve(READ_SPACE);
             let read = self.wire.read_buf(&mut self.buffer);
             let count = if waits {
                 match timeout(Duration::from_millis(idle), read).await {
@@ -169,20 +191,20 @@ impl<W: Wire> Connection<'_, W> {
         }
     }
 
-    async fn remote(&mut self, head: &Head) -> io::Result<Next> {
+    async fn remote(&mut self, head: &RequestHead) -> io::Result<AfterTurn> {
         if head.expects_continue() {
             self.wire
                 .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
                 .await?;
         }
-        let mut sink = Sink::new(MAX_REMOTE, false);
+        let mut sink = BodySink::new(MAX_REMOTE);
         body::read(&mut self.wire, &mut self.buffer, head, &mut sink).await?;
         let answer = remote::answer(&self.shared.control(), head, &sink.finish(true).kept);
-        self.deliver(head, &answer, &Plan::default()).await
+        self.deliver(head, &answer, &DeliveryPlan::default()).await
     }
 
-    async fn api(&mut self, head: Head) -> io::Result<Next> {
-        let early = self.shared.script.take(Target {
+    async fn api(&mut self, head: RequestHead) -> io::Result<AfterTurn> {
+        let early = self.shared.script.take(RuleInput {
             head: &head,
             account: None,
             token: None,
@@ -192,16 +214,17 @@ impl<W: Wire> Connection<'_, W> {
             return Ok(next);
         }
         let body = self.body(&head).await?;
-        let caller = Caller::of(self.shared, &head, &body);
+        // The token is judged before the call is executed, which may replace it.
+        let caller = CallIdentity::of(self.shared, &head, &body);
         token::count(&self.shared.recorder, head.path(), &body);
-        let target = Target {
+        let target = RuleInput {
             head: &head,
             account: caller.account.as_deref(),
             token: caller.token.as_deref(),
             early: false,
         };
         let hit = self.shared.script.take(target);
-        let call = Call {
+        let call = ApiCall {
             shared: self.shared,
             head: &head,
             body: &body,
@@ -210,7 +233,7 @@ impl<W: Wire> Connection<'_, W> {
         };
         let effect = match &hit {
             Some(hit) => effect::apply(&hit.rule.fault, call),
-            None => Effect::of(endpoints::answer(call), Plan::default()),
+            None => Effect::of(endpoints::answer(call), DeliveryPlan::default()),
         };
         let fault = hit
             .as_ref()
@@ -219,28 +242,39 @@ impl<W: Wire> Connection<'_, W> {
         self.note_failure(&head, &body, &caller, &effect);
         // Recorded before the answer is written, so that a client which has its answer finds the
         // record.
-        self.record(&head, body, Some(caller), &effect, fault);
+        let request = ReadRequest {
+            head: &head,
+            body,
+            caller,
+        };
+        self.record(request, &effect, fault);
         if let Some(hit) = &hit {
             hit.wait().await;
         }
         match effect.outcome {
-            Outcome::Answer(answer, plan) => self.deliver(&head, &answer, &plan).await,
-            Outcome::Raw(bytes, end) => {
+            WireOutcome::Answer(answer, plan) => self.deliver(&head, &answer, &plan).await,
+            WireOutcome::Raw(bytes, end) => {
                 self.wire.write_all(&bytes).await?;
                 self.wire.flush().await?;
-                Ok(Next::from(end))
+                Ok(AfterTurn::from(end))
             }
-            Outcome::Hang(bytes) => {
+            WireOutcome::Hang(bytes) => {
                 self.wire.write_all(&bytes).await?;
                 self.wire.flush().await?;
-                Ok(Next::Hang)
+                Ok(AfterTurn::Hang)
             }
         }
     }
 
     /// Records a failed call, if its answer has a request id by which to look it up.
-    fn note_failure(&self, head: &Head, body: &Received, caller: &Caller, effect: &Effect) {
-        let Outcome::Answer(answer, _) = &effect.outcome else {
+    fn note_failure(
+        &self,
+        head: &RequestHead,
+        body: &Received,
+        caller: &CallIdentity,
+        effect: &Effect,
+    ) {
+        let WireOutcome::Answer(answer, _) = &effect.outcome else {
             return;
         };
         if effect.errcode.is_none_or(|code| code == 0) {
@@ -251,7 +285,7 @@ impl<W: Wire> Connection<'_, W> {
         let (Some(rid), Some(account)) = (failures::rid_in(&response), &caller.account) else {
             return;
         };
-        self.shared.failures.note(Failure {
+        self.shared.failures.note(FailedCall {
             rid: rid.to_owned(),
             account: account.clone(),
             at: self.shared.state.clock.unix(),
@@ -263,7 +297,11 @@ impl<W: Wire> Connection<'_, W> {
 
     /// Acts before the body is read: an early fault, or `100 Continue`. Returns `Some` if that ends
     /// the call.
-    async fn before_body(&mut self, head: &Head, hit: Option<&Hit>) -> io::Result<Option<Next>> {
+    async fn before_body(
+        &mut self,
+        head: &RequestHead,
+        hit: Option<&RuleHit>,
+    ) -> io::Result<Option<AfterTurn>> {
         let (status, then) = match hit.map(|hit| &hit.rule.fault) {
             Some(Fault::Early { status, then }) => (*status, *then),
             Some(Fault::Expect { refuse: true }) => (417, AfterEarly::Close),
@@ -278,25 +316,22 @@ impl<W: Wire> Connection<'_, W> {
                 return Ok(None);
             }
         };
-        let effect = Effect::of(effect::early(status), Plan::default());
-        self.record(
-            head,
-            Received::default(),
-            None,
-            &effect,
-            hit.map(|hit| hit.rule.fault.label()),
-        );
+        let effect = Effect::of(effect::early(status), DeliveryPlan::default());
+        let body = Received::default();
+        let caller = CallIdentity::of(self.shared, head, &body);
+        let fault = hit.map(|hit| hit.rule.fault.label());
+        self.record(ReadRequest { head, body, caller }, &effect, fault);
         if let Some(hit) = hit {
             hit.wait().await;
         }
         let next = self
-            .deliver(head, &effect::early(status), &Plan::default())
+            .deliver(head, &effect::early(status), &DeliveryPlan::default())
             .await?;
         Ok(Some(match then {
-            AfterEarly::Close => Next::Linger,
-            AfterEarly::Reset => Next::Reset,
+            AfterEarly::Close => AfterTurn::Linger,
+            AfterEarly::Reset => AfterTurn::Reset,
             AfterEarly::Read => {
-                let mut sink = Sink::new(0, false);
+                let mut sink = BodySink::new(0);
                 body::read(&mut self.wire, &mut self.buffer, head, &mut sink).await?;
                 next
             }
@@ -304,55 +339,48 @@ impl<W: Wire> Connection<'_, W> {
     }
 
     /// Reads the body. A truncated body is recorded here, because no answer will be.
-    async fn body(&mut self, head: &Head) -> io::Result<Received> {
+    async fn body(&mut self, head: &RequestHead) -> io::Result<Received> {
         let on = self.shared.recorder.on;
-        let keep = endpoints::keep(head.path()).max(if on { BODY_KEPT } else { 0 });
+        let keep = endpoints::keep(head.path()).max(if on { MAX_RECORDED_BODY } else { 0 });
         let scanner = if media::takes_file(head.path()) {
             head.field("content-type")
-                .and_then(|kind| Scanner::new(kind, self.shared.media_keep))
+                .and_then(|kind| MultipartScanner::new(kind, self.shared.media_keep))
         } else {
             None
         };
-        let mut sink = Sink::new(keep, on).scanning(scanner);
+        let mut sink = BodySink::new(keep).hashing(on).scanning(scanner);
         match body::read(&mut self.wire, &mut self.buffer, head, &mut sink).await {
             Ok(()) => Ok(sink.finish(true)),
             Err(error) => {
                 let body = sink.finish(false);
-                let caller = Caller::of(self.shared, head, &body);
+                let caller = CallIdentity::of(self.shared, head, &body);
                 let nothing = Effect {
-                    outcome: Outcome::Hang(bytes::Bytes::new()),
+                    outcome: WireOutcome::Hang(bytes::Bytes::new()),
                     status: 0,
                     errcode: None,
                     executed: false,
                 };
-                self.record(head, body, Some(caller), &nothing, None);
+                self.record(ReadRequest { head, body, caller }, &nothing, None);
                 Err(error)
             }
         }
     }
 
-    fn record(
-        &self,
-        head: &Head,
-        body: Received,
-        caller: Option<Caller>,
-        effect: &Effect,
-        fault: Option<&'static str>,
-    ) {
-        let caller = caller.unwrap_or_else(|| Caller::of(self.shared, head, &body));
+    fn record(&self, request: ReadRequest<'_>, effect: &Effect, fault: Option<&'static str>) {
+        let ReadRequest { head, body, caller } = request;
         let verdict = Verdict {
             token: caller.judged.state,
             errcode: effect.errcode,
             executed: effect.executed,
         };
-        self.shared.recorder.add(verdict, || Entry {
+        self.shared.recorder.add(verdict, || RequestEntry {
             head: head.clone(),
             at: self.shared.state.clock.now(),
             connection: self.id,
-            tls: self.tls,
+            tls: self.transport == Transport::Tls,
             body_length: body.length,
             body_sha256: body.sha256,
-            body: body.kept.slice(..body.kept.len().min(BODY_KEPT)),
+            body: body.kept.slice(..body.kept.len().min(MAX_RECORDED_BODY)),
             complete: body.complete,
             account: caller.account,
             token_params: caller.token_params,
@@ -362,29 +390,36 @@ impl<W: Wire> Connection<'_, W> {
         });
     }
 
-    async fn deliver(&mut self, head: &Head, answer: &Answer, plan: &Plan) -> io::Result<Next> {
-        let manner = Manner {
+    async fn deliver(
+        &mut self,
+        head: &RequestHead,
+        answer: &SandboxAnswer,
+        plan: &DeliveryPlan,
+    ) -> io::Result<AfterTurn> {
+        let manner = AnswerMode {
             keep_alive: head.keeps_alive(),
             head_only: head.method() == "HEAD",
         };
         let end = deliver(&mut self.wire, answer, plan, manner).await?;
-        let next = Next::from(end);
-        let closes = next == Next::Again && self.shared.close_each.load(Ordering::Relaxed);
-        Ok(if closes { Next::Close } else { next })
+        let next = AfterTurn::from(end);
+        let closes = next == AfterTurn::Again && self.shared.close_each.load(Ordering::Relaxed);
+        Ok(if closes { AfterTurn::Close } else { next })
     }
 
-    async fn end(mut self, next: Next) {
+    async fn end(mut self, next: AfterTurn) {
         match next {
-            Next::Again => {}
-            Next::Close => {
+            AfterTurn::Again => {}
+            AfterTurn::Close => {
                 let _ = self.wire.shutdown().await;
             }
-            Next::Linger => {
+            AfterTurn::Linger => {
                 let _ = self.wire.shutdown().await;
+                // With unread bytes in the socket, close would send RST and destroy the answer on
+                // its way.
                 let _ = timeout(LINGER, self.discard()).await;
             }
-            Next::Reset => self.wire.arm_reset(),
-            Next::Hang => self.discard().await,
+            AfterTurn::Reset => self.wire.arm_reset(),
+            AfterTurn::Hang => self.discard().await,
         }
     }
 
@@ -392,7 +427,7 @@ impl<W: Wire> Connection<'_, W> {
     async fn discard(&mut self) {
         loop {
             self.buffer.clear();
-            self.buffer.reserve(READ);
+            self.buffer.reserve(READ_SPACE);
             if !matches!(self.wire.read_buf(&mut self.buffer).await, Ok(count) if count > 0) {
                 return;
             }
@@ -400,8 +435,8 @@ impl<W: Wire> Connection<'_, W> {
     }
 }
 
-impl Caller {
-    fn of(shared: &Shared, head: &Head, body: &Received) -> Self {
+impl CallIdentity {
+    fn of(shared: &SandboxShared, head: &RequestHead, body: &Received) -> Self {
         let mut tokens = head
             .params("access_token")
             .map(std::borrow::Cow::into_owned);
@@ -415,6 +450,7 @@ impl Caller {
                 .flatten();
             in_body
                 .or_else(|| head.param("appid"))
+                // WeCom's name of the parameter.
                 .or_else(|| head.param("corpid"))
         };
         let account = judged.account.as_deref().map(str::to_owned).or_else(named);
@@ -427,12 +463,12 @@ impl Caller {
     }
 }
 
-impl From<End> for Next {
-    fn from(end: End) -> Self {
+impl From<ConnectionEnd> for AfterTurn {
+    fn from(end: ConnectionEnd) -> Self {
         match end {
-            End::Stay => Self::Again,
-            End::Close => Self::Close,
-            End::Reset => Self::Reset,
+            ConnectionEnd::Stay => Self::Again,
+            ConnectionEnd::Close => Self::Close,
+            ConnectionEnd::Reset => Self::Reset,
         }
     }
 }

@@ -10,25 +10,25 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Shared,
+    SandboxShared,
     clock::millis,
     endpoints::media::Upload,
     envelope::ApiSigning,
     faults::Rule,
-    recorder::{Counters, Delivery, PathCount, Record},
+    record::{Counters, DeliveredMessage, PathCount, RecordedRequest},
     script::{RuleView, path_matches},
-    settings::{Platform, SandboxAccount},
+    settings::{SandboxAccount, SandboxPlatform},
     state::{Revoked, TokenKind, TokenState, overwritten_code},
 };
 
 /// Handle to a running sandbox. Cheap to clone; clones may outlive the sandbox.
 #[derive(Debug, Clone)]
-pub struct Control(pub(super) Arc<Shared>);
+pub struct SandboxControl(pub(super) Arc<SandboxShared>);
 
 /// Selection of tokens: of one account or all, of one kind or all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Which {
+pub struct TokenFilter {
     /// Appid or corpid; `None` for all accounts.
     #[serde(default)]
     pub account: Option<String>,
@@ -56,7 +56,7 @@ pub struct AccountView {
     /// The appid or corpid.
     pub appid: String,
     /// The protocol.
-    pub platform: Platform,
+    pub platform: SandboxPlatform,
     /// Current tokens of the account.
     pub tokens: Vec<TokenView>,
     /// Calls of `cgi-bin/token` today.
@@ -69,7 +69,7 @@ pub struct AccountView {
 /// included.
 #[derive(Debug, Clone, Serialize)]
 pub struct TokenView {
-    /// Where it comes from.
+    /// Kind of the token.
     pub kind: TokenKind,
     /// The token.
     pub access_token: String,
@@ -82,7 +82,7 @@ pub struct TokenView {
 
 const KINDS: [TokenKind; 3] = [TokenKind::Classic, TokenKind::Stable, TokenKind::Wecom];
 
-impl Control {
+impl SandboxControl {
     /// Adds an account; an account with the same appid gets the new secret (WeCom: another agent is
     /// added).
     pub fn add_account(&self, account: &SandboxAccount) {
@@ -94,25 +94,29 @@ impl Control {
         let signing = Arc::new(signing);
         let mut ledger = self.0.state.ledger();
         ledger.signing.insert(appid.to_owned(), signing);
+        // Set under the lock after the insert, so that a call which sees the flag finds the keys.
         self.0.state.signs.store(true, Ordering::Relaxed);
     }
 
     /// Revokes the current tokens at once. Returns their number.
-    pub fn revoke(&self, which: impl Into<Which>) -> usize {
+    pub fn revoke(&self, which: impl Into<TokenFilter>) -> usize {
         self.revoke_with(which, Revocation::default())
     }
 
     /// Revokes the current tokens as described by `how`. Returns their number.
-    pub fn revoke_with(&self, which: impl Into<Which>, how: Revocation) -> usize {
+    pub fn revoke_with(&self, which: impl Into<TokenFilter>, how: Revocation) -> usize {
         let now = self.0.state.clock.now();
         self.each(&which.into(), |account, kind, platform| {
             if let Some(overlap) = how.overlap {
                 let mut ledger = self.0.state.ledger();
-                let token = ledger.current(account, kind).map(Arc::clone);
-                let issued = token.and_then(|token| ledger.issued_mut(&token));
-                return issued
-                    .map(|issued| issued.dies = Some(now + millis(overlap)))
-                    .is_some();
+                let Some(token) = ledger.current(account, kind).map(Arc::clone) else {
+                    return false;
+                };
+                let Some(issued) = ledger.issued_mut(&token) else {
+                    return false;
+                };
+                issued.dies = Some(now + millis(overlap));
+                return true;
             }
             let code = how.code.unwrap_or_else(|| overwritten_code(platform));
             self.0.state.revoke(
@@ -127,12 +131,12 @@ impl Control {
     }
 
     /// Expires the current tokens: 42001. Returns their number.
-    pub fn expire(&self, which: impl Into<Which>) -> usize {
+    pub fn expire(&self, which: impl Into<TokenFilter>) -> usize {
         self.set_remaining(which, Duration::ZERO)
     }
 
     /// Sets the remaining lifetime of the current tokens. Returns their number.
-    pub fn set_remaining(&self, which: impl Into<Which>, left: Duration) -> usize {
+    pub fn set_remaining(&self, which: impl Into<TokenFilter>, left: Duration) -> usize {
         self.each(&which.into(), |account, kind, _| {
             self.0.state.set_remaining(account, kind, millis(left))
         })
@@ -140,7 +144,7 @@ impl Control {
 
     /// Replaces tokens as a fetch from outside wxgate would, without notice. The old tokens still
     /// work for `overlap` (default: WeChat's five minutes). Returns the number of replaced tokens.
-    pub fn rotate(&self, which: impl Into<Which>, overlap: Option<Duration>) -> usize {
+    pub fn rotate(&self, which: impl Into<TokenFilter>, overlap: Option<Duration>) -> usize {
         let overlap = overlap.map_or(self.0.state.limits.overlap, millis);
         self.each(&which.into(), |account, kind, _| {
             let known = self.0.state.ledger().current(account, kind).is_some();
@@ -185,7 +189,7 @@ impl Control {
                 state,
             })
         };
-        let view = |(index, account): (usize, &super::state::Account)| AccountView {
+        let view = |(index, account): (usize, &super::state::AccountState)| AccountView {
             appid: (*account.appid).to_owned(),
             platform: account.platform,
             tokens: KINDS
@@ -198,8 +202,8 @@ impl Control {
         ledger.accounts.iter().enumerate().map(view).collect()
     }
 
-    /// Adds a rule; the returned number is for [`Control::release`], [`Control::remove_fault`] and
-    /// [`Control::hits`].
+    /// Adds a rule; the returned number is for [`SandboxControl::release`], [`SandboxControl::remove_fault`] and
+    /// [`SandboxControl::hits`].
     pub fn fault(&self, rule: Rule) -> u64 {
         self.0.script.add(rule)
     }
@@ -234,6 +238,7 @@ impl Control {
     /// keep their old time-out.
     pub fn set_idle_close(&self, after: Option<Duration>) {
         self.0.idle_close.store(
+            // Zero stands for no time-out, so a time-out below a millisecond is rounded up.
             after.map_or(0, |after| millis(after).max(1)),
             Ordering::Relaxed,
         );
@@ -280,18 +285,18 @@ impl Control {
         self.0.recorder.path(path)
     }
 
-    /// Returns the numbers of [`Control::path`] for every path.
+    /// Returns the numbers of [`SandboxControl::path`] for every path.
     pub fn paths(&self) -> HashMap<String, PathCount> {
         self.0.recorder.paths()
     }
 
     /// Returns the recorded requests to paths of this pattern (see [`Rule::path`]), oldest first.
-    pub fn requests(&self, pattern: &str) -> Vec<Record> {
+    pub fn requests(&self, pattern: &str) -> Vec<RecordedRequest> {
         self.0.recorder.records(|path| path_matches(pattern, path))
     }
 
     /// Returns the recorded deliveries, oldest first.
-    pub fn deliveries(&self) -> Vec<Delivery> {
+    pub fn deliveries(&self) -> Vec<DeliveredMessage> {
         self.0.recorder.deliveries()
     }
 
@@ -305,7 +310,7 @@ impl Control {
 
     /// Returns the uploaded files.
     pub fn uploads(&self) -> Vec<Upload> {
-        self.0.shelf.list()
+        self.0.uploads.list()
     }
 
     /// Clears the recorded requests and deliveries and the totals, except those of connections.
@@ -334,9 +339,10 @@ impl Control {
 
     fn each(
         &self,
-        which: &Which,
-        mut act: impl FnMut(usize, TokenKind, Platform) -> bool,
+        which: &TokenFilter,
+        mut act: impl FnMut(usize, TokenKind, SandboxPlatform) -> bool,
     ) -> usize {
+        // Copied out of the lock, because `act` takes the lock again for each token.
         let accounts: Vec<_> = {
             let ledger = self.0.state.ledger();
             let wanted = |appid: &str| which.account.as_deref().is_none_or(|want| want == appid);
@@ -359,7 +365,7 @@ impl Control {
     }
 }
 
-impl From<&str> for Which {
+impl From<&str> for TokenFilter {
     fn from(appid: &str) -> Self {
         Self {
             account: Some(appid.to_owned()),
@@ -368,7 +374,7 @@ impl From<&str> for Which {
     }
 }
 
-impl From<TokenKind> for Which {
+impl From<TokenKind> for TokenFilter {
     fn from(kind: TokenKind) -> Self {
         Self {
             account: None,
@@ -377,7 +383,7 @@ impl From<TokenKind> for Which {
     }
 }
 
-impl From<(&str, TokenKind)> for Which {
+impl From<(&str, TokenKind)> for TokenFilter {
     fn from((appid, kind): (&str, TokenKind)) -> Self {
         Self {
             account: Some(appid.to_owned()),

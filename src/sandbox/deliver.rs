@@ -1,4 +1,4 @@
-//! Writer of answers: correct, or wrong in the ways that a [`Plan`] demands.
+//! Writer of answers: correct, or wrong in the ways that a [`DeliveryPlan`] demands.
 //!
 //! Decides nothing. Without faults an answer is written at once.
 
@@ -7,17 +7,14 @@ use std::{fmt::Write as _, io, time::Duration};
 use bytes::Bytes;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::answer::{Answer, Body};
-
-/// Bytes per write by default.
-const STEP: u64 = 64 << 10;
+use super::answer::{BodySource, SandboxAnswer};
 
 /// Instructions for writing an answer.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Plan {
+pub(super) struct DeliveryPlan {
     /// Raw bytes before the answer, for interim answers.
     pub(super) before: Bytes,
-    pub(super) framing: Outline,
+    pub(super) framing: AnswerFraming,
     /// Raw header lines, each with its line end.
     pub(super) extra_lines: String,
     /// Bytes per piece of the body, and the pause after each piece.
@@ -26,12 +23,12 @@ pub(super) struct Plan {
     pub(super) stop_after: Option<u64>,
     /// Raw bytes after the answer.
     pub(super) after: Bytes,
-    pub(super) end: End,
+    pub(super) end: ConnectionEnd,
 }
 
 /// Framing of the answer's body.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Outline {
+pub(super) enum AnswerFraming {
     /// `Content-Length`, as WeChat always does.
     #[default]
     Length,
@@ -47,7 +44,7 @@ pub(super) enum Outline {
 
 /// End of the connection after an answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum ConnectionEnd {
     /// Keep the connection open, if the client wants to.
     #[default]
     Stay,
@@ -59,10 +56,13 @@ pub(super) enum End {
 
 /// Properties of the request that decide the form of the answer.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Manner {
+pub(super) struct AnswerMode {
     pub(super) keep_alive: bool,
     pub(super) head_only: bool,
 }
+
+/// Bytes per write by default.
+const WRITE_STEP: u64 = 64 << 10;
 
 /// Writes the answer and returns the end that the connection should have, for the caller to carry
 /// out.
@@ -72,10 +72,10 @@ pub(super) struct Manner {
 /// Fails if the client is gone.
 pub(super) async fn deliver<W: AsyncWrite + Unpin>(
     wire: &mut W,
-    answer: &Answer,
-    plan: &Plan,
-    manner: Manner,
-) -> io::Result<End> {
+    answer: &SandboxAnswer,
+    plan: &DeliveryPlan,
+    manner: AnswerMode,
+) -> io::Result<ConnectionEnd> {
     let mut out = Vec::with_capacity(512);
     out.extend_from_slice(&plan.before);
     head(&mut out, answer, plan, manner);
@@ -90,15 +90,16 @@ pub(super) async fn deliver<W: AsyncWrite + Unpin>(
     }
     wire.write_all(&out).await?;
     wire.flush().await?;
-    let must_close = !manner.keep_alive || !whole || plan.framing == Outline::Close;
-    Ok(if plan.end == End::Stay && must_close {
-        End::Close
+    let must_close = !manner.keep_alive || !whole || plan.framing == AnswerFraming::Close;
+    // A fault's own end takes precedence.
+    Ok(if plan.end == ConnectionEnd::Stay && must_close {
+        ConnectionEnd::Close
     } else {
         plan.end
     })
 }
 
-fn head(out: &mut Vec<u8>, answer: &Answer, plan: &Plan, manner: Manner) {
+fn head(out: &mut Vec<u8>, answer: &SandboxAnswer, plan: &DeliveryPlan, manner: AnswerMode) {
     let mut head = String::with_capacity(256 + plan.extra_lines.len());
     let connection = if manner.keep_alive {
         "keep-alive"
@@ -120,15 +121,16 @@ fn head(out: &mut Vec<u8>, answer: &Answer, plan: &Plan, manner: Manner) {
     head.push_str(&plan.extra_lines);
     let length = answer.body.len();
     let _ = match plan.framing {
-        Outline::Length => write!(head, "Content-Length: {length}\r\n"),
-        Outline::Chunked(_) => write!(head, "Transfer-Encoding: chunked\r\n"),
-        Outline::Close => Ok(()),
-        Outline::TwoLengths => write!(
+        AnswerFraming::Length => write!(head, "Content-Length: {length}\r\n"),
+        AnswerFraming::Chunked(_) => write!(head, "Transfer-Encoding: chunked\r\n"),
+        AnswerFraming::Close => Ok(()),
+        AnswerFraming::TwoLengths => write!(
             head,
             "Content-Length: {length}\r\nContent-Length: {}\r\n",
+            // Any other number contradicts the length.
             length + 7
         ),
-        Outline::LengthAndChunked => write!(
+        AnswerFraming::LengthAndChunked => write!(
             head,
             "Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n"
         ),
@@ -140,17 +142,17 @@ fn head(out: &mut Vec<u8>, answer: &Answer, plan: &Plan, manner: Manner) {
 async fn body<W: AsyncWrite + Unpin>(
     wire: &mut W,
     out: &mut Vec<u8>,
-    body: &Body,
-    plan: &Plan,
+    body: &BodySource,
+    plan: &DeliveryPlan,
     limit: u64,
 ) -> io::Result<()> {
     let chunk = match plan.framing {
-        Outline::Chunked(size) => Some(size.max(1)),
-        Outline::LengthAndChunked => Some(STEP),
+        AnswerFraming::Chunked(size) => Some(size.max(1)),
+        AnswerFraming::LengthAndChunked => Some(WRITE_STEP),
         _ => None,
     };
     let step = chunk
-        .unwrap_or(STEP)
+        .unwrap_or(WRITE_STEP)
         .min(plan.pace.map_or(u64::MAX, |(bytes, _)| bytes.max(1)));
     let mut sent = 0;
     while sent < limit {
@@ -166,8 +168,8 @@ async fn body<W: AsyncWrite + Unpin>(
         }
         let pause = plan.pace.map(|(_, pause)| pause);
         // Small chunks are written singly, so that a reader receives them singly.
-        let alone = chunk.is_some_and(|size| size < STEP);
-        if pause.is_some() || alone || out.len() as u64 >= STEP {
+        let alone = chunk.is_some_and(|size| size < WRITE_STEP);
+        if pause.is_some() || alone || out.len() as u64 >= WRITE_STEP {
             wire.write_all(out).await?;
             wire.flush().await?;
             out.clear();
@@ -176,6 +178,7 @@ async fn body<W: AsyncWrite + Unpin>(
             tokio::time::sleep(pause).await;
         }
     }
+    // A truncated body gets no last chunk, so that clients notice the truncation.
     if chunk.is_some() && limit == body.len() {
         out.extend_from_slice(b"0\r\n\r\n");
     }

@@ -5,28 +5,23 @@ use std::{fmt::Write as _, time::Duration};
 use bytes::Bytes;
 
 use super::{
-    answer::{Answer, Body, JSON_ENCODING},
-    deliver::{End, Outline, Plan, reason},
-    endpoints::{self, Call, token},
+    answer::{BodySource, JSON_ENCODING, SandboxAnswer},
+    deliver::{AnswerFraming, ConnectionEnd, DeliveryPlan, reason},
+    endpoints::{self, ApiCall, token},
     faults::{Ending, Fault, Response},
-    settings::Platform,
+    settings::SandboxPlatform,
     shape::{ErrorShape, compressed},
 };
-
-/// Bytes that no HTTP client accepts as an answer.
-const GARBAGE: &[u8] = b"\x00\x01\xff\xfe this is no HTTP \r\n\r\n\x00";
-const SWITCH: &[u8] =
-    b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: sandbox\r\n\r\n";
 
 /// Bytes to send for a call.
 // Short-lived; a box would cost every answer an allocation.
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(super) enum WireOutcome {
     /// An answer, and the instructions for writing it.
-    Answer(Answer, Plan),
+    Answer(SandboxAnswer, DeliveryPlan),
     /// Raw bytes, then the end of the connection.
-    Raw(Bytes, End),
+    Raw(Bytes, ConnectionEnd),
     /// Raw bytes, then silence.
     Hang(Bytes),
 }
@@ -34,59 +29,76 @@ pub(super) enum Outcome {
 /// Outcome of a call, with the facts for the recorder.
 #[derive(Debug)]
 pub(super) struct Effect {
-    pub(super) outcome: Outcome,
+    pub(super) outcome: WireOutcome,
     pub(super) status: u16,
     pub(super) errcode: Option<i64>,
     pub(super) executed: bool,
 }
 
+/// Bytes that no HTTP client accepts as an answer.
+const GARBAGE: &[u8] = b"\x00\x01\xff\xfe this is no HTTP \r\n\r\n\x00";
+const SWITCH: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: sandbox\r\n\r\n";
+/// Time for which the rest of an upload is read after an early answer, so that a reset does not
+/// destroy the answer.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
+
 /// Executes the call as far as the fault allows.
-pub(super) fn apply(fault: &Fault, call: Call<'_>) -> Effect {
+pub(super) fn apply(fault: &Fault, call: ApiCall<'_>) -> Effect {
     match fault {
         Fault::Errcode(shape) => Effect::of(refusal(shape, call), chunks(shape.chunked)),
         Fault::Respond(response) => respond(response, call),
         Fault::Redirect { status, location } => Effect::of(
-            Answer::empty(*status).with_header("Location", location.as_str()),
-            Plan::default(),
+            SandboxAnswer::empty(*status).with_header("Location", location.as_str()),
+            DeliveryPlan::default(),
         ),
-        Fault::Reset { executed } => {
-            Effect::silent(call, *executed, Outcome::Raw(Bytes::new(), End::Reset))
+        Fault::Reset { executed } => Effect::silent(
+            call,
+            *executed,
+            WireOutcome::Raw(Bytes::new(), ConnectionEnd::Reset),
+        ),
+        Fault::Close { executed } => Effect::silent(
+            call,
+            *executed,
+            WireOutcome::Raw(Bytes::new(), ConnectionEnd::Close),
+        ),
+        Fault::Hang { executed } => {
+            Effect::silent(call, *executed, WireOutcome::Hang(Bytes::new()))
         }
-        Fault::Close { executed } => {
-            Effect::silent(call, *executed, Outcome::Raw(Bytes::new(), End::Close))
-        }
-        Fault::Hang { executed } => Effect::silent(call, *executed, Outcome::Hang(Bytes::new())),
-        Fault::Switch => Effect::silent(call, false, Outcome::Hang(Bytes::from_static(SWITCH))),
+        Fault::Switch => Effect::silent(call, false, WireOutcome::Hang(Bytes::from_static(SWITCH))),
         Fault::Raw { text, end } => {
             let bytes = text
                 .clone()
                 .map_or(Bytes::from_static(GARBAGE), Bytes::from);
-            Effect::silent(call, false, Outcome::Raw(bytes, (*end).into()))
+            Effect::silent(call, false, WireOutcome::Raw(bytes, (*end).into()))
         }
         Fault::Token {
             expires_in,
             access_token,
         } => {
-            let call = Call {
+            let call = ApiCall {
                 value: access_token.as_deref(),
                 ..call
             };
             let answer = endpoints::answer(call);
-            Effect::of(with_life(answer, expires_in.as_deref()), Plan::default())
+            Effect::of(
+                with_life(answer, expires_in.as_deref()),
+                DeliveryPlan::default(),
+            )
         }
         _ => Effect::of(endpoints::answer(call), damage(fault)),
     }
 }
 
 /// Returns the instructions for faults that spoil only the writing of an answer.
-fn damage(fault: &Fault) -> Plan {
-    let plan = Plan::default();
+fn damage(fault: &Fault) -> DeliveryPlan {
+    let plan = DeliveryPlan::default();
     match fault {
         Fault::Cut {
             after,
             chunked,
             end,
-        } => Plan {
+        } => DeliveryPlan {
             stop_after: Some(*after),
             end: (*end).into(),
             ..chunks(chunked.then_some(1024))
@@ -95,46 +107,46 @@ fn damage(fault: &Fault) -> Plan {
             bytes,
             every,
             chunked,
-        } => Plan {
+        } => DeliveryPlan {
             pace: Some((*bytes, *every)),
             ..chunks(chunked.then_some(*bytes))
         },
-        Fault::Interim { status, times } => Plan {
+        Fault::Interim { status, times } => DeliveryPlan {
             before: interim(*status, *times),
             ..plan
         },
-        Fault::TwoLengths => Plan {
-            framing: Outline::TwoLengths,
+        Fault::TwoLengths => DeliveryPlan {
+            framing: AnswerFraming::TwoLengths,
             ..plan
         },
-        Fault::LengthAndChunked => Plan {
-            framing: Outline::LengthAndChunked,
+        Fault::LengthAndChunked => DeliveryPlan {
+            framing: AnswerFraming::LengthAndChunked,
             ..plan
         },
-        Fault::BigHeader { bytes, fields } => Plan {
+        Fault::BigHeader { bytes, fields } => DeliveryPlan {
             extra_lines: big_header(*bytes, *fields),
             ..plan
         },
-        Fault::Trailing { text } => Plan {
+        Fault::Trailing { text } => DeliveryPlan {
             after: Bytes::from(text.clone()),
             ..plan
         },
-        Fault::UntilClose => Plan {
-            framing: Outline::Close,
+        Fault::UntilClose => DeliveryPlan {
+            framing: AnswerFraming::Close,
             ..plan
         },
-        Fault::CloseAfter => Plan {
-            end: End::Close,
+        Fault::CloseAfter => DeliveryPlan {
+            end: ConnectionEnd::Close,
             ..plan
         },
         _ => plan,
     }
 }
 
-fn refusal(shape: &ErrorShape, call: Call<'_>) -> Answer {
+fn refusal(shape: &ErrorShape, call: ApiCall<'_>) -> SandboxAnswer {
     let path = call.head.path();
     let platform = if path == token::WECOM {
-        Platform::Wecom
+        SandboxPlatform::Wecom
     } else {
         call.judged.platform
     };
@@ -143,7 +155,7 @@ fn refusal(shape: &ErrorShape, call: Call<'_>) -> Answer {
         return shape.answer(platform, &rid);
     }
     let code = shape.code(platform);
-    let own = (code == 45009 && platform == Platform::Wechat)
+    let own = (code == 45009 && platform == SandboxPlatform::Wechat)
         .then(|| format!("{} rid: {rid}", token::QUOTA));
     let message = shape.message.clone().or(own);
     token::with_log(
@@ -156,10 +168,11 @@ fn refusal(shape: &ErrorShape, call: Call<'_>) -> Answer {
     )
 }
 
-fn respond(response: &Response, call: Call<'_>) -> Effect {
+fn respond(response: &Response, call: ApiCall<'_>) -> Effect {
     let executed = response.executed && endpoints::answer(call).executed;
     let mut body = response.body.clone().into_bytes();
-    let mut answer = Answer::new(response.status, response.content_type.clone(), Bytes::new());
+    let mut answer =
+        SandboxAnswer::new(response.status, response.content_type.clone(), Bytes::new());
     for (name, value) in &response.headers {
         answer = answer.with_header(name.clone(), value.clone());
     }
@@ -167,16 +180,19 @@ fn respond(response: &Response, call: Call<'_>) -> Effect {
         compressed(answer, &body, response.pad_to)
     } else {
         body.resize(body.len().max(response.pad_to), b' ');
-        Answer {
-            body: Body::Bytes(body.into()),
+        SandboxAnswer {
+            body: BodySource::Bytes(body.into()),
             ..answer
         }
     };
-    Effect::of(Answer { executed, ..answer }, chunks(response.chunked))
+    Effect::of(
+        SandboxAnswer { executed, ..answer },
+        chunks(response.chunked),
+    )
 }
 
 /// Replaces the seconds by other JSON text.
-fn with_life(answer: Answer, expires_in: Option<&str>) -> Answer {
+fn with_life(answer: SandboxAnswer, expires_in: Option<&str>) -> SandboxAnswer {
     const FIELD: &str = ",\"expires_in\":";
     let Some(expires_in) = expires_in else {
         return answer;
@@ -189,16 +205,16 @@ fn with_life(answer: Answer, expires_in: Option<&str>) -> Answer {
         "" => format!("{before}}}"),
         _ => format!("{before}{FIELD}{expires_in}}}"),
     };
-    Answer {
-        body: Body::Bytes(body.into()),
+    SandboxAnswer {
+        body: BodySource::Bytes(body.into()),
         ..answer
     }
 }
 
-fn chunks(size: Option<u64>) -> Plan {
-    Plan {
-        framing: size.map_or(Outline::Length, Outline::Chunked),
-        ..Plan::default()
+fn chunks(size: Option<u64>) -> DeliveryPlan {
+    DeliveryPlan {
+        framing: size.map_or(AnswerFraming::Length, AnswerFraming::Chunked),
+        ..DeliveryPlan::default()
     }
 }
 
@@ -224,26 +240,26 @@ fn big_header(bytes: usize, fields: u64) -> String {
 }
 
 /// Returns an early answer: `ok` with 200, no body otherwise.
-pub(super) fn early(status: u16) -> Answer {
+pub(super) fn early(status: u16) -> SandboxAnswer {
     match status {
-        200 => Answer::new(200, JSON_ENCODING, r#"{"errcode":0,"errmsg":"ok"}"#),
-        _ => Answer::empty(status),
+        200 => SandboxAnswer::new(200, JSON_ENCODING, r#"{"errcode":0,"errmsg":"ok"}"#),
+        _ => SandboxAnswer::empty(status),
     }
 }
 
 impl Effect {
     /// Creates the effect of an answer.
-    pub(super) fn of(answer: Answer, plan: Plan) -> Self {
+    pub(super) fn of(answer: SandboxAnswer, plan: DeliveryPlan) -> Self {
         let (status, errcode, executed) = (answer.status, answer.errcode, answer.executed);
         Self {
-            outcome: Outcome::Answer(answer, plan),
+            outcome: WireOutcome::Answer(answer, plan),
             status,
             errcode,
             executed,
         }
     }
 
-    fn silent(call: Call<'_>, execute: bool, outcome: Outcome) -> Self {
+    fn silent(call: ApiCall<'_>, execute: bool, outcome: WireOutcome) -> Self {
         let executed = execute && endpoints::answer(call).executed;
         Self {
             outcome,
@@ -254,7 +270,7 @@ impl Effect {
     }
 }
 
-impl From<Ending> for End {
+impl From<Ending> for ConnectionEnd {
     fn from(ending: Ending) -> Self {
         match ending {
             Ending::Close => Self::Close,
@@ -262,7 +278,3 @@ impl From<Ending> for End {
         }
     }
 }
-
-/// Time for which the rest of an upload is read after an early answer, so that a reset does not
-/// destroy the answer.
-pub(super) const LINGER: Duration = Duration::from_secs(1);

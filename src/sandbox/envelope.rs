@@ -16,17 +16,12 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use super::{
-    answer::{Answer, Body, JSON_ENCODING},
+    answer::{BodySource, JSON_ENCODING, SandboxAnswer},
     body::Received,
-    endpoints::Call,
+    endpoints::ApiCall,
     script::path_matches,
     state::TokenState,
 };
-
-/// Origin in the signed text, whichever address the sandbox has.
-const ORIGIN: &str = "https://api.weixin.qq.com";
-/// Maximum difference between a call's timestamp and the sandbox clock, in seconds.
-const WINDOW: u64 = 300;
 
 /// Keys of an account at WeChat under API 安全.
 #[derive(Clone)]
@@ -45,6 +40,11 @@ pub struct ApiSigning {
     pub platform_serial: String,
 }
 
+/// Origin in the signed text, whichever address the sandbox has.
+const ORIGIN: &str = "https://api.weixin.qq.com";
+/// Maximum difference between a call's timestamp and the sandbox clock, in seconds.
+const WINDOW: u64 = 300;
+
 impl fmt::Debug for ApiSigning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiSigning")
@@ -54,7 +54,10 @@ impl fmt::Debug for ApiSigning {
 }
 
 /// Answers a call whose path must be signed; `None` for all others.
-pub(super) fn answer(call: Call<'_>, inner: impl FnOnce(Call<'_>) -> Answer) -> Option<Answer> {
+pub(super) fn answer(
+    call: ApiCall<'_>,
+    inner: impl FnOnce(ApiCall<'_>) -> SandboxAnswer,
+) -> Option<SandboxAnswer> {
     let signing = required(call)?;
     Some(match open(call, &signing) {
         Ok(content) => {
@@ -65,7 +68,7 @@ pub(super) fn answer(call: Call<'_>, inner: impl FnOnce(Call<'_>) -> Answer) -> 
                 complete: true,
                 ..Received::default()
             };
-            let answer = inner(Call {
+            let answer = inner(ApiCall {
                 body: &body,
                 ..call
             });
@@ -77,7 +80,7 @@ pub(super) fn answer(call: Call<'_>, inner: impl FnOnce(Call<'_>) -> Answer) -> 
 
 /// Returns the keys that a call must be signed with. A call with a refused token gets a plain
 /// answer.
-fn required(call: Call<'_>) -> Option<Arc<ApiSigning>> {
+fn required(call: ApiCall<'_>) -> Option<Arc<ApiSigning>> {
     if !call.shared.state.signs.load(Ordering::Relaxed) {
         return None;
     }
@@ -95,7 +98,7 @@ fn required(call: Call<'_>) -> Option<Arc<ApiSigning>> {
 }
 
 /// Opens the envelope of a call. Fails with the error code for the caller.
-fn open(call: Call<'_>, signing: &ApiSigning) -> Result<Map<String, Value>, i64> {
+fn open(call: ApiCall<'_>, signing: &ApiSigning) -> Result<Map<String, Value>, i64> {
     let field = |name, missing| call.head.field(name).ok_or(missing);
     let appid = field("Wechatmp-Appid", 40233)?;
     let timestamp = field("Wechatmp-TimeStamp", 40231)?;
@@ -123,6 +126,7 @@ fn open(call: Call<'_>, signing: &ApiSigning) -> Result<Map<String, Value>, i64>
     if envelope.as_object().is_none_or(|fields| fields.len() != 3) || tag.len() != 16 {
         return Err(40235);
     }
+    // aws-lc-rs expects the tag behind the ciphertext.
     data.extend(tag);
     let nonce = Nonce::try_assume_unique_for_key(&iv).map_err(|_| 40235)?;
     let aad = Aad::from(format!("{url}|{appid}|{timestamp}|{}", signing.aes_serial));
@@ -138,7 +142,7 @@ fn open(call: Call<'_>, signing: &ApiSigning) -> Result<Map<String, Value>, i64>
 }
 
 /// Seals an answer in an envelope signed with WeChat's key.
-fn seal(call: Call<'_>, signing: &ApiSigning, answer: &Answer) -> Option<Answer> {
+fn seal(call: ApiCall<'_>, signing: &ApiSigning, answer: &SandboxAnswer) -> Option<SandboxAnswer> {
     let appid = call.judged.account.as_deref()?;
     let mut content: Map<String, Value> =
         serde_json::from_slice(&answer.body.piece(0, u64::MAX)).ok()?;
@@ -174,11 +178,11 @@ fn seal(call: Call<'_>, signing: &ApiSigning, answer: &Answer) -> Option<Answer>
         &mut signature,
     )
     .ok()?;
-    let sealed = Answer {
+    let sealed = SandboxAnswer {
         errcode: answer.errcode,
         executed: answer.executed,
-        body: Body::Bytes(Bytes::from(body)),
-        ..Answer::new(200, JSON_ENCODING, Bytes::new())
+        body: BodySource::Bytes(Bytes::from(body)),
+        ..SandboxAnswer::new(200, JSON_ENCODING, Bytes::new())
     };
     Some(
         sealed

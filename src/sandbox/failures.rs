@@ -5,12 +5,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// Number of failed calls that are kept.
-const KEPT: usize = 1000;
-
 /// Failed call.
 #[derive(Debug, Clone)]
-pub(super) struct Failure {
+pub(super) struct FailedCall {
     pub(super) rid: String,
     pub(super) account: String,
     /// Unix time of the call.
@@ -23,25 +20,29 @@ pub(super) struct Failure {
 
 /// Latest failed calls, newest last.
 #[derive(Debug, Default)]
-pub(super) struct Failures(Mutex<VecDeque<Arc<Failure>>>);
+pub(super) struct FailedCalls(Mutex<VecDeque<Arc<FailedCall>>>);
 
-impl Failures {
-    pub(super) fn note(&self, failure: Failure) {
+/// Number of failed calls that are kept.
+const MAX_FAILED_CALLS: usize = 1000;
+
+impl FailedCalls {
+    pub(super) fn note(&self, failure: FailedCall) {
         let mut list = self.list();
-        if list.len() >= KEPT {
+        if list.len() >= MAX_FAILED_CALLS {
             list.pop_front();
         }
+        // Shared, because a look-up must not copy bodies under the lock.
         list.push_back(Arc::new(failure));
     }
 
-    pub(super) fn find(&self, rid: &str) -> Option<Arc<Failure>> {
+    pub(super) fn find(&self, rid: &str) -> Option<Arc<FailedCall>> {
         self.list()
             .iter()
             .find(|failure| failure.rid == rid)
             .map(Arc::clone)
     }
 
-    fn list(&self) -> MutexGuard<'_, VecDeque<Arc<Failure>>> {
+    fn list(&self) -> MutexGuard<'_, VecDeque<Arc<FailedCall>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -6,11 +6,8 @@ use std::sync::Arc;
 
 use super::{
     clock::Millis,
-    state::{Issued, Ledger, Revoked, State, TokenKind, Usage},
+    state::{IssuedToken, QuotaUsage, Revoked, SandboxState, TokenKind, TokenLedger},
 };
-
-const DAY: Millis = 86_400_000;
-const MINUTE: Millis = 60_000;
 
 /// Decision of a token endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +25,21 @@ pub(super) enum Grant {
     TooFast,
 }
 
-impl State {
+const DAY: Millis = 86_400_000;
+const MINUTE: Millis = 60_000;
+
+/// Token to be created.
+#[derive(Debug, Clone, Copy)]
+struct NewToken<'v> {
+    account: usize,
+    kind: TokenKind,
+    /// Value set by a fault; `None` for a random one.
+    value: Option<&'v str>,
+    /// Time for which the predecessor still works.
+    overlap: Millis,
+}
+
+impl SandboxState {
     /// Issues for `cgi-bin/token`: each call creates a token, the previous one works on for the
     /// overlap, and calls are limited per day.
     pub(super) fn grant_classic(&self, account: usize, value: Option<&str>) -> Grant {
@@ -41,11 +52,13 @@ impl State {
         usage.classic_today += 1;
         self.mint(
             &mut ledger,
-            account,
-            TokenKind::Classic,
-            value,
             now,
-            self.limits.overlap,
+            NewToken {
+                account,
+                kind: TokenKind::Classic,
+                value,
+                overlap: self.limits.overlap,
+            },
         )
     }
 
@@ -63,11 +76,13 @@ impl State {
             }
             _ => self.mint(
                 &mut ledger,
-                account,
-                TokenKind::Stable,
-                value,
                 now,
-                self.limits.overlap,
+                NewToken {
+                    account,
+                    kind: TokenKind::Stable,
+                    value,
+                    overlap: self.limits.overlap,
+                },
             ),
         }
     }
@@ -81,6 +96,7 @@ impl State {
             return Grant::TooFast;
         }
         let spacing = self.limits.forced_spacing;
+        // A forced call within the interval behaves like a normal one and costs no quota.
         let too_soon = usage(&mut ledger, account, now)
             .last_forced
             .is_some_and(|last| now < last + spacing);
@@ -95,11 +111,13 @@ impl State {
         usage.last_forced = Some(now);
         self.mint(
             &mut ledger,
-            account,
-            TokenKind::Stable,
-            value,
             now,
-            self.limits.forced_overlap,
+            NewToken {
+                account,
+                kind: TokenKind::Stable,
+                value,
+                overlap: self.limits.forced_overlap,
+            },
         )
     }
 
@@ -111,11 +129,13 @@ impl State {
             Some((token, left)) if value.is_none() => same(token, left),
             _ => self.mint(
                 &mut ledger,
-                account,
-                TokenKind::Wecom,
-                value,
                 now,
-                self.limits.overlap,
+                NewToken {
+                    account,
+                    kind: TokenKind::Wecom,
+                    value,
+                    overlap: self.limits.overlap,
+                },
             ),
         }
     }
@@ -130,13 +150,23 @@ impl State {
         if slot.1 <= now {
             *slot = fresh();
         }
+        // Rounded down, so that a caller never believes a ticket to live longer than it does.
         Some((slot.0.clone(), (slot.1 - now) / 1000))
     }
 
     /// Replaces the current token, as a fetch from outside wxgate does.
     pub(super) fn rotate(&self, account: usize, kind: TokenKind, overlap: Millis) {
         let now = self.clock.now();
-        self.mint(&mut self.ledger(), account, kind, None, now, overlap);
+        self.mint(
+            &mut self.ledger(),
+            now,
+            NewToken {
+                account,
+                kind,
+                value: None,
+                overlap,
+            },
+        );
     }
 
     /// Revokes the current token without issuing another. Returns false if there is none.
@@ -145,10 +175,11 @@ impl State {
         let Some(token) = ledger.current(account, kind).map(Arc::clone) else {
             return false;
         };
-        ledger
-            .issued_mut(&token)
-            .map(|issued| issued.revoked = Some(how))
-            .is_some()
+        let Some(issued) = ledger.issued_mut(&token) else {
+            return false;
+        };
+        issued.revoked = Some(how);
+        true
     }
 
     /// Sets the remaining lifetime of the current token. Returns false if there is none.
@@ -158,10 +189,11 @@ impl State {
         let Some(token) = ledger.current(account, kind).map(Arc::clone) else {
             return false;
         };
-        ledger
-            .issued_mut(&token)
-            .map(|issued| issued.expires = now + left)
-            .is_some()
+        let Some(issued) = ledger.issued_mut(&token) else {
+            return false;
+        };
+        issued.expires = now + left;
+        true
     }
 
     /// Clears the daily counters (`clear_quota`). Returns false after ten clearings: WeChat allows
@@ -179,39 +211,33 @@ impl State {
         allowed
     }
 
-    fn stable_allowed(&self, ledger: &mut Ledger, account: usize, now: Millis) -> bool {
+    fn stable_allowed(&self, ledger: &mut TokenLedger, account: usize, now: Millis) -> bool {
         let usage = usage(ledger, account, now);
         let allowed = usage.stable_this_minute < self.limits.stable_per_minute;
+        // Refused calls do not count.
         usage.stable_this_minute += u32::from(allowed);
         allowed
     }
 
-    fn mint(
-        &self,
-        ledger: &mut Ledger,
-        account: usize,
-        kind: TokenKind,
-        value: Option<&str>,
-        now: Millis,
-        overlap: Millis,
-    ) -> Grant {
-        let token: Arc<str> = match value {
+    fn mint(&self, ledger: &mut TokenLedger, now: Millis, new: NewToken<'_>) -> Grant {
+        let token: Arc<str> = match new.value {
             Some(value) => Arc::from(value),
             None => Arc::from(format!(
+                // WeChat's form: two digits, an underscore, 137 characters.
                 "{}_{}",
                 60 + self.noise.next() % 40,
                 self.noise.text(137)
             )),
         };
         let life = self.limits.token_life;
-        let issued = Issued {
-            account,
-            kind,
+        let issued = IssuedToken {
+            account: new.account,
+            kind: new.kind,
             expires: now + life,
             dies: None,
             revoked: None,
         };
-        ledger.install(&token, issued, now, overlap);
+        ledger.install(&token, issued, now, new.overlap);
         Grant::Token {
             token,
             expires_in: life / 1000,
@@ -229,7 +255,7 @@ fn same(token: Arc<str>, left: Millis) -> Grant {
 }
 
 fn reuse(
-    ledger: &Ledger,
+    ledger: &TokenLedger,
     account: usize,
     kind: TokenKind,
     now: Millis,
@@ -240,7 +266,7 @@ fn reuse(
 }
 
 /// Returns the counters of the account, reset if their day or minute is past.
-fn usage(ledger: &mut Ledger, account: usize, now: Millis) -> &mut Usage {
+fn usage(ledger: &mut TokenLedger, account: usize, now: Millis) -> &mut QuotaUsage {
     let usage = &mut ledger.accounts[account].usage;
     if usage.day != now / DAY {
         (usage.day, usage.classic_today, usage.forced_today) = (now / DAY, 0, 0);
@@ -256,14 +282,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::sandbox::{Settings, settings::Platform, state::TokenState};
+    use crate::sandbox::{SandboxSettings, settings::SandboxPlatform, state::TokenState};
 
-    fn state() -> State {
-        State::new(&Settings {
+    fn state() -> SandboxState {
+        SandboxState::new(&SandboxSettings {
             forced_per_day: 2,
             classic_per_day: 3,
             seed: Some(1),
-            ..Settings::default()
+            ..SandboxSettings::default()
         })
     }
 
@@ -278,11 +304,11 @@ mod tests {
         }
     }
 
-    fn advance(state: &State, seconds: u64) {
+    fn advance(state: &SandboxState, seconds: u64) {
         state.clock.advance(Duration::from_secs(seconds));
     }
 
-    fn judge(state: &State, token: &str) -> TokenState {
+    fn judge(state: &SandboxState, token: &str) -> TokenState {
         state.judge(Some(token)).state
     }
 
@@ -394,19 +420,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_secret_is_wrong_or_foreign_or_good() {
-        use crate::sandbox::{SandboxAccount, state::Credential};
-        let state = State::new(&Settings {
+        use crate::sandbox::{SandboxAccount, state::CredentialCheck};
+        let state = SandboxState::new(&SandboxSettings {
             accounts: vec![
                 SandboxAccount::new("wx1", "s1"),
                 SandboxAccount::new("wx2", "s2"),
             ],
-            ..Settings::default()
+            ..SandboxSettings::default()
         });
         let ledger = state.ledger();
-        let check = |appid, secret| ledger.credential(Platform::Wechat, appid, secret);
-        assert_eq!(check("wx2", "s2"), Credential::Good(1));
-        assert_eq!(check("wx2", "s1"), Credential::ForeignSecret);
-        assert_eq!(check("wx2", "no"), Credential::WrongSecret);
-        assert_eq!(check("wx3", "s1"), Credential::UnknownAppid);
+        let check = |appid, secret| ledger.credential(SandboxPlatform::Wechat, appid, secret);
+        assert_eq!(check("wx2", "s2"), CredentialCheck::Good(1));
+        assert_eq!(check("wx2", "s1"), CredentialCheck::ForeignSecret);
+        assert_eq!(check("wx2", "no"), CredentialCheck::WrongSecret);
+        assert_eq!(check("wx3", "s1"), CredentialCheck::UnknownAppid);
     }
 }

@@ -13,6 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64},
     },
+    time::Duration,
 };
 
 use tokio::task::{JoinHandle, JoinSet};
@@ -37,6 +38,7 @@ mod failures;
 mod faults;
 mod issue;
 mod multipart;
+mod record;
 mod recorder;
 mod remote;
 mod request;
@@ -49,7 +51,7 @@ mod state;
 mod tests;
 mod tls;
 
-pub use control::{AccountView, Control, Revocation, TokenView, Which};
+pub use control::{AccountView, Revocation, SandboxControl, TokenFilter, TokenView};
 pub use endpoints::{
     media::Upload,
     others::{
@@ -59,34 +61,32 @@ pub use endpoints::{
 };
 pub use envelope::ApiSigning;
 pub use faults::{AfterEarly, Ending, Fault, Response, Rule};
-pub use recorder::{Counters, Delivery, PathCount, Record};
+pub use record::{Counters, DeliveredMessage, PathCount, RecordedRequest};
 pub use request::Framing;
 pub use script::RuleView;
 pub use settings::{
-    CertificateFiles, DEFAULT_APPID, DEFAULT_SECRET, Platform, SandboxAccount, Settings,
+    CertificateFiles, DEFAULT_APPID, DEFAULT_SECRET, SandboxAccount, SandboxPlatform,
+    SandboxSettings,
 };
-pub use shape::{ErrorShape, Shape};
+pub use shape::{ErrorShape, JsonShape};
 pub use state::{TokenKind, TokenState};
-
-/// Time limit of a TLS handshake.
-const HANDSHAKE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Running fake WeChat. Dropping it stops listeners and connections.
 #[derive(Debug)]
 pub struct Sandbox {
-    control: Control,
-    http: Option<Door>,
-    https: Option<Door>,
+    control: SandboxControl,
+    http: Option<ListenerTask>,
+    https: Option<ListenerTask>,
 }
 
 /// State shared by the listeners, the connections and the control.
 #[derive(Debug)]
-struct Shared {
-    state: state::State,
-    script: script::Script,
+struct SandboxShared {
+    state: state::SandboxState,
+    script: script::FaultScript,
     recorder: recorder::Recorder,
-    shelf: endpoints::media::Shelf,
-    failures: failures::Failures,
+    uploads: endpoints::media::UploadStore,
+    failures: failures::FailedCalls,
     ca_pem: String,
     media_keep: usize,
     /// Idle time-out of connections in milliseconds; 0 for none.
@@ -96,42 +96,46 @@ struct Shared {
 
 /// Listener and the task that accepts its connections.
 #[derive(Debug)]
-struct Door {
+struct ListenerTask {
     address: BoundAddr,
     task: JoinHandle<()>,
 }
+
+/// Time limit of a TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Starts the sandbox: binds the listeners and serves from then on.
 ///
 /// # Errors
 ///
 /// Fails if an address is taken or a certificate cannot be used.
-pub async fn start(settings: Settings) -> io::Result<Sandbox> {
+pub async fn start(settings: SandboxSettings) -> io::Result<Sandbox> {
     let files = settings.certificate.clone();
     // Reads files or generates keys; both would block a runtime thread.
     let identity = tokio::task::spawn_blocking(move || tls::identity(files.as_ref()))
         .await
         .map_err(io::Error::other)??;
-    let shared = Arc::new(Shared {
-        state: state::State::new(&settings),
-        script: script::Script::default(),
+    let shared = Arc::new(SandboxShared {
+        state: state::SandboxState::new(&settings),
+        script: script::FaultScript::default(),
         recorder: recorder::Recorder::new(settings.record, settings.record_capacity),
-        shelf: endpoints::media::Shelf::default(),
-        failures: failures::Failures::default(),
+        uploads: endpoints::media::UploadStore::default(),
+        failures: failures::FailedCalls::default(),
         ca_pem: identity.ca_pem,
         media_keep: settings.media_keep,
         idle_close: AtomicU64::new(0),
         close_each: AtomicBool::new(false),
     });
     let control = shared.control();
+    // Before the listeners open, so that the first connection has its time-out too.
     control.set_idle_close(settings.idle_close);
     let http = settings
         .http
-        .map(|address| Door::open(&address, None, &shared))
+        .map(|address| ListenerTask::open(&address, None, &shared))
         .transpose()?;
     let https = settings
         .https
-        .map(|address| Door::open(&address, Some(identity.acceptor), &shared))
+        .map(|address| ListenerTask::open(&address, Some(identity.acceptor), &shared))
         .transpose()?;
     Ok(Sandbox {
         control,
@@ -155,12 +159,16 @@ impl Sandbox {
 
     /// Returns the address of the plain HTTP listener; `None` for a Unix socket too.
     pub fn http_addr(&self) -> Option<SocketAddr> {
-        self.http.as_ref().and_then(|door| door.address.tcp())
+        self.http
+            .as_ref()
+            .and_then(|listener| listener.address.tcp())
     }
 
     /// Returns the address of the TLS listener.
     pub fn https_addr(&self) -> Option<SocketAddr> {
-        self.https.as_ref().and_then(|door| door.address.tcp())
+        self.https
+            .as_ref()
+            .and_then(|listener| listener.address.tcp())
     }
 
     /// Returns, in PEM, the root certificate that signed the sandbox's certificate for
@@ -171,30 +179,31 @@ impl Sandbox {
     }
 
     /// Returns the remote control.
-    pub fn control(&self) -> &Control {
+    pub fn control(&self) -> &SandboxControl {
         &self.control
     }
 
     /// Stops the sandbox; returns when the ports are free again.
     pub async fn stopped(mut self) {
-        for door in [self.http.take(), self.https.take()].into_iter().flatten() {
-            door.task.abort();
-            door.gone().await;
+        for listener in [self.http.take(), self.https.take()].into_iter().flatten() {
+            // Awaited too: the port is free only when the task has dropped its socket.
+            listener.task.abort();
+            listener.gone().await;
         }
     }
 }
 
-impl Shared {
-    fn control(self: &Arc<Self>) -> Control {
-        Control(Arc::clone(self))
+impl SandboxShared {
+    fn control(self: &Arc<Self>) -> SandboxControl {
+        SandboxControl(Arc::clone(self))
     }
 }
 
-impl Door {
+impl ListenerTask {
     fn open(
         address: &ListenAddr,
         tls: Option<TlsAcceptor>,
-        shared: &Arc<Shared>,
+        shared: &Arc<SandboxShared>,
     ) -> io::Result<Self> {
         let listener = Listener::bind(address)?;
         let address = listener.address().clone();
@@ -207,7 +216,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for ListenerTask {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -215,7 +224,7 @@ impl Drop for Door {
 
 /// Accepts connections until it is aborted. Dropping the future drops its `JoinSet`, which aborts
 /// the connections too.
-async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<SandboxShared>) {
     let Ok(mut acceptor) = listener.start() else {
         return;
     };
@@ -224,20 +233,21 @@ async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<Shared
         let accepted = acceptor.accept().await;
         // Removes the tasks of ended connections, which the set would keep for ever.
         while connections.try_join_next().is_some() {}
-        let id = shared.recorder.count(recorder::Count::Connections);
+        let id = shared.recorder.count(recorder::Total::Connections);
         connections.spawn(serve(accepted, tls.clone(), Arc::clone(&shared), id));
     }
 }
 
-async fn serve(accepted: Accepted, tls: Option<TlsAcceptor>, shared: Arc<Shared>, id: u64) {
+async fn serve(accepted: Accepted, tls: Option<TlsAcceptor>, shared: Arc<SandboxShared>, id: u64) {
     let stream = accepted.stream;
     let Some(tls) = tls else {
-        return connection::serve(stream, &shared, id, false).await;
+        return connection::serve(stream, &shared, id, connection::Transport::Plain).await;
     };
-    if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-        connection::serve(stream, &shared, id, true).await;
+    if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+        connection::serve(stream, &shared, id, connection::Transport::Tls).await;
     } else {
-        shared.recorder.count(recorder::Count::FailedHandshakes);
+        shared.recorder.count(recorder::Total::FailedHandshakes);
+        // Failed handshakes are not recorded as requests, so waiters are woken here.
         shared.recorder.changes().notify_waiters();
     }
 }

@@ -9,16 +9,13 @@ use memchr::memmem;
 
 use super::digest::Digest;
 
-/// Longest head of a part, in bytes.
-const MAX_PART_HEAD: usize = 8 << 10;
-
 /// Scanner of an upload, fed piece by piece.
 #[derive(Debug)]
-pub(super) struct Scanner {
+pub(super) struct MultipartScanner {
     /// `\r\n--` and the boundary.
     delimiter: Vec<u8>,
     window: Vec<u8>,
-    place: Place,
+    place: ScanState,
     content_type: Option<String>,
     length: u64,
     digest: Digest,
@@ -29,7 +26,7 @@ pub(super) struct Scanner {
 
 /// File in an upload.
 #[derive(Debug, Clone)]
-pub(super) struct File {
+pub(super) struct UploadedFile {
     pub(super) content_type: Option<String>,
     pub(super) length: u64,
     pub(super) sha256: String,
@@ -38,7 +35,7 @@ pub(super) struct File {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum ScanState {
     /// Before or between parts.
     Preamble,
     PartHead,
@@ -47,7 +44,10 @@ enum Place {
     End,
 }
 
-impl Scanner {
+/// Longest head of a part, in bytes.
+const MAX_PART_HEAD: usize = 8 << 10;
+
+impl MultipartScanner {
     /// Creates a scanner; `None` if the content type names no boundary.
     pub(super) fn new(content_type: &str, keep: usize) -> Option<Self> {
         let (kind, parameters) = content_type.split_once(';')?;
@@ -62,7 +62,7 @@ impl Scanner {
         Some(Self {
             delimiter: format!("\r\n--{boundary}").into_bytes(),
             window: b"\r\n".to_vec(),
-            place: Place::Preamble,
+            place: ScanState::Preamble,
             content_type: None,
             length: 0,
             digest: Digest::default(),
@@ -73,15 +73,15 @@ impl Scanner {
     }
 
     pub(super) fn feed(&mut self, bytes: &[u8]) {
-        if self.place != Place::End {
+        if self.place != ScanState::End {
             self.window.extend_from_slice(bytes);
             while self.step() {}
         }
     }
 
     /// Returns the file; `None` if it was absent or truncated.
-    pub(super) fn finish(self) -> Option<File> {
-        self.done.then(|| File {
+    pub(super) fn finish(self) -> Option<UploadedFile> {
+        self.done.then(|| UploadedFile {
             content_type: self.content_type,
             length: self.length,
             sha256: self.digest.hex(),
@@ -92,9 +92,9 @@ impl Scanner {
     /// Advances by one step; returns false when more bytes are needed.
     fn step(&mut self) -> bool {
         match self.place {
-            Place::Preamble | Place::OtherPart | Place::Media => self.find_delimiter(),
-            Place::PartHead => self.part_head(),
-            Place::End => false,
+            ScanState::Preamble | ScanState::OtherPart | ScanState::Media => self.find_delimiter(),
+            ScanState::PartHead => self.part_head(),
+            ScanState::End => false,
         }
     }
 
@@ -104,19 +104,20 @@ impl Scanner {
             self.take(self.window.len().saturating_sub(self.delimiter.len() - 1));
             return false;
         };
+        // Content up to the delimiter belongs to the part.
         self.take(at);
         self.window.drain(..self.delimiter.len());
-        self.done = self.place == Place::Media;
+        self.done = self.place == ScanState::Media;
         self.place = if self.done {
-            Place::End
+            ScanState::End
         } else {
-            Place::PartHead
+            ScanState::PartHead
         };
         true
     }
 
     fn take(&mut self, length: usize) {
-        if self.place == Place::Media {
+        if self.place == ScanState::Media {
             let bytes = &self.window[..length];
             self.length += bytes.len() as u64;
             self.digest.update(bytes);
@@ -132,12 +133,12 @@ impl Scanner {
 
     fn part_head(&mut self) -> bool {
         if self.window.starts_with(b"--") {
-            self.place = Place::End;
+            self.place = ScanState::End;
             return false;
         }
         let Some(end) = memmem::find(&self.window, b"\r\n\r\n") else {
             if self.window.len() > MAX_PART_HEAD {
-                self.place = Place::End;
+                self.place = ScanState::End;
             }
             return false;
         };
@@ -157,9 +158,9 @@ impl Scanner {
             self.content_type = field("content-type").map(str::to_owned);
         }
         self.place = if named {
-            Place::Media
+            ScanState::Media
         } else {
-            Place::OtherPart
+            ScanState::OtherPart
         };
         true
     }
@@ -183,8 +184,8 @@ mod tests {
         body
     }
 
-    fn scan(body: &[u8], step: usize, keep: usize) -> Option<File> {
-        let mut scanner = Scanner::new(TYPE, keep).unwrap();
+    fn scan(body: &[u8], step: usize, keep: usize) -> Option<UploadedFile> {
+        let mut scanner = MultipartScanner::new(TYPE, keep).unwrap();
         body.chunks(step).for_each(|piece| scanner.feed(piece));
         scanner.finish()
     }
@@ -224,6 +225,6 @@ mod tests {
             )
             .is_none()
         );
-        assert!(Scanner::new("application/json", 1).is_none());
+        assert!(MultipartScanner::new("application/json", 1).is_none());
     }
 }

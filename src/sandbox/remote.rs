@@ -7,17 +7,72 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{
-    answer::Answer,
-    control::{Control, Revocation, Which},
+    answer::SandboxAnswer,
+    control::{Revocation, SandboxControl, TokenFilter},
     faults::Rule,
-    request::Head,
-    settings::{Platform, SandboxAccount},
+    request::RequestHead,
+    settings::{SandboxAccount, SandboxPlatform},
     state::TokenKind,
 };
 
-/// Default number of requests in an answer.
-const SHOWN: usize = 100;
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AccountOrder {
+    appid: String,
+    secret: String,
+    #[serde(default)]
+    platform: Option<SandboxPlatform>,
+}
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TokensOrder {
+    account: Option<String>,
+    kind: Option<TokenKind>,
+    code: Option<i64>,
+    sticky: bool,
+    #[serde(with = "super::spell::optional")]
+    overlap: Option<Duration>,
+    #[serde(with = "super::spell::optional")]
+    remaining: Option<Duration>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AdvanceOrder {
+    #[serde(with = "super::spell")]
+    by: Duration,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConnectionsOrder {
+    #[serde(default, with = "super::spell::optional")]
+    idle_close: Option<Duration>,
+    #[serde(default)]
+    close_each: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum RulesOrder {
+    Many(Vec<Value>),
+    One(Value),
+}
+
+/// Reason for refusing an order.
+#[derive(Debug)]
+enum OrderError {
+    /// 400, with the fault of the body.
+    Body(String),
+    /// 404.
+    NotFound,
+    /// 405.
+    Method,
+}
+
+/// Default number of requests in an answer.
+const DEFAULT_LIMIT: usize = 100;
 const JSON: &str = "application/json";
 
 /// Answer of `GET /sandbox/`.
@@ -43,69 +98,13 @@ DELETE /sandbox/record           empties record and totals
 GET    /sandbox/ca.pem           the root certificate to trust
 ";
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NewAccount {
-    appid: String,
-    secret: String,
-    #[serde(default)]
-    platform: Option<Platform>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Tokens {
-    account: Option<String>,
-    kind: Option<TokenKind>,
-    code: Option<i64>,
-    sticky: bool,
-    #[serde(with = "super::spell::optional")]
-    overlap: Option<Duration>,
-    #[serde(with = "super::spell::optional")]
-    remaining: Option<Duration>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Advance {
-    #[serde(with = "super::spell")]
-    by: Duration,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Connections {
-    #[serde(default, with = "super::spell::optional")]
-    idle_close: Option<Duration>,
-    #[serde(default)]
-    close_each: bool,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Rules {
-    Many(Vec<Value>),
-    One(Value),
-}
-
-/// Reason for refusing an order.
-#[derive(Debug)]
-enum Refusal {
-    /// 400, with the fault of the body.
-    Body(String),
-    /// 404.
-    NotFound,
-    /// 405.
-    Method,
-}
-
 /// Returns true if the path belongs to the remote control.
 pub(super) fn owns(path: &str) -> bool {
     path == "/sandbox" || path.starts_with("/sandbox/")
 }
 
 /// Executes an order of the remote control.
-pub(super) fn answer(control: &Control, head: &Head, body: &[u8]) -> Answer {
+pub(super) fn answer(control: &SandboxControl, head: &RequestHead, body: &[u8]) -> SandboxAnswer {
     let path = head.path().trim_start_matches("/sandbox").trim_matches('/');
     let plain = match (head.method(), path) {
         ("GET" | "HEAD", "") => Some(("text/plain; charset=utf-8", INDEX.to_owned())),
@@ -113,21 +112,21 @@ pub(super) fn answer(control: &Control, head: &Head, body: &[u8]) -> Answer {
         _ => None,
     };
     if let Some((content_type, text)) = plain {
-        return Answer::new(200, content_type, text);
+        return SandboxAnswer::new(200, content_type, text);
     }
     let outcome = match head.method() {
         "GET" | "HEAD" => show(control, head, path),
         "POST" => order(control, path, body),
         "DELETE" => delete(control, path),
-        _ => Err(Refusal::Method),
+        _ => Err(OrderError::Method),
     };
     match outcome {
-        Ok(value) => Answer::new(200, JSON, value.to_string()),
+        Ok(value) => SandboxAnswer::new(200, JSON, value.to_string()),
         Err(refusal) => refusal.answer(),
     }
 }
 
-fn show(control: &Control, head: &Head, path: &str) -> Result<Value, Refusal> {
+fn show(control: &SandboxControl, head: &RequestHead, path: &str) -> Result<Value, OrderError> {
     Ok(match path {
         "state" => json!({"accounts": control.accounts()}),
         "counters" => json!({"totals": control.counters(), "paths": control.paths()}),
@@ -139,7 +138,8 @@ fn show(control: &Control, head: &Head, path: &str) -> Result<Value, Refusal> {
             let limit = head
                 .param("limit")
                 .and_then(|limit| limit.parse().ok())
-                .unwrap_or(SHOWN);
+                .unwrap_or(DEFAULT_LIMIT);
+            // The latest requests.
             json!({"requests": requests.split_off(requests.len().saturating_sub(limit))})
         }
         "deliveries" => {
@@ -152,11 +152,11 @@ fn show(control: &Control, head: &Head, path: &str) -> Result<Value, Refusal> {
             });
             json!({"deliveries": deliveries})
         }
-        _ => return Err(Refusal::NotFound),
+        _ => return Err(OrderError::NotFound),
     })
 }
 
-fn order(control: &Control, path: &str, body: &[u8]) -> Result<Value, Refusal> {
+fn order(control: &SandboxControl, path: &str, body: &[u8]) -> Result<Value, OrderError> {
     if let Some(id) = path
         .strip_prefix("faults/")
         .and_then(|rest| rest.strip_suffix("/release"))
@@ -166,27 +166,27 @@ fn order(control: &Control, path: &str, body: &[u8]) -> Result<Value, Refusal> {
     match path {
         "faults" => return add_faults(control, body),
         "accounts" => {
-            let new: NewAccount = parse(body)?;
+            let new: AccountOrder = parse(body)?;
             let account = match new.platform {
-                Some(Platform::Wecom) => SandboxAccount::wecom(new.appid, new.secret),
+                Some(SandboxPlatform::Wecom) => SandboxAccount::wecom(new.appid, new.secret),
                 _ => SandboxAccount::new(new.appid, new.secret),
             };
             control.add_account(&account);
         }
-        "advance" => control.advance(parse::<Advance>(body)?.by),
+        "advance" => control.advance(parse::<AdvanceOrder>(body)?.by),
         "connections" => {
-            let connections: Connections = parse(body)?;
+            let connections: ConnectionsOrder = parse(body)?;
             control.set_idle_close(connections.idle_close);
             control.set_close_each(connections.close_each);
         }
         "revoke" | "expire" | "remaining" | "rotate" => return tokens(control, path, body),
-        _ => return Err(Refusal::NotFound),
+        _ => return Err(OrderError::NotFound),
     }
     Ok(json!({"ok": true}))
 }
 
-fn tokens(control: &Control, path: &str, body: &[u8]) -> Result<Value, Refusal> {
-    let Tokens {
+fn tokens(control: &SandboxControl, path: &str, body: &[u8]) -> Result<Value, OrderError> {
+    let TokensOrder {
         account,
         kind,
         code,
@@ -194,11 +194,11 @@ fn tokens(control: &Control, path: &str, body: &[u8]) -> Result<Value, Refusal> 
         overlap,
         remaining,
     } = if body.is_empty() {
-        Tokens::default()
+        TokensOrder::default()
     } else {
         parse(body)?
     };
-    let which = Which { account, kind };
+    let which = TokenFilter { account, kind };
     let count = match path {
         "revoke" => control.revoke_with(
             which,
@@ -211,21 +211,22 @@ fn tokens(control: &Control, path: &str, body: &[u8]) -> Result<Value, Refusal> 
         "expire" => control.expire(which),
         "rotate" => control.rotate(which, overlap),
         _ => {
-            let left = remaining
-                .ok_or_else(|| Refusal::Body("say how long: {\"remaining\":\"10s\"}".to_owned()))?;
+            let left = remaining.ok_or_else(|| {
+                OrderError::Body("say how long: {\"remaining\":\"10s\"}".to_owned())
+            })?;
             control.set_remaining(which, left)
         }
     };
     Ok(json!({"ok": true, "tokens": count}))
 }
 
-fn add_faults(control: &Control, body: &[u8]) -> Result<Value, Refusal> {
-    let values = match parse::<Rules>(body)? {
-        Rules::Many(values) => values,
-        Rules::One(value) => vec![value],
+fn add_faults(control: &SandboxControl, body: &[u8]) -> Result<Value, OrderError> {
+    let values = match parse::<RulesOrder>(body)? {
+        RulesOrder::Many(values) => values,
+        RulesOrder::One(value) => vec![value],
     };
     let rules = values.into_iter().map(|value| {
-        serde_json::from_value::<Rule>(value).map_err(|error| Refusal::Body(error.to_string()))
+        serde_json::from_value::<Rule>(value).map_err(|error| OrderError::Body(error.to_string()))
     });
     // All rules are parsed before the first takes effect.
     let rules = rules.collect::<Result<Vec<_>, _>>()?;
@@ -233,42 +234,42 @@ fn add_faults(control: &Control, body: &[u8]) -> Result<Value, Refusal> {
     Ok(json!({"ok": true, "ids": ids}))
 }
 
-fn delete(control: &Control, path: &str) -> Result<Value, Refusal> {
+fn delete(control: &SandboxControl, path: &str) -> Result<Value, OrderError> {
     match path {
         "faults" => control.clear_faults(),
         "record" => control.clear_record(),
         _ => {
-            let id = path.strip_prefix("faults/").ok_or(Refusal::NotFound)?;
+            let id = path.strip_prefix("faults/").ok_or(OrderError::NotFound)?;
             return found(control.remove_fault(number(id)?));
         }
     }
     Ok(json!({"ok": true}))
 }
 
-fn found(found: bool) -> Result<Value, Refusal> {
+fn found(found: bool) -> Result<Value, OrderError> {
     if found {
         Ok(json!({"ok": true}))
     } else {
-        Err(Refusal::NotFound)
+        Err(OrderError::NotFound)
     }
 }
 
-fn number(text: &str) -> Result<u64, Refusal> {
-    text.parse().map_err(|_| Refusal::NotFound)
+fn number(text: &str) -> Result<u64, OrderError> {
+    text.parse().map_err(|_| OrderError::NotFound)
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(body).map_err(|error| Refusal::Body(error.to_string()))
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, OrderError> {
+    serde_json::from_slice(body).map_err(|error| OrderError::Body(error.to_string()))
 }
 
-impl Refusal {
-    fn answer(&self) -> Answer {
+impl OrderError {
+    fn answer(&self) -> SandboxAnswer {
         let (status, text) = match self {
             Self::Body(text) => (400, text.as_str()),
             Self::NotFound => (404, "nothing here; GET /sandbox/ lists what there is"),
             Self::Method => (405, "only GET, POST and DELETE"),
         };
-        Answer::new(
+        SandboxAnswer::new(
             status,
             JSON,
             json!({"ok": false, "error": text}).to_string(),

@@ -6,12 +6,9 @@ use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
-/// Maximum number of header fields.
-const MAX_FIELDS: usize = 128;
-
 /// Request head: method, target and header fields.
 #[derive(Debug, Clone)]
-pub(super) struct Head {
+pub(super) struct RequestHead {
     method: Bytes,
     path: Bytes,
     query: Option<Bytes>,
@@ -37,7 +34,10 @@ pub enum Framing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-impl Head {
+/// Maximum number of header fields.
+const MAX_FIELDS: usize = 128;
+
+impl RequestHead {
     /// Parses a head; returns it with its length, or `None` if more bytes are needed.
     pub(super) fn parse(buffer: &[u8]) -> Result<Option<(Self, usize)>, Malformed> {
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
@@ -151,6 +151,7 @@ fn framing(fields: &[(Bytes, Bytes)]) -> Result<Framing, Malformed> {
     let mut framing = Framing::None;
     for (name, value) in fields {
         if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            // Takes precedence over `Content-Length` (RFC 9112, 6.3).
             return Ok(Framing::Chunked);
         }
         if name.eq_ignore_ascii_case(b"content-length") {
@@ -184,8 +185,8 @@ fn decode(text: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Head {
-        Head::parse(text.as_bytes()).unwrap().unwrap().0
+    fn parse(text: &str) -> RequestHead {
+        RequestHead::parse(text.as_bytes()).unwrap().unwrap().0
     }
 
     #[test]
@@ -223,8 +224,11 @@ mod tests {
     #[test]
     fn contradicting_lengths_and_half_heads_are_told_apart() {
         let twice = b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n";
-        assert!(Head::parse(twice).is_err());
-        assert!(matches!(Head::parse(b"GET / HTTP/1.1\r\nHost: "), Ok(None)));
+        assert!(RequestHead::parse(twice).is_err());
+        assert!(matches!(
+            RequestHead::parse(b"GET / HTTP/1.1\r\nHost: "),
+            Ok(None)
+        ));
     }
 
     #[test]

@@ -11,25 +11,25 @@ use tokio::sync::Semaphore;
 use super::{
     endpoints::token::is_token_endpoint,
     faults::{Fault, Rule},
-    request::Head,
+    request::RequestHead,
 };
 
 /// List of rules.
 #[derive(Debug, Default)]
-pub(super) struct Script {
-    rules: Mutex<Rules>,
+pub(super) struct FaultScript {
+    rules: Mutex<RuleList>,
     /// True if there are rules. Read without the lock, so that calls without faults take no lock.
     any: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct Rules {
-    list: Vec<Active>,
+struct RuleList {
+    list: Vec<ActiveRule>,
     last_id: u64,
 }
 
 #[derive(Debug)]
-struct Active {
+struct ActiveRule {
     id: u64,
     rule: Arc<Rule>,
     seen: u64,
@@ -50,28 +50,28 @@ pub struct RuleView {
 
 /// Hit of a rule on a call.
 #[derive(Debug, Clone)]
-pub(super) struct Hit {
+pub(super) struct RuleHit {
     pub(super) rule: Arc<Rule>,
     gate: Arc<Semaphore>,
 }
 
 /// Facts about a call that rules match against.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Target<'c> {
-    pub(super) head: &'c Head,
+pub(super) struct RuleInput<'c> {
+    pub(super) head: &'c RequestHead,
     pub(super) account: Option<&'c str>,
     pub(super) token: Option<&'c str>,
     /// True before the body is read.
     pub(super) early: bool,
 }
 
-impl Script {
+impl FaultScript {
     pub(super) fn add(&self, rule: Rule) -> u64 {
         let mut rules = self.rules();
         rules.last_id += 1;
         let id = rules.last_id;
         let gate = Arc::new(Semaphore::new(0));
-        rules.list.push(Active {
+        rules.list.push(ActiveRule {
             id,
             rule: Arc::new(rule),
             seen: 0,
@@ -88,6 +88,7 @@ impl Script {
         let rules = self.rules();
         let mut found = false;
         for active in rules.list.iter().filter(|a| id.is_none_or(|id| id == a.id)) {
+            // Closing wakes all waiters, and later hits do not wait at all.
             active.gate.close();
             found = true;
         }
@@ -101,12 +102,13 @@ impl Script {
         rules
             .list
             .retain(|active| id.is_some_and(|id| id != active.id));
+        // Stored under the lock, so that a concurrent `add` is not overwritten.
         self.any.store(!rules.list.is_empty(), Ordering::Release);
         found
     }
 
     pub(super) fn list(&self) -> Vec<RuleView> {
-        let view = |a: &Active| RuleView {
+        let view = |a: &ActiveRule| RuleView {
             id: a.id,
             hits: a.hits,
             rule: Rule::clone(&a.rule),
@@ -123,7 +125,7 @@ impl Script {
     }
 
     /// Applies the first rule that matches the call and is not used up.
-    pub(super) fn take(&self, target: Target<'_>) -> Option<Hit> {
+    pub(super) fn take(&self, target: RuleInput<'_>) -> Option<RuleHit> {
         // Acquire pairs with the Release in `add` and `remove`: a rule added before a call began is
         // seen.
         if !self.any.load(Ordering::Acquire) {
@@ -140,7 +142,7 @@ impl Script {
             active.seen += 1;
             if active.seen > active.rule.skip {
                 active.hits += 1;
-                return Some(Hit {
+                return Some(RuleHit {
                     rule: Arc::clone(&active.rule),
                     gate: Arc::clone(&active.gate),
                 });
@@ -149,12 +151,12 @@ impl Script {
         None
     }
 
-    fn rules(&self) -> MutexGuard<'_, Rules> {
+    fn rules(&self) -> MutexGuard<'_, RuleList> {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Hit {
+impl RuleHit {
     /// Waits until the rule is released and its delay is over.
     pub(super) async fn wait(&self) {
         if self.rule.hold {
@@ -167,7 +169,7 @@ impl Hit {
     }
 }
 
-fn matches(rule: &Rule, target: Target<'_>) -> bool {
+fn matches(rule: &Rule, target: RuleInput<'_>) -> bool {
     let wanted = |want: &Option<String>, have: Option<&str>| {
         want.as_deref().is_none_or(|want| have == Some(want))
     };
@@ -195,6 +197,7 @@ fn segments_match(pattern: &[&str], path: &[&str]) -> bool {
     match (pattern.split_first(), path.split_first()) {
         (None, None) => true,
         (Some((&"**", rest)), _) => {
+            // Recursion is bounded by the number of segments; patterns come from tests only.
             (0..=path.len()).any(|skip| segments_match(rest, &path[skip..]))
         }
         (Some((want, pattern)), Some((have, path))) => {
@@ -223,16 +226,16 @@ fn segment_matches(pattern: &str, text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn head(path: &str) -> Head {
-        Head::parse(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes())
+    fn head(path: &str) -> RequestHead {
+        RequestHead::parse(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes())
             .unwrap()
             .unwrap()
             .0
     }
 
-    fn hit(script: &Script, path: &str) -> Option<&'static str> {
+    fn hit(script: &FaultScript, path: &str) -> Option<&'static str> {
         let head = head(path);
-        let target = Target {
+        let target = RuleInput {
             head: &head,
             account: Some("wx1"),
             token: None,
@@ -259,7 +262,7 @@ mod tests {
 
     #[test]
     fn rules_are_skipped_then_used_up_in_order() {
-        let script = Script::default();
+        let script = FaultScript::default();
         assert_eq!(hit(&script, "/a"), None);
         let first = script.add(Rule::new("/a", Fault::stale()).skip(1).times(2));
         script.add(Rule::new("/**", Fault::Switch).always());
@@ -272,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_rule_for_one_account_leaves_others_alone() {
-        let script = Script::default();
+        let script = FaultScript::default();
         script.add(Rule::new("/a", Fault::stale()).account("wx2").always());
         assert_eq!(hit(&script, "/a"), None);
         script.add(Rule::new("/a", Fault::stale()).account("wx1").always());
@@ -281,11 +284,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_held_goes_on_when_it_is_released() {
-        let script = Arc::new(Script::default());
+        let script = Arc::new(FaultScript::default());
         let id = script.add(Rule::new("/a", Fault::Pass).hold());
         let head = head("/a");
         let hit = script
-            .take(Target {
+            .take(RuleInput {
                 head: &head,
                 account: None,
                 token: None,

@@ -8,7 +8,7 @@ use crate::{base::Secret, net::address::ListenAddr};
 
 /// Listeners, accounts and limits of the fake WeChat.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct SandboxSettings {
     /// Address of the plain HTTP listener; `None` for no listener.
     pub http: Option<ListenAddr>,
     /// Address of the TLS listener; `None` for no listener.
@@ -63,13 +63,13 @@ pub struct SandboxAccount {
     /// AppSecret, or secret of a WeCom agent.
     pub secret: Secret,
     /// Protocol of the account.
-    pub platform: Platform,
+    pub platform: SandboxPlatform,
 }
 
 /// Protocol of an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Platform {
+pub enum SandboxPlatform {
     /// 公众号, 小程序 and everything else at api.weixin.qq.com.
     Wechat,
     /// 企业微信 at qyapi.weixin.qq.com.
@@ -88,7 +88,7 @@ impl SandboxAccount {
         Self {
             appid: appid.into(),
             secret: Secret::new(secret),
-            platform: Platform::Wechat,
+            platform: SandboxPlatform::Wechat,
         }
     }
 
@@ -97,12 +97,12 @@ impl SandboxAccount {
         Self {
             appid: corpid.into(),
             secret: Secret::new(secret),
-            platform: Platform::Wecom,
+            platform: SandboxPlatform::Wecom,
         }
     }
 }
 
-impl Default for Settings {
+impl Default for SandboxSettings {
     /// Returns settings with HTTP and TLS on free loopback ports, one account ([`DEFAULT_APPID`])
     /// and WeChat's own limits.
     fn default() -> Self {

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    answer::{Answer, Body, JSON_CHARSET, JSON_ENCODING, message},
-    settings::Platform,
+    answer::{BodySource, JSON_CHARSET, JSON_ENCODING, SandboxAnswer, message},
+    settings::SandboxPlatform,
     state::overwritten_code,
 };
 
@@ -29,7 +29,7 @@ pub struct ErrorShape {
     pub ip: Option<String>,
     /// JSON around the code.
     #[serde(default)]
-    pub shape: Shape,
+    pub shape: JsonShape,
     /// Content type. Default: that of the token endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
@@ -53,7 +53,7 @@ pub struct ErrorShape {
 /// JSON around an errcode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Shape {
+pub enum JsonShape {
     /// `{"errcode":40001,"errmsg":"…"}`
     #[default]
     Plain,
@@ -93,11 +93,11 @@ impl ErrorShape {
         }
     }
 
-    pub(super) fn code(&self, platform: Platform) -> i64 {
+    pub(super) fn code(&self, platform: SandboxPlatform) -> i64 {
         self.code.unwrap_or_else(|| overwritten_code(platform))
     }
 
-    pub(super) fn answer(&self, platform: Platform, rid: &str) -> Answer {
+    pub(super) fn answer(&self, platform: SandboxPlatform, rid: &str) -> SandboxAnswer {
         let code = self.code(platform);
         let ip = self.ip.as_deref().unwrap_or(SEEN_IP);
         let text = self
@@ -106,7 +106,7 @@ impl ErrorShape {
             .unwrap_or_else(|| message(platform, code, ip, rid));
         let mut json = self.shape.write(code, &text);
         self.pad(&mut json);
-        let usual = if platform == Platform::Wecom {
+        let usual = if platform == SandboxPlatform::Wecom {
             JSON_CHARSET
         } else {
             JSON_ENCODING
@@ -116,15 +116,15 @@ impl ErrorShape {
             .clone()
             .unwrap_or_else(|| usual.to_owned());
         let body = format!("{}{json}", self.prefix).into_bytes();
-        let answer = Answer {
+        let answer = SandboxAnswer {
             errcode: Some(code),
-            ..Answer::new(200, content_type, Bytes::new())
+            ..SandboxAnswer::new(200, content_type, Bytes::new())
         };
         if self.gzip {
             return compressed(answer, &body, body.len());
         }
-        Answer {
-            body: Body::Bytes(body.into()),
+        SandboxAnswer {
+            body: BodySource::Bytes(body.into()),
             ..answer
         }
     }
@@ -143,7 +143,7 @@ impl ErrorShape {
     }
 }
 
-impl Shape {
+impl JsonShape {
     fn write(self, code: i64, text: &str) -> String {
         let quoted = Value::from(text).to_string();
         match self {
@@ -175,7 +175,7 @@ impl Shape {
 }
 
 /// Compresses `text`, padded with spaces to `size` bytes, without holding the spaces in memory.
-pub(super) fn compressed(answer: Answer, text: &[u8], size: usize) -> Answer {
+pub(super) fn compressed(answer: SandboxAnswer, text: &[u8], size: usize) -> SandboxAnswer {
     const SPACES: [u8; 4096] = [b' '; 4096];
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     // Writing to memory does not fail.
@@ -186,8 +186,8 @@ pub(super) fn compressed(answer: Answer, text: &[u8], size: usize) -> Answer {
         let _ = encoder.write_all(&SPACES[..step]);
         missing -= step;
     }
-    let body = Body::Bytes(encoder.finish().unwrap_or_default().into());
-    Answer { body, ..answer }.with_header("Content-Encoding", "gzip")
+    let body = BodySource::Bytes(encoder.finish().unwrap_or_default().into());
+    SandboxAnswer { body, ..answer }.with_header("Content-Encoding", "gzip")
 }
 
 #[cfg(test)]
@@ -198,7 +198,7 @@ mod tests {
 
     fn body(shape: &ErrorShape) -> Vec<u8> {
         shape
-            .answer(Platform::Wechat, "RID")
+            .answer(SandboxPlatform::Wechat, "RID")
             .body
             .piece(0, u64::MAX)
             .to_vec()
@@ -213,16 +213,16 @@ mod tests {
             });
             serde_json::from_slice::<Value>(&text).unwrap()
         };
-        assert_eq!(shaped(Shape::Plain)["errcode"], 42001);
-        assert_eq!(shaped(Shape::StringCode)["errcode"], "42001");
-        assert_eq!(shaped(Shape::BaseResp)["base_resp"]["errcode"], 42001);
-        assert_eq!(shaped(Shape::EscapedKey)["errcode"], 42001);
-        assert_eq!(shaped(Shape::Twice)["errcode"], 42001);
-        assert_eq!(shaped(Shape::Nested)["errcode"], 0);
-        assert_eq!(shaped(Shape::Quoted)["errcode"], 0);
+        assert_eq!(shaped(JsonShape::Plain)["errcode"], 42001);
+        assert_eq!(shaped(JsonShape::StringCode)["errcode"], "42001");
+        assert_eq!(shaped(JsonShape::BaseResp)["base_resp"]["errcode"], 42001);
+        assert_eq!(shaped(JsonShape::EscapedKey)["errcode"], 42001);
+        assert_eq!(shaped(JsonShape::Twice)["errcode"], 42001);
+        assert_eq!(shaped(JsonShape::Nested)["errcode"], 0);
+        assert_eq!(shaped(JsonShape::Quoted)["errcode"], 0);
         assert!(
             body(&ErrorShape {
-                shape: Shape::CodeLast,
+                shape: JsonShape::CodeLast,
                 ..ErrorShape::new(1)
             })
             .ends_with(b"\"errcode\":1}")

@@ -12,16 +12,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    clock::{Clock, Millis, Noise, millis},
-    endpoints::others::Owner,
+    clock::{Millis, RandomSource, SandboxClock, millis},
+    endpoints::others::TokenOwner,
     envelope::ApiSigning,
-    settings::{Platform, SandboxAccount, Settings},
+    settings::{SandboxAccount, SandboxPlatform, SandboxSettings},
 };
 use crate::base::Secret;
-
-/// Number of tokens that are kept; older ones become unknown, which WeChat answers like overwritten
-/// ones.
-const TOKENS_KEPT: usize = 20_000;
 
 /// Kind of a token by its endpoint. The kinds do not influence each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -37,18 +33,18 @@ pub enum TokenKind {
 
 /// Mutable state of the sandbox, except recorder and faults.
 #[derive(Debug)]
-pub(super) struct State {
-    pub(super) limits: Limits,
-    pub(super) clock: Clock,
-    pub(super) noise: Noise,
+pub(super) struct SandboxState {
+    pub(super) limits: IssueLimits,
+    pub(super) clock: SandboxClock,
+    pub(super) noise: RandomSource,
     /// True if any account signs. Read without the lock, so that other calls take no lock.
     pub(super) signs: AtomicBool,
-    inner: Mutex<Ledger>,
+    inner: Mutex<TokenLedger>,
 }
 
-/// Limits from [`Settings`], times in milliseconds.
+/// Limits from [`SandboxSettings`], times in milliseconds.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct IssueLimits {
     pub(super) token_life: Millis,
     pub(super) overlap: Millis,
     pub(super) forced_overlap: Millis,
@@ -61,33 +57,33 @@ pub(super) struct Limits {
 
 /// Accounts, tokens and login codes.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
-    pub(super) accounts: Vec<Account>,
-    tokens: HashMap<Arc<str>, Issued>,
+pub(super) struct TokenLedger {
+    pub(super) accounts: Vec<AccountState>,
+    tokens: HashMap<Arc<str>, IssuedToken>,
     order: VecDeque<Arc<str>>,
     /// Login codes already exchanged.
     pub(super) used_codes: HashSet<String>,
     /// Tokens of users (`sns/*`), unrelated to those of accounts.
     pub(super) user_tokens: HashSet<String>,
     /// Tokens of components, suites, providers and devices.
-    pub(super) others: HashMap<String, Owner>,
+    pub(super) others: HashMap<String, TokenOwner>,
     /// Keys of API signing by appid.
     pub(super) signing: HashMap<String, Arc<ApiSigning>>,
 }
 
 #[derive(Debug)]
-pub(super) struct Account {
+pub(super) struct AccountState {
     pub(super) appid: Arc<str>,
     pub(super) secret: Secret,
-    pub(super) platform: Platform,
+    pub(super) platform: SandboxPlatform,
     current: HashMap<TokenKind, Arc<str>>,
-    pub(super) usage: Usage,
+    pub(super) usage: QuotaUsage,
     pub(super) tickets: HashMap<String, (String, Millis)>,
 }
 
 /// Counters for quotas.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Usage {
+pub(super) struct QuotaUsage {
     pub(super) day: u64,
     pub(super) classic_today: u32,
     pub(super) forced_today: u32,
@@ -98,7 +94,7 @@ pub(super) struct Usage {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Issued {
+pub(super) struct IssuedToken {
     pub(super) account: usize,
     pub(super) kind: TokenKind,
     pub(super) expires: Millis,
@@ -133,15 +129,15 @@ pub enum TokenState {
 
 /// Judgement on a token, with its account.
 #[derive(Debug, Clone)]
-pub(super) struct Judged {
+pub(super) struct JudgedToken {
     pub(super) state: TokenState,
     pub(super) account: Option<Arc<str>>,
-    pub(super) platform: Platform,
+    pub(super) platform: SandboxPlatform,
 }
 
 /// Result of checking a pair of appid and secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Credential {
+pub(super) enum CredentialCheck {
     Good(usize),
     UnknownAppid,
     WrongSecret,
@@ -149,12 +145,16 @@ pub(super) enum Credential {
     ForeignSecret,
 }
 
-impl State {
-    pub(super) fn new(settings: &Settings) -> Self {
+/// Number of tokens that are kept; older ones become unknown, which WeChat answers like overwritten
+/// ones.
+const MAX_TOKENS: usize = 20_000;
+
+impl SandboxState {
+    pub(super) fn new(settings: &SandboxSettings) -> Self {
         let state = Self {
-            limits: Limits::from(settings),
-            clock: Clock::start(),
-            noise: Noise::new(settings.seed),
+            limits: IssueLimits::from(settings),
+            clock: SandboxClock::start(),
+            noise: RandomSource::new(settings.seed),
             signs: AtomicBool::new(false),
             inner: Mutex::default(),
         };
@@ -164,7 +164,7 @@ impl State {
         state
     }
 
-    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, TokenLedger> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -173,60 +173,67 @@ impl State {
     }
 
     /// Judges `token` as a business call does.
-    pub(super) fn judge(&self, token: Option<&str>) -> Judged {
+    pub(super) fn judge(&self, token: Option<&str>) -> JudgedToken {
         let now = self.clock.now();
         self.ledger().judge(token, now)
     }
 }
 
-impl Ledger {
+impl TokenLedger {
     /// Adds the account. An account with the same appid gets the new secret instead, except at
     /// WeCom, where agents share a corpid.
     pub(super) fn put_account(&mut self, account: &SandboxAccount) {
-        let same = |a: &&mut Account| a.platform == Platform::Wechat && *a.appid == *account.appid;
-        if account.platform == Platform::Wechat
+        let same = |a: &&mut AccountState| {
+            a.platform == SandboxPlatform::Wechat && *a.appid == *account.appid
+        };
+        if account.platform == SandboxPlatform::Wechat
             && let Some(known) = self.accounts.iter_mut().find(same)
         {
             known.secret = account.secret.clone();
             return;
         }
-        self.accounts.push(Account {
+        self.accounts.push(AccountState {
             appid: Arc::from(account.appid.as_str()),
             secret: account.secret.clone(),
             platform: account.platform,
             current: HashMap::new(),
-            usage: Usage {
+            usage: QuotaUsage {
                 clears_left: 10,
-                ..Usage::default()
+                ..QuotaUsage::default()
             },
             tickets: HashMap::new(),
         });
     }
 
-    pub(super) fn credential(&self, platform: Platform, appid: &str, secret: &str) -> Credential {
+    pub(super) fn credential(
+        &self,
+        platform: SandboxPlatform,
+        appid: &str,
+        secret: &str,
+    ) -> CredentialCheck {
         let mut known = false;
         for (index, account) in self.accounts.iter().enumerate() {
             if account.platform == platform && *account.appid == *appid {
                 known = true;
                 if account.secret.matches(secret) {
-                    return Credential::Good(index);
+                    return CredentialCheck::Good(index);
                 }
             }
         }
         if !known {
-            Credential::UnknownAppid
+            CredentialCheck::UnknownAppid
         } else if self
             .accounts
             .iter()
             .any(|a| a.platform == platform && a.secret.matches(secret))
         {
-            Credential::ForeignSecret
+            CredentialCheck::ForeignSecret
         } else {
-            Credential::WrongSecret
+            CredentialCheck::WrongSecret
         }
     }
 
-    pub(super) fn knows(&self, platform: Platform, appid: &str) -> bool {
+    pub(super) fn knows(&self, platform: SandboxPlatform, appid: &str) -> bool {
         self.accounts
             .iter()
             .any(|a| a.platform == platform && *a.appid == *appid)
@@ -234,18 +241,22 @@ impl Ledger {
 
     /// Returns true if all accounts are WeCom's, so that an unknown token must be WeCom's too.
     pub(super) fn only_wecom(&self) -> bool {
-        !self.accounts.is_empty() && self.accounts.iter().all(|a| a.platform == Platform::Wecom)
+        !self.accounts.is_empty()
+            && self
+                .accounts
+                .iter()
+                .all(|a| a.platform == SandboxPlatform::Wecom)
     }
 
     pub(super) fn current(&self, account: usize, kind: TokenKind) -> Option<&Arc<str>> {
         self.accounts.get(account)?.current.get(&kind)
     }
 
-    pub(super) fn issued(&self, token: &str) -> Option<&Issued> {
+    pub(super) fn issued(&self, token: &str) -> Option<&IssuedToken> {
         self.tokens.get(token)
     }
 
-    pub(super) fn issued_mut(&mut self, token: &str) -> Option<&mut Issued> {
+    pub(super) fn issued_mut(&mut self, token: &str) -> Option<&mut IssuedToken> {
         self.tokens.get_mut(token)
     }
 
@@ -254,7 +265,7 @@ impl Ledger {
     pub(super) fn install(
         &mut self,
         token: &Arc<str>,
-        issued: Issued,
+        issued: IssuedToken,
         now: Millis,
         overlap: Millis,
     ) {
@@ -265,24 +276,26 @@ impl Ledger {
             && let Some(previous) = self.tokens.get_mut(&previous)
         {
             let end = now.saturating_add(overlap);
+            // The earlier end counts: a second rotation must not revive a token.
             previous.dies = Some(previous.dies.map_or(end, |dies| dies.min(end)));
         }
         self.tokens.insert(Arc::clone(token), issued);
         self.order.push_back(Arc::clone(token));
-        while self.order.len() > TOKENS_KEPT {
+        // The oldest tokens go first; their expiry is long past in any real run.
+        while self.order.len() > MAX_TOKENS {
             if let Some(oldest) = self.order.pop_front() {
                 self.tokens.remove(&oldest);
             }
         }
     }
 
-    pub(super) fn judge(&self, token: Option<&str>, now: Millis) -> Judged {
+    pub(super) fn judge(&self, token: Option<&str>, now: Millis) -> JudgedToken {
         let default = if self.only_wecom() {
-            Platform::Wecom
+            SandboxPlatform::Wecom
         } else {
-            Platform::Wechat
+            SandboxPlatform::Wechat
         };
-        let nobody = |state| Judged {
+        let nobody = |state| JudgedToken {
             state,
             account: None,
             platform: default,
@@ -301,7 +314,7 @@ impl Ledger {
             None if account.current.get(&issued.kind) == Some(value) => TokenState::Current,
             None => TokenState::Overlapping,
         };
-        Judged {
+        JudgedToken {
             state,
             account: Some(Arc::clone(&account.appid)),
             platform: account.platform,
@@ -309,15 +322,17 @@ impl Ledger {
     }
 }
 
-impl Issued {
+impl IssuedToken {
     /// Returns the code with which a business call refuses the token: 42001 for an expired token,
     /// 40001 for an overwritten one (WeCom: 40014).
-    pub(super) fn refused(&self, now: Millis, platform: Platform) -> Option<i64> {
+    pub(super) fn refused(&self, now: Millis, platform: SandboxPlatform) -> Option<i64> {
         if let Some(revoked) = self.revoked {
             return Some(revoked.code);
         }
         let overwritten = self
             .dies
+            // An overlap that outlasts the lifetime ends as an expiry (42001), not as an
+            // overwriting.
             .is_some_and(|dies| now >= dies && dies < self.expires);
         if overwritten {
             return Some(overwritten_code(platform));
@@ -335,10 +350,10 @@ impl Issued {
 }
 
 /// Returns the error code of an overwritten token.
-pub(super) fn overwritten_code(platform: Platform) -> i64 {
+pub(super) fn overwritten_code(platform: SandboxPlatform) -> i64 {
     match platform {
-        Platform::Wechat => 40001,
-        Platform::Wecom => 40014,
+        SandboxPlatform::Wechat => 40001,
+        SandboxPlatform::Wecom => 40014,
     }
 }
 
@@ -349,8 +364,9 @@ impl TokenState {
     }
 }
 
-impl From<&Settings> for Limits {
-    fn from(settings: &Settings) -> Self {
+impl From<&SandboxSettings> for IssueLimits {
+    fn from(settings: &SandboxSettings) -> Self {
+        // `expires_in` is in whole seconds, and a lifetime of 0 would never be reusable.
         let at_least_a_second = |d: Duration| millis(d).max(1000);
         Self {
             token_life: at_least_a_second(settings.token_life),

@@ -15,6 +15,12 @@ use tokio_rustls::TlsAcceptor;
 use super::settings::CertificateFiles;
 use crate::net::tls::ServerTls;
 
+/// Acceptor of the TLS listener, and the root that clients must trust.
+pub(super) struct SandboxCertificate {
+    pub(super) acceptor: TlsAcceptor,
+    pub(super) ca_pem: String,
+}
+
 /// Names in a generated certificate.
 const NAMES: [&str; 5] = [
     "api.weixin.qq.com",
@@ -24,14 +30,8 @@ const NAMES: [&str; 5] = [
     "::1",
 ];
 
-/// Acceptor of the TLS listener, and the root that clients must trust.
-pub(super) struct Identity {
-    pub(super) acceptor: TlsAcceptor,
-    pub(super) ca_pem: String,
-}
-
 /// Reads the files, or generates a root and a leaf for WeChat's API names and this machine.
-pub(super) fn identity(files: Option<&CertificateFiles>) -> io::Result<Identity> {
+pub(super) fn identity(files: Option<&CertificateFiles>) -> io::Result<SandboxCertificate> {
     match files {
         Some(files) => {
             let tls = ServerTls {
@@ -39,7 +39,7 @@ pub(super) fn identity(files: Option<&CertificateFiles>) -> io::Result<Identity>
                 key: files.key.clone(),
                 client_ca: None,
             };
-            Ok(Identity {
+            Ok(SandboxCertificate {
                 acceptor: tls.acceptor()?,
                 ca_pem: std::fs::read_to_string(&files.cert)?,
             })
@@ -48,7 +48,8 @@ pub(super) fn identity(files: Option<&CertificateFiles>) -> io::Result<Identity>
     }
 }
 
-fn make() -> Result<io::Result<Identity>, rcgen::Error> {
+// Two layers of errors: rcgen's for keys and certificates, rustls' for the configuration.
+fn make() -> Result<io::Result<SandboxCertificate>, rcgen::Error> {
     let mut root = CertificateParams::new(Vec::new())?;
     root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     root.distinguished_name.push(
@@ -79,8 +80,9 @@ fn make() -> Result<io::Result<Identity>, rcgen::Error> {
                 .with_single_cert(vec![leaf.der().clone()], key)
         });
     Ok(config.map_err(io::Error::other).map(|mut config| {
+        // Like WeChat's servers, the sandbox does not offer HTTP/2.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Identity {
+        SandboxCertificate {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             ca_pem,
         }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    call::{Call, Order, Refusal},
+    call::{ServiceAction, ServiceCall, ServiceError},
     jssdk::{self, PageUrl},
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
 
 /// Account that a call concerns.
 #[derive(Debug, Clone, Copy)]
-pub struct Account<'r> {
+pub struct ServedAccount<'r> {
     /// Platform, which decides the ticket types.
     pub platform: Platform,
     /// Appid or corpid, for signatures.
@@ -35,7 +35,7 @@ pub struct Account<'r> {
 
 /// Answer without the headers that all answers share. Must never be cached, because the content of
 /// the body expires.
-pub struct Reply {
+pub struct ServiceReply {
     /// 200 or 304.
     pub status: u16,
     /// Generation in quotes; `None` for answers without a generation.
@@ -44,22 +44,30 @@ pub struct Reply {
     pub body: Vec<u8>,
 }
 
+/// Outcome of a refresh call.
+enum RefreshOutcome {
+    Refreshed,
+    /// The rejected token had already been replaced.
+    NotCurrent,
+    GivenBack(GiveBackReason),
+}
+
 /// Body of a refresh call.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Rejected {
+struct RefreshBody {
     rejected: String,
 }
 
-const BAD_ORDER: Refusal = Refusal::BadRequest(
+const BAD_ORDER: ServiceError = ServiceError::BadRequest(
     "the body must be empty or {\"rejected\":\"TOKEN\"}, where TOKEN is the access token that WeChat refused",
 );
 
-const UNNAMED_TOKEN: Refusal = Refusal::BadRequest(
+const UNNAMED_TOKEN: ServiceError = ServiceError::BadRequest(
     "say which token WeChat refused: {\"rejected\":\"TOKEN\"}; only a client whose may names \"refresh\" may leave it out",
 );
 
-impl Call {
+impl ServiceCall {
     /// Answers the call. `if_none_match` is the header of that name. When `hurry` resolves, a
     /// waiting call stops waiting and answers as at the end of its wait.
     ///
@@ -68,45 +76,46 @@ impl Call {
     /// Fails if the platform has no such ticket, the body is wrong, or there is no token or ticket.
     pub async fn answer(
         &self,
-        account: &Account<'_>,
+        account: &ServedAccount<'_>,
         if_none_match: Option<&str>,
         body: &[u8],
         hurry: impl Future<Output = ()>,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<ServiceReply, ServiceError> {
         let known = if_none_match.unwrap_or_default();
         match &self.order {
-            Order::Token { wait } => {
+            ServiceAction::Token { wait } => {
                 show(account.keeper, "access_token", known, *wait, hurry).await
             }
-            Order::Refresh => match read(body)? {
+            ServiceAction::Refresh => match read(body)? {
                 None if !account.may_refresh_current => Err(UNNAMED_TOKEN),
                 rejected => refresh(account.keeper, rejected).await,
             },
-            Order::Ticket { name, wait } => {
-                let kind = TicketType::named(account.platform, name).ok_or(Refusal::NotFound)?;
+            ServiceAction::Ticket { name, wait } => {
+                let kind =
+                    TicketType::named(account.platform, name).ok_or(ServiceError::NotFound)?;
                 let keeper = account.ticket(kind)?;
                 show(keeper, "ticket", known, *wait, hurry)
                     .await
                     .map_err(|error| account.deeper(error))
             }
-            Order::Signature { url, agent } => sign(account, url, *agent).await,
+            ServiceAction::Signature { url, ticket } => sign(account, url, *ticket).await,
         }
     }
 }
 
-impl Account<'_> {
-    fn ticket(&self, kind: TicketType) -> Result<&Keeper, Refusal> {
+impl ServedAccount<'_> {
+    fn ticket(&self, kind: TicketType) -> Result<&Keeper, ServiceError> {
         self.tickets
             .and_then(|tickets| tickets.get(kind))
-            .ok_or(Refusal::NotFound)
+            .ok_or(ServiceError::NotFound)
     }
 
     /// Replaces the error of a missing ticket by the token's error if the token is missing too:
     /// that error names the remedy.
-    fn deeper(&self, error: Refusal) -> Refusal {
+    fn deeper(&self, error: ServiceError) -> ServiceError {
         match error {
-            Refusal::Unavailable(_) if self.keeper.token().is_none() => {
-                Refusal::Unavailable(self.keeper.trouble())
+            ServiceError::Unavailable(_) if self.keeper.token().is_none() => {
+                ServiceError::Unavailable(self.keeper.trouble())
             }
             other => other,
         }
@@ -121,9 +130,10 @@ async fn show(
     known: &str,
     wait: Duration,
     hurry: impl Future<Output = ()>,
-) -> Result<Reply, Refusal> {
+) -> Result<ServiceReply, ServiceError> {
+    // Fixed before the first await, so that a slow first fetch counts as waiting.
     let deadline = Instant::now() + wait;
-    let mut token = keeper.current().await.map_err(Refusal::Unavailable)?;
+    let mut token = keeper.current().await.map_err(ServiceError::Unavailable)?;
     if has(known, &token) {
         let newer = tokio::select! {
             newer = keeper.wait_past(token.generation(), deadline) => newer,
@@ -132,7 +142,7 @@ async fn show(
         match newer {
             Some(newer) => token = newer,
             None => {
-                return Ok(Reply {
+                return Ok(ServiceReply {
                     status: 304,
                     etag: Some(etag(&token)),
                     body: Vec::new(),
@@ -141,7 +151,7 @@ async fn show(
         }
     }
     let body = json!({field: token.secret().expose(), "expires_in": token.expires_in().as_secs()});
-    Ok(Reply {
+    Ok(ServiceReply {
         status: 200,
         etag: Some(etag(&token)),
         body: body.to_string().into_bytes(),
@@ -158,14 +168,14 @@ fn has(known: &str, token: &Token) -> bool {
     known
         .split(',')
         .map(str::trim)
-        .any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
+        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
-fn read(body: &[u8]) -> Result<Option<String>, Refusal> {
+fn read(body: &[u8]) -> Result<Option<String>, ServiceError> {
     match body.trim_ascii() {
         [] => Ok(None),
         // Checked first, because serde reads an array as a struct too.
-        object @ [b'{', ..] => match serde_json::from_slice::<Rejected>(object) {
+        object @ [b'{', ..] => match serde_json::from_slice::<RefreshBody>(object) {
             Ok(order) => Ok(Some(order.rejected)),
             Err(_) if matches!(serde_json::from_slice(object), Ok(Value::Object(empty)) if empty.is_empty()) => {
                 Ok(None)
@@ -178,44 +188,43 @@ fn read(body: &[u8]) -> Result<Option<String>, Refusal> {
 
 /// Refreshes on request. If the rejected token is not the current one, a refresh has already
 /// happened and none is started.
-async fn refresh(keeper: &Keeper, rejected: Option<String>) -> Result<Reply, Refusal> {
-    let current = keeper.current().await.map_err(Refusal::Unavailable)?;
+async fn refresh(keeper: &Keeper, rejected: Option<String>) -> Result<ServiceReply, ServiceError> {
+    let current = keeper.current().await.map_err(ServiceError::Unavailable)?;
     if rejected.is_some_and(|rejected| !current.matches(&rejected)) {
-        return Ok(report(false, &current, None));
+        return Ok(report(&current, &RefreshOutcome::NotCurrent));
     }
     match keeper.refresh_past(current.generation(), "").await {
-        Refresh::Replay(token) => Ok(report(true, &token, None)),
+        Refresh::Replay(token) => Ok(report(&token, &RefreshOutcome::Refreshed)),
         Refresh::GiveBack(GiveBackReason::RefreshFailed | GiveBackReason::Timeout) => {
-            Err(Refusal::Unavailable(keeper.trouble()))
+            Err(ServiceError::Unavailable(keeper.trouble()))
         }
-        Refresh::GiveBack(reason) => Ok(report(false, &current, Some(reason.slug()))),
+        Refresh::GiveBack(reason) => Ok(report(&current, &RefreshOutcome::GivenBack(reason))),
     }
 }
 
-fn report(refreshed: bool, token: &Token, reason: Option<&str>) -> Reply {
+fn report(token: &Token, outcome: &RefreshOutcome) -> ServiceReply {
     let mut body = json!({
-        "refreshed": refreshed,
+        "refreshed": matches!(outcome, RefreshOutcome::Refreshed),
         "generation": token.generation().0,
         "expires_in": token.expires_in().as_secs(),
     });
-    if let Some(reason) = reason {
-        body["reason"] = reason.into();
+    if let RefreshOutcome::GivenBack(reason) = outcome {
+        body["reason"] = reason.slug().into();
     }
-    Reply {
+    ServiceReply {
         status: 200,
         etag: None,
         body: body.to_string().into_bytes(),
     }
 }
 
-async fn sign(account: &Account<'_>, page: &PageUrl, agent: bool) -> Result<Reply, Refusal> {
-    let kind = if agent {
-        TicketType::AgentConfig
-    } else {
-        TicketType::Jsapi
-    };
+async fn sign(
+    account: &ServedAccount<'_>,
+    page: &PageUrl,
+    kind: TicketType,
+) -> Result<ServiceReply, ServiceError> {
     if kind.endpoint(account.platform).is_none() {
-        return Err(Refusal::BadRequest(
+        return Err(ServiceError::BadRequest(
             "type=agent_config is for WeCom accounts; leave type out",
         ));
     }
@@ -223,7 +232,7 @@ async fn sign(account: &Account<'_>, page: &PageUrl, agent: bool) -> Result<Repl
         .ticket(kind)?
         .current()
         .await
-        .map_err(|error| account.deeper(Refusal::Unavailable(error)))?;
+        .map_err(|error| account.deeper(ServiceError::Unavailable(error)))?;
     let (nonce, timestamp) = (jssdk::nonce(), Clock::system().now_ms() / 1000);
     let body = json!({
         "appId": account.appid,
@@ -231,7 +240,7 @@ async fn sign(account: &Account<'_>, page: &PageUrl, agent: bool) -> Result<Repl
         "nonceStr": nonce,
         "signature": jssdk::signature(&ticket, &nonce, timestamp, page),
     });
-    Ok(Reply {
+    Ok(ServiceReply {
         status: 200,
         etag: None,
         body: body.to_string().into_bytes(),

@@ -1,6 +1,6 @@
 //! Calls of the service API, parsed strictly from method, path and query.
 //!
-//! Pure. Looks up no account and checks no permission; [`Call::account`] and [`Call::scope`] name
+//! Pure. Looks up no account and checks no permission; [`ServiceCall::account`] and [`ServiceCall::scope`] name
 //! the ones to check.
 
 use std::time::Duration;
@@ -8,21 +8,18 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 
 use super::{Scope, jssdk::PageUrl};
-use crate::token::TokenError;
-
-/// Longest wait for a newer token, in seconds.
-const MOST_WAIT: u64 = 60;
+use crate::{token::TokenError, wechat::ticket::TicketType};
 
 /// Parsed call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Call {
+pub struct ServiceCall {
     account: String,
-    pub(super) order: Order,
+    pub(super) order: ServiceAction,
 }
 
 /// Action that a call requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Order {
+pub(super) enum ServiceAction {
     /// Return the real token.
     Token {
         /// Time to wait for a newer token than the caller's; zero for no wait.
@@ -41,15 +38,15 @@ pub(super) enum Order {
     Signature {
         /// URL of the page.
         url: PageUrl,
-        /// True to sign with the ticket of the app (`agent_config`) instead of the company's. WeCom
-        /// only.
-        agent: bool,
+        /// Type of the ticket to sign with: that of the company (`jsapi`), or that of the app
+        /// (`agent_config`, WeCom only).
+        ticket: TicketType,
     },
 }
 
 /// Reason for refusing a call.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum ServiceError {
     /// No such call, or no such ticket on this platform.
     #[error("there is nothing at this address below /-/")]
     NotFound,
@@ -61,33 +58,38 @@ pub enum Refusal {
     Unavailable(TokenError),
 }
 
-impl Call {
+/// Longest wait for a newer token, in seconds.
+const MAX_WAIT: u64 = 60;
+
+impl ServiceCall {
     /// Parses a request for a path below `/-/` with repeated slashes folded.
     ///
     /// # Errors
     ///
     /// Fails if there is no such call, or its method or query are wrong.
-    pub fn parse(method: &str, path: &str, query: Option<&str>) -> Result<Self, Refusal> {
-        let rest = path.strip_prefix("/-/accounts/").ok_or(Refusal::NotFound)?;
+    pub fn parse(method: &str, path: &str, query: Option<&str>) -> Result<Self, ServiceError> {
+        let rest = path
+            .strip_prefix("/-/accounts/")
+            .ok_or(ServiceError::NotFound)?;
         let segments: Vec<&str> = rest.split('/').collect();
         let (account, expected) = match segments.as_slice() {
             [account, "token" | "jssdk"] | [account, "tickets", _] => (*account, "GET"),
             [account, "token", "refresh"] => (*account, "POST"),
-            _ => return Err(Refusal::NotFound),
+            _ => return Err(ServiceError::NotFound),
         };
         if method != expected {
-            return Err(Refusal::BadRequest(match expected {
+            return Err(ServiceError::BadRequest(match expected {
                 "GET" => "this call takes the method GET",
                 _ => "this call takes the method POST",
             }));
         }
-        let query = Query::read(query)?;
+        let query = ServiceQuery::read(query)?;
         let order = match segments.get(1..) {
-            Some(["token"]) => Order::Token {
+            Some(["token"]) => ServiceAction::Token {
                 wait: query.only(&["wait"])?.wait()?,
             },
-            Some(["token", "refresh"]) => query.only(&[]).map(|_| Order::Refresh)?,
-            Some(["tickets", name]) => Order::Ticket {
+            Some(["token", "refresh"]) => query.only(&[]).map(|_| ServiceAction::Refresh)?,
+            Some(["tickets", name]) => ServiceAction::Ticket {
                 name: (*name).to_owned(),
                 wait: query.only(&["wait"])?.wait()?,
             },
@@ -107,28 +109,30 @@ impl Call {
     /// Returns the permission that the caller needs.
     pub fn scope(&self) -> Scope {
         match self.order {
-            Order::Token { .. } => Scope::Token,
-            Order::Refresh => Scope::Refresh,
-            Order::Ticket { .. } | Order::Signature { .. } => Scope::Ticket,
+            ServiceAction::Token { .. } => Scope::Token,
+            ServiceAction::Refresh => Scope::Refresh,
+            ServiceAction::Ticket { .. } | ServiceAction::Signature { .. } => Scope::Ticket,
         }
     }
 
     /// Returns true if the call has a body that matters.
     pub fn wants_body(&self) -> bool {
-        self.order == Order::Refresh
+        self.order == ServiceAction::Refresh
     }
 }
 
 /// Query parameters, decoded once.
-struct Query(Vec<(String, String)>);
+struct ServiceQuery(Vec<(String, String)>);
 
-impl Query {
+impl ServiceQuery {
     /// Parses a query. Plus signs are kept: page URLs hold no blanks, but do hold plus signs.
-    fn read(query: Option<&str>) -> Result<Self, Refusal> {
+    fn read(query: Option<&str>) -> Result<Self, ServiceError> {
         let decode = |text: &str| {
             let decoded = percent_decode_str(text).decode_utf8().map(Into::into);
             decoded.map_err(|_| {
-                Refusal::BadRequest("the query is not UTF-8; percent-encode its values as UTF-8")
+                ServiceError::BadRequest(
+                    "the query is not UTF-8; percent-encode its values as UTF-8",
+                )
             })
         };
         let pair = |part: &str| {
@@ -144,7 +148,7 @@ impl Query {
 
     /// Refuses unknown and repeated parameters. The usual cause is a page URL that was not encoded,
     /// which would yield the signature of another page.
-    fn only(self, known: &[&str]) -> Result<Self, Refusal> {
+    fn only(self, known: &[&str]) -> Result<Self, ServiceError> {
         let fine = |(at, (name, _)): (usize, &(String, String))| {
             known.contains(&name.as_str())
                 && self.0.iter().take(at).all(|(earlier, _)| earlier != name)
@@ -152,14 +156,16 @@ impl Query {
         if self.0.iter().enumerate().all(fine) {
             Ok(self)
         } else if known.contains(&"url") {
-            Err(Refusal::BadRequest(
+            Err(ServiceError::BadRequest(
                 "the query holds more than url (and type at WeCom), each once; pass the page's address through \
                  encodeURIComponent, or its own parameters end up here",
             ))
         } else if known.is_empty() {
-            Err(Refusal::BadRequest("this call takes no query parameters"))
+            Err(ServiceError::BadRequest(
+                "this call takes no query parameters",
+            ))
         } else {
-            Err(Refusal::BadRequest(
+            Err(ServiceError::BadRequest(
                 "this call takes the query parameter wait only, and once",
             ))
         }
@@ -172,31 +178,37 @@ impl Query {
             .map(|(_, value)| value.as_str())
     }
 
-    fn wait(&self) -> Result<Duration, Refusal> {
+    fn wait(&self) -> Result<Duration, ServiceError> {
         let Some(text) = self.get("wait") else {
             return Ok(Duration::ZERO);
         };
         let seconds = text
             .parse()
             .ok()
-            .filter(|seconds| (1..=MOST_WAIT).contains(seconds));
-        seconds.map(Duration::from_secs).ok_or(Refusal::BadRequest(
-            "wait must be a whole number of seconds from 1 to 60",
-        ))
+            .filter(|seconds| (1..=MAX_WAIT).contains(seconds));
+        seconds
+            .map(Duration::from_secs)
+            .ok_or(ServiceError::BadRequest(
+                "wait must be a whole number of seconds from 1 to 60",
+            ))
     }
 
-    fn signature(&self) -> Result<Order, Refusal> {
-        let agent = match self.get("type") {
-            None | Some("jsapi") => false,
-            Some("agent_config") => true,
-            Some(_) => return Err(Refusal::BadRequest("type must be jsapi or agent_config")),
+    fn signature(&self) -> Result<ServiceAction, ServiceError> {
+        let ticket = match self.get("type") {
+            None | Some("jsapi") => TicketType::Jsapi,
+            Some("agent_config") => TicketType::AgentConfig,
+            Some(_) => {
+                return Err(ServiceError::BadRequest(
+                    "type must be jsapi or agent_config",
+                ));
+            }
         };
-        let url = self.get("url").ok_or(Refusal::BadRequest(
+        let url = self.get("url").ok_or(ServiceError::BadRequest(
             "the parameter url is missing: it is the address of the page that will call wx.config, percent-encoded",
         ))?;
-        Ok(Order::Signature {
-            url: PageUrl::new(url).map_err(Refusal::BadRequest)?,
-            agent,
+        Ok(ServiceAction::Signature {
+            url: PageUrl::new(url).map_err(|error| ServiceError::BadRequest(error.advice()))?,
+            ticket,
         })
     }
 }
@@ -205,14 +217,14 @@ impl Query {
 mod tests {
     use super::*;
 
-    fn get(target: &str) -> Result<Call, Refusal> {
+    fn get(target: &str) -> Result<ServiceCall, ServiceError> {
         let (path, query) = target
             .split_once('?')
             .map_or((target, None), |(path, query)| (path, Some(query)));
-        Call::parse("GET", path, query)
+        ServiceCall::parse("GET", path, query)
     }
 
-    fn refusal(result: Result<Call, Refusal>) -> String {
+    fn refusal(result: Result<ServiceCall, ServiceError>) -> String {
         result.unwrap_err().to_string()
     }
 
@@ -234,7 +246,7 @@ mod tests {
                 "{target}"
             );
         }
-        let call = Call::parse("POST", "/-/accounts/wx01/token/refresh", None).unwrap();
+        let call = ServiceCall::parse("POST", "/-/accounts/wx01/token/refresh", None).unwrap();
         assert_eq!(
             (call.account(), call.scope(), call.wants_body()),
             ("wx01", Scope::Refresh, true)
@@ -256,10 +268,14 @@ mod tests {
             "/-/accounts/shop/tickets",
             "/-/account/shop/token",
         ] {
-            assert!(matches!(get(path), Err(Refusal::NotFound)), "{path}");
+            assert!(matches!(get(path), Err(ServiceError::NotFound)), "{path}");
         }
-        assert!(refusal(Call::parse("POST", "/-/accounts/shop/token", None)).contains("GET"));
-        assert!(refusal(Call::parse("HEAD", "/-/accounts/shop/jssdk", None)).contains("GET"));
+        assert!(
+            refusal(ServiceCall::parse("POST", "/-/accounts/shop/token", None)).contains("GET")
+        );
+        assert!(
+            refusal(ServiceCall::parse("HEAD", "/-/accounts/shop/jssdk", None)).contains("GET")
+        );
         assert!(refusal(get("/-/accounts/shop/token/refresh")).contains("POST"));
     }
 
@@ -316,9 +332,9 @@ mod tests {
                 .order;
             assert_eq!(
                 order,
-                Order::Signature {
+                ServiceAction::Signature {
                     url: PageUrl::new(page).unwrap(),
-                    agent: false
+                    ticket: TicketType::Jsapi
                 },
                 "{written}"
             );

@@ -12,20 +12,45 @@ use crate::token::Token;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PageUrl(String);
 
+/// Reason for refusing the URL of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PageUrlError {
+    /// Neither `http://` nor `https://`.
+    Scheme,
+    NoHost,
+    /// Blanks or control characters, which a browser's `location.href` never holds.
+    Blanks,
+}
+
+impl PageUrlError {
+    /// Returns the fault and the remedy, for the caller.
+    pub(super) fn advice(self) -> &'static str {
+        match self {
+            Self::Scheme => {
+                "url must begin with http:// or https://; take location.href of the page"
+            }
+            Self::NoHost => "url names no host; take location.href of the page",
+            Self::Blanks => {
+                "url holds blanks or control characters; take location.href of the page"
+            }
+        }
+    }
+}
+
 impl PageUrl {
     /// Cuts off the fragment and refuses a URL that cannot be a page.
-    pub(super) fn new(url: &str) -> Result<Self, &'static str> {
+    pub(super) fn new(url: &str) -> Result<Self, PageUrlError> {
         let page = url.split('#').next().unwrap_or_default();
         let host = page
             .strip_prefix("https://")
             .or_else(|| page.strip_prefix("http://"));
         match host {
-            None => Err("url must begin with http:// or https://; take location.href of the page"),
+            None => Err(PageUrlError::Scheme),
             Some(host) if host.is_empty() || host.starts_with(['/', '?']) => {
-                Err("url names no host; take location.href of the page")
+                Err(PageUrlError::NoHost)
             }
             Some(_) if page.chars().any(|c| c.is_control() || c.is_whitespace()) => {
-                Err("url holds blanks or control characters; take location.href of the page")
+                Err(PageUrlError::Blanks)
             }
             Some(_) => Ok(Self(page.to_owned())),
         }
@@ -46,6 +71,7 @@ pub(super) fn nonce() -> String {
 }
 
 fn hash(ticket: &str, nonce: &str, timestamp: u64, page: &str) -> String {
+    // Wiped after use, because the text holds the ticket.
     let text = zeroize::Zeroizing::new(format!(
         "jsapi_ticket={ticket}&noncestr={nonce}&timestamp={timestamp}&url={page}"
     ));
@@ -115,7 +141,7 @@ mod tests {
             "https://a.b/\u{0}",
             "https://a.b/\u{a0}",
         ] {
-            assert!(PageUrl::new(url).unwrap_err().contains("blanks"), "{url:?}");
+            assert_eq!(PageUrl::new(url), Err(PageUrlError::Blanks), "{url:?}");
         }
         for url in [
             "https://a.b/%E4%B8%AD?x=%20",

@@ -10,8 +10,8 @@ pub mod phantom;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Account, Reply};
-pub use call::{Call, Refusal};
+pub use answer::{ServedAccount, ServiceReply};
+pub use call::{ServiceCall, ServiceError};
 
 /// Permission of a client beyond proxying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

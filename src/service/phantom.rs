@@ -21,19 +21,6 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 pub use crate::base::PHANTOM_PREFIX as PREFIX;
 use crate::base::Secret;
 
-/// Value of `expires_in`, in seconds. Some SDKs subtract up to 1500 s and refuse a remainder that
-/// is too small.
-pub const EXPIRES_IN: u64 = 7200;
-
-/// Length of a window in seconds. A client gets the same phantom throughout a window; the phantom
-/// is valid until the end of the next window.
-const WINDOW: u64 = 24 * 60 * 60;
-/// Tolerance for the clock of another node, in seconds.
-const SKEW: u64 = 300;
-const TAG_LEN: usize = 8;
-const MAC_LEN: usize = 28;
-const LEN: usize = 2 * TAG_LEN + 4 + MAC_LEN;
-
 /// Name as encoded in a phantom: the first eight bytes of its SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tag([u8; TAG_LEN]);
@@ -54,6 +41,18 @@ pub struct Phantom {
     window: u32,
     mac: [u8; MAC_LEN],
 }
+
+/// Value of `expires_in`, in seconds. Some SDKs subtract up to 1500 s and refuse a remainder that
+/// is too small.
+pub const EXPIRES_IN: u64 = 7200;
+/// Length of a window in seconds. A client gets the same phantom throughout a window; the phantom
+/// is valid until the end of the next window.
+const WINDOW: u64 = 24 * 60 * 60;
+/// Tolerance for the clock of another node, in seconds.
+const SKEW: u64 = 300;
+const TAG_LEN: usize = 8;
+const MAC_LEN: usize = 28;
+const LEN: usize = 2 * TAG_LEN + 4 + MAC_LEN;
 
 impl Tag {
     /// Returns the tag of the name of an account or a client.
@@ -114,6 +113,7 @@ impl PhantomKey {
     /// the next one.
     pub fn accepts(&self, phantom: &Phantom, now: Duration) -> bool {
         let first = u64::from(phantom.window) * WINDOW;
+        // Two windows, because callers may hold a phantom for `EXPIRES_IN` past its window's end.
         let timely = (first.saturating_sub(SKEW)..first + 2 * WINDOW).contains(&now.as_secs());
         let head = Phantom::head(phantom.account, phantom.client, phantom.window);
         // Compared in constant time, so that response times reveal no part of the MAC.

@@ -70,8 +70,8 @@ fn keeper() -> (Keeper, Arc<Mint>) {
     )
 }
 
-fn about(keeper: &Keeper) -> Account<'_> {
-    Account {
+fn about(keeper: &Keeper) -> ServedAccount<'_> {
+    ServedAccount {
         platform: Platform::Wechat,
         appid: "wx0123456789abcdef",
         keeper,
@@ -80,16 +80,16 @@ fn about(keeper: &Keeper) -> Account<'_> {
     }
 }
 
-async fn get(keeper: &Keeper, query: Option<&str>, known: Option<&str>) -> Reply {
-    Call::parse("GET", TOKEN, query)
+async fn get(keeper: &Keeper, query: Option<&str>, known: Option<&str>) -> ServiceReply {
+    ServiceCall::parse("GET", TOKEN, query)
         .unwrap()
         .answer(&about(keeper), known, b"", pending())
         .await
         .unwrap()
 }
 
-async fn refresh(keeper: &Keeper, body: &str) -> Result<Value, Refusal> {
-    let call = Call::parse("POST", "/-/accounts/shop/token/refresh", None)?;
+async fn refresh(keeper: &Keeper, body: &str) -> Result<Value, ServiceError> {
+    let call = ServiceCall::parse("POST", "/-/accounts/shop/token/refresh", None)?;
     let reply = call
         .answer(&about(keeper), None, body.as_bytes(), pending())
         .await?;
@@ -165,7 +165,7 @@ async fn a_hurry_ends_the_wait() {
     keeper.current().await.unwrap();
     let (start, call) = (
         Instant::now(),
-        Call::parse("GET", TOKEN, Some("wait=60")).unwrap(),
+        ServiceCall::parse("GET", TOKEN, Some("wait=60")).unwrap(),
     );
     let hurry = sleep(Duration::from_secs(3));
     assert_eq!(
@@ -213,7 +213,10 @@ async fn a_refresh_replaces_the_current_token_only_and_names_none() {
         "{",
     ] {
         assert!(
-            matches!(refresh(&keeper, body).await, Err(Refusal::BadRequest(_))),
+            matches!(
+                refresh(&keeper, body).await,
+                Err(ServiceError::BadRequest(_))
+            ),
             "{body}"
         );
     }
@@ -223,8 +226,8 @@ async fn a_refresh_replaces_the_current_token_only_and_names_none() {
 async fn a_keeper_without_tickets_has_none() {
     let (keeper, _) = keeper();
     for target in ["tickets/jsapi", "tickets/agent_config", "tickets/x"] {
-        let call = Call::parse("GET", &format!("/-/accounts/shop/{target}"), None).unwrap();
+        let call = ServiceCall::parse("GET", &format!("/-/accounts/shop/{target}"), None).unwrap();
         let answer = call.answer(&about(&keeper), None, b"", pending()).await;
-        assert!(matches!(answer, Err(Refusal::NotFound)), "{target}");
+        assert!(matches!(answer, Err(ServiceError::NotFound)), "{target}");
     }
 }

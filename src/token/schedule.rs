@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{base::backoff::Backoff, wechat::codes::Class};
+use crate::{base::backoff::Backoff, wechat::codes::RefusalClass};
 
 /// No attempt follows another one sooner, whatever WeChat says about lifetimes.
 pub const LEAST_PAUSE: Duration = Duration::from_secs(5);
@@ -95,12 +95,14 @@ pub fn poll_at(now: Instant, expires: Instant, chance: f64) -> Instant {
 
 /// How long a failure is remembered, by its class (`None`: a transient one, of the network for
 /// instance) and how many of that class there were in a row.
-pub fn pause_after(class: Option<Class>, failures: u32, chance: f64) -> Duration {
+pub fn pause_after(class: Option<RefusalClass>, failures: u32, chance: f64) -> Duration {
     match class {
-        None | Some(Class::Busy) => TRANSIENT.jittered(failures, chance),
-        Some(Class::Minute) => MINUTE.mul_f64(1.0 + 0.1 * chance.clamp(0.0, 1.0)),
-        Some(Class::Address | Class::Approval | Class::Other) => ADDRESS.jittered(failures, chance),
-        Some(Class::Credential | Class::Frozen | Class::Quota) => {
+        None | Some(RefusalClass::Busy) => TRANSIENT.jittered(failures, chance),
+        Some(RefusalClass::Minute) => MINUTE.mul_f64(1.0 + 0.1 * chance.clamp(0.0, 1.0)),
+        Some(RefusalClass::Address | RefusalClass::Approval | RefusalClass::Other) => {
+            ADDRESS.jittered(failures, chance)
+        }
+        Some(RefusalClass::Credential | RefusalClass::Frozen | RefusalClass::Quota) => {
             LASTING.jittered(failures, chance)
         }
     }
@@ -112,16 +114,16 @@ mod tests {
 
     use super::*;
 
-    const CLASSES: [Option<Class>; 9] = [
+    const CLASSES: [Option<RefusalClass>; 9] = [
         None,
-        Some(Class::Busy),
-        Some(Class::Minute),
-        Some(Class::Quota),
-        Some(Class::Address),
-        Some(Class::Approval),
-        Some(Class::Credential),
-        Some(Class::Frozen),
-        Some(Class::Other),
+        Some(RefusalClass::Busy),
+        Some(RefusalClass::Minute),
+        Some(RefusalClass::Quota),
+        Some(RefusalClass::Address),
+        Some(RefusalClass::Approval),
+        Some(RefusalClass::Credential),
+        Some(RefusalClass::Frozen),
+        Some(RefusalClass::Other),
     ];
 
     fn secs(n: u64) -> Duration {
@@ -193,10 +195,10 @@ mod tests {
                 let pause = pause_after(class, failures, chance);
                 prop_assert!(pause >= Duration::from_millis(500), "{class:?} {pause:?}");
                 let most = match class {
-                    None | Some(Class::Busy) => 60,
-                    Some(Class::Minute) => 66,
-                    Some(Class::Address | Class::Approval | Class::Other) => 300,
-                    Some(Class::Credential | Class::Frozen | Class::Quota) => 600,
+                    None | Some(RefusalClass::Busy) => 60,
+                    Some(RefusalClass::Minute) => 66,
+                    Some(RefusalClass::Address | RefusalClass::Approval | RefusalClass::Other) => 300,
+                    Some(RefusalClass::Credential | RefusalClass::Frozen | RefusalClass::Quota) => 600,
                 };
                 prop_assert!(pause <= secs(most), "{class:?} {pause:?}");
             }

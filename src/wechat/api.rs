@@ -2,7 +2,7 @@
 //!
 //! Only comparisons; `proxy` decides if a caller may call an endpoint.
 
-use super::credential::{self, Class, Minting, Parameters};
+use super::credential::{self, CallClass, Minting, Parameters};
 
 /// A family of accounts that shares token endpoint, error codes and hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,7 +25,7 @@ impl Platform {
 
 /// Class of an endpoint for a proxy that owns the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum EndpointClass {
     /// Takes the account's token in the query, as all but a few do.
     TakesToken,
     /// Carries another credential; the account's token must not be added.
@@ -41,18 +41,20 @@ pub enum Endpoint {
 
 /// Classifies a path that has passed the path grammar, as far as the path alone decides;
 /// [`super::credential`] has the table.
-pub fn classify(path: &str) -> Endpoint {
+pub fn classify(path: &str) -> EndpointClass {
     // A robot's call without `key` is forwarded too: WeChat's own refusal explains it best.
     let mut with_key = Parameters::default();
     with_key.add("key", true);
     match credential::of_path(path).class(with_key) {
-        Class::Minting(Minting::Classic | Minting::Stable | Minting::Wecom) => Endpoint::Token,
-        Class::Minting(Minting::Ticket(_) | Minting::JsapiTicket) | Class::Account => {
-            Endpoint::TakesToken
+        CallClass::Minting(Minting::Classic | Minting::Stable | Minting::Wecom) => {
+            EndpointClass::Token
         }
-        Class::Guarded => Endpoint::Guarded,
-        Class::Login => Endpoint::Login,
-        Class::User | Class::None | Class::Own(_) => Endpoint::OwnCredential,
+        CallClass::Minting(Minting::Ticket(_) | Minting::JsapiTicket) | CallClass::Account => {
+            EndpointClass::TakesToken
+        }
+        CallClass::Guarded => EndpointClass::Guarded,
+        CallClass::Login => EndpointClass::Login,
+        CallClass::User | CallClass::None | CallClass::Own(_) => EndpointClass::OwnCredential,
     }
 }
 
@@ -69,25 +71,25 @@ mod tests {
     #[test]
     fn endpoints_are_told_apart_without_case() {
         let cases = [
-            ("/cgi-bin/user/info", Endpoint::TakesToken),
-            ("/cgi-bin/tokens", Endpoint::TakesToken),
-            ("/snsx/a", Endpoint::TakesToken),
-            ("/CGI-BIN/Token", Endpoint::Token),
-            ("/cgi-bin/stable_token", Endpoint::Token),
-            ("/cgi-bin/GetToken", Endpoint::Token),
-            ("/cgi-bin/clear_quota", Endpoint::Guarded),
-            ("/cgi-bin/clear_quota/V2", Endpoint::Guarded),
+            ("/cgi-bin/user/info", EndpointClass::TakesToken),
+            ("/cgi-bin/tokens", EndpointClass::TakesToken),
+            ("/snsx/a", EndpointClass::TakesToken),
+            ("/CGI-BIN/Token", EndpointClass::Token),
+            ("/cgi-bin/stable_token", EndpointClass::Token),
+            ("/cgi-bin/GetToken", EndpointClass::Token),
+            ("/cgi-bin/clear_quota", EndpointClass::Guarded),
+            ("/cgi-bin/clear_quota/V2", EndpointClass::Guarded),
             (
                 "/cgi-bin/component/api_start_push_ticket",
-                Endpoint::Guarded,
+                EndpointClass::Guarded,
             ),
-            ("/sns/userinfo", Endpoint::OwnCredential),
-            ("/SNS/jscode2session", Endpoint::Login),
-            ("/sns/oauth2/access_token", Endpoint::Login),
-            ("/sns/oauth2/refresh_token", Endpoint::OwnCredential),
+            ("/sns/userinfo", EndpointClass::OwnCredential),
+            ("/SNS/jscode2session", EndpointClass::Login),
+            ("/sns/oauth2/access_token", EndpointClass::Login),
+            ("/sns/oauth2/refresh_token", EndpointClass::OwnCredential),
             (
                 "/cgi-bin/component/api_component_token",
-                Endpoint::OwnCredential,
+                EndpointClass::OwnCredential,
             ),
         ];
         for (path, class) in cases {

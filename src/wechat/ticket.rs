@@ -5,7 +5,7 @@
 
 use super::{
     api::Platform,
-    codes::{self, Class},
+    codes::{self, RefusalClass},
 };
 
 /// Type of ticket. Each account has one ticket of each type at a time, valid for two hours.
@@ -21,7 +21,7 @@ pub enum TicketType {
 
 /// Endpoint that returns a ticket; it takes the account's token in the query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct TicketEndpoint {
     /// Path of the endpoint.
     pub path: &'static str,
     /// Value of the parameter `type`; `None` if the endpoint has none.
@@ -49,7 +49,7 @@ impl TicketType {
     }
 
     /// Returns the endpoint on this platform; `None` if the platform has no such type.
-    pub fn endpoint(self, platform: Platform) -> Option<Endpoint> {
+    pub fn endpoint(self, platform: Platform) -> Option<TicketEndpoint> {
         let (path, kind) = match (platform, self) {
             (Platform::Wechat, Self::Jsapi | Self::WxCard) => {
                 ("/cgi-bin/ticket/getticket", Some(self.as_str()))
@@ -58,25 +58,25 @@ impl TicketType {
             (Platform::Wecom, Self::AgentConfig) => ("/cgi-bin/ticket/get", Some(self.as_str())),
             (Platform::Wechat, Self::AgentConfig) | (Platform::Wecom, Self::WxCard) => return None,
         };
-        Some(Endpoint { path, kind })
+        Some(TicketEndpoint { path, kind })
     }
 }
 
 /// Explains the refusal of a ticket: class and remedy. The codes are those of a business call;
 /// codes that mean the same at the token endpoint are looked up there.
-pub fn refusal(platform: Platform, code: i64) -> (Class, &'static str) {
+pub fn refusal(platform: Platform, code: i64) -> (RefusalClass, &'static str) {
     match code {
         40001 | 40014 | 42001 => (
-            Class::Other,
+            RefusalClass::Other,
             "WeChat rejects the access token, also after a refresh: see the account's own errors",
         ),
         45009 => (
-            Class::Quota,
+            RefusalClass::Quota,
             "the day's quota of tickets is used up: find out who else fetches tickets for this account, or clear the \
              quota at WeChat",
         ),
         48001 | 48002 => (
-            Class::Other,
+            RefusalClass::Other,
             "the account may not use tickets: see the interface permissions in its backend at WeChat",
         ),
         _ => {
@@ -96,7 +96,7 @@ mod tests {
             TicketType::named(platform, name).and_then(|kind| kind.endpoint(platform))
         };
         let getticket = |kind| {
-            Some(Endpoint {
+            Some(TicketEndpoint {
                 path: "/cgi-bin/ticket/getticket",
                 kind: Some(kind),
             })
@@ -105,12 +105,12 @@ mod tests {
         assert_eq!(of(Platform::Wechat, "wx_card"), getticket("wx_card"));
         assert_eq!(
             of(Platform::Wecom, "jsapi"),
-            Some(Endpoint {
+            Some(TicketEndpoint {
                 path: "/cgi-bin/get_jsapi_ticket",
                 kind: None
             })
         );
-        let agent = Endpoint {
+        let agent = TicketEndpoint {
             path: "/cgi-bin/ticket/get",
             kind: Some("agent_config"),
         };
@@ -127,11 +127,11 @@ mod tests {
     #[test]
     fn a_refused_token_is_not_mistaken_for_a_wrong_secret() {
         assert!(!refusal(Platform::Wechat, 40001).1.contains("AppSecret"));
-        assert_eq!(refusal(Platform::Wechat, 45009).0, Class::Quota);
+        assert_eq!(refusal(Platform::Wechat, 45009).0, RefusalClass::Quota);
         assert_eq!(
             refusal(Platform::Wechat, 40164),
             (
-                Class::Address,
+                RefusalClass::Address,
                 codes::token_code(Platform::Wechat, 40164).advice
             )
         );

@@ -10,19 +10,6 @@ use std::{borrow::Cow, sync::LazyLock};
 
 use memchr::memmem;
 
-/// Largest decoded body that is scanned, in bytes. WeChat's error bodies are a few hundred bytes
-/// long.
-pub const WINDOW: usize = 4096;
-
-/// Returns true if a body with these first bytes can be a JSON object; `None` if they are all
-/// blanks.
-pub fn may_be_object(head: &[u8]) -> Option<bool> {
-    let rest = skip_bom(head);
-    rest.iter()
-        .find(|byte| !byte.is_ascii_whitespace())
-        .map(|byte| *byte == b'{')
-}
-
 /// Error code of an answer, under the name of its field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
@@ -31,6 +18,43 @@ pub enum Code {
     /// `ret`, used by advertising and data interfaces for their own codes. Even there a refused
     /// token is reported as `errcode`.
     Ret(i64),
+}
+
+/// Codes of an object and of the `base_resp` in it.
+#[derive(Default)]
+struct FoundCodes {
+    errcode: Option<i64>,
+    ret: Option<i64>,
+    nested_errcode: Option<i64>,
+    nested_ret: Option<i64>,
+}
+
+struct CodeScanner<'b> {
+    rest: &'b [u8],
+}
+
+/// Level of the object that the scanner reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Top,
+    /// Inside `base_resp`, where another `base_resp` is ordinary data.
+    BaseResp,
+}
+
+/// Largest decoded body that is scanned, in bytes. WeChat's error bodies are a few hundred bytes
+/// long.
+pub const WINDOW: usize = 4096;
+// Prepared once, because every answer is searched.
+static ERRCODE: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("errcode"));
+static RET: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("\"ret\""));
+
+/// Returns true if a body with these first bytes can be a JSON object; `None` if they are all
+/// blanks.
+pub fn may_be_object(head: &[u8]) -> Option<bool> {
+    let rest = skip_bom(head);
+    rest.iter()
+        .find(|byte| !byte.is_ascii_whitespace())
+        .map(|byte| *byte == b'{')
 }
 
 /// Finds the code at the top level or in `base_resp`, as a number or a string; the last of several,
@@ -43,10 +67,10 @@ pub fn code(body: &[u8]) -> Option<Code> {
     if !may_name_one {
         return None;
     }
-    let mut scanner = Scanner {
+    let mut scanner = CodeScanner {
         rest: skip_bom(body),
     };
-    let found = scanner.object(true)?;
+    let found = scanner.object(Level::Top)?;
     found
         .errcode
         .or(found.nested_errcode)
@@ -65,41 +89,24 @@ pub fn errcode(body: &[u8]) -> Option<i64> {
 /// Extracts the text that explains the code: `errmsg`, or `err_msg` beside a `ret`, at the top
 /// level or in `base_resp`. Reads the body a second time, so only for answers with a code.
 pub fn message(body: &[u8]) -> Option<String> {
-    let mut scanner = Scanner {
+    let mut scanner = CodeScanner {
         rest: skip_bom(body),
     };
-    scanner.message(true)
+    scanner.message(Level::Top)
 }
-
-// Prepared once, because every answer is searched.
-static ERRCODE: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("errcode"));
-static RET: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("\"ret\""));
 
 fn skip_bom(body: &[u8]) -> &[u8] {
     body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
 }
 
-/// Codes of an object and of the `base_resp` in it.
-#[derive(Default)]
-struct Found {
-    errcode: Option<i64>,
-    ret: Option<i64>,
-    nested_errcode: Option<i64>,
-    nested_ret: Option<i64>,
-}
-
-struct Scanner<'b> {
-    rest: &'b [u8],
-}
-
-impl<'b> Scanner<'b> {
+impl<'b> CodeScanner<'b> {
     /// Reads an object; returns the codes of this level and those of `base_resp`. `None` if the
     /// text does not begin an object; codes before a truncation still count.
-    fn object(&mut self, descend: bool) -> Option<Found> {
+    fn object(&mut self, level: Level) -> Option<FoundCodes> {
         if !self.eat(b'{') {
             return None;
         }
-        let mut found = Found::default();
+        let mut found = FoundCodes::default();
         while let Some(key) = self.key() {
             match &*key {
                 b"errcode" => match self.code() {
@@ -110,8 +117,8 @@ impl<'b> Scanner<'b> {
                     Some(code) => found.ret = Some(code),
                     None => self.skip_value(),
                 },
-                b"base_resp" if descend && self.peek() == Some(b'{') => {
-                    if let Some(nested) = self.object(false) {
+                b"base_resp" if level == Level::Top && self.peek() == Some(b'{') => {
+                    if let Some(nested) = self.object(Level::BaseResp) {
                         found.nested_errcode = nested.errcode.or(found.nested_errcode);
                         found.nested_ret = nested.ret.or(found.nested_ret);
                     }
@@ -127,7 +134,7 @@ impl<'b> Scanner<'b> {
     }
 
     /// Reads an object like [`Self::object`] and returns its message.
-    fn message(&mut self, descend: bool) -> Option<String> {
+    fn message(&mut self, level: Level) -> Option<String> {
         if !self.eat(b'{') {
             return None;
         }
@@ -139,8 +146,8 @@ impl<'b> Scanner<'b> {
                     let text = unescape(self.string()?);
                     found = Some(String::from_utf8_lossy(&text).into_owned());
                 }
-                b"base_resp" if descend && self.peek() == Some(b'{') => {
-                    found = found.or(self.message(false));
+                b"base_resp" if level == Level::Top && self.peek() == Some(b'{') => {
+                    found = found.or(self.message(Level::BaseResp));
                 }
                 _ => self.skip_value(),
             }
@@ -227,11 +234,11 @@ impl<'b> Scanner<'b> {
     }
 
     fn eat(&mut self, byte: u8) -> bool {
-        let there = self.peek() == Some(byte);
-        if there {
+        let is_next = self.peek() == Some(byte);
+        if is_next {
             self.rest = &self.rest[1..];
         }
-        there
+        is_next
     }
 }
 

@@ -206,7 +206,7 @@ async fn ten_thousand_hostile_requests_make_ten_thousand_json_lines() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_requests_stay_one_line_each_in_text_too() {
     const COUNT: usize = 2000;
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let folder = folder(&setup(), &sandbox);
@@ -239,7 +239,7 @@ async fn hostile_requests_stay_one_line_each_in_text_too() {
 async fn a_line_tells_who_what_and_how_it_went() {
     let gate = start().await;
     gate.warm().await;
-    gate.control().revoke(sandbox::Which::default());
+    gate.control().revoke(sandbox::TokenFilter::default());
     let request = gate
         .send_message("o1")
         .query(&[("lang", PLANTED)])
@@ -345,7 +345,7 @@ async fn a_request_whose_caller_went_away_is_logged_and_counted_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_filter_leaves_the_access_log_out() {
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let folder = folder(&setup(), &sandbox);

@@ -7,7 +7,7 @@ use tokio::{
     net::{TcpStream, UnixStream},
     time::Instant,
 };
-use wxgate::sandbox::{DEFAULT_APPID, Fault, Rule, SandboxAccount, TokenKind, Which};
+use wxgate::sandbox::{DEFAULT_APPID, Fault, Rule, SandboxAccount, TokenFilter, TokenKind};
 
 use crate::{
     program::LIMIT,
@@ -186,7 +186,7 @@ async fn readiness_names_the_ip_that_is_not_on_the_whitelist_and_the_node_stays_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_without_any_token_is_not_ready_and_says_why() {
-    let sandbox = wxgate::sandbox::start(wxgate::sandbox::Settings::default())
+    let sandbox = wxgate::sandbox::start(wxgate::sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let held = sandbox
@@ -367,7 +367,7 @@ async fn a_page_of_another_site_can_order_nothing() {
         ),
         (false, "Sec-Fetch-Site: none\r\n".to_owned()),
     ] {
-        gate.control().revoke(Which::default());
+        gate.control().revoke(TokenFilter::default());
         let before = generation().await;
         let status = status_of(&gate, &order(&headers)).await;
         assert_eq!(status, if refused { 403 } else { 200 }, "{headers:?}");
@@ -442,7 +442,7 @@ async fn data_and_admin_paths_do_not_mix() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_unix_socket_serves_operators_too() {
-    let sandbox = wxgate::sandbox::start(wxgate::sandbox::Settings::default())
+    let sandbox = wxgate::sandbox::start(wxgate::sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let place = tempfile::tempdir().expect("a temporary folder");

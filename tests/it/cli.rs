@@ -11,7 +11,8 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 use wxgate::sandbox::{
-    self, DEFAULT_APPID, DEFAULT_SECRET, Fault, Rule, Sandbox, SandboxAccount, TokenKind, Which,
+    self, DEFAULT_APPID, DEFAULT_SECRET, Fault, Rule, Sandbox, SandboxAccount, TokenFilter,
+    TokenKind,
 };
 
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
 };
 
 async fn sandbox() -> Sandbox {
-    sandbox::start(sandbox::Settings::default())
+    sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts")
 }
@@ -453,7 +454,7 @@ fn token_command_works(sandbox: &Sandbox, ask: impl Fn(&[&str]) -> Ended) {
         (&false.into(), &1.into()),
         "stable_token gave the same"
     );
-    sandbox.control().revoke(Which::default());
+    sandbox.control().revoke(TokenFilter::default());
     let fresh = status(&ask(&["token", "shop", "--refresh"]));
     assert_eq!(
         (&fresh["refreshed"], &fresh["generation"]),

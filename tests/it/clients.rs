@@ -524,7 +524,7 @@ async fn a_quota_is_cleared_for_the_client_whose_allow_names_the_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_denied_call_leaves_one_line_that_says_who_what_and_why_but_no_key() {
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let clients = "[[client]]\nname = \"crm\"\nkey = { value = \"crm-key-0123456789\" }\naccounts = [\"shop\"]\n\

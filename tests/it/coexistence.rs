@@ -56,7 +56,7 @@ fn in_redis(redis: &RedisServer, more: &str) -> Setup {
     ))
 }
 
-fn overlap_free() -> impl FnOnce(&mut wxgate::sandbox::Settings) {
+fn overlap_free() -> impl FnOnce(&mut wxgate::sandbox::SandboxSettings) {
     |sandbox| sandbox.overlap = std::time::Duration::ZERO
 }
 

@@ -56,7 +56,7 @@ async fn answered(address: std::net::SocketAddr, text: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_low_soft_limit_is_raised_to_the_hard_one() {
     raise_own_limit();
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let folder = folder(&setup(), &sandbox);
@@ -78,7 +78,7 @@ async fn a_low_soft_limit_is_raised_to_the_hard_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hard_limit_that_is_too_low_is_told_by_check_and_at_the_start() {
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let settings = setup()
@@ -103,7 +103,7 @@ async fn a_hard_limit_that_is_too_low_is_told_by_check_and_at_the_start() {
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_sockets_at_the_admin_listener_take_nothing_from_the_data_listener_or_from_probes() {
     raise_own_limit();
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let folder = folder(&setup(), &sandbox);
@@ -134,7 +134,7 @@ async fn silent_sockets_at_the_admin_listener_take_nothing_from_the_data_listene
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_cannot_be_accepted_are_told_once() {
     raise_own_limit();
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let folder = folder(&setup(), &sandbox);

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, timeout};
 use wxgate::{
     app::Grace,
-    sandbox::{self, Control, Fault, Rule, Sandbox},
+    sandbox::{self, Fault, Rule, Sandbox, SandboxControl},
 };
 
 use crate::{
@@ -30,7 +30,7 @@ struct Node {
 
 impl Node {
     async fn start() -> Self {
-        let sandbox = sandbox::start(sandbox::Settings::default())
+        let sandbox = sandbox::start(sandbox::SandboxSettings::default())
             .await
             .expect("the sandbox starts");
         let folder = folder(&setup(), &sandbox);
@@ -78,7 +78,7 @@ impl Node {
                     .to_owned(),
             )
         });
-        let hit = |control: &Control| control.hits(rule) == 1;
+        let hit = |control: &SandboxControl| control.hits(rule) == 1;
         timeout(LIMIT, self.sandbox.control().until(hit))
             .await
             .expect("the request arrives");
@@ -198,7 +198,7 @@ async fn clients_that_never_retry_lose_nothing_when_they_are_asked_to_close() {
             })
         })
         .collect();
-    let busy = |control: &Control| control.counters().deliveries > 100;
+    let busy = |control: &SandboxControl| control.counters().deliveries > 100;
     timeout(LIMIT, node.sandbox.control().until(busy))
         .await
         .expect("the clients are at work");

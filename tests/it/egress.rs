@@ -219,7 +219,9 @@ async fn the_next_host_is_never_asked_once_the_first_has_the_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fixed_addresses_replace_dns_and_the_name_stays_in_tls_and_host() {
-    let sandbox = sandbox::start(sandbox::Settings::default()).await.unwrap();
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
+        .await
+        .unwrap();
     let port = sandbox.https_addr().unwrap().port();
     let gate = setup()
         .set(
@@ -248,7 +250,9 @@ async fn fixed_addresses_replace_dns_and_the_name_stays_in_tls_and_host() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_fixed_address_is_tried_when_the_first_refuses() {
-    let sandbox = sandbox::start(sandbox::Settings::default()).await.unwrap();
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
+        .await
+        .unwrap();
     let port = sandbox.https_addr().unwrap().port();
     let gate = setup()
         .set(
@@ -417,7 +421,9 @@ async fn proxy_variables_of_the_environment_change_nothing() {
     let mut variables: Vec<_> = names.iter().map(|name| (*name, url.clone())).collect();
     variables.extend([("NO_PROXY", String::new()), ("no_proxy", String::new())]);
     for plain in [false, true] {
-        let sandbox = sandbox::start(sandbox::Settings::default()).await.unwrap();
+        let sandbox = sandbox::start(sandbox::SandboxSettings::default())
+            .await
+            .unwrap();
         let settings = if plain { setup().plain() } else { setup() };
         let folder = folder(&settings, &sandbox);
         let program = Program::start(

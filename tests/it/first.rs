@@ -18,7 +18,8 @@ async fn a_call_without_a_token_is_answered() {
 async fn a_thousand_calls_in_flight_on_a_dead_token_cost_one_fetch_and_none_fails() {
     let gate = setup().start().await;
     gate.warm().await;
-    gate.control().revoke(wxgate::sandbox::Which::default());
+    gate.control()
+        .revoke(wxgate::sandbox::TokenFilter::default());
     let calls = (0..1000).map(|user| {
         let message = gate.send_message(&format!("user-{user}"));
         tokio::spawn(async move {

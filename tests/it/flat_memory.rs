@@ -6,7 +6,7 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
-use wxgate::sandbox::{self, Which};
+use wxgate::sandbox::{self, TokenFilter};
 
 use crate::{
     program::{Program, folder, serve},
@@ -116,7 +116,7 @@ async fn upload(address: std::net::SocketAddr, megabytes: usize, chunked: bool) 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_bodies_pass_whole_in_both_directions_at_flat_memory() {
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let settings = setup()
@@ -160,7 +160,7 @@ async fn large_bodies_pass_whole_in_both_directions_at_flat_memory() {
     ] {
         control.clear_record();
         if stale {
-            control.revoke(Which::default());
+            control.revoke(TokenFilter::default());
         }
         let sent = upload(proxy, 60, chunked).await;
         let requests = control.requests(UPLOAD);

@@ -182,7 +182,7 @@ pub fn certificates() -> TempDir {
 }
 
 pub async fn start_in(setup: Setup, folder: TempDir) -> Gate {
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     setup.start_in(sandbox, folder).await

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use wxgate::sandbox::{Framing, Record};
+use wxgate::sandbox::{Framing, RecordedRequest};
 
 use crate::{
     raw::Wire,
@@ -471,7 +471,7 @@ fn request_lines() -> Vec<(&'static str, Vec<u8>, Verdict)> {
     ]
 }
 
-fn check_sent(name: &str, record: &Record) {
+fn check_sent(name: &str, record: &RecordedRequest) {
     let named = |name: &str| {
         record
             .headers

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use tokio::time::timeout;
-use wxgate::sandbox::{self, DEFAULT_APPID, Fault, Rule, TokenKind, Which};
+use wxgate::sandbox::{self, DEFAULT_APPID, Fault, Rule, TokenFilter, TokenKind};
 
 use crate::{
     program::LIMIT,
@@ -100,7 +100,7 @@ async fn every_name_of_the_contract_appears_and_says_the_truth() {
     // The folder of the store goes away, and so does the token: both are seen, and the call
     // succeeds.
     std::fs::remove_dir_all(gate.folder.path().join("state")).expect("it was there");
-    gate.control().revoke(Which::default());
+    gate.control().revoke(TokenFilter::default());
     assert_eq!(outcome(&gate, "/cgi-bin/user/get").await, 200);
     let second = page(&gate).await;
     for series in [
@@ -274,7 +274,7 @@ async fn tokens_that_die_early_again_and_again_are_a_conflict_and_classic_fetche
     let budget = "wxgate_token_budget_remaining{account=\"shop\",kind=\"classic\"}";
     assert_eq!(value(&page(&gate).await, budget), 1999.0);
     for _ in 0..3 {
-        gate.control().revoke(Which::default());
+        gate.control().revoke(TokenFilter::default());
         assert_eq!(outcome(&gate, "/cgi-bin/user/get").await, 200);
     }
     let page = page(&gate).await;
@@ -295,7 +295,7 @@ async fn what_could_not_be_cured_and_what_the_token_endpoint_refused_is_counted(
     gate.warm().await;
     gate.control()
         .fault(Rule::new("/cgi-bin/stable_token", Fault::errcode(40243)).always());
-    gate.control().revoke(Which::default());
+    gate.control().revoke(TokenFilter::default());
     assert_eq!(outcome(&gate, "/cgi-bin/user/get").await, 200);
     let page = page(&gate).await;
     let fetched =

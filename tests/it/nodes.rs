@@ -16,7 +16,7 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use wxgate::sandbox::{self, Control, DEFAULT_APPID, Fault, Rule, Sandbox, TokenKind};
+use wxgate::sandbox::{self, DEFAULT_APPID, Fault, Rule, Sandbox, SandboxControl, TokenKind};
 
 use crate::{
     program::{Program, folder, serve},
@@ -85,7 +85,7 @@ impl Nodes {
         }
     }
 
-    fn control(&self) -> &Control {
+    fn control(&self) -> &SandboxControl {
         self.gates[0].control()
     }
 
@@ -178,7 +178,7 @@ impl Load {
 }
 
 /// The record holds the token that WeChat takes now.
-async fn shared(redis: &RedisServer, control: &Control) -> Duration {
+async fn shared(redis: &RedisServer, control: &SandboxControl) -> Duration {
     eventually("the record holds the current token", async || {
         let token = control
             .current_token(DEFAULT_APPID, TokenKind::Stable)
@@ -347,7 +347,7 @@ async fn a_node_that_is_stopped_with_the_lease_is_waited_for_no_longer_than_the_
         .and_then(|n| n.parse().ok())
         .unwrap_or(2);
     let redis = RedisServer::start();
-    let sandbox: Sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox: Sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("it starts");
     // A lease of three seconds.

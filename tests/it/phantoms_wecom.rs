@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use serde_json::{Value, json};
-use wxgate::sandbox::{Control, DEFAULT_APPID, Revocation, SandboxAccount, TokenState};
+use wxgate::sandbox::{DEFAULT_APPID, Revocation, SandboxAccount, SandboxControl, TokenState};
 
 use crate::{
     raw::Wire,
@@ -74,7 +74,7 @@ async fn phantom(gate: &Gate, target: &str) -> String {
 }
 
 /// The tokens that messages arrived with.
-fn tokens(control: &Control) -> HashSet<String> {
+fn tokens(control: &SandboxControl) -> HashSet<String> {
     let queries = control
         .requests("/cgi-bin/message/send")
         .into_iter()

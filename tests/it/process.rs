@@ -45,7 +45,7 @@ fn can_read(path: &Path) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_and_environment_are_closed_to_others_of_the_same_user_and_no_core_is_written() {
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let (place, folder) = (reachable_program(), folder(&setup(), &sandbox));
@@ -106,7 +106,7 @@ async fn memory_and_environment_are_closed_to_others_of_the_same_user_and_no_cor
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sockets_and_state_belong_to_the_user_alone() {
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let setup = setup()

@@ -462,7 +462,7 @@ async fn limits_callers_and_the_look_of_errors_change_at_once() {
 async fn another_api_host_gets_connections_of_its_own() {
     let gate = setup().set("server", "workers = 2").start().await;
     gate.warm().await;
-    let second = sandbox::start(sandbox::Settings::default())
+    let second = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let (old, new) = (

@@ -7,7 +7,7 @@ use futures_util::stream;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use reqwest::{Body, RequestBuilder};
-use wxgate::sandbox::{DEFAULT_APPID, Fault, Framing, Record, Rule};
+use wxgate::sandbox::{DEFAULT_APPID, Fault, Framing, RecordedRequest, Rule};
 
 use crate::{
     support::{Gate, Setup, setup},
@@ -64,7 +64,7 @@ async fn revoked(setup: Setup) -> Gate {
     gate
 }
 
-fn assert_sent_twice(records: &[Record], body: &[u8], what: &str) {
+fn assert_sent_twice(records: &[RecordedRequest], body: &[u8], what: &str) {
     assert_eq!(records.len(), 2, "{what}");
     for record in records {
         assert!(record.complete, "{what}");
@@ -158,7 +158,7 @@ async fn a_replay_repeats_method_query_and_headers_and_changes_nothing_but_the_t
     .await;
     assert!(answer.is_fine() && answer.attempts == "2", "{answer:?}");
     let records = gate.control().requests(ANY);
-    let rest = |record: &Record| {
+    let rest = |record: &RecordedRequest| {
         let query = record.query.clone().expect("a query");
         let (token, rest) = query.split_once('&').expect("more than a token");
         (

@@ -13,7 +13,7 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use tokio::sync::RwLock;
 use wxgate::{
-    sandbox::{DEFAULT_APPID, TokenKind, Which},
+    sandbox::{DEFAULT_APPID, TokenFilter, TokenKind},
     token::store::{Saved, StoreError, TokenStore as _},
 };
 
@@ -121,7 +121,7 @@ async fn lived_in(setup: Setup) -> (Gate, Vec<String>) {
     gate.warm().await;
     let first = current(&gate);
     recorded(gate.folder.path(), "shop.json", "\"generation\":1").await;
-    gate.control().revoke(Which::default());
+    gate.control().revoke(TokenFilter::default());
     assert!(get(&gate, USER).await.is_fine());
     recorded(gate.folder.path(), "shop.json", "\"generation\":2").await;
     let ticket = json(gate.get(JSAPI).await).await["ticket"]

@@ -23,7 +23,7 @@ use tokio::{
 };
 use wxgate::{
     config,
-    sandbox::{self, Fault, Rule, Sandbox, SandboxAccount, Which},
+    sandbox::{self, Fault, Rule, Sandbox, SandboxAccount, TokenFilter},
 };
 
 use crate::{
@@ -199,9 +199,9 @@ async fn wechat() -> Sandbox {
         SandboxAccount::new("wx5555555555555555", "unknown"),
         SandboxAccount::wecom(CORP, AGENT_SECRET),
     ];
-    let settings = sandbox::Settings {
+    let settings = sandbox::SandboxSettings {
         accounts,
-        ..sandbox::Settings::default()
+        ..sandbox::SandboxSettings::default()
     };
     let sandbox = sandbox::start(settings).await.expect("the sandbox starts");
     let token = |value: &str| Fault::Token {
@@ -315,7 +315,7 @@ async fn seen(request: reqwest::RequestBuilder) -> String {
 /// Calls of every kind, while everything fails that can fail. Returns what the caller saw.
 async fn trouble(
     proxy: &str,
-    control: &sandbox::Control,
+    control: &sandbox::SandboxControl,
     egress: &EgressProxy,
     phantoms: &[String; 2],
 ) -> String {
@@ -433,7 +433,7 @@ async fn trouble(
         answers += &seen(client.get(format!("{proxy}{login}"))).await;
         control.remove_fault(rule);
     }
-    control.revoke(Which::default());
+    control.revoke(TokenFilter::default());
     let cured = send().send().await.expect("an answer");
     assert_eq!(
         header(&cured, "x-wxgate-attempts"),

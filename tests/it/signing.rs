@@ -5,7 +5,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256, PublicKeyData as _};
 use serde_json::{Value, json};
 use wxgate::{
-    sandbox::{self, ApiSigning, DEFAULT_APPID, DEFAULT_SECRET, Sandbox, Settings},
+    sandbox::{self, ApiSigning, DEFAULT_APPID, DEFAULT_SECRET, Sandbox, SandboxSettings},
     wechat::signing::{AnswerHeaders, KeyTexts, Opened, Signed, SigningKeys},
 };
 
@@ -21,7 +21,7 @@ struct World {
 }
 
 async fn world() -> World {
-    let sandbox = sandbox::start(Settings::default())
+    let sandbox = sandbox::start(SandboxSettings::default())
         .await
         .expect("free ports");
     let rsa = || KeyPair::generate_for(&PKCS_RSA_SHA256).expect("a key");

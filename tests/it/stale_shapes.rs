@@ -5,7 +5,7 @@
 
 use std::io::Read as _;
 
-use wxgate::sandbox::{DEFAULT_APPID, ErrorShape, Fault, Response, Rule, Shape, TokenKind};
+use wxgate::sandbox::{DEFAULT_APPID, ErrorShape, Fault, JsonShape, Response, Rule, TokenKind};
 
 use crate::{
     support::{Gate, setup},
@@ -39,7 +39,7 @@ const WORDINGS: [(i64, &str); 8] = [
     (40001, ""),
 ];
 
-fn shaped(shape: Shape) -> ErrorShape {
+fn shaped(shape: JsonShape) -> ErrorShape {
     ErrorShape {
         shape,
         ..ErrorShape::new(40001)
@@ -74,22 +74,28 @@ fn cured() -> Vec<(String, Fault)> {
         ..ErrorShape::new(42001)
     };
     let shapes = [
-        ("errcode first", shaped(Shape::Plain)),
-        ("errcode last", shaped(Shape::CodeLast)),
-        ("errcode as a string", shaped(Shape::StringCode)),
-        ("errcode with a fraction of zero", shaped(Shape::FloatCode)),
+        ("errcode first", shaped(JsonShape::Plain)),
+        ("errcode last", shaped(JsonShape::CodeLast)),
+        ("errcode as a string", shaped(JsonShape::StringCode)),
+        (
+            "errcode with a fraction of zero",
+            shaped(JsonShape::FloatCode),
+        ),
         (
             "in base_resp, as device APIs have it",
-            shaped(Shape::BaseResp),
+            shaped(JsonShape::BaseResp),
         ),
-        ("behind data", shaped(Shape::AfterData)),
-        ("an escaped key", shaped(Shape::EscapedKey)),
-        ("blanks and line ends", shaped(Shape::Spaced)),
+        ("behind data", shaped(JsonShape::AfterData)),
+        ("an escaped key", shaped(JsonShape::EscapedKey)),
+        ("blanks and line ends", shaped(JsonShape::Spaced)),
         (
             "raw control characters in a text",
-            shaped(Shape::ControlCharacters),
+            shaped(JsonShape::ControlCharacters),
         ),
-        ("the key twice, the last one counts", shaped(Shape::Twice)),
+        (
+            "the key twice, the last one counts",
+            shaped(JsonShape::Twice),
+        ),
         ("text/plain", typed("text/plain")),
         ("an error that claims to be a picture", typed("image/jpeg")),
         ("an error that claims to be sound", typed("audio/amr")),

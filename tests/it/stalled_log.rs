@@ -49,7 +49,7 @@ impl Drop for Logging {
 impl Logging {
     /// Starts it and reads the log until the first call was answered.
     async fn start(format: &str, flags: OFlags) -> Self {
-        let sandbox = sandbox::start(sandbox::Settings::default())
+        let sandbox = sandbox::start(sandbox::SandboxSettings::default())
             .await
             .expect("the sandbox starts");
         let setup = setup().more(

@@ -135,7 +135,7 @@ fn reserved() -> (Socket, SocketAddr) {
 #[tokio::test(flavor = "multi_thread")]
 async fn restarts_of_the_program_under_load_lose_no_connection_that_was_taken() {
     let (_port, address) = reserved();
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let setup = setup().set("server", &format!("listen = [\"{address}\"]"));
@@ -191,7 +191,7 @@ async fn closed(address: SocketAddr) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_taken_during_a_stop_of_the_program_are_served_once_when_they_ask_later() {
-    let sandbox = sandbox::start(sandbox::Settings::default())
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
         .await
         .expect("the sandbox starts");
     let folder = folder(&setup(), &sandbox);

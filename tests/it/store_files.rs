@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::time::Instant;
 use wxgate::{
-    sandbox::{Sandbox, Which},
+    sandbox::{Sandbox, TokenFilter},
     token::store::{StoreError, TokenStore as _},
 };
 
@@ -123,7 +123,7 @@ impl Serving<'_> {
 
     /// The token dies; all calls are answered as if nothing had happened.
     async fn outlives_a_token(&self) {
-        self.place.sandbox.control().revoke(Which::default());
+        self.place.sandbox.control().revoke(TokenFilter::default());
         for _ in 0..10 {
             self.is_fine().await;
         }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
-use wxgate::sandbox::{DEFAULT_APPID, Fault, Rule, Which};
+use wxgate::sandbox::{DEFAULT_APPID, Fault, Rule, TokenFilter};
 
 use crate::{
     support::{Gate, setup},
@@ -31,7 +31,7 @@ async fn five_hundred_calls_on_a_revoked_token_cost_one_fetch_in_either_mode() {
         let gate = warm(&format!("token = \"{mode}\"")).await;
         // No overlap, as for a token that WeChat has withdrawn: an answer that used it late would
         // be stale again.
-        gate.control().revoke(Which::default());
+        gate.control().revoke(TokenFilter::default());
         // The fetch lasts until every call has been refused, so that all of them want the same
         // refresh.
         let fetch = gate
@@ -77,7 +77,7 @@ async fn five_hundred_calls_on_a_revoked_token_cost_one_fetch_in_either_mode() {
 async fn a_late_refusal_of_an_old_token_is_replayed_without_a_fetch() {
     for mode in ["stable", "classic"] {
         let gate = warm(&format!("token = \"{mode}\"")).await;
-        gate.control().revoke(Which::default());
+        gate.control().revoke(TokenFilter::default());
         let late = gate
             .control()
             .fault(Rule::new("/cgi-bin/menu/get", Fault::Pass).hold());
@@ -113,7 +113,7 @@ async fn a_late_refusal_of_an_old_token_is_replayed_without_a_fetch() {
 async fn a_caller_that_hangs_up_in_the_middle_of_a_refresh_takes_nobody_with_it() {
     let gate = setup().set("server", "workers = 1").start().await;
     gate.warm().await;
-    gate.control().revoke(Which::default());
+    gate.control().revoke(TokenFilter::default());
     let fetch = gate.control().fault(Rule::new(STABLE, Fault::Pass).hold());
     let mut leader = TcpStream::connect(gate.proxy)
         .await
@@ -152,7 +152,7 @@ async fn a_caller_that_hangs_up_in_the_middle_of_a_refresh_takes_nobody_with_it(
 async fn a_refresh_that_nobody_waits_for_any_more_is_still_finished_and_kept() {
     let gate = setup().set("server", "workers = 1").start().await;
     gate.warm().await;
-    gate.control().revoke(Which::default());
+    gate.control().revoke(TokenFilter::default());
     let fetch = gate.control().fault(Rule::new(STABLE, Fault::Pass).hold());
     let mut only = TcpStream::connect(gate.proxy)
         .await
@@ -184,7 +184,7 @@ async fn five_honest_revocations_in_a_row_cost_five_fetches_and_no_caller_sees_a
     for mode in ["stable", "classic"] {
         let gate = warm(&format!("token = \"{mode}\"")).await;
         for round in 0..5 {
-            gate.control().revoke(Which::default());
+            gate.control().revoke(TokenFilter::default());
             let calls = (0..20)
                 .map(|n| spawned(gate.send_message(&format!("user-{round}-{n}"))))
                 .collect();
@@ -246,7 +246,8 @@ async fn a_storm_on_one_account_does_not_touch_another_one() {
             "{account:?} is not {DEFAULT_APPID}"
         );
     }
-    let of_b = |record: &&wxgate::sandbox::Record| record.account.as_deref() == Some(&appid(1));
+    let of_b =
+        |record: &&wxgate::sandbox::RecordedRequest| record.account.as_deref() == Some(&appid(1));
     assert_eq!(
         gate.control()
             .requests("/cgi-bin/user/info")

@@ -17,7 +17,7 @@ use wxgate::{
     config,
     net::egress::Egress,
     proxy::AccessLogSettings,
-    sandbox::{self, Control, DEFAULT_APPID, DEFAULT_SECRET, Sandbox},
+    sandbox::{self, DEFAULT_APPID, DEFAULT_SECRET, Sandbox, SandboxControl},
     telemetry::{logging::Format, output::Output},
 };
 
@@ -43,7 +43,7 @@ pub struct Setup {
     tables: BTreeMap<String, String>,
     account: String,
     more: String,
-    sandbox: sandbox::Settings,
+    sandbox: sandbox::SandboxSettings,
     plain: bool,
     grace: Grace,
 }
@@ -63,7 +63,7 @@ pub fn setup() -> Setup {
         tables,
         account: String::new(),
         more: String::new(),
-        sandbox: sandbox::Settings::default(),
+        sandbox: sandbox::SandboxSettings::default(),
         plain: false,
         grace: Grace {
             leaving: Duration::ZERO,
@@ -110,7 +110,7 @@ impl Setup {
     }
 
     /// Changes the sandbox.
-    pub fn sandbox(mut self, change: impl FnOnce(&mut sandbox::Settings)) -> Self {
+    pub fn sandbox(mut self, change: impl FnOnce(&mut sandbox::SandboxSettings)) -> Self {
         change(&mut self.sandbox);
         self
     }
@@ -122,7 +122,7 @@ impl Setup {
     }
 
     /// What the sandbox would be started with.
-    pub fn sandbox_settings(&self) -> sandbox::Settings {
+    pub fn sandbox_settings(&self) -> sandbox::SandboxSettings {
         self.sandbox.clone()
     }
 
@@ -244,7 +244,7 @@ pub fn client() -> Client {
 }
 
 impl Gate {
-    pub fn control(&self) -> &Control {
+    pub fn control(&self) -> &SandboxControl {
         self.sandbox.control()
     }
 

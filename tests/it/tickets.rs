@@ -244,7 +244,7 @@ async fn a_refusal_is_remembered_and_says_what_to_do_about_tickets() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_token_the_accounts_own_error_is_told() {
     let account = "[[account]]\nname = \"news\"\nappid = \"wx0123456789abcdef\"\nsecret = { value = \"wrong\" }\n";
-    let known = |s: &mut sandbox::Settings| {
+    let known = |s: &mut sandbox::SandboxSettings| {
         s.accounts
             .push(SandboxAccount::new("wx0123456789abcdef", "right"))
     };

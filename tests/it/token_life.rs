@@ -600,7 +600,7 @@ async fn a_token_is_replaced_before_it_is_over_and_no_caller_notices() {
         .control()
         .current_token(DEFAULT_APPID, TokenKind::Classic)
         .expect("the second one");
-    let uses_it = |record: &wxgate::sandbox::Record| {
+    let uses_it = |record: &wxgate::sandbox::RecordedRequest| {
         record
             .query
             .as_ref()

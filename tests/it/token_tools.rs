@@ -6,7 +6,7 @@ use std::{fmt::Write as _, time::Duration};
 use aws_lc_rs::digest::{SHA256, digest};
 use reqwest::{RequestBuilder, Response};
 use tokio::{task::JoinHandle, time::Instant};
-use wxgate::sandbox::{Control, Fault, Rule, SandboxAccount};
+use wxgate::sandbox::{Fault, Rule, SandboxAccount, SandboxControl};
 
 use crate::support::{Gate, Setup, header};
 
@@ -86,7 +86,11 @@ pub async fn all(calls: Vec<JoinHandle<Said>>) -> Vec<Said> {
 }
 
 /// Waits until the sandbox has seen what the test is waiting for.
-pub async fn until(control: &Control, what: &str, reached: impl FnMut(&Control) -> bool) {
+pub async fn until(
+    control: &SandboxControl,
+    what: &str,
+    reached: impl FnMut(&SandboxControl) -> bool,
+) {
     let waited = tokio::time::timeout(DEADLINE, control.until(reached)).await;
     assert!(
         waited.is_ok(),
@@ -189,7 +193,7 @@ pub fn noise(length: usize) -> Vec<u8> {
 
 /// Starts after the sandbox has been told how to misbehave, so that the very first fetch can be
 /// hit.
-pub async fn start_after(setup: Setup, prepare: impl FnOnce(&Control)) -> Gate {
+pub async fn start_after(setup: Setup, prepare: impl FnOnce(&SandboxControl)) -> Gate {
     let sandbox = setup.start_sandbox().await;
     prepare(sandbox.control());
     setup.start_with(sandbox).await
@@ -202,7 +206,7 @@ pub async fn start_with_short_token(setup: Setup, seconds: u32) -> Gate {
         expires_in: Some(seconds.to_string()),
         access_token: None,
     };
-    let prepare = |control: &Control| {
+    let prepare = |control: &SandboxControl| {
         control.fault(Rule::new("/cgi-bin/*token", short));
     };
     start_after(setup, prepare).await

@@ -195,7 +195,7 @@ fn names(name: &str) -> Vec<rcgen::SanType> {
 async fn start(setup: Setup, authority: &Authority, fake: &Fake) -> Gate {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("own.pem"), &authority.pem).unwrap();
-    let sandbox = wxgate::sandbox::start(wxgate::sandbox::Settings::default())
+    let sandbox = wxgate::sandbox::start(wxgate::sandbox::SandboxSettings::default())
         .await
         .unwrap();
     let api = format!("api = [\"https://localhost:{}\"]", fake.address.port());

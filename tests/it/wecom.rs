@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use serde_json::json;
-use wxgate::sandbox::{Control, Counters, DEFAULT_APPID, Fault, Revocation, Rule, SandboxAccount};
+use wxgate::sandbox::{
+    Counters, DEFAULT_APPID, Fault, Revocation, Rule, SandboxAccount, SandboxControl,
+};
 
 use crate::{
     support::{Gate, Setup, header, json, setup},
@@ -58,7 +60,7 @@ async fn send(gate: &Gate, path: &str, user: &str) -> Said {
 }
 
 /// The values of `access_token` that arrived at paths of this form.
-fn tokens(control: &Control, pattern: &str) -> HashSet<String> {
+fn tokens(control: &SandboxControl, pattern: &str) -> HashSet<String> {
     let queries = control
         .requests(pattern)
         .into_iter()
@@ -175,7 +177,7 @@ async fn the_same_code_means_different_things_on_two_platforms_side_by_side() {
 /// correct.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_secret_is_remembered_and_named() {
-    let bad_secret = |control: &Control| {
+    let bad_secret = |control: &SandboxControl| {
         control.fault(
             Rule::new(GETTOKEN, Fault::errcode(40001))
                 .account(CORP)
@@ -220,7 +222,7 @@ async fn a_wrong_secret_is_remembered_and_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_that_is_not_trusted_is_named() {
-    let untrusted = |control: &Control| {
+    let untrusted = |control: &SandboxControl| {
         let text = "{\"errcode\":60020,\"errmsg\":\"not allow to access from your ip, hint: [1576065934_28_a], \
                     from ip: 198.51.100.7, more info at https://open.work.weixin.qq.com/devtool/query?e=60020\"}";
         control.fault(Rule::new(GETTOKEN, Fault::respond(200, "application/json", text)).always());

@@ -23,7 +23,7 @@ use crate::{
     proxy::settings::{Client, KeyDigest, Mode, PathPattern, Rate},
     service::Scope,
     token::AccountSettings,
-    wechat::api::{self, Endpoint},
+    wechat::api::{self, EndpointClass},
 };
 
 /// Labels of callers that are no client: those of `server.allow`, and unknown ones.
@@ -313,14 +313,16 @@ impl Context<'_> {
                 _ if deny.iter().any(|deny| deny.denies_all_of(value)) => {
                     "has no effect: deny takes away all of it"
                 }
-                Endpoint::Token => {
+                EndpointClass::Token => {
                     "has no effect: wxgate answers this endpoint itself, for every client"
                 }
-                Endpoint::Guarded => {
+                EndpointClass::Guarded => {
                     "is open to this client, since it is named exactly: it resets what all callers share, or hands out \
                      a credential"
                 }
-                Endpoint::TakesToken | Endpoint::OwnCredential | Endpoint::Login => continue,
+                EndpointClass::TakesToken | EndpointClass::OwnCredential | EndpointClass::Login => {
+                    continue;
+                }
             };
             self.report.warning(place, message);
         }

@@ -35,7 +35,7 @@ use crate::{
     base::Secret,
     net::{address::Peer, connection::OddFraming},
     token::{Keeper, Refresh, Token},
-    wechat::api::{self, Endpoint, Platform},
+    wechat::api::{self, EndpointClass, Platform},
 };
 
 /// The longest request target, in bytes.
@@ -95,9 +95,9 @@ pub(super) async fn run(
     let prefix = split.prefix.clone();
     let service = split.service_path().map(str::to_owned);
     let path = split.check();
-    let endpoint = path
-        .as_ref()
-        .map_or(Endpoint::TakesToken, |path| api::classify(path.as_str()));
+    let endpoint = path.as_ref().map_or(EndpointClass::TakesToken, |path| {
+        api::classify(path.as_str())
+    });
     let mut caller = Caller {
         address,
         names: &origin.names,
@@ -109,7 +109,7 @@ pub(super) async fn run(
         prefix: prefix.as_deref(),
         host,
     };
-    if let (Endpoint::Token, Ok(path)) = (endpoint, &path) {
+    if let (EndpointClass::Token, Ok(path)) = (endpoint, &path) {
         let answer = answering::token(live, head, body, path, &chosen, caller, trail);
         return Box::pin(answer).await.map(Outcome::Own);
     }
@@ -123,7 +123,7 @@ pub(super) async fn run(
         }
         None => None,
     };
-    let login = if endpoint == Endpoint::Login {
+    let login = if endpoint == EndpointClass::Login {
         inject::login(head.uri.query())?
     } else {
         Login::default()
@@ -154,7 +154,7 @@ pub(super) async fn run(
     let path = path?;
     let right = Right::Path {
         path: path.as_str(),
-        guarded: endpoint == Endpoint::Guarded,
+        guarded: endpoint == EndpointClass::Guarded,
     };
     let admitted = admit(client, account, right, trail)?;
     let plan = plan(endpoint, account, client, &login, head.uri.query()).await?;
@@ -330,23 +330,23 @@ enum Plan {
 /// What the endpoint and the query mean for the account's credentials. Waits for the token: without
 /// one the body need not be read at all.
 async fn plan(
-    endpoint: Endpoint,
+    endpoint: EndpointClass,
     account: &Account,
     client: &Client,
     login: &Login<'_>,
     query: Option<&str>,
 ) -> Result<Plan, ProxyError> {
     match endpoint {
-        Endpoint::Token => Err(ProxyError::TokenEndpoint),
-        Endpoint::OwnCredential => Ok(Plan::PassThrough),
-        Endpoint::TakesToken | Endpoint::Guarded => match inject::examine(query)? {
+        EndpointClass::Token => Err(ProxyError::TokenEndpoint),
+        EndpointClass::OwnCredential => Ok(Plan::PassThrough),
+        EndpointClass::TakesToken | EndpointClass::Guarded => match inject::examine(query)? {
             Query::TakesToken { own } => Ok(Plan::Inject {
                 own,
                 token: current_token(&account.keeper).await?,
             }),
             Query::OwnCredential => Ok(Plan::PassThrough),
         },
-        Endpoint::Login => {
+        EndpointClass::Login => {
             let is_own = |key: &Cow<'_, str>| client.has_key(key);
             let belongs_here = account.platform == Platform::Wechat && account.secret.is_some();
             if !belongs_here || login.secret.as_ref().is_some_and(|secret| !is_own(secret)) {

@@ -24,7 +24,7 @@ use crate::{
         route::Account,
         worker::Worker,
     },
-    service::{self, Call, Refusal, Reply},
+    service::{self, ServiceCall, ServiceError, ServiceReply},
 };
 
 /// Answers a call below `/-/`.
@@ -42,7 +42,7 @@ pub(super) async fn answer(
     body: Incoming,
     trail: &mut Trail,
 ) -> Result<Response<Bytes>, ProxyError> {
-    let call = Call::parse(head.method.as_str(), path, head.uri.query())?;
+    let call = ServiceCall::parse(head.method.as_str(), path, head.uri.query())?;
     let account = select(live, &call, chosen, &head.headers)?;
     trail.account = Some(Arc::clone(account));
     check_authority(account, &head.uri)?;
@@ -55,7 +55,7 @@ pub(super) async fn answer(
     };
     trail.body_unread = false;
     let known = known(&head.headers);
-    let about = service::Account {
+    let about = service::ServedAccount {
         platform: account.platform,
         appid: &account.appid,
         keeper: &account.keeper,
@@ -79,7 +79,7 @@ pub(super) async fn answer(
 /// The name in the path selects as a prefix does; the other selectors must not disagree with it.
 fn select<'l>(
     live: &'l Live,
-    call: &Call,
+    call: &ServiceCall,
     chosen: &Chosen<'_>,
     headers: &HeaderMap,
 ) -> Result<&'l Arc<Account>, ProxyError> {
@@ -108,7 +108,7 @@ fn known(headers: &HeaderMap) -> Option<String> {
     (!lines.is_empty()).then(|| lines.join(","))
 }
 
-fn response(reply: Reply) -> Response<Bytes> {
+fn response(reply: ServiceReply) -> Response<Bytes> {
     let mut response = Response::new(reply.body.into());
     *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or_default();
     let headers = response.headers_mut();
@@ -125,12 +125,12 @@ fn response(reply: Reply) -> Response<Bytes> {
     response
 }
 
-impl From<Refusal> for ProxyError {
-    fn from(refusal: Refusal) -> Self {
+impl From<ServiceError> for ProxyError {
+    fn from(refusal: ServiceError) -> Self {
         match refusal {
-            Refusal::NotFound => Self::NotFound,
-            Refusal::BadRequest(advice) => Self::BadRequest(advice),
-            Refusal::Unavailable(error) => Self::TokenUnavailable(error),
+            ServiceError::NotFound => Self::NotFound,
+            ServiceError::BadRequest(advice) => Self::BadRequest(advice),
+            ServiceError::Unavailable(error) => Self::TokenUnavailable(error),
         }
     }
 }

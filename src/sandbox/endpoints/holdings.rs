@@ -3,14 +3,14 @@
 
 use serde_json::{Value, json};
 
-use super::{Call, text};
-use crate::sandbox::{answer::Answer, settings::Platform, shape::SEEN_IP};
+use super::{ApiCall, text};
+use crate::sandbox::{answer::SandboxAnswer, settings::SandboxPlatform, shape::SEEN_IP};
 
 /// Answers a call to a path of this module; `None` for all others.
-pub(super) fn answer(call: Call<'_>) -> Option<Answer> {
+pub(super) fn answer(call: ApiCall<'_>) -> Option<SandboxAnswer> {
     Some(match call.head.path() {
         "/cgi-bin/user/info" => user_info(call),
-        "/cgi-bin/user/get" if call.judged.platform == Platform::Wecom => member(call),
+        "/cgi-bin/user/get" if call.judged.platform == SandboxPlatform::Wecom => member(call),
         "/cgi-bin/auth/getuserinfo" | "/cgi-bin/user/getuserinfo" => web_login(call),
         "/cgi-bin/draft/add" => draft(call),
         "/cgi-bin/openapi/rid/get" => failure(call),
@@ -44,7 +44,7 @@ pub(super) fn reads_body(path: &str) -> bool {
 }
 
 /// Answers WeCom's `GET cgi-bin/user/get?userid=`: a member.
-fn member(call: Call<'_>) -> Answer {
+fn member(call: ApiCall<'_>) -> SandboxAnswer {
     let Some(userid) = call.head.param("userid") else {
         return call.error(40003);
     };
@@ -58,7 +58,7 @@ fn member(call: Call<'_>) -> Answer {
 
 /// Answers WeCom's `GET cgi-bin/auth/getuserinfo?code=`: the member that logged in, with a ticket
 /// for private data. The older path capitalises its fields.
-fn web_login(call: Call<'_>) -> Answer {
+fn web_login(call: ApiCall<'_>) -> SandboxAnswer {
     let code = call.head.param("code");
     if code.is_none_or(|code| code.starts_with("bad")) {
         return call.error(40029);
@@ -73,7 +73,7 @@ fn web_login(call: Call<'_>) -> Answer {
 }
 
 /// Answers `POST cgi-bin/draft/add`.
-fn draft(call: Call<'_>) -> Answer {
+fn draft(call: ApiCall<'_>) -> SandboxAnswer {
     let Some(body) = call.json() else {
         return call.error(47001);
     };
@@ -90,7 +90,7 @@ fn draft(call: Call<'_>) -> Answer {
 }
 
 /// Answers `POST cgi-bin/openapi/rid/get`: the failed call, including its token.
-fn failure(call: Call<'_>) -> Answer {
+fn failure(call: ApiCall<'_>) -> SandboxAnswer {
     let body = call.json().unwrap_or(Value::Null);
     let Some(rid) = text(&body, "rid") else {
         return call.error(76002);
@@ -107,7 +107,7 @@ fn failure(call: Call<'_>) -> Answer {
     }}))
 }
 
-fn user_info(call: Call<'_>) -> Answer {
+fn user_info(call: ApiCall<'_>) -> SandboxAnswer {
     let Some(openid) = call.head.param("openid") else {
         return call.error(40003);
     };
@@ -119,7 +119,7 @@ fn user_info(call: Call<'_>) -> Answer {
 
 /// Answers `POST cgi-bin/qrcode/create`: a ticket for `showqrcode`; permanent codes have no
 /// `expire_seconds`.
-fn qrcode(call: Call<'_>) -> Answer {
+fn qrcode(call: ApiCall<'_>) -> SandboxAnswer {
     if call.head.method() != "POST" {
         return call.error(43002);
     }

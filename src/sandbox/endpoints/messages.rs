@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{Call, text};
-use crate::sandbox::{answer::Answer, recorder::Delivery};
+use super::{ApiCall, text};
+use crate::sandbox::{answer::SandboxAnswer, record::DeliveredMessage};
 
 /// Returns true if the path sends a message to one user.
 pub(super) fn is_send(path: &str) -> bool {
@@ -18,7 +18,7 @@ pub(super) fn is_send(path: &str) -> bool {
 }
 
 /// Answers `POST cgi-bin/message/custom/send` and its relatives.
-pub(super) fn send(call: Call<'_>) -> Answer {
+pub(super) fn send(call: ApiCall<'_>) -> SandboxAnswer {
     if call.head.method() != "POST" {
         return call.error(43002);
     }
@@ -33,7 +33,7 @@ pub(super) fn send(call: Call<'_>) -> Answer {
     if wants_media && text(&body[&*kind], "media_id").is_none() {
         return call.error(40007);
     }
-    let id = call.shared.recorder.deliver(|id| Delivery {
+    let id = call.shared.recorder.deliver(|id| DeliveredMessage {
         id,
         at_ms: call.shared.state.clock.now(),
         account: call.account().to_owned(),

@@ -7,15 +7,15 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::{
-    Shared,
-    answer::{Answer, JSON_CHARSET, JSON_ENCODING, TEXT, content_type, message, wording},
+    SandboxShared,
+    answer::{JSON_CHARSET, JSON_ENCODING, SandboxAnswer, TEXT, content_type, message, wording},
     body::Received,
     envelope,
-    recorder::Count,
-    request::{Framing, Head},
-    settings::Platform,
+    recorder::Total,
+    request::{Framing, RequestHead},
+    settings::SandboxPlatform,
     shape::SEEN_IP,
-    state::{Judged, TokenState, overwritten_code},
+    state::{JudgedToken, TokenState, overwritten_code},
 };
 
 mod holdings;
@@ -26,8 +26,19 @@ mod sns;
 mod tickets;
 pub(super) mod token;
 
+/// Request that was read, with the judgement on its token.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ApiCall<'c> {
+    pub(super) shared: &'c SandboxShared,
+    pub(super) head: &'c RequestHead,
+    pub(super) body: &'c Received,
+    pub(super) judged: &'c JudgedToken,
+    /// Value of the next issued token, set by a fault.
+    pub(super) value: Option<&'c str>,
+}
+
 /// Longest JSON body that endpoints read, in bytes.
-const JSON_KEPT: usize = 8 << 20;
+const MAX_JSON_BODY: usize = 8 << 20;
 
 /// First path segments in use at api.weixin.qq.com.
 const FIRST_SEGMENTS: [&str; 27] = [
@@ -60,22 +71,12 @@ const FIRST_SEGMENTS: [&str; 27] = [
     "wxadrama",
 ];
 
-/// Request that was read, with the judgement on its token.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Call<'c> {
-    pub(super) shared: &'c Shared,
-    pub(super) head: &'c Head,
-    pub(super) body: &'c Received,
-    pub(super) judged: &'c Judged,
-    /// Value of the next issued token, set by a fault.
-    pub(super) value: Option<&'c str>,
-}
-
 /// Executes the call.
-pub(super) fn answer(call: Call<'_>) -> Answer {
+pub(super) fn answer(call: ApiCall<'_>) -> SandboxAnswer {
     if call.head.framing == Framing::Chunked {
-        call.shared.recorder.count(Count::Chunked);
-        return Answer::empty(412);
+        call.shared.recorder.count(Total::Chunked);
+        // WeChat's front server refuses chunked bodies before any endpoint sees them.
+        return SandboxAnswer::empty(412);
     }
     match envelope::answer(call, plain_answer) {
         Some(answer) => answer,
@@ -83,7 +84,7 @@ pub(super) fn answer(call: Call<'_>) -> Answer {
     }
 }
 
-fn plain_answer(call: Call<'_>) -> Answer {
+fn plain_answer(call: ApiCall<'_>) -> SandboxAnswer {
     let path = call.head.path();
     match path {
         token::CLASSIC => token::classic(call),
@@ -96,7 +97,7 @@ fn plain_answer(call: Call<'_>) -> Answer {
 }
 
 /// Answers logins of users, and the calls that take the account's token.
-fn with_token(call: Call<'_>) -> Answer {
+fn with_token(call: ApiCall<'_>) -> SandboxAnswer {
     let path = call.head.path();
     if path.starts_with("/sns/") {
         return sns::answer(call);
@@ -116,19 +117,19 @@ fn with_token(call: Call<'_>) -> Answer {
 /// Returns the number of body bytes that the endpoint needs.
 pub(super) fn keep(path: &str) -> usize {
     match path {
-        token::STABLE | "/cgi-bin/clear_quota" | "/cgi-bin/clear_quota/v2" => JSON_KEPT,
+        token::STABLE | "/cgi-bin/clear_quota" | "/cgi-bin/clear_quota/v2" => MAX_JSON_BODY,
         _ if messages::is_send(path)
             || media::reads_body(path)
             || holdings::reads_body(path)
             || others::reads_body(path) =>
         {
-            JSON_KEPT
+            MAX_JSON_BODY
         }
         _ => 0,
     }
 }
 
-fn business(call: Call<'_>) -> Answer {
+fn business(call: ApiCall<'_>) -> SandboxAnswer {
     let path = call.head.path();
     match path {
         "/cgi-bin/ticket/getticket" => tickets::getticket(call),
@@ -152,16 +153,16 @@ fn business(call: Call<'_>) -> Answer {
 }
 
 /// Answers a path without a rule of its own.
-fn plain(call: Call<'_>) -> Answer {
+fn plain(call: ApiCall<'_>) -> SandboxAnswer {
     let path = call.head.path();
     match call.judged.platform {
         _ if path.starts_with("/cgi-bin/component/") && !others::is_for_accounts(path) => {
             call.error(61014)
         }
-        Platform::Wecom => call.ok(&json!({})),
+        SandboxPlatform::Wecom => call.ok(&json!({})),
         // The most frequent answer, also in load tests, so its body is static.
-        Platform::Wechat => {
-            Answer::done(path, Bytes::from_static(br#"{"errcode":0,"errmsg":"ok"}"#))
+        SandboxPlatform::Wechat => {
+            SandboxAnswer::done(path, Bytes::from_static(br#"{"errcode":0,"errmsg":"ok"}"#))
         }
     }
 }
@@ -172,54 +173,54 @@ fn is_in_use(path: &str) -> bool {
 }
 
 /// Answers an unknown path: WeCom with 404, WeChat with a code of its own.
-fn unknown(call: Call<'_>) -> Answer {
+fn unknown(call: ApiCall<'_>) -> SandboxAnswer {
     match call.judged.platform {
-        Platform::Wecom => Answer::empty(404),
-        Platform::Wechat => call.error(40066),
+        SandboxPlatform::Wecom => SandboxAnswer::empty(404),
+        SandboxPlatform::Wechat => call.error(40066),
     }
 }
 
-fn refused(call: Call<'_>, code: i64) -> Answer {
+fn refused(call: ApiCall<'_>, code: i64) -> SandboxAnswer {
     let lists_addresses = matches!(
         call.head.path(),
         "/cgi-bin/getcallbackip" | "/cgi-bin/get_api_domain_ip"
     );
-    if call.judged.platform == Platform::Wecom && lists_addresses {
+    if call.judged.platform == SandboxPlatform::Wecom && lists_addresses {
         let body = format!(
             r#"{{"ip_list":[],"errcode":{code},"errmsg":"{}"}}"#,
             wording(code, "")
         );
-        return Answer {
+        return SandboxAnswer {
             errcode: Some(code),
-            ..Answer::new(200, "application/json", body)
+            ..SandboxAnswer::new(200, "application/json", body)
         };
     }
     call.error(code)
 }
 
-impl Call<'_> {
+impl ApiCall<'_> {
     /// Creates an error in the text and the content type of platform and path.
-    pub(super) fn error(&self, code: i64) -> Answer {
+    pub(super) fn error(&self, code: i64) -> SandboxAnswer {
         let platform = self.judged.platform;
         let text = message(platform, code, SEEN_IP, &self.shared.state.rid());
         let content_type = match (platform, code) {
-            (Platform::Wecom, _) => JSON_CHARSET,
+            (SandboxPlatform::Wecom, _) => JSON_CHARSET,
             (_, 41001) => TEXT,
             (_, 40001 | 42001) => JSON_ENCODING,
             _ => content_type(self.head.path()),
         };
-        Answer::error(code, &text, content_type)
+        SandboxAnswer::error(code, &text, content_type)
     }
 
-    fn ok(&self, value: &Value) -> Answer {
+    fn ok(&self, value: &Value) -> SandboxAnswer {
         match self.judged.platform {
-            Platform::Wechat => Answer::done_with(self.head.path(), value),
-            Platform::Wecom => {
+            SandboxPlatform::Wechat => SandboxAnswer::done_with(self.head.path(), value),
+            SandboxPlatform::Wecom => {
                 let mut whole = json!({"errcode": 0, "errmsg": "ok"});
                 if let (Some(whole), Some(value)) = (whole.as_object_mut(), value.as_object()) {
                     whole.extend(value.clone());
                 }
-                Answer::done_with(self.head.path(), &whole).with_content_type(JSON_CHARSET)
+                SandboxAnswer::done_with(self.head.path(), &whole).with_content_type(JSON_CHARSET)
             }
         }
     }

@@ -8,13 +8,38 @@ use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
-use super::{Call, text};
+use super::{ApiCall, text};
 use crate::sandbox::{
-    answer::{Answer, JSON_CHARSET, JSON_ENCODING, message},
+    answer::{JSON_CHARSET, JSON_ENCODING, SandboxAnswer, message},
     issue::Grant,
-    settings::{Platform, SandboxAccount},
+    settings::{SandboxAccount, SandboxPlatform},
     shape::SEEN_IP,
 };
+
+/// Owner of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::sandbox) enum TokenOwner {
+    Component,
+    Suite,
+    Provider,
+    Device,
+    Model,
+}
+
+/// Credential that a path takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PathCredential {
+    /// Token of this owner, in its own parameter.
+    Token(TokenOwner),
+    /// The provider's token, in the parameter `access_token`.
+    ProviderAsAccess,
+    /// Token of a downstream corp.
+    Downstream,
+    /// Secret in the body.
+    Secret(TokenOwner),
+    WebhookKey,
+    ResponseCode,
+}
 
 /// Secret of the component, the suite, the provider and the device model.
 pub const SECRET: &str = "sandbox1sandbox1sandbox1sandbox1";
@@ -32,34 +57,8 @@ pub const AUTHORIZER: &str = "wxauth0r1zer00001";
 pub const AUTHORIZED_CORP: &str = "wwauthorized00001";
 /// Corpid of the corp downstream of every other corp.
 pub const DOWNSTREAM_CORP: &str = "wwdownstream00001";
-
 /// Number of tokens of these owners that are kept.
-const KEPT: usize = 10_000;
-
-/// Owner of a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::sandbox) enum Owner {
-    Component,
-    Suite,
-    Provider,
-    Device,
-    Model,
-}
-
-/// Credential that a path takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Takes {
-    /// Token of this owner, in its own parameter.
-    Token(Owner),
-    /// The provider's token, in the parameter `access_token`.
-    ProviderAsAccess,
-    /// Token of a downstream corp.
-    Downstream,
-    /// Secret in the body.
-    Secret(Owner),
-    WebhookKey,
-    ResponseCode,
-}
+const MAX_OTHER_TOKENS: usize = 10_000;
 
 /// Paths that take the component's token only. Listed singly, because `cgi-bin/component/` mixes
 /// three kinds.
@@ -128,39 +127,46 @@ const SUITE_PATHS: [&str; 18] = [
     "v2/get_permanent_code",
 ];
 
+/// Path that returns the token of a downstream corp, for the token of the corp upstream.
+pub(super) const DOWNSTREAM_TOKEN: &str = "/cgi-bin/corpgroup/corp/gettoken";
+
 /// Answers a call whose path takes another credential; `None` for all others.
-pub(super) fn answer(call: Call<'_>) -> Option<Answer> {
+pub(super) fn answer(call: ApiCall<'_>) -> Option<SandboxAnswer> {
     Some(match takes(call.head.path())? {
-        Takes::Token(owner) => with_token(call, owner),
-        Takes::ProviderAsAccess => match owner_of(call, "access_token") {
-            Some(Owner::Provider) => done(call, Platform::Wecom, &json!({"usertype": 1})),
-            _ if call.head.param("access_token").is_none() => refused(call, Platform::Wecom, 41001),
-            _ => refused(call, Platform::Wecom, 40014),
+        PathCredential::Token(owner) => with_token(call, owner),
+        PathCredential::ProviderAsAccess => match owner_of(call, "access_token") {
+            Some(TokenOwner::Provider) => {
+                done(call, SandboxPlatform::Wecom, &json!({"usertype": 1}))
+            }
+            _ if call.head.param("access_token").is_none() => {
+                refused(call, SandboxPlatform::Wecom, 41001)
+            }
+            _ => refused(call, SandboxPlatform::Wecom, 40014),
         },
-        Takes::Downstream => downstream(call),
-        Takes::Secret(owner) => with_secret(call, owner),
-        Takes::WebhookKey => webhook(call),
-        Takes::ResponseCode => response(call),
+        PathCredential::Downstream => downstream(call),
+        PathCredential::Secret(owner) => with_secret(call, owner),
+        PathCredential::WebhookKey => webhook(call),
+        PathCredential::ResponseCode => response(call),
     })
 }
 
 /// Answers a token of no account. The component's own token on a path of accounts has a refusal of
 /// its own.
-pub(super) fn unknown_token(call: Call<'_>) -> Option<Answer> {
-    if owner_of(call, "access_token") != Some(Owner::Component) {
+pub(super) fn unknown_token(call: ApiCall<'_>) -> Option<SandboxAnswer> {
+    if owner_of(call, "access_token") != Some(TokenOwner::Component) {
         return None;
     }
     Some(if BOTH.contains(&call.head.path()) {
-        done(call, Platform::Wechat, &json!({}))
+        done(call, SandboxPlatform::Wechat, &json!({}))
     } else {
-        refused(call, Platform::Wechat, 61015)
+        refused(call, SandboxPlatform::Wechat, 61015)
     })
 }
 
 /// Answers a call without `access_token` that carries a component's token where both are accepted.
-pub(super) fn no_token(call: Call<'_>) -> Option<Answer> {
+pub(super) fn no_token(call: ApiCall<'_>) -> Option<SandboxAnswer> {
     let brings = call.head.param("component_access_token").is_some();
-    (brings && BOTH.contains(&call.head.path())).then(|| with_token(call, Owner::Component))
+    (brings && BOTH.contains(&call.head.path())).then(|| with_token(call, TokenOwner::Component))
 }
 
 /// Returns true if the path takes the account's token although it looks like the component's.
@@ -179,62 +185,72 @@ pub(super) fn reads_body(path: &str) -> bool {
     path == DOWNSTREAM_TOKEN
         || matches!(
             takes(path),
-            Some(Takes::Secret(_) | Takes::WebhookKey | Takes::ResponseCode)
+            Some(
+                PathCredential::Secret(_)
+                    | PathCredential::WebhookKey
+                    | PathCredential::ResponseCode
+            )
         )
 }
 
-/// Path that returns the token of a downstream corp, for the token of the corp upstream.
-pub(super) const DOWNSTREAM_TOKEN: &str = "/cgi-bin/corpgroup/corp/gettoken";
-
 /// Answers `POST cgi-bin/corpgroup/corp/gettoken`.
-pub(super) fn downstream_token(call: Call<'_>) -> Answer {
+pub(super) fn downstream_token(call: ApiCall<'_>) -> SandboxAnswer {
     let body = call.json().unwrap_or(Value::Null);
     if text(&body, "corpid").as_deref() != Some(DOWNSTREAM_CORP) {
         return call.error(40013);
     }
-    account_token(call, Platform::Wecom, DOWNSTREAM_CORP, "access_token")
+    account_token(
+        call,
+        SandboxPlatform::Wecom,
+        DOWNSTREAM_CORP,
+        "access_token",
+    )
 }
 
-fn takes(path: &str) -> Option<Takes> {
+fn takes(path: &str) -> Option<PathCredential> {
     let own_secret = match path {
-        "/cgi-bin/component/api_component_token" => Some(Owner::Component),
-        "/cgi-bin/service/get_suite_token" => Some(Owner::Suite),
-        "/cgi-bin/service/get_provider_token" => Some(Owner::Provider),
-        "/cgi-bin/openhw/get_model_token" => Some(Owner::Model),
+        "/cgi-bin/component/api_component_token" => Some(TokenOwner::Component),
+        "/cgi-bin/service/get_suite_token" => Some(TokenOwner::Suite),
+        "/cgi-bin/service/get_provider_token" => Some(TokenOwner::Provider),
+        "/cgi-bin/openhw/get_model_token" => Some(TokenOwner::Model),
         _ => None,
     };
     if let Some(owner) = own_secret {
-        return Some(Takes::Secret(owner));
+        return Some(PathCredential::Secret(owner));
     }
     if COMPONENT_PATHS.contains(&path) || path.starts_with("/componenttcb/") {
-        return Some(Takes::Token(Owner::Component));
+        return Some(PathCredential::Token(TokenOwner::Component));
     }
     if path.starts_with("/wxa/servicemarket/service/get_service_buyer") {
-        return Some(Takes::Token(Owner::Component));
+        return Some(PathCredential::Token(TokenOwner::Component));
     }
     let rest = path.strip_prefix("/cgi-bin/")?;
     let (first, behind) = rest.split_once('/')?;
     Some(match (first, behind) {
-        ("service", "get_login_info") => Takes::ProviderAsAccess,
-        ("service", behind) if SUITE_PATHS.contains(&behind) => Takes::Token(Owner::Suite),
-        ("idconvert", "upgrade_chatid_for_new_corp") => Takes::Token(Owner::Suite),
+        ("service", "get_login_info") => PathCredential::ProviderAsAccess,
+        ("service", behind) if SUITE_PATHS.contains(&behind) => {
+            PathCredential::Token(TokenOwner::Suite)
+        }
+        ("idconvert", "upgrade_chatid_for_new_corp") => PathCredential::Token(TokenOwner::Suite),
         ("service" | "license" | "advanced_api" | "paytool", _)
-        | ("hardware", "get_device_feature") => Takes::Token(Owner::Provider),
-        ("openhw", "device/get_device_detail") => Takes::Token(Owner::Model),
-        ("openhw", behind) if behind.starts_with("device/") => Takes::Token(Owner::Device),
-        ("openhw", _) => Takes::Token(Owner::Model),
-        ("miniprogram", "transfer_session") => Takes::Downstream,
-        ("webhook", "send" | "upload_media") => Takes::WebhookKey,
-        ("aibot", "response") => Takes::ResponseCode,
+        | ("hardware", "get_device_feature") => PathCredential::Token(TokenOwner::Provider),
+        ("openhw", "device/get_device_detail") => PathCredential::Token(TokenOwner::Model),
+        ("openhw", behind) if behind.starts_with("device/") => {
+            PathCredential::Token(TokenOwner::Device)
+        }
+        ("openhw", _) => PathCredential::Token(TokenOwner::Model),
+        ("miniprogram", "transfer_session") => PathCredential::Downstream,
+        ("webhook", "send" | "upload_media") => PathCredential::WebhookKey,
+        ("aibot", "response") => PathCredential::ResponseCode,
         _ => return None,
     })
 }
 
-impl Owner {
-    fn platform(self) -> Platform {
+impl TokenOwner {
+    fn platform(self) -> SandboxPlatform {
         match self {
-            Self::Component => Platform::Wechat,
-            Self::Suite | Self::Provider | Self::Device | Self::Model => Platform::Wecom,
+            Self::Component => SandboxPlatform::Wechat,
+            Self::Suite | Self::Provider | Self::Device | Self::Model => SandboxPlatform::Wecom,
         }
     }
 
@@ -266,15 +282,15 @@ impl Owner {
     }
 }
 
-fn with_token(call: Call<'_>, owner: Owner) -> Answer {
+fn with_token(call: ApiCall<'_>, owner: TokenOwner) -> SandboxAnswer {
     let mut found = owner_of(call, owner.parameter());
     let mut is_there = call.head.param(owner.parameter()).is_some();
     // Newer pages document the component's token under the common name, but not those of logins.
-    if owner == Owner::Component && !is_there && !call.head.path().starts_with("/sns/") {
+    if owner == TokenOwner::Component && !is_there && !call.head.path().starts_with("/sns/") {
         is_there = call.head.param("access_token").is_some();
         found = owner_of(call, "access_token");
         if is_there && call.judged.account.is_some() {
-            return refused(call, Platform::Wechat, 61014);
+            return refused(call, SandboxPlatform::Wechat, 61014);
         }
     }
     if !is_there {
@@ -286,43 +302,48 @@ fn with_token(call: Call<'_>, owner: Owner) -> Answer {
     match call.head.path() {
         "/cgi-bin/component/api_query_auth" | "/cgi-bin/component/api_authorizer_token" => {
             let field = "authorizer_access_token";
-            account_token(call, Platform::Wechat, AUTHORIZER, field)
+            account_token(call, SandboxPlatform::Wechat, AUTHORIZER, field)
         }
-        "/cgi-bin/service/get_corp_token" => {
-            account_token(call, Platform::Wecom, AUTHORIZED_CORP, "access_token")
+        "/cgi-bin/service/get_corp_token" => account_token(
+            call,
+            SandboxPlatform::Wecom,
+            AUTHORIZED_CORP,
+            "access_token",
+        ),
+        "/cgi-bin/openhw/get_device_token" => {
+            issued(call, TokenOwner::Device, "device_access_token")
         }
-        "/cgi-bin/openhw/get_device_token" => issued(call, Owner::Device, "device_access_token"),
         "/cgi-bin/service/get_pre_auth_code" => {
             let code = call.shared.state.noise.text(64);
             let body = json!({"pre_auth_code": code, "expires_in": 1200});
-            done(call, Platform::Wecom, &body)
+            done(call, SandboxPlatform::Wecom, &body)
         }
         _ => done(call, owner.platform(), &json!({})),
     }
 }
 
-fn with_secret(call: Call<'_>, owner: Owner) -> Answer {
+fn with_secret(call: ApiCall<'_>, owner: TokenOwner) -> SandboxAnswer {
     let Some(body) = call.json() else {
         return refused(call, owner.platform(), 47001);
     };
     let field = |name| text(&body, name).unwrap_or(Cow::Borrowed(""));
     // Each with the error code for a wrong value.
     let (id, own_id, unknown_id) = match owner {
-        Owner::Component => (field("component_appid"), COMPONENT, 61011),
-        Owner::Suite => (field("suite_id"), SUITE, 40083),
-        Owner::Provider => (field("corpid"), PROVIDER, 40013),
-        Owner::Device | Owner::Model => (field("model_id"), MODEL, 40013),
+        TokenOwner::Component => (field("component_appid"), COMPONENT, 61011),
+        TokenOwner::Suite => (field("suite_id"), SUITE, 40083),
+        TokenOwner::Provider => (field("corpid"), PROVIDER, 40013),
+        TokenOwner::Device | TokenOwner::Model => (field("model_id"), MODEL, 40013),
     };
     let (secret, wrong_secret) = match owner {
-        Owner::Component => (field("component_appsecret"), 40125),
-        Owner::Suite => (field("suite_secret"), 40080),
-        Owner::Provider => (field("provider_secret"), 40001),
-        Owner::Device | Owner::Model => (field("model_secret"), 40001),
+        TokenOwner::Component => (field("component_appsecret"), 40125),
+        TokenOwner::Suite => (field("suite_secret"), 40080),
+        TokenOwner::Provider => (field("provider_secret"), 40001),
+        TokenOwner::Device | TokenOwner::Model => (field("model_secret"), 40001),
     };
     let (ticket, no_ticket) = match owner {
-        Owner::Component => (field("component_verify_ticket"), 61006),
-        Owner::Suite => (field("suite_ticket"), 40085),
-        Owner::Provider | Owner::Device | Owner::Model => (Cow::Borrowed("none"), 0),
+        TokenOwner::Component => (field("component_verify_ticket"), 61006),
+        TokenOwner::Suite => (field("suite_ticket"), 40085),
+        TokenOwner::Provider | TokenOwner::Device | TokenOwner::Model => (Cow::Borrowed("none"), 0),
     };
     if id != own_id {
         return refused(call, owner.platform(), unknown_id);
@@ -337,10 +358,11 @@ fn with_secret(call: Call<'_>, owner: Owner) -> Answer {
     issued(call, owner, owner.parameter())
 }
 
-fn issued(call: Call<'_>, owner: Owner, field: &'static str) -> Answer {
+fn issued(call: ApiCall<'_>, owner: TokenOwner, field: &'static str) -> SandboxAnswer {
     let token = call.shared.state.noise.text(120);
     let mut ledger = call.shared.state.ledger();
-    if ledger.others.len() >= KEPT {
+    if ledger.others.len() >= MAX_OTHER_TOKENS {
+        // Forgets all at once: no test needs that many, and the bound is all that counts.
         ledger.others.clear();
     }
     ledger.others.insert(token.clone(), owner);
@@ -353,16 +375,22 @@ fn issued(call: Call<'_>, owner: Owner, field: &'static str) -> Answer {
 }
 
 /// A token that works on ordinary paths, of an account that comes to be with the first call.
-fn account_token(call: Call<'_>, platform: Platform, appid: &str, field: &'static str) -> Answer {
+fn account_token(
+    call: ApiCall<'_>,
+    platform: SandboxPlatform,
+    appid: &str,
+    field: &'static str,
+) -> SandboxAnswer {
     let index = {
         let mut ledger = call.shared.state.ledger();
+        // Created on first use, so that a fresh sandbox lists only the configured accounts.
         if !ledger.knows(platform, appid) {
             ledger.put_account(&SandboxAccount {
                 platform,
                 ..SandboxAccount::new(appid, SECRET)
             });
         }
-        let is_it = |account: &crate::sandbox::state::Account| {
+        let is_it = |account: &crate::sandbox::state::AccountState| {
             account.platform == platform && *account.appid == *appid
         };
         ledger.accounts.iter().position(is_it)
@@ -371,8 +399,8 @@ fn account_token(call: Call<'_>, platform: Platform, appid: &str, field: &'stati
         return refused(call, platform, -1);
     };
     let grant = match platform {
-        Platform::Wechat => call.shared.state.grant_classic(index, None),
-        Platform::Wecom => call.shared.state.grant_wecom(index, None),
+        SandboxPlatform::Wechat => call.shared.state.grant_classic(index, None),
+        SandboxPlatform::Wecom => call.shared.state.grant_wecom(index, None),
     };
     let Grant::Token {
         token, expires_in, ..
@@ -390,34 +418,36 @@ fn account_token(call: Call<'_>, platform: Platform, appid: &str, field: &'stati
 }
 
 /// Answers `POST cgi-bin/miniprogram/transfer_session` with the downstream corp's token.
-fn downstream(call: Call<'_>) -> Answer {
+fn downstream(call: ApiCall<'_>) -> SandboxAnswer {
     match call.judged.account.as_deref() {
         Some(DOWNSTREAM_CORP) if call.judged.state.is_good() => {
             let session_key = format!("{}==", call.shared.state.noise.text(22));
             done(
                 call,
-                Platform::Wecom,
+                SandboxPlatform::Wecom,
                 &json!({"userid": "wmsandbox", "session_key": session_key}),
             )
         }
-        _ if call.head.param("access_token").is_none() => refused(call, Platform::Wecom, 41001),
-        _ => refused(call, Platform::Wecom, 40014),
+        _ if call.head.param("access_token").is_none() => {
+            refused(call, SandboxPlatform::Wecom, 41001)
+        }
+        _ => refused(call, SandboxPlatform::Wecom, 40014),
     }
 }
 
 /// Answers `POST cgi-bin/webhook/send?key=`: any key that does not begin with `bad` is valid.
-fn webhook(call: Call<'_>) -> Answer {
+fn webhook(call: ApiCall<'_>) -> SandboxAnswer {
     match call.head.param("key") {
-        Some(key) if !key.starts_with("bad") => done(call, Platform::Wecom, &json!({})),
-        _ => refused(call, Platform::Wecom, 93000),
+        Some(key) if !key.starts_with("bad") => done(call, SandboxPlatform::Wecom, &json!({})),
+        _ => refused(call, SandboxPlatform::Wecom, 93000),
     }
 }
 
 /// Answers `POST cgi-bin/aibot/response?response_code=`: a code is valid once, unless it begins
 /// with `bad`.
-fn response(call: Call<'_>) -> Answer {
+fn response(call: ApiCall<'_>) -> SandboxAnswer {
     let Some(code) = call.head.param("response_code") else {
-        return refused(call, Platform::Wecom, 41008);
+        return refused(call, SandboxPlatform::Wecom, 41008);
     };
     let is_new = call
         .shared
@@ -426,34 +456,34 @@ fn response(call: Call<'_>) -> Answer {
         .used_codes
         .insert(format!("aibot {code}"));
     if code.starts_with("bad") || !is_new {
-        return refused(call, Platform::Wecom, 40029);
+        return refused(call, SandboxPlatform::Wecom, 40029);
     }
-    done(call, Platform::Wecom, &json!({}))
+    done(call, SandboxPlatform::Wecom, &json!({}))
 }
 
-fn owner_of(call: Call<'_>, parameter: &str) -> Option<Owner> {
+fn owner_of(call: ApiCall<'_>, parameter: &str) -> Option<TokenOwner> {
     let token = call.head.param(parameter)?;
     call.shared.state.ledger().others.get(&token).copied()
 }
 
 /// Creates an error in the form of this platform, whichever platform the account's token belongs
 /// to.
-fn refused(call: Call<'_>, platform: Platform, code: i64) -> Answer {
+fn refused(call: ApiCall<'_>, platform: SandboxPlatform, code: i64) -> SandboxAnswer {
     let text = message(platform, code, SEEN_IP, &call.shared.state.rid());
-    Answer::error(code, &text, content_type(platform))
+    SandboxAnswer::error(code, &text, content_type(platform))
 }
 
-fn done(call: Call<'_>, platform: Platform, value: &Value) -> Answer {
+fn done(call: ApiCall<'_>, platform: SandboxPlatform, value: &Value) -> SandboxAnswer {
     let mut whole = json!({"errcode": 0, "errmsg": "ok"});
     if let (Some(whole), Some(value)) = (whole.as_object_mut(), value.as_object()) {
         whole.extend(value.clone());
     }
-    Answer::done_with(call.head.path(), &whole).with_content_type(content_type(platform))
+    SandboxAnswer::done_with(call.head.path(), &whole).with_content_type(content_type(platform))
 }
 
-fn content_type(platform: Platform) -> &'static str {
+fn content_type(platform: SandboxPlatform) -> &'static str {
     match platform {
-        Platform::Wechat => JSON_ENCODING,
-        Platform::Wecom => JSON_CHARSET,
+        SandboxPlatform::Wechat => JSON_ENCODING,
+        SandboxPlatform::Wecom => JSON_CHARSET,
     }
 }

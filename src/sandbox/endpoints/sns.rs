@@ -5,18 +5,18 @@
 use serde_json::json;
 
 use super::{
-    Call,
+    ApiCall,
     token::{GRANT, identify},
 };
 use crate::sandbox::{
-    answer::{Answer, TEXT, sns_message},
+    answer::{SandboxAnswer, TEXT, sns_message},
     digest::sha256_hex,
 };
 
 /// Number of used codes, and of user tokens, that are kept.
-const KEPT: usize = 100_000;
+const MAX_USER_CREDENTIALS: usize = 100_000;
 
-pub(super) fn answer(call: Call<'_>) -> Answer {
+pub(super) fn answer(call: ApiCall<'_>) -> SandboxAnswer {
     let outcome = match call.head.path() {
         "/sns/jscode2session" => exchange(call, "js_code").map(|openid| {
             let session_key = format!("{}==", call.shared.state.noise.text(22));
@@ -36,13 +36,13 @@ pub(super) fn answer(call: Call<'_>) -> Answer {
         _ => Err(40066),
     };
     match outcome {
-        Ok(value) => Answer::done_with(call.head.path(), &value),
-        Err(code) => Answer::error(code, &sns_message(code, &call.shared.state.rid()), TEXT),
+        Ok(value) => SandboxAnswer::done_with(call.head.path(), &value),
+        Err(code) => SandboxAnswer::error(code, &sns_message(code, &call.shared.state.rid()), TEXT),
     }
 }
 
 /// Exchanges a login code for an openid.
-fn exchange(call: Call<'_>, name: &str) -> Result<String, i64> {
+fn exchange(call: ApiCall<'_>, name: &str) -> Result<String, i64> {
     let param = |name| call.head.param(name);
     // These endpoints do not check the grant type.
     identify(call, param("appid"), Some(GRANT), param("secret"))?;
@@ -51,7 +51,7 @@ fn exchange(call: Call<'_>, name: &str) -> Result<String, i64> {
         return Err(40029);
     }
     let mut ledger = call.shared.state.ledger();
-    if ledger.used_codes.len() >= KEPT {
+    if ledger.used_codes.len() >= MAX_USER_CREDENTIALS {
         ledger.used_codes.clear();
     }
     if !ledger.used_codes.insert(code.clone()) {
@@ -60,17 +60,17 @@ fn exchange(call: Call<'_>, name: &str) -> Result<String, i64> {
     Ok(format!("o{}", &sha256_hex(code.as_bytes())[..27]))
 }
 
-fn user_token(call: Call<'_>) -> String {
+fn user_token(call: ApiCall<'_>) -> String {
     let token = format!("user_{}", call.shared.state.noise.text(100));
     let mut ledger = call.shared.state.ledger();
-    if ledger.user_tokens.len() >= KEPT {
+    if ledger.user_tokens.len() >= MAX_USER_CREDENTIALS {
         ledger.user_tokens.clear();
     }
     ledger.user_tokens.insert(token.clone());
     token
 }
 
-fn user(call: Call<'_>) -> Result<String, i64> {
+fn user(call: ApiCall<'_>) -> Result<String, i64> {
     let token = call.head.param("access_token").ok_or(41001)?;
     if !call.shared.state.ledger().user_tokens.contains(&token) {
         return Err(40001);

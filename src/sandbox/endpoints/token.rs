@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{Call, text};
+use super::{ApiCall, text};
 use crate::sandbox::{
-    answer::{Answer, JSON_CHARSET, JSON_ENCODING, message},
+    answer::{JSON_CHARSET, JSON_ENCODING, SandboxAnswer, message},
     body::Received,
     issue::Grant,
-    recorder::{Count, Recorder},
-    settings::Platform,
+    recorder::{Recorder, Total},
+    settings::SandboxPlatform,
     shape::SEEN_IP,
-    state::Credential,
+    state::CredentialCheck,
 };
 
 pub(in crate::sandbox) const CLASSIC: &str = "/cgi-bin/token";
@@ -33,13 +33,13 @@ pub(in crate::sandbox) fn is_token_endpoint(path: &str) -> bool {
 /// Counts a fetch, refused or not.
 pub(in crate::sandbox) fn count(recorder: &Recorder, path: &str, body: &Received) {
     match path {
-        CLASSIC => recorder.count(Count::Classic),
-        WECOM => recorder.count(Count::Wecom),
+        CLASSIC => recorder.count(Total::Classic),
+        WECOM => recorder.count(Total::Wecom),
         STABLE => {
             if is_forced(&body_of(body)) {
-                recorder.count(Count::Forced);
+                recorder.count(Total::Forced);
             }
-            recorder.count(Count::Stable)
+            recorder.count(Total::Stable)
         }
         _ => 0,
     };
@@ -52,7 +52,7 @@ pub(in crate::sandbox) fn appid_in(body: &Received) -> Option<String> {
 
 /// Answers `GET cgi-bin/token?grant_type=client_credential&appid=&secret=`; POST is accepted too,
 /// which no documentation forbids.
-pub(super) fn classic(call: Call<'_>) -> Answer {
+pub(super) fn classic(call: ApiCall<'_>) -> SandboxAnswer {
     let param = |name| call.head.param(name);
     let account = match identify(
         call,
@@ -67,7 +67,7 @@ pub(super) fn classic(call: Call<'_>) -> Answer {
 }
 
 /// Answers `POST cgi-bin/stable_token` with all parameters in a JSON body.
-pub(super) fn stable(call: Call<'_>) -> Answer {
+pub(super) fn stable(call: ApiCall<'_>) -> SandboxAnswer {
     if call.head.method() != "POST" {
         return token_error(call, 43002);
     }
@@ -96,35 +96,37 @@ pub(super) fn stable(call: Call<'_>) -> Answer {
 }
 
 /// Answers `GET cgi-bin/gettoken?corpid=&corpsecret=`.
-pub(super) fn wecom(call: Call<'_>) -> Answer {
+pub(super) fn wecom(call: ApiCall<'_>) -> SandboxAnswer {
     let Some(corpid) = call.head.param("corpid") else {
         return wecom_error(call, 40013);
     };
     let Some(secret) = call.head.param("corpsecret") else {
         return wecom_error(call, 41004);
     };
-    let credential = call
-        .shared
-        .state
-        .ledger()
-        .credential(Platform::Wecom, &corpid, &secret);
+    let credential =
+        call.shared
+            .state
+            .ledger()
+            .credential(SandboxPlatform::Wecom, &corpid, &secret);
     match credential {
-        Credential::UnknownAppid => wecom_error(call, 40013),
-        Credential::WrongSecret | Credential::ForeignSecret => wecom_error(call, 40001),
-        Credential::Good(account) => match call.shared.state.grant_wecom(account, call.value) {
-            Grant::Token {
-                token, expires_in, ..
-            } => {
-                let body = json!({"errcode": 0, "errmsg": "ok", "access_token": &*token, "expires_in": expires_in});
-                Answer::done_with(WECOM, &body).with_content_type(JSON_CHARSET)
+        CredentialCheck::UnknownAppid => wecom_error(call, 40013),
+        CredentialCheck::WrongSecret | CredentialCheck::ForeignSecret => wecom_error(call, 40001),
+        CredentialCheck::Good(account) => {
+            match call.shared.state.grant_wecom(account, call.value) {
+                Grant::Token {
+                    token, expires_in, ..
+                } => {
+                    let body = json!({"errcode": 0, "errmsg": "ok", "access_token": &*token, "expires_in": expires_in});
+                    SandboxAnswer::done_with(WECOM, &body).with_content_type(JSON_CHARSET)
+                }
+                Grant::DailyQuota | Grant::TooFast => wecom_error(call, 45009),
             }
-            Grant::DailyQuota | Grant::TooFast => wecom_error(call, 45009),
-        },
+        }
     }
 }
 
 /// Answers `POST cgi-bin/clear_quota?access_token=` with the appid in the body.
-pub(super) fn clear_quota(call: Call<'_>) -> Answer {
+pub(super) fn clear_quota(call: ApiCall<'_>) -> SandboxAnswer {
     let appid = call
         .json()
         .and_then(|body| text(&body, "appid").map(std::borrow::Cow::into_owned));
@@ -142,7 +144,7 @@ pub(super) fn clear_quota(call: Call<'_>) -> Answer {
 }
 
 /// Answers `POST cgi-bin/clear_quota/v2` with appid and appsecret, in the body or the query.
-pub(super) fn clear_quota_v2(call: Call<'_>) -> Answer {
+pub(super) fn clear_quota_v2(call: ApiCall<'_>) -> SandboxAnswer {
     let body = call.json().unwrap_or(Value::Null);
     let field = |name: &str| {
         text(&body, name)
@@ -155,7 +157,7 @@ pub(super) fn clear_quota_v2(call: Call<'_>) -> Answer {
     }
 }
 
-fn cleared(call: Call<'_>, account: usize) -> Answer {
+fn cleared(call: ApiCall<'_>, account: usize) -> SandboxAnswer {
     if call.shared.state.clear_quota(account) {
         call.ok(&json!({"errcode": 0, "errmsg": "ok"}))
     } else {
@@ -166,63 +168,69 @@ fn cleared(call: Call<'_>, account: usize) -> Answer {
 /// Checks appid, grant type and secret; returns the account's index. Checks the appid first, as the
 /// real API does.
 pub(super) fn identify(
-    call: Call<'_>,
+    call: ApiCall<'_>,
     appid: Option<String>,
     grant_type: Option<&str>,
     secret: Option<String>,
 ) -> Result<usize, i64> {
     let appid = appid.ok_or(41002)?;
+    // One lock for both look-ups, so that a concurrent change of the secret cannot come between.
     let ledger = call.shared.state.ledger();
-    if !ledger.knows(Platform::Wechat, &appid) {
+    if !ledger.knows(SandboxPlatform::Wechat, &appid) {
         return Err(40013);
     }
     if grant_type != Some(GRANT) {
         return Err(40002);
     }
-    match ledger.credential(Platform::Wechat, &appid, &secret.ok_or(41004)?) {
-        Credential::Good(account) => Ok(account),
-        Credential::UnknownAppid => Err(40013),
-        Credential::WrongSecret => Err(40125),
-        Credential::ForeignSecret => Err(40001),
+    match ledger.credential(SandboxPlatform::Wechat, &appid, &secret.ok_or(41004)?) {
+        CredentialCheck::Good(account) => Ok(account),
+        CredentialCheck::UnknownAppid => Err(40013),
+        CredentialCheck::WrongSecret => Err(40125),
+        CredentialCheck::ForeignSecret => Err(40001),
     }
 }
 
-fn granted(call: Call<'_>, grant: Grant) -> Answer {
+fn granted(call: ApiCall<'_>, grant: Grant) -> SandboxAnswer {
     match grant {
         Grant::Token {
             token, expires_in, ..
         } => with_log(token_body(&token, &expires_in.to_string()), 0),
         Grant::DailyQuota => {
             let text = format!("{QUOTA} rid: {}", call.shared.state.rid());
-            with_log(Answer::error(45009, &text, JSON_ENCODING), 45009)
+            with_log(SandboxAnswer::error(45009, &text, JSON_ENCODING), 45009)
         }
         Grant::TooFast => token_error(call, 45011),
     }
 }
 
 /// Creates a successful answer; `expires_in` is JSON text, and empty text omits the field.
-pub(in crate::sandbox) fn token_body(token: &Arc<str>, expires_in: &str) -> Answer {
+pub(in crate::sandbox) fn token_body(token: &Arc<str>, expires_in: &str) -> SandboxAnswer {
     let token = Value::from(&**token);
     let body = match expires_in {
         "" => format!(r#"{{"access_token":{token}}}"#),
         _ => format!(r#"{{"access_token":{token},"expires_in":{expires_in}}}"#),
     };
-    Answer {
+    SandboxAnswer {
         executed: true,
-        ..Answer::new(200, JSON_ENCODING, body)
+        ..SandboxAnswer::new(200, JSON_ENCODING, body)
     }
 }
 
-fn token_error(call: Call<'_>, code: i64) -> Answer {
+fn token_error(call: ApiCall<'_>, code: i64) -> SandboxAnswer {
     let text = match code {
         // At a token endpoint the secret is wrong, not a token.
         40001 => format!("invalid credential rid: {}", call.shared.state.rid()),
-        _ => message(Platform::Wechat, code, SEEN_IP, &call.shared.state.rid()),
+        _ => message(
+            SandboxPlatform::Wechat,
+            code,
+            SEEN_IP,
+            &call.shared.state.rid(),
+        ),
     };
-    with_log(Answer::error(code, &text, JSON_ENCODING), code)
+    with_log(SandboxAnswer::error(code, &text, JSON_ENCODING), code)
 }
 
-fn wecom_error(call: Call<'_>, code: i64) -> Answer {
+fn wecom_error(call: ApiCall<'_>, code: i64) -> SandboxAnswer {
     let text = match code {
         40001 => "invalid credential",
         40013 => "invalid corpid",
@@ -233,7 +241,7 @@ fn wecom_error(call: Call<'_>, code: i64) -> Answer {
     let more = format!(
         "from ip: {SEEN_IP}, more info at https://open.work.weixin.qq.com/devtool/query?e={code}"
     );
-    Answer::error(
+    SandboxAnswer::error(
         code,
         &format!("{text}, hint: [{rid}], {more}"),
         JSON_CHARSET,
@@ -241,7 +249,7 @@ fn wecom_error(call: Call<'_>, code: i64) -> Answer {
 }
 
 /// Adds the header fields observed at this endpoint; `LogicRet` mirrors the errcode.
-pub(in crate::sandbox) fn with_log(answer: Answer, code: i64) -> Answer {
+pub(in crate::sandbox) fn with_log(answer: SandboxAnswer, code: i64) -> SandboxAnswer {
     answer
         .with_header("RetKey", "11")
         .with_header("LogicRet", code.to_string())

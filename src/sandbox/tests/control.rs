@@ -6,13 +6,13 @@ use super::*;
 
 const PATH: &str = "/cgi-bin/tags/get";
 
-async fn order(world: &World, path: &str, body: &Value) -> Reply {
+async fn order(world: &TestSandbox, path: &str, body: &Value) -> WireReply {
     world
         .post(&format!("/sandbox/{path}"), &body.to_string())
         .await
 }
 
-async fn errcode(world: &World, token: &str) -> i64 {
+async fn errcode(world: &TestSandbox, token: &str) -> i64 {
     world
         .get(&format!("{PATH}?access_token={token}"))
         .await
@@ -21,7 +21,7 @@ async fn errcode(world: &World, token: &str) -> i64 {
 
 #[tokio::test]
 async fn tokens_die_over_http() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     assert_eq!(
         order(&world, "revoke", &json!({"account": DEFAULT_APPID}))
@@ -64,7 +64,7 @@ async fn tokens_die_over_http() {
 
 #[tokio::test]
 async fn a_strangers_fetch_is_not_counted_as_ours() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     assert_eq!(world.control.rotate(DEFAULT_APPID, Some(Duration::ZERO)), 1);
     assert_eq!(world.control.judge(&token), TokenState::Stale(40001));
@@ -73,7 +73,7 @@ async fn a_strangers_fetch_is_not_counted_as_ours() {
 
 #[tokio::test]
 async fn faults_are_set_released_and_removed_over_http() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let rules = json!([
         {"path": PATH, "times": null, "fault": {"kind": "errcode", "code": 45011, "shape": "code_last"}},
@@ -122,7 +122,7 @@ async fn faults_are_set_released_and_removed_over_http() {
 
 #[tokio::test]
 async fn orders_that_cannot_be_read_say_why_and_change_nothing() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     for (path, body, word) in [
         ("revoke", json!({"acount": "x"}), "acount"),
@@ -151,7 +151,7 @@ async fn orders_that_cannot_be_read_say_why_and_change_nothing() {
 
 #[tokio::test]
 async fn the_record_shows_requests_as_they_came() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let mut client = world.client().await;
     let query = format!("b=%41&access_token={token}&access_token=second&a");
@@ -204,9 +204,9 @@ async fn the_record_shows_requests_as_they_came() {
 
 #[tokio::test]
 async fn the_record_is_bounded() {
-    let world = World::with(Settings {
+    let world = TestSandbox::with(SandboxSettings {
         record_capacity: 3,
-        ..Settings::default()
+        ..SandboxSettings::default()
     })
     .await;
     let mut client = world.client().await;
@@ -225,7 +225,7 @@ async fn the_record_is_bounded() {
 
 #[tokio::test]
 async fn accounts_are_added_and_shown() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     order(&world, "accounts", &json!({"appid": "wx9", "secret": "s9"})).await;
     let target = "/cgi-bin/token?grant_type=client_credential&appid=wx9&secret=s9";
     let token = world.get(target).await.json()["access_token"]
@@ -256,7 +256,7 @@ async fn accounts_are_added_and_shown() {
 
 #[tokio::test]
 async fn the_index_and_the_root_are_for_reading() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     assert!(
         world
             .get("/sandbox/")
@@ -295,7 +295,7 @@ fn objects<'d>(text: &'d str, marker: &str) -> Vec<&'d str> {
 
 #[tokio::test]
 async fn the_manual_tells_the_truth() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let manual = include_str!("../../../docs/sandbox.md");
     let faults = objects(manual, "{\"kind\":");
     for fault in &faults {

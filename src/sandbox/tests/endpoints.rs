@@ -12,7 +12,7 @@ fn classic(appid: &str, grant: &str, secret: &str) -> String {
 
 #[tokio::test]
 async fn the_classic_endpoint_issues_a_token_in_the_documented_form() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let reply = world
         .get(&classic(DEFAULT_APPID, "client_credential", DEFAULT_SECRET))
         .await;
@@ -45,12 +45,12 @@ async fn the_classic_endpoint_issues_a_token_in_the_documented_form() {
 
 #[tokio::test]
 async fn token_errors_come_in_the_order_of_the_real_api() {
-    let world = World::with(Settings {
+    let world = TestSandbox::with(SandboxSettings {
         accounts: vec![
             SandboxAccount::new("wx1", "s1"),
             SandboxAccount::new("wx2", "s2"),
         ],
-        ..Settings::default()
+        ..SandboxSettings::default()
     })
     .await;
     for (target, code, text) in [
@@ -104,7 +104,7 @@ async fn token_errors_come_in_the_order_of_the_real_api() {
 
 #[tokio::test]
 async fn the_stable_endpoint_repeats_its_token_until_it_is_forced() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let first = world.token().await;
     world.control.advance(Duration::from_secs(1000));
     let again = world.stable(false).await.json();
@@ -134,9 +134,9 @@ async fn the_stable_endpoint_repeats_its_token_until_it_is_forced() {
 
 #[tokio::test]
 async fn the_classic_quota_is_answered_with_the_advice_to_use_the_stable_one() {
-    let world = World::with(Settings {
+    let world = TestSandbox::with(SandboxSettings {
         classic_per_day: 1,
-        ..Settings::default()
+        ..SandboxSettings::default()
     })
     .await;
     let target = classic(DEFAULT_APPID, "client_credential", DEFAULT_SECRET);
@@ -163,7 +163,7 @@ async fn the_classic_quota_is_answered_with_the_advice_to_use_the_stable_one() {
 
 #[tokio::test]
 async fn tokens_count_in_the_query_only() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let missing = world.get("/cgi-bin/menu/get").await;
     assert_eq!(
@@ -212,7 +212,7 @@ async fn tokens_count_in_the_query_only() {
 
 #[tokio::test]
 async fn any_path_in_use_answers_ok_and_any_other_is_an_invalid_url() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     for path in [
         "/cgi-bin/tags/get",
@@ -238,7 +238,7 @@ async fn any_path_in_use_answers_ok_and_any_other_is_an_invalid_url() {
 
 #[tokio::test]
 async fn reading_endpoints_answer_in_their_own_shape() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let get = |rest: &str| format!("/cgi-bin/{rest}access_token={token}");
     assert_eq!(
@@ -280,7 +280,7 @@ async fn reading_endpoints_answer_in_their_own_shape() {
 
 #[tokio::test]
 async fn what_an_account_has_is_listed_and_codes_get_a_ticket() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let target = |path: &str| format!("{path}?access_token={token}");
     let templates = world
@@ -321,7 +321,7 @@ async fn what_an_account_has_is_listed_and_codes_get_a_ticket() {
 
 #[tokio::test]
 async fn a_refused_message_is_not_delivered_and_an_accepted_one_is_once() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let message = r#"{"touser":"o1","msgtype":"text","text":{"content":"hello"}}"#;
     world.control.revoke(DEFAULT_APPID);
@@ -355,11 +355,11 @@ fn multipart(content: &[u8], name: &str) -> Vec<u8> {
     [head.as_bytes(), content, b"\r\n--B--\r\n"].concat()
 }
 
-async fn upload(world: &World, token: &str, body: &[u8]) -> Reply {
+async fn upload(world: &TestSandbox, token: &str, body: &[u8]) -> WireReply {
     upload_to("/cgi-bin/media/upload", world, token, body).await
 }
 
-async fn upload_to(path: &str, world: &World, token: &str, body: &[u8]) -> Reply {
+async fn upload_to(path: &str, world: &TestSandbox, token: &str, body: &[u8]) -> WireReply {
     let mut client = world.client().await;
     let head = format!(
         "POST {path}?type=image&access_token={token} HTTP/1.1\r\nContent-Length: {}\r\n\
@@ -373,7 +373,7 @@ async fn upload_to(path: &str, world: &World, token: &str, body: &[u8]) -> Reply
 
 #[tokio::test]
 async fn what_is_uploaded_can_be_downloaded() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let content: Vec<u8> = (0..100_000_u32)
         .map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1])
@@ -409,7 +409,7 @@ async fn what_is_uploaded_can_be_downloaded() {
 
 #[tokio::test]
 async fn lasting_material_comes_back_by_post() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let add = "/cgi-bin/material/add_material";
     let added = upload_to(add, &world, &token, &multipart(b"picture", "media"))
@@ -434,7 +434,7 @@ async fn lasting_material_comes_back_by_post() {
 
 #[tokio::test]
 async fn media_are_binary_or_a_link_or_an_error() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let get = |id: &str| format!("/cgi-bin/media/get?media_id={id}&access_token={token}");
     let blob = world.get(&get("blob-3000000")).await;
@@ -456,7 +456,7 @@ async fn media_are_binary_or_a_link_or_an_error() {
 
 #[tokio::test]
 async fn codes_are_pictures_or_errors_in_json() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let target = format!("/wxa/getwxacodeunlimit?access_token={token}");
     let picture = world.post(&target, r#"{"scene":"a=1"}"#).await;
@@ -477,7 +477,7 @@ async fn codes_are_pictures_or_errors_in_json() {
 
 #[tokio::test]
 async fn logins_take_the_secret_and_a_code_that_works_once() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let login = |code: &str, secret: &str| {
         format!("/sns/jscode2session?appid={DEFAULT_APPID}&secret={secret}&js_code={code}")
     };
@@ -525,9 +525,9 @@ async fn wecom_speaks_its_own_dialect() {
         SandboxAccount::wecom("ww1", "agent1"),
         SandboxAccount::wecom("ww1", "agent2"),
     ];
-    let world = World::with(Settings {
+    let world = TestSandbox::with(SandboxSettings {
         accounts,
-        ..Settings::default()
+        ..SandboxSettings::default()
     })
     .await;
     let fetch = |secret: &str| format!("/cgi-bin/gettoken?corpid=ww1&corpsecret={secret}");

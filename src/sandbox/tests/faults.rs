@@ -9,28 +9,28 @@ use super::*;
 const PATH: &str = "/cgi-bin/tags/get";
 
 /// Starts a sandbox with one rule for [`PATH`]; returns a target that the rule hits.
-async fn rigged(fault: Fault) -> (World, String) {
-    let world = World::new().await;
+async fn rigged(fault: Fault) -> (TestSandbox, String) {
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     world.control.fault(Rule::new(PATH, fault));
     (world, format!("{PATH}?access_token={token}"))
 }
 
 /// Sends a GET and reads to the end.
-async fn bytes(world: &World, target: &str) -> (String, io::Result<()>) {
+async fn bytes(world: &TestSandbox, target: &str) -> (String, io::Result<()>) {
     let mut client = world.client().await;
     client.send(format!("GET {target} HTTP/1.1\r\n\r\n")).await;
     let (bytes, end) = client.rest().await;
     (String::from_utf8_lossy(&bytes).into_owned(), end)
 }
 
-fn last(world: &World) -> Record {
+fn last(world: &TestSandbox) -> RecordedRequest {
     world.control.requests(PATH).pop().unwrap()
 }
 
 #[tokio::test]
 async fn a_stale_burst_ends_by_itself_and_executes_nothing() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let id = world
         .control
@@ -56,10 +56,10 @@ async fn a_stale_burst_ends_by_itself_and_executes_nothing() {
 
 #[tokio::test]
 async fn an_error_comes_in_any_shape() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let odd = ErrorShape {
-        shape: Shape::BaseResp,
+        shape: JsonShape::BaseResp,
         content_type: Some("image/jpeg".into()),
         prefix: "\u{feff} \n".into(),
         gzip: true,
@@ -90,7 +90,7 @@ async fn an_error_comes_in_any_shape() {
 
 #[tokio::test]
 async fn the_token_endpoint_refuses_as_the_real_one_does() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     for (code, text) in [
         (
             40164,
@@ -127,7 +127,7 @@ async fn the_token_endpoint_refuses_as_the_real_one_does() {
 
 #[tokio::test]
 async fn the_token_endpoint_says_odd_things_about_a_token_that_works() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     for odd in ["0", "-1", "1e400", "\"7200\"", "7200.5", "null", "true", ""] {
         let fault = Fault::Token {
             expires_in: Some(odd.into()),
@@ -221,7 +221,7 @@ async fn a_connection_is_reset_or_closed_before_the_answer() {
 
 #[tokio::test]
 async fn a_minted_token_can_get_lost_on_its_way() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     world.control.fault(Rule::new(
         "/cgi-bin/stable_token",
         Fault::Close { executed: true },
@@ -466,7 +466,7 @@ async fn a_body_can_end_with_its_connection() {
 
 #[tokio::test]
 async fn an_answer_is_decided_before_it_is_held() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let id = world.control.fault(Rule::new(PATH, Fault::Pass).hold());
     let mut client = world.client().await;
@@ -500,7 +500,7 @@ async fn an_answer_is_decided_before_it_is_held() {
 
 #[tokio::test]
 async fn an_answer_is_late_by_its_delay() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     world
         .control
         .fault(Rule::new(PATH, Fault::stale()).delay(Duration::from_millis(40)));

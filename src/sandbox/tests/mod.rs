@@ -21,53 +21,53 @@ trait Pipe: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Pipe for T {}
 
 /// Connection to the sandbox.
-struct Client {
+struct WireClient {
     pipe: Box<dyn Pipe>,
     buffer: Vec<u8>,
 }
 
 /// Answer, split into head and body.
 #[derive(Debug)]
-struct Reply {
+struct WireReply {
     head: String,
     status: u16,
     body: Vec<u8>,
 }
 
 /// Sandbox with helpers for tests.
-struct World {
+struct TestSandbox {
     sandbox: Sandbox,
-    control: Control,
+    control: SandboxControl,
 }
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-impl World {
+impl TestSandbox {
     async fn new() -> Self {
-        Self::with(Settings::default()).await
+        Self::with(SandboxSettings::default()).await
     }
 
-    async fn with(settings: Settings) -> Self {
+    async fn with(settings: SandboxSettings) -> Self {
         let sandbox = start(settings).await.unwrap();
         let control = sandbox.control().clone();
         Self { sandbox, control }
     }
 
-    async fn client(&self) -> Client {
+    async fn client(&self) -> WireClient {
         let stream = TcpStream::connect(self.sandbox.http_addr().unwrap())
             .await
             .unwrap();
-        Client {
+        WireClient {
             pipe: Box::new(stream),
             buffer: Vec::new(),
         }
     }
 
-    async fn get(&self, target: &str) -> Reply {
+    async fn get(&self, target: &str) -> WireReply {
         self.client().await.get(target).await
     }
 
-    async fn post(&self, target: &str, body: &str) -> Reply {
+    async fn post(&self, target: &str, body: &str) -> WireReply {
         self.client().await.post(target, body).await
     }
 
@@ -79,7 +79,7 @@ impl World {
             .to_owned()
     }
 
-    async fn stable(&self, force: bool) -> Reply {
+    async fn stable(&self, force: bool) -> WireReply {
         let body = format!(
             r#"{{"grant_type":"client_credential","appid":"{DEFAULT_APPID}","secret":"{DEFAULT_SECRET}","force_refresh":{force}}}"#
         );
@@ -87,19 +87,19 @@ impl World {
     }
 }
 
-impl Client {
+impl WireClient {
     async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.pipe.write_all(bytes.as_ref()).await.unwrap();
         self.pipe.flush().await.unwrap();
     }
 
-    async fn get(&mut self, target: &str) -> Reply {
+    async fn get(&mut self, target: &str) -> WireReply {
         self.send(format!("GET {target} HTTP/1.1\r\nHost: sandbox\r\n\r\n"))
             .await;
         self.reply().await.unwrap()
     }
 
-    async fn post(&mut self, target: &str, body: &str) -> Reply {
+    async fn post(&mut self, target: &str, body: &str) -> WireReply {
         self.send(format!(
             "POST {target} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
@@ -152,10 +152,10 @@ impl Client {
     }
 
     /// Reads one answer.
-    async fn reply(&mut self) -> io::Result<Reply> {
+    async fn reply(&mut self) -> io::Result<WireReply> {
         let head = self.head().await?;
         let status = head[9..12].parse().unwrap();
-        let mut reply = Reply {
+        let mut reply = WireReply {
             head,
             status,
             body: Vec::new(),
@@ -192,7 +192,7 @@ impl Client {
     }
 }
 
-impl Reply {
+impl WireReply {
     fn field(&self, name: &str) -> Option<&str> {
         self.head.lines().skip(1).find_map(|line| {
             let (key, value) = line.split_once(": ")?;

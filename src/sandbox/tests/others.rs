@@ -6,30 +6,30 @@ use super::*;
 
 const CORP: &str = "ww0000000000000001";
 
-async fn with_corp() -> World {
-    World::with(Settings {
+async fn with_corp() -> TestSandbox {
+    TestSandbox::with(SandboxSettings {
         accounts: vec![
             SandboxAccount::new(DEFAULT_APPID, DEFAULT_SECRET),
             SandboxAccount::wecom(CORP, "agent"),
         ],
-        ..Settings::default()
+        ..SandboxSettings::default()
     })
     .await
 }
 
-async fn corp_token(world: &World) -> String {
+async fn corp_token(world: &TestSandbox) -> String {
     let target = format!("/cgi-bin/gettoken?corpid={CORP}&corpsecret=agent");
     field(&world.get(&target).await, "access_token")
 }
 
-fn field(reply: &Reply, name: &str) -> String {
+fn field(reply: &WireReply, name: &str) -> String {
     let json = reply.json();
     let text = json[name].as_str();
     text.unwrap_or_else(|| panic!("no {name} in {json}"))
         .to_owned()
 }
 
-async fn component_token(world: &World) -> String {
+async fn component_token(world: &TestSandbox) -> String {
     let body = json!({"component_appid": COMPONENT, "component_appsecret": OTHERS_SECRET,
                       "component_verify_ticket": "t"});
     let target = "/cgi-bin/component/api_component_token";
@@ -38,7 +38,7 @@ async fn component_token(world: &World) -> String {
 }
 
 /// Checks the code of each target; 0 for a call that succeeds.
-async fn assert_codes(world: &World, rows: &[(String, i64)]) {
+async fn assert_codes(world: &TestSandbox, rows: &[(String, i64)]) {
     for (target, code) in rows {
         let reply = world.post(target, "{}").await;
         assert_eq!(reply.errcode(), *code, "{target}");
@@ -47,7 +47,7 @@ async fn assert_codes(world: &World, rows: &[(String, i64)]) {
 
 #[tokio::test]
 async fn a_component_path_wants_the_token_of_the_component_under_either_name() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let (account, component) = (world.token().await, component_token(&world).await);
     let path = "/wxa/gettemplatelist";
     assert_codes(

@@ -7,7 +7,7 @@ use super::*;
 
 #[tokio::test]
 async fn a_chunked_body_gets_412_and_nothing_else() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let mut client = world.client().await;
     for path in ["/cgi-bin/tags/get", "/cgi-bin/stable_token"] {
@@ -34,7 +34,7 @@ async fn a_chunked_body_gets_412_and_nothing_else() {
 
 #[tokio::test]
 async fn requests_follow_each_other_on_one_connection_even_in_one_packet() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let before = world.control.counters().connections;
     let mut client = world.client().await;
@@ -59,9 +59,9 @@ async fn requests_follow_each_other_on_one_connection_even_in_one_packet() {
 
 #[tokio::test]
 async fn idle_connections_are_closed_after_their_time() {
-    let world = World::with(Settings {
+    let world = TestSandbox::with(SandboxSettings {
         idle_close: Some(Duration::from_millis(30)),
-        ..Settings::default()
+        ..SandboxSettings::default()
     })
     .await;
     let mut client = world.client().await;
@@ -72,7 +72,7 @@ async fn idle_connections_are_closed_after_their_time() {
 
 #[tokio::test]
 async fn every_connection_can_be_closed_without_a_word() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     world.control.set_close_each(true);
     let mut client = world.client().await;
     assert_eq!(
@@ -84,7 +84,7 @@ async fn every_connection_can_be_closed_without_a_word() {
 
 #[tokio::test]
 async fn what_is_no_request_gets_400() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let mut client = world.client().await;
     client.send("NONSENSE\r\n\r\n").await;
     assert_eq!(client.reply().await.unwrap().status, 400);
@@ -93,7 +93,7 @@ async fn what_is_no_request_gets_400() {
 
 #[tokio::test]
 async fn a_client_may_wait_for_a_hundred_before_it_sends() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let mut client = world.client().await;
     let target = format!("/cgi-bin/tags/get?access_token={token}");
@@ -109,7 +109,7 @@ async fn a_client_may_wait_for_a_hundred_before_it_sends() {
 
 #[tokio::test]
 async fn an_upload_that_breaks_off_is_on_record() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let mut client = world.client().await;
     client
         .send("POST /cgi-bin/tags/get HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc")
@@ -130,7 +130,7 @@ async fn an_upload_that_breaks_off_is_on_record() {
 
 #[tokio::test]
 async fn tls_is_served_under_the_names_of_the_api() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let token = world.token().await;
     let mut roots = rustls::RootCertStore::empty();
     roots
@@ -157,7 +157,7 @@ async fn tls_is_served_under_the_names_of_the_api() {
             .connect(ServerName::try_from(name).unwrap(), stream)
             .await
             .unwrap();
-        let mut client = Client {
+        let mut client = WireClient {
             pipe: Box::new(stream),
             buffer: Vec::new(),
         };
@@ -204,7 +204,7 @@ async fn tls_is_served_under_the_names_of_the_api() {
         .connect(ServerName::try_from("localhost").unwrap(), stream)
         .await
         .unwrap();
-    let mut client = Client {
+    let mut client = WireClient {
         pipe: Box::new(stream),
         buffer: Vec::new(),
     };
@@ -225,17 +225,17 @@ async fn certificates_can_come_from_files() {
     };
     std::fs::write(&files.cert, made.cert.pem()).unwrap();
     std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
-    let world = World::with(Settings {
+    let world = TestSandbox::with(SandboxSettings {
         certificate: Some(files.clone()),
-        ..Settings::default()
+        ..SandboxSettings::default()
     })
     .await;
     assert_eq!(world.sandbox.ca_pem(), made.cert.pem());
     std::fs::remove_file(&files.key).unwrap();
     assert!(
-        start(Settings {
+        start(SandboxSettings {
             certificate: Some(files),
-            ..Settings::default()
+            ..SandboxSettings::default()
         })
         .await
         .is_err()
@@ -244,7 +244,7 @@ async fn certificates_can_come_from_files() {
 
 #[tokio::test]
 async fn a_stopped_sandbox_frees_its_port_and_ends_its_connections() {
-    let world = World::new().await;
+    let world = TestSandbox::new().await;
     let address = world.sandbox.http_addr().unwrap();
     let mut client = world.client().await;
     client.get("/cgi-bin/menu/get").await;
@@ -256,9 +256,9 @@ async fn a_stopped_sandbox_frees_its_port_and_ends_its_connections() {
 
 #[tokio::test]
 async fn a_sandbox_without_a_record_still_counts() {
-    let world = World::with(Settings {
+    let world = TestSandbox::with(SandboxSettings {
         record: false,
-        ..Settings::default()
+        ..SandboxSettings::default()
     })
     .await;
     let token = world.token().await;

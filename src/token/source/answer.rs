@@ -11,7 +11,7 @@ use crate::{
     wechat::{
         address,
         api::Platform,
-        codes::{self, Class},
+        codes::{self, RefusalClass},
     },
 };
 
@@ -74,7 +74,7 @@ fn credential(
         // wrong.
         let about_address = matches!(
             codes::token_code(platform, code).class,
-            Class::Address | Class::Approval
+            RefusalClass::Address | RefusalClass::Approval
         );
         let ip = if about_address {
             address::named_in(message)
@@ -302,7 +302,7 @@ mod tests {
                 ip: None
             }
         );
-        assert_eq!(bad_secret.class(), Some(Class::Credential));
+        assert_eq!(bad_secret.class(), Some(RefusalClass::Credential));
         assert!(bad_secret.to_string().contains("agent"), "{bad_secret}");
     }
 

@@ -27,7 +27,7 @@ use crate::{
     base::Secret,
     wechat::{
         api::Platform,
-        codes::{self, Class},
+        codes::{self, RefusalClass},
         ticket as tickets,
     },
 };
@@ -190,11 +190,11 @@ impl FetchError {
 
     /// The class of a refusal, and what is treated like one; `None` for all that may pass by
     /// itself.
-    pub fn class(&self) -> Option<Class> {
+    pub fn class(&self) -> Option<RefusalClass> {
         match self {
             Self::Refused { platform, code, .. } => Some(codes::token_code(*platform, *code).class),
             Self::NoTicket { platform, code } => Some(tickets::refusal(*platform, *code).0),
-            Self::Phantom => Some(Class::Other),
+            Self::Phantom => Some(RefusalClass::Other),
             _ => None,
         }
     }
@@ -205,8 +205,8 @@ impl FetchError {
     pub fn is_true_for_every_node(&self) -> bool {
         match self {
             Self::Refused { platform, .. } => match self.class() {
-                Some(Class::Credential | Class::Frozen) => true,
-                Some(Class::Quota | Class::Minute) => *platform == Platform::Wechat,
+                Some(RefusalClass::Credential | RefusalClass::Frozen) => true,
+                Some(RefusalClass::Quota | RefusalClass::Minute) => *platform == Platform::Wechat,
                 _ => false,
             },
             _ => false,
@@ -217,7 +217,7 @@ impl FetchError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::External(absent) => absent.is_transient(),
-            _ => matches!(self.class(), None | Some(Class::Busy)),
+            _ => matches!(self.class(), None | Some(RefusalClass::Busy)),
         }
     }
 }

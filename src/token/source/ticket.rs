@@ -20,8 +20,8 @@ use crate::{
     },
     wechat::{
         api::Platform,
-        codes::{self, Class},
-        ticket::{Endpoint, TicketType},
+        codes::{self, RefusalClass},
+        ticket::{TicketEndpoint, TicketType},
     },
 };
 
@@ -31,7 +31,7 @@ pub struct TicketSource {
     client: TokenClient,
     api: Vec<BaseUrl>,
     platform: Platform,
-    endpoint: Option<Endpoint>,
+    endpoint: Option<TicketEndpoint>,
     refresher: TokenRefresher,
     made_with: Arc<AtomicU64>,
 }
@@ -57,7 +57,7 @@ impl TicketSource {
         }
     }
 
-    async fn fetch_and_cure(&self, endpoint: Endpoint) -> Result<Fetched, FetchError> {
+    async fn fetch_and_cure(&self, endpoint: TicketEndpoint) -> Result<Fetched, FetchError> {
         let token = self
             .refresher
             .current()
@@ -85,7 +85,7 @@ impl TicketSource {
         second.map_err(as_ticket)
     }
 
-    async fn ask(&self, endpoint: Endpoint, token: &Token) -> Result<Fetched, FetchError> {
+    async fn ask(&self, endpoint: TicketEndpoint, token: &Token) -> Result<Fetched, FetchError> {
         self.made_with
             .store(token.generation().0, Ordering::Relaxed);
         let kind = endpoint
@@ -125,7 +125,9 @@ impl TicketSource {
 /// What a refusal means is another thing here than at the token endpoint, except for the address.
 fn as_ticket(error: FetchError) -> FetchError {
     match error {
-        FetchError::Refused { platform, code, .. } if error.class() != Some(Class::Address) => {
+        FetchError::Refused { platform, code, .. }
+            if error.class() != Some(RefusalClass::Address) =>
+        {
             FetchError::NoTicket { platform, code }
         }
         other => other,

@@ -2,7 +2,7 @@
 //!
 //! Most calls take the account's token. [`table`] lists the calls that take another credential,
 //! take none, or return one. The proxy must put the account's token into calls of
-//! [`Class::Account`] and [`Class::Guarded`] only, and must judge the token by their answers only:
+//! [`CallClass::Account`] and [`CallClass::Guarded`] only, and must judge the token by their answers only:
 //! a refused provider token says nothing about the account's token.
 //!
 //! Classification has two steps, so that the query is read only once, together with every other
@@ -22,7 +22,7 @@ use super::{api::Platform, ticket::TicketType};
 
 /// Classes of calls, in the order in which they are decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
+pub enum CallClass {
     /// Returns a token or a ticket that wxgate manages.
     Minting(Minting),
     /// Takes the account's token; refused unless the client's `allow` lists the exact path.
@@ -34,7 +34,7 @@ pub enum Class {
     /// Carries a key that belongs to no account: a group robot's, or a callback's code.
     None,
     /// Carries a secret, or a token of another kind or owner.
-    Own(Brings),
+    Own(CallCredential),
     /// Takes the account's token.
     Account,
 }
@@ -54,9 +54,9 @@ pub enum Minting {
     JsapiTicket,
 }
 
-/// Credential in a call of [`Class::Own`].
+/// Credential in a call of [`CallClass::Own`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Brings {
+pub enum CallCredential {
     /// Secret in the query or, by its path, in the body. A wrong secret can get the calling address
     /// banned.
     Secret,
@@ -68,20 +68,20 @@ pub enum Brings {
 
 /// Rule for a path, to be completed by the query's [`Parameters`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PathRule(Kind);
+pub struct PathRule(PathKind);
 
 /// Set of credential parameters in a query: bits, because the set is built on the request path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Parameters(u8);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum PathKind {
     Minting(Minting),
     /// With a phrase that gives the reason.
     Guarded(&'static str),
     Login,
     User,
-    /// [`Class::None`] with a `key`.
+    /// [`CallClass::None`] with a `key`.
     Webhook,
     ResponseCode,
     SecretInBody,
@@ -93,16 +93,26 @@ enum Kind {
 }
 
 #[derive(Debug)]
-struct Row {
+struct PathRow {
     path: &'static str,
-    kind: Kind,
+    kind: PathKind,
 }
+
+/// Size of the hash index: a power of two, four times the rows, so that nearly every look-up ends
+/// at its first slot.
+const SLOTS: usize = 256;
+/// Hash index of [`TABLE`], built at compile time: every request pays for the look-up, and most
+/// paths are not in the table.
+static INDEX: [IndexSlot; SLOTS] = index();
+/// Bit mask that lower-cases eight ASCII letters at once.
+const LOWER_CASE: u64 = u64::from_le_bytes([b' '; 8]);
+const CGI_BIN: u64 = u64::from_le_bytes(*b"/cgi-bin") | LOWER_CASE;
 
 /// Finds the rule for a path that has passed the path grammar.
 pub fn of_path(path: &str) -> PathRule {
     let path = path.as_bytes();
     let kind = find(path).or_else(|| family(path).and_then(find));
-    PathRule(kind.unwrap_or(Kind::Account))
+    PathRule(kind.unwrap_or(PathKind::Account))
 }
 
 /// Returns the platform of a path that exists on one platform only.
@@ -123,28 +133,31 @@ pub fn platform_of(path: &str) -> Option<Platform> {
 impl PathRule {
     /// Decides the class. Minting, guarded, login and user calls depend on the path alone; `Own`
     /// follows from the credential in `found`.
-    pub fn class(self, found: Parameters) -> Class {
+    pub fn class(self, found: Parameters) -> CallClass {
         match self.0 {
-            Kind::Minting(minting) => Class::Minting(minting),
-            Kind::Guarded(_) => Class::Guarded,
-            Kind::Login => Class::Login,
-            Kind::User => Class::User,
-            Kind::Webhook if found.has(Parameters::KEY) => Class::None,
-            Kind::ResponseCode => Class::None,
-            Kind::SecretInBody => Class::Own(Brings::Secret),
-            Kind::Other => Class::Own(found.brings()),
-            Kind::AccountBesideSecret if !found.has(Parameters::TOKEN) => Class::Account,
-            _ if found.has(Parameters::TOKEN | Parameters::SECRET) => Class::Own(found.brings()),
-            Kind::Webhook | Kind::Account | Kind::AccountBesideSecret | Kind::AccountRepeating => {
-                Class::Account
+            PathKind::Minting(minting) => CallClass::Minting(minting),
+            PathKind::Guarded(_) => CallClass::Guarded,
+            PathKind::Login => CallClass::Login,
+            PathKind::User => CallClass::User,
+            PathKind::Webhook if found.has(Parameters::KEY) => CallClass::None,
+            PathKind::ResponseCode => CallClass::None,
+            PathKind::SecretInBody => CallClass::Own(CallCredential::Secret),
+            PathKind::Other => CallClass::Own(found.brings()),
+            PathKind::AccountBesideSecret if !found.has(Parameters::TOKEN) => CallClass::Account,
+            _ if found.has(Parameters::TOKEN | Parameters::SECRET) => {
+                CallClass::Own(found.brings())
             }
+            PathKind::Webhook
+            | PathKind::Account
+            | PathKind::AccountBesideSecret
+            | PathKind::AccountRepeating => CallClass::Account,
         }
     }
 
     /// Returns the effect of a guarded call, as a phrase for the sentence that refuses it.
     pub fn guarded_because(self) -> Option<&'static str> {
         match self.0 {
-            Kind::Guarded(does) => Some(does),
+            PathKind::Guarded(does) => Some(does),
             _ => None,
         }
     }
@@ -152,13 +165,13 @@ impl PathRule {
     /// Returns true if the answer repeats the URL and the bodies of another call, which may hold
     /// the account's token.
     pub fn repeats_another_call(self) -> bool {
-        self.0 == Kind::AccountRepeating
+        self.0 == PathKind::AccountRepeating
     }
 }
 
 impl Minting {
     /// Returns the type of the managed ticket that the call asks for, given its parameter `type`;
-    /// `None` for other types, whose calls count as [`Class::Account`].
+    /// `None` for other types, whose calls count as [`CallClass::Account`].
     pub fn ticket(self, kind: Option<&str>) -> Option<TicketType> {
         match self {
             Self::Ticket(platform) => TicketType::named(platform, kind?)
@@ -215,13 +228,13 @@ impl Parameters {
         self.0 & any_of != 0
     }
 
-    fn brings(self) -> Brings {
+    fn brings(self) -> CallCredential {
         if self.has(Self::SECRET_VALUE) {
-            Brings::Secret
+            CallCredential::Secret
         } else if self.has(Self::TOKEN_VALUE) {
-            Brings::Token
+            CallCredential::Token
         } else {
-            Brings::Nothing
+            CallCredential::Nothing
         }
     }
 }
@@ -259,7 +272,7 @@ fn family(path: &[u8]) -> Option<&[u8]> {
 }
 
 /// Looks up exactly this path or family.
-fn find(path: &[u8]) -> Option<Kind> {
+fn find(path: &[u8]) -> Option<PathKind> {
     let hash = hash(path);
     let mut slot = hash as usize % SLOTS;
     loop {
@@ -280,28 +293,15 @@ fn find(path: &[u8]) -> Option<Kind> {
 
 /// Slot of the hash index.
 #[derive(Clone, Copy)]
-struct Entry {
+struct IndexSlot {
     hash: u32,
     /// Row number in [`TABLE`], counted from 1; 0 marks an empty slot.
     row: u8,
 }
 
-/// Size of the hash index: a power of two, four times the rows, so that nearly every look-up ends
-/// at its first slot.
-const SLOTS: usize = 256;
-
-/// Hash index of [`TABLE`], built at compile time: every request pays for the look-up, and most
-/// paths are not in the table.
-static INDEX: [Entry; SLOTS] = index();
-
-/// Bit mask that lower-cases eight ASCII letters at once.
-const LOWER_CASE: u64 = u64::from_le_bytes([b' '; 8]);
-
-const CGI_BIN: u64 = u64::from_le_bytes(*b"/cgi-bin") | LOWER_CASE;
-
-const fn index() -> [Entry; SLOTS] {
+const fn index() -> [IndexSlot; SLOTS] {
     assert!(TABLE.len() < SLOTS / 2, "a full index is a slow one");
-    let mut index = [Entry { hash: 0, row: 0 }; SLOTS];
+    let mut index = [IndexSlot { hash: 0, row: 0 }; SLOTS];
     let mut row = 0;
     while row < TABLE.len() {
         let hash = hash(TABLE[row].path.as_bytes());
@@ -312,7 +312,7 @@ const fn index() -> [Entry; SLOTS] {
         row += 1;
         #[allow(clippy::cast_possible_truncation, reason = "below SLOTS / 2")]
         let number = row as u8;
-        index[slot] = Entry { hash, row: number };
+        index[slot] = IndexSlot { hash, row: number };
     }
     index
 }

@@ -6,25 +6,28 @@
 //! 91770, 93359, 96237, 97162 and 101138. `tests/data/wechat/credential-paths.tsv` has the 2,381
 //! documented paths; a test holds this table against each of them.
 
-use super::{Kind, Minting, Row};
+use super::{Minting, PathKind, PathRow};
 use crate::wechat::api::Platform::{self, Wechat, Wecom};
 
 /// Paths, or families of paths (rows that end in `/`). A path's own row takes precedence over its
 /// family's. Families end at the first segment, below `/cgi-bin/` at the second.
-pub(super) const TABLE: &[Row] = &[
+pub(super) const TABLE: &[PathRow] = &[
     // Answered by wxgate: each of these calls could replace the token that all callers use.
-    row("/cgi-bin/token", Kind::Minting(Minting::Classic)),
-    row("/cgi-bin/stable_token", Kind::Minting(Minting::Stable)),
-    row("/cgi-bin/gettoken", Kind::Minting(Minting::Wecom)),
+    row("/cgi-bin/token", PathKind::Minting(Minting::Classic)),
+    row("/cgi-bin/stable_token", PathKind::Minting(Minting::Stable)),
+    row("/cgi-bin/gettoken", PathKind::Minting(Minting::Wecom)),
     // Answered by wxgate for managed ticket types, forwarded for others.
     row(
         "/cgi-bin/ticket/getticket",
-        Kind::Minting(Minting::Ticket(Wechat)),
+        PathKind::Minting(Minting::Ticket(Wechat)),
     ),
-    row("/cgi-bin/ticket/get", Kind::Minting(Minting::Ticket(Wecom))),
+    row(
+        "/cgi-bin/ticket/get",
+        PathKind::Minting(Minting::Ticket(Wecom)),
+    ),
     row(
         "/cgi-bin/get_jsapi_ticket",
-        Kind::Minting(Minting::JsapiTicket),
+        PathKind::Minting(Minting::JsapiTicket),
     ),
     // The ten clearings a month are shared by these calls (openApi management pages).
     guarded("/cgi-bin/clear_quota", CLEARS),
@@ -55,64 +58,82 @@ pub(super) const TABLE: &[Row] = &[
         "hands out passwords of mail clients",
     ),
     // Login code exchanges: appid and AppSecret in the query.
-    row("/sns/jscode2session", Kind::Login),
-    row("/sns/oauth2/access_token", Kind::Login),
+    row("/sns/jscode2session", PathKind::Login),
+    row("/sns/oauth2/access_token", PathKind::Login),
     // Below: tokens of users, and the component's token for the logins of authorizers.
-    row("/sns/", Kind::User),
+    row("/sns/", PathKind::User),
     // A group robot's `key`; the one-time code of a robot's callback.
-    row("/cgi-bin/webhook/", Kind::Webhook),
-    row("/cgi-bin/aibot/response", Kind::ResponseCode),
+    row("/cgi-bin/webhook/", PathKind::Webhook),
+    row("/cgi-bin/aibot/response", PathKind::ResponseCode),
     // The secret stands in the body.
-    row("/cgi-bin/component/api_component_token", Kind::SecretInBody),
-    row("/cgi-bin/service/get_provider_token", Kind::SecretInBody),
-    row("/cgi-bin/service/get_suite_token", Kind::SecretInBody),
-    row("/cgi-bin/openhw/get_model_token", Kind::SecretInBody),
+    row(
+        "/cgi-bin/component/api_component_token",
+        PathKind::SecretInBody,
+    ),
+    row(
+        "/cgi-bin/service/get_provider_token",
+        PathKind::SecretInBody,
+    ),
+    row("/cgi-bin/service/get_suite_token", PathKind::SecretInBody),
+    row("/cgi-bin/openhw/get_model_token", PathKind::SecretInBody),
     // The token of a third-party platform, as `component_access_token` or as `access_token`. The
     // rest of `/cgi-bin/component/` takes the token of the account.
-    row("/cgi-bin/component/api_create_preauthcode", Kind::Other),
-    row("/cgi-bin/component/api_query_auth", Kind::Other),
-    row("/cgi-bin/component/api_authorizer_token", Kind::Other),
-    row("/cgi-bin/component/api_get_authorizer_info", Kind::Other),
-    row("/cgi-bin/component/api_get_authorizer_list", Kind::Other),
-    row("/cgi-bin/component/fastregisterweapp", Kind::Other),
-    row("/cgi-bin/component/get_domain_confirmfile", Kind::Other),
-    row("/cgi-bin/component/modify_wxa_server_domain", Kind::Other),
-    row("/cgi-bin/component/modify_wxa_jump_domain", Kind::Other),
-    row("/componenttcb/", Kind::Other),
-    row("/wedata/wedata_get_login_config", Kind::Other),
-    row("/wedata/wedata_set_login_config", Kind::Other),
-    row("/wxa/addtotemplate", Kind::Other),
-    row("/wxa/deletetemplate", Kind::Other),
-    row("/wxa/gettemplatedraftlist", Kind::Other),
-    row("/wxa/gettemplatelist", Kind::Other),
-    row("/wxa/component/fastregisterbetaweapp", Kind::Other),
-    row("/wxa/component/fastregisterpersonalweapp", Kind::Other),
-    row("/wxa/security/applysetorderpathinfo", Kind::Other),
-    row("/wxa/servicemarket/get_paid_order_list", Kind::Other),
-    row("/wxa/servicemarket/service/get_service_buyer", Kind::Other),
+    row("/cgi-bin/component/api_create_preauthcode", PathKind::Other),
+    row("/cgi-bin/component/api_query_auth", PathKind::Other),
+    row("/cgi-bin/component/api_authorizer_token", PathKind::Other),
+    row(
+        "/cgi-bin/component/api_get_authorizer_info",
+        PathKind::Other,
+    ),
+    row(
+        "/cgi-bin/component/api_get_authorizer_list",
+        PathKind::Other,
+    ),
+    row("/cgi-bin/component/fastregisterweapp", PathKind::Other),
+    row("/cgi-bin/component/get_domain_confirmfile", PathKind::Other),
+    row(
+        "/cgi-bin/component/modify_wxa_server_domain",
+        PathKind::Other,
+    ),
+    row("/cgi-bin/component/modify_wxa_jump_domain", PathKind::Other),
+    row("/componenttcb/", PathKind::Other),
+    row("/wedata/wedata_get_login_config", PathKind::Other),
+    row("/wedata/wedata_set_login_config", PathKind::Other),
+    row("/wxa/addtotemplate", PathKind::Other),
+    row("/wxa/deletetemplate", PathKind::Other),
+    row("/wxa/gettemplatedraftlist", PathKind::Other),
+    row("/wxa/gettemplatelist", PathKind::Other),
+    row("/wxa/component/fastregisterbetaweapp", PathKind::Other),
+    row("/wxa/component/fastregisterpersonalweapp", PathKind::Other),
+    row("/wxa/security/applysetorderpathinfo", PathKind::Other),
+    row("/wxa/servicemarket/get_paid_order_list", PathKind::Other),
+    row(
+        "/wxa/servicemarket/service/get_service_buyer",
+        PathKind::Other,
+    ),
     row(
         "/wxa/servicemarket/service/get_service_buyer_list",
-        Kind::Other,
+        PathKind::Other,
     ),
-    row("/wxa/servicemarket/service/login_auth", Kind::Other),
+    row("/wxa/servicemarket/service/login_auth", PathKind::Other),
     // Suites and providers of WeCom, device makers, and calls with a downstream corp's token. Of
     // `/cgi-bin/hardware/` and `/cgi-bin/miniprogram/` only these; the look-alikes
     // `/cgi-bin/advanced_feature/` and `/cgi-bin/devicedata/` take the corp's token.
-    row("/cgi-bin/service/", Kind::Other),
-    row("/cgi-bin/license/", Kind::Other),
-    row("/cgi-bin/advanced_api/", Kind::Other),
-    row("/cgi-bin/paytool/", Kind::Other),
-    row("/cgi-bin/openhw/", Kind::Other),
-    row("/cgi-bin/hardware/get_device_feature", Kind::Other),
+    row("/cgi-bin/service/", PathKind::Other),
+    row("/cgi-bin/license/", PathKind::Other),
+    row("/cgi-bin/advanced_api/", PathKind::Other),
+    row("/cgi-bin/paytool/", PathKind::Other),
+    row("/cgi-bin/openhw/", PathKind::Other),
+    row("/cgi-bin/hardware/get_device_feature", PathKind::Other),
     row(
         "/cgi-bin/idconvert/upgrade_chatid_for_new_corp",
-        Kind::Other,
+        PathKind::Other,
     ),
-    row("/cgi-bin/miniprogram/transfer_session", Kind::Other),
+    row("/cgi-bin/miniprogram/transfer_session", PathKind::Other),
     // The account's token in the query, beside the secret of the app in question.
-    row("/donut/code2verifyinfo", Kind::AccountBesideSecret),
+    row("/donut/code2verifyinfo", PathKind::AccountBesideSecret),
     // Repeats the URL and the bodies of the call that failed.
-    row("/cgi-bin/openapi/rid/get", Kind::AccountRepeating),
+    row("/cgi-bin/openapi/rid/get", PathKind::AccountRepeating),
 ];
 
 /// Query parameters that carry an AppSecret.
@@ -266,10 +287,10 @@ pub(super) const PLATFORMS: &[(Platform, &[&str])] = &[
 
 const CLEARS: &str = "clears a quota that all callers share, ten times a month";
 
-const fn row(path: &'static str, kind: Kind) -> Row {
-    Row { path, kind }
+const fn row(path: &'static str, kind: PathKind) -> PathRow {
+    PathRow { path, kind }
 }
 
-const fn guarded(path: &'static str, does: &'static str) -> Row {
-    row(path, Kind::Guarded(does))
+const fn guarded(path: &'static str, does: &'static str) -> PathRow {
+    row(path, PathKind::Guarded(does))
 }

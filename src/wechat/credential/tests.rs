@@ -32,7 +32,7 @@ fn documented() -> Vec<Documented> {
     rows.collect()
 }
 
-fn class(path: &str, query: &str) -> Class {
+fn class(path: &str, query: &str) -> CallClass {
     of_path(path).class(Parameters::of_query(query))
 }
 
@@ -51,7 +51,7 @@ fn queries(parameter: &str) -> Vec<String> {
 }
 
 /// Class of a row, decided from its columns and the sentences of the specification alone.
-fn expected(row: &Documented, has_two_kinds: bool, query: &str) -> Class {
+fn expected(row: &Documented, has_two_kinds: bool, query: &str) -> CallClass {
     const GUARDED: [&str; 10] = [
         "/cgi-bin/clear_quota",
         "/cgi-bin/clear_quota/v2",
@@ -66,24 +66,24 @@ fn expected(row: &Documented, has_two_kinds: bool, query: &str) -> Class {
     ];
     let brings_other_token = query.contains("_access_token=");
     match (row.path, row.kind) {
-        ("/cgi-bin/token", _) => Class::Minting(Minting::Classic),
-        ("/cgi-bin/stable_token", _) => Class::Minting(Minting::Stable),
-        ("/cgi-bin/gettoken", _) => Class::Minting(Minting::Wecom),
+        ("/cgi-bin/token", _) => CallClass::Minting(Minting::Classic),
+        ("/cgi-bin/stable_token", _) => CallClass::Minting(Minting::Stable),
+        ("/cgi-bin/gettoken", _) => CallClass::Minting(Minting::Wecom),
         ("/cgi-bin/ticket/getticket" | "/cgi-bin/ticket/get", _) => {
-            Class::Minting(Minting::Ticket(row.platform))
+            CallClass::Minting(Minting::Ticket(row.platform))
         }
-        ("/cgi-bin/get_jsapi_ticket", _) => Class::Minting(Minting::JsapiTicket),
-        (path, _) if GUARDED.contains(&path) => Class::Guarded,
-        ("/sns/jscode2session" | "/sns/oauth2/access_token", _) => Class::Login,
-        (path, _) if path.starts_with("/sns/") => Class::User,
-        (_, "webhook_key" | "response_code") => Class::None,
-        ("/donut/code2verifyinfo", _) | (_, "account" | "corp") => Class::Account,
-        (_, "component") if has_two_kinds && !brings_other_token => Class::Account,
+        ("/cgi-bin/get_jsapi_ticket", _) => CallClass::Minting(Minting::JsapiTicket),
+        (path, _) if GUARDED.contains(&path) => CallClass::Guarded,
+        ("/sns/jscode2session" | "/sns/oauth2/access_token", _) => CallClass::Login,
+        (path, _) if path.starts_with("/sns/") => CallClass::User,
+        (_, "webhook_key" | "response_code") => CallClass::None,
+        ("/donut/code2verifyinfo", _) | (_, "account" | "corp") => CallClass::Account,
+        (_, "component") if has_two_kinds && !brings_other_token => CallClass::Account,
         (_, "component" | "provider" | "suite" | "device" | "model" | "downstream_corp") => {
-            Class::Own(Brings::Token)
+            CallClass::Own(CallCredential::Token)
         }
         (_, "component_secret" | "provider_secret" | "suite_secret" | "model_secret") => {
-            Class::Own(Brings::Secret)
+            CallClass::Own(CallCredential::Secret)
         }
         (path, kind) => panic!("no rule for {kind} at {path}"),
     }
@@ -112,8 +112,8 @@ fn every_documented_path_has_its_class() {
             ] {
                 assert_eq!(class(&path, &query), right, "{path}?{query} ({})", row.kind);
                 // The account's token does not belong there either where the parameter is missing.
-                if matches!(right, Class::Own(_)) && !has_two_kinds {
-                    assert!(matches!(class(&path, ""), Class::Own(_)), "{path}");
+                if matches!(right, CallClass::Own(_)) && !has_two_kinds {
+                    assert!(matches!(class(&path, ""), CallClass::Own(_)), "{path}");
                 }
             }
         }
@@ -174,30 +174,57 @@ fn no_row_of_the_table_is_idle() {
 #[test]
 fn a_parameter_makes_a_call_own_wherever_the_account_would_be_used() {
     for (query, right) in [
-        ("", Class::Account),
-        ("access_token=t&openid=o", Class::Account),
-        ("my_secret=1&secrets=2&component=3", Class::Account),
-        ("url=http://x/?secret=1", Class::Account),
-        ("appid=a&secret=s", Class::Own(Brings::Secret)),
-        ("appsecret=s", Class::Own(Brings::Secret)),
-        ("corpsecret=s", Class::Own(Brings::Secret)),
-        ("%73ecret=s", Class::Own(Brings::Secret)),
-        ("Secret=s", Class::Own(Brings::Secret)),
-        ("component_access_token=t", Class::Own(Brings::Token)),
-        ("authorizer_access_token=t", Class::Own(Brings::Token)),
-        ("suite_access_token=t", Class::Own(Brings::Token)),
-        ("provider_access_token=t", Class::Own(Brings::Token)),
-        ("device_access_token=t", Class::Own(Brings::Token)),
-        ("model_access_token=t", Class::Own(Brings::Token)),
-        ("cloudbase_access_token=t", Class::Own(Brings::Token)),
-        ("suite%5faccess_token=t", Class::Own(Brings::Token)),
+        ("", CallClass::Account),
+        ("access_token=t&openid=o", CallClass::Account),
+        ("my_secret=1&secrets=2&component=3", CallClass::Account),
+        ("url=http://x/?secret=1", CallClass::Account),
+        ("appid=a&secret=s", CallClass::Own(CallCredential::Secret)),
+        ("appsecret=s", CallClass::Own(CallCredential::Secret)),
+        ("corpsecret=s", CallClass::Own(CallCredential::Secret)),
+        ("%73ecret=s", CallClass::Own(CallCredential::Secret)),
+        ("Secret=s", CallClass::Own(CallCredential::Secret)),
+        (
+            "component_access_token=t",
+            CallClass::Own(CallCredential::Token),
+        ),
+        (
+            "authorizer_access_token=t",
+            CallClass::Own(CallCredential::Token),
+        ),
+        (
+            "suite_access_token=t",
+            CallClass::Own(CallCredential::Token),
+        ),
+        (
+            "provider_access_token=t",
+            CallClass::Own(CallCredential::Token),
+        ),
+        (
+            "device_access_token=t",
+            CallClass::Own(CallCredential::Token),
+        ),
+        (
+            "model_access_token=t",
+            CallClass::Own(CallCredential::Token),
+        ),
+        (
+            "cloudbase_access_token=t",
+            CallClass::Own(CallCredential::Token),
+        ),
+        (
+            "suite%5faccess_token=t",
+            CallClass::Own(CallCredential::Token),
+        ),
         (
             "component_access_token=t&secret=s",
-            Class::Own(Brings::Secret),
+            CallClass::Own(CallCredential::Secret),
         ),
         // A name alone keeps the account's token out, but is no token.
-        ("suite_access_token=", Class::Own(Brings::Nothing)),
-        ("secret", Class::Own(Brings::Nothing)),
+        (
+            "suite_access_token=",
+            CallClass::Own(CallCredential::Nothing),
+        ),
+        ("secret", CallClass::Own(CallCredential::Nothing)),
     ] {
         for path in [
             "/cgi-bin/user/info",
@@ -216,79 +243,87 @@ fn the_first_class_that_fits_decides() {
         (
             "/cgi-bin/token",
             "component_access_token=t",
-            Class::Minting(Minting::Classic),
+            CallClass::Minting(Minting::Classic),
         ),
-        ("/cgi-bin/clear_quota", "appsecret=s", Class::Guarded),
+        ("/cgi-bin/clear_quota", "appsecret=s", CallClass::Guarded),
         (
             "/cgi-bin/corpgroup/corp/gettoken",
             "suite_access_token=t",
-            Class::Guarded,
+            CallClass::Guarded,
         ),
-        ("/sns/jscode2session", "secret=s", Class::Login),
-        ("/sns/userinfo", "secret=s", Class::User),
-        ("/sns/unheard/of", "", Class::User),
+        ("/sns/jscode2session", "secret=s", CallClass::Login),
+        ("/sns/userinfo", "secret=s", CallClass::User),
+        ("/sns/unheard/of", "", CallClass::User),
         (
             "/cgi-bin/webhook/send",
             "key=k&suite_access_token=t",
-            Class::None,
+            CallClass::None,
         ),
         (
             "/cgi-bin/webhook/unheard_of",
             "debug=1&%6bey=k",
-            Class::None,
+            CallClass::None,
         ),
-        ("/cgi-bin/webhook/send", "", Class::Account),
-        ("/cgi-bin/webhook/send", "key=", Class::Account),
-        ("/cgi-bin/user/info", "key=k", Class::Account),
-        ("/cgi-bin/aibot/response", "", Class::None),
+        ("/cgi-bin/webhook/send", "", CallClass::Account),
+        ("/cgi-bin/webhook/send", "key=", CallClass::Account),
+        ("/cgi-bin/user/info", "key=k", CallClass::Account),
+        ("/cgi-bin/aibot/response", "", CallClass::None),
         // A path of another credential stays so with the account's parameter, or with none.
         (
             "/wxa/gettemplatelist",
             "access_token=t",
-            Class::Own(Brings::Token),
+            CallClass::Own(CallCredential::Token),
         ),
-        ("/wxa/gettemplatelist", "", Class::Own(Brings::Nothing)),
+        (
+            "/wxa/gettemplatelist",
+            "",
+            CallClass::Own(CallCredential::Nothing),
+        ),
         (
             "/cgi-bin/service/unheard_of",
             "",
-            Class::Own(Brings::Nothing),
+            CallClass::Own(CallCredential::Nothing),
         ),
         (
             "/cgi-bin/service/get_provider_token",
             "",
-            Class::Own(Brings::Secret),
+            CallClass::Own(CallCredential::Secret),
         ),
         // Two kinds at one path: the parameter decides.
-        ("/cgi-bin/getcallbackip", "access_token=t", Class::Account),
+        (
+            "/cgi-bin/getcallbackip",
+            "access_token=t",
+            CallClass::Account,
+        ),
         (
             "/cgi-bin/getcallbackip",
             "component_access_token=t",
-            Class::Own(Brings::Token),
+            CallClass::Own(CallCredential::Token),
         ),
         (
             "/donut/code2verifyinfo",
             "appid=a&appsecret=s&code=c",
-            Class::Account,
+            CallClass::Account,
         ),
         (
             "/donut/code2verifyinfo",
             "component_access_token=t&appsecret=s",
-            Class::Own(Brings::Secret),
+            CallClass::Own(CallCredential::Secret),
         ),
         // Look-alikes take the account's token.
-        ("/cgi-bin/tokens", "", Class::Account),
-        ("/snsx/a", "", Class::Account),
-        ("/sns", "", Class::Account),
-        ("/cgi-bin/advanced_feature/a", "", Class::Account),
-        ("/cgi-bin/services/a", "", Class::Account),
+        ("/cgi-bin/tokens", "", CallClass::Account),
+        ("/snsx/a", "", CallClass::Account),
+        ("/sns", "", CallClass::Account),
+        ("/cgi-bin/advanced_feature/a", "", CallClass::Account),
+        ("/cgi-bin/services/a", "", CallClass::Account),
         (
             "/cgi-bin/component/setprivacysetting",
             "access_token=t",
-            Class::Account,
+            CallClass::Account,
         ),
-        ("/cgi-bin", "", Class::Account),
-        ("/", "", Class::Account),
-        ("", "", Class::Account),
+        ("/cgi-bin", "", CallClass::Account),
+        ("/", "", CallClass::Account),
+        ("", "", CallClass::Account),
     ] {
         assert_eq!(class(path, query), right, "{path}?{query}");
     }
@@ -297,7 +332,7 @@ fn the_first_class_that_fits_decides() {
 #[test]
 fn tickets_of_the_kept_types_are_minted() {
     let ticket = |path: &str, kind| match of_path(path).class(Parameters::default()) {
-        Class::Minting(minting) => minting.ticket(kind),
+        CallClass::Minting(minting) => minting.ticket(kind),
         class => panic!("{path}: {class:?}"),
     };
     let getticket = "/cgi-bin/ticket/getticket";

@@ -2,7 +2,7 @@
 
 /// Reason for refusing a key. Each text tells the operator the remedy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
+pub enum SigningKeyError {
     /// Not PEM, or PEM without a private key.
     #[error("is no private key in PEM: take the file as the console of WeChat gave it")]
     NoPrivateKey,

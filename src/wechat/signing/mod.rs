@@ -25,28 +25,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-pub use self::error::{AnswerError, KeyError, SignError, explain};
+pub use self::error::{AnswerError, SignError, SigningKeyError, explain};
 use self::json::{RESERVED, content, members};
 use super::verdict;
 
-/// Header of call and answer: the appid of the account.
-pub const APPID: &str = "wechatmp-appid";
-/// Header of call and answer: Unix time of the signature, in seconds.
-pub const TIMESTAMP: &str = "wechatmp-timestamp";
-/// Header of call and answer: the signature in base64.
-pub const SIGNATURE: &str = "wechatmp-signature";
-/// Header of an answer: serial number of the certificate of [`SIGNATURE`].
-pub const SERIAL: &str = "wechatmp-serial";
-/// Header of an answer while WeChat changes its certificate: a second signature, by the old
-/// certificate.
-pub const SIGNATURE_DEPRECATED: &str = "wechatmp-signature-deprecated";
-/// Header of an answer: serial number of the certificate of [`SIGNATURE_DEPRECATED`].
-pub const SERIAL_DEPRECATED: &str = "wechatmp-serial-deprecated";
-
-/// Maximum age of an answer in seconds, as in WeChat's own samples. The samples do not check the
-/// other direction; wxgate does, because with a slow clock every replay would look fresh.
-const MAX_SKEW: u64 = 300;
-const TAG_LEN: usize = 16;
 /// Keys of an account as configured.
 #[derive(Clone, Copy)]
 pub struct KeyTexts<'t> {
@@ -117,11 +99,29 @@ pub enum Opened {
     },
 }
 
+/// Header of call and answer: the appid of the account.
+pub const APPID: &str = "wechatmp-appid";
+/// Header of call and answer: Unix time of the signature, in seconds.
+pub const TIMESTAMP: &str = "wechatmp-timestamp";
+/// Header of call and answer: the signature in base64.
+pub const SIGNATURE: &str = "wechatmp-signature";
+/// Header of an answer: serial number of the certificate of [`SIGNATURE`].
+pub const SERIAL: &str = "wechatmp-serial";
+/// Header of an answer while WeChat changes its certificate: a second signature, by the old
+/// certificate.
+pub const SIGNATURE_DEPRECATED: &str = "wechatmp-signature-deprecated";
+/// Header of an answer: serial number of the certificate of [`SIGNATURE_DEPRECATED`].
+pub const SERIAL_DEPRECATED: &str = "wechatmp-serial-deprecated";
+/// Maximum age of an answer in seconds, as in WeChat's own samples. The samples do not check the
+/// other direction; wxgate does, because with a slow clock every replay would look fresh.
+const MAX_SKEW: u64 = 300;
+const TAG_LEN: usize = 16;
+
 impl SigningKeys {
     /// Parses the keys of the account with this appid.
-    pub fn new(appid: &str, texts: KeyTexts<'_>) -> Result<Self, KeyError> {
+    pub fn new(appid: &str, texts: KeyTexts<'_>) -> Result<Self, SigningKeyError> {
         if !matches!(texts.platform_certs.len(), 1 | 2) {
-            return Err(KeyError::Certificates);
+            return Err(SigningKeyError::Certificates);
         }
         let platform = texts.platform_certs.iter().map(|(serial, pem)| {
             let key = keys::platform(pem)?;

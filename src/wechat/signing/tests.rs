@@ -450,15 +450,15 @@ fn a_key_that_cannot_be_used_says_why() {
     };
     assert_eq!(read(&rsa, &format!(" {aes}\n"), &cert), Ok(()));
     for (private, aes, certs, error) in [
-        (&b"x"[..], aes, &cert[..], KeyError::NoPrivateKey),
-        (&cert[0].1, aes, &cert, KeyError::NoPrivateKey),
-        (&sm2, aes, &cert, KeyError::NotRsa),
-        (&rsa, "no base64!", &cert, KeyError::AesNotBase64),
-        (&rsa, sm4, &cert, KeyError::Sm4),
-        (&rsa, "AAAA", &cert, KeyError::AesLength),
-        (&rsa, aes, &none, KeyError::NoCertificate),
-        (&rsa, aes, &[], KeyError::Certificates),
-        (&rsa, aes, &three, KeyError::Certificates),
+        (&b"x"[..], aes, &cert[..], SigningKeyError::NoPrivateKey),
+        (&cert[0].1, aes, &cert, SigningKeyError::NoPrivateKey),
+        (&sm2, aes, &cert, SigningKeyError::NotRsa),
+        (&rsa, "no base64!", &cert, SigningKeyError::AesNotBase64),
+        (&rsa, sm4, &cert, SigningKeyError::Sm4),
+        (&rsa, "AAAA", &cert, SigningKeyError::AesLength),
+        (&rsa, aes, &none, SigningKeyError::NoCertificate),
+        (&rsa, aes, &[], SigningKeyError::Certificates),
+        (&rsa, aes, &three, SigningKeyError::Certificates),
     ] {
         assert_eq!(read(private, aes, certs), Err(error));
     }

@@ -16,7 +16,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
-use wxgate::sandbox::{Control, Fault, Rule};
+use wxgate::sandbox::{Fault, Rule, SandboxControl};
 
 use crate::{
     support::{Gate, json, setup},
@@ -96,7 +96,7 @@ impl Fleet {
         Self { gates }
     }
 
-    pub fn control(&self) -> &Control {
+    pub fn control(&self) -> &SandboxControl {
         self.gates[0].control()
     }
 

@@ -7,7 +7,7 @@
 use std::process::Command;
 
 use serde_json::{Value, json};
-use wxgate::sandbox::{Control, TokenState};
+use wxgate::sandbox::{SandboxControl, TokenState};
 
 use crate::{
     support::{Gate, setup, start},
@@ -109,7 +109,7 @@ impl Sdk {
         serde_json::from_slice(&printed).expect("JSON")
     }
 
-    fn assert_all_went_well(&self, seen: &Value, control: &Control) {
+    fn assert_all_went_well(&self, seen: &Value, control: &SandboxControl) {
         let name = self.name;
         assert_eq!(
             (&seen["user"], &seen["followers"]),
@@ -159,7 +159,7 @@ impl Sdk {
 
     /// Each death was met by one call, which was sent again, and cost one fetch; nothing else was
     /// refused.
-    fn assert_two_deaths_cost_two_fetches(&self, control: &Control) {
+    fn assert_two_deaths_cost_two_fetches(&self, control: &SandboxControl) {
         let name = self.name;
         assert_eq!(
             control.fetches(),
@@ -226,7 +226,7 @@ impl Sdk {
 
     /// Neither the token that wxgate made up nor the key that bought it got to WeChat, not even
     /// with a login code.
-    fn assert_nothing_of_ours_left(&self, seen: &Value, control: &Control) {
+    fn assert_nothing_of_ours_left(&self, seen: &Value, control: &SandboxControl) {
         let name = self.name;
         let token = seen["token"].as_str().expect("a token");
         assert!(

@@ -1,16 +1,18 @@
-//! Error codes of the token endpoints with their consequences, and the codes that may become metric
-//! labels.
+//! Error codes of the token endpoints with their consequences.
 //!
 //! The meanings are those of WeChat's own tables (pages of getAccessToken, getStableAccessToken and
 //! "common error codes", the WeCom page 90455, and the enumeration in WxJava); the classes are
 //! ours. The codes that make a business answer stale are here too; [`super::verdict`] finds the
 //! code in an answer.
 
+mod labels;
+
+pub use self::labels::{known, label};
 use super::{address, api::Platform};
 
 /// Consequence of a token endpoint's refusal for the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Class {
+pub enum RefusalClass {
     /// Temporary overload at WeChat; retry soon.
     Busy,
     /// Limit per minute; retry in the next minute.
@@ -35,7 +37,7 @@ pub struct TokenCode {
     /// WeChat's `errcode`.
     pub code: i64,
     /// Consequence for the next attempt.
-    pub class: Class,
+    pub class: RefusalClass,
     /// Meaning and remedy: one sentence in two parts, without a full stop.
     pub advice: &'static str,
 }
@@ -44,121 +46,121 @@ pub struct TokenCode {
 /// accepted nor refused.
 pub const TOKEN_MISSING: i64 = 41001;
 
-/// Error codes of the token endpoints of WeChat. Codes outside the table get [`Class::Other`].
+/// Error codes of the token endpoints of WeChat. Codes outside the table get [`RefusalClass::Other`].
 pub const TOKEN_CODES: &[TokenCode] = &[
     line(
         -1,
-        Class::Busy,
+        RefusalClass::Busy,
         "WeChat is busy: nothing to do, the next attempt follows by itself",
     ),
     line(
         40001,
-        Class::Credential,
+        RefusalClass::Credential,
         "the AppSecret is wrong or belongs to another account: correct the account's secret",
     ),
     line(
         40002,
-        Class::Other,
+        RefusalClass::Other,
         "WeChat refused the grant type: report this as a bug of wxgate",
     ),
     line(
         40013,
-        Class::Credential,
+        RefusalClass::Credential,
         "the appid is invalid: correct the account's appid",
     ),
     line(
         40125,
-        Class::Credential,
+        RefusalClass::Credential,
         "the AppSecret is invalid: correct the account's secret, or reset it at WeChat",
     ),
     line(
         40164,
-        Class::Address,
+        RefusalClass::Address,
         "the calling IP is not on the account's whitelist: add it at mp.weixin.qq.com under basic configuration, IP whitelist",
     ),
     line(
         40234,
-        Class::Other,
+        RefusalClass::Other,
         "WeChat wants this token call signed, which its own list of signed calls does not have: look at API 安全 (开发管理, 开发设置) of this account",
     ),
     line(
         40243,
-        Class::Frozen,
+        RefusalClass::Frozen,
         "the AppSecret is frozen: unfreeze it at mp.weixin.qq.com (takes effect after about 10 minutes)",
     ),
     line(
         41002,
-        Class::Credential,
+        RefusalClass::Credential,
         "the appid is missing: set the account's appid",
     ),
     line(
         41004,
-        Class::Credential,
+        RefusalClass::Credential,
         "the AppSecret is missing: set the account's secret",
     ),
     line(
         43002,
-        Class::Other,
+        RefusalClass::Other,
         "WeChat wants POST here: report this as a bug of wxgate, or use token = \"classic\" meanwhile",
     ),
     line(
         45009,
-        Class::Quota,
+        RefusalClass::Quota,
         "the day's quota of the token endpoint is used up: clear the quota at WeChat, or use token = \"stable\"",
     ),
     line(
         45011,
-        Class::Minute,
+        RefusalClass::Minute,
         "too many calls in this minute: nothing to do, the next attempt follows by itself",
     ),
     line(
         45035,
-        Class::Address,
+        RefusalClass::Address,
         "the calling IP is not on the shop's whitelist: add it in the backend of the shop (微信小店)",
     ),
     line(
         48001,
-        Class::Credential,
+        RefusalClass::Credential,
         "the account may not use this endpoint: check appid, account type and the account's token kind",
     ),
     line(
         50004,
-        Class::Frozen,
+        RefusalClass::Frozen,
         "the account may not use access tokens (punishment): see the notices in its backend",
     ),
     line(
         50007,
-        Class::Frozen,
+        RefusalClass::Frozen,
         "the account is frozen: see the notices in its backend",
     ),
     line(
         61004,
-        Class::Address,
+        RefusalClass::Address,
         "the calling IP is not on the third-party platform's whitelist: add it at open.weixin.qq.com",
     ),
     line(
         61024,
-        Class::Other,
+        RefusalClass::Other,
         "this appid belongs to a third-party platform, which has its own token endpoint: use another account",
     ),
     line(
         89501,
-        Class::Approval,
+        RefusalClass::Approval,
         "the calling IP awaits confirmation: ask the account's administrator to confirm it in WeChat",
     ),
     line(
         89503,
-        Class::Approval,
+        RefusalClass::Approval,
         "the call awaits confirmation: ask the account's administrator to confirm the message in WeChat",
     ),
     line(
         89506,
-        Class::Approval,
+        RefusalClass::Approval,
         "the administrator rejected the calling IP twice: it is banned for 24 hours",
     ),
     line(
         89507,
-        Class::Approval,
+        RefusalClass::Approval,
         "the administrator rejected the calling IP: it is banned for one hour",
     ),
 ];
@@ -168,57 +170,57 @@ pub const TOKEN_CODES: &[TokenCode] = &[
 pub const WECOM_TOKEN_CODES: &[TokenCode] = &[
     line(
         -1,
-        Class::Busy,
+        RefusalClass::Busy,
         "WeCom is busy: nothing to do, the next attempt follows by itself",
     ),
     line(
         40001,
-        Class::Credential,
+        RefusalClass::Credential,
         "the agent's secret is wrong: correct the account's secret soon, since repeated errors can have the IP banned",
     ),
     line(
         40013,
-        Class::Credential,
+        RefusalClass::Credential,
         "the corpid is invalid: correct the account's appid",
     ),
     line(
         41002,
-        Class::Credential,
+        RefusalClass::Credential,
         "the corpid is missing: set the account's appid",
     ),
     line(
         41004,
-        Class::Credential,
+        RefusalClass::Credential,
         "the agent's secret is missing: set the account's secret",
     ),
     line(
         45009,
-        Class::Quota,
+        RefusalClass::Quota,
         "too many calls of WeCom in this minute or hour: find out who else calls from this IP, or wait",
     ),
     line(
         45033,
-        Class::Minute,
+        RefusalClass::Minute,
         "too many calls of WeCom at once: nothing to do, the next attempt follows by itself",
     ),
     line(
         48002,
-        Class::Approval,
+        RefusalClass::Approval,
         "the agent has no right to call the API: grant it in the console of WeCom",
     ),
     line(
         50003,
-        Class::Frozen,
+        RefusalClass::Frozen,
         "the agent is disabled: enable it in the console of WeCom",
     ),
     line(
         60020,
-        Class::Address,
+        RefusalClass::Address,
         "the calling IP is not trusted by the WeCom app: add it to the app's trusted IPs (企业可信IP)",
     ),
     line(
         301_002,
-        Class::Approval,
+        RefusalClass::Approval,
         "the agent has no privilege for this: check its rights in the console of WeCom",
     ),
 ];
@@ -226,109 +228,7 @@ pub const WECOM_TOKEN_CODES: &[TokenCode] = &[
 const UNKNOWN: &str =
     "wxgate does not know this code: look it up in WeChat's table of return codes";
 
-/// Everything a metric may name; anything else is `other`. The token codes and what business calls
-/// meet daily.
-const LABELS: &[(i64, &str)] = &[
-    (-1, "-1"),
-    (0, "0"),
-    (2009, "2009"),
-    (40001, "40001"),
-    (40002, "40002"),
-    (40003, "40003"),
-    (40004, "40004"),
-    (40007, "40007"),
-    (40013, "40013"),
-    (40014, "40014"),
-    (40029, "40029"),
-    (40030, "40030"),
-    (40036, "40036"),
-    (40037, "40037"),
-    (40066, "40066"),
-    (40080, "40080"),
-    (40082, "40082"),
-    (40084, "40084"),
-    (40085, "40085"),
-    (40097, "40097"),
-    (40125, "40125"),
-    (40163, "40163"),
-    (40164, "40164"),
-    (40230, "40230"),
-    (40231, "40231"),
-    (40232, "40232"),
-    (40233, "40233"),
-    (40234, "40234"),
-    (40235, "40235"),
-    (40236, "40236"),
-    (40237, "40237"),
-    (40238, "40238"),
-    (40239, "40239"),
-    (40240, "40240"),
-    (40243, "40243"),
-    (41001, "41001"),
-    (41002, "41002"),
-    (41004, "41004"),
-    (41018, "41018"),
-    (41021, "41021"),
-    (41022, "41022"),
-    (41030, "41030"),
-    (42001, "42001"),
-    (42002, "42002"),
-    (42003, "42003"),
-    (42006, "42006"),
-    (42007, "42007"),
-    (42009, "42009"),
-    (43002, "43002"),
-    (43004, "43004"),
-    (43101, "43101"),
-    (44002, "44002"),
-    (45002, "45002"),
-    (45009, "45009"),
-    (45011, "45011"),
-    (45015, "45015"),
-    (45033, "45033"),
-    (45035, "45035"),
-    (45047, "45047"),
-    (46003, "46003"),
-    (47001, "47001"),
-    (47003, "47003"),
-    (48001, "48001"),
-    (48002, "48002"),
-    (48003, "48003"),
-    (48004, "48004"),
-    (48006, "48006"),
-    (50002, "50002"),
-    (50003, "50003"),
-    (50004, "50004"),
-    (50007, "50007"),
-    (60020, "60020"),
-    (61003, "61003"),
-    (61004, "61004"),
-    (61005, "61005"),
-    (61006, "61006"),
-    (61007, "61007"),
-    (61011, "61011"),
-    (61014, "61014"),
-    (61015, "61015"),
-    (61023, "61023"),
-    (61024, "61024"),
-    (76001, "76001"),
-    (76002, "76002"),
-    (76003, "76003"),
-    (76004, "76004"),
-    (81013, "81013"),
-    (85107, "85107"),
-    (87009, "87009"),
-    (87014, "87014"),
-    (89501, "89501"),
-    (89503, "89503"),
-    (89506, "89506"),
-    (89507, "89507"),
-    (93000, "93000"),
-    (301_002, "301002"),
-    (934_011, "934011"),
-];
-
-const fn line(code: i64, class: Class, advice: &'static str) -> TokenCode {
+const fn line(code: i64, class: RefusalClass, advice: &'static str) -> TokenCode {
     TokenCode {
         code,
         class,
@@ -337,7 +237,7 @@ const fn line(code: i64, class: Class, advice: &'static str) -> TokenCode {
 }
 
 /// Looks up a refusal by the platform's token endpoint. Never fails: an unknown code gets
-/// [`Class::Other`].
+/// [`RefusalClass::Other`].
 pub fn token_code(platform: Platform, code: i64) -> TokenCode {
     let table = match platform {
         Platform::Wechat => TOKEN_CODES,
@@ -345,7 +245,7 @@ pub fn token_code(platform: Platform, code: i64) -> TokenCode {
     };
     let unknown = TokenCode {
         code,
-        class: Class::Other,
+        class: RefusalClass::Other,
         advice: UNKNOWN,
     };
     table
@@ -385,34 +285,9 @@ pub const fn stale_code(platform: Platform) -> u32 {
     }
 }
 
-/// Returns the code as a metric label; `None` for codes without a label. The set is bounded, since
-/// an answer may hold any number that a caller managed to have echoed.
-pub fn known(code: i64) -> Option<&'static str> {
-    LABELS
-        .binary_search_by_key(&code, |(code, _)| *code)
-        .ok()
-        .and_then(|at| LABELS.get(at))
-        .map(|(_, label)| *label)
-}
-
-/// Returns the code as a metric label, `other` for codes without one.
-pub fn label(code: i64) -> &'static str {
-    known(code).unwrap_or("other")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn labels_are_sorted_and_say_their_number() {
-        assert!(LABELS.is_sorted_by(|a, b| a.0 < b.0));
-        for (code, label) in LABELS {
-            assert_eq!(code.to_string(), *label);
-            assert_eq!(known(*code), Some(*label));
-        }
-        assert_eq!(label(123_456_789), "other");
-    }
 
     #[test]
     fn every_token_code_stands_once_has_a_label_and_says_what_to_do() {
@@ -453,10 +328,16 @@ mod tests {
     #[test]
     fn an_unknown_refusal_is_remembered_like_a_fatal_one() {
         for platform in [Platform::Wechat, Platform::Wecom] {
-            assert_eq!(token_code(platform, 77_777).class, Class::Other);
-            assert_eq!(token_code(platform, -1).class, Class::Busy);
+            assert_eq!(token_code(platform, 77_777).class, RefusalClass::Other);
+            assert_eq!(token_code(platform, -1).class, RefusalClass::Busy);
         }
-        assert_eq!(token_code(Platform::Wechat, 40164).class, Class::Address);
-        assert_eq!(token_code(Platform::Wecom, 60020).class, Class::Address);
+        assert_eq!(
+            token_code(Platform::Wechat, 40164).class,
+            RefusalClass::Address
+        );
+        assert_eq!(
+            token_code(Platform::Wecom, 60020).class,
+            RefusalClass::Address
+        );
     }
 }
