@@ -89,7 +89,7 @@ pub(super) async fn serve<W: ResettableStream>(
 
 struct SandboxConnection<'s, W> {
     wire: W,
-    /// Bytes read ahead.
+    /// Bytes read but not yet parsed.
     buffer: BytesMut,
     shared: &'s Arc<SandboxShared>,
     id: u64,
@@ -130,7 +130,7 @@ struct CallIdentity {
 }
 
 impl<W: ResettableStream> SandboxConnection<'_, W> {
-    /// Serves one request.
+    /// Reads and answers the next request; returns the further use of the connection.
     async fn turn(&mut self) -> io::Result<AfterTurn> {
         let head = match self.head().await? {
             None => return Ok(AfterTurn::Close),

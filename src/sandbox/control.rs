@@ -55,7 +55,7 @@ pub struct Revocation {
 pub struct AccountView {
     /// The appid or corpid.
     pub appid: String,
-    /// The protocol.
+    /// Protocol of the account.
     pub platform: SandboxPlatform,
     /// Current tokens of the account.
     pub tokens: Vec<TokenView>,
@@ -71,7 +71,7 @@ pub struct AccountView {
 pub struct TokenView {
     /// Kind of the token.
     pub kind: TokenKind,
-    /// The token.
+    /// Value of the token.
     pub access_token: String,
     /// Remaining lifetime in seconds; 0 after expiry.
     pub expires_in: u64,
@@ -249,7 +249,7 @@ impl SandboxControl {
         self.0.close_each.store(on, Ordering::Relaxed);
     }
 
-    /// Returns the totals.
+    /// Returns the totals since the start or the last clearing.
     pub fn counters(&self) -> Counters {
         self.0.recorder.counters()
     }

@@ -50,7 +50,7 @@ pub(super) enum ConnectionEnd {
     Stay,
     /// Close without announcing it.
     Close,
-    /// Reset.
+    /// Reset the connection (RST).
     Reset,
 }
 

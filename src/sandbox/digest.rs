@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use aws_lc_rs::digest::{Context, SHA256, digest};
 
-/// Incremental SHA-256.
+/// Incremental SHA-256, finished as hex.
 #[derive(Clone)]
 pub(super) struct Digest(Context);
 

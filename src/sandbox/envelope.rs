@@ -30,7 +30,7 @@ pub struct ApiSigning {
     pub paths: Vec<String>,
     /// Public key of the account, SPKI in DER.
     pub public_key: Vec<u8>,
-    /// Symmetric key.
+    /// Symmetric key, AES-256.
     pub aes_key: [u8; 32],
     /// Serial number of the symmetric key.
     pub aes_serial: String,

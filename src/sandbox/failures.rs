@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// Failed call.
+/// Failed call as `cgi-bin/openapi/rid/get` returns it.
 #[derive(Debug, Clone)]
 pub(super) struct FailedCall {
     pub(super) rid: String,

@@ -90,7 +90,7 @@ pub enum Fault {
         #[serde(default)]
         executed: bool,
     },
-    /// A truncated answer.
+    /// An answer that breaks off within its body.
     Cut {
         /// Number of body bytes to send.
         #[serde(default)]
@@ -102,7 +102,7 @@ pub enum Fault {
         #[serde(default)]
         end: Ending,
     },
-    /// A slow body.
+    /// A body that is sent slowly, piece by piece.
     Drip {
         /// Bytes per piece. Default: one.
         #[serde(default = "one")]
@@ -194,7 +194,7 @@ pub struct Response {
     /// Further header fields.
     #[serde(default)]
     pub headers: Vec<(String, String)>,
-    /// Body.
+    /// Body of the answer.
     #[serde(default)]
     pub body: String,
     /// Length of the body in bytes, reached with spaces.
@@ -215,10 +215,10 @@ pub struct Response {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ending {
-    /// FIN.
+    /// Close with FIN.
     #[default]
     Close,
-    /// RST.
+    /// Reset with RST.
     Reset,
 }
 

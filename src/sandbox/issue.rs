@@ -96,7 +96,8 @@ impl SandboxState {
             return Grant::TooFast;
         }
         let spacing = self.limits.forced_spacing;
-        // A forced call within the interval behaves like a normal one and costs no quota.
+        // Within the interval, a forced call gets the current token, if that is reusable, and costs
+        // no daily quota.
         let too_soon = usage(&mut ledger, account, now)
             .last_forced
             .is_some_and(|last| now < last + spacing);

@@ -125,6 +125,7 @@ impl MultipartScanner {
                 Some(kept) if kept.len() + bytes.len() <= self.keep => {
                     kept.extend_from_slice(bytes);
                 }
+                // Too long: the content is dropped, the hash goes on.
                 kept => *kept = None,
             }
         }

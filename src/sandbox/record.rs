@@ -16,7 +16,7 @@ pub struct RecordedRequest {
     pub connection: u64,
     /// True if the request came over TLS.
     pub tls: bool,
-    /// The method.
+    /// Method of the request.
     pub method: String,
     /// Path, byte for byte.
     pub path: String,
@@ -55,17 +55,17 @@ pub struct RecordedRequest {
 /// Message that WeChat would have delivered.
 #[derive(Debug, Clone, Serialize)]
 pub struct DeliveredMessage {
-    /// The msgid.
+    /// Msgid of the message.
     pub id: u64,
     /// Milliseconds of sandbox time since the start.
     pub at_ms: u64,
-    /// The sender.
+    /// Appid of the sender.
     pub account: String,
-    /// The receiver.
+    /// Openid or userid of the receiver.
     pub openid: String,
-    /// `text`, `image`, `template`, …
+    /// Type of the message: `text`, `image`, `template`, …
     pub kind: String,
-    /// The text, or the JSON of anything else.
+    /// Text of the message, or the JSON of any other type.
     pub content: String,
 }
 
@@ -74,7 +74,7 @@ pub struct DeliveredMessage {
 pub struct Counters {
     /// Requests to API paths.
     pub requests: u64,
-    /// Of those, executed.
+    /// Number of executed requests.
     pub executed: u64,
     /// Of those, refused because of the token in them.
     pub stale: u64,
@@ -105,9 +105,9 @@ pub struct Counters {
 /// Number of requests to a path.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct PathCount {
-    /// Requests.
+    /// Number of requests.
     pub requests: u64,
-    /// Of those, executed.
+    /// Number of executed requests.
     pub executed: u64,
 }
 

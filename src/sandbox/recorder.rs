@@ -66,7 +66,7 @@ pub(super) struct Verdict {
     pub(super) executed: bool,
 }
 
-/// Recorder.
+/// Recorder of a sandbox, shared by all connections.
 #[derive(Debug)]
 pub(super) struct Recorder {
     /// True to keep requests and deliveries.

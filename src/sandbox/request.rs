@@ -22,7 +22,7 @@ pub(super) struct RequestHead {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "framing", content = "length")]
 pub enum Framing {
-    /// No body.
+    /// No body: neither length nor chunks.
     None,
     /// `Content-Length`.
     Length(u64),

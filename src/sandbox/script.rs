@@ -14,7 +14,7 @@ use super::{
     request::RequestHead,
 };
 
-/// List of rules.
+/// Rules in force, shared by all connections.
 #[derive(Debug, Default)]
 pub(super) struct FaultScript {
     rules: Mutex<RuleList>,
@@ -44,7 +44,7 @@ pub struct RuleView {
     pub id: u64,
     /// Number of calls that the rule has hit.
     pub hits: u64,
-    /// The rule.
+    /// Rule as it was added.
     pub rule: Rule,
 }
 

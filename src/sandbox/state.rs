@@ -81,7 +81,7 @@ pub(super) struct AccountState {
     pub(super) tickets: HashMap<String, (String, Millis)>,
 }
 
-/// Counters for quotas.
+/// Counters that the daily and minute quotas are checked against.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct QuotaUsage {
     pub(super) day: u64,
@@ -281,7 +281,7 @@ impl TokenLedger {
         }
         self.tokens.insert(Arc::clone(token), issued);
         self.order.push_back(Arc::clone(token));
-        // The oldest tokens go first; their expiry is long past in any real run.
+        // Bounds the memory of long runs; the oldest tokens go first.
         while self.order.len() > MAX_TOKENS {
             if let Some(oldest) = self.order.pop_front() {
                 self.tokens.remove(&oldest);

@@ -36,11 +36,11 @@ pub struct ServedAccount<'r> {
 /// Answer without the headers that all answers share. Must never be cached, because the content of
 /// the body expires.
 pub struct ServiceReply {
-    /// 200 or 304.
+    /// Status, 200 or 304.
     pub status: u16,
     /// Generation in quotes; `None` for answers without a generation.
     pub etag: Option<String>,
-    /// JSON; empty with 304.
+    /// Body in JSON; empty with 304.
     pub body: Vec<u8>,
 }
 

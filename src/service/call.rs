@@ -10,7 +10,7 @@ use percent_encoding::percent_decode_str;
 use super::{Scope, jssdk::PageUrl};
 use crate::{token::TokenError, wechat::ticket::TicketType};
 
-/// Parsed call.
+/// Call of the service API with its account, parsed and not yet authorised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceCall {
     account: String,
@@ -34,7 +34,7 @@ pub(super) enum ServiceAction {
         /// Time to wait, as for the token.
         wait: Duration,
     },
-    /// Sign this page.
+    /// Return a signature for a page.
     Signature {
         /// URL of the page.
         url: PageUrl,

@@ -71,7 +71,7 @@ const FIRST_SEGMENTS: [&str; 27] = [
     "wxadrama",
 ];
 
-/// Executes the call.
+/// Executes the call and returns its answer.
 pub(super) fn answer(call: ApiCall<'_>) -> SandboxAnswer {
     if call.head.framing == Framing::Chunked {
         call.shared.recorder.count(Total::Chunked);

@@ -19,7 +19,7 @@ pub enum SigningKeyError {
         "has 16 bytes, as SM4 keys have: choose AES256_GCM at WeChat under API 安全; SM4 is not supported"
     )]
     Sm4,
-    /// Any other length.
+    /// Neither 32 nor 16 bytes.
     #[error("has not 32 bytes: copy the symmetric key as the console of WeChat shows it")]
     AesLength,
     /// Not a certificate.
@@ -53,7 +53,7 @@ pub enum SignError {
 /// Reason for not passing an answer on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
-    /// No signature.
+    /// Neither of the two signature headers.
     #[error("WeChat's answer to a signed call is not signed")]
     Unsigned,
     /// A header of the signature is missing.

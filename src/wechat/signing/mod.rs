@@ -34,7 +34,7 @@ use super::verdict;
 pub struct KeyTexts<'t> {
     /// PEM, PKCS#1 (the console's form) or PKCS#8.
     pub private_key: &'t [u8],
-    /// Base64.
+    /// Symmetric key in base64.
     pub aes_key: &'t str,
     /// Serial number of the symmetric key in the console.
     pub aes_serial: &'t str,
@@ -71,17 +71,17 @@ pub struct Signed {
 /// Signature headers of an answer; `None` for absent ones.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AnswerHeaders<'h> {
-    /// [`APPID`].
+    /// Value of [`APPID`].
     pub appid: Option<&'h str>,
-    /// [`TIMESTAMP`].
+    /// Value of [`TIMESTAMP`].
     pub timestamp: Option<&'h str>,
-    /// [`SERIAL`].
+    /// Value of [`SERIAL`].
     pub serial: Option<&'h str>,
-    /// [`SIGNATURE`].
+    /// Value of [`SIGNATURE`].
     pub signature: Option<&'h str>,
-    /// [`SERIAL_DEPRECATED`].
+    /// Value of [`SERIAL_DEPRECATED`].
     pub serial_deprecated: Option<&'h str>,
-    /// [`SIGNATURE_DEPRECATED`].
+    /// Value of [`SIGNATURE_DEPRECATED`].
     pub signature_deprecated: Option<&'h str>,
 }
 
@@ -92,7 +92,7 @@ pub enum Opened {
     Refusal,
     /// Verified and decrypted answer.
     Content {
-        /// The plain JSON.
+        /// Decrypted JSON.
         body: Vec<u8>,
         /// True if the signature is by the certificate that WeChat is about to retire.
         by_deprecated: bool,
