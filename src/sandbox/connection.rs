@@ -251,8 +251,12 @@ impl<W: ResettableStream> SandboxConnection<'_, W> {
         if let Some(hit) = &hit {
             hit.wait().await;
         }
-        match effect.outcome {
-            WireOutcome::Answer(answer, plan) => self.deliver(&head, &answer, &plan).await,
+        self.send(&head, effect.outcome).await
+    }
+
+    async fn send(&mut self, head: &RequestHead, outcome: WireOutcome) -> io::Result<AfterTurn> {
+        match outcome {
+            WireOutcome::Answer(answer, plan) => self.deliver(head, &answer, &plan).await,
             WireOutcome::Raw(bytes, end) => {
                 self.wire.write_all(&bytes).await?;
                 self.wire.flush().await?;
