@@ -14,10 +14,9 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 ///   `background_threads` of the crate does that on a thread of its own, since an idle process
 ///   allocates nothing and would never do it.
 /// - A thread cache keeps 256 to 512 free objects of each small size instead of twenty of the
-/// larger
-///   sizes, and is collected after 256 KiB of allocations instead of 64: with hundreds of requests
-/// in
-///   flight, memory kept moving to the arena and back. `side_by_side gate` counts the instructions.
+///   larger sizes, and is collected after 256 KiB of allocations instead of 64: with hundreds of
+///   requests in flight, memory kept moving to the arena and back. `side_by_side gate` counts the
+///   instructions.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[allow(
     unsafe_code,

@@ -284,8 +284,7 @@ impl StopSignals {
 
 /// Reads an argument of the form `host:port` or `unix:/path`.
 pub(crate) fn listen_address(text: &str) -> Result<ListenAddr, String> {
-    text.parse::<ListenAddr>()
-        .map_err(|error| error.to_string())
+    text.parse().map_err(|error: &str| error.to_owned())
 }
 
 #[cfg(test)]
