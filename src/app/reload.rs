@@ -6,7 +6,7 @@
 
 use std::{net::SocketAddr, pin::Pin, sync::Arc};
 
-use tokio::sync::Mutex;
+use tokio::{runtime::Handle, sync::Mutex};
 
 use super::{
     keepers::Keepers,
@@ -29,6 +29,9 @@ pub struct Reloader(Arc<Inner>);
 struct Inner {
     load: Loader,
     running: Arc<Mutex<Running>>,
+    /// The runtime of the token refreshers. A reload starts some, and may be asked for on another
+    /// runtime, which can end earlier.
+    background: Handle,
 }
 
 /// What is in force, and the hands that change it.
@@ -42,8 +45,13 @@ pub(super) struct Running {
 }
 
 impl Reloader {
+    /// Must be called inside the runtime for background work.
     pub(super) fn new(load: Loader, running: Arc<Mutex<Running>>) -> Self {
-        Self(Arc::new(Inner { load, running }))
+        Self(Arc::new(Inner {
+            load,
+            running,
+            background: Handle::current(),
+        }))
     }
 
     /// Loads the configuration and puts it into force, or says everything that is wrong with it and
@@ -51,7 +59,7 @@ impl Reloader {
     /// not wait for it. The outcome is logged.
     pub async fn reload(&self) -> Reloaded {
         let inner = Arc::clone(&self.0);
-        let reloading = tokio::spawn(async move {
+        let reloading = self.0.background.spawn(async move {
             let mut running = Arc::clone(&inner.running).lock_owned().await;
             let outcome = tokio::task::spawn_blocking(move || running.follow((inner.load)())).await;
             let outcome = outcome.unwrap_or_else(|_| broken());
@@ -168,7 +176,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{app::App, base::AccountName, config};
+    use crate::{app::App, base::AccountName, config, net::local};
 
     fn config(names: &[&str]) -> Result<Config, Problems> {
         let account = |name: &&str| {
@@ -233,6 +241,27 @@ mod tests {
         assert_eq!(next.await.unwrap(), done(&["b", "c"]));
         let running = reloader.0.running.lock().await;
         assert_eq!(running.keepers.running().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_a_reload_starts_outlives_the_runtime_that_asked_for_it() {
+        let load: Loader = Box::new(|| config(&["b"]));
+        let (_app, reloader) = App::build(&config(&["a"]).unwrap(), None)
+            .unwrap()
+            .reloading(load);
+        let asking = reloader.clone();
+        // Ends like the thread of the admin listener in a stop.
+        let ended = local::spawn(
+            "asking".to_owned(),
+            move || async move { asking.reload().await },
+        );
+        assert_eq!(ended.await.unwrap().await.unwrap(), done(&["b"]));
+        let refresher = {
+            let running = reloader.0.running.lock().await;
+            running.keepers.running()[0].1.token.clone()
+        };
+        let error = refresher.refresh_now(false).await.unwrap_err();
+        assert_ne!(error.label(), "stopped");
     }
 
     #[tokio::test]

@@ -1,8 +1,9 @@
-//! A small HTTP server on the current runtime: for the admin listener, where nothing is hot.
+//! A small HTTP server on the current runtime, which must be a local one: for the admin listener,
+//! where nothing is hot.
 //!
 //! The data path has an accept loop of its own, which spreads connections over worker threads.
 
-use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, rc::Rc, sync::Arc, time::Duration};
 
 use hyper::{Request, Response, body::Incoming, http::request::Parts};
 use tokio::{
@@ -33,13 +34,12 @@ const SHED: Duration = Duration::from_millis(20);
 /// requests are in flight.
 pub async fn serve<S, F, B>(listener: Listener, drain: Drain, service: S)
 where
-    S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<Response<B>, Infallible>> + Send,
-    B: hyper::body::Body + Send + 'static,
-    B::Data: Send,
+    S: Fn(Request<Incoming>) -> F + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>>,
+    B: hyper::body::Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let service = Arc::new(service);
+    let service = Rc::new(service);
     let connections = Connections::with_limits(LIMITS);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut aborting = drain.clone();
@@ -52,8 +52,8 @@ where
             let accepted = acceptor.accept().await;
             let place = place(&places, &connections).await;
             let (service, connections, drain) =
-                (Arc::clone(&service), connections.clone(), drain.clone());
-            tokio::spawn(async move {
+                (Rc::clone(&service), connections.clone(), drain.clone());
+            tokio::task::spawn_local(async move {
                 let handler = |head: Box<Parts>, body| {
                     let answer = service(Request::from_parts(*head, body));
                     async { answer.await.unwrap_or_else(|never| match never {}) }

@@ -5,7 +5,7 @@
 //! valid. Query values are never written.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    cell::RefCell,
     time::{Duration, SystemTime},
 };
 
@@ -43,7 +43,7 @@ pub(crate) struct Record<'r> {
 pub(crate) struct AccessLog {
     format: Format,
     output: Output,
-    batch: Mutex<Batch>,
+    batch: RefCell<Batch>,
 }
 
 #[derive(Debug, Default)]
@@ -64,12 +64,12 @@ impl AccessLog {
         Self {
             format,
             output,
-            batch: Mutex::default(),
+            batch: RefCell::default(),
         }
     }
 
     pub(crate) fn write(&self, record: &Record<'_>) {
-        let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut batch = self.batch.borrow_mut();
         let Batch { lines, second } = &mut *batch;
         match self.format {
             Format::Text => text(lines, second, record),
@@ -83,7 +83,7 @@ impl AccessLog {
 
     /// Hands over what has been collected.
     pub(crate) fn flush(&self) {
-        let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut batch = self.batch.borrow_mut();
         if !batch.lines.is_empty() {
             self.output.write_lines(&batch.lines);
             batch.lines.clear();

@@ -7,10 +7,11 @@
 //! is lost.
 
 use std::{
+    cell::RefCell,
     future::poll_fn,
     io,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -20,11 +21,10 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
-pub(crate) use super::spool::Budget;
 use super::{
     error::ProxyError,
     settings::Replay,
-    spool::{Copy, FileBody, Held, NoCopy},
+    spool::{Copy, FileBody, Held, NoCopy, Spool},
 };
 use crate::net::connection::ConnectionState;
 
@@ -43,7 +43,7 @@ const TOO_SLOW: ProxyError =
 pub(crate) enum Payload {
     Empty,
     Held(Held),
-    Streaming(Arc<Mutex<Source>>),
+    Streaming(Rc<RefCell<Source>>),
 }
 
 /// The limits of a body, and the connection on which it comes.
@@ -53,7 +53,7 @@ pub(crate) struct Terms<'r> {
     /// Bytes per second; 0 = none.
     pub(crate) min_rate: u64,
     pub(crate) replay: &'r Replay,
-    pub(crate) budget: &'r Arc<Budget>,
+    pub(crate) spool: &'r Spool,
     pub(crate) sender: &'r ConnectionState,
 }
 
@@ -119,7 +119,7 @@ impl Payload {
                 hint: "",
             });
         }
-        let copy = Copy::new(terms.replay, declared, Arc::clone(terms.budget));
+        let copy = Copy::new(terms.replay, declared, terms.spool);
         match declared {
             Some(total) if total > SMALL => {
                 let place = enter()?;
@@ -133,7 +133,7 @@ impl Payload {
                     failed: false,
                     starved: false,
                 };
-                Ok((Self::Streaming(Arc::new(Mutex::new(source))), place))
+                Ok((Self::Streaming(Rc::new(RefCell::new(source))), place))
             }
             _ => {
                 let mut reading = Reading {
@@ -158,7 +158,7 @@ impl Payload {
         match self {
             Self::Empty => 0,
             Self::Held(held) => held.len(),
-            Self::Streaming(source) => lock(source).total,
+            Self::Streaming(source) => source.borrow().total,
         }
     }
 
@@ -168,7 +168,7 @@ impl Payload {
             Self::Empty => Some(OutBody::Empty),
             Self::Held(held) => Some(OutBody::held(held)),
             Self::Streaming(source) => {
-                (lock(source).read == 0).then(|| OutBody::Tee(Arc::clone(source)))
+                (source.borrow().read == 0).then(|| OutBody::Tee(Rc::clone(source)))
             }
         }
     }
@@ -202,21 +202,21 @@ impl Payload {
     /// Whether every byte has come from the caller.
     pub(crate) fn is_complete(&self) -> bool {
         match self {
-            Self::Streaming(source) => lock(source).is_complete(),
+            Self::Streaming(source) => source.borrow().is_complete(),
             Self::Empty | Self::Held(_) => true,
         }
     }
 
     /// Whether the caller's side of a streaming body broke.
     pub(crate) fn caller_failed(&self) -> bool {
-        matches!(self, Self::Streaming(source) if lock(source).failed)
+        matches!(self, Self::Streaming(source) if source.borrow().failed)
     }
 
     /// Watches whether a streaming body keeps coming.
     pub(crate) fn pace(&self) -> Option<Pace> {
         match self {
             Self::Streaming(source) => Some(Pace {
-                source: Arc::clone(source),
+                source: Rc::clone(source),
                 read: 0,
                 over: false,
             }),
@@ -254,7 +254,7 @@ pub(crate) async fn small(
 /// See [`Payload::pace`].
 #[derive(Debug)]
 pub(crate) struct Pace {
-    source: Arc<Mutex<Source>>,
+    source: Rc<RefCell<Source>>,
     read: u64,
     over: bool,
 }
@@ -262,18 +262,18 @@ pub(crate) struct Pace {
 impl Pace {
     /// Whether the connection of the caller is judged to be too slow.
     pub(crate) fn is_too_slow(&self) -> bool {
-        let source = lock(&self.source);
+        let source = self.source.borrow();
         !source.is_complete() && source.sender.is_too_slow()
     }
 
     /// Whether the rest of the body is still with the caller.
     pub(crate) fn waits_for_caller(&self) -> bool {
-        lock(&self.source).starved
+        self.source.borrow().starved
     }
 
     /// Whether the body moved fast enough since the last call, or came to its end since then.
     pub(crate) fn keeps_up(&mut self, window: Duration) -> bool {
-        let source = lock(&self.source);
+        let source = self.source.borrow();
         let moved = source.read - self.read;
         self.read = source.read;
         let was_over = std::mem::replace(&mut self.over, source.is_complete());
@@ -330,17 +330,13 @@ fn poll_caller(
     }
 }
 
-fn lock(source: &Mutex<Source>) -> MutexGuard<'_, Source> {
-    source.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Reads the rest of a streaming body into its copy.
-async fn finish(source: &Arc<Mutex<Source>>) -> Result<Held, NotReplayable> {
+async fn finish(source: &Rc<RefCell<Source>>) -> Result<Held, NotReplayable> {
     loop {
         let next = timeout(
             IDLE,
             poll_fn(|cx| {
-                let mut source = lock(source);
+                let mut source = source.borrow_mut();
                 if source.failed {
                     return Poll::Ready(Some(Err(BodyError::Caller)));
                 }
@@ -356,7 +352,7 @@ async fn finish(source: &Arc<Mutex<Source>>) -> Result<Held, NotReplayable> {
         .await;
         match next {
             Ok(Some(Ok(_))) => {}
-            Ok(None) => return lock(source).copy.take().map_err(NotReplayable::from),
+            Ok(None) => return source.borrow_mut().copy.take().map_err(NotReplayable::from),
             Ok(Some(Err(BodyError::NoCopy(reason)))) => return Err(reason.into()),
             Ok(Some(Err(_))) | Err(_) => return Err(NotReplayable::Incomplete),
         }
@@ -443,7 +439,7 @@ pub(crate) enum OutBody {
     Memory(Bytes),
     File(FileBody),
     /// The caller's body as it comes, copied on the way.
-    Tee(Arc<Mutex<Source>>),
+    Tee(Rc<RefCell<Source>>),
 }
 
 /// Why a body could not be sent to its end.
@@ -463,7 +459,7 @@ impl OutBody {
     fn held(held: &Held) -> Self {
         match held {
             Held::Memory(bytes, _) => Self::Memory(bytes.clone()),
-            Held::Disk(file, len) => Self::File(FileBody::new(Arc::clone(file), *len)),
+            Held::Disk(file, len) => Self::File(FileBody::new(Rc::clone(file), *len)),
         }
     }
 }
@@ -486,7 +482,8 @@ impl Body for OutBody {
                 file.next()
                     .map(|read| read.map(Frame::data).map_err(BodyError::Disk)),
             ),
-            Self::Tee(source) => lock(source)
+            Self::Tee(source) => source
+                .borrow_mut()
                 .poll_data(cx)
                 .map(|data| data.map(|data| data.map(Frame::data))),
         }
@@ -497,7 +494,7 @@ impl Body for OutBody {
             Self::Empty => true,
             Self::Memory(bytes) => bytes.is_empty(),
             Self::File(file) => file.remaining() == 0,
-            Self::Tee(source) => lock(source).is_complete(),
+            Self::Tee(source) => source.borrow().is_complete(),
         }
     }
 
@@ -507,7 +504,7 @@ impl Body for OutBody {
             Self::Memory(bytes) => bytes.len() as u64,
             Self::File(file) => file.remaining(),
             Self::Tee(source) => {
-                let source = lock(source);
+                let source = source.borrow();
                 source.total - source.read
             }
         })
@@ -527,19 +524,20 @@ mod tests {
     };
 
     use super::*;
+    use crate::proxy::spool::CopyBudget;
 
     /// Sends a body in pieces, each after a pause, then nothing more. Returns what became of it,
     /// and after how long.
     async fn arriving(head: &str, piece: &str, pieces: u32, pause: Duration) -> (String, u64) {
         let (mut caller, ours) = tokio::io::duplex(64 * 1024);
         let settings = Replay::default();
-        let budget = Budget::new(settings.memory_total);
+        let spool = Spool::new(CopyBudget::new(settings.memory_total));
         let accept = service_fn(async |request: Request<Incoming>| {
             let terms = Terms {
                 max_body: 1 << 20,
                 min_rate: 0,
                 replay: &settings,
-                budget: &budget,
+                spool: &spool,
                 sender: &ConnectionState::unwatched(),
             };
             let taken = Payload::accept(request.into_body(), terms, || Ok(())).await;

@@ -95,7 +95,7 @@ impl Control {
     /// began. `keepers` are those of the plan's accounts, in its order. An account that still has
     /// the same keeper goes on unchanged.
     pub fn switch(&self, plan: Plan, keepers: impl IntoIterator<Item = AccountTokens>) {
-        self.0.spool.resize(plan.settings.replay.memory_total);
+        self.0.copies.resize(plan.settings.replay.memory_total);
         let live = self.0.live.load_full();
         let next = Live::new(
             plan,

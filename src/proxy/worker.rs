@@ -5,10 +5,12 @@
 //! low load everything stays on one thread and one warm pool, at high load they share evenly.
 
 use std::{
+    cell::Cell,
     io,
+    rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -25,6 +27,7 @@ use super::{
     bulkhead::{ClientConnection, PeerConnection},
     pipeline::Origin,
     request_id::RequestId,
+    spool::Spool,
     upstream::Upstream,
 };
 use crate::{
@@ -33,7 +36,7 @@ use crate::{
         connection::{Connections, Cut},
         drain::{Drain, Phase},
         listen::{Accepted, Acceptor, Listener, Unwatched},
-        tls,
+        local, tls,
     },
     telemetry::workers::StuckWorkers,
 };
@@ -55,15 +58,17 @@ pub(super) struct Worker {
     pub(super) proxy: Arc<Proxy>,
     pub(super) upstream: Upstream,
     pub(super) access_log: Option<AccessLog>,
+    pub(super) spool: Spool,
     pub(super) drain: Drain,
     id_prefix: u32,
-    next_id: AtomicU32,
+    next_id: Cell<u32>,
 }
 
 impl Worker {
     /// An id that no other request of this process has, and hardly any of another.
     pub(super) fn request_id(&self) -> RequestId {
-        let next = self.next_id.fetch_add(1, Relaxed);
+        let next = self.next_id.get();
+        self.next_id.set(next.wrapping_add(1));
         RequestId::numbered(u64::from(self.id_prefix) << 32 | u64::from(next))
     }
 }
@@ -129,22 +134,21 @@ impl OpenCount {
 }
 
 /// Starts the thread.
-pub(super) fn spawn(index: usize, proxy: Arc<Proxy>, drain: Drain) -> io::Result<(Handle, Ended)> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+///
+/// # Errors
+/// When the thread or its runtime cannot be started.
+pub(super) async fn spawn(
+    index: usize,
+    proxy: Arc<Proxy>,
+    drain: Drain,
+) -> io::Result<(Handle, Ended)> {
     let (orders, incoming) = mpsc::unbounded_channel();
     let open = Arc::new(OpenCount::default());
     let counted = Arc::clone(&open);
-    let (alive, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name(format!("wxgate-{index}"))
-        .spawn(move || {
-            let cut = runtime.block_on(serve(proxy, drain, incoming, &counted));
-            // Dialling tasks and the like have nobody left to serve.
-            runtime.shutdown_background();
-            let _ = alive.send(cut);
-        })?;
+    let ended = local::spawn(format!("wxgate-{index}"), move || {
+        serve(proxy, drain, incoming, counted)
+    })
+    .await?;
     Ok((Handle { orders, open }, ended))
 }
 
@@ -164,13 +168,13 @@ pub(super) fn start(listeners: Vec<Listener>, workers: &Arc<[Handle]>, limit: &A
 /// What a worker needs to serve a connection.
 #[derive(Clone)]
 struct Service {
-    worker: Arc<Worker>,
+    worker: Rc<Worker>,
     connections: Connections,
 }
 
 impl Service {
     fn begin(&self, accepted: Accepted, slot: Slot) {
-        tokio::spawn(connection(self.clone(), accepted, slot));
+        tokio::task::spawn_local(connection(self.clone(), accepted, slot));
     }
 }
 
@@ -312,21 +316,22 @@ async fn serve(
     proxy: Arc<Proxy>,
     mut drain: Drain,
     mut incoming: mpsc::UnboundedReceiver<Order>,
-    open: &OpenCount,
+    open: Arc<OpenCount>,
 ) -> usize {
     let mut random = [0; 4];
     let _ = getrandom::fill(&mut random);
-    let worker = Arc::new(Worker {
+    let worker = Rc::new(Worker {
         upstream: Upstream::new(proxy.dialer.clone(), proxy.pool_idle),
         access_log: proxy.access_log(),
+        spool: Spool::new(Arc::clone(&proxy.copies)),
         proxy,
         drain: drain.clone(),
         id_prefix: u32::from_ne_bytes(random),
-        next_id: AtomicU32::new(0),
+        next_id: Cell::new(0),
     });
     let connections = Connections::default();
     let service = Service {
-        worker: Arc::clone(&worker),
+        worker: Rc::clone(&worker),
         connections: connections.clone(),
     };
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
@@ -344,11 +349,11 @@ async fn serve(
                     Err(error) => tracing::warn!(%error, "an accepted connection could not be watched"),
                 },
                 Some(Order::Accept(listener, workers, limit)) => {
-                    tokio::spawn(accept(listener, workers, limit, service.clone()));
+                    tokio::task::spawn_local(accept(listener, workers, limit, service.clone()));
                 }
                 // Answered by a task, as a request would be.
                 Some(Order::Probe(answer)) => {
-                    tokio::spawn(async move { answer.send(()) });
+                    tokio::task::spawn_local(async move { answer.send(()) });
                 }
                 None => is_last = true,
             },
@@ -374,7 +379,7 @@ impl Worker {
             log.flush();
         }
         self.upstream.reap();
-        self.proxy.spool.reap();
+        self.spool.reap();
         self.proxy.live.load().load.tick();
     }
 }
@@ -405,7 +410,7 @@ async fn connection(service: Service, accepted: Accepted, slot: Slot) {
     let entered = connections.enter();
     let leaving = || worker.drain.is_leaving();
     let origin = |names| {
-        Arc::new(Origin {
+        Rc::new(Origin {
             peer,
             shown: peer.to_string(),
             names,

@@ -4,13 +4,11 @@
 //! Knows no limits; what it counts is judged elsewhere.
 
 use std::{
+    cell::Cell,
     io,
     mem::MaybeUninit,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -35,28 +33,28 @@ const SMALL_READ: u64 = 16 * 1024 - 1;
 /// The right to read in large pieces, which a fast upload is cheaper with. A few connections have
 /// it at a time: a thousand slow uploads would hold as many large buffers.
 pub(super) struct LargeReads {
-    left: Arc<AtomicUsize>,
+    left: Rc<Cell<usize>>,
     held: bool,
 }
 
 impl LargeReads {
-    pub(super) fn new(left: &Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(left: &Rc<Cell<usize>>) -> Self {
         Self {
-            left: Arc::clone(left),
+            left: Rc::clone(left),
             held: false,
         }
     }
 
     fn acquire(&mut self) {
-        let taken = self
-            .left
-            .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
-        self.held = taken.is_ok();
+        if let Some(left) = self.left.get().checked_sub(1) {
+            self.left.set(left);
+            self.held = true;
+        }
     }
 
     fn release(&mut self) {
         if std::mem::take(&mut self.held) {
-            self.left.fetch_add(1, Relaxed);
+            self.left.update(|left| left + 1);
         }
     }
 }
@@ -72,7 +70,7 @@ pub(super) struct Metered<I> {
     /// With the limit of the next read.
     io: Take<I>,
     large: LargeReads,
-    activity: Arc<Activity>,
+    activity: Rc<Activity>,
     framing: FramingWatch,
     /// Counted already, but read by nobody.
     ahead: Bytes,
@@ -81,7 +79,7 @@ pub(super) struct Metered<I> {
 }
 
 impl<I: AsyncRead> Metered<I> {
-    pub(super) fn new(io: I, activity: Arc<Activity>, large: LargeReads) -> Self {
+    pub(super) fn new(io: I, activity: Rc<Activity>, large: LargeReads) -> Self {
         Self {
             io: io.take(SMALL_READ),
             large,
@@ -146,20 +144,20 @@ impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
         if this.io.limit() == 0 {
             this.large.acquire();
         }
-        this.activity.starved.store(polled.is_pending(), Relaxed);
+        this.activity.starved.set(polled.is_pending());
         let new = &buf.filled()[before..];
         let is_end = matches!(polled, Poll::Ready(Ok(()))) && new.is_empty();
         if is_end && buf.remaining() > 0 && this.withholds_end() {
-            this.activity.half_closed.store(true, Relaxed);
+            this.activity.half_closed.set(true);
             return Poll::Pending;
         }
-        this.activity.read.fetch_add(new.len() as u64, Relaxed);
+        this.activity.read.update(|read| read + new.len() as u64);
         if let Some(number) = this.framing.feed(new) {
-            this.activity.odd.store(number, Relaxed);
+            this.activity.odd.set(number);
         }
         this.activity
             .between
-            .store(this.framing.is_between_requests(), Relaxed);
+            .set(this.framing.is_between_requests());
         polled
     }
 }
@@ -176,12 +174,14 @@ impl<I> Metered<I> {
 
 impl<I: AsyncWrite + Unpin> Metered<I> {
     fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.activity.blocked.store(polled.is_pending(), Relaxed);
+        self.activity.blocked.set(polled.is_pending());
         if let Poll::Ready(Ok(count)) = &polled {
-            self.activity.written.fetch_add(*count as u64, Relaxed);
+            self.activity
+                .written
+                .update(|written| written + *count as u64);
         }
         // Also when nothing was taken: hyper has bytes that the client has not.
-        self.activity.unflushed.store(true, Relaxed);
+        self.activity.unflushed.set(true);
         polled
     }
 }
@@ -212,8 +212,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(self.io.get_mut()).poll_flush(cx))?;
         // hyper flushes at each poll, so only a flush that changes something may wake it again.
-        if self.activity.unflushed.load(Relaxed) {
-            self.activity.unflushed.store(false, Relaxed);
+        if self.activity.unflushed.get() {
+            self.activity.unflushed.set(false);
             self.activity.wake_half_closed();
         }
         Poll::Ready(Ok(()))
@@ -222,7 +222,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.lingering.is_none() {
             ready!(Pin::new(self.io.get_mut()).poll_shutdown(cx))?;
-            self.activity.shut.store(true, Relaxed);
+            self.activity.shut.set(true);
             if self.framing.is_over() {
                 return Poll::Ready(Ok(()));
             }

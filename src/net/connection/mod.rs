@@ -10,14 +10,12 @@ mod activity;
 mod io;
 
 use std::{
+    cell::{Cell, RefCell},
     collections::HashMap,
     convert::Infallible,
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
-    },
+    rc::Rc,
     task::{Context, Poll},
 };
 
@@ -60,27 +58,27 @@ pub struct OddFraming;
 
 /// The connections of one listener or worker, so that they can be told to finish and waited for.
 #[derive(Debug, Default, Clone)]
-pub struct Connections(Arc<Shared>);
+pub struct Connections(Rc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     limits: Limits,
-    open: Mutex<Open>,
+    open: RefCell<Open>,
     gone: Notify,
     /// Bytes per second; 0 = none.
-    min_rate: AtomicU64,
+    min_rate: Cell<u64>,
     /// How many more connections may read in large pieces.
-    large_reads: Arc<AtomicUsize>,
+    large_reads: Rc<Cell<usize>>,
 }
 
 impl Default for Shared {
     fn default() -> Self {
         Self {
             limits: Limits::default(),
-            open: Mutex::default(),
+            open: RefCell::default(),
             gone: Notify::default(),
-            min_rate: AtomicU64::default(),
-            large_reads: Arc::new(AtomicUsize::new(LARGE_READS)),
+            min_rate: Cell::default(),
+            large_reads: Rc::new(Cell::new(LARGE_READS)),
         }
     }
 }
@@ -89,13 +87,13 @@ impl Default for Shared {
 struct Open {
     next: u64,
     closing: bool,
-    by_id: HashMap<u64, Arc<Activity>>,
+    by_id: HashMap<u64, Rc<Activity>>,
 }
 
 impl Connections {
     /// Connections that are cut at these deadlines.
     pub fn with_limits(limits: Limits) -> Self {
-        Self(Arc::new(Shared {
+        Self(Rc::new(Shared {
             limits,
             ..Shared::default()
         }))
@@ -103,31 +101,33 @@ impl Connections {
 
     /// How many are open.
     pub fn count(&self) -> usize {
-        self.lock().by_id.len()
+        self.0.open.borrow().by_id.len()
     }
 
     /// How many are idle and have given back what a request needs.
     pub fn parked(&self) -> usize {
-        self.lock()
+        self.0
+            .open
+            .borrow()
             .by_id
             .values()
-            .filter(|activity| activity.parked.load(Relaxed))
+            .filter(|activity| activity.parked.get())
             .count()
     }
 
     /// Sets the least bytes per second of a body, in both directions, also for those that are open;
     /// 0 = none.
     pub fn set_min_rate(&self, rate: u64) {
-        self.0.min_rate.store(rate, Relaxed);
+        self.0.min_rate.set(rate);
     }
 
     /// Closes the idle ones. Those that have begun a request, and those that have sent nothing so
     /// far, get one answer, and so does every later one.
     pub fn close_idle(&self) {
-        let mut open = self.lock();
+        let mut open = self.0.open.borrow_mut();
         open.closing = true;
         for activity in open.by_id.values() {
-            activity.closing.store(true, Relaxed);
+            activity.closing.set(true);
             activity.waker.wake();
         }
     }
@@ -135,7 +135,7 @@ impl Connections {
     /// Closes all that are not being answered, and the rest behind their answer.
     pub fn close_unanswered(&self) {
         self.close_idle();
-        let open = self.lock();
+        let open = self.0.open.borrow();
         for activity in open.by_id.values().filter(|a| !a.is_busy()) {
             activity.evict();
         }
@@ -143,11 +143,11 @@ impl Connections {
 
     /// Closes the oldest that is not being answered, to make room for another one.
     pub fn shed(&self) {
-        let open = self.lock();
+        let open = self.0.open.borrow();
         let unanswered = open
             .by_id
             .iter()
-            .filter(|(_, activity)| !activity.is_busy() && !activity.evicted.load(Relaxed));
+            .filter(|(_, activity)| !activity.is_busy() && !activity.evicted.get());
         if let Some((_, oldest)) = unanswered.min_by_key(|(id, _)| **id) {
             oldest.evict();
         }
@@ -155,7 +155,7 @@ impl Connections {
 
     /// How many are being answered.
     pub fn answering(&self) -> usize {
-        let open = self.lock();
+        let open = self.0.open.borrow();
         open.by_id.values().filter(|a| a.is_busy()).count()
     }
 
@@ -174,35 +174,31 @@ impl Connections {
 
     /// Counts one more, for [`Entered::serve`].
     pub(crate) fn enter(&self) -> Entered {
-        let activity = Arc::new(Activity::default());
-        let mut open = self.lock();
-        activity.closing.store(open.closing, Relaxed);
+        let activity = Rc::new(Activity::default());
+        let mut open = self.0.open.borrow_mut();
+        activity.closing.set(open.closing);
         let id = open.next;
         open.next += 1;
-        open.by_id.insert(id, Arc::clone(&activity));
+        open.by_id.insert(id, Rc::clone(&activity));
         Entered {
             connections: self.clone(),
             activity,
             id,
         }
     }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
-        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// A place among the open connections, given back when dropped.
 pub(crate) struct Entered {
     connections: Connections,
-    activity: Arc<Activity>,
+    activity: Rc<Activity>,
     id: u64,
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
         let empty = {
-            let mut open = self.connections.lock();
+            let mut open = self.connections.0.open.borrow_mut();
             open.by_id.remove(&self.id);
             open.by_id.is_empty()
         };
@@ -214,24 +210,24 @@ impl Drop for Entered {
 
 /// The state of a connection, for those who handle its requests.
 #[derive(Debug, Clone)]
-pub(crate) struct ConnectionState(Arc<Activity>);
+pub(crate) struct ConnectionState(Rc<Activity>);
 
 impl ConnectionState {
     /// Whether the body of the current request comes below the minimum rate. Its handler is polled
     /// when that becomes true; if it goes on reading, the connection is cut.
     pub(crate) fn is_too_slow(&self) -> bool {
-        self.0.too_slow.load(Relaxed)
+        self.0.too_slow.get()
     }
 
     /// The reason why the connection was cut.
     pub(crate) fn cut(&self) -> Option<Cut> {
-        self.0.cut()
+        self.0.cut.get()
     }
 
     /// The state of a connection that nobody watches.
     #[cfg(test)]
     pub(crate) fn unwatched() -> Self {
-        Self(Arc::default())
+        Self(Rc::default())
     }
 }
 
@@ -245,7 +241,7 @@ pub async fn serve<I, H, F, B>(
     handler: H,
 ) -> Option<I>
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Fn(Box<Parts>, Incoming) -> F,
     F: Future<Output = Response<B>>,
     B: Body + 'static,
@@ -257,7 +253,7 @@ where
 impl Entered {
     /// The state of the connection, for its handler.
     pub(crate) fn state(&self) -> ConnectionState {
-        ConnectionState(Arc::clone(&self.activity))
+        ConnectionState(Rc::clone(&self.activity))
     }
 
     /// See [`serve`].
@@ -268,7 +264,7 @@ impl Entered {
         handler: H,
     ) -> Option<I>
     where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        I: AsyncRead + AsyncWrite + Unpin + 'static,
         H: Fn(Box<Parts>, Incoming) -> F,
         F: Future<Output = Response<B>>,
         B: Body + 'static,
@@ -279,7 +275,7 @@ impl Entered {
             large_reads,
             ..
         } = &*self.connections.0;
-        let mut io = Metered::new(io, Arc::clone(&self.activity), LargeReads::new(large_reads));
+        let mut io = Metered::new(io, Rc::clone(&self.activity), LargeReads::new(large_reads));
         let mut tick = pin!(sleep(TICK));
         let mut watch = Watch::new(Instant::now(), *limits, leaving());
         loop {
@@ -322,7 +318,7 @@ async fn active<I, H, F, B>(
     handler: &H,
 ) -> Left<I>
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Fn(Box<Parts>, Incoming) -> F,
     F: Future<Output = Response<B>>,
     B: Body + 'static,
@@ -345,7 +341,7 @@ where
         async move {
             // Called in here, so that its future is made where it will stay: it is large.
             let mut response = handler(head, body).await;
-            if odd || leaving() || activity.closing.load(Relaxed) {
+            if odd || leaving() || activity.closing.get() {
                 response
                     .headers_mut()
                     .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -364,12 +360,12 @@ where
     let mut armed = false;
     let idle = poll_fn(|cx| {
         activity.waker.register(cx.waker());
-        if activity.evicted.load(Relaxed) {
+        if activity.evicted.get() {
             return Poll::Ready(Ended::Over);
         }
         // hyper's own graceful shutdown would close a connection that has said nothing yet, or half
         // a head. Here it is closed where it would be parked, which only an idle one is.
-        if !told && activity.closing.load(Relaxed) {
+        if !told && activity.closing.get() {
             told = true;
             tick.as_mut().reset(Instant::now() + activity.tick());
             armed = false;
@@ -391,9 +387,9 @@ where
             // only cost.
             while (!armed || tick.is_elapsed()) && tick.as_mut().poll(cx).is_ready() {
                 let now = Instant::now();
-                let verdict = watch.look(activity, connections.0.min_rate.load(Relaxed), now);
+                let verdict = watch.look(activity, connections.0.min_rate.get(), now);
                 if let Verdict::Close(cut) = verdict {
-                    activity.cut.store(cut as u8, Relaxed);
+                    activity.cut.set(Some(cut));
                     // An answer under way must not look as if it were whole.
                     return Poll::Ready(match cut {
                         Cut::SlowReader | Cut::SlowAnswer => Ended::Broken,
@@ -406,7 +402,7 @@ where
                 tick.as_mut().reset(now + activity.tick());
                 armed = false;
                 if verdict == Verdict::TellHandler {
-                    activity.too_slow.store(true, Relaxed);
+                    activity.too_slow.set(true);
                     // The handler hears of it when it is polled.
                     continue 'serving;
                 }
@@ -457,22 +453,22 @@ async fn parked<I: AsyncRead + AsyncWrite + Unpin>(
     mut tick: Pin<&mut Sleep>,
 ) -> bool {
     tick.as_mut().reset(watch.idle_until());
-    activity.parked.store(true, Relaxed);
+    activity.parked.set(true);
     let woken = poll_fn(|cx| {
         activity.waker.register(cx.waker());
-        if activity.evicted.load(Relaxed) {
+        if activity.evicted.get() {
             return Poll::Ready(Parked::Forgotten);
         }
         match io.poll_ahead(cx) {
             // Whoever has said something is answered, even if all the others are told to leave.
             Poll::Ready(true) => Poll::Ready(Parked::Woken),
             Poll::Ready(false) => Poll::Ready(Parked::Leaving),
-            Poll::Pending if activity.closing.load(Relaxed) => Poll::Ready(Parked::Leaving),
+            Poll::Pending if activity.closing.get() => Poll::Ready(Parked::Leaving),
             Poll::Pending => tick.as_mut().poll(cx).map(|()| Parked::Forgotten),
         }
     });
     let woken = woken.await;
-    activity.parked.store(false, Relaxed);
+    activity.parked.set(false);
     match woken {
         Parked::Woken => true,
         Parked::Forgotten => false,
@@ -498,33 +494,31 @@ struct Handling<'a>(&'a Activity);
 
 impl<'a> Handling<'a> {
     fn begin(activity: &'a Activity) -> Self {
-        activity.handling.fetch_add(1, Relaxed);
+        activity.handling.update(|count| count + 1);
         Self(activity)
     }
 }
 
 impl Drop for Handling<'_> {
     fn drop(&mut self) {
-        self.0.handling.fetch_sub(1, Relaxed);
-        self.0
-            .read_when_idle
-            .store(self.0.read.load(Relaxed), Relaxed);
+        self.0.handling.update(|count| count - 1);
+        self.0.read_when_idle.set(self.0.read.get());
     }
 }
 
 /// Marks a body as being sent.
-struct Delivery(Arc<Activity>);
+struct Delivery(Rc<Activity>);
 
 impl Delivery {
-    fn begin(activity: &Arc<Activity>) -> Self {
-        activity.delivering.fetch_add(1, Relaxed);
-        Self(Arc::clone(activity))
+    fn begin(activity: &Rc<Activity>) -> Self {
+        activity.delivering.update(|count| count + 1);
+        Self(Rc::clone(activity))
     }
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        self.0.delivering.fetch_sub(1, Relaxed);
+        self.0.delivering.update(|count| count - 1);
         self.0.wake_half_closed();
     }
 }

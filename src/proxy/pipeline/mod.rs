@@ -229,7 +229,7 @@ async fn accept(
         max_body: live.max_body,
         min_rate: live.min_rate,
         replay: &live.replay,
-        budget: &worker.proxy.spool,
+        spool: &worker.spool,
         sender: &origin.connection,
     };
     let enter = || live.enter(account, client, origin);
@@ -583,7 +583,7 @@ impl Call<'_> {
     /// Sends once, to the first API host that can be reached, and looks at the answer.
     async fn attempt(
         &mut self,
-        target: &(dyn Fn() -> Result<PathAndQuery, QueryError> + Sync),
+        target: &dyn Fn() -> Result<PathAndQuery, QueryError>,
         trail: &mut Trail,
     ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
         let again = || target().ok();

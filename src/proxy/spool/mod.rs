@@ -10,6 +10,7 @@ mod files;
 use std::{
     io,
     os::unix::fs::FileExt as _,
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -30,27 +31,41 @@ const GATHER_LEAST: usize = 4 * 1024;
 /// The least memory that a copy asks the budget for.
 const GROW_LEAST: usize = 4 * 1024;
 
-/// What all copies share: the memory, `replay.memory_total`, and the files. Counted is the room that
-/// copies occupy, not the bytes in it.
+/// The memory for the copies of all workers, `replay.memory_total`. Counted is the room that copies
+/// occupy, not the bytes in it.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub(crate) struct CopyBudget {
     total: AtomicU64,
     used: AtomicU64,
-    files: Arc<Files>,
 }
 
-impl Budget {
-    pub(crate) fn new(total: u64) -> Arc<Self> {
-        Arc::new(Self {
-            total: AtomicU64::new(total),
-            used: AtomicU64::new(0),
-            files: Arc::default(),
-        })
+/// The place for the copies that one worker makes.
+#[derive(Debug)]
+pub(crate) struct Spool {
+    budget: Arc<CopyBudget>,
+    files: Rc<Files>,
+}
+
+impl Spool {
+    pub(crate) fn new(budget: Arc<CopyBudget>) -> Self {
+        Self {
+            budget,
+            files: Rc::default(),
+        }
     }
 
     /// Closes files that nobody needs any more. Called several times a second.
     pub(crate) fn reap(&self) {
         self.files.reap();
+    }
+}
+
+impl CopyBudget {
+    pub(crate) fn new(total: u64) -> Arc<Self> {
+        Arc::new(Self {
+            total: AtomicU64::new(total),
+            used: AtomicU64::new(0),
+        })
     }
 
     /// Sets another total. What is taken already stays taken.
@@ -76,7 +91,7 @@ impl Budget {
 /// A share of the budget, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
-    budget: Arc<Budget>,
+    budget: Arc<CopyBudget>,
     bytes: u64,
 }
 
@@ -110,7 +125,7 @@ pub(crate) struct Copy {
     expected: Option<u64>,
     memory_limit: u64,
     disk_limit: u64,
-    budget: Arc<Budget>,
+    files: Rc<Files>,
     state: State,
 }
 
@@ -163,7 +178,7 @@ pub(crate) enum Held {
         Bytes,
         #[allow(dead_code, reason = "gives its share of the budget back when dropped")] Share,
     ),
-    Disk(Arc<Lent>, u64),
+    Disk(Rc<Lent>, u64),
 }
 
 impl Held {
@@ -178,7 +193,7 @@ impl Held {
 impl Copy {
     /// `expected` is the length of the body, where it is known: what will not stay in memory does
     /// not go there first.
-    pub(crate) fn new(replay: &Replay, expected: Option<u64>, budget: Arc<Budget>) -> Self {
+    pub(crate) fn new(replay: &Replay, expected: Option<u64>, spool: &Spool) -> Self {
         let will_stay = expected.is_none_or(|length| length <= replay.memory);
         let fits = expected.is_none_or(|length| length <= replay.memory.max(replay.disk));
         Self {
@@ -189,14 +204,14 @@ impl Copy {
                 State::Memory(
                     Vec::new(),
                     Share {
-                        budget: Arc::clone(&budget),
+                        budget: Arc::clone(&spool.budget),
                         bytes: 0,
                     },
                 )
             } else {
                 State::Lost(NoCopy::NoRoom)
             },
-            budget,
+            files: Rc::clone(&spool.files),
         }
     }
 
@@ -240,7 +255,7 @@ impl Copy {
 
     fn spool(&mut self, data: &[u8]) {
         let spooled = match std::mem::replace(&mut self.state, State::Lost(NoCopy::Disk)) {
-            State::Memory(kept, share) => Spooled::begin(&self.budget.files, kept, share),
+            State::Memory(kept, share) => Spooled::begin(&self.files, kept, share),
             State::Disk(spooled) => Ok(spooled),
             State::Lost(_) => return,
         };
@@ -253,7 +268,7 @@ impl Copy {
     fn disk_failed(&mut self, error: &io::Error) {
         tracing::warn!(%error, folder = %std::env::temp_dir().display(), "cannot keep a request body for replay; is the disk full?");
         self.state = State::Lost(NoCopy::Disk);
-        self.budget.files.clear();
+        self.files.clear();
     }
 
     /// Hands the whole copy out.
@@ -264,7 +279,7 @@ impl Copy {
         match std::mem::replace(&mut self.state, State::Lost(NoCopy::NoRoom)) {
             State::Memory(bytes, share) => Ok(Held::Memory(bytes.into(), share)),
             State::Disk(mut spooled) => match spooled.write_out() {
-                Ok(()) => Ok(Held::Disk(Arc::new(spooled.file), spooled.written)),
+                Ok(()) => Ok(Held::Disk(Rc::new(spooled.file), spooled.written)),
                 Err(error) => {
                     self.disk_failed(&error);
                     Err(NoCopy::Disk)
@@ -276,7 +291,7 @@ impl Copy {
 }
 
 impl Spooled {
-    fn begin(files: &Arc<Files>, kept: Vec<u8>, share: Share) -> io::Result<Self> {
+    fn begin(files: &Rc<Files>, kept: Vec<u8>, share: Share) -> io::Result<Self> {
         let mut spooled = Self {
             file: files.lend()?,
             written: 0,
@@ -330,13 +345,13 @@ impl Spooled {
 /// Reads a spooled copy from its beginning.
 #[derive(Debug)]
 pub(crate) struct FileBody {
-    file: Arc<Lent>,
+    file: Rc<Lent>,
     len: u64,
     at: u64,
 }
 
 impl FileBody {
-    pub(crate) fn new(file: Arc<Lent>, len: u64) -> Self {
+    pub(crate) fn new(file: Rc<Lent>, len: u64) -> Self {
         Self { file, len, at: 0 }
     }
 
@@ -366,15 +381,19 @@ impl FileBody {
 mod tests {
     use super::*;
 
-    fn copy(memory: u64, disk: u64, budget: &Arc<Budget>) -> Copy {
+    fn spool(total: u64) -> Spool {
+        Spool::new(CopyBudget::new(total))
+    }
+
+    fn copy(memory: u64, disk: u64, spool: &Spool) -> Copy {
         Copy::new(
             &Replay {
                 memory,
                 disk,
-                memory_total: budget.total.load(Relaxed),
+                memory_total: spool.budget.total.load(Relaxed),
             },
             None,
-            Arc::clone(budget),
+            spool,
         )
     }
 
@@ -382,7 +401,7 @@ mod tests {
         match held {
             Held::Memory(bytes, _) => bytes.to_vec(),
             Held::Disk(file, len) => {
-                let mut body = FileBody::new(Arc::clone(file), *len);
+                let mut body = FileBody::new(Rc::clone(file), *len);
                 std::iter::from_fn(|| body.next())
                     .flat_map(|chunk| chunk.unwrap())
                     .collect()
@@ -392,10 +411,10 @@ mod tests {
 
     #[test]
     fn a_copy_moves_to_disk_and_reads_back_whole_twice() {
-        let budget = Budget::new(1 << 20);
+        let spool = spool(1 << 20);
         let data: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
         for memory in [0, 10, 1_000, 1 << 20] {
-            let mut copy = copy(memory, 1 << 20, &budget);
+            let mut copy = copy(memory, 1 << 20, &spool);
             // Small pieces and large ones, in turns.
             let (mut rest, mut sizes) = (&data[..], [7_777, 1, 60_000, 20_000].into_iter().cycle());
             while let Some((piece, behind)) = sizes
@@ -412,25 +431,29 @@ mod tests {
             assert_eq!(matches!(held, Held::Disk(..)), memory < 800_000);
             assert!(content(&held) == data && content(&held) == data);
         }
-        assert_eq!(budget.used(), 0, "dropped copies give their memory back");
+        assert_eq!(
+            spool.budget.used(),
+            0,
+            "dropped copies give their memory back"
+        );
     }
 
     #[test]
     fn a_file_shows_nothing_of_the_body_before() {
-        let budget = Budget::new(0);
+        let spool = spool(0);
         for (byte, len) in [(1, 300_000), (2, 200_000), (3, 250_000)] {
-            let mut copy = copy(0, 1 << 20, &budget);
+            let mut copy = copy(0, 1 << 20, &spool);
             copy.push(&vec![byte; len]);
-            assert_eq!(budget.files.spare(), 0, "the same file is in use again");
+            assert_eq!(spool.files.spare(), 0, "the same file is in use again");
             assert!(content(&copy.take().unwrap()) == vec![byte; len]);
-            assert_eq!(budget.files.spare(), 1);
+            assert_eq!(spool.files.spare(), 1);
         }
     }
 
     #[test]
     fn beyond_the_limits_only_the_copy_is_lost() {
-        let budget = Budget::new(1 << 20);
-        let mut copy = copy(10, 20, &budget);
+        let spool = spool(1 << 20);
+        let mut copy = copy(10, 20, &spool);
         copy.push(&[1; 15]);
         assert_eq!(copy.lost(), None);
         copy.push(&[1; 6]);
@@ -440,15 +463,15 @@ mod tests {
 
     #[test]
     fn a_full_budget_sends_copies_to_disk_and_without_a_disk_loses_them() {
-        let budget = Budget::new(100);
-        let mut first = copy(100, 0, &budget);
+        let spool = spool(100);
+        let mut first = copy(100, 0, &spool);
         first.push(&[1; 90]);
-        let mut second = copy(100, 1_000, &budget);
+        let mut second = copy(100, 1_000, &spool);
         second.push(&[2; 20]);
         assert!(matches!(second.take(), Ok(Held::Disk(_, 20))));
-        let mut third = copy(100, 0, &budget);
+        let mut third = copy(100, 0, &spool);
         third.push(&[3; 20]);
         assert_eq!(third.lost(), Some(NoCopy::NoRoom));
-        assert_eq!(budget.used(), 100, "the room counts");
+        assert_eq!(spool.budget.used(), 100, "the room counts");
     }
 }

@@ -1,13 +1,13 @@
 //! The door through which the benches reach the pool. No part of the interface: it changes with the
 //! pool.
 
-use std::{sync::Arc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
 use super::{Dialer, Origins, pool::Pool};
 use crate::net::{address::BaseUrl, egress::Egress};
 
 /// Connections to one host.
-pub struct Kept(Arc<Pool>);
+pub struct Kept(Rc<Pool>);
 
 impl Kept {
     /// No connection yet; `None` when the host cannot be called.

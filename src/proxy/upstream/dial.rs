@@ -4,8 +4,8 @@
 //! Certificates are always verified, and no byte of HTTP is written before they are.
 
 use std::{
-    collections::HashMap, fmt::Write as _, future::Future, io, net::IpAddr, pin::Pin, sync::Arc,
-    task, time::Duration,
+    collections::HashMap, fmt::Write as _, future::Future, io, net::IpAddr, pin::Pin, rc::Rc,
+    sync::Arc, task, time::Duration,
 };
 
 use hyper::{Uri, header::HeaderValue, http::uri};
@@ -15,7 +15,7 @@ use hyper_util::client::legacy::connect::{
     proxy::Tunnel,
 };
 use rustls::pki_types::ServerName;
-use tokio::time::timeout;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
@@ -157,10 +157,7 @@ impl Dialer {
     }
 
     /// Opens one connection within `upstream.connect_timeout`.
-    pub(super) async fn dial(
-        &self,
-        origin: &Origin,
-    ) -> Result<(Link, Arc<tokio::net::TcpStream>), DialError> {
+    pub(super) async fn dial(&self, origin: &Origin) -> Result<(Link, Rc<TcpStream>), DialError> {
         timeout(self.timeout, self.dial_untimed(origin))
             .await
             .unwrap_or_else(|_| {
@@ -170,10 +167,7 @@ impl Dialer {
             })
     }
 
-    async fn dial_untimed(
-        &self,
-        origin: &Origin,
-    ) -> Result<(Link, Arc<tokio::net::TcpStream>), DialError> {
+    async fn dial_untimed(&self, origin: &Origin) -> Result<(Link, Rc<TcpStream>), DialError> {
         let host = || origin.name().to_owned();
         let failed = |error: &(dyn std::error::Error + 'static)| {
             if is_timeout(error) {
@@ -196,8 +190,8 @@ impl Dialer {
                 .map_err(|error| failed(&error)),
         };
         let tcp = connected?.into_inner();
-        let tcp = Arc::new(tcp);
-        let shared = SharedTcp(Arc::clone(&tcp));
+        let tcp = Rc::new(tcp);
+        let shared = SharedTcp(Rc::clone(&tcp));
         if !origin.base.tls {
             return Ok((Link::plain(shared), tcp));
         }

@@ -6,12 +6,10 @@
 //! that is for the pool to decide.
 
 use std::{
+    cell::Cell,
     io::{self, Read as _},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
@@ -23,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 /// A TCP stream that can be looked at while somebody else reads and writes it.
 #[derive(Debug)]
-pub(super) struct SharedTcp(pub(super) Arc<TcpStream>);
+pub(super) struct SharedTcp(pub(super) Rc<TcpStream>);
 
 impl AsyncRead for SharedTcp {
     fn poll_read(
@@ -119,13 +117,13 @@ pub(super) fn is_quiet(tcp: &TcpStream) -> bool {
 /// Bytes of HTTP that went over a connection, TLS not counted.
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
-    read: AtomicU64,
-    written: AtomicU64,
+    read: Cell<u64>,
+    written: Cell<u64>,
     /// What had been read when the latest request began.
-    read_before: AtomicU64,
+    read_before: Cell<u64>,
     /// Some of a request was written after its answer had begun. An interim answer counts too:
     /// nothing that is sent asks for one.
-    overlapped: AtomicBool,
+    overlapped: Cell<bool>,
 }
 
 /// A moment in a connection's traffic.
@@ -138,27 +136,27 @@ pub(super) struct Mark {
 impl Traffic {
     pub(super) fn mark(&self) -> Mark {
         Mark {
-            read: self.read.load(Relaxed),
-            written: self.written.load(Relaxed),
+            read: self.read.get(),
+            written: self.written.get(),
         }
     }
 
     /// The same, where a request begins: what is read from here on answers it.
     pub(super) fn begin(&self) -> Mark {
         let mark = self.mark();
-        self.read_before.store(mark.read, Relaxed);
+        self.read_before.set(mark.read);
         mark
     }
 
     /// Whether an answer began before all of its request was written.
     pub(super) fn has_overlapped(&self) -> bool {
-        self.overlapped.load(Relaxed)
+        self.overlapped.get()
     }
 
     fn count_written(&self, count: usize) {
-        self.written.fetch_add(count as u64, Relaxed);
-        if self.read.load(Relaxed) > self.read_before.load(Relaxed) {
-            self.overlapped.store(true, Relaxed);
+        self.written.update(|written| written + count as u64);
+        if self.read.get() > self.read_before.get() {
+            self.overlapped.set(true);
         }
     }
 }
@@ -167,7 +165,7 @@ impl Traffic {
 #[derive(Debug)]
 pub(super) struct Link {
     wire: Wire,
-    traffic: Arc<Traffic>,
+    traffic: Rc<Traffic>,
     /// All that came has been read, so there is nothing to look for until the socket has more.
     /// hyper asks several times for each answer, and each time TLS would go all the way down to
     /// find nothing.
@@ -194,14 +192,14 @@ impl Link {
     fn new(wire: Wire) -> Self {
         Self {
             wire,
-            traffic: Arc::default(),
+            traffic: Rc::default(),
             drained: false,
             flushed: false,
         }
     }
 
-    pub(super) fn traffic(&self) -> Arc<Traffic> {
-        Arc::clone(&self.traffic)
+    pub(super) fn traffic(&self) -> Rc<Traffic> {
+        Rc::clone(&self.traffic)
     }
 
     fn socket(&self) -> &TcpStream {
@@ -241,9 +239,8 @@ impl AsyncRead for Link {
         let before = buf.filled().len();
         let polled = wire!(self, io => Pin::new(io).poll_read(cx, buf));
         self.drained = polled.is_pending();
-        self.traffic
-            .read
-            .fetch_add((buf.filled().len() - before) as u64, Relaxed);
+        let new = (buf.filled().len() - before) as u64;
+        self.traffic.read.update(|read| read + new);
         polled
     }
 }

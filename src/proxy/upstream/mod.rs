@@ -11,12 +11,13 @@ mod health;
 mod link;
 mod origins;
 mod pool;
-mod slots;
 mod timer;
 
 use std::{
+    cell::RefCell,
     future::{Future, poll_fn},
     pin::{Pin, pin},
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -39,14 +40,14 @@ pub(crate) use self::{
 use self::{
     candidates::Candidates,
     pool::{Connection, Pool},
-    slots::Slots,
     timer::Timer,
 };
 use super::body::{NotReplayable, OutBody, Pace, Payload};
 
 /// The connections of one worker, a pool for each API host that it has called.
 pub(crate) struct Upstream {
-    pools: Slots<Arc<Pool>>,
+    /// By the index of their origin.
+    pools: RefCell<Vec<Option<Rc<Pool>>>>,
     dialer: Dialer,
     pool_idle: Duration,
 }
@@ -94,16 +95,13 @@ impl<'r> Attempt<'r> {
 /// The target of a request that may have to be sent more than once.
 pub(crate) struct Target<'r> {
     whole: Option<PathAndQuery>,
-    again: &'r (dyn Fn() -> Option<PathAndQuery> + Sync),
+    again: &'r dyn Fn() -> Option<PathAndQuery>,
 }
 
 impl<'r> Target<'r> {
     /// `again` makes the same target anew: that is rare, and a copy for it would cost every
     /// request.
-    pub(crate) fn new(
-        whole: PathAndQuery,
-        again: &'r (dyn Fn() -> Option<PathAndQuery> + Sync),
-    ) -> Self {
+    pub(crate) fn new(whole: PathAndQuery, again: &'r dyn Fn() -> Option<PathAndQuery>) -> Self {
         Self {
             whole: Some(whole),
             again,
@@ -190,7 +188,7 @@ impl Upstream {
     /// No connection yet; `pool_idle` is how long one may be idle.
     pub(crate) fn new(dialer: Dialer, pool_idle: Duration) -> Self {
         Self {
-            pools: Slots::default(),
+            pools: RefCell::default(),
             dialer,
             pool_idle,
         }
@@ -198,7 +196,9 @@ impl Upstream {
 
     /// Closes connections that have been idle for too long.
     pub(crate) fn reap(&self) {
-        self.pools.iter().for_each(|pool| pool.reap());
+        for pool in self.pools.borrow().iter().flatten() {
+            pool.reap();
+        }
     }
 
     /// The hosts of an account in the order to try them.
@@ -223,17 +223,22 @@ impl Upstream {
             pace: payload.pace(),
             may_move_on: !candidate.is_last,
         };
-        exchange(pool, now, outgoing, payload, &mut patience).await
+        exchange(&pool, now, outgoing, payload, &mut patience).await
     }
 
     fn probe(&self, origin: &Arc<Origin>) {
         self.pool(origin).probe();
     }
 
-    fn pool(&self, origin: &Arc<Origin>) -> &Arc<Pool> {
-        self.pools.get_or_init(origin.index, || {
+    fn pool(&self, origin: &Arc<Origin>) -> Rc<Pool> {
+        let mut pools = self.pools.borrow_mut();
+        if origin.index >= pools.len() {
+            pools.resize(origin.index + 1, None);
+        }
+        let pool = pools[origin.index].get_or_insert_with(|| {
             Pool::new(Arc::clone(origin), self.dialer.clone(), self.pool_idle)
-        })
+        });
+        Rc::clone(pool)
     }
 }
 
@@ -285,7 +290,7 @@ impl Patience {
 /// connection died without a byte of an answer, and either nothing was written or the request is a
 /// GET or HEAD without a body.
 async fn exchange(
-    pool: &Arc<Pool>,
+    pool: &Rc<Pool>,
     now: Instant,
     outgoing: &mut Outgoing<'_>,
     payload: &mut Payload,
@@ -345,7 +350,7 @@ async fn exchange(
 
 /// The same over a connection that has carried nothing yet.
 async fn once_more(
-    pool: &Arc<Pool>,
+    pool: &Rc<Pool>,
     outgoing: &mut Outgoing<'_>,
     payload: &mut Payload,
     patience: &mut Patience,
@@ -424,7 +429,7 @@ fn broken(pool: &Pool, error: &hyper::Error) -> SendError {
 }
 
 fn deliver(
-    pool: &Arc<Pool>,
+    pool: &Rc<Pool>,
     mut connection: Box<Connection>,
     answer: Response<Incoming>,
     payload: &Payload,
@@ -452,7 +457,7 @@ fn deliver(
     }
     let held = Held {
         connection,
-        pool: Arc::clone(pool),
+        pool: Rc::clone(pool),
         reusable,
     };
     Ok(answer.map(|incoming| AnswerBody::new(incoming, held)))
@@ -467,7 +472,7 @@ pub(crate) struct AnswerBody {
 
 struct Held {
     connection: Box<Connection>,
-    pool: Arc<Pool>,
+    pool: Rc<Pool>,
     reusable: bool,
 }
 

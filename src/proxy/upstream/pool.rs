@@ -7,15 +7,12 @@
 //! could not be told from a request that was executed.
 
 use std::{
-    collections::VecDeque,
-    future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    cell::RefCell, collections::VecDeque, future::Future, rc::Rc, sync::Arc, time::Duration,
 };
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, sync::oneshot, time::Instant};
+use tokio::{net::TcpStream, sync::oneshot, task::spawn_local, time::Instant};
 
 use super::{
     super::body::OutBody,
@@ -50,7 +47,7 @@ pub(super) struct Pool {
     origin: Arc<Origin>,
     dialer: Dialer,
     max_idle: Duration,
-    state: Mutex<State>,
+    state: RefCell<State>,
 }
 
 #[derive(Default)]
@@ -107,8 +104,8 @@ pub(super) struct Connection {
     pub(super) sender: http1::SendRequest<OutBody>,
     /// For the deadlines of its exchanges, one after another.
     pub(super) timer: Timer,
-    tcp: Arc<TcpStream>,
-    traffic: Arc<Traffic>,
+    tcp: Rc<TcpStream>,
+    traffic: Rc<Traffic>,
     pub(super) driver: Driver,
     born: Instant,
     idle_since: Instant,
@@ -147,12 +144,12 @@ impl Connection {
 }
 
 impl Pool {
-    pub(super) fn new(origin: Arc<Origin>, dialer: Dialer, max_idle: Duration) -> Arc<Self> {
-        Arc::new(Self {
+    pub(super) fn new(origin: Arc<Origin>, dialer: Dialer, max_idle: Duration) -> Rc<Self> {
+        Rc::new(Self {
             origin,
             dialer,
             max_idle,
-            state: Mutex::default(),
+            state: RefCell::default(),
         })
     }
 
@@ -170,7 +167,7 @@ impl Pool {
     /// A connection that is ready for a request: an idle one, or whichever comes first. A call that
     /// `may_move_on` to another host does so as soon as this one is found to be down.
     pub(super) async fn checkout(
-        self: &Arc<Self>,
+        self: &Rc<Self>,
         may_move_on: bool,
     ) -> Result<Box<Connection>, DialError> {
         loop {
@@ -190,17 +187,17 @@ impl Pool {
 
     /// A connection that has carried nothing yet.
     pub(super) async fn dial_fresh(
-        self: &Arc<Self>,
+        self: &Rc<Self>,
         may_move_on: bool,
     ) -> Result<Box<Connection>, DialError> {
         self.unless_down(may_move_on, self.dial()).await
     }
 
     /// Tries in the background whether a host that is down can be reached again.
-    pub(super) fn probe(self: &Arc<Self>) {
+    pub(super) fn probe(self: &Rc<Self>) {
         if self.origin.health.take_probe(self.dialer.timeout()) {
-            let pool = Arc::clone(self);
-            tokio::spawn(async move {
+            let pool = Rc::clone(self);
+            spawn_local(async move {
                 if let Ok(connection) = pool.dial().await {
                     pool.hand_out(connection);
                 }
@@ -243,7 +240,7 @@ impl Pool {
     /// Closes what has been idle for too long. Called every few seconds.
     pub(super) fn reap(&self) {
         let now = Instant::now();
-        let mut state = self.lock();
+        let mut state = self.state.borrow_mut();
         let idle = std::mem::take(&mut state.idle);
         for mut connection in idle {
             if connection.is_closed() {
@@ -255,7 +252,7 @@ impl Pool {
     }
 
     fn take_idle(&self, now: Instant) -> Option<Box<Connection>> {
-        let mut state = self.lock();
+        let mut state = self.state.borrow_mut();
         while let Some(mut connection) = state.idle.pop_back() {
             if connection.is_closed() {
                 Self::learn(&mut state, &connection);
@@ -283,10 +280,10 @@ impl Pool {
         }
     }
 
-    async fn wait(self: &Arc<Self>, may_move_on: bool) -> Result<Box<Connection>, DialError> {
+    async fn wait(self: &Rc<Self>, may_move_on: bool) -> Result<Box<Connection>, DialError> {
         let (sender, connected) = oneshot::channel();
         {
-            let mut state = self.lock();
+            let mut state = self.state.borrow_mut();
             state.waiters.push_back(Waiter {
                 sender,
                 may_move_on,
@@ -302,31 +299,31 @@ impl Pool {
         }
     }
 
-    fn dial_for_waiters(self: &Arc<Self>, state: &mut State) {
+    fn dial_for_waiters(self: &Rc<Self>, state: &mut State) {
         while state.dialing < state.waiters.len().min(MAX_DIALS) {
             state.dialing += 1;
-            let pool = Arc::clone(self);
-            tokio::spawn(async move {
+            let pool = Rc::clone(self);
+            spawn_local(async move {
                 let dialled = pool.dial().await;
                 pool.dialled(dialled);
             });
         }
     }
 
-    fn dialled(self: &Arc<Self>, dialled: Result<Box<Connection>, DialError>) {
-        self.lock().dialing -= 1;
+    fn dialled(self: &Rc<Self>, dialled: Result<Box<Connection>, DialError>) {
+        self.state.borrow_mut().dialing -= 1;
         match dialled {
             Ok(connection) => self.hand_out(connection),
             Err(error) => self.disappoint(&error),
         }
-        self.dial_for_waiters(&mut self.lock());
+        self.dial_for_waiters(&mut self.state.borrow_mut());
     }
 
     /// Tells the waiters that an attempt has failed. If the host is down, those leave that have
     /// another host; if it kept silent, all do, since each attempt of their own would last as long
     /// again. In all other cases it was the attempt of one.
     fn disappoint(&self, error: &DialError) {
-        let mut state = self.lock();
+        let mut state = self.state.borrow_mut();
         state.waiters.retain(|waiter| !waiter.sender.is_closed());
         let is_down = self.origin.health.is_down();
         let leave_all = is_down && matches!(error, DialError::Timeout { .. });
@@ -341,7 +338,7 @@ impl Pool {
     }
 
     fn hand_out(&self, mut connection: Box<Connection>) {
-        let mut state = self.lock();
+        let mut state = self.state.borrow_mut();
         while let Some(waiter) = state.waiters.pop_front() {
             match waiter.sender.send(Ok(connection)) {
                 Err(Ok(back)) => connection = back,
@@ -395,10 +392,6 @@ impl Pool {
             idle_since: now,
             reused: false,
         }))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
