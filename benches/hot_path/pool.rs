@@ -2,7 +2,7 @@
 
 use criterion::{Criterion, async_executor::AsyncExecutor};
 use tokio::{net::TcpListener, runtime::LocalRuntime};
-use wxgate::proxy::Kept;
+use wxgate::proxy::PoolBench;
 
 /// A runtime as a worker has it.
 struct Worker(LocalRuntime);
@@ -26,7 +26,7 @@ pub(super) fn turns(c: &mut Criterion) {
                 open.push(accepted);
             }
         });
-        let kept = Kept::new(host).unwrap();
+        let kept = PoolBench::new(host).unwrap();
         assert!(kept.turn(64).await);
         kept
     });

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    connection::{self, Connections, Limits},
+    connection::{self, ConnectionLimits, Connections},
     drain::{Drain, Phase},
     listen::Listener,
 };
@@ -20,14 +20,14 @@ use super::{
 /// Connections at a time. Operators, probes and scrapers need a few; each takes a descriptor that
 /// the data listeners could use.
 pub const MAX_CONNECTIONS: usize = 64;
-/// Deadlines: shorter than those of callers, since whoever asks here knows its question.
-const LIMITS: Limits = Limits {
+/// Deadlines, shorter than those of callers: operators and probes send short requests at once.
+const LIMITS: ConnectionLimits = ConnectionLimits {
     first_head: Duration::from_secs(5),
     head: Duration::from_secs(5),
     idle: Duration::from_secs(30),
 };
 
-/// Time that a connection which was told to go has for that, before another one is told.
+/// Pause between closing a connection to make room and closing another one.
 const SHED: Duration = Duration::from_millis(20);
 
 /// Serves until the drain reaches [`Phase::Aborting`]: probes want an answer for as long as
@@ -74,7 +74,7 @@ where
         () = aborting.reached(Phase::Aborting) => {}
     }
     connections.close_unanswered();
-    // What is being answered now gets a moment; the caller decides how long it waits for us.
+    // Answers under way may end; the caller limits the wait for this function.
     connections.all_gone().await;
 }
 

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use super::{
     error::ProxyError,
     settings::Replay,
-    spool::{Copy, FileBody, Held, NoCopy, Spool},
+    spool::{Capture, CaptureLost, Captured, FileBody, Spool},
 };
 use crate::net::connection::ConnectionState;
 
@@ -42,7 +42,7 @@ const TOO_SLOW: ProxyError =
 #[derive(Debug)]
 pub(crate) enum Payload {
     Empty,
-    Held(Held),
+    Captured(Captured),
     Streaming(Rc<RefCell<Source>>),
 }
 
@@ -63,15 +63,15 @@ pub(crate) struct Source {
     incoming: Incoming,
     sender: ConnectionState,
     min_rate: u64,
-    copy: Copy,
+    copy: Capture,
     total: u64,
     read: u64,
     failed: bool,
-    /// The last look found nothing: it is the caller who is waited for, not WeChat.
+    /// The last poll found nothing: the request waits for the caller, not for WeChat.
     starved: bool,
 }
 
-/// Why a body cannot be sent again.
+/// Reason why a body cannot be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotReplayable {
     /// No room for the copy.
@@ -119,7 +119,7 @@ impl Payload {
                 hint: "",
             });
         }
-        let copy = Copy::new(terms.replay, declared, terms.spool);
+        let copy = Capture::new(terms.replay, declared, terms.spool);
         match declared {
             Some(total) if total > SMALL => {
                 let place = enter()?;
@@ -148,7 +148,7 @@ impl Payload {
                 if !is_whole {
                     reading.advance(u64::MAX).await?;
                 }
-                Ok((Self::Held(reading.finish()?), place))
+                Ok((Self::Captured(reading.finish()?), place))
             }
         }
     }
@@ -157,7 +157,7 @@ impl Payload {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Empty => 0,
-            Self::Held(held) => held.len(),
+            Self::Captured(captured) => captured.len(),
             Self::Streaming(source) => source.borrow().total,
         }
     }
@@ -166,7 +166,7 @@ impl Payload {
     pub(crate) fn ready_body(&self) -> Option<OutBody> {
         match self {
             Self::Empty => Some(OutBody::Empty),
-            Self::Held(held) => Some(OutBody::held(held)),
+            Self::Captured(captured) => Some(OutBody::captured(captured)),
             Self::Streaming(source) => {
                 (source.borrow().read == 0).then(|| OutBody::Tee(Rc::clone(source)))
             }
@@ -194,25 +194,25 @@ impl Payload {
     /// When there is no whole copy.
     pub(crate) async fn make_replayable(&mut self) -> Result<(), NotReplayable> {
         if let Self::Streaming(source) = self {
-            *self = Self::Held(finish(source).await?);
+            *self = Self::Captured(finish(source).await?);
         }
         Ok(())
     }
 
-    /// Whether every byte has come from the caller.
+    /// True if every byte has come from the caller.
     pub(crate) fn is_complete(&self) -> bool {
         match self {
             Self::Streaming(source) => source.borrow().is_complete(),
-            Self::Empty | Self::Held(_) => true,
+            Self::Empty | Self::Captured(_) => true,
         }
     }
 
-    /// Whether the caller's side of a streaming body broke.
+    /// True if the caller's side of a streaming body broke.
     pub(crate) fn caller_failed(&self) -> bool {
         matches!(self, Self::Streaming(source) if source.borrow().failed)
     }
 
-    /// Watches whether a streaming body keeps coming.
+    /// Watch over the progress of a streaming body.
     pub(crate) fn pace(&self) -> Option<Pace> {
         match self {
             Self::Streaming(source) => Some(Pace {
@@ -220,13 +220,13 @@ impl Payload {
                 read: 0,
                 over: false,
             }),
-            Self::Empty | Self::Held(_) => None,
+            Self::Empty | Self::Captured(_) => None,
         }
     }
 }
 
 /// The most bytes of a body that wxgate itself is meant to understand; a token has 512.
-const MOST_ORDER: usize = 64 * 1024;
+const MAX_SERVICE_BODY: usize = 64 * 1024;
 
 /// Reads a body that wxgate itself is meant to understand.
 ///
@@ -236,7 +236,7 @@ pub(crate) async fn small(
     incoming: Incoming,
     sender: &ConnectionState,
 ) -> Result<Bytes, ProxyError> {
-    let mut collected = pin!(Limited::new(incoming, MOST_ORDER).collect());
+    let mut collected = pin!(Limited::new(incoming, MAX_SERVICE_BODY).collect());
     let watched = poll_fn(|cx| match collected.as_mut().poll(cx) {
         Poll::Pending if sender.is_too_slow() => Poll::Ready(None),
         polled => polled.map(Some),
@@ -251,7 +251,7 @@ pub(crate) async fn small(
     }
 }
 
-/// See [`Payload::pace`].
+/// Progress of a streaming body.
 #[derive(Debug)]
 pub(crate) struct Pace {
     source: Rc<RefCell<Source>>,
@@ -260,18 +260,18 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// Whether the connection of the caller is judged to be too slow.
+    /// True if the connection of the caller is judged to be too slow.
     pub(crate) fn is_too_slow(&self) -> bool {
         let source = self.source.borrow();
         !source.is_complete() && source.sender.is_too_slow()
     }
 
-    /// Whether the rest of the body is still with the caller.
+    /// True if the last poll waited for the caller.
     pub(crate) fn waits_for_caller(&self) -> bool {
         self.source.borrow().starved
     }
 
-    /// Whether the body moved fast enough since the last call, or came to its end since then.
+    /// True if the body moved fast enough since the last call, or came to its end since then.
     pub(crate) fn keeps_up(&mut self, window: Duration) -> bool {
         let source = self.source.borrow();
         let moved = source.read - self.read;
@@ -331,7 +331,7 @@ fn poll_caller(
 }
 
 /// Reads the rest of a streaming body into its copy.
-async fn finish(source: &Rc<RefCell<Source>>) -> Result<Held, NotReplayable> {
+async fn finish(source: &Rc<RefCell<Source>>) -> Result<Captured, NotReplayable> {
     loop {
         let next = timeout(
             IDLE,
@@ -344,7 +344,7 @@ async fn finish(source: &Rc<RefCell<Source>>) -> Result<Held, NotReplayable> {
                     return Poll::Ready(None);
                 }
                 if let Some(reason) = source.copy.lost() {
-                    return Poll::Ready(Some(Err(BodyError::NoCopy(reason))));
+                    return Poll::Ready(Some(Err(BodyError::CaptureLost(reason))));
                 }
                 source.poll_data(cx)
             }),
@@ -353,17 +353,17 @@ async fn finish(source: &Rc<RefCell<Source>>) -> Result<Held, NotReplayable> {
         match next {
             Ok(Some(Ok(_))) => {}
             Ok(None) => return source.borrow_mut().copy.take().map_err(NotReplayable::from),
-            Ok(Some(Err(BodyError::NoCopy(reason)))) => return Err(reason.into()),
+            Ok(Some(Err(BodyError::CaptureLost(reason)))) => return Err(reason.into()),
             Ok(Some(Err(_))) | Err(_) => return Err(NotReplayable::Incomplete),
         }
     }
 }
 
-impl From<NoCopy> for NotReplayable {
-    fn from(reason: NoCopy) -> Self {
+impl From<CaptureLost> for NotReplayable {
+    fn from(reason: CaptureLost) -> Self {
         match reason {
-            NoCopy::NoRoom => Self::TooLarge,
-            NoCopy::Disk => Self::Disk,
+            CaptureLost::NoRoom => Self::TooLarge,
+            CaptureLost::Disk => Self::Disk,
         }
     }
 }
@@ -371,7 +371,7 @@ impl From<NoCopy> for NotReplayable {
 /// A body that is read before anything is sent.
 struct Reading<'r> {
     incoming: Incoming,
-    copy: Copy,
+    copy: Capture,
     declared: Option<u64>,
     read: u64,
     terms: Terms<'r>,
@@ -416,23 +416,23 @@ impl Reading<'_> {
         self.copy.push(data);
         match self.copy.lost() {
             None => Ok(()),
-            Some(NoCopy::NoRoom) => {
+            Some(CaptureLost::NoRoom) => {
                 let hint = ", replay.disk or replay.memory_total, or send a Content-Length";
                 Err(ProxyError::BodyTooLarge {
                     limit: self.copy.limit(),
                     hint,
                 })
             }
-            Some(NoCopy::Disk) => Err(NO_SPACE),
+            Some(CaptureLost::Disk) => Err(NO_SPACE),
         }
     }
 
-    fn finish(mut self) -> Result<Held, ProxyError> {
+    fn finish(mut self) -> Result<Captured, ProxyError> {
         self.copy.take().map_err(|_| NO_SPACE)
     }
 }
 
-/// What is sent upstream.
+/// Body of a request to WeChat.
 #[derive(Debug)]
 pub(crate) enum OutBody {
     Empty,
@@ -442,7 +442,7 @@ pub(crate) enum OutBody {
     Tee(Rc<RefCell<Source>>),
 }
 
-/// Why a body could not be sent to its end.
+/// Reason why a body was not sent to its end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error("the caller's body broke off")]
@@ -450,16 +450,16 @@ pub(crate) enum BodyError {
     #[error("the caller's body comes too slowly")]
     Slow,
     #[error("the copy of the body is lost")]
-    NoCopy(NoCopy),
+    CaptureLost(CaptureLost),
     #[error("the copy of the body cannot be read")]
     Disk(#[source] io::Error),
 }
 
 impl OutBody {
-    fn held(held: &Held) -> Self {
-        match held {
-            Held::Memory(bytes, _) => Self::Memory(bytes.clone()),
-            Held::Disk(file, len) => Self::File(FileBody::new(Rc::clone(file), *len)),
+    fn captured(captured: &Captured) -> Self {
+        match captured {
+            Captured::Memory(bytes, _) => Self::Memory(bytes.clone()),
+            Captured::Disk(file, len) => Self::File(FileBody::new(Rc::clone(file), *len)),
         }
     }
 }

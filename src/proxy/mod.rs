@@ -53,9 +53,9 @@ use tokio::{sync::Semaphore, time::Instant};
 pub use self::live::{Control, Plan};
 // Doors for the benches, no part of the interface.
 #[doc(hidden)]
-pub use self::{access::bench::Callers, upstream::bench::Kept};
+pub use self::{access::bench::Callers, upstream::bench::PoolBench};
 use self::{
-    access_log::{AccessLog, Record},
+    access_log::{AccessLog, AccessRecord},
     bulkhead::{Load, Peers, Place},
     error::ProxyError,
     headers::{Present, Read},
@@ -66,13 +66,13 @@ use self::{
     pipeline::{Origin, Outcome, Trail},
     request_id::{RequestId, X_REQUEST_ID},
     settings::Settings,
-    upstream::{Dialer, Origins},
+    upstream::{Dialer, UpstreamOrigins},
     worker::Worker,
 };
 use crate::{
     net::{
         bind::BindError,
-        connection::Cut,
+        connection::CutReason,
         drain::{Drain, Phase},
         listen::{BoundAddr, Listener},
     },
@@ -119,7 +119,7 @@ pub struct Proxy {
     peers: Arc<Peers>,
     nobody: AccountMetrics,
     metrics: Metrics,
-    origins: Origins,
+    origins: UpstreamOrigins,
     dialer: Dialer,
     pool_idle: Duration,
     copies: Arc<spool::CopyBudget>,
@@ -194,7 +194,7 @@ impl Proxy {
             tls,
         } = listeners;
         let (accounts, keepers): (Vec<_>, Vec<_>) = accounts.into_iter().unzip();
-        let origins = Origins::default();
+        let origins = UpstreamOrigins::default();
         let plan = Plan::new(settings, &accounts, &origins, tls)?;
         let live = Live::new(
             plan,
@@ -441,7 +441,7 @@ impl Journey {
             ..
         } = self;
         // A connection that was cut ends the answer that was on its way.
-        let cut = origin.connection.cut().map(Cut::slug);
+        let cut = origin.connection.cut().map(CutReason::slug);
         let (status, outcome, took) = match decided {
             Some(decided) => (decided.status, cut.unwrap_or(decided.outcome), decided.took),
             None => (NOBODY_LEFT, cut.unwrap_or("abandoned"), started.elapsed()),
@@ -460,7 +460,7 @@ impl Journey {
                 .caller
                 .filter(|caller| *caller != origin.peer)
                 .map(|caller| caller.to_string());
-            log.write(&Record {
+            log.write(&AccessRecord {
                 id: id.as_str(),
                 caller: forwarded.as_deref().unwrap_or(&origin.shown),
                 client,

@@ -32,7 +32,7 @@ use super::{
     script::{Hit, Target},
     state::Judged,
 };
-use crate::net::listen::Stream;
+use crate::net::listen::ClientStream;
 
 /// A request head may be this long.
 const MAX_HEAD: usize = 1 << 20;
@@ -47,15 +47,15 @@ pub(super) trait Wire: AsyncRead + AsyncWrite + Unpin + Send {
     fn arm_reset(&self);
 }
 
-impl Wire for Stream {
+impl Wire for ClientStream {
     fn arm_reset(&self) {
-        if let Stream::Tcp(socket) = self {
+        if let ClientStream::Tcp(socket) = self {
             let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
         }
     }
 }
 
-impl Wire for TlsStream<Stream> {
+impl Wire for TlsStream<ClientStream> {
     fn arm_reset(&self) {
         self.get_ref().0.arm_reset();
     }

@@ -1,24 +1,23 @@
-//! What happens on a connection, and how long it may go on like that.
+//! Activity of a connection, and the limits on silence, slowness and idleness.
 //!
-//! Looked at once a tick, so a limit is reached up to one tick late. Touches no socket.
+//! The watch looks once a tick, so a limit is reached up to one tick late. Touches no socket.
 
 use std::{cell::Cell, fmt, task::Waker, time::Duration};
 
 use tokio::time::Instant;
 
-/// How often a connection is looked at, unless it is parked; also how long it must have been still
-/// to be parked.
+/// Interval of the looks at a connection that is not parked, and the quiet time before parking.
 pub(super) const TICK: Duration = Duration::from_millis(500);
-/// The same once idle connections are to be closed: a stop need not wait for two long ticks.
+/// Interval once idle connections are to be closed: a stop need not wait for two long ticks.
 const CLOSING_TICK: Duration = Duration::from_millis(50);
-/// A handler that neither reads nor writes for so long is stuck behind every timeout of its own.
-const HANDLER: Duration = Duration::from_secs(180);
-/// A body has this long before its rate is looked at, and this long in between.
+/// Limit for a handler that neither reads nor writes; its own timeouts are all shorter.
+const MAX_HANDLER_SILENCE: Duration = Duration::from_secs(180);
+/// Time before the first look at the rate of a body, and between two looks.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
 
 /// Deadlines of a connection, one set for each kind of listener.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct ConnectionLimits {
     /// From the begin of a connection to the end of its first request head.
     pub first_head: Duration,
     /// From the first byte of a later head to its end.
@@ -27,8 +26,8 @@ pub struct Limits {
     pub idle: Duration,
 }
 
-impl Default for Limits {
-    /// Those of the data listeners.
+impl Default for ConnectionLimits {
+    /// Deadlines of the data listeners.
     fn default() -> Self {
         Self {
             first_head: Duration::from_millis(9_500),
@@ -51,14 +50,14 @@ pub(super) struct Activity {
     pub(super) written: Cell<u64>,
     /// Something was written since the last flush.
     pub(super) unflushed: Cell<bool>,
-    /// What was read ends where a request ends.
+    /// The bytes read so far end where a request ends.
     pub(super) between: Cell<bool>,
     /// The first request whose framing is odd; 0 for none.
     pub(super) odd: Cell<u64>,
     pub(super) parked: Cell<bool>,
-    /// To be closed as soon as it is idle behind a request.
+    /// The connection is to be closed as soon as it is idle behind a request.
     pub(super) closing: Cell<bool>,
-    /// To be closed at once, to make room for another connection.
+    /// The connection is to be closed at once, to make room for another one.
     pub(super) evicted: Cell<bool>,
     /// Our sending side is closed; what still comes is thrown away.
     pub(super) shut: Cell<bool>,
@@ -70,7 +69,7 @@ pub(super) struct Activity {
     pub(super) blocked: Cell<bool>,
     /// The body of the current request comes too slowly; its handler should give up.
     pub(super) too_slow: Cell<bool>,
-    pub(super) cut: Cell<Option<Cut>>,
+    pub(super) cut: Cell<Option<CutReason>>,
     pub(super) waker: TaskWaker,
 }
 
@@ -102,7 +101,7 @@ impl fmt::Debug for TaskWaker {
 
 /// The reason why a connection was cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cut {
+pub enum CutReason {
     /// Nothing, or no whole head, came in time.
     Silent,
     /// The body of a request came below the minimum rate.
@@ -113,7 +112,7 @@ pub enum Cut {
     SlowAnswer,
 }
 
-impl Cut {
+impl CutReason {
     /// The word for logs and metrics.
     pub fn slug(self) -> &'static str {
         match self {
@@ -134,7 +133,7 @@ impl Activity {
         (1..=number).contains(&self.odd.get())
     }
 
-    /// Whether a request is being handled, or its answer is not with hyper as a whole yet.
+    /// True while a request is being handled, or hyper does not have its whole answer.
     fn is_answering(&self) -> bool {
         self.handling.get() > 0 || self.delivering.get() > 0
     }
@@ -166,8 +165,8 @@ impl Activity {
         }
     }
 
-    /// The body that goes over the connection. `came` says whether any of it came since the last
-    /// look: without that, and without a read that waits, it is this side that does not read.
+    /// Direction in which a body is expected to move. `came` is true if bytes came since the last
+    /// look: without any, and without a read that waits, this side does not read.
     fn flow(&self, came: bool) -> Flow {
         if self.handling.get() > 0 {
             let waits = came || self.starved.get();
@@ -184,7 +183,7 @@ impl Activity {
     }
 }
 
-/// See [`Activity::flow`].
+/// Direction in which a body goes over a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
     None,
@@ -205,7 +204,7 @@ struct RateWatch {
 }
 
 impl RateWatch {
-    /// Whether a window has ended in which fewer bytes moved than `rate` per second allows.
+    /// True if a window has ended in which fewer bytes moved than `rate` per second demands.
     fn is_below(&mut self, rate: u64, flow: Flow, bytes: u64, now: Instant) -> bool {
         let elapsed = now - self.since;
         let same = flow == self.flow;
@@ -225,10 +224,10 @@ impl RateWatch {
     }
 }
 
-/// What was seen at the last look.
+/// State of a connection at the last look, with its limits.
 #[derive(Debug)]
-pub(super) struct Watch {
-    limits: Limits,
+pub(super) struct ConnectionWatch {
+    limits: ConnectionLimits,
     /// Accepted during a stop: its first byte may come until the stop is over.
     is_late: bool,
     requests: u64,
@@ -240,17 +239,17 @@ pub(super) struct Watch {
     rate: RateWatch,
 }
 
-/// What follows from a look.
+/// Consequence of a look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum WatchVerdict {
     GoOn,
     /// The handler is asked to give up on the body of its request.
     TellHandler,
-    Close(Cut),
+    Close(CutReason),
 }
 
-impl Watch {
-    pub(super) fn new(now: Instant, limits: Limits, is_late: bool) -> Self {
+impl ConnectionWatch {
+    pub(super) fn new(now: Instant, limits: ConnectionLimits, is_late: bool) -> Self {
         Self {
             limits,
             is_late,
@@ -270,11 +269,16 @@ impl Watch {
     }
 
     /// Looks, and says whether a limit is reached. `min_rate` is in bytes per second.
-    pub(super) fn look(&mut self, activity: &Activity, min_rate: u64, now: Instant) -> Verdict {
+    pub(super) fn look(
+        &mut self,
+        activity: &Activity,
+        min_rate: u64,
+        now: Instant,
+    ) -> WatchVerdict {
         let is_new = activity.requests.get() != self.requests;
         let came = activity.read.get() != self.read;
         if self.must_close(activity, now) {
-            return Verdict::Close(Cut::Silent);
+            return WatchVerdict::Close(CutReason::Silent);
         }
         let flow = activity.flow(came);
         let bytes = if flow == Flow::Request {
@@ -288,12 +292,14 @@ impl Watch {
         }
         let is_below = self.rate.is_below(min_rate, flow, bytes, now);
         match flow {
-            // It was told at the last look, and still waits for the body.
-            Flow::Request if activity.too_slow.get() => Verdict::Close(Cut::SlowRequest),
-            Flow::Request if is_below => Verdict::TellHandler,
-            Flow::Answer if is_below && activity.blocked.get() => Verdict::Close(Cut::SlowReader),
-            Flow::Answer if is_below => Verdict::Close(Cut::SlowAnswer),
-            _ => Verdict::GoOn,
+            // The handler was told at the last look, and still waits for the body.
+            Flow::Request if activity.too_slow.get() => WatchVerdict::Close(CutReason::SlowRequest),
+            Flow::Request if is_below => WatchVerdict::TellHandler,
+            Flow::Answer if is_below && activity.blocked.get() => {
+                WatchVerdict::Close(CutReason::SlowReader)
+            }
+            Flow::Answer if is_below => WatchVerdict::Close(CutReason::SlowAnswer),
+            _ => WatchVerdict::GoOn,
         }
     }
 
@@ -316,7 +322,7 @@ impl Watch {
         }
         if activity.handling.get() > 0 {
             self.head_since = None;
-            return now - self.still_since >= HANDLER;
+            return now - self.still_since >= MAX_HANDLER_SILENCE;
         }
         let head_begun = requests == 0 || read > activity.read_when_idle.get();
         // Bytes that came behind a request wait while its answer goes on.
@@ -337,18 +343,18 @@ impl Watch {
             || now - self.still_since >= self.limits.idle
     }
 
-    /// Whether nothing is under way, neither here nor in hyper: every byte that came belongs to a
+    /// True if nothing is under way, neither here nor in hyper: every byte that came belongs to a
     /// request whose answer has been written.
     pub(super) fn is_idle(&self, activity: &Activity) -> bool {
         self.still
             && self.requests > 0
             && !activity.is_busy()
             && activity.between.get()
-            // Parked, it would wake for a request that cannot be answered any more.
+            // A parked connection would wake for a request that cannot be answered any more.
             && !activity.shut.get()
     }
 
-    /// When an idle connection is closed.
+    /// Moment at which an idle connection is closed.
     pub(super) fn idle_until(&self) -> Instant {
         self.still_since + self.limits.idle
     }

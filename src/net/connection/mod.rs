@@ -35,17 +35,17 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-pub use self::activity::{Cut, Limits};
+pub use self::activity::{ConnectionLimits, CutReason};
 use self::{
-    activity::{Activity, TICK, Verdict, Watch},
-    io::{LargeReads, Metered},
+    activity::{Activity, ConnectionWatch, TICK, WatchVerdict},
+    io::{LargeReads, MeteredStream},
 };
 
 /// The most header lines of a request; more is answered 431.
 const MAX_HEADERS: usize = 100;
 /// The most bytes of a request head; more is answered 431.
 const MAX_HEAD: usize = 64 * 1024;
-/// How far the buffers of a connection grow, the one that a long body fills and the one that waits
+/// Largest size of the buffers of a connection, the one that a long body fills and the one that waits
 /// for its client to read. Each read of a fast upload costs the same.
 const MAX_BUFFER: usize = 128 * 1024;
 /// Connections that may read in pieces as large as that, for each [`Connections`].
@@ -58,23 +58,23 @@ pub struct OddFraming;
 
 /// The connections of one listener or worker, so that they can be told to finish and waited for.
 #[derive(Debug, Default, Clone)]
-pub struct Connections(Rc<Shared>);
+pub struct Connections(Rc<ConnectionSet>);
 
 #[derive(Debug)]
-struct Shared {
-    limits: Limits,
-    open: RefCell<Open>,
+struct ConnectionSet {
+    limits: ConnectionLimits,
+    open: RefCell<OpenTable>,
     gone: Notify,
     /// Bytes per second; 0 = none.
     min_rate: Cell<u64>,
-    /// How many more connections may read in large pieces.
+    /// Number of further connections that may read in large pieces.
     large_reads: Rc<Cell<usize>>,
 }
 
-impl Default for Shared {
+impl Default for ConnectionSet {
     fn default() -> Self {
         Self {
-            limits: Limits::default(),
+            limits: ConnectionLimits::default(),
             open: RefCell::default(),
             gone: Notify::default(),
             min_rate: Cell::default(),
@@ -84,7 +84,7 @@ impl Default for Shared {
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenTable {
     next: u64,
     closing: bool,
     by_id: HashMap<u64, Rc<Activity>>,
@@ -92,19 +92,19 @@ struct Open {
 
 impl Connections {
     /// Connections that are cut at these deadlines.
-    pub fn with_limits(limits: Limits) -> Self {
-        Self(Rc::new(Shared {
+    pub fn with_limits(limits: ConnectionLimits) -> Self {
+        Self(Rc::new(ConnectionSet {
             limits,
-            ..Shared::default()
+            ..ConnectionSet::default()
         }))
     }
 
-    /// How many are open.
+    /// Number of open connections.
     pub fn count(&self) -> usize {
         self.0.open.borrow().by_id.len()
     }
 
-    /// How many are idle and have given back what a request needs.
+    /// Number of idle connections that have given back the memory that a request needs.
     pub fn parked(&self) -> usize {
         self.0
             .open
@@ -121,7 +121,7 @@ impl Connections {
         self.0.min_rate.set(rate);
     }
 
-    /// Closes the idle ones. Those that have begun a request, and those that have sent nothing so
+    /// Closes idle connections. Those that have begun a request, and those that have sent nothing so
     /// far, get one answer, and so does every later one.
     pub fn close_idle(&self) {
         let mut open = self.0.open.borrow_mut();
@@ -141,7 +141,7 @@ impl Connections {
         }
     }
 
-    /// Closes the oldest that is not being answered, to make room for another one.
+    /// Closes the oldest connection that is not being answered, to make room for another one.
     pub fn shed(&self) {
         let open = self.0.open.borrow();
         let unanswered = open
@@ -153,7 +153,7 @@ impl Connections {
         }
     }
 
-    /// How many are being answered.
+    /// Number of connections that are being answered.
     pub fn answering(&self) -> usize {
         let open = self.0.open.borrow();
         open.by_id.values().filter(|a| a.is_busy()).count()
@@ -172,15 +172,15 @@ impl Connections {
         }
     }
 
-    /// Counts one more, for [`Entered::serve`].
-    pub(crate) fn enter(&self) -> Entered {
+    /// Counts a new connection, for [`OpenConnection::serve`].
+    pub(crate) fn enter(&self) -> OpenConnection {
         let activity = Rc::new(Activity::default());
         let mut open = self.0.open.borrow_mut();
         activity.closing.set(open.closing);
         let id = open.next;
         open.next += 1;
         open.by_id.insert(id, Rc::clone(&activity));
-        Entered {
+        OpenConnection {
             connections: self.clone(),
             activity,
             id,
@@ -189,13 +189,13 @@ impl Connections {
 }
 
 /// A place among the open connections, given back when dropped.
-pub(crate) struct Entered {
+pub(crate) struct OpenConnection {
     connections: Connections,
     activity: Rc<Activity>,
     id: u64,
 }
 
-impl Drop for Entered {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         let empty = {
             let mut open = self.connections.0.open.borrow_mut();
@@ -208,23 +208,23 @@ impl Drop for Entered {
     }
 }
 
-/// The state of a connection, for those who handle its requests.
+/// State of a connection, for the handlers of its requests.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectionState(Rc<Activity>);
 
 impl ConnectionState {
-    /// Whether the body of the current request comes below the minimum rate. Its handler is polled
-    /// when that becomes true; if it goes on reading, the connection is cut.
+    /// True if the body of the current request comes below the minimum rate. The handler is polled
+    /// when that becomes true; if the handler goes on reading, the connection is cut.
     pub(crate) fn is_too_slow(&self) -> bool {
         self.0.too_slow.get()
     }
 
     /// The reason why the connection was cut.
-    pub(crate) fn cut(&self) -> Option<Cut> {
+    pub(crate) fn cut(&self) -> Option<CutReason> {
         self.0.cut.get()
     }
 
-    /// The state of a connection that nobody watches.
+    /// State of a connection without a watch.
     #[cfg(test)]
     pub(crate) fn unwatched() -> Self {
         Self(Rc::default())
@@ -250,13 +250,13 @@ where
     connections.enter().serve(io, leaving, handler).await
 }
 
-impl Entered {
+impl OpenConnection {
     /// The state of the connection, for its handler.
     pub(crate) fn state(&self) -> ConnectionState {
         ConnectionState(Rc::clone(&self.activity))
     }
 
-    /// See [`serve`].
+    /// Serves this connection, see [`serve`].
     pub(crate) async fn serve<I, H, F, B>(
         &self,
         io: I,
@@ -270,16 +270,17 @@ impl Entered {
         B: Body + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let Shared {
+        let ConnectionSet {
             limits,
             large_reads,
             ..
         } = &*self.connections.0;
-        let mut io = Metered::new(io, Rc::clone(&self.activity), LargeReads::new(large_reads));
+        let mut io =
+            MeteredStream::new(io, Rc::clone(&self.activity), LargeReads::new(large_reads));
         let mut tick = pin!(sleep(TICK));
-        let mut watch = Watch::new(Instant::now(), *limits, leaving());
+        let mut watch = ConnectionWatch::new(Instant::now(), *limits, leaving());
         loop {
-            // On the heap, so that nothing of it is left while the connection is parked.
+            // On the heap, so that a parked connection holds none of this memory.
             let active = Box::pin(active(
                 io,
                 self,
@@ -289,9 +290,9 @@ impl Entered {
                 &handler,
             ));
             match active.await {
-                Left::Idle(idle) => io = idle,
-                Left::Broken(io) => return Some(io.into_inner()),
-                Left::Over => return None,
+                ActiveEnd::Idle(idle) => io = idle,
+                ActiveEnd::Broken(io) => return Some(io.into_inner()),
+                ActiveEnd::Over => return None,
             }
             if !parked(&mut io, &self.activity, &watch, tick.as_mut()).await {
                 return None;
@@ -301,22 +302,22 @@ impl Entered {
 }
 
 /// The state in which [`active`] leaves a connection.
-enum Left<I> {
-    Idle(Metered<I>),
+enum ActiveEnd<I> {
+    Idle(MeteredStream<I>),
     /// The body of an answer broke off.
-    Broken(Metered<I>),
+    Broken(MeteredStream<I>),
     Over,
 }
 
 /// Serves requests until the connection is over or idle.
 async fn active<I, H, F, B>(
-    io: Metered<I>,
-    entered: &Entered,
-    watch: &mut Watch,
+    io: MeteredStream<I>,
+    entered: &OpenConnection,
+    watch: &mut ConnectionWatch,
     mut tick: Pin<&mut Sleep>,
     leaving: &impl Fn() -> bool,
     handler: &H,
-) -> Left<I>
+) -> ActiveEnd<I>
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Fn(Box<Parts>, Incoming) -> F,
@@ -324,7 +325,7 @@ where
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let Entered {
+    let OpenConnection {
         activity,
         connections,
         ..
@@ -337,7 +338,7 @@ where
         }
         // In a box, because each future that it goes through would keep a place for it.
         let head = Box::new(head);
-        let handling = Handling::begin(activity);
+        let handling = HandlingGuard::begin(activity);
         async move {
             // Called in here, so that its future is made where it will stay: it is large.
             let mut response = handler(head, body).await;
@@ -347,8 +348,8 @@ where
                     .insert(CONNECTION, HeaderValue::from_static("close"));
             }
             drop(handling);
-            let delivery = Delivery::begin(activity);
-            Ok::<_, Infallible>(response.map(|body| Delivered {
+            let delivery = DeliveryGuard::begin(activity);
+            Ok::<_, Infallible>(response.map(|body| TrackedBody {
                 body,
                 _delivery: delivery,
             }))
@@ -361,7 +362,7 @@ where
     let idle = poll_fn(|cx| {
         activity.waker.register(cx.waker());
         if activity.evicted.get() {
-            return Poll::Ready(Ended::Over);
+            return Poll::Ready(HyperEnd::Over);
         }
         // hyper's own graceful shutdown would close a connection that has said nothing yet, or half
         // a head. Here it is closed where it would be parked, which only an idle one is.
@@ -373,14 +374,14 @@ where
         'serving: loop {
             if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
                 let Err(error) = ended else {
-                    return Poll::Ready(Ended::Over);
+                    return Poll::Ready(HyperEnd::Over);
                 };
                 tracing::debug!(%error, "connection ended early");
                 // The handler never fails, so it is the body of an answer that did.
                 return Poll::Ready(if error.is_user() {
-                    Ended::Broken
+                    HyperEnd::Broken
                 } else {
-                    Ended::Over
+                    HyperEnd::Over
                 });
             }
             // Asked once, it wakes this task. Asking it again at each of a thousand requests would
@@ -388,20 +389,20 @@ where
             while (!armed || tick.is_elapsed()) && tick.as_mut().poll(cx).is_ready() {
                 let now = Instant::now();
                 let verdict = watch.look(activity, connections.0.min_rate.get(), now);
-                if let Verdict::Close(cut) = verdict {
+                if let WatchVerdict::Close(cut) = verdict {
                     activity.cut.set(Some(cut));
                     // An answer under way must not look as if it were whole.
                     return Poll::Ready(match cut {
-                        Cut::SlowReader | Cut::SlowAnswer => Ended::Broken,
-                        Cut::Silent | Cut::SlowRequest => Ended::Over,
+                        CutReason::SlowReader | CutReason::SlowAnswer => HyperEnd::Broken,
+                        CutReason::Silent | CutReason::SlowRequest => HyperEnd::Over,
                     });
                 }
                 if watch.is_idle(activity) {
-                    return Poll::Ready(Ended::Idle);
+                    return Poll::Ready(HyperEnd::Idle);
                 }
                 tick.as_mut().reset(now + activity.tick());
                 armed = false;
-                if verdict == Verdict::TellHandler {
+                if verdict == WatchVerdict::TellHandler {
                     activity.too_slow.set(true);
                     // The handler hears of it when it is polled.
                     continue 'serving;
@@ -412,23 +413,23 @@ where
         }
     });
     let ended = idle.await;
-    if ended == Ended::Over {
-        return Left::Over;
+    if ended == HyperEnd::Over {
+        return ActiveEnd::Over;
     }
     let parts = connection.into_parts();
     let mut io = parts.io.into_inner();
-    if ended == Ended::Broken {
-        return Left::Broken(io);
+    if ended == HyperEnd::Broken {
+        return ActiveEnd::Broken(io);
     }
-    // Its buffer is gone.
+    // hyper's buffer is gone, and with it the reason for large reads.
     io.read_small();
     io.put_back(parts.read_buf);
-    Left::Idle(io)
+    ActiveEnd::Idle(io)
 }
 
 /// The way in which hyper's part of a connection ends.
 #[derive(PartialEq, Eq)]
-enum Ended {
+enum HyperEnd {
     Idle,
     Broken,
     Over,
@@ -445,11 +446,11 @@ fn limited() -> http1::Builder {
     builder
 }
 
-/// Waits until the client of an idle connection says something: whether it did.
+/// Waits until the client of an idle connection sends something; `false` if it does not.
 async fn parked<I: AsyncRead + AsyncWrite + Unpin>(
-    io: &mut Metered<I>,
+    io: &mut MeteredStream<I>,
     activity: &Activity,
-    watch: &Watch,
+    watch: &ConnectionWatch,
     mut tick: Pin<&mut Sleep>,
 ) -> bool {
     tick.as_mut().reset(watch.idle_until());
@@ -457,49 +458,49 @@ async fn parked<I: AsyncRead + AsyncWrite + Unpin>(
     let woken = poll_fn(|cx| {
         activity.waker.register(cx.waker());
         if activity.evicted.get() {
-            return Poll::Ready(Parked::Forgotten);
+            return Poll::Ready(ParkedEnd::TimedOut);
         }
         match io.poll_ahead(cx) {
             // Whoever has said something is answered, even if all the others are told to leave.
-            Poll::Ready(true) => Poll::Ready(Parked::Woken),
-            Poll::Ready(false) => Poll::Ready(Parked::Leaving),
-            Poll::Pending if activity.closing.get() => Poll::Ready(Parked::Leaving),
-            Poll::Pending => tick.as_mut().poll(cx).map(|()| Parked::Forgotten),
+            Poll::Ready(true) => Poll::Ready(ParkedEnd::Woken),
+            Poll::Ready(false) => Poll::Ready(ParkedEnd::Closing),
+            Poll::Pending if activity.closing.get() => Poll::Ready(ParkedEnd::Closing),
+            Poll::Pending => tick.as_mut().poll(cx).map(|()| ParkedEnd::TimedOut),
         }
     });
     let woken = woken.await;
     activity.parked.set(false);
     match woken {
-        Parked::Woken => true,
-        Parked::Forgotten => false,
-        Parked::Leaving => {
+        ParkedEnd::Woken => true,
+        ParkedEnd::TimedOut => false,
+        ParkedEnd::Closing => {
             let _ = tokio::io::AsyncWriteExt::shutdown(io).await;
             false
         }
     }
 }
 
-/// How the rest of an idle connection ends.
-enum Parked {
+/// End of the time in which a connection is parked.
+enum ParkedEnd {
     /// Its client has said something.
     Woken,
-    /// One of the two closes it.
-    Leaving,
-    /// It was idle for too long.
-    Forgotten,
+    /// The client or a stop closes the connection.
+    Closing,
+    /// The connection was idle for too long, or was evicted.
+    TimedOut,
 }
 
 /// Marks a request as being handled; a panic or a hang-up ends it too.
-struct Handling<'a>(&'a Activity);
+struct HandlingGuard<'a>(&'a Activity);
 
-impl<'a> Handling<'a> {
+impl<'a> HandlingGuard<'a> {
     fn begin(activity: &'a Activity) -> Self {
         activity.handling.update(|count| count + 1);
         Self(activity)
     }
 }
 
-impl Drop for Handling<'_> {
+impl Drop for HandlingGuard<'_> {
     fn drop(&mut self) {
         self.0.handling.update(|count| count - 1);
         self.0.read_when_idle.set(self.0.read.get());
@@ -507,16 +508,16 @@ impl Drop for Handling<'_> {
 }
 
 /// Marks a body as being sent.
-struct Delivery(Rc<Activity>);
+struct DeliveryGuard(Rc<Activity>);
 
-impl Delivery {
+impl DeliveryGuard {
     fn begin(activity: &Rc<Activity>) -> Self {
         activity.delivering.update(|count| count + 1);
         Self(Rc::clone(activity))
     }
 }
 
-impl Drop for Delivery {
+impl Drop for DeliveryGuard {
     fn drop(&mut self) {
         self.0.delivering.update(|count| count - 1);
         self.0.wake_half_closed();
@@ -525,14 +526,14 @@ impl Drop for Delivery {
 
 pin_project! {
     /// The body of an answer; gone when hyper has all of it.
-    struct Delivered<B> {
+    struct TrackedBody<B> {
         #[pin]
         body: B,
-        _delivery: Delivery,
+        _delivery: DeliveryGuard,
     }
 }
 
-impl<B: Body> Body for Delivered<B> {
+impl<B: Body> Body for TrackedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 

@@ -29,7 +29,7 @@ use super::{
     path::{ApiPath, SplitPath},
     retry::{self, Next},
     route::Account,
-    upstream::{Attempt, DialError, Headers, Outgoing, SendError, Target},
+    upstream::{AttemptCount, DialError, Headers, Outgoing, RequestTarget, SendError},
     worker::Worker,
 };
 use crate::{
@@ -587,12 +587,12 @@ impl Call<'_> {
         trail: &mut Trail,
     ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
         let again = || target().ok();
-        let target = Target::new(target()?, &again);
+        let target = RequestTarget::new(target()?, &again);
         let mut outgoing = Outgoing {
             method: self.method,
             target,
             headers: &mut self.headers,
-            attempt: Attempt::new(&mut trail.attempts),
+            attempt: AttemptCount::new(&mut trail.attempts),
         };
         let patience = self.live.response_timeout;
         let mut unreachable = None;

@@ -19,17 +19,17 @@ use std::{
 
 use bytes::Bytes;
 
-use self::files::{Files, Lent};
+use self::files::{FilePool, PooledFile};
 use super::settings::Replay;
 
-/// How much is read back from a file at a time.
+/// Bytes that are read back from a file at a time.
 const CHUNK: usize = 64 * 1024;
 /// Pieces for a file are gathered up to this many bytes where the budget has room for them.
 const GATHER: usize = 64 * 1024;
-/// The same where it has none.
-const GATHER_LEAST: usize = 4 * 1024;
+/// Bytes that are gathered where the budget has no room.
+const MIN_GATHER: usize = 4 * 1024;
 /// The least memory that a copy asks the budget for.
-const GROW_LEAST: usize = 4 * 1024;
+const MIN_GROWTH: usize = 4 * 1024;
 
 /// The memory for the copies of all workers, `replay.memory_total`. Counted is the room that copies
 /// occupy, not the bytes in it.
@@ -43,7 +43,7 @@ pub(crate) struct CopyBudget {
 #[derive(Debug)]
 pub(crate) struct Spool {
     budget: Arc<CopyBudget>,
-    files: Rc<Files>,
+    files: Rc<FilePool>,
 }
 
 impl Spool {
@@ -54,7 +54,7 @@ impl Spool {
         }
     }
 
-    /// Closes files that nobody needs any more. Called several times a second.
+    /// Closes files that were spare for too long. Called several times a second.
     pub(crate) fn reap(&self) {
         self.files.reap();
     }
@@ -120,28 +120,28 @@ impl Drop for Share {
 
 /// A copy that grows with the body.
 #[derive(Debug)]
-pub(crate) struct Copy {
+pub(crate) struct Capture {
     /// The length of the body, where it is known.
     expected: Option<u64>,
     memory_limit: u64,
     disk_limit: u64,
-    files: Rc<Files>,
-    state: State,
+    files: Rc<FilePool>,
+    state: CaptureState,
 }
 
 #[derive(Debug)]
-enum State {
+enum CaptureState {
     Memory(Vec<u8>, Share),
     Disk(Spooled),
-    Lost(NoCopy),
+    Lost(CaptureLost),
 }
 
 #[derive(Debug)]
 struct Spooled {
-    file: Lent,
+    file: PooledFile,
     written: u64,
     gathered: Vec<u8>,
-    /// What `gathered` may have beyond [`GATHER_LEAST`].
+    /// Share of the budget for `gathered` beyond [`MIN_GATHER`].
     share: Share,
 }
 
@@ -153,7 +153,7 @@ fn make_room(bytes: &mut Vec<u8>, share: &mut Share, more: usize, limit: u64) ->
         return true;
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let doubled = (bytes.capacity() * 2).max(GROW_LEAST);
+    let doubled = (bytes.capacity() * 2).max(MIN_GROWTH);
     let room = doubled.min(limit).max(needed);
     let grown = share.grow((room - bytes.capacity()) as u64);
     if grown {
@@ -162,9 +162,9 @@ fn make_room(bytes: &mut Vec<u8>, share: &mut Share, more: usize, limit: u64) ->
     grown
 }
 
-/// Why there is no copy.
+/// Reason why there is no copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NoCopy {
+pub(crate) enum CaptureLost {
     /// Larger than the limits, or the shared memory is taken.
     NoRoom,
     /// The temporary file cannot be written.
@@ -173,15 +173,15 @@ pub(crate) enum NoCopy {
 
 /// A whole copy. Cheap to read from again and again.
 #[derive(Debug)]
-pub(crate) enum Held {
+pub(crate) enum Captured {
     Memory(
         Bytes,
         #[allow(dead_code, reason = "gives its share of the budget back when dropped")] Share,
     ),
-    Disk(Rc<Lent>, u64),
+    Disk(Rc<PooledFile>, u64),
 }
 
-impl Held {
+impl Captured {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Memory(bytes, _) => bytes.len() as u64,
@@ -190,7 +190,7 @@ impl Held {
     }
 }
 
-impl Copy {
+impl Capture {
     /// `expected` is the length of the body, where it is known: what will not stay in memory does
     /// not go there first.
     pub(crate) fn new(replay: &Replay, expected: Option<u64>, spool: &Spool) -> Self {
@@ -201,7 +201,7 @@ impl Copy {
             memory_limit: if will_stay { replay.memory } else { 0 },
             disk_limit: replay.disk,
             state: if fits {
-                State::Memory(
+                CaptureState::Memory(
                     Vec::new(),
                     Share {
                         budget: Arc::clone(&spool.budget),
@@ -209,7 +209,7 @@ impl Copy {
                     },
                 )
             } else {
-                State::Lost(NoCopy::NoRoom)
+                CaptureState::Lost(CaptureLost::NoRoom)
             },
             files: Rc::clone(&spool.files),
         }
@@ -220,23 +220,23 @@ impl Copy {
         self.memory_limit.max(self.disk_limit)
     }
 
-    /// Whether, and why, the copy was given up.
-    pub(crate) fn lost(&self) -> Option<NoCopy> {
+    /// Reason why the copy was given up, if it was.
+    pub(crate) fn lost(&self) -> Option<CaptureLost> {
         match self.state {
-            State::Lost(reason) => Some(reason),
-            State::Memory(..) | State::Disk(..) => None,
+            CaptureState::Lost(reason) => Some(reason),
+            CaptureState::Memory(..) | CaptureState::Disk(..) => None,
         }
     }
 
     /// Adds to the copy. Giving up is no error: the body itself goes on.
     pub(crate) fn push(&mut self, data: &[u8]) {
         let len = match &self.state {
-            State::Memory(bytes, _) => bytes.len() as u64,
-            State::Disk(spooled) => spooled.len(),
-            State::Lost(_) => return,
+            CaptureState::Memory(bytes, _) => bytes.len() as u64,
+            CaptureState::Disk(spooled) => spooled.len(),
+            CaptureState::Lost(_) => return,
         };
         let after = len + data.len() as u64;
-        if let State::Memory(bytes, share) = &mut self.state
+        if let CaptureState::Memory(bytes, share) = &mut self.state
             && after <= self.memory_limit
             && make_room(
                 bytes,
@@ -249,25 +249,26 @@ impl Copy {
         } else if after <= self.disk_limit {
             self.spool(data);
         } else {
-            self.state = State::Lost(NoCopy::NoRoom);
+            self.state = CaptureState::Lost(CaptureLost::NoRoom);
         }
     }
 
     fn spool(&mut self, data: &[u8]) {
-        let spooled = match std::mem::replace(&mut self.state, State::Lost(NoCopy::Disk)) {
-            State::Memory(kept, share) => Spooled::begin(&self.files, kept, share),
-            State::Disk(spooled) => Ok(spooled),
-            State::Lost(_) => return,
-        };
+        let spooled =
+            match std::mem::replace(&mut self.state, CaptureState::Lost(CaptureLost::Disk)) {
+                CaptureState::Memory(kept, share) => Spooled::begin(&self.files, kept, share),
+                CaptureState::Disk(spooled) => Ok(spooled),
+                CaptureState::Lost(_) => return,
+            };
         match spooled.and_then(|mut spooled| spooled.push(data).map(|()| spooled)) {
-            Ok(spooled) => self.state = State::Disk(spooled),
+            Ok(spooled) => self.state = CaptureState::Disk(spooled),
             Err(error) => self.disk_failed(&error),
         }
     }
 
     fn disk_failed(&mut self, error: &io::Error) {
         tracing::warn!(%error, folder = %std::env::temp_dir().display(), "cannot keep a request body for replay; is the disk full?");
-        self.state = State::Lost(NoCopy::Disk);
+        self.state = CaptureState::Lost(CaptureLost::Disk);
         self.files.clear();
     }
 
@@ -275,23 +276,23 @@ impl Copy {
     ///
     /// # Errors
     /// When it was given up.
-    pub(crate) fn take(&mut self) -> Result<Held, NoCopy> {
-        match std::mem::replace(&mut self.state, State::Lost(NoCopy::NoRoom)) {
-            State::Memory(bytes, share) => Ok(Held::Memory(bytes.into(), share)),
-            State::Disk(mut spooled) => match spooled.write_out() {
-                Ok(()) => Ok(Held::Disk(Rc::new(spooled.file), spooled.written)),
+    pub(crate) fn take(&mut self) -> Result<Captured, CaptureLost> {
+        match std::mem::replace(&mut self.state, CaptureState::Lost(CaptureLost::NoRoom)) {
+            CaptureState::Memory(bytes, share) => Ok(Captured::Memory(bytes.into(), share)),
+            CaptureState::Disk(mut spooled) => match spooled.write_out() {
+                Ok(()) => Ok(Captured::Disk(Rc::new(spooled.file), spooled.written)),
                 Err(error) => {
                     self.disk_failed(&error);
-                    Err(NoCopy::Disk)
+                    Err(CaptureLost::Disk)
                 }
             },
-            State::Lost(reason) => Err(reason),
+            CaptureState::Lost(reason) => Err(reason),
         }
     }
 }
 
 impl Spooled {
-    fn begin(files: &Rc<Files>, kept: Vec<u8>, share: Share) -> io::Result<Self> {
+    fn begin(files: &Rc<FilePool>, kept: Vec<u8>, share: Share) -> io::Result<Self> {
         let mut spooled = Self {
             file: files.lend()?,
             written: 0,
@@ -313,7 +314,7 @@ impl Spooled {
         if self.gathered.capacity() == 0 && data.len() < GATHER / 2 {
             let has_room = self.share.grow(GATHER as u64);
             self.gathered
-                .reserve_exact(if has_room { GATHER } else { GATHER_LEAST });
+                .reserve_exact(if has_room { GATHER } else { MIN_GATHER });
         }
         let room = self.gathered.capacity();
         let is_large = data.len() >= room / 2;
@@ -345,13 +346,13 @@ impl Spooled {
 /// Reads a spooled copy from its beginning.
 #[derive(Debug)]
 pub(crate) struct FileBody {
-    file: Rc<Lent>,
+    file: Rc<PooledFile>,
     len: u64,
     at: u64,
 }
 
 impl FileBody {
-    pub(crate) fn new(file: Rc<Lent>, len: u64) -> Self {
+    pub(crate) fn new(file: Rc<PooledFile>, len: u64) -> Self {
         Self { file, len, at: 0 }
     }
 
@@ -385,8 +386,8 @@ mod tests {
         Spool::new(CopyBudget::new(total))
     }
 
-    fn copy(memory: u64, disk: u64, spool: &Spool) -> Copy {
-        Copy::new(
+    fn copy(memory: u64, disk: u64, spool: &Spool) -> Capture {
+        Capture::new(
             &Replay {
                 memory,
                 disk,
@@ -397,10 +398,10 @@ mod tests {
         )
     }
 
-    fn content(held: &Held) -> Vec<u8> {
+    fn content(held: &Captured) -> Vec<u8> {
         match held {
-            Held::Memory(bytes, _) => bytes.to_vec(),
-            Held::Disk(file, len) => {
+            Captured::Memory(bytes, _) => bytes.to_vec(),
+            Captured::Disk(file, len) => {
                 let mut body = FileBody::new(Rc::clone(file), *len);
                 std::iter::from_fn(|| body.next())
                     .flat_map(|chunk| chunk.unwrap())
@@ -428,7 +429,7 @@ mod tests {
                 }
             }
             let held = copy.take().unwrap();
-            assert_eq!(matches!(held, Held::Disk(..)), memory < 800_000);
+            assert_eq!(matches!(held, Captured::Disk(..)), memory < 800_000);
             assert!(content(&held) == data && content(&held) == data);
         }
         assert_eq!(
@@ -457,8 +458,8 @@ mod tests {
         copy.push(&[1; 15]);
         assert_eq!(copy.lost(), None);
         copy.push(&[1; 6]);
-        assert_eq!(copy.lost(), Some(NoCopy::NoRoom));
-        assert_eq!(copy.take().unwrap_err(), NoCopy::NoRoom);
+        assert_eq!(copy.lost(), Some(CaptureLost::NoRoom));
+        assert_eq!(copy.take().unwrap_err(), CaptureLost::NoRoom);
     }
 
     #[test]
@@ -468,10 +469,10 @@ mod tests {
         first.push(&[1; 90]);
         let mut second = copy(100, 1_000, &spool);
         second.push(&[2; 20]);
-        assert!(matches!(second.take(), Ok(Held::Disk(_, 20))));
+        assert!(matches!(second.take(), Ok(Captured::Disk(_, 20))));
         let mut third = copy(100, 0, &spool);
         third.push(&[3; 20]);
-        assert_eq!(third.lost(), Some(NoCopy::NoRoom));
+        assert_eq!(third.lost(), Some(CaptureLost::NoRoom));
         assert_eq!(spool.budget.used(), 100, "the room counts");
     }
 }

@@ -24,15 +24,15 @@ use tokio::{
     time::Instant,
 };
 
-use super::{super::body::OutBody, link::Link};
+use super::{super::body::OutBody, counted_stream::CountedStream};
 
 /// Polls of a connection in a row before other tasks have their turn.
 const MAX_TURNS: u32 = 16;
 
-/// See the module. Dropping it closes the connection.
-pub(super) struct Driver {
+/// hyper's half of a connection with its waker. Dropping it closes the connection.
+pub(super) struct ConnectionDriver {
     /// `None` once it has ended or is set apart.
-    driven: Option<http1::Connection<TokioIo<Link>, OutBody>>,
+    driven: Option<http1::Connection<TokioIo<CountedStream>, OutBody>>,
     state: Arc<ConnWaker>,
     /// Of `state`.
     waker: Waker,
@@ -85,8 +85,8 @@ impl Wake for ConnWaker {
     }
 }
 
-impl Driver {
-    pub(super) fn new(driven: http1::Connection<TokioIo<Link>, OutBody>) -> Self {
+impl ConnectionDriver {
+    pub(super) fn new(driven: http1::Connection<TokioIo<CountedStream>, OutBody>) -> Self {
         let state = Arc::new(ConnWaker {
             woken: AtomicBool::new(true),
             polled: AtomicBool::new(false),
@@ -180,7 +180,7 @@ impl Driver {
     }
 }
 
-impl Drop for Driver {
+impl Drop for ConnectionDriver {
     fn drop(&mut self) {
         if let Some(apart) = &self.apart {
             apart.abort();
