@@ -205,7 +205,7 @@ impl App {
             drain,
             grace,
         } = self;
-        let admin = tokio::spawn(admin.run(drain.clone()));
+        let admin = admin.start(drain.clone()).await?;
         let proxy = proxy.run(drain);
         tokio::pin!(proxy, stop, abort);
         tokio::select! {

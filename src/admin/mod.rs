@@ -17,9 +17,10 @@ mod site;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, io, rc::Rc, sync::Arc};
 
 use axum::body::Body;
+use tokio::sync::oneshot;
 
 pub use self::{
     control::AdminControl,
@@ -31,6 +32,7 @@ use crate::{
         bind,
         drain::Drain,
         listen::{BoundAddr, Listener},
+        local,
         serve::serve,
     },
     telemetry::{queue::LogQueue, registry::MetricsRegistry, workers::StuckWorkers},
@@ -68,7 +70,7 @@ pub enum AdminBindError {
 }
 
 impl Admin {
-    /// Binds the address. Connections wait until [`Admin::run`]. Must be called inside a runtime.
+    /// Binds the address. Connections wait until [`Admin::start`]. Must be called inside a runtime.
     pub fn bind(
         settings: &AdminSettings,
         accounts: Arc<TokenRegistry>,
@@ -142,10 +144,17 @@ impl Admin {
         self.listener.address()
     }
 
-    /// Serves until the drain is aborting. `/readyz` answers 503 from the moment the drain is
-    /// leaving.
-    pub async fn run(self, drain: Drain) {
-        let site = Arc::new(Site::new(
+    /// Serves on a thread of its own until the drain is aborting; the receiver resolves then.
+    /// Readiness is gone from the moment the drain is leaving.
+    ///
+    /// # Errors
+    /// When the thread or its runtime cannot be started.
+    pub async fn start(self, drain: Drain) -> io::Result<oneshot::Receiver<()>> {
+        local::spawn("wxgate-admin".to_owned(), move || self.serve(drain)).await
+    }
+
+    async fn serve(self, drain: Drain) {
+        let site = Rc::new(Site::new(
             self.control,
             self.metrics,
             drain.clone(),
@@ -153,7 +162,7 @@ impl Admin {
             self.reload,
         ));
         serve(self.listener, drain, move |request| {
-            let site = Arc::clone(&site);
+            let site = Rc::clone(&site);
             async move { Ok(site.answer(request.map(Body::new)).await) }
         })
         .await;

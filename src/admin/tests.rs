@@ -662,7 +662,7 @@ async fn it_serves_over_a_socket_until_the_drain_aborts() {
     let admin = Admin::bind(&settings, accounts, metrics).unwrap();
     let address = admin.address().tcp().unwrap();
     let (control, drain) = drain::drain();
-    let running = tokio::spawn(admin.run(drain));
+    let running = admin.start(drain).await.unwrap();
     let ask = async |head: &str| {
         let mut socket = TcpStream::connect(address).await.unwrap();
         socket
@@ -677,6 +677,16 @@ async fn it_serves_over_a_socket_until_the_drain_aborts() {
         ask("GET /readyz HTTP/1.1\r\nhost: node-1\r\n").await,
         "HTTP/1.1 200 OK"
     );
+    // Blocks this thread and with it the runtime that stands for the one of background work.
+    let mut probe = std::net::TcpStream::connect(address).unwrap();
+    probe
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    std::io::Write::write_all(&mut probe, b"GET /livez HTTP/1.1\r\nhost: node-1\r\n\r\n").unwrap();
+    let mut begin = [0; 12];
+    std::io::Read::read_exact(&mut probe, &mut begin).unwrap();
+    assert_eq!(&begin, b"HTTP/1.1 200");
+    drop(probe);
     assert_eq!(
         ask("GET / HTTP/1.1\r\nhost: node-1\r\n").await,
         "HTTP/1.1 421 Misdirected Request"

@@ -6,7 +6,7 @@
 
 use std::{fmt::Display, net::SocketAddr, pin::Pin, sync::Arc};
 
-use tokio::sync::Mutex;
+use tokio::{runtime::Handle, sync::Mutex};
 
 use super::{
     loops::{self, NameLookup},
@@ -29,6 +29,9 @@ pub struct Reloader(Arc<ReloaderInner>);
 struct ReloaderInner {
     load: Loader,
     running: Arc<Mutex<RunningParts>>,
+    /// Runtime of the token refreshers. A reload starts some, and may be asked for on another
+    /// runtime, which can end earlier.
+    background: Handle,
 }
 
 /// Configuration in force, and the handles of the parts that a reload changes.
@@ -43,8 +46,13 @@ pub(super) struct RunningParts {
 }
 
 impl Reloader {
+    /// Must be called inside the runtime for background work.
     pub(super) fn new(load: Loader, running: Arc<Mutex<RunningParts>>) -> Self {
-        Self(Arc::new(ReloaderInner { load, running }))
+        Self(Arc::new(ReloaderInner {
+            load,
+            running,
+            background: Handle::current(),
+        }))
     }
 
     /// Loads the configuration and puts it into force, or returns all of its problems and changes
@@ -53,7 +61,7 @@ impl Reloader {
     pub async fn reload(&self) -> Reloaded {
         let inner = Arc::clone(&self.0);
         // In a task, so that a caller that hangs up does not cancel a reload halfway.
-        let reloading = tokio::spawn(async move {
+        let reloading = self.0.background.spawn(async move {
             let mut running = Arc::clone(&inner.running).lock_owned().await;
             // Blocking, since files are read and names looked up. The lock moves along, so that the
             // next reload waits for the end of this one.
@@ -175,7 +183,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{app::App, base::AccountName, config};
+    use crate::{app::App, base::AccountName, config, net::local};
 
     fn config(names: &[&str]) -> Result<Config, Problems> {
         let account = |name: &&str| {
@@ -240,6 +248,27 @@ mod tests {
         assert_eq!(next.await.unwrap(), done(&["b", "c"]));
         let running = reloader.0.running.lock().await;
         assert_eq!(running.refreshers.running().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_a_reload_starts_outlives_the_runtime_that_asked_for_it() {
+        let load: Loader = Box::new(|| config(&["b"]));
+        let (_app, reloader) = App::build(&config(&["a"]).unwrap(), None)
+            .unwrap()
+            .reloading(load);
+        let asking = reloader.clone();
+        // Ends like the thread of the admin listener in a stop.
+        let ended = local::spawn(
+            "asking".to_owned(),
+            move || async move { asking.reload().await },
+        );
+        assert_eq!(ended.await.unwrap().await.unwrap(), done(&["b"]));
+        let refresher = {
+            let running = reloader.0.running.lock().await;
+            running.refreshers.running()[0].1.token.clone()
+        };
+        let error = refresher.refresh_now(false).await.unwrap_err();
+        assert_ne!(error.label(), "stopped");
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! The way from serving to stopped, as a value that every listener and connection can watch.
 //!
-//! Only the state; who moves it on and when is the business of the application.
+//! Only the state; the application moves it on.
 
 use std::sync::{
     Arc,
@@ -9,7 +9,7 @@ use std::sync::{
 
 use tokio::sync::watch;
 
-/// How far a stop has come. It only ever moves forward.
+/// Progress of a stop. Only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Business as usual.
@@ -21,22 +21,22 @@ pub enum Phase {
     Closing,
     /// Kept-alive connections without a request are closed too.
     ClosingIdle,
-    /// Whatever is left is cut.
+    /// The remaining connections are cut.
     Aborting,
 }
 
-/// The hand that moves the phase on.
+/// Sender of the phase.
 #[derive(Debug)]
 pub struct DrainControl {
     phase: watch::Sender<Phase>,
     leaving: Arc<AtomicBool>,
 }
 
-/// The eye that watches it. Cheap to clone.
+/// Receiver of the phase. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Drain {
     phase: watch::Receiver<Phase>,
-    // Read once per answer, so it must not cost a lock.
+    // Read once per answer, and `phase` would cost a lock.
     leaving: Arc<AtomicBool>,
 }
 
@@ -68,12 +68,12 @@ impl DrainControl {
 }
 
 impl Drain {
-    /// Where the stop is now.
+    /// Current phase.
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
 
-    /// Whether answers should ask their clients to close.
+    /// True if answers should ask their clients to close.
     pub fn is_leaving(&self) -> bool {
         self.leaving.load(Relaxed)
     }

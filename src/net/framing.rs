@@ -17,7 +17,7 @@ const MAX_LINE: usize = 1024;
 /// Follows one connection.
 #[derive(Debug, Default)]
 pub(super) struct FramingWatch {
-    place: Place,
+    place: FramingState,
     /// The begin of a line whose end has not come yet; one byte over [`MAX_LINE`] at most, which
     /// marks it as too long.
     line: Vec<u8>,
@@ -27,7 +27,7 @@ pub(super) struct FramingWatch {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum FramingState {
     #[default]
     RequestLine,
     Fields,
@@ -40,7 +40,7 @@ enum Place {
     Lost,
 }
 
-/// What a head says about the length of its body.
+/// Fields of a head that frame its body.
 #[derive(Debug, Default)]
 struct Fields {
     lengths: u32,
@@ -57,9 +57,13 @@ impl FramingWatch {
     pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Option<u64> {
         while !bytes.is_empty() && self.odd.is_none() {
             bytes = match self.place {
-                Place::Body(left) => self.skip(left, bytes, Place::Body, Place::RequestLine),
-                Place::Chunk(left) => self.skip(left, bytes, Place::Chunk, Place::ChunkEnd),
-                Place::Fields if self.line.is_empty() => match skip_other_fields(bytes) {
+                FramingState::Body(left) => {
+                    self.skip(left, bytes, FramingState::Body, FramingState::RequestLine)
+                }
+                FramingState::Chunk(left) => {
+                    self.skip(left, bytes, FramingState::Chunk, FramingState::ChunkEnd)
+                }
+                FramingState::Fields if self.line.is_empty() => match skip_other_fields(bytes) {
                     behind if behind.len() < bytes.len() => behind,
                     _ => self.take_line(bytes),
                 },
@@ -69,12 +73,12 @@ impl FramingWatch {
         self.odd
     }
 
-    /// Whether the bytes end where a request ends, and none of them was odd.
+    /// True if the bytes end where a request ends, and none of them was odd.
     pub(in crate::net) fn is_between_requests(&self) -> bool {
-        self.place == Place::RequestLine && self.line.is_empty() && self.odd.is_none()
+        self.place == FramingState::RequestLine && self.line.is_empty() && self.odd.is_none()
     }
 
-    /// Whether the bytes end with a request behind which the client will say no more.
+    /// True if the bytes end with a request behind which the client will send no more.
     pub(in crate::net) fn is_over(&self) -> bool {
         self.is_between_requests() && self.fields.is_last
     }
@@ -83,8 +87,8 @@ impl FramingWatch {
         &mut self,
         left: u64,
         bytes: &'b [u8],
-        still: fn(u64) -> Place,
-        then: Place,
+        still: fn(u64) -> FramingState,
+        then: FramingState,
     ) -> &'b [u8] {
         let here = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
         let left = left - here as u64;
@@ -119,50 +123,50 @@ impl FramingWatch {
         // In heads a lone line feed is an end as well; in chunks it is not.
         let text = bare.unwrap_or(line);
         self.place = match (self.place, bare) {
-            (Place::RequestLine, _) if text.is_empty() => Place::RequestLine,
-            (Place::RequestLine, _) => {
+            (FramingState::RequestLine, _) if text.is_empty() => FramingState::RequestLine,
+            (FramingState::RequestLine, _) => {
                 self.fields = Fields {
                     is_plain: true,
                     ..Fields::default()
                 };
-                Place::Fields
+                FramingState::Fields
             }
-            (Place::Fields, _) if text.is_empty() => self.end_of_head(),
-            (Place::Fields, _) => {
+            (FramingState::Fields, _) if text.is_empty() => self.end_of_head(),
+            (FramingState::Fields, _) => {
                 self.fields.add(text, is_cut);
-                Place::Fields
+                FramingState::Fields
             }
             // Chunk sizes and trailers: what was cut off may have said anything.
-            _ if is_cut => Place::Lost,
-            (Place::ChunkSize, Some(text)) => {
-                chunk_size(text).map_or(Place::Lost, |size| match size {
-                    0 => Place::Trailers,
-                    size => Place::Chunk(size),
+            _ if is_cut => FramingState::Lost,
+            (FramingState::ChunkSize, Some(text)) => {
+                chunk_size(text).map_or(FramingState::Lost, |size| match size {
+                    0 => FramingState::Trailers,
+                    size => FramingState::Chunk(size),
                 })
             }
-            (Place::ChunkEnd, Some([])) => Place::ChunkSize,
-            (Place::Trailers, Some([])) => Place::RequestLine,
-            (Place::Trailers, Some(_)) => Place::Trailers,
-            _ => Place::Lost,
+            (FramingState::ChunkEnd, Some([])) => FramingState::ChunkSize,
+            (FramingState::Trailers, Some([])) => FramingState::RequestLine,
+            (FramingState::Trailers, Some(_)) => FramingState::Trailers,
+            _ => FramingState::Lost,
         };
-        if self.place == Place::Lost {
+        if self.place == FramingState::Lost {
             // hyper refuses such a body too; should it ever not, no request behind it is served.
             self.odd = Some(self.heads + 1);
         }
     }
 
-    fn end_of_head(&mut self) -> Place {
+    fn end_of_head(&mut self) -> FramingState {
         self.heads += 1;
         let fields = &self.fields;
         if !fields.is_plain || fields.lengths + fields.codings > 1 {
             self.odd = Some(self.heads);
         }
         if fields.codings > 0 {
-            Place::ChunkSize
+            FramingState::ChunkSize
         } else if fields.length > 0 {
-            Place::Body(fields.length)
+            FramingState::Body(fields.length)
         } else {
-            Place::RequestLine
+            FramingState::RequestLine
         }
     }
 }
@@ -237,7 +241,7 @@ fn skip_other_fields(mut bytes: &[u8]) -> &[u8] {
     bytes
 }
 
-/// Whether one of the names that are looked for begins like this.
+/// True if the name of a framing field begins like this.
 fn is_telling(first: u8) -> bool {
     matches!(first, b'c' | b'C' | b't' | b'T')
 }

@@ -27,7 +27,7 @@ use super::{
 };
 
 /// Time between two log lines about connections that cannot be accepted.
-const TELL_AGAIN: Duration = Duration::from_secs(60);
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// A classic BPF program that drops what begins a TCP connection (SYN without ACK, in byte 13 of
 /// the TCP header) and lets everything else through, handshakes under way among it.
@@ -42,12 +42,12 @@ const DROP_SYN: [SockFilter; 5] = [
 /// A listener that is bound: connections wait until it is started.
 #[derive(Debug)]
 pub struct Listener {
-    socket: Bound<StdTcpListener, StdUnixListener>,
+    socket: ListenerSocket<StdTcpListener, StdUnixListener>,
     address: BoundAddr,
 }
 
 #[derive(Debug)]
-enum Bound<T, U> {
+enum ListenerSocket<T, U> {
     Tcp(T),
     Unix(U, Option<SocketFile>),
 }
@@ -55,19 +55,19 @@ enum Bound<T, U> {
 /// A listener that takes connections, watched by the runtime in which it was started.
 #[derive(Debug)]
 pub struct Acceptor {
-    socket: Bound<TcpListener, UnixListener>,
+    socket: ListenerSocket<TcpListener, UnixListener>,
     address: BoundAddr,
-    trouble: Trouble,
+    errors: AcceptErrors,
 }
 
 /// Errors of `accept` (no descriptors left, say): waited out, and told once a minute.
 #[derive(Debug, Default)]
-struct Trouble {
+struct AcceptErrors {
     told: Option<Instant>,
     untold: u64,
 }
 
-/// Where a listener really stands, port included.
+/// Address of a bound listener, port included.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BoundAddr {
     /// A TCP address.
@@ -99,14 +99,14 @@ impl fmt::Display for BoundAddr {
 #[derive(Debug)]
 pub struct Accepted {
     /// Watched by the runtime that accepted it.
-    pub stream: Stream,
-    /// Who connected.
+    pub stream: ClientStream,
+    /// Client.
     pub peer: Peer,
 }
 
 /// An accepted connection on its way to another runtime.
 #[derive(Debug)]
-pub struct Unwatched {
+pub struct DetachedConnection {
     socket: Socket,
     peer: Peer,
 }
@@ -118,31 +118,31 @@ enum Socket {
 }
 
 impl Accepted {
-    /// Takes it out of the hands of the runtime that accepted it.
+    /// Takes the connection from the runtime that accepted it.
     ///
     /// # Errors
     /// When that runtime does not let it go.
-    pub fn unwatch(self) -> io::Result<Unwatched> {
+    pub fn detach(self) -> io::Result<DetachedConnection> {
         let socket = match self.stream {
-            Stream::Tcp(stream) => Socket::Tcp(stream.into_std()?),
-            Stream::Unix(stream) => Socket::Unix(stream.into_std()?),
+            ClientStream::Tcp(stream) => Socket::Tcp(stream.into_std()?),
+            ClientStream::Unix(stream) => Socket::Unix(stream.into_std()?),
         };
-        Ok(Unwatched {
+        Ok(DetachedConnection {
             socket,
             peer: self.peer,
         })
     }
 }
 
-impl Unwatched {
-    /// Registers it with the current runtime.
+impl DetachedConnection {
+    /// Registers the connection with the current runtime.
     ///
     /// # Errors
     /// When the runtime cannot watch it (no file descriptors left, say).
     pub fn watch(self) -> io::Result<Accepted> {
         let stream = match self.socket {
-            Socket::Tcp(socket) => Stream::Tcp(TcpStream::from_std(socket)?),
-            Socket::Unix(socket) => Stream::Unix(UnixStream::from_std(socket)?),
+            Socket::Tcp(socket) => ClientStream::Tcp(TcpStream::from_std(socket)?),
+            Socket::Unix(socket) => ClientStream::Unix(UnixStream::from_std(socket)?),
         };
         Ok(Accepted {
             stream,
@@ -162,21 +162,21 @@ impl Listener {
                 let listener = bind::tcp(address)?;
                 let address = listener.local_addr().map_err(BindError::Other)?;
                 Ok(Self {
-                    socket: Bound::Tcp(listener),
+                    socket: ListenerSocket::Tcp(listener),
                     address: BoundAddr::Tcp(address),
                 })
             }
             ListenAddr::Unix(path) => {
                 let (listener, file) = bind::unix(path)?;
                 Ok(Self {
-                    socket: Bound::Unix(listener, Some(file)),
+                    socket: ListenerSocket::Unix(listener, Some(file)),
                     address: BoundAddr::Unix(path.clone()),
                 })
             }
         }
     }
 
-    /// Where it stands.
+    /// Bound address.
     pub fn address(&self) -> &BoundAddr {
         &self.address
     }
@@ -187,13 +187,15 @@ impl Listener {
     /// When the runtime cannot watch it.
     pub fn start(self) -> io::Result<Acceptor> {
         let socket = match self.socket {
-            Bound::Tcp(socket) => Bound::Tcp(TcpListener::from_std(socket)?),
-            Bound::Unix(socket, file) => Bound::Unix(UnixListener::from_std(socket)?, file),
+            ListenerSocket::Tcp(socket) => ListenerSocket::Tcp(TcpListener::from_std(socket)?),
+            ListenerSocket::Unix(socket, file) => {
+                ListenerSocket::Unix(UnixListener::from_std(socket)?, file)
+            }
         };
         Ok(Acceptor {
             socket,
             address: self.address,
-            trouble: Trouble::default(),
+            errors: AcceptErrors::default(),
         })
     }
 
@@ -201,20 +203,20 @@ impl Listener {
     /// [`Listener::start`], or after [`Acceptor::stop`].
     ///
     /// # Errors
-    /// Those of `accept`; the connection is still held then.
-    pub fn take_waiting(&self) -> io::Result<Option<Unwatched>> {
+    /// Errors of `accept`; the kernel still holds the connection then.
+    pub fn take_waiting(&self) -> io::Result<Option<DetachedConnection>> {
         loop {
             let taken = match &self.socket {
-                Bound::Tcp(listener) => listener.accept().and_then(|(socket, peer)| {
+                ListenerSocket::Tcp(listener) => listener.accept().and_then(|(socket, peer)| {
                     socket.set_nonblocking(true)?;
-                    Ok(Unwatched {
+                    Ok(DetachedConnection {
                         socket: Socket::Tcp(socket),
                         peer: Peer::Ip(peer.ip()),
                     })
                 }),
-                Bound::Unix(listener, _) => listener.accept().and_then(|(socket, _)| {
+                ListenerSocket::Unix(listener, _) => listener.accept().and_then(|(socket, _)| {
                     socket.set_nonblocking(true)?;
-                    Ok(Unwatched {
+                    Ok(DetachedConnection {
                         socket: Socket::Unix(socket),
                         peer: Peer::Unix,
                     })
@@ -247,7 +249,7 @@ impl Acceptor {
                 Ok(accepted) => return accepted,
                 Err(error) if is_passing(&error) => {}
                 Err(error) => {
-                    self.trouble.tell(&self.address, &error);
+                    self.errors.tell(&self.address, &error);
                     // The connection stays in the queue, so that without a pause this would spin.
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(Duration::from_secs(1));
@@ -261,25 +263,25 @@ impl Acceptor {
     /// those whose handshake is under way, can still be accepted.
     pub fn close_entrance(&mut self) {
         match &mut self.socket {
-            Bound::Tcp(listener) => {
+            ListenerSocket::Tcp(listener) => {
                 // Between the last `accept` and the close, a connection could enter the queue and
                 // be reset by the kernel although its client had seen it succeed.
                 if let Err(error) = SockRef::from(&*listener).attach_filter(&DROP_SYN) {
                     tracing::debug!(%error, "connections cannot be kept out of the queue");
                 }
             }
-            Bound::Unix(_, file) => drop(file.take()),
+            ListenerSocket::Unix(_, file) => drop(file.take()),
         }
     }
 
-    /// Goes back to a listener that nobody watches, whose queue is as it is.
+    /// Returns to a listener that no runtime watches; its queue stays as it is.
     ///
     /// # Errors
     /// When the runtime does not let it go.
     pub fn stop(self) -> io::Result<Listener> {
         let socket = match self.socket {
-            Bound::Tcp(socket) => Bound::Tcp(socket.into_std()?),
-            Bound::Unix(socket, file) => Bound::Unix(socket.into_std()?, file),
+            ListenerSocket::Tcp(socket) => ListenerSocket::Tcp(socket.into_std()?),
+            ListenerSocket::Unix(socket, file) => ListenerSocket::Unix(socket.into_std()?, file),
         };
         Ok(Listener {
             socket,
@@ -289,17 +291,17 @@ impl Acceptor {
 
     async fn try_accept(&self) -> io::Result<Accepted> {
         match &self.socket {
-            Bound::Tcp(listener) => {
+            ListenerSocket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 Ok(Accepted {
-                    stream: Stream::Tcp(stream),
+                    stream: ClientStream::Tcp(stream),
                     peer: Peer::Ip(peer.ip()),
                 })
             }
-            Bound::Unix(listener, _) => {
+            ListenerSocket::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
                 Ok(Accepted {
-                    stream: Stream::Unix(stream),
+                    stream: ClientStream::Unix(stream),
                     peer: Peer::Unix,
                 })
             }
@@ -307,10 +309,10 @@ impl Acceptor {
     }
 }
 
-impl Trouble {
+impl AcceptErrors {
     fn tell(&mut self, listener: &BoundAddr, error: &io::Error) {
         let now = Instant::now();
-        if self.told.is_some_and(|told| now - told < TELL_AGAIN) {
+        if self.told.is_some_and(|told| now - told < WARN_EVERY) {
             self.untold += 1;
             return;
         }
@@ -325,14 +327,14 @@ impl Trouble {
 
 /// A connection that the current runtime watches.
 #[derive(Debug)]
-pub enum Stream {
+pub enum ClientStream {
     /// Over TCP.
     Tcp(TcpStream),
     /// Over a Unix socket.
     Unix(UnixStream),
 }
 
-impl Stream {
+impl ClientStream {
     /// Has the other end see a reset where it would see a clean end. A Unix socket knows none.
     pub(crate) fn reset_on_close(&self) {
         if let Self::Tcp(stream) = self {
@@ -345,13 +347,13 @@ impl Stream {
 macro_rules! either {
     ($stream:expr, $inner:ident => $call:expr) => {
         match $stream.get_mut() {
-            Stream::Tcp($inner) => $call,
-            Stream::Unix($inner) => $call,
+            ClientStream::Tcp($inner) => $call,
+            ClientStream::Unix($inner) => $call,
         }
     };
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for ClientStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -361,7 +363,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for ClientStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

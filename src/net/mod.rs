@@ -10,5 +10,6 @@ pub mod drain;
 pub mod egress;
 mod framing;
 pub mod listen;
+pub mod local;
 pub mod serve;
 pub mod tls;

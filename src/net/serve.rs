@@ -1,8 +1,9 @@
-//! A small HTTP server on the current runtime: for the admin listener, where nothing is hot.
+//! A small HTTP server on the current runtime, which must be a local one: for the admin listener,
+//! where nothing is hot.
 //!
 //! The data path has an accept loop of its own, which spreads connections over worker threads.
 
-use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, rc::Rc, sync::Arc, time::Duration};
 
 use hyper::{Request, Response, body::Incoming, http::request::Parts};
 use tokio::{
@@ -11,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    connection::{self, Connections, Limits},
+    connection::{self, ConnectionLimits, Connections},
     drain::{Drain, Phase},
     listen::Listener,
 };
@@ -19,27 +20,26 @@ use super::{
 /// Connections at a time. Operators, probes and scrapers need a few; each takes a descriptor that
 /// the data listeners could use.
 pub const MAX_CONNECTIONS: usize = 64;
-/// Deadlines: shorter than those of callers, since whoever asks here knows its question.
-const LIMITS: Limits = Limits {
+/// Deadlines, shorter than those of callers: operators and probes send short requests at once.
+const LIMITS: ConnectionLimits = ConnectionLimits {
     first_head: Duration::from_secs(5),
     head: Duration::from_secs(5),
     idle: Duration::from_secs(30),
 };
 
-/// Time that a connection which was told to go has for that, before another one is told.
+/// Pause between closing a connection to make room and closing another one.
 const SHED: Duration = Duration::from_millis(20);
 
 /// Serves until the drain reaches [`Phase::Aborting`]: probes want an answer for as long as
 /// requests are in flight.
 pub async fn serve<S, F, B>(listener: Listener, drain: Drain, service: S)
 where
-    S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<Response<B>, Infallible>> + Send,
-    B: hyper::body::Body + Send + 'static,
-    B::Data: Send,
+    S: Fn(Request<Incoming>) -> F + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>>,
+    B: hyper::body::Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let service = Arc::new(service);
+    let service = Rc::new(service);
     let connections = Connections::with_limits(LIMITS);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut aborting = drain.clone();
@@ -52,8 +52,8 @@ where
             let accepted = acceptor.accept().await;
             let place = place(&places, &connections).await;
             let (service, connections, drain) =
-                (Arc::clone(&service), connections.clone(), drain.clone());
-            tokio::spawn(async move {
+                (Rc::clone(&service), connections.clone(), drain.clone());
+            tokio::task::spawn_local(async move {
                 let handler = |head: Box<Parts>, body| {
                     let answer = service(Request::from_parts(*head, body));
                     async { answer.await.unwrap_or_else(|never| match never {}) }
@@ -74,7 +74,7 @@ where
         () = aborting.reached(Phase::Aborting) => {}
     }
     connections.close_unanswered();
-    // What is being answered now gets a moment; the caller decides how long it waits for us.
+    // Answers under way may end; the caller limits the wait for this function.
     connections.all_gone().await;
 }
 

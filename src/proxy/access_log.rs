@@ -1,11 +1,10 @@
 //! One line per request, collected per worker and handed over in batches.
 //!
-//! Formatted by hand because it is the one log line that every request pays for. Whatever comes
-//! from a caller is cut to printable ASCII, so one request is always one line and, in JSON, always
+//! Formatted by hand because every request pays for this log line. Text from a caller is cut to printable ASCII, so one request is always one line and, in JSON, always
 //! valid. Query values are never written.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    cell::RefCell,
     time::{Duration, SystemTime},
 };
 
@@ -18,13 +17,13 @@ use crate::{
 /// Each hand-over wakes the thread that writes, so it is shared by some four hundred lines.
 const BATCH: usize = 64 * 1024;
 
-/// What is worth remembering about a request, filled in on its way.
+/// Fields of a line.
 #[derive(Debug)]
-pub(crate) struct Record<'r> {
+pub(crate) struct AccessRecord<'r> {
     pub(crate) id: &'r str,
-    /// Its address.
+    /// Address.
     pub(crate) caller: &'r str,
-    /// Its name.
+    /// Name.
     pub(crate) client: &'r str,
     pub(crate) account: &'r str,
     pub(crate) method: &'r str,
@@ -43,7 +42,7 @@ pub(crate) struct Record<'r> {
 pub(crate) struct AccessLog {
     format: Format,
     output: Output,
-    batch: Mutex<Batch>,
+    batch: RefCell<Batch>,
 }
 
 #[derive(Debug, Default)]
@@ -64,12 +63,12 @@ impl AccessLog {
         Self {
             format,
             output,
-            batch: Mutex::default(),
+            batch: RefCell::default(),
         }
     }
 
-    pub(crate) fn write(&self, record: &Record<'_>) {
-        let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn write(&self, record: &AccessRecord<'_>) {
+        let mut batch = self.batch.borrow_mut();
         let Batch { lines, second } = &mut *batch;
         match self.format {
             Format::Text => text(lines, second, record),
@@ -83,7 +82,7 @@ impl AccessLog {
 
     /// Hands over what has been collected.
     pub(crate) fn flush(&self) {
-        let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut batch = self.batch.borrow_mut();
         if !batch.lines.is_empty() {
             self.output.write_lines(&batch.lines);
             batch.lines.clear();
@@ -97,7 +96,7 @@ impl Drop for AccessLog {
     }
 }
 
-fn text(out: &mut Vec<u8>, second: &mut Second, record: &Record<'_>) {
+fn text(out: &mut Vec<u8>, second: &mut Second, record: &AccessRecord<'_>) {
     second.timestamp(out);
     out.extend_from_slice(b"  INFO access: ");
     printable(out, record.method);
@@ -125,7 +124,7 @@ fn text(out: &mut Vec<u8>, second: &mut Second, record: &Record<'_>) {
     out.push(b'\n');
 }
 
-fn json(out: &mut Vec<u8>, second: &mut Second, record: &Record<'_>) {
+fn json(out: &mut Vec<u8>, second: &mut Second, record: &AccessRecord<'_>) {
     out.extend_from_slice(b"{\"timestamp\":\"");
     second.timestamp(out);
     word(
@@ -218,7 +217,7 @@ fn milliseconds(out: &mut Vec<u8>, took: Duration) {
 
 /// At most 256 characters, the odd ones as `?`.
 fn printable(out: &mut Vec<u8>, text: &str) {
-    // To the end in any case, so that many bytes are looked at in one instruction.
+    // Does not stop at the first odd byte, so that one instruction looks at many.
     if text.len() <= 256 && text.bytes().fold(true, |all, b| all & is_plain(b)) {
         out.extend_from_slice(text.as_bytes());
     } else {
@@ -240,7 +239,7 @@ mod tests {
     fn line(format: Format, path: &str, query: &str) -> String {
         let output = Output::memory();
         let log = AccessLog::new(format, output.clone());
-        log.write(&Record {
+        log.write(&AccessRecord {
             id: "ab12",
             caller: "127.0.0.1",
             client: "network",

@@ -7,10 +7,11 @@
 //! is lost.
 
 use std::{
+    cell::RefCell,
     future::poll_fn,
     io,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -20,11 +21,10 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
-pub(crate) use super::spool::Budget;
 use super::{
     error::ProxyError,
     settings::Replay,
-    spool::{Copy, FileBody, Held, NoCopy},
+    spool::{Capture, CaptureLost, Captured, FileBody, Spool},
 };
 use crate::net::connection::ConnectionState;
 
@@ -42,8 +42,8 @@ const TOO_SLOW: ProxyError =
 #[derive(Debug)]
 pub(crate) enum Payload {
     Empty,
-    Held(Held),
-    Streaming(Arc<Mutex<Source>>),
+    Captured(Captured),
+    Streaming(Rc<RefCell<Source>>),
 }
 
 /// The limits of a body, and the connection on which it comes.
@@ -53,7 +53,7 @@ pub(crate) struct Terms<'r> {
     /// Bytes per second; 0 = none.
     pub(crate) min_rate: u64,
     pub(crate) replay: &'r Replay,
-    pub(crate) budget: &'r Arc<Budget>,
+    pub(crate) spool: &'r Spool,
     pub(crate) sender: &'r ConnectionState,
 }
 
@@ -63,15 +63,15 @@ pub(crate) struct Source {
     incoming: Incoming,
     sender: ConnectionState,
     min_rate: u64,
-    copy: Copy,
+    copy: Capture,
     total: u64,
     read: u64,
     failed: bool,
-    /// The last look found nothing: it is the caller who is waited for, not WeChat.
+    /// The last poll found nothing: the request waits for the caller, not for WeChat.
     starved: bool,
 }
 
-/// Why a body cannot be sent again.
+/// Reason why a body cannot be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotReplayable {
     /// No room for the copy.
@@ -119,7 +119,7 @@ impl Payload {
                 hint: "",
             });
         }
-        let copy = Copy::new(terms.replay, declared, Arc::clone(terms.budget));
+        let copy = Capture::new(terms.replay, declared, terms.spool);
         match declared {
             Some(total) if total > SMALL => {
                 let place = enter()?;
@@ -133,7 +133,7 @@ impl Payload {
                     failed: false,
                     starved: false,
                 };
-                Ok((Self::Streaming(Arc::new(Mutex::new(source))), place))
+                Ok((Self::Streaming(Rc::new(RefCell::new(source))), place))
             }
             _ => {
                 let mut reading = Reading {
@@ -148,7 +148,7 @@ impl Payload {
                 if !is_whole {
                     reading.advance(u64::MAX).await?;
                 }
-                Ok((Self::Held(reading.finish()?), place))
+                Ok((Self::Captured(reading.finish()?), place))
             }
         }
     }
@@ -157,8 +157,8 @@ impl Payload {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Empty => 0,
-            Self::Held(held) => held.len(),
-            Self::Streaming(source) => lock(source).total,
+            Self::Captured(captured) => captured.len(),
+            Self::Streaming(source) => source.borrow().total,
         }
     }
 
@@ -166,9 +166,9 @@ impl Payload {
     pub(crate) fn ready_body(&self) -> Option<OutBody> {
         match self {
             Self::Empty => Some(OutBody::Empty),
-            Self::Held(held) => Some(OutBody::held(held)),
+            Self::Captured(captured) => Some(OutBody::captured(captured)),
             Self::Streaming(source) => {
-                (lock(source).read == 0).then(|| OutBody::Tee(Arc::clone(source)))
+                (source.borrow().read == 0).then(|| OutBody::Tee(Rc::clone(source)))
             }
         }
     }
@@ -194,39 +194,39 @@ impl Payload {
     /// When there is no whole copy.
     pub(crate) async fn make_replayable(&mut self) -> Result<(), NotReplayable> {
         if let Self::Streaming(source) = self {
-            *self = Self::Held(finish(source).await?);
+            *self = Self::Captured(finish(source).await?);
         }
         Ok(())
     }
 
-    /// Whether every byte has come from the caller.
+    /// True if every byte has come from the caller.
     pub(crate) fn is_complete(&self) -> bool {
         match self {
-            Self::Streaming(source) => lock(source).is_complete(),
-            Self::Empty | Self::Held(_) => true,
+            Self::Streaming(source) => source.borrow().is_complete(),
+            Self::Empty | Self::Captured(_) => true,
         }
     }
 
-    /// Whether the caller's side of a streaming body broke.
+    /// True if the caller's side of a streaming body broke.
     pub(crate) fn caller_failed(&self) -> bool {
-        matches!(self, Self::Streaming(source) if lock(source).failed)
+        matches!(self, Self::Streaming(source) if source.borrow().failed)
     }
 
-    /// Watches whether a streaming body keeps coming.
+    /// Watch over the progress of a streaming body.
     pub(crate) fn pace(&self) -> Option<Pace> {
         match self {
             Self::Streaming(source) => Some(Pace {
-                source: Arc::clone(source),
+                source: Rc::clone(source),
                 read: 0,
                 over: false,
             }),
-            Self::Empty | Self::Held(_) => None,
+            Self::Empty | Self::Captured(_) => None,
         }
     }
 }
 
 /// The most bytes of a body that wxgate itself is meant to understand; a token has 512.
-const MOST_ORDER: usize = 64 * 1024;
+const MAX_SERVICE_BODY: usize = 64 * 1024;
 
 /// Reads a body that wxgate itself is meant to understand.
 ///
@@ -236,7 +236,7 @@ pub(crate) async fn small(
     incoming: Incoming,
     sender: &ConnectionState,
 ) -> Result<Bytes, ProxyError> {
-    let mut collected = pin!(Limited::new(incoming, MOST_ORDER).collect());
+    let mut collected = pin!(Limited::new(incoming, MAX_SERVICE_BODY).collect());
     let watched = poll_fn(|cx| match collected.as_mut().poll(cx) {
         Poll::Pending if sender.is_too_slow() => Poll::Ready(None),
         polled => polled.map(Some),
@@ -251,29 +251,29 @@ pub(crate) async fn small(
     }
 }
 
-/// See [`Payload::pace`].
+/// Progress of a streaming body.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    source: Arc<Mutex<Source>>,
+    source: Rc<RefCell<Source>>,
     read: u64,
     over: bool,
 }
 
 impl Pace {
-    /// Whether the connection of the caller is judged to be too slow.
+    /// True if the connection of the caller is judged to be too slow.
     pub(crate) fn is_too_slow(&self) -> bool {
-        let source = lock(&self.source);
+        let source = self.source.borrow();
         !source.is_complete() && source.sender.is_too_slow()
     }
 
-    /// Whether the rest of the body is still with the caller.
+    /// True if the last poll waited for the caller.
     pub(crate) fn waits_for_caller(&self) -> bool {
-        lock(&self.source).starved
+        self.source.borrow().starved
     }
 
-    /// Whether the body moved fast enough since the last call, or came to its end since then.
+    /// True if the body moved fast enough since the last call, or came to its end since then.
     pub(crate) fn keeps_up(&mut self, window: Duration) -> bool {
-        let source = lock(&self.source);
+        let source = self.source.borrow();
         let moved = source.read - self.read;
         self.read = source.read;
         let was_over = std::mem::replace(&mut self.over, source.is_complete());
@@ -330,17 +330,13 @@ fn poll_caller(
     }
 }
 
-fn lock(source: &Mutex<Source>) -> MutexGuard<'_, Source> {
-    source.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Reads the rest of a streaming body into its copy.
-async fn finish(source: &Arc<Mutex<Source>>) -> Result<Held, NotReplayable> {
+async fn finish(source: &Rc<RefCell<Source>>) -> Result<Captured, NotReplayable> {
     loop {
         let next = timeout(
             IDLE,
             poll_fn(|cx| {
-                let mut source = lock(source);
+                let mut source = source.borrow_mut();
                 if source.failed {
                     return Poll::Ready(Some(Err(BodyError::Caller)));
                 }
@@ -348,7 +344,7 @@ async fn finish(source: &Arc<Mutex<Source>>) -> Result<Held, NotReplayable> {
                     return Poll::Ready(None);
                 }
                 if let Some(reason) = source.copy.lost() {
-                    return Poll::Ready(Some(Err(BodyError::NoCopy(reason))));
+                    return Poll::Ready(Some(Err(BodyError::CaptureLost(reason))));
                 }
                 source.poll_data(cx)
             }),
@@ -356,18 +352,18 @@ async fn finish(source: &Arc<Mutex<Source>>) -> Result<Held, NotReplayable> {
         .await;
         match next {
             Ok(Some(Ok(_))) => {}
-            Ok(None) => return lock(source).copy.take().map_err(NotReplayable::from),
-            Ok(Some(Err(BodyError::NoCopy(reason)))) => return Err(reason.into()),
+            Ok(None) => return source.borrow_mut().copy.take().map_err(NotReplayable::from),
+            Ok(Some(Err(BodyError::CaptureLost(reason)))) => return Err(reason.into()),
             Ok(Some(Err(_))) | Err(_) => return Err(NotReplayable::Incomplete),
         }
     }
 }
 
-impl From<NoCopy> for NotReplayable {
-    fn from(reason: NoCopy) -> Self {
+impl From<CaptureLost> for NotReplayable {
+    fn from(reason: CaptureLost) -> Self {
         match reason {
-            NoCopy::NoRoom => Self::TooLarge,
-            NoCopy::Disk => Self::Disk,
+            CaptureLost::NoRoom => Self::TooLarge,
+            CaptureLost::Disk => Self::Disk,
         }
     }
 }
@@ -375,7 +371,7 @@ impl From<NoCopy> for NotReplayable {
 /// A body that is read before anything is sent.
 struct Reading<'r> {
     incoming: Incoming,
-    copy: Copy,
+    copy: Capture,
     declared: Option<u64>,
     read: u64,
     terms: Terms<'r>,
@@ -420,33 +416,33 @@ impl Reading<'_> {
         self.copy.push(data);
         match self.copy.lost() {
             None => Ok(()),
-            Some(NoCopy::NoRoom) => {
+            Some(CaptureLost::NoRoom) => {
                 let hint = ", replay.disk or replay.memory_total, or send a Content-Length";
                 Err(ProxyError::BodyTooLarge {
                     limit: self.copy.limit(),
                     hint,
                 })
             }
-            Some(NoCopy::Disk) => Err(NO_SPACE),
+            Some(CaptureLost::Disk) => Err(NO_SPACE),
         }
     }
 
-    fn finish(mut self) -> Result<Held, ProxyError> {
+    fn finish(mut self) -> Result<Captured, ProxyError> {
         self.copy.take().map_err(|_| NO_SPACE)
     }
 }
 
-/// What is sent upstream.
+/// Body of a request to WeChat.
 #[derive(Debug)]
 pub(crate) enum OutBody {
     Empty,
     Memory(Bytes),
     File(FileBody),
     /// The caller's body as it comes, copied on the way.
-    Tee(Arc<Mutex<Source>>),
+    Tee(Rc<RefCell<Source>>),
 }
 
-/// Why a body could not be sent to its end.
+/// Reason why a body was not sent to its end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error("the caller's body broke off")]
@@ -454,16 +450,16 @@ pub(crate) enum BodyError {
     #[error("the caller's body comes too slowly")]
     Slow,
     #[error("the copy of the body is lost")]
-    NoCopy(NoCopy),
+    CaptureLost(CaptureLost),
     #[error("the copy of the body cannot be read")]
     Disk(#[source] io::Error),
 }
 
 impl OutBody {
-    fn held(held: &Held) -> Self {
-        match held {
-            Held::Memory(bytes, _) => Self::Memory(bytes.clone()),
-            Held::Disk(file, len) => Self::File(FileBody::new(Arc::clone(file), *len)),
+    fn captured(captured: &Captured) -> Self {
+        match captured {
+            Captured::Memory(bytes, _) => Self::Memory(bytes.clone()),
+            Captured::Disk(file, len) => Self::File(FileBody::new(Rc::clone(file), *len)),
         }
     }
 }
@@ -486,7 +482,8 @@ impl Body for OutBody {
                 file.next()
                     .map(|read| read.map(Frame::data).map_err(BodyError::Disk)),
             ),
-            Self::Tee(source) => lock(source)
+            Self::Tee(source) => source
+                .borrow_mut()
                 .poll_data(cx)
                 .map(|data| data.map(|data| data.map(Frame::data))),
         }
@@ -497,7 +494,7 @@ impl Body for OutBody {
             Self::Empty => true,
             Self::Memory(bytes) => bytes.is_empty(),
             Self::File(file) => file.remaining() == 0,
-            Self::Tee(source) => lock(source).is_complete(),
+            Self::Tee(source) => source.borrow().is_complete(),
         }
     }
 
@@ -507,7 +504,7 @@ impl Body for OutBody {
             Self::Memory(bytes) => bytes.len() as u64,
             Self::File(file) => file.remaining(),
             Self::Tee(source) => {
-                let source = lock(source);
+                let source = source.borrow();
                 source.total - source.read
             }
         })
@@ -527,19 +524,20 @@ mod tests {
     };
 
     use super::*;
+    use crate::proxy::spool::CopyBudget;
 
     /// Sends a body in pieces, each after a pause, then nothing more. Returns what became of it,
     /// and after how long.
     async fn arriving(head: &str, piece: &str, pieces: u32, pause: Duration) -> (String, u64) {
         let (mut caller, ours) = tokio::io::duplex(64 * 1024);
         let settings = Replay::default();
-        let budget = Budget::new(settings.memory_total);
+        let spool = Spool::new(CopyBudget::new(settings.memory_total));
         let accept = service_fn(async |request: Request<Incoming>| {
             let terms = Terms {
                 max_body: 1 << 20,
                 min_rate: 0,
                 replay: &settings,
-                budget: &budget,
+                spool: &spool,
                 sender: &ConnectionState::unwatched(),
             };
             let taken = Payload::accept(request.into_body(), terms, || Ok(())).await;

@@ -5,6 +5,7 @@
 //! a look-up. Knows no configuration; limits come with each question.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     hash::{BuildHasher as _, RandomState},
     sync::{
@@ -94,9 +95,7 @@ pub(super) struct PeerConnection {
 /// The client for which an open connection counts: that of its last request.
 #[derive(Debug, Default)]
 pub(super) struct ClientConnection {
-    /// The identity of `holder`, so that a connection that stays with its client takes no lock.
-    id: AtomicU32,
-    holder: Mutex<Option<Arc<Holder>>>,
+    holder: RefCell<Option<Arc<Holder>>>,
 }
 
 /// Lets one warning through per minute.
@@ -283,10 +282,10 @@ impl Drop for PeerConnection {
 impl ClientConnection {
     /// Counts the connection for this client from now on; `false` when it has `limit` already.
     pub(super) fn belongs_to(&self, client: &Arc<Holder>, limit: usize) -> bool {
-        if self.id.load(Relaxed) == client.id {
+        let mut counted = self.holder.borrow_mut();
+        if counted.as_ref().is_some_and(|known| known.id == client.id) {
             return true;
         }
-        let mut counted = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
         if client.connections.fetch_add(1, Relaxed) >= limit {
             client.connections.fetch_sub(1, Relaxed);
             return false;
@@ -294,18 +293,13 @@ impl ClientConnection {
         if let Some(before) = counted.replace(Arc::clone(client)) {
             before.connections.fetch_sub(1, Relaxed);
         }
-        self.id.store(client.id, Relaxed);
         true
     }
 }
 
 impl Drop for ClientConnection {
     fn drop(&mut self) {
-        let counted = self
-            .holder
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = counted.take() {
+        if let Some(client) = self.holder.get_mut() {
             client.connections.fetch_sub(1, Relaxed);
         }
     }

@@ -19,7 +19,7 @@ use super::{
     pipeline,
     route::{Account, Accounts},
     settings::{ErrorStyle, KeyDigest, Replay, Settings},
-    upstream::{DialSetupError, Origin, Origins},
+    upstream::{DialSetupError, UpstreamOrigin, UpstreamOrigins},
 };
 use crate::{
     service::phantom::{Phantom, PhantomKey, Tag},
@@ -63,7 +63,7 @@ pub struct Control(Arc<Proxy>);
 /// A configuration that is known to work, not yet in force.
 pub struct Plan {
     settings: Settings,
-    accounts: Vec<(AccountSettings, Vec<Arc<Origin>>)>,
+    accounts: Vec<(AccountSettings, Vec<Arc<UpstreamOrigin>>)>,
     tls: Option<TlsAcceptor>,
 }
 
@@ -95,7 +95,7 @@ impl Control {
     /// began. `refreshers` are those of the plan's accounts, in its order. An account that still has
     /// the same refresher goes on unchanged.
     pub fn switch(&self, plan: Plan, refreshers: impl IntoIterator<Item = AccountTokens>) {
-        self.0.spool.resize(plan.settings.replay.memory_total);
+        self.0.copies.resize(plan.settings.replay.memory_total);
         let live = self.0.live.load_full();
         let next = Live::new(
             plan,
@@ -113,7 +113,7 @@ impl Plan {
     pub(super) fn new(
         settings: &Settings,
         accounts: &[AccountSettings],
-        origins: &Origins,
+        origins: &UpstreamOrigins,
         tls: Option<TlsAcceptor>,
     ) -> Result<Self, BuildError> {
         let place = |account: &AccountSettings| Ok((account.clone(), origins.of(&account.api)?));

@@ -34,6 +34,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -52,9 +53,9 @@ use tokio::{sync::Semaphore, time::Instant};
 pub use self::live::{Control, Plan};
 // Doors for the benches, no part of the interface.
 #[doc(hidden)]
-pub use self::{access::bench::Callers, upstream::bench::Kept};
+pub use self::{access::bench::Callers, upstream::bench::PoolBench};
 use self::{
-    access_log::{AccessLog, Record},
+    access_log::{AccessLog, AccessRecord},
     bulkhead::{Load, Peers, Place},
     error::ProxyError,
     headers::{Present, Read},
@@ -65,13 +66,13 @@ use self::{
     pipeline::{Origin, Outcome, Trail},
     request_id::{RequestId, X_REQUEST_ID},
     settings::Settings,
-    upstream::{Dialer, Origins},
+    upstream::{Dialer, UpstreamOrigins},
     worker::Worker,
 };
 use crate::{
     net::{
         bind::BindError,
-        connection::Cut,
+        connection::CutReason,
         drain::{Drain, Phase},
         listen::{BoundAddr, Listener},
     },
@@ -118,10 +119,10 @@ pub struct Proxy {
     peers: Arc<Peers>,
     nobody: AccountMetrics,
     metrics: Metrics,
-    origins: Origins,
+    origins: UpstreamOrigins,
     dialer: Dialer,
     pool_idle: Duration,
-    spool: Arc<spool::Budget>,
+    copies: Arc<spool::CopyBudget>,
     log: Option<AccessLogSettings>,
     loop_mark: LoopMark,
     stuck: StuckWorkers,
@@ -193,7 +194,7 @@ impl Proxy {
             tls,
         } = listeners;
         let (accounts, refreshers): (Vec<_>, Vec<_>) = accounts.into_iter().unzip();
-        let origins = Origins::default();
+        let origins = UpstreamOrigins::default();
         let plan = Plan::new(settings, &accounts, &origins, tls)?;
         let live = Live::new(
             plan,
@@ -211,7 +212,7 @@ impl Proxy {
             dialer: Dialer::new(&settings.upstream.egress)
                 .map_err(|error| BuildError::Upstream(error.to_string()))?,
             pool_idle: settings.upstream.pool_idle,
-            spool: spool::Budget::new(settings.replay.memory_total),
+            copies: spool::CopyBudget::new(settings.replay.memory_total),
             log,
             loop_mark: LoopMark::random(),
             stuck: registry.register(StuckWorkers::register),
@@ -261,10 +262,13 @@ impl Bound {
     /// # Errors
     /// When a worker thread cannot be started.
     pub async fn run(self, mut drain: Drain) -> io::Result<usize> {
-        let workers = (0..self.workers)
-            .map(|index| worker::spawn(index, Arc::clone(&self.proxy), drain.clone()))
-            .collect::<io::Result<Vec<_>>>()?;
-        let (workers, ended): (Vec<_>, Vec<_>) = workers.into_iter().unzip();
+        let (mut workers, mut ends) = (Vec::new(), Vec::new());
+        for index in 0..self.workers {
+            let (worker, ended) =
+                worker::spawn(index, Arc::clone(&self.proxy), drain.clone()).await?;
+            workers.push(worker);
+            ends.push(ended);
+        }
         let workers = workers.into();
         worker::start(
             self.listeners,
@@ -279,7 +283,7 @@ impl Bound {
             }
         }
         let mut cut = 0;
-        for ended in ended {
+        for ended in ends {
             cut += ended.await.unwrap_or(0);
         }
         Ok(cut)
@@ -289,8 +293,8 @@ impl Bound {
 /// Answers one request. Never fails: errors become answers here, and everything is counted and
 /// logged here.
 async fn handle(
-    worker: &Arc<Worker>,
-    origin: &Arc<Origin>,
+    worker: &Rc<Worker>,
+    origin: &Rc<Origin>,
     head: Box<Parts>,
     body: Incoming,
 ) -> Response<Delivery> {
@@ -302,8 +306,8 @@ async fn handle(
     };
     let id = adopted.unwrap_or_else(|| worker.request_id());
     let mut journey = Journey {
-        worker: Arc::clone(worker),
-        origin: Arc::clone(origin),
+        worker: Rc::clone(worker),
+        origin: Rc::clone(origin),
         head,
         id,
         trail: Trail::default(),
@@ -375,8 +379,8 @@ async fn handle(
 /// A request from its arrival until its answer is known: until the head goes out, or, where the
 /// body is still to come, until that has ended. Counted and logged exactly once, when dropped.
 struct Journey {
-    worker: Arc<Worker>,
-    origin: Arc<Origin>,
+    worker: Rc<Worker>,
+    origin: Rc<Origin>,
     head: Box<Parts>,
     id: RequestId,
     trail: Trail,
@@ -437,7 +441,7 @@ impl Journey {
             ..
         } = self;
         // A connection that was cut ends the answer that was on its way.
-        let cut = origin.connection.cut().map(Cut::slug);
+        let cut = origin.connection.cut().map(CutReason::slug);
         let (status, outcome, took) = match decided {
             Some(decided) => (decided.status, cut.unwrap_or(decided.outcome), decided.took),
             None => (NOBODY_LEFT, cut.unwrap_or("abandoned"), started.elapsed()),
@@ -456,7 +460,7 @@ impl Journey {
                 .caller
                 .filter(|caller| *caller != origin.peer)
                 .map(|caller| caller.to_string());
-            log.write(&Record {
+            log.write(&AccessRecord {
                 id: id.as_str(),
                 caller: forwarded.as_deref().unwrap_or(&origin.shown),
                 client,

@@ -15,7 +15,7 @@ use super::{
     bulkhead::Holder,
     error::ProxyError,
     metrics::{AccountMetrics, Metrics},
-    upstream::Origin,
+    upstream::UpstreamOrigin,
 };
 use crate::{
     base::{AccountName, Secret},
@@ -39,7 +39,7 @@ pub(crate) struct Account {
     pub(crate) holder: Arc<Holder>,
     api: Vec<BaseUrl>,
     /// The preferred host first.
-    origins: Vec<Arc<Origin>>,
+    origins: Vec<Arc<UpstreamOrigin>>,
 }
 
 /// All accounts. The quick hash is no danger: callers only look, what is in here comes from the
@@ -57,7 +57,7 @@ impl Account {
         settings: &AccountSettings,
         tokens: AccountTokens,
         metrics: AccountMetrics,
-        origins: Vec<Arc<Origin>>,
+        origins: Vec<Arc<UpstreamOrigin>>,
     ) -> Self {
         Self {
             name: settings.name.clone(),
@@ -77,7 +77,7 @@ impl Account {
     }
 
     /// The API hosts as configured, the preferred one first.
-    pub(crate) fn origins(&self) -> &[Arc<Origin>] {
+    pub(crate) fn origins(&self) -> &[Arc<UpstreamOrigin>] {
         &self.origins
     }
 

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use super::worker::Handle;
+use super::worker::WorkerHandle;
 use crate::telemetry::workers::StuckWorkers;
 
 /// Pause between two probes of a worker.
@@ -17,12 +17,12 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(3);
 
 /// Probes all workers for as long as the future is polled.
-pub(super) async fn watch(workers: Arc<[Handle]>, stuck: StuckWorkers) {
+pub(super) async fn watch(workers: Arc<[WorkerHandle]>, stuck: StuckWorkers) {
     let watched = workers.iter().enumerate();
     join_all(watched.map(|(index, worker)| watch_one(index, worker, &stuck))).await;
 }
 
-async fn watch_one(index: usize, worker: &Handle, stuck: &StuckWorkers) {
+async fn watch_one(index: usize, worker: &WorkerHandle, stuck: &StuckWorkers) {
     let name = format!("wxgate-{index}");
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

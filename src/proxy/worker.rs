@@ -1,14 +1,16 @@
-//! A thread that serves connections, and the hand that deals them out.
+//! Worker threads, which serve connections, and the assignment of connections to them.
 //!
-//! Each worker runs a runtime of its own with its own upstream connections, so that requests share
-//! nothing but the published tokens. The first one also accepts, and fills the workers in order: at
-//! low load everything stays on one thread and one warm pool, at high load they share evenly.
+//! Each worker has a local runtime and upstream connections of its own. The first worker also
+//! accepts, and fills the workers in order: at low load everything stays on one thread and one warm
+//! pool, at high load the workers share evenly.
 
 use std::{
+    cell::Cell,
     io,
+    rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -25,88 +27,92 @@ use super::{
     bulkhead::{ClientConnection, PeerConnection},
     pipeline::Origin,
     request_id::RequestId,
+    spool::Spool,
     upstream::Upstream,
 };
 use crate::{
     net::{
         address::Peer,
-        connection::{Connections, Cut},
+        connection::{Connections, CutReason},
         drain::{Drain, Phase},
-        listen::{Accepted, Acceptor, Listener, Unwatched},
-        tls,
+        listen::{Accepted, Acceptor, DetachedConnection, Listener},
+        local, tls,
     },
     telemetry::workers::StuckWorkers,
 };
 
-/// A worker gets this many connections before the next one gets its first.
-const FILL: usize = 16;
-/// How often a worker writes its log and looks at its idle connections.
+/// Connections that a worker gets before the next worker gets its first.
+const FILL_STEP: usize = 16;
+/// Interval at which a worker writes its log and looks at its idle connections.
 const HOUSEKEEPING: Duration = Duration::from_millis(200);
 /// A client that has not finished its TLS handshake by then is cut.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Time in which handshakes under way may reach the queue of a listener that is about to close. A
 /// round trip between callers and wxgate takes a fraction of it.
-const SETTLE: Duration = Duration::from_millis(100);
+const HANDSHAKES_SETTLE: Duration = Duration::from_millis(100);
 /// Pause before the queue is asked again when it could not be read.
-const TRY_AGAIN: Duration = Duration::from_millis(100);
+const QUEUE_RETRY: Duration = Duration::from_millis(100);
 
-/// What one thread owns.
+/// Data of a worker, which only its thread touches, and the shared proxy.
 pub(super) struct Worker {
     pub(super) proxy: Arc<Proxy>,
     pub(super) upstream: Upstream,
     pub(super) access_log: Option<AccessLog>,
+    pub(super) spool: Spool,
     pub(super) drain: Drain,
     id_prefix: u32,
-    next_id: AtomicU32,
+    next_id: Cell<u32>,
 }
 
 impl Worker {
     /// An id that no other request of this process has, and hardly any of another.
     pub(super) fn request_id(&self) -> RequestId {
-        let next = self.next_id.fetch_add(1, Relaxed);
+        let next = self.next_id.get();
+        self.next_id.set(next.wrapping_add(1));
         RequestId::numbered(u64::from(self.id_prefix) << 32 | u64::from(next))
     }
 }
 
-/// The other end of a worker.
+/// Handle to a worker, for other threads.
 #[derive(Debug)]
-pub(super) struct Handle {
-    orders: mpsc::UnboundedSender<Order>,
-    open: Arc<OpenCount>,
+pub(super) struct WorkerHandle {
+    messages: mpsc::UnboundedSender<WorkerMessage>,
+    open: Arc<OpenConnections>,
 }
 
-/// Connections of a worker, from the moment they are dealt out.
+/// Count of a worker's connections, from the moment they are assigned. Raised by the first worker,
+/// lowered by their own.
 #[derive(Debug, Default)]
-struct OpenCount {
+struct OpenConnections {
     count: AtomicUsize,
     emptied: Notify,
 }
 
-/// What a worker is told to do.
+/// Message to a worker.
 #[derive(Debug)]
-enum Order {
-    Serve(Unwatched, Slot),
-    Accept(Listener, Arc<[Handle]>, Arc<Semaphore>),
+enum WorkerMessage {
+    Serve(DetachedConnection, ConnectionSlot),
+    Accept(Listener, Arc<[WorkerHandle]>, Arc<Semaphore>),
     Probe(oneshot::Sender<()>),
 }
 
-/// Resolves when the thread has ended, however it did, with the number of requests that it cut.
-pub(super) type Ended = oneshot::Receiver<usize>;
+/// Receiver of the number of requests that a worker cut; fails if its thread panicked.
+pub(super) type WorkerEnd = oneshot::Receiver<usize>;
 
 /// A place among the open connections of a worker, of the process and of an address.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct ConnectionSlot {
     of_peer: PeerConnection,
-    of_worker: OfWorker,
+    of_worker: WorkerConnection,
 }
 
 #[derive(Debug)]
-struct OfWorker {
-    open: Arc<OpenCount>,
+struct WorkerConnection {
+    open: Arc<OpenConnections>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for OfWorker {
+impl Drop for WorkerConnection {
     fn drop(&mut self) {
         if self.open.count.fetch_sub(1, Relaxed) == 1 {
             self.open.emptied.notify_waiters();
@@ -114,7 +120,7 @@ impl Drop for OfWorker {
     }
 }
 
-impl OpenCount {
+impl OpenConnections {
     /// Returns when there is none.
     async fn empty(&self) {
         loop {
@@ -129,31 +135,34 @@ impl OpenCount {
 }
 
 /// Starts the thread.
-pub(super) fn spawn(index: usize, proxy: Arc<Proxy>, drain: Drain) -> io::Result<(Handle, Ended)> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let (orders, incoming) = mpsc::unbounded_channel();
-    let open = Arc::new(OpenCount::default());
+///
+/// # Errors
+/// When the thread or its runtime cannot be started.
+pub(super) async fn spawn(
+    index: usize,
+    proxy: Arc<Proxy>,
+    drain: Drain,
+) -> io::Result<(WorkerHandle, WorkerEnd)> {
+    let (messages, incoming) = mpsc::unbounded_channel();
+    let open = Arc::new(OpenConnections::default());
     let counted = Arc::clone(&open);
-    let (alive, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name(format!("wxgate-{index}"))
-        .spawn(move || {
-            let cut = runtime.block_on(serve(proxy, drain, incoming, &counted));
-            // Dialling tasks and the like have nobody left to serve.
-            runtime.shutdown_background();
-            let _ = alive.send(cut);
-        })?;
-    Ok((Handle { orders, open }, ended))
+    let ended = local::spawn(format!("wxgate-{index}"), move || {
+        serve(proxy, drain, incoming, counted)
+    })
+    .await?;
+    Ok((WorkerHandle { messages, open }, ended))
 }
 
 /// Has the first of the workers take connections for all of them, until the drain reaches
 /// [`Phase::Closing`].
-pub(super) fn start(listeners: Vec<Listener>, workers: &Arc<[Handle]>, limit: &Arc<Semaphore>) {
+pub(super) fn start(
+    listeners: Vec<Listener>,
+    workers: &Arc<[WorkerHandle]>,
+    limit: &Arc<Semaphore>,
+) {
     let Some(first) = workers.first() else { return };
     for listener in listeners {
-        let _ = first.orders.send(Order::Accept(
+        let _ = first.messages.send(WorkerMessage::Accept(
             listener,
             Arc::clone(workers),
             Arc::clone(limit),
@@ -161,27 +170,27 @@ pub(super) fn start(listeners: Vec<Listener>, workers: &Arc<[Handle]>, limit: &A
     }
 }
 
-/// What a worker needs to serve a connection.
+/// Context of the connections of a worker.
 #[derive(Clone)]
-struct Service {
-    worker: Arc<Worker>,
+struct ConnectionService {
+    worker: Rc<Worker>,
     connections: Connections,
 }
 
-impl Service {
-    fn begin(&self, accepted: Accepted, slot: Slot) {
-        tokio::spawn(connection(self.clone(), accepted, slot));
+impl ConnectionService {
+    fn begin(&self, accepted: Accepted, slot: ConnectionSlot) {
+        tokio::task::spawn_local(connection(self.clone(), accepted, slot));
     }
 }
 
 /// A listener whose connections are taken. Dropped before a stop, it counts as stuck.
-struct OpenListener {
+struct ListenerGuard {
     address: String,
     drain: Drain,
     stuck: StuckWorkers,
 }
 
-impl Drop for OpenListener {
+impl Drop for ListenerGuard {
     fn drop(&mut self) {
         if self.drain.phase() < Phase::Closing {
             self.stuck.insert(&self.address, Instant::now());
@@ -189,21 +198,21 @@ impl Drop for OpenListener {
     }
 }
 
-/// Deals connections out, on the first worker.
-struct Dealer {
-    workers: Arc<[Handle]>,
+/// Assigns connections to workers, on the first worker.
+struct Distributor {
+    workers: Arc<[WorkerHandle]>,
     limit: Arc<Semaphore>,
-    service: Service,
+    service: ConnectionService,
 }
 
 /// Takes connections until the drain closes the listener, then those that the kernel holds.
 async fn accept(
     listener: Listener,
-    workers: Arc<[Handle]>,
+    workers: Arc<[WorkerHandle]>,
     limit: Arc<Semaphore>,
-    service: Service,
+    service: ConnectionService,
 ) {
-    let _open = OpenListener {
+    let _open = ListenerGuard {
         address: listener.address().to_string(),
         drain: service.worker.drain.clone(),
         stuck: service.worker.proxy.stuck.clone(),
@@ -213,20 +222,20 @@ async fn accept(
         Err(error) => return tracing::error!(%error, "a listener cannot be watched"),
     };
     let mut drain = service.worker.drain.clone();
-    let dealer = Dealer {
+    let distributor = Distributor {
         workers,
         limit,
         service,
     };
     tokio::select! {
-        () = dealer.accept(&mut acceptor) => {}
+        () = distributor.accept(&mut acceptor) => {}
         () = drain.reached(Phase::Closing) => {}
     }
     acceptor.close_entrance();
-    let _ = timeout(SETTLE, dealer.accept(&mut acceptor)).await;
+    let _ = timeout(HANDSHAKES_SETTLE, distributor.accept(&mut acceptor)).await;
     let emptied = async {
         match acceptor.stop() {
-            Ok(listener) => dealer.empty(&listener).await,
+            Ok(listener) => distributor.empty(&listener).await,
             Err(error) => tracing::error!(%error, "the queue of a listener cannot be emptied"),
         }
     };
@@ -236,7 +245,7 @@ async fn accept(
     }
 }
 
-impl Dealer {
+impl Distributor {
     /// Takes connections for ever. Being dropped loses none.
     async fn accept(&self, acceptor: &mut Acceptor) {
         loop {
@@ -245,7 +254,7 @@ impl Dealer {
                 return;
             };
             let accepted = acceptor.accept().await;
-            self.deal(accepted, permit);
+            self.assign(accepted, permit);
         }
     }
 
@@ -257,20 +266,21 @@ impl Dealer {
             };
             match listener.take_waiting() {
                 Ok(None) => return,
-                Ok(Some(unwatched)) => match unwatched.watch() {
-                    Ok(accepted) => self.deal(accepted, permit),
+                Ok(Some(detached)) => match detached.watch() {
+                    Ok(accepted) => self.assign(accepted, permit),
                     Err(error) => tracing::error!(%error, "a connection is dropped"),
                 },
                 Err(error) => {
                     tracing::debug!(%error, "the queue of a listener cannot be read");
-                    tokio::time::sleep(TRY_AGAIN).await;
+                    tokio::time::sleep(QUEUE_RETRY).await;
                 }
             }
         }
     }
 
-    fn deal(&self, accepted: Accepted, permit: OwnedSemaphorePermit) {
-        let fullness = |(_, worker): &(usize, &Handle)| worker.open.count.load(Relaxed) / FILL;
+    fn assign(&self, accepted: Accepted, permit: OwnedSemaphorePermit) {
+        let fullness =
+            |(_, worker): &(usize, &WorkerHandle)| worker.open.count.load(Relaxed) / FILL_STEP;
         let Some((index, worker)) = self.workers.iter().enumerate().min_by_key(fullness) else {
             return;
         };
@@ -278,11 +288,11 @@ impl Dealer {
             return;
         };
         worker.open.count.fetch_add(1, Relaxed);
-        let of_worker = OfWorker {
+        let of_worker = WorkerConnection {
             open: Arc::clone(&worker.open),
             _permit: permit,
         };
-        let slot = Slot { of_peer, of_worker };
+        let slot = ConnectionSlot { of_peer, of_worker };
         if index == 0 {
             self.service.begin(accepted, slot);
         } else if let Err(error) = worker.take(accepted, slot) {
@@ -291,18 +301,18 @@ impl Dealer {
     }
 }
 
-impl Handle {
-    fn take(&self, accepted: Accepted, slot: Slot) -> io::Result<()> {
-        let unwatched = accepted.unwatch()?;
-        self.orders
-            .send(Order::Serve(unwatched, slot))
+impl WorkerHandle {
+    fn take(&self, accepted: Accepted, slot: ConnectionSlot) -> io::Result<()> {
+        let detached = accepted.detach()?;
+        self.messages
+            .send(WorkerMessage::Serve(detached, slot))
             .map_err(|_| io::Error::other("a worker thread has ended"))
     }
 
     /// Asks the worker for a sign of life. An error comes back where the thread has ended.
     pub(super) fn probe(&self) -> oneshot::Receiver<()> {
         let (answer, answered) = oneshot::channel();
-        let _ = self.orders.send(Order::Probe(answer));
+        let _ = self.messages.send(WorkerMessage::Probe(answer));
         answered
     }
 }
@@ -311,22 +321,23 @@ impl Handle {
 async fn serve(
     proxy: Arc<Proxy>,
     mut drain: Drain,
-    mut incoming: mpsc::UnboundedReceiver<Order>,
-    open: &OpenCount,
+    mut incoming: mpsc::UnboundedReceiver<WorkerMessage>,
+    open: Arc<OpenConnections>,
 ) -> usize {
     let mut random = [0; 4];
     let _ = getrandom::fill(&mut random);
-    let worker = Arc::new(Worker {
+    let worker = Rc::new(Worker {
         upstream: Upstream::new(proxy.dialer.clone(), proxy.pool_idle),
         access_log: proxy.access_log(),
+        spool: Spool::new(Arc::clone(&proxy.copies)),
         proxy,
         drain: drain.clone(),
         id_prefix: u32::from_ne_bytes(random),
-        next_id: AtomicU32::new(0),
+        next_id: Cell::new(0),
     });
     let connections = Connections::default();
-    let service = Service {
-        worker: Arc::clone(&worker),
+    let service = ConnectionService {
+        worker: Rc::clone(&worker),
         connections: connections.clone(),
     };
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
@@ -334,26 +345,26 @@ async fn serve(
     let closing_idle = closing.reached(Phase::ClosingIdle);
     tokio::pin!(closing_idle);
     let mut told = false;
-    // Whether whoever accepts has gone, so that nothing more will come.
+    // All handles are gone, so that no message will come.
     let mut is_last = false;
     let cut = loop {
         tokio::select! {
             next = incoming.recv(), if !is_last => match next {
-                Some(Order::Serve(unwatched, slot)) => match unwatched.watch() {
+                Some(WorkerMessage::Serve(detached, slot)) => match detached.watch() {
                     Ok(accepted) => service.begin(accepted, slot),
                     Err(error) => tracing::warn!(%error, "an accepted connection could not be watched"),
                 },
-                Some(Order::Accept(listener, workers, limit)) => {
-                    tokio::spawn(accept(listener, workers, limit, service.clone()));
+                Some(WorkerMessage::Accept(listener, workers, limit)) => {
+                    tokio::task::spawn_local(accept(listener, workers, limit, service.clone()));
                 }
                 // Answered by a task, as a request would be.
-                Some(Order::Probe(answer)) => {
-                    tokio::spawn(async move { answer.send(()) });
+                Some(WorkerMessage::Probe(answer)) => {
+                    tokio::task::spawn_local(async move { answer.send(()) });
                 }
                 None => is_last = true,
             },
             _ = housekeeping.tick() => {
-                worker.keep_house();
+                worker.run_housekeeping();
                 connections.set_min_rate(worker.proxy.live.load().min_rate);
             }
             () = &mut closing_idle, if !told => {
@@ -364,17 +375,17 @@ async fn serve(
             () = drain.reached(Phase::Aborting) => break connections.answering(),
         }
     };
-    worker.keep_house();
+    worker.run_housekeeping();
     cut
 }
 
 impl Worker {
-    fn keep_house(&self) {
+    fn run_housekeeping(&self) {
         if let Some(log) = &self.access_log {
             log.flush();
         }
         self.upstream.reap();
-        self.proxy.spool.reap();
+        self.spool.reap();
         self.proxy.live.load().load.tick();
     }
 }
@@ -392,20 +403,20 @@ impl Proxy {
     }
 }
 
-async fn connection(service: Service, accepted: Accepted, slot: Slot) {
-    let Service {
+async fn connection(service: ConnectionService, accepted: Accepted, slot: ConnectionSlot) {
+    let ConnectionService {
         worker,
         connections,
     } = &service;
     let Accepted { stream, peer } = accepted;
-    let Slot {
+    let ConnectionSlot {
         of_peer,
         of_worker: _of_worker,
     } = slot;
     let entered = connections.enter();
     let leaving = || worker.drain.is_leaving();
     let origin = |names| {
-        Arc::new(Origin {
+        Rc::new(Origin {
             peer,
             shown: peer.to_string(),
             names,
@@ -425,7 +436,7 @@ async fn connection(service: Service, accepted: Accepted, slot: Slot) {
             }
         }
         Some(acceptor) => {
-            // A stop does not cut it short: behind it comes a request.
+            // A stop does not cut a handshake short: a request follows.
             match Box::pin(timeout(HANDSHAKE, acceptor.accept(stream))).await {
                 Ok(Ok(stream)) => {
                     let origin = origin(tls::names_of(stream.get_ref().1));
@@ -442,7 +453,11 @@ async fn connection(service: Service, accepted: Accepted, slot: Slot) {
             }
         }
     }
-    if let Some(cut) = entered.state().cut().filter(|cut| *cut != Cut::Silent) {
+    if let Some(cut) = entered
+        .state()
+        .cut()
+        .filter(|cut| *cut != CutReason::Silent)
+    {
         worker.proxy.metrics.connection_ended(cut.slug());
         tracing::info!(%peer, outcome = cut.slug(), "a connection is cut: slower than server.min_rate");
     }
@@ -457,7 +472,7 @@ mod tests {
     fn a_listener_that_ends_before_a_stop_counts_as_stuck() {
         let (control, drain) = drain::drain();
         let stuck = StuckWorkers::default();
-        let open = |address: &str| OpenListener {
+        let open = |address: &str| ListenerGuard {
             address: address.to_owned(),
             drain: drain.clone(),
             stuck: stuck.clone(),

@@ -31,7 +31,7 @@ use super::{
     script::{RuleHit, RuleInput},
     state::JudgedToken,
 };
-use crate::net::listen::Stream;
+use crate::net::listen::ClientStream;
 
 /// Byte stream that can end in a TCP reset.
 pub(super) trait ResettableStream: AsyncRead + AsyncWrite + Unpin + Send {
@@ -46,16 +46,16 @@ const MAX_REMOTE: usize = 1 << 20;
 /// Free space in the buffer before a read, in bytes.
 const READ_SPACE: usize = 16 << 10;
 
-impl ResettableStream for Stream {
+impl ResettableStream for ClientStream {
     fn arm_reset(&self) {
-        if let Stream::Tcp(socket) = self {
+        if let ClientStream::Tcp(socket) = self {
             // A linger time of zero makes the kernel send RST on close.
             let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
         }
     }
 }
 
-impl ResettableStream for TlsStream<Stream> {
+impl ResettableStream for TlsStream<ClientStream> {
     fn arm_reset(&self) {
         self.get_ref().0.arm_reset();
     }

@@ -145,6 +145,25 @@ const REVEALERS: &[&str] = &[
     "token/value.rs",
 ];
 
+/// The files and folders whose data a single thread owns: a worker, or that of the admin listener.
+const LOCAL: &[&str] = &[
+    "net/connection/",
+    "net/serve.rs",
+    "proxy/access/last_key.rs",
+    "proxy/access_log.rs",
+    "proxy/body.rs",
+    "proxy/spool/files.rs",
+    "proxy/upstream/",
+];
+
+/// The exceptions in [`LOCAL`].
+const SHARED_BY_WORKERS: &[&str] = &[
+    // `Wake` demands `Sync`.
+    "proxy/upstream/driver.rs",
+    "proxy/upstream/health.rs",
+    "proxy/upstream/origins.rs",
+];
+
 /// A file below `src`.
 struct File {
     /// Relative to `src`, with `/`.
@@ -278,6 +297,21 @@ fn unlisted_reveals(file: &File, listed: &[&str]) -> Vec<String> {
     }
 }
 
+fn needless_sharing(file: &File) -> Vec<String> {
+    let name = file.name.as_str();
+    let is_local = LOCAL.iter().any(|local| name.starts_with(local));
+    if !is_local || SHARED_BY_WORKERS.contains(&name) {
+        return Vec::new();
+    }
+    let rule = "a lock, an atomic or a task that is `Send`, for data of one thread: use `Cell`, \
+                `RefCell` and `spawn_local`";
+    file.scan
+        .shares
+        .iter()
+        .map(|line| file.says(*line, rule))
+        .collect()
+}
+
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -366,6 +400,35 @@ fn secrets_are_revealed_in_listed_files_only() {
             "{listed} is listed and does not exist"
         );
     }
+}
+
+#[test]
+fn what_one_thread_owns_takes_no_lock() {
+    let files = crate_files();
+    assert_none(&files.iter().flat_map(needless_sharing).collect::<Vec<_>>());
+    for local in LOCAL.iter().chain(SHARED_BY_WORKERS) {
+        assert!(
+            files.iter().any(|file| file.name.starts_with(local)),
+            "{local} is listed and does not exist"
+        );
+    }
+}
+
+#[test]
+fn every_kind_of_needless_sharing_is_found() {
+    let found = |name, source| needless_sharing(&File::new(name, source)).len();
+    for source in [
+        "use std::sync::Mutex;",
+        "struct Open { count: AtomicU64 }",
+        "fn f() { tokio::spawn(async {}); }",
+    ] {
+        assert_eq!(found("proxy/body.rs", source), 1, "{source}");
+        assert_eq!(found("proxy/live.rs", source), 0, "{source}");
+    }
+    assert_eq!(
+        found("proxy/body.rs", "fn f() { tokio::task::spawn_local(g()); }"),
+        0
+    );
 }
 
 #[test]

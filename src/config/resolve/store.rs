@@ -13,7 +13,7 @@ use crate::{
         read::At,
         secret::ConfigResolver,
     },
-    token::store::{Keyring, RedisSettings, StoreLocation, StoreSettings, StoreUrlError},
+    token::store::{Keyring, RedisSettings, StoreLocation, StoreSettings},
 };
 
 /// Default of `store.prefix`.

@@ -1,28 +1,23 @@
-//! What happens on a connection, and how long it may go on like that.
+//! Activity of a connection, and the limits on silence, slowness and idleness.
 //!
-//! Looked at once a tick, so a limit is reached up to one tick late. Touches no socket.
+//! The watch looks once a tick, so a limit is reached up to one tick late. Touches no socket.
 
-use std::{
-    sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
-    time::Duration,
-};
+use std::{cell::Cell, fmt, task::Waker, time::Duration};
 
-use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
-/// How often a connection is looked at, unless it is parked; also how long it must have been still
-/// to be parked.
+/// Interval of the looks at a connection that is not parked, and the quiet time before parking.
 pub(super) const TICK: Duration = Duration::from_millis(500);
-/// The same once idle connections are to be closed: a stop need not wait for two long ticks.
+/// Interval once idle connections are to be closed: a stop need not wait for two long ticks.
 const CLOSING_TICK: Duration = Duration::from_millis(50);
-/// A handler that neither reads nor writes for so long is stuck behind every timeout of its own.
-const HANDLER: Duration = Duration::from_secs(180);
-/// A body has this long before its rate is looked at, and this long in between.
+/// Limit for a handler that neither reads nor writes; its own timeouts are all shorter.
+const MAX_HANDLER_SILENCE: Duration = Duration::from_secs(180);
+/// Time before the first look at the rate of a body, and between two looks.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
 
 /// Deadlines of a connection, one set for each kind of listener.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct ConnectionLimits {
     /// From the begin of a connection to the end of its first request head.
     pub first_head: Duration,
     /// From the first byte of a later head to its end.
@@ -31,8 +26,8 @@ pub struct Limits {
     pub idle: Duration,
 }
 
-impl Default for Limits {
-    /// Those of the data listeners.
+impl Default for ConnectionLimits {
+    /// Deadlines of the data listeners.
     fn default() -> Self {
         Self {
             first_head: Duration::from_millis(9_500),
@@ -42,57 +37,82 @@ impl Default for Limits {
     }
 }
 
-/// What is looked at. Written by one thread; atomics only because the connection may move between
-/// threads.
+/// Counters and conditions of a connection, shared by its stream, its handler and its watch, which
+/// are on one thread.
 #[derive(Debug, Default)]
 pub(super) struct Activity {
-    pub(super) requests: AtomicU64,
-    pub(super) handling: AtomicU32,
+    pub(super) requests: Cell<u64>,
+    pub(super) handling: Cell<u32>,
     /// Bodies of answers that hyper does not have whole.
-    pub(super) delivering: AtomicU32,
-    pub(super) read: AtomicU64,
-    pub(super) read_when_idle: AtomicU64,
-    pub(super) written: AtomicU64,
+    pub(super) delivering: Cell<u32>,
+    pub(super) read: Cell<u64>,
+    pub(super) read_when_idle: Cell<u64>,
+    pub(super) written: Cell<u64>,
     /// Something was written since the last flush.
-    pub(super) unflushed: AtomicBool,
-    /// What was read ends where a request ends.
-    pub(super) between: AtomicBool,
+    pub(super) unflushed: Cell<bool>,
+    /// The bytes read so far end where a request ends.
+    pub(super) between: Cell<bool>,
     /// The first request whose framing is odd; 0 for none.
-    pub(super) odd: AtomicU64,
-    pub(super) parked: AtomicBool,
-    /// To be closed as soon as it is idle behind a request.
-    pub(super) closing: AtomicBool,
-    /// To be closed at once, to make room for another connection.
-    pub(super) evicted: AtomicBool,
+    pub(super) odd: Cell<u64>,
+    pub(super) parked: Cell<bool>,
+    /// The connection is to be closed as soon as it is idle behind a request.
+    pub(super) closing: Cell<bool>,
+    /// The connection is to be closed at once, to make room for another one.
+    pub(super) evicted: Cell<bool>,
     /// Our sending side is closed; what still comes is thrown away.
-    pub(super) shut: AtomicBool,
+    pub(super) shut: Cell<bool>,
     /// The client has closed its sending side while it waits for an answer.
-    pub(super) half_closed: AtomicBool,
+    pub(super) half_closed: Cell<bool>,
     /// The last read found nothing: the next byte is up to the client.
-    pub(super) starved: AtomicBool,
+    pub(super) starved: Cell<bool>,
     /// The last write found no room: the client does not read.
-    pub(super) blocked: AtomicBool,
+    pub(super) blocked: Cell<bool>,
     /// The body of the current request comes too slowly; its handler should give up.
-    pub(super) too_slow: AtomicBool,
-    /// A [`Cut`] as a number, once there is one.
-    pub(super) cut: AtomicU8,
-    pub(super) waker: AtomicWaker,
+    pub(super) too_slow: Cell<bool>,
+    pub(super) cut: Cell<Option<CutReason>>,
+    pub(super) waker: TaskWaker,
+}
+
+/// Waker of the task that polls a connection.
+#[derive(Default)]
+pub(super) struct TaskWaker(Cell<Option<Waker>>);
+
+impl TaskWaker {
+    /// Has [`TaskWaker::wake`] wake this task.
+    pub(super) fn register(&self, waker: &Waker) {
+        // Taken out and put back, so that nothing is borrowed while a waker is dropped.
+        let registered = self.0.take().filter(|known| known.will_wake(waker));
+        self.0
+            .set(Some(registered.unwrap_or_else(|| waker.clone())));
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(waker) = self.0.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl fmt::Debug for TaskWaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskWaker").finish_non_exhaustive()
+    }
 }
 
 /// The reason why a connection was cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cut {
+pub enum CutReason {
     /// Nothing, or no whole head, came in time.
-    Silent = 1,
+    Silent,
     /// The body of a request came below the minimum rate.
-    SlowRequest = 2,
+    SlowRequest,
     /// The client read an answer below the minimum rate.
-    SlowReader = 3,
+    SlowReader,
     /// The handler brought an answer below the minimum rate.
-    SlowAnswer = 4,
+    SlowAnswer,
 }
 
-impl Cut {
+impl CutReason {
     /// The word for logs and metrics.
     pub fn slug(self) -> &'static str {
         match self {
@@ -102,74 +122,60 @@ impl Cut {
             Self::SlowAnswer => "slow_answer",
         }
     }
-
-    fn numbered(number: u8) -> Option<Self> {
-        [
-            Self::Silent,
-            Self::SlowRequest,
-            Self::SlowReader,
-            Self::SlowAnswer,
-        ]
-        .into_iter()
-        .find(|cut| *cut as u8 == number)
-    }
 }
 
 impl Activity {
     /// Counts a request that has come, and says whether its framing is odd.
     pub(super) fn count_request(&self) -> bool {
-        let number = self.requests.fetch_add(1, Relaxed) + 1;
-        self.too_slow.store(false, Relaxed);
-        (1..=number).contains(&self.odd.load(Relaxed))
+        let number = self.requests.get() + 1;
+        self.requests.set(number);
+        self.too_slow.set(false);
+        (1..=number).contains(&self.odd.get())
     }
 
-    /// Whether a request is being handled, or its answer is not with hyper as a whole yet.
+    /// True while a request is being handled, or hyper does not have its whole answer.
     fn is_answering(&self) -> bool {
-        self.handling.load(Relaxed) > 0 || self.delivering.load(Relaxed) > 0
+        self.handling.get() > 0 || self.delivering.get() > 0
     }
 
     /// Has the connection closed as it is.
     pub(super) fn evict(&self) {
-        self.evicted.store(true, Relaxed);
+        self.evicted.set(true);
         self.waker.wake();
     }
 
     /// True while [`Activity::is_answering`] is, or the client has not taken all of the answer.
     pub(super) fn is_busy(&self) -> bool {
-        self.is_answering() || self.unflushed.load(Relaxed)
+        self.is_answering() || self.unflushed.get()
     }
 
     /// Lets hyper see the end of a half-closed connection once nothing keeps that back any more.
     pub(super) fn wake_half_closed(&self) {
-        if self.half_closed.load(Relaxed) {
+        if self.half_closed.get() {
             self.waker.wake();
         }
     }
 
     /// Time until the next look.
     pub(super) fn tick(&self) -> Duration {
-        if self.closing.load(Relaxed) {
+        if self.closing.get() {
             CLOSING_TICK
         } else {
             TICK
         }
     }
 
-    pub(super) fn cut(&self) -> Option<Cut> {
-        Cut::numbered(self.cut.load(Relaxed))
-    }
-
-    /// The body that goes over the connection. `came` says whether any of it came since the last
-    /// look: without that, and without a read that waits, it is this side that does not read.
+    /// Direction in which a body is expected to move. `came` is true if bytes came since the last
+    /// look: without any, and without a read that waits, this side does not read.
     fn flow(&self, came: bool) -> Flow {
-        if self.handling.load(Relaxed) > 0 {
-            let waits = came || self.starved.load(Relaxed);
-            if waits && !self.between.load(Relaxed) {
+        if self.handling.get() > 0 {
+            let waits = came || self.starved.get();
+            if waits && !self.between.get() {
                 Flow::Request
             } else {
                 Flow::None
             }
-        } else if self.delivering.load(Relaxed) > 0 || self.blocked.load(Relaxed) {
+        } else if self.delivering.get() > 0 || self.blocked.get() {
             Flow::Answer
         } else {
             Flow::None
@@ -177,7 +183,7 @@ impl Activity {
     }
 }
 
-/// See [`Activity::flow`].
+/// Direction in which a body goes over a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
     None,
@@ -198,7 +204,7 @@ struct RateWatch {
 }
 
 impl RateWatch {
-    /// Whether a window has ended in which fewer bytes moved than `rate` per second allows.
+    /// True if a window has ended in which fewer bytes moved than `rate` per second demands.
     fn is_below(&mut self, rate: u64, flow: Flow, bytes: u64, now: Instant) -> bool {
         let elapsed = now - self.since;
         let same = flow == self.flow;
@@ -218,10 +224,10 @@ impl RateWatch {
     }
 }
 
-/// What was seen at the last look.
+/// State of a connection at the last look, with its limits.
 #[derive(Debug)]
-pub(super) struct Watch {
-    limits: Limits,
+pub(super) struct ConnectionWatch {
+    limits: ConnectionLimits,
     /// Accepted during a stop: its first byte may come until the stop is over.
     is_late: bool,
     requests: u64,
@@ -233,17 +239,17 @@ pub(super) struct Watch {
     rate: RateWatch,
 }
 
-/// What follows from a look.
+/// Consequence of a look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum WatchVerdict {
     GoOn,
     /// The handler is asked to give up on the body of its request.
     TellHandler,
-    Close(Cut),
+    Close(CutReason),
 }
 
-impl Watch {
-    pub(super) fn new(now: Instant, limits: Limits, is_late: bool) -> Self {
+impl ConnectionWatch {
+    pub(super) fn new(now: Instant, limits: ConnectionLimits, is_late: bool) -> Self {
         Self {
             limits,
             is_late,
@@ -263,11 +269,16 @@ impl Watch {
     }
 
     /// Looks, and says whether a limit is reached. `min_rate` is in bytes per second.
-    pub(super) fn look(&mut self, activity: &Activity, min_rate: u64, now: Instant) -> Verdict {
-        let is_new = activity.requests.load(Relaxed) != self.requests;
-        let came = activity.read.load(Relaxed) != self.read;
+    pub(super) fn look(
+        &mut self,
+        activity: &Activity,
+        min_rate: u64,
+        now: Instant,
+    ) -> WatchVerdict {
+        let is_new = activity.requests.get() != self.requests;
+        let came = activity.read.get() != self.read;
         if self.must_close(activity, now) {
-            return Verdict::Close(Cut::Silent);
+            return WatchVerdict::Close(CutReason::Silent);
         }
         let flow = activity.flow(came);
         let bytes = if flow == Flow::Request {
@@ -281,22 +292,22 @@ impl Watch {
         }
         let is_below = self.rate.is_below(min_rate, flow, bytes, now);
         match flow {
-            // It was told at the last look, and still waits for the body.
-            Flow::Request if activity.too_slow.load(Relaxed) => Verdict::Close(Cut::SlowRequest),
-            Flow::Request if is_below => Verdict::TellHandler,
-            Flow::Answer if is_below && activity.blocked.load(Relaxed) => {
-                Verdict::Close(Cut::SlowReader)
+            // The handler was told at the last look, and still waits for the body.
+            Flow::Request if activity.too_slow.get() => WatchVerdict::Close(CutReason::SlowRequest),
+            Flow::Request if is_below => WatchVerdict::TellHandler,
+            Flow::Answer if is_below && activity.blocked.get() => {
+                WatchVerdict::Close(CutReason::SlowReader)
             }
-            Flow::Answer if is_below => Verdict::Close(Cut::SlowAnswer),
-            _ => Verdict::GoOn,
+            Flow::Answer if is_below => WatchVerdict::Close(CutReason::SlowAnswer),
+            _ => WatchVerdict::GoOn,
         }
     }
 
     fn must_close(&mut self, activity: &Activity, now: Instant) -> bool {
         let (requests, read, written) = (
-            activity.requests.load(Relaxed),
-            activity.read.load(Relaxed),
-            activity.written.load(Relaxed),
+            activity.requests.get(),
+            activity.read.get(),
+            activity.written.get(),
         );
         self.still = requests == self.requests && read == self.read && written == self.written;
         let new_request = requests != self.requests;
@@ -309,11 +320,11 @@ impl Watch {
             self.head_since = Some(now);
             return false;
         }
-        if activity.handling.load(Relaxed) > 0 {
+        if activity.handling.get() > 0 {
             self.head_since = None;
-            return now - self.still_since >= HANDLER;
+            return now - self.still_since >= MAX_HANDLER_SILENCE;
         }
-        let head_begun = requests == 0 || read > activity.read_when_idle.load(Relaxed);
+        let head_begun = requests == 0 || read > activity.read_when_idle.get();
         // Bytes that came behind a request wait while its answer goes on.
         self.head_since = if !head_begun || answering {
             None
@@ -332,18 +343,18 @@ impl Watch {
             || now - self.still_since >= self.limits.idle
     }
 
-    /// Whether nothing is under way, neither here nor in hyper: every byte that came belongs to a
+    /// True if nothing is under way, neither here nor in hyper: every byte that came belongs to a
     /// request whose answer has been written.
     pub(super) fn is_idle(&self, activity: &Activity) -> bool {
         self.still
             && self.requests > 0
             && !activity.is_busy()
-            && activity.between.load(Relaxed)
-            // Parked, it would wake for a request that cannot be answered any more.
-            && !activity.shut.load(Relaxed)
+            && activity.between.get()
+            // A parked connection would wake for a request that cannot be answered any more.
+            && !activity.shut.get()
     }
 
-    /// When an idle connection is closed.
+    /// Moment at which an idle connection is closed.
     pub(super) fn idle_until(&self) -> Instant {
         self.still_since + self.limits.idle
     }

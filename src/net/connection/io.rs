@@ -1,16 +1,14 @@
 //! The wire of a client: counted, followed request by request, and closed in a way that leaves the
 //! client time to read.
 //!
-//! Knows no limits; what it counts is judged elsewhere.
+//! Knows no limits; `activity` judges the counts.
 
 use std::{
+    cell::Cell,
     io,
     mem::MaybeUninit,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -20,43 +18,43 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf, Take};
 
 use super::{super::framing::FramingWatch, activity::Activity};
 
-/// How long the rest of a request is thrown away after the last answer. Closing earlier would reset
+/// Time for which the rest of a request is thrown away after the last answer. Closing earlier would reset
 /// the connection under a client that still sends, and its answer with it.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// The first look at what a parked connection has to say, in bytes.
-const AHEAD: usize = 1024;
+const PEEK: usize = 1024;
 
 /// The most bytes of a read of a connection that may not read in large pieces. hyper doubles its
 /// buffer at each read that fills it and keeps it until the request is over; below 16 KiB, it stays
 /// at that.
-const SMALL_READ: u64 = 16 * 1024 - 1;
+const MAX_SMALL_READ: u64 = 16 * 1024 - 1;
 
 /// The right to read in large pieces, which a fast upload is cheaper with. A few connections have
 /// it at a time: a thousand slow uploads would hold as many large buffers.
 pub(super) struct LargeReads {
-    left: Arc<AtomicUsize>,
+    left: Rc<Cell<usize>>,
     held: bool,
 }
 
 impl LargeReads {
-    pub(super) fn new(left: &Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(left: &Rc<Cell<usize>>) -> Self {
         Self {
-            left: Arc::clone(left),
+            left: Rc::clone(left),
             held: false,
         }
     }
 
     fn acquire(&mut self) {
-        let taken = self
-            .left
-            .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
-        self.held = taken.is_ok();
+        if let Some(left) = self.left.get().checked_sub(1) {
+            self.left.set(left);
+            self.held = true;
+        }
     }
 
     fn release(&mut self) {
         if std::mem::take(&mut self.held) {
-            self.left.fetch_add(1, Relaxed);
+            self.left.update(|left| left + 1);
         }
     }
 }
@@ -67,23 +65,23 @@ impl Drop for LargeReads {
     }
 }
 
-/// See the module.
-pub(super) struct Metered<I> {
+/// Stream of a client that counts bytes and follows requests.
+pub(super) struct MeteredStream<I> {
     /// With the limit of the next read.
     io: Take<I>,
     large: LargeReads,
-    activity: Arc<Activity>,
+    activity: Rc<Activity>,
     framing: FramingWatch,
-    /// Counted already, but read by nobody.
+    /// Bytes that were counted and that hyper has not read.
     ahead: Bytes,
     /// Since the sending side was closed.
     lingering: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
-impl<I: AsyncRead> Metered<I> {
-    pub(super) fn new(io: I, activity: Arc<Activity>, large: LargeReads) -> Self {
+impl<I: AsyncRead> MeteredStream<I> {
+    pub(super) fn new(io: I, activity: Rc<Activity>, large: LargeReads) -> Self {
         Self {
-            io: io.take(SMALL_READ),
+            io: io.take(MAX_SMALL_READ),
             large,
             activity,
             framing: FramingWatch::default(),
@@ -107,12 +105,12 @@ impl<I: AsyncRead> Metered<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> Metered<I> {
-    /// Reads the first bytes of what comes next without giving them to anybody: `false` when
-    /// nothing will.
+impl<I: AsyncRead + Unpin> MeteredStream<I> {
+    /// Reads the first bytes of the next request and keeps them for hyper; `false` at the end of the
+    /// stream.
     pub(super) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if self.ahead.is_empty() {
-            let mut bytes = [MaybeUninit::uninit(); AHEAD];
+            let mut bytes = [MaybeUninit::uninit(); PEEK];
             let mut bytes = ReadBuf::uninit(&mut bytes);
             if ready!(Pin::new(&mut *self).poll_read(cx, &mut bytes)).is_err() {
                 return Poll::Ready(false);
@@ -123,7 +121,7 @@ impl<I: AsyncRead + Unpin> Metered<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
+impl<I: AsyncRead + Unpin> AsyncRead for MeteredStream<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -140,33 +138,32 @@ impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
         this.io.set_limit(if this.large.held {
             u64::MAX
         } else {
-            SMALL_READ
+            MAX_SMALL_READ
         });
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
         if this.io.limit() == 0 {
             this.large.acquire();
         }
-        this.activity.starved.store(polled.is_pending(), Relaxed);
+        this.activity.starved.set(polled.is_pending());
         let new = &buf.filled()[before..];
         let is_end = matches!(polled, Poll::Ready(Ok(()))) && new.is_empty();
         if is_end && buf.remaining() > 0 && this.withholds_end() {
-            this.activity.half_closed.store(true, Relaxed);
+            this.activity.half_closed.set(true);
             return Poll::Pending;
         }
-        this.activity.read.fetch_add(new.len() as u64, Relaxed);
+        this.activity.read.update(|read| read + new.len() as u64);
         if let Some(number) = this.framing.feed(new) {
-            this.activity.odd.store(number, Relaxed);
+            this.activity.odd.set(number);
         }
         this.activity
             .between
-            .store(this.framing.is_between_requests(), Relaxed);
+            .set(this.framing.is_between_requests());
         polled
     }
 }
 
-impl<I> Metered<I> {
-    /// Whether the end of what the client sends must not be seen by hyper yet, which would drop the
-    /// request. A client that closes its sending side behind a whole request (`nc -N`) still reads
+impl<I> MeteredStream<I> {
+    /// True if the end of the client's bytes must be kept from hyper, which would drop the request. A client that closes its sending side behind a whole request (`nc -N`) still reads
     /// the answer; one that has gone looks the same until something is written to it. An end inside
     /// a request is passed on: the rest will never come.
     fn withholds_end(&self) -> bool {
@@ -174,19 +171,21 @@ impl<I> Metered<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> Metered<I> {
+impl<I: AsyncWrite + Unpin> MeteredStream<I> {
     fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.activity.blocked.store(polled.is_pending(), Relaxed);
+        self.activity.blocked.set(polled.is_pending());
         if let Poll::Ready(Ok(count)) = &polled {
-            self.activity.written.fetch_add(*count as u64, Relaxed);
+            self.activity
+                .written
+                .update(|written| written + *count as u64);
         }
         // Also when nothing was taken: hyper has bytes that the client has not.
-        self.activity.unflushed.store(true, Relaxed);
+        self.activity.unflushed.set(true);
         polled
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for MeteredStream<I> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -212,8 +211,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(self.io.get_mut()).poll_flush(cx))?;
         // hyper flushes at each poll, so only a flush that changes something may wake it again.
-        if self.activity.unflushed.load(Relaxed) {
-            self.activity.unflushed.store(false, Relaxed);
+        if self.activity.unflushed.get() {
+            self.activity.unflushed.set(false);
             self.activity.wake_half_closed();
         }
         Poll::Ready(Ok(()))
@@ -222,7 +221,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.lingering.is_none() {
             ready!(Pin::new(self.io.get_mut()).poll_shutdown(cx))?;
-            self.activity.shut.store(true, Relaxed);
+            self.activity.shut.set(true);
             if self.framing.is_over() {
                 return Poll::Ready(Ok(()));
             }
@@ -232,7 +231,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Metered<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> Metered<I> {
+impl<I: AsyncRead + Unpin> MeteredStream<I> {
     /// Ends with the client's side of the connection, and at the latest after [`LINGER`].
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut scrap = [MaybeUninit::uninit(); 8 * 1024];

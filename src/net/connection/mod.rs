@@ -10,14 +10,12 @@ mod activity;
 mod io;
 
 use std::{
+    cell::{Cell, RefCell},
     collections::HashMap,
     convert::Infallible,
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
-    },
+    rc::Rc,
     task::{Context, Poll},
 };
 
@@ -37,17 +35,17 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-pub use self::activity::{Cut, Limits};
+pub use self::activity::{ConnectionLimits, CutReason};
 use self::{
-    activity::{Activity, TICK, Verdict, Watch},
-    io::{LargeReads, Metered},
+    activity::{Activity, ConnectionWatch, TICK, WatchVerdict},
+    io::{LargeReads, MeteredStream},
 };
 
 /// The most header lines of a request; more is answered 431.
 const MAX_HEADERS: usize = 100;
 /// The most bytes of a request head; more is answered 431.
 const MAX_HEAD: usize = 64 * 1024;
-/// How far the buffers of a connection grow, the one that a long body fills and the one that waits
+/// Largest size of the buffers of a connection, the one that a long body fills and the one that waits
 /// for its client to read. Each read of a fast upload costs the same.
 const MAX_BUFFER: usize = 128 * 1024;
 /// Connections that may read in pieces as large as that, for each [`Connections`].
@@ -60,74 +58,76 @@ pub struct OddFraming;
 
 /// The connections of one listener or worker, so that they can be told to finish and waited for.
 #[derive(Debug, Default, Clone)]
-pub struct Connections(Arc<Shared>);
+pub struct Connections(Rc<ConnectionSet>);
 
 #[derive(Debug)]
-struct Shared {
-    limits: Limits,
-    open: Mutex<Open>,
+struct ConnectionSet {
+    limits: ConnectionLimits,
+    open: RefCell<OpenTable>,
     gone: Notify,
     /// Bytes per second; 0 = none.
-    min_rate: AtomicU64,
-    /// How many more connections may read in large pieces.
-    large_reads: Arc<AtomicUsize>,
+    min_rate: Cell<u64>,
+    /// Number of further connections that may read in large pieces.
+    large_reads: Rc<Cell<usize>>,
 }
 
-impl Default for Shared {
+impl Default for ConnectionSet {
     fn default() -> Self {
         Self {
-            limits: Limits::default(),
-            open: Mutex::default(),
+            limits: ConnectionLimits::default(),
+            open: RefCell::default(),
             gone: Notify::default(),
-            min_rate: AtomicU64::default(),
-            large_reads: Arc::new(AtomicUsize::new(LARGE_READS)),
+            min_rate: Cell::default(),
+            large_reads: Rc::new(Cell::new(LARGE_READS)),
         }
     }
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenTable {
     next: u64,
     closing: bool,
-    by_id: HashMap<u64, Arc<Activity>>,
+    by_id: HashMap<u64, Rc<Activity>>,
 }
 
 impl Connections {
     /// Connections that are cut at these deadlines.
-    pub fn with_limits(limits: Limits) -> Self {
-        Self(Arc::new(Shared {
+    pub fn with_limits(limits: ConnectionLimits) -> Self {
+        Self(Rc::new(ConnectionSet {
             limits,
-            ..Shared::default()
+            ..ConnectionSet::default()
         }))
     }
 
-    /// How many are open.
+    /// Number of open connections.
     pub fn count(&self) -> usize {
-        self.lock().by_id.len()
+        self.0.open.borrow().by_id.len()
     }
 
-    /// How many are idle and have given back what a request needs.
+    /// Number of idle connections that have given back the memory that a request needs.
     pub fn parked(&self) -> usize {
-        self.lock()
+        self.0
+            .open
+            .borrow()
             .by_id
             .values()
-            .filter(|activity| activity.parked.load(Relaxed))
+            .filter(|activity| activity.parked.get())
             .count()
     }
 
     /// Sets the least bytes per second of a body, in both directions, also for those that are open;
     /// 0 = none.
     pub fn set_min_rate(&self, rate: u64) {
-        self.0.min_rate.store(rate, Relaxed);
+        self.0.min_rate.set(rate);
     }
 
-    /// Closes the idle ones. Those that have begun a request, and those that have sent nothing so
+    /// Closes idle connections. Those that have begun a request, and those that have sent nothing so
     /// far, get one answer, and so does every later one.
     pub fn close_idle(&self) {
-        let mut open = self.lock();
+        let mut open = self.0.open.borrow_mut();
         open.closing = true;
         for activity in open.by_id.values() {
-            activity.closing.store(true, Relaxed);
+            activity.closing.set(true);
             activity.waker.wake();
         }
     }
@@ -135,27 +135,27 @@ impl Connections {
     /// Closes all that are not being answered, and the rest behind their answer.
     pub fn close_unanswered(&self) {
         self.close_idle();
-        let open = self.lock();
+        let open = self.0.open.borrow();
         for activity in open.by_id.values().filter(|a| !a.is_busy()) {
             activity.evict();
         }
     }
 
-    /// Closes the oldest that is not being answered, to make room for another one.
+    /// Closes the oldest connection that is not being answered, to make room for another one.
     pub fn shed(&self) {
-        let open = self.lock();
+        let open = self.0.open.borrow();
         let unanswered = open
             .by_id
             .iter()
-            .filter(|(_, activity)| !activity.is_busy() && !activity.evicted.load(Relaxed));
+            .filter(|(_, activity)| !activity.is_busy() && !activity.evicted.get());
         if let Some((_, oldest)) = unanswered.min_by_key(|(id, _)| **id) {
             oldest.evict();
         }
     }
 
-    /// How many are being answered.
+    /// Number of connections that are being answered.
     pub fn answering(&self) -> usize {
-        let open = self.lock();
+        let open = self.0.open.borrow();
         open.by_id.values().filter(|a| a.is_busy()).count()
     }
 
@@ -172,37 +172,33 @@ impl Connections {
         }
     }
 
-    /// Counts one more, for [`Entered::serve`].
-    pub(crate) fn enter(&self) -> Entered {
-        let activity = Arc::new(Activity::default());
-        let mut open = self.lock();
-        activity.closing.store(open.closing, Relaxed);
+    /// Counts a new connection, for [`OpenConnection::serve`].
+    pub(crate) fn enter(&self) -> OpenConnection {
+        let activity = Rc::new(Activity::default());
+        let mut open = self.0.open.borrow_mut();
+        activity.closing.set(open.closing);
         let id = open.next;
         open.next += 1;
-        open.by_id.insert(id, Arc::clone(&activity));
-        Entered {
+        open.by_id.insert(id, Rc::clone(&activity));
+        OpenConnection {
             connections: self.clone(),
             activity,
             id,
         }
     }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
-        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// A place among the open connections, given back when dropped.
-pub(crate) struct Entered {
+pub(crate) struct OpenConnection {
     connections: Connections,
-    activity: Arc<Activity>,
+    activity: Rc<Activity>,
     id: u64,
 }
 
-impl Drop for Entered {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         let empty = {
-            let mut open = self.connections.lock();
+            let mut open = self.connections.0.open.borrow_mut();
             open.by_id.remove(&self.id);
             open.by_id.is_empty()
         };
@@ -212,26 +208,26 @@ impl Drop for Entered {
     }
 }
 
-/// The state of a connection, for those who handle its requests.
+/// State of a connection, for the handlers of its requests.
 #[derive(Debug, Clone)]
-pub(crate) struct ConnectionState(Arc<Activity>);
+pub(crate) struct ConnectionState(Rc<Activity>);
 
 impl ConnectionState {
-    /// Whether the body of the current request comes below the minimum rate. Its handler is polled
-    /// when that becomes true; if it goes on reading, the connection is cut.
+    /// True if the body of the current request comes below the minimum rate. The handler is polled
+    /// when that becomes true; if the handler goes on reading, the connection is cut.
     pub(crate) fn is_too_slow(&self) -> bool {
-        self.0.too_slow.load(Relaxed)
+        self.0.too_slow.get()
     }
 
     /// The reason why the connection was cut.
-    pub(crate) fn cut(&self) -> Option<Cut> {
-        self.0.cut()
+    pub(crate) fn cut(&self) -> Option<CutReason> {
+        self.0.cut.get()
     }
 
-    /// The state of a connection that nobody watches.
+    /// State of a connection without a watch.
     #[cfg(test)]
     pub(crate) fn unwatched() -> Self {
-        Self(Arc::default())
+        Self(Rc::default())
     }
 }
 
@@ -245,7 +241,7 @@ pub async fn serve<I, H, F, B>(
     handler: H,
 ) -> Option<I>
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Fn(Box<Parts>, Incoming) -> F,
     F: Future<Output = Response<B>>,
     B: Body + 'static,
@@ -254,13 +250,13 @@ where
     connections.enter().serve(io, leaving, handler).await
 }
 
-impl Entered {
+impl OpenConnection {
     /// The state of the connection, for its handler.
     pub(crate) fn state(&self) -> ConnectionState {
-        ConnectionState(Arc::clone(&self.activity))
+        ConnectionState(Rc::clone(&self.activity))
     }
 
-    /// See [`serve`].
+    /// Serves this connection, see [`serve`].
     pub(crate) async fn serve<I, H, F, B>(
         &self,
         io: I,
@@ -268,22 +264,23 @@ impl Entered {
         handler: H,
     ) -> Option<I>
     where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        I: AsyncRead + AsyncWrite + Unpin + 'static,
         H: Fn(Box<Parts>, Incoming) -> F,
         F: Future<Output = Response<B>>,
         B: Body + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let Shared {
+        let ConnectionSet {
             limits,
             large_reads,
             ..
         } = &*self.connections.0;
-        let mut io = Metered::new(io, Arc::clone(&self.activity), LargeReads::new(large_reads));
+        let mut io =
+            MeteredStream::new(io, Rc::clone(&self.activity), LargeReads::new(large_reads));
         let mut tick = pin!(sleep(TICK));
-        let mut watch = Watch::new(Instant::now(), *limits, leaving());
+        let mut watch = ConnectionWatch::new(Instant::now(), *limits, leaving());
         loop {
-            // On the heap, so that nothing of it is left while the connection is parked.
+            // On the heap, so that a parked connection holds none of this memory.
             let active = Box::pin(active(
                 io,
                 self,
@@ -293,9 +290,9 @@ impl Entered {
                 &handler,
             ));
             match active.await {
-                Left::Idle(idle) => io = idle,
-                Left::Broken(io) => return Some(io.into_inner()),
-                Left::Over => return None,
+                ActiveEnd::Idle(idle) => io = idle,
+                ActiveEnd::Broken(io) => return Some(io.into_inner()),
+                ActiveEnd::Over => return None,
             }
             if !parked(&mut io, &self.activity, &watch, tick.as_mut()).await {
                 return None;
@@ -305,30 +302,30 @@ impl Entered {
 }
 
 /// The state in which [`active`] leaves a connection.
-enum Left<I> {
-    Idle(Metered<I>),
+enum ActiveEnd<I> {
+    Idle(MeteredStream<I>),
     /// The body of an answer broke off.
-    Broken(Metered<I>),
+    Broken(MeteredStream<I>),
     Over,
 }
 
 /// Serves requests until the connection is over or idle.
 async fn active<I, H, F, B>(
-    io: Metered<I>,
-    entered: &Entered,
-    watch: &mut Watch,
+    io: MeteredStream<I>,
+    entered: &OpenConnection,
+    watch: &mut ConnectionWatch,
     mut tick: Pin<&mut Sleep>,
     leaving: &impl Fn() -> bool,
     handler: &H,
-) -> Left<I>
+) -> ActiveEnd<I>
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Fn(Box<Parts>, Incoming) -> F,
     F: Future<Output = Response<B>>,
     B: Body + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let Entered {
+    let OpenConnection {
         activity,
         connections,
         ..
@@ -341,18 +338,18 @@ where
         }
         // In a box, because each future that it goes through would keep a place for it.
         let head = Box::new(head);
-        let handling = Handling::begin(activity);
+        let handling = HandlingGuard::begin(activity);
         async move {
             // Called in here, so that its future is made where it will stay: it is large.
             let mut response = handler(head, body).await;
-            if odd || leaving() || activity.closing.load(Relaxed) {
+            if odd || leaving() || activity.closing.get() {
                 response
                     .headers_mut()
                     .insert(CONNECTION, HeaderValue::from_static("close"));
             }
             drop(handling);
-            let delivery = Delivery::begin(activity);
-            Ok::<_, Infallible>(response.map(|body| Delivered {
+            let delivery = DeliveryGuard::begin(activity);
+            Ok::<_, Infallible>(response.map(|body| TrackedBody {
                 body,
                 _delivery: delivery,
             }))
@@ -364,12 +361,12 @@ where
     let mut armed = false;
     let idle = poll_fn(|cx| {
         activity.waker.register(cx.waker());
-        if activity.evicted.load(Relaxed) {
-            return Poll::Ready(Ended::Over);
+        if activity.evicted.get() {
+            return Poll::Ready(HyperEnd::Over);
         }
         // hyper's own graceful shutdown would close a connection that has said nothing yet, or half
         // a head. Here it is closed where it would be parked, which only an idle one is.
-        if !told && activity.closing.load(Relaxed) {
+        if !told && activity.closing.get() {
             told = true;
             tick.as_mut().reset(Instant::now() + activity.tick());
             armed = false;
@@ -377,36 +374,36 @@ where
         'serving: loop {
             if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
                 let Err(error) = ended else {
-                    return Poll::Ready(Ended::Over);
+                    return Poll::Ready(HyperEnd::Over);
                 };
                 tracing::debug!(%error, "connection ended early");
                 // The handler never fails, so it is the body of an answer that did.
                 return Poll::Ready(if error.is_user() {
-                    Ended::Broken
+                    HyperEnd::Broken
                 } else {
-                    Ended::Over
+                    HyperEnd::Over
                 });
             }
             // Asked once, it wakes this task. Asking it again at each of a thousand requests would
             // only cost.
             while (!armed || tick.is_elapsed()) && tick.as_mut().poll(cx).is_ready() {
                 let now = Instant::now();
-                let verdict = watch.look(activity, connections.0.min_rate.load(Relaxed), now);
-                if let Verdict::Close(cut) = verdict {
-                    activity.cut.store(cut as u8, Relaxed);
+                let verdict = watch.look(activity, connections.0.min_rate.get(), now);
+                if let WatchVerdict::Close(cut) = verdict {
+                    activity.cut.set(Some(cut));
                     // An answer under way must not look as if it were whole.
                     return Poll::Ready(match cut {
-                        Cut::SlowReader | Cut::SlowAnswer => Ended::Broken,
-                        Cut::Silent | Cut::SlowRequest => Ended::Over,
+                        CutReason::SlowReader | CutReason::SlowAnswer => HyperEnd::Broken,
+                        CutReason::Silent | CutReason::SlowRequest => HyperEnd::Over,
                     });
                 }
                 if watch.is_idle(activity) {
-                    return Poll::Ready(Ended::Idle);
+                    return Poll::Ready(HyperEnd::Idle);
                 }
                 tick.as_mut().reset(now + activity.tick());
                 armed = false;
-                if verdict == Verdict::TellHandler {
-                    activity.too_slow.store(true, Relaxed);
+                if verdict == WatchVerdict::TellHandler {
+                    activity.too_slow.set(true);
                     // The handler hears of it when it is polled.
                     continue 'serving;
                 }
@@ -416,23 +413,23 @@ where
         }
     });
     let ended = idle.await;
-    if ended == Ended::Over {
-        return Left::Over;
+    if ended == HyperEnd::Over {
+        return ActiveEnd::Over;
     }
     let parts = connection.into_parts();
     let mut io = parts.io.into_inner();
-    if ended == Ended::Broken {
-        return Left::Broken(io);
+    if ended == HyperEnd::Broken {
+        return ActiveEnd::Broken(io);
     }
-    // Its buffer is gone.
+    // hyper's buffer is gone, and with it the reason for large reads.
     io.read_small();
     io.put_back(parts.read_buf);
-    Left::Idle(io)
+    ActiveEnd::Idle(io)
 }
 
 /// The way in which hyper's part of a connection ends.
 #[derive(PartialEq, Eq)]
-enum Ended {
+enum HyperEnd {
     Idle,
     Broken,
     Over,
@@ -449,96 +446,94 @@ fn limited() -> http1::Builder {
     builder
 }
 
-/// Waits until the client of an idle connection says something: whether it did.
+/// Waits until the client of an idle connection sends something; `false` if it does not.
 async fn parked<I: AsyncRead + AsyncWrite + Unpin>(
-    io: &mut Metered<I>,
+    io: &mut MeteredStream<I>,
     activity: &Activity,
-    watch: &Watch,
+    watch: &ConnectionWatch,
     mut tick: Pin<&mut Sleep>,
 ) -> bool {
     tick.as_mut().reset(watch.idle_until());
-    activity.parked.store(true, Relaxed);
+    activity.parked.set(true);
     let woken = poll_fn(|cx| {
         activity.waker.register(cx.waker());
-        if activity.evicted.load(Relaxed) {
-            return Poll::Ready(Parked::Forgotten);
+        if activity.evicted.get() {
+            return Poll::Ready(ParkedEnd::TimedOut);
         }
         match io.poll_ahead(cx) {
             // Whoever has said something is answered, even if all the others are told to leave.
-            Poll::Ready(true) => Poll::Ready(Parked::Woken),
-            Poll::Ready(false) => Poll::Ready(Parked::Leaving),
-            Poll::Pending if activity.closing.load(Relaxed) => Poll::Ready(Parked::Leaving),
-            Poll::Pending => tick.as_mut().poll(cx).map(|()| Parked::Forgotten),
+            Poll::Ready(true) => Poll::Ready(ParkedEnd::Woken),
+            Poll::Ready(false) => Poll::Ready(ParkedEnd::Closing),
+            Poll::Pending if activity.closing.get() => Poll::Ready(ParkedEnd::Closing),
+            Poll::Pending => tick.as_mut().poll(cx).map(|()| ParkedEnd::TimedOut),
         }
     });
     let woken = woken.await;
-    activity.parked.store(false, Relaxed);
+    activity.parked.set(false);
     match woken {
-        Parked::Woken => true,
-        Parked::Forgotten => false,
-        Parked::Leaving => {
+        ParkedEnd::Woken => true,
+        ParkedEnd::TimedOut => false,
+        ParkedEnd::Closing => {
             let _ = tokio::io::AsyncWriteExt::shutdown(io).await;
             false
         }
     }
 }
 
-/// How the rest of an idle connection ends.
-enum Parked {
+/// End of the time in which a connection is parked.
+enum ParkedEnd {
     /// Its client has said something.
     Woken,
-    /// One of the two closes it.
-    Leaving,
-    /// It was idle for too long.
-    Forgotten,
+    /// The client or a stop closes the connection.
+    Closing,
+    /// The connection was idle for too long, or was evicted.
+    TimedOut,
 }
 
 /// Marks a request as being handled; a panic or a hang-up ends it too.
-struct Handling<'a>(&'a Activity);
+struct HandlingGuard<'a>(&'a Activity);
 
-impl<'a> Handling<'a> {
+impl<'a> HandlingGuard<'a> {
     fn begin(activity: &'a Activity) -> Self {
-        activity.handling.fetch_add(1, Relaxed);
+        activity.handling.update(|count| count + 1);
         Self(activity)
     }
 }
 
-impl Drop for Handling<'_> {
+impl Drop for HandlingGuard<'_> {
     fn drop(&mut self) {
-        self.0.handling.fetch_sub(1, Relaxed);
-        self.0
-            .read_when_idle
-            .store(self.0.read.load(Relaxed), Relaxed);
+        self.0.handling.update(|count| count - 1);
+        self.0.read_when_idle.set(self.0.read.get());
     }
 }
 
 /// Marks a body as being sent.
-struct Delivery(Arc<Activity>);
+struct DeliveryGuard(Rc<Activity>);
 
-impl Delivery {
-    fn begin(activity: &Arc<Activity>) -> Self {
-        activity.delivering.fetch_add(1, Relaxed);
-        Self(Arc::clone(activity))
+impl DeliveryGuard {
+    fn begin(activity: &Rc<Activity>) -> Self {
+        activity.delivering.update(|count| count + 1);
+        Self(Rc::clone(activity))
     }
 }
 
-impl Drop for Delivery {
+impl Drop for DeliveryGuard {
     fn drop(&mut self) {
-        self.0.delivering.fetch_sub(1, Relaxed);
+        self.0.delivering.update(|count| count - 1);
         self.0.wake_half_closed();
     }
 }
 
 pin_project! {
     /// The body of an answer; gone when hyper has all of it.
-    struct Delivered<B> {
+    struct TrackedBody<B> {
         #[pin]
         body: B,
-        _delivery: Delivery,
+        _delivery: DeliveryGuard,
     }
 }
 
-impl<B: Body> Body for Delivered<B> {
+impl<B: Body> Body for TrackedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 

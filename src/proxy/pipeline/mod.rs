@@ -29,7 +29,7 @@ use super::{
     path::{ApiPath, SplitPath},
     retry::{self, Next},
     route::Account,
-    upstream::{Attempt, DialError, Headers, Outgoing, SendError, Target},
+    upstream::{AttemptCount, DialError, Headers, Outgoing, RequestTarget, SendError},
     worker::Worker,
 };
 use crate::{
@@ -229,7 +229,7 @@ async fn accept(
         max_body: live.max_body,
         min_rate: live.min_rate,
         replay: &live.replay,
-        budget: &worker.proxy.spool,
+        spool: &worker.spool,
         sender: &origin.connection,
     };
     let enter = || live.enter(account, client, origin);
@@ -583,16 +583,16 @@ impl Call<'_> {
     /// Sends once, to the first API host that can be reached, and looks at the answer.
     async fn attempt(
         &mut self,
-        target: &(dyn Fn() -> Result<PathAndQuery, QueryError> + Sync),
+        target: &dyn Fn() -> Result<PathAndQuery, QueryError>,
         trail: &mut Trail,
     ) -> Result<(Response<Answer>, Option<i64>), ProxyError> {
         let again = || target().ok();
-        let target = Target::new(target()?, &again);
+        let target = RequestTarget::new(target()?, &again);
         let mut outgoing = Outgoing {
             method: self.method,
             target,
             headers: &mut self.headers,
-            attempt: Attempt::new(&mut trail.attempts),
+            attempt: AttemptCount::new(&mut trail.attempts),
         };
         let patience = self.live.response_timeout;
         let mut unreachable = None;

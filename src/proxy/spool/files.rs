@@ -6,61 +6,55 @@
 //! for as long as half a minute, the age at which the kernel writes pages out; where memory is
 //! short it does so earlier, as with any file. Knows nothing of bodies.
 
-use std::{
-    fs::File,
-    io,
-    ops::Deref,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{cell::RefCell, fs::File, io, ops::Deref, rc::Rc, time::Duration};
 
 use tokio::time::Instant;
 
-/// Spare files at the most.
-const MOST: usize = 16;
-/// A file that nobody has taken for so long is closed, and with it goes what it holds.
+/// Limit of spare files per worker.
+const MAX_SPARE: usize = 16;
+/// A spare file that was not taken for so long is closed, which gives its space back.
 const SPARE_FOR: Duration = Duration::from_secs(1);
 /// An older file is not lent again.
 const MAX_AGE: Duration = Duration::from_secs(20);
 
-/// The spare files of all workers.
+/// The spare files of a worker.
 #[derive(Debug, Default)]
-pub(super) struct Files(Mutex<Vec<Spare>>);
+pub(super) struct FilePool(RefCell<Vec<SpareFile>>);
 
 #[derive(Debug)]
-struct Spare {
-    file: Arc<File>,
+struct SpareFile {
+    file: Rc<File>,
     born: Instant,
     since: Instant,
 }
 
-/// A file for one body, given back when dropped. Whatever it holds before it is written to is
-/// somebody else's.
+/// A file for one body, given back when dropped. Holds bytes of an earlier body until they are
+/// overwritten.
 #[derive(Debug)]
-pub(crate) struct Lent {
-    file: Arc<File>,
+pub(crate) struct PooledFile {
+    file: Rc<File>,
     born: Instant,
-    home: Arc<Files>,
+    home: Rc<FilePool>,
 }
 
-impl Files {
+impl FilePool {
     /// A spare file, or a new one in the folder for temporary files.
-    pub(super) fn lend(self: &Arc<Self>) -> io::Result<Lent> {
-        let spare = self.lock().pop();
+    pub(super) fn lend(self: &Rc<Self>) -> io::Result<PooledFile> {
+        let spare = self.0.borrow_mut().pop();
         let (file, born) = match spare {
             Some(spare) => (spare.file, spare.born),
-            None => (Arc::new(tempfile::tempfile()?), Instant::now()),
+            None => (Rc::new(tempfile::tempfile()?), Instant::now()),
         };
-        Ok(Lent {
+        Ok(PooledFile {
             file,
             born,
-            home: Arc::clone(self),
+            home: Rc::clone(self),
         })
     }
 
     /// Closes what has been spare for too long. Called several times a second.
     pub(super) fn reap(&self) {
-        let mut spare = self.lock();
+        let mut spare = self.0.borrow_mut();
         if !spare.is_empty() {
             let now = Instant::now();
             spare.retain(|spare| now - spare.since < SPARE_FOR && now - spare.born < MAX_AGE);
@@ -69,20 +63,16 @@ impl Files {
 
     /// Gives the room back that spare files take.
     pub(super) fn clear(&self) {
-        self.lock().clear();
+        self.0.borrow_mut().clear();
     }
 
     #[cfg(test)]
     pub(super) fn spare(&self) -> usize {
-        self.lock().len()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Spare>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.borrow().len()
     }
 }
 
-impl Deref for Lent {
+impl Deref for PooledFile {
     type Target = File;
 
     fn deref(&self) -> &File {
@@ -90,14 +80,14 @@ impl Deref for Lent {
     }
 }
 
-impl Drop for Lent {
+impl Drop for PooledFile {
     fn drop(&mut self) {
         let now = Instant::now();
         if now - self.born < MAX_AGE {
-            let mut spare = self.home.lock();
-            if spare.len() < MOST {
-                spare.push(Spare {
-                    file: Arc::clone(&self.file),
+            let mut spare = self.home.0.borrow_mut();
+            if spare.len() < MAX_SPARE {
+                spare.push(SpareFile {
+                    file: Rc::clone(&self.file),
                     born: self.born,
                     since: now,
                 });
@@ -116,7 +106,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_file_is_lent_again_until_it_is_old_or_nobody_wants_it() {
-        let files = Arc::new(Files::default());
+        let files = Rc::new(FilePool::default());
         let first = files.lend().unwrap().as_raw_fd();
         for _ in 0..20 {
             assert_eq!(files.lend().unwrap().as_raw_fd(), first);
@@ -141,10 +131,10 @@ mod tests {
 
     #[test]
     fn many_at_once_leave_few() {
-        let files = Arc::new(Files::default());
-        let lent: Vec<_> = (0..MOST + 5).map(|_| files.lend().unwrap()).collect();
+        let files = Rc::new(FilePool::default());
+        let lent: Vec<_> = (0..MAX_SPARE + 5).map(|_| files.lend().unwrap()).collect();
         assert_eq!(files.spare(), 0);
         drop(lent);
-        assert_eq!(files.spare(), MOST);
+        assert_eq!(files.spare(), MAX_SPARE);
     }
 }

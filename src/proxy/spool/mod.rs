@@ -10,6 +10,7 @@ mod files;
 use std::{
     io,
     os::unix::fs::FileExt as _,
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -18,39 +19,53 @@ use std::{
 
 use bytes::Bytes;
 
-use self::files::{Files, Lent};
+use self::files::{FilePool, PooledFile};
 use super::settings::Replay;
 
-/// How much is read back from a file at a time.
+/// Bytes that are read back from a file at a time.
 const CHUNK: usize = 64 * 1024;
 /// Pieces for a file are gathered up to this many bytes where the budget has room for them.
 const GATHER: usize = 64 * 1024;
-/// The same where it has none.
-const GATHER_LEAST: usize = 4 * 1024;
+/// Bytes that are gathered where the budget has no room.
+const MIN_GATHER: usize = 4 * 1024;
 /// The least memory that a copy asks the budget for.
-const GROW_LEAST: usize = 4 * 1024;
+const MIN_GROWTH: usize = 4 * 1024;
 
-/// What all copies share: the memory, `replay.memory_total`, and the files. Counted is the room that
-/// copies occupy, not the bytes in it.
+/// The memory for the copies of all workers, `replay.memory_total`. Counted is the room that copies
+/// occupy, not the bytes in it.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub(crate) struct CopyBudget {
     total: AtomicU64,
     used: AtomicU64,
-    files: Arc<Files>,
 }
 
-impl Budget {
+/// The place for the copies that one worker makes.
+#[derive(Debug)]
+pub(crate) struct Spool {
+    budget: Arc<CopyBudget>,
+    files: Rc<FilePool>,
+}
+
+impl Spool {
+    pub(crate) fn new(budget: Arc<CopyBudget>) -> Self {
+        Self {
+            budget,
+            files: Rc::default(),
+        }
+    }
+
+    /// Closes files that were spare for too long. Called several times a second.
+    pub(crate) fn reap(&self) {
+        self.files.reap();
+    }
+}
+
+impl CopyBudget {
     pub(crate) fn new(total: u64) -> Arc<Self> {
         Arc::new(Self {
             total: AtomicU64::new(total),
             used: AtomicU64::new(0),
-            files: Arc::default(),
         })
-    }
-
-    /// Closes files that nobody needs any more. Called several times a second.
-    pub(crate) fn reap(&self) {
-        self.files.reap();
     }
 
     /// Sets another total. What is taken already stays taken.
@@ -76,7 +91,7 @@ impl Budget {
 /// A share of the budget, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Share {
-    budget: Arc<Budget>,
+    budget: Arc<CopyBudget>,
     bytes: u64,
 }
 
@@ -105,28 +120,28 @@ impl Drop for Share {
 
 /// A copy that grows with the body.
 #[derive(Debug)]
-pub(crate) struct Copy {
+pub(crate) struct Capture {
     /// The length of the body, where it is known.
     expected: Option<u64>,
     memory_limit: u64,
     disk_limit: u64,
-    budget: Arc<Budget>,
-    state: State,
+    files: Rc<FilePool>,
+    state: CaptureState,
 }
 
 #[derive(Debug)]
-enum State {
+enum CaptureState {
     Memory(Vec<u8>, Share),
     Disk(Spooled),
-    Lost(NoCopy),
+    Lost(CaptureLost),
 }
 
 #[derive(Debug)]
 struct Spooled {
-    file: Lent,
+    file: PooledFile,
     written: u64,
     gathered: Vec<u8>,
-    /// What `gathered` may have beyond [`GATHER_LEAST`].
+    /// Share of the budget for `gathered` beyond [`MIN_GATHER`].
     share: Share,
 }
 
@@ -138,7 +153,7 @@ fn make_room(bytes: &mut Vec<u8>, share: &mut Share, more: usize, limit: u64) ->
         return true;
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let doubled = (bytes.capacity() * 2).max(GROW_LEAST);
+    let doubled = (bytes.capacity() * 2).max(MIN_GROWTH);
     let room = doubled.min(limit).max(needed);
     let grown = share.grow((room - bytes.capacity()) as u64);
     if grown {
@@ -147,9 +162,9 @@ fn make_room(bytes: &mut Vec<u8>, share: &mut Share, more: usize, limit: u64) ->
     grown
 }
 
-/// Why there is no copy.
+/// Reason why there is no copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NoCopy {
+pub(crate) enum CaptureLost {
     /// Larger than the limits, or the shared memory is taken.
     NoRoom,
     /// The temporary file cannot be written.
@@ -158,15 +173,15 @@ pub(crate) enum NoCopy {
 
 /// A whole copy. Cheap to read from again and again.
 #[derive(Debug)]
-pub(crate) enum Held {
+pub(crate) enum Captured {
     Memory(
         Bytes,
         #[allow(dead_code, reason = "gives its share of the budget back when dropped")] Share,
     ),
-    Disk(Arc<Lent>, u64),
+    Disk(Rc<PooledFile>, u64),
 }
 
-impl Held {
+impl Captured {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Memory(bytes, _) => bytes.len() as u64,
@@ -175,10 +190,10 @@ impl Held {
     }
 }
 
-impl Copy {
+impl Capture {
     /// `expected` is the length of the body, where it is known: what will not stay in memory does
     /// not go there first.
-    pub(crate) fn new(replay: &Replay, expected: Option<u64>, budget: Arc<Budget>) -> Self {
+    pub(crate) fn new(replay: &Replay, expected: Option<u64>, spool: &Spool) -> Self {
         let will_stay = expected.is_none_or(|length| length <= replay.memory);
         let fits = expected.is_none_or(|length| length <= replay.memory.max(replay.disk));
         Self {
@@ -186,17 +201,17 @@ impl Copy {
             memory_limit: if will_stay { replay.memory } else { 0 },
             disk_limit: replay.disk,
             state: if fits {
-                State::Memory(
+                CaptureState::Memory(
                     Vec::new(),
                     Share {
-                        budget: Arc::clone(&budget),
+                        budget: Arc::clone(&spool.budget),
                         bytes: 0,
                     },
                 )
             } else {
-                State::Lost(NoCopy::NoRoom)
+                CaptureState::Lost(CaptureLost::NoRoom)
             },
-            budget,
+            files: Rc::clone(&spool.files),
         }
     }
 
@@ -205,23 +220,23 @@ impl Copy {
         self.memory_limit.max(self.disk_limit)
     }
 
-    /// Whether, and why, the copy was given up.
-    pub(crate) fn lost(&self) -> Option<NoCopy> {
+    /// Reason why the copy was given up, if it was.
+    pub(crate) fn lost(&self) -> Option<CaptureLost> {
         match self.state {
-            State::Lost(reason) => Some(reason),
-            State::Memory(..) | State::Disk(..) => None,
+            CaptureState::Lost(reason) => Some(reason),
+            CaptureState::Memory(..) | CaptureState::Disk(..) => None,
         }
     }
 
     /// Adds to the copy. Giving up is no error: the body itself goes on.
     pub(crate) fn push(&mut self, data: &[u8]) {
         let len = match &self.state {
-            State::Memory(bytes, _) => bytes.len() as u64,
-            State::Disk(spooled) => spooled.len(),
-            State::Lost(_) => return,
+            CaptureState::Memory(bytes, _) => bytes.len() as u64,
+            CaptureState::Disk(spooled) => spooled.len(),
+            CaptureState::Lost(_) => return,
         };
         let after = len + data.len() as u64;
-        if let State::Memory(bytes, share) = &mut self.state
+        if let CaptureState::Memory(bytes, share) = &mut self.state
             && after <= self.memory_limit
             && make_room(
                 bytes,
@@ -234,49 +249,50 @@ impl Copy {
         } else if after <= self.disk_limit {
             self.spool(data);
         } else {
-            self.state = State::Lost(NoCopy::NoRoom);
+            self.state = CaptureState::Lost(CaptureLost::NoRoom);
         }
     }
 
     fn spool(&mut self, data: &[u8]) {
-        let spooled = match std::mem::replace(&mut self.state, State::Lost(NoCopy::Disk)) {
-            State::Memory(kept, share) => Spooled::begin(&self.budget.files, kept, share),
-            State::Disk(spooled) => Ok(spooled),
-            State::Lost(_) => return,
-        };
+        let spooled =
+            match std::mem::replace(&mut self.state, CaptureState::Lost(CaptureLost::Disk)) {
+                CaptureState::Memory(kept, share) => Spooled::begin(&self.files, kept, share),
+                CaptureState::Disk(spooled) => Ok(spooled),
+                CaptureState::Lost(_) => return,
+            };
         match spooled.and_then(|mut spooled| spooled.push(data).map(|()| spooled)) {
-            Ok(spooled) => self.state = State::Disk(spooled),
+            Ok(spooled) => self.state = CaptureState::Disk(spooled),
             Err(error) => self.disk_failed(&error),
         }
     }
 
     fn disk_failed(&mut self, error: &io::Error) {
         tracing::warn!(%error, folder = %std::env::temp_dir().display(), "cannot keep a request body for replay; is the disk full?");
-        self.state = State::Lost(NoCopy::Disk);
-        self.budget.files.clear();
+        self.state = CaptureState::Lost(CaptureLost::Disk);
+        self.files.clear();
     }
 
     /// Hands the whole copy out.
     ///
     /// # Errors
     /// When it was given up.
-    pub(crate) fn take(&mut self) -> Result<Held, NoCopy> {
-        match std::mem::replace(&mut self.state, State::Lost(NoCopy::NoRoom)) {
-            State::Memory(bytes, share) => Ok(Held::Memory(bytes.into(), share)),
-            State::Disk(mut spooled) => match spooled.write_out() {
-                Ok(()) => Ok(Held::Disk(Arc::new(spooled.file), spooled.written)),
+    pub(crate) fn take(&mut self) -> Result<Captured, CaptureLost> {
+        match std::mem::replace(&mut self.state, CaptureState::Lost(CaptureLost::NoRoom)) {
+            CaptureState::Memory(bytes, share) => Ok(Captured::Memory(bytes.into(), share)),
+            CaptureState::Disk(mut spooled) => match spooled.write_out() {
+                Ok(()) => Ok(Captured::Disk(Rc::new(spooled.file), spooled.written)),
                 Err(error) => {
                     self.disk_failed(&error);
-                    Err(NoCopy::Disk)
+                    Err(CaptureLost::Disk)
                 }
             },
-            State::Lost(reason) => Err(reason),
+            CaptureState::Lost(reason) => Err(reason),
         }
     }
 }
 
 impl Spooled {
-    fn begin(files: &Arc<Files>, kept: Vec<u8>, share: Share) -> io::Result<Self> {
+    fn begin(files: &Rc<FilePool>, kept: Vec<u8>, share: Share) -> io::Result<Self> {
         let mut spooled = Self {
             file: files.lend()?,
             written: 0,
@@ -298,7 +314,7 @@ impl Spooled {
         if self.gathered.capacity() == 0 && data.len() < GATHER / 2 {
             let has_room = self.share.grow(GATHER as u64);
             self.gathered
-                .reserve_exact(if has_room { GATHER } else { GATHER_LEAST });
+                .reserve_exact(if has_room { GATHER } else { MIN_GATHER });
         }
         let room = self.gathered.capacity();
         let is_large = data.len() >= room / 2;
@@ -330,13 +346,13 @@ impl Spooled {
 /// Reads a spooled copy from its beginning.
 #[derive(Debug)]
 pub(crate) struct FileBody {
-    file: Arc<Lent>,
+    file: Rc<PooledFile>,
     len: u64,
     at: u64,
 }
 
 impl FileBody {
-    pub(crate) fn new(file: Arc<Lent>, len: u64) -> Self {
+    pub(crate) fn new(file: Rc<PooledFile>, len: u64) -> Self {
         Self { file, len, at: 0 }
     }
 
@@ -366,23 +382,27 @@ impl FileBody {
 mod tests {
     use super::*;
 
-    fn copy(memory: u64, disk: u64, budget: &Arc<Budget>) -> Copy {
-        Copy::new(
+    fn spool(total: u64) -> Spool {
+        Spool::new(CopyBudget::new(total))
+    }
+
+    fn copy(memory: u64, disk: u64, spool: &Spool) -> Capture {
+        Capture::new(
             &Replay {
                 memory,
                 disk,
-                memory_total: budget.total.load(Relaxed),
+                memory_total: spool.budget.total.load(Relaxed),
             },
             None,
-            Arc::clone(budget),
+            spool,
         )
     }
 
-    fn content(held: &Held) -> Vec<u8> {
+    fn content(held: &Captured) -> Vec<u8> {
         match held {
-            Held::Memory(bytes, _) => bytes.to_vec(),
-            Held::Disk(file, len) => {
-                let mut body = FileBody::new(Arc::clone(file), *len);
+            Captured::Memory(bytes, _) => bytes.to_vec(),
+            Captured::Disk(file, len) => {
+                let mut body = FileBody::new(Rc::clone(file), *len);
                 std::iter::from_fn(|| body.next())
                     .flat_map(|chunk| chunk.unwrap())
                     .collect()
@@ -392,10 +412,10 @@ mod tests {
 
     #[test]
     fn a_copy_moves_to_disk_and_reads_back_whole_twice() {
-        let budget = Budget::new(1 << 20);
+        let spool = spool(1 << 20);
         let data: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
         for memory in [0, 10, 1_000, 1 << 20] {
-            let mut copy = copy(memory, 1 << 20, &budget);
+            let mut copy = copy(memory, 1 << 20, &spool);
             // Small pieces and large ones, in turns.
             let (mut rest, mut sizes) = (&data[..], [7_777, 1, 60_000, 20_000].into_iter().cycle());
             while let Some((piece, behind)) = sizes
@@ -409,46 +429,50 @@ mod tests {
                 }
             }
             let held = copy.take().unwrap();
-            assert_eq!(matches!(held, Held::Disk(..)), memory < 800_000);
+            assert_eq!(matches!(held, Captured::Disk(..)), memory < 800_000);
             assert!(content(&held) == data && content(&held) == data);
         }
-        assert_eq!(budget.used(), 0, "dropped copies give their memory back");
+        assert_eq!(
+            spool.budget.used(),
+            0,
+            "dropped copies give their memory back"
+        );
     }
 
     #[test]
     fn a_file_shows_nothing_of_the_body_before() {
-        let budget = Budget::new(0);
+        let spool = spool(0);
         for (byte, len) in [(1, 300_000), (2, 200_000), (3, 250_000)] {
-            let mut copy = copy(0, 1 << 20, &budget);
+            let mut copy = copy(0, 1 << 20, &spool);
             copy.push(&vec![byte; len]);
-            assert_eq!(budget.files.spare(), 0, "the same file is in use again");
+            assert_eq!(spool.files.spare(), 0, "the same file is in use again");
             assert!(content(&copy.take().unwrap()) == vec![byte; len]);
-            assert_eq!(budget.files.spare(), 1);
+            assert_eq!(spool.files.spare(), 1);
         }
     }
 
     #[test]
     fn beyond_the_limits_only_the_copy_is_lost() {
-        let budget = Budget::new(1 << 20);
-        let mut copy = copy(10, 20, &budget);
+        let spool = spool(1 << 20);
+        let mut copy = copy(10, 20, &spool);
         copy.push(&[1; 15]);
         assert_eq!(copy.lost(), None);
         copy.push(&[1; 6]);
-        assert_eq!(copy.lost(), Some(NoCopy::NoRoom));
-        assert_eq!(copy.take().unwrap_err(), NoCopy::NoRoom);
+        assert_eq!(copy.lost(), Some(CaptureLost::NoRoom));
+        assert_eq!(copy.take().unwrap_err(), CaptureLost::NoRoom);
     }
 
     #[test]
     fn a_full_budget_sends_copies_to_disk_and_without_a_disk_loses_them() {
-        let budget = Budget::new(100);
-        let mut first = copy(100, 0, &budget);
+        let spool = spool(100);
+        let mut first = copy(100, 0, &spool);
         first.push(&[1; 90]);
-        let mut second = copy(100, 1_000, &budget);
+        let mut second = copy(100, 1_000, &spool);
         second.push(&[2; 20]);
-        assert!(matches!(second.take(), Ok(Held::Disk(_, 20))));
-        let mut third = copy(100, 0, &budget);
+        assert!(matches!(second.take(), Ok(Captured::Disk(_, 20))));
+        let mut third = copy(100, 0, &spool);
         third.push(&[3; 20]);
-        assert_eq!(third.lost(), Some(NoCopy::NoRoom));
-        assert_eq!(budget.used(), 100, "the room counts");
+        assert_eq!(third.lost(), Some(CaptureLost::NoRoom));
+        assert_eq!(spool.budget.used(), 100, "the room counts");
     }
 }

@@ -1,20 +1,24 @@
 //! The door through which the benches reach the pool. No part of the interface: it changes with the
 //! pool.
 
-use std::{sync::Arc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
-use super::{Dialer, Origins, pool::Pool};
+use super::{Dialer, UpstreamOrigins, pool::UpstreamPool};
 use crate::net::{address::BaseUrl, egress::Egress};
 
 /// Connections to one host.
-pub struct Kept(Arc<Pool>);
+pub struct PoolBench(Rc<UpstreamPool>);
 
-impl Kept {
+impl PoolBench {
     /// No connection yet; `None` when the host cannot be called.
     pub fn new(host: BaseUrl) -> Option<Self> {
-        let origin = Origins::default().of(&[host]).ok()?.pop()?;
+        let origin = UpstreamOrigins::default().of(&[host]).ok()?.pop()?;
         let dialer = Dialer::new(&Egress::default()).ok()?;
-        Some(Self(Pool::new(origin, dialer, Duration::from_secs(15))))
+        Some(Self(UpstreamPool::new(
+            origin,
+            dialer,
+            Duration::from_secs(15),
+        )))
     }
 
     /// Takes so many connections and gives them back; whether there were as many.

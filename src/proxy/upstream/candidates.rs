@@ -3,25 +3,25 @@
 
 use std::{collections::VecDeque, slice, sync::Arc};
 
-use super::{Upstream, dial::Origin};
+use super::{Upstream, dial::UpstreamOrigin};
 
-/// See the module.
+/// Iterator over the hosts of a call.
 pub(crate) struct Candidates<'c> {
     upstream: &'c Upstream,
-    hosts: slice::Iter<'c, Arc<Origin>>,
+    hosts: slice::Iter<'c, Arc<UpstreamOrigin>>,
     /// Empty, and without memory of its own, while no host is down.
-    passed_over: VecDeque<&'c Arc<Origin>>,
+    passed_over: VecDeque<&'c Arc<UpstreamOrigin>>,
 }
 
 /// A host to try.
 pub(crate) struct Candidate<'c> {
-    pub(super) origin: &'c Arc<Origin>,
+    pub(super) origin: &'c Arc<UpstreamOrigin>,
     /// No other host is left for this call: it waits for this one as long as it may.
     pub(super) is_last: bool,
 }
 
 impl<'c> Candidates<'c> {
-    pub(super) fn new(upstream: &'c Upstream, hosts: &'c [Arc<Origin>]) -> Self {
+    pub(super) fn new(upstream: &'c Upstream, hosts: &'c [Arc<UpstreamOrigin>]) -> Self {
         Self {
             upstream,
             hosts: hosts.iter(),

@@ -4,8 +4,8 @@
 //! Certificates are always verified, and no byte of HTTP is written before they are.
 
 use std::{
-    collections::HashMap, fmt::Write as _, future::Future, io, net::IpAddr, pin::Pin, sync::Arc,
-    task, time::Duration,
+    collections::HashMap, fmt::Write as _, future::Future, io, net::IpAddr, pin::Pin, rc::Rc,
+    sync::Arc, task, time::Duration,
 };
 
 use hyper::{Uri, header::HeaderValue, http::uri};
@@ -15,13 +15,13 @@ use hyper_util::client::legacy::connect::{
     proxy::Tunnel,
 };
 use rustls::pki_types::ServerName;
-use tokio::time::timeout;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 use super::{
-    health::Health,
-    link::{Link, SharedTcp},
+    counted_stream::{CountedStream, SharedTcp},
+    health::HostHealth,
 };
 use crate::net::{
     address::BaseUrl,
@@ -30,18 +30,18 @@ use crate::net::{
 
 /// An API host as the data path needs it.
 #[derive(Debug)]
-pub(crate) struct Origin {
-    /// Its place among all hosts this process has known.
+pub(crate) struct UpstreamOrigin {
+    /// Place among all hosts that this process has known.
     pub(super) index: usize,
     base: BaseUrl,
     uri: Uri,
     server_name: ServerName<'static>,
-    /// What goes into the `Host` header.
+    /// Value of the `Host` header.
     pub(crate) host: HeaderValue,
-    pub(super) health: Health,
+    pub(super) health: HostHealth,
 }
 
-/// Why a connection could not be opened. Nothing was sent.
+/// Reason why a connection could not be opened. Nothing was sent.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum DialError {
     /// No TCP connection.
@@ -57,7 +57,7 @@ pub(crate) enum DialError {
     Timeout { host: String },
 }
 
-/// Why the diallers could not be built.
+/// Reason why the dialler could not be built.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialSetupError {
     #[error(transparent)]
@@ -68,7 +68,7 @@ pub(crate) enum DialSetupError {
     Proxy,
 }
 
-impl Origin {
+impl UpstreamOrigin {
     pub(super) fn new(index: usize, base: BaseUrl) -> Result<Self, DialSetupError> {
         let bad = || DialSetupError::Host(base.host.clone());
         let authority = base.authority();
@@ -84,7 +84,7 @@ impl Origin {
             uri,
             server_name,
             host,
-            health: Health::new(),
+            health: HostHealth::new(),
         })
     }
 
@@ -105,13 +105,13 @@ fn bracketed(host: &str) -> String {
 /// Opens connections. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Dialer {
-    connect: Connect,
+    connect: ConnectMode,
     tls: TlsConnector,
     timeout: Duration,
 }
 
 #[derive(Clone)]
-enum Connect {
+enum ConnectMode {
     Direct(HttpConnector<Resolver>),
     Through(Tunnel<HttpConnector<Resolver>>),
 }
@@ -129,7 +129,7 @@ impl Dialer {
         http.set_local_address(egress.local_address);
         http.set_connect_timeout(Some(egress.connect_timeout));
         let connect = match &egress.proxy {
-            None => Connect::Direct(http),
+            None => ConnectMode::Direct(http),
             Some(proxy) => {
                 let address = format!("http://{}:{}", bracketed(&proxy.host), proxy.port);
                 let mut tunnel = Tunnel::new(
@@ -141,7 +141,7 @@ impl Dialer {
                 if let Some(authorization) = proxy.basic_authorization() {
                     tunnel = tunnel.with_auth(authorization);
                 }
-                Connect::Through(tunnel)
+                ConnectMode::Through(tunnel)
             }
         };
         Ok(Self {
@@ -159,8 +159,8 @@ impl Dialer {
     /// Opens one connection within `upstream.connect_timeout`.
     pub(super) async fn dial(
         &self,
-        origin: &Origin,
-    ) -> Result<(Link, Arc<tokio::net::TcpStream>), DialError> {
+        origin: &UpstreamOrigin,
+    ) -> Result<(CountedStream, Rc<TcpStream>), DialError> {
         timeout(self.timeout, self.dial_untimed(origin))
             .await
             .unwrap_or_else(|_| {
@@ -172,8 +172,8 @@ impl Dialer {
 
     async fn dial_untimed(
         &self,
-        origin: &Origin,
-    ) -> Result<(Link, Arc<tokio::net::TcpStream>), DialError> {
+        origin: &UpstreamOrigin,
+    ) -> Result<(CountedStream, Rc<TcpStream>), DialError> {
         let host = || origin.name().to_owned();
         let failed = |error: &(dyn std::error::Error + 'static)| {
             if is_timeout(error) {
@@ -186,27 +186,27 @@ impl Dialer {
             }
         };
         let connected = match self.connect.clone() {
-            Connect::Direct(mut http) => http
+            ConnectMode::Direct(mut http) => http
                 .call(origin.uri.clone())
                 .await
                 .map_err(|error| failed(&error)),
-            Connect::Through(mut tunnel) => tunnel
+            ConnectMode::Through(mut tunnel) => tunnel
                 .call(origin.uri.clone())
                 .await
                 .map_err(|error| failed(&error)),
         };
         let tcp = connected?.into_inner();
-        let tcp = Arc::new(tcp);
-        let shared = SharedTcp(Arc::clone(&tcp));
+        let tcp = Rc::new(tcp);
+        let shared = SharedTcp(Rc::clone(&tcp));
         if !origin.base.tls {
-            return Ok((Link::plain(shared), tcp));
+            return Ok((CountedStream::plain(shared), tcp));
         }
         let tls = self.tls.connect(origin.server_name.clone(), shared).await;
         let tls = tls.map_err(|error| DialError::Tls {
             host: host(),
             reason: chain(&error),
         })?;
-        Ok((Link::tls(tls), tcp))
+        Ok((CountedStream::tls(tls), tcp))
     }
 }
 

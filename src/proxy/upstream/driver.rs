@@ -1,157 +1,172 @@
-//! The half of a connection that reads and writes, moved on by whoever waits for it.
+//! The half of a connection that reads and writes, polled by the task that waits for its answer.
 //!
-//! hyper wants it to run beside its user, in a task of its own. Here the request's task polls it,
-//! so that an answer is read, parsed and passed on in one go while all of it is at hand, and nobody
-//! is woken in between. While a connection is idle nobody polls it; what happens then is noted, and
-//! looked at when the connection is next taken or reaped. Only what nobody waits for, the rest of
-//! an upload whose answer came early, is moved on by a task.
+//! hyper wants this half to run in a task of its own. Here the request's task polls it, so that an
+//! answer is read, parsed and passed on in one go while all of it is at hand, and no other task is
+//! woken in between. No task polls an idle connection; its wakes are noted, and looked at when the
+//! connection is next taken or reaped. Only the rest of an upload whose answer came early runs in a
+//! task.
 
 use std::{
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     task::{Context, Poll, Wake, Waker},
+    time::Duration,
 };
 
 use futures_util::task::AtomicWaker;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::{task::AbortHandle, time::Instant};
+use tokio::{
+    task::{AbortHandle, spawn_local},
+    time::Instant,
+};
 
-use super::{super::body::OutBody, link::Link};
+use super::{super::body::OutBody, counted_stream::CountedStream};
 
-/// How often it is moved on in a row before others have their turn.
-const MOST_TURNS: u32 = 16;
+/// Polls of a connection in a row before other tasks have their turn.
+const MAX_TURNS: u32 = 16;
 
-/// See the module. Dropping it closes the connection.
-pub(super) struct Driver {
-    /// Until it has ended or is set apart.
-    driven: Option<http1::Connection<TokioIo<Link>, OutBody>>,
-    alarm: Arc<Alarm>,
+/// hyper's half of a connection with its waker. Dropping it closes the connection.
+pub(super) struct ConnectionDriver {
+    /// `None` once it has ended or is set apart.
+    driven: Option<http1::Connection<TokioIo<CountedStream>, OutBody>>,
+    state: Arc<ConnWaker>,
+    /// Of `state`.
     waker: Waker,
     apart: Option<AbortHandle>,
 }
 
-/// Whom it wakes when it can go on.
-#[derive(Default)]
-struct Alarm {
-    rung: AtomicBool,
-    /// It is being polled, and whoever polls looks at `rung` afterwards.
-    busy: AtomicBool,
-    task: AtomicWaker,
-    /// Nobody uses the connection.
+/// Waker of a connection, which wakes the task that uses the connection.
+///
+/// All of it is on one thread. The atomics are there because [`Wake`] demands `Sync`, and ordered
+/// so that a wake from another thread would not be lost either.
+struct ConnWaker {
+    /// The connection can go on; false again before it is polled.
+    woken: AtomicBool,
+    /// The connection is being polled, and `woken` is looked at afterwards.
+    polled: AtomicBool,
+    /// No request uses the connection.
     idle: AtomicBool,
-    /// When it first rang while the connection was idle.
-    rang_at: Mutex<Option<Instant>>,
+    task: AtomicWaker,
+    born: Instant,
+    /// The first wake while the connection was idle, in nanoseconds after `born`; [`NEVER`] for
+    /// none.
+    idle_wake: AtomicU64,
 }
 
-impl Wake for Alarm {
+const NEVER: u64 = u64::MAX;
+
+impl ConnWaker {
+    fn idle_wake(&self) -> Option<Instant> {
+        let nanos = Some(self.idle_wake.load(SeqCst)).filter(|nanos| *nanos != NEVER);
+        nanos.map(|nanos| self.born + Duration::from_nanos(nanos))
+    }
+}
+
+impl Wake for ConnWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.rung.store(true, SeqCst);
-        if self.busy.load(SeqCst) {
+        self.woken.store(true, SeqCst);
+        if self.polled.load(SeqCst) {
             return;
         }
-        if self.idle.load(SeqCst) {
-            self.rang_at
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get_or_insert_with(Instant::now);
-        } else if let Some(task) = self.task.take() {
-            task.wake();
+        if !self.idle.load(SeqCst) {
+            self.task.wake();
+        } else if self.idle_wake.load(SeqCst) == NEVER {
+            let nanos = u64::try_from(self.born.elapsed().as_nanos()).unwrap_or(NEVER - 1);
+            self.idle_wake.store(nanos, SeqCst);
         }
     }
 }
 
-impl Driver {
-    pub(super) fn new(driven: http1::Connection<TokioIo<Link>, OutBody>) -> Self {
-        let alarm = Arc::new(Alarm::default());
-        alarm.rung.store(true, SeqCst);
-        alarm.idle.store(true, SeqCst);
+impl ConnectionDriver {
+    pub(super) fn new(driven: http1::Connection<TokioIo<CountedStream>, OutBody>) -> Self {
+        let state = Arc::new(ConnWaker {
+            woken: AtomicBool::new(true),
+            polled: AtomicBool::new(false),
+            idle: AtomicBool::new(true),
+            task: AtomicWaker::new(),
+            born: Instant::now(),
+            idle_wake: AtomicU64::new(NEVER),
+        });
         let mut driver = Self {
             driven: Some(driven),
-            waker: Waker::from(Arc::clone(&alarm)),
-            alarm,
+            waker: Waker::from(Arc::clone(&state)),
+            state,
             apart: None,
         };
-        // From now on it hears of requests.
+        // The first poll registers the waker, so that requests are heard of.
         driver.catch_up();
         driver
     }
 
-    /// Waits for what the connection brings, and moves it on until then.
+    /// Polls `ask`, which waits for something that the connection brings, and the connection itself
+    /// for as long as `ask` is pending and the connection goes on.
     pub(super) fn turn<T>(
         &mut self,
         cx: &mut Context<'_>,
         mut ask: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        self.alarm.busy.store(true, SeqCst);
-        self.alarm.task.register(cx.waker());
+        self.state.polled.store(true, SeqCst);
+        self.state.task.register(cx.waker());
         let mut polled = ask(&mut Context::from_waker(&self.waker));
         let mut turns = 0;
-        while polled.is_pending() && turns < MOST_TURNS && self.alarm.rung.swap(false, SeqCst) {
+        while polled.is_pending() && turns < MAX_TURNS && self.state.woken.swap(false, SeqCst) {
             self.advance();
             polled = ask(&mut Context::from_waker(&self.waker));
             turns += 1;
         }
-        self.alarm.busy.store(false, SeqCst);
-        // Also what rang after the last look.
-        if polled.is_pending() && self.alarm.rung.load(SeqCst) {
+        self.state.polled.store(false, SeqCst);
+        // Also for a wake after the last look.
+        if polled.is_pending() && self.state.woken.load(SeqCst) {
             cx.waker().wake_by_ref();
         }
         polled
     }
 
-    /// Looks at what has happened since anybody waited. What a connection says of its own accord is
-    /// nothing but its end, or a word between the two ends of TLS.
+    /// Polls a connection that was woken while it was idle. It is woken by its end, or by a message
+    /// of TLS that brings no HTTP, such as a session ticket.
     pub(super) fn catch_up(&mut self) {
-        if !self.alarm.rung.load(SeqCst) {
+        if !self.state.woken.load(SeqCst) {
             return;
         }
-        self.alarm.busy.store(true, SeqCst);
-        for _ in 0..MOST_TURNS {
-            if !self.alarm.rung.swap(false, SeqCst) {
+        self.state.polled.store(true, SeqCst);
+        for _ in 0..MAX_TURNS {
+            if !self.state.woken.swap(false, SeqCst) {
                 break;
             }
             self.advance();
         }
-        self.alarm.busy.store(false, SeqCst);
+        self.state.polled.store(false, SeqCst);
         if self.driven.is_some() {
-            *self
-                .alarm
-                .rang_at
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = None;
+            self.state.idle_wake.store(NEVER, SeqCst);
         }
     }
 
-    /// Whether anybody uses the connection from now on.
+    /// Notes that a request begins or has ceased to use the connection.
     pub(super) fn set_idle(&mut self, idle: bool) {
         self.catch_up();
-        self.alarm.idle.store(idle, SeqCst);
-        // Whoever used it last has no part in what comes next.
-        self.alarm.task.take();
+        self.state.idle.store(idle, SeqCst);
+        // The task that used it last must not be woken by what comes next.
+        self.state.task.take();
     }
 
-    /// Moves on in a task of its own from now on, whether or not anybody waits.
+    /// Gives the connection a task of its own, which goes on without a request that polls.
     pub(super) fn set_apart(&mut self) {
         if let Some(driven) = self.driven.take() {
-            self.apart = Some(tokio::spawn(async move { tell_end(driven.await) }).abort_handle());
+            self.apart = Some(spawn_local(async move { tell_end(driven.await) }).abort_handle());
         }
     }
 
-    /// When it came to its end, if it was idle then.
+    /// The moment of the first wake while the connection was idle: that of its end, if it has ended.
     pub(super) fn ended_at(&self) -> Option<Instant> {
-        *self
-            .alarm
-            .rang_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.state.idle_wake()
     }
 
     fn advance(&mut self) {
@@ -165,7 +180,7 @@ impl Driver {
     }
 }
 
-impl Drop for Driver {
+impl Drop for ConnectionDriver {
     fn drop(&mut self) {
         if let Some(apart) = &self.apart {
             apart.abort();

@@ -22,9 +22,9 @@ use super::dial::DialError;
 /// Between the end of one probe of a host that is down and the begin of the next.
 const PROBE_PAUSE: Duration = Duration::from_secs(5);
 
-/// See the module. Shared by all workers and accounts.
+/// State of an API host. Shared by all workers and accounts.
 #[derive(Debug)]
-pub(super) struct Health {
+pub(super) struct HostHealth {
     /// Read for every request of an account with several hosts; all else only around attempts.
     down: AtomicBool,
     latest_success: Mutex<Option<Instant>>,
@@ -35,7 +35,7 @@ pub(super) struct Health {
     next_probe: AtomicU64,
 }
 
-impl Health {
+impl HostHealth {
     pub(super) fn new() -> Self {
         Self {
             down: AtomicBool::new(false),
@@ -59,10 +59,10 @@ impl Health {
     }
 
     /// Notes a failed attempt that began at that moment.
-    pub(super) fn fail(&self, began: Instant, error: &DialError) -> Failed {
+    pub(super) fn fail(&self, began: Instant, error: &DialError) -> AttemptFailure {
         let latest_success = self.lock();
         if latest_success.is_some_and(|at| at >= began) {
-            return Failed::Alone;
+            return AttemptFailure::Alone;
         }
         self.next_probe
             .store(self.millis(Instant::now() + PROBE_PAUSE), Relaxed);
@@ -70,13 +70,13 @@ impl Health {
         drop(latest_success);
         self.failures.send_replace(Some(error.clone()));
         if was_down {
-            Failed::StillDown
+            AttemptFailure::StillDown
         } else {
-            Failed::NowDown
+            AttemptFailure::NowDown
         }
     }
 
-    /// Whether a probe is due, which takes at most that long. Only one of all callers is told so.
+    /// Returns true to one caller once a probe is due. A probe takes at most `timeout`.
     pub(super) fn take_probe(&self, timeout: Duration) -> bool {
         let now = Instant::now();
         let due = self.next_probe.load(Relaxed);
@@ -90,8 +90,8 @@ impl Health {
     }
 
     /// The failures from now on.
-    pub(super) fn failures(&self) -> Failures {
-        Failures(self.failures.subscribe())
+    pub(super) fn failures(&self) -> HostFailures {
+        HostFailures(self.failures.subscribe())
     }
 
     fn millis(&self, at: Instant) -> u64 {
@@ -107,17 +107,17 @@ impl Health {
 
 /// The meaning of a failed attempt for its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Failed {
+pub(super) enum AttemptFailure {
     /// Another attempt has succeeded meanwhile: the host can be reached.
     Alone,
     NowDown,
     StillDown,
 }
 
-/// See [`Health::failures`].
-pub(super) struct Failures(watch::Receiver<Option<DialError>>);
+/// Subscription to the failures of a host that is down.
+pub(super) struct HostFailures(watch::Receiver<Option<DialError>>);
 
-impl Failures {
+impl HostFailures {
     /// Waits for the next failure of a host that is down by then.
     pub(super) async fn next(&mut self) -> DialError {
         loop {
@@ -145,16 +145,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_host_is_down_only_while_no_attempt_succeeds() {
-        let health = Health::new();
+        let health = HostHealth::new();
         let began = Instant::now();
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!health.succeed(), "it was not down");
-        assert_eq!(health.fail(began, &refused()), Failed::Alone);
+        assert_eq!(health.fail(began, &refused()), AttemptFailure::Alone);
         assert!(!health.is_down());
         tokio::time::advance(Duration::from_secs(1)).await;
         let began = Instant::now();
-        assert_eq!(health.fail(began, &refused()), Failed::NowDown);
-        assert_eq!(health.fail(began, &refused()), Failed::StillDown);
+        assert_eq!(health.fail(began, &refused()), AttemptFailure::NowDown);
+        assert_eq!(health.fail(began, &refused()), AttemptFailure::StillDown);
         assert!(health.is_down());
         assert!(health.succeed());
         assert!(!health.is_down());
@@ -162,7 +162,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_probe_at_a_time_and_seconds_apart() {
-        let health = Health::new();
+        let health = HostHealth::new();
         let timeout = Duration::from_secs(3);
         health.fail(Instant::now(), &refused());
         assert!(!health.take_probe(timeout));

@@ -5,18 +5,19 @@
 
 pub(super) mod bench;
 mod candidates;
+mod counted_stream;
 mod dial;
 mod driver;
 mod health;
-mod link;
 mod origins;
 mod pool;
-mod slots;
 mod timer;
 
 use std::{
+    cell::RefCell,
     future::{Future, poll_fn},
     pin::{Pin, pin},
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -33,20 +34,20 @@ use tokio::time::Instant;
 
 pub(crate) use self::{
     candidates::Candidate,
-    dial::{DialError, DialSetupError, Dialer, Origin},
-    origins::Origins,
+    dial::{DialError, DialSetupError, Dialer, UpstreamOrigin},
+    origins::UpstreamOrigins,
 };
 use self::{
     candidates::Candidates,
-    pool::{Connection, Pool},
-    slots::Slots,
+    pool::{UpstreamConnection, UpstreamPool},
     timer::Timer,
 };
 use super::body::{NotReplayable, OutBody, Pace, Payload};
 
 /// The connections of one worker, a pool for each API host that it has called.
 pub(crate) struct Upstream {
-    pools: Slots<Arc<Pool>>,
+    /// By the index of their origin.
+    pools: RefCell<Vec<Option<Rc<UpstreamPool>>>>,
     dialer: Dialer,
     pool_idle: Duration,
 }
@@ -54,20 +55,20 @@ pub(crate) struct Upstream {
 /// A request as it goes out, without its body.
 pub(crate) struct Outgoing<'r> {
     pub(crate) method: &'r Method,
-    pub(crate) target: Target<'r>,
+    pub(crate) target: RequestTarget<'r>,
     pub(crate) headers: &'r mut Headers,
-    pub(crate) attempt: Attempt<'r>,
+    pub(crate) attempt: AttemptCount<'r>,
 }
 
 /// An attempt's place in the count of attempts. It is taken before the first byte of the request is
 /// written, since the request may be dropped at any moment from then on, and given back if nothing
 /// was written.
-pub(crate) struct Attempt<'r> {
+pub(crate) struct AttemptCount<'r> {
     count: &'r mut u8,
     is_counted: bool,
 }
 
-impl<'r> Attempt<'r> {
+impl<'r> AttemptCount<'r> {
     pub(crate) fn new(count: &'r mut u8) -> Self {
         Self {
             count,
@@ -92,18 +93,15 @@ impl<'r> Attempt<'r> {
 }
 
 /// The target of a request that may have to be sent more than once.
-pub(crate) struct Target<'r> {
+pub(crate) struct RequestTarget<'r> {
     whole: Option<PathAndQuery>,
-    again: &'r (dyn Fn() -> Option<PathAndQuery> + Sync),
+    again: &'r dyn Fn() -> Option<PathAndQuery>,
 }
 
-impl<'r> Target<'r> {
+impl<'r> RequestTarget<'r> {
     /// `again` makes the same target anew: that is rare, and a copy for it would cost every
     /// request.
-    pub(crate) fn new(
-        whole: PathAndQuery,
-        again: &'r (dyn Fn() -> Option<PathAndQuery> + Sync),
-    ) -> Self {
+    pub(crate) fn new(whole: PathAndQuery, again: &'r dyn Fn() -> Option<PathAndQuery>) -> Self {
         Self {
             whole: Some(whole),
             again,
@@ -114,7 +112,7 @@ impl<'r> Target<'r> {
         self.whole
             .take()
             .or_else(self.again)
-            .ok_or(SendError::Target)
+            .ok_or(SendError::RequestTarget)
     }
 }
 
@@ -123,7 +121,7 @@ impl<'r> Target<'r> {
 pub(crate) struct Headers {
     /// Until the first time. It has the room that it came with, which a copy has not.
     whole: Option<HeaderMap>,
-    /// In a row and not in a map, because nobody looks for one of them here.
+    /// A list instead of a map: no header is looked up here.
     spare: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -150,7 +148,7 @@ impl Headers {
     }
 }
 
-/// Why there is no answer.
+/// Reason why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SendError {
     /// No connection; nothing was sent.
@@ -170,7 +168,7 @@ pub(crate) enum SendError {
     Caller,
     /// The request has to be sent again and its target cannot be made anew.
     #[error("the target of the request could not be made a second time")]
-    Target,
+    RequestTarget,
     /// The body is needed again and there is no copy.
     #[error("the request body cannot be sent again")]
     NotReplayable(#[from] NotReplayable),
@@ -190,7 +188,7 @@ impl Upstream {
     /// No connection yet; `pool_idle` is how long one may be idle.
     pub(crate) fn new(dialer: Dialer, pool_idle: Duration) -> Self {
         Self {
-            pools: Slots::default(),
+            pools: RefCell::default(),
             dialer,
             pool_idle,
         }
@@ -198,11 +196,13 @@ impl Upstream {
 
     /// Closes connections that have been idle for too long.
     pub(crate) fn reap(&self) {
-        self.pools.iter().for_each(|pool| pool.reap());
+        for pool in self.pools.borrow().iter().flatten() {
+            pool.reap();
+        }
     }
 
     /// The hosts of an account in the order to try them.
-    pub(crate) fn candidates<'c>(&'c self, hosts: &'c [Arc<Origin>]) -> Candidates<'c> {
+    pub(crate) fn candidates<'c>(&'c self, hosts: &'c [Arc<UpstreamOrigin>]) -> Candidates<'c> {
         Candidates::new(self, hosts)
     }
 
@@ -223,21 +223,26 @@ impl Upstream {
             pace: payload.pace(),
             may_move_on: !candidate.is_last,
         };
-        exchange(pool, now, outgoing, payload, &mut patience).await
+        exchange(&pool, now, outgoing, payload, &mut patience).await
     }
 
-    fn probe(&self, origin: &Arc<Origin>) {
+    fn probe(&self, origin: &Arc<UpstreamOrigin>) {
         self.pool(origin).probe();
     }
 
-    fn pool(&self, origin: &Arc<Origin>) -> &Arc<Pool> {
-        self.pools.get_or_init(origin.index, || {
-            Pool::new(Arc::clone(origin), self.dialer.clone(), self.pool_idle)
-        })
+    fn pool(&self, origin: &Arc<UpstreamOrigin>) -> Rc<UpstreamPool> {
+        let mut pools = self.pools.borrow_mut();
+        if origin.index >= pools.len() {
+            pools.resize(origin.index + 1, None);
+        }
+        let pool = pools[origin.index].get_or_insert_with(|| {
+            UpstreamPool::new(Arc::clone(origin), self.dialer.clone(), self.pool_idle)
+        });
+        Rc::clone(pool)
     }
 }
 
-/// How long an exchange is waited for.
+/// Deadline of an exchange, which moves while the caller's body keeps coming.
 struct Patience {
     window: Duration,
     deadline: Instant,
@@ -285,7 +290,7 @@ impl Patience {
 /// connection died without a byte of an answer, and either nothing was written or the request is a
 /// GET or HEAD without a body.
 async fn exchange(
-    pool: &Arc<Pool>,
+    pool: &Rc<UpstreamPool>,
     now: Instant,
     outgoing: &mut Outgoing<'_>,
     payload: &mut Payload,
@@ -343,9 +348,9 @@ async fn exchange(
     Box::pin(once_more(pool, outgoing, payload, patience)).await
 }
 
-/// The same over a connection that has carried nothing yet.
+/// Sends the request once more, over a connection that has carried nothing yet.
 async fn once_more(
-    pool: &Arc<Pool>,
+    pool: &Rc<UpstreamPool>,
     outgoing: &mut Outgoing<'_>,
     payload: &mut Payload,
     patience: &mut Patience,
@@ -378,17 +383,17 @@ async fn once_more(
 
 /// The outer error: there was no answer in time. The inner one: the connection broke.
 async fn answered<A: Future>(
-    connection: &mut Connection,
+    connection: &mut UpstreamConnection,
     mut answer: Pin<&mut A>,
     patience: &mut Patience,
 ) -> Result<A::Output, SendError> {
-    let Connection { timer, driver, .. } = connection;
+    let UpstreamConnection { timer, driver, .. } = connection;
     let answer = poll_fn(|cx| driver.turn(cx, |cx| answer.as_mut().poll(cx)));
     patience.with(timer, answer).await
 }
 
 fn request(
-    pool: &Pool,
+    pool: &UpstreamPool,
     outgoing: &mut Outgoing<'_>,
     body: OutBody,
 ) -> Result<Request<OutBody>, SendError> {
@@ -409,7 +414,7 @@ fn request(
     Ok(request)
 }
 
-fn broken(pool: &Pool, error: &hyper::Error) -> SendError {
+fn broken(pool: &UpstreamPool, error: &hyper::Error) -> SendError {
     let what = if error.is_parse() {
         "answered with something that is not HTTP"
     } else if error.is_incomplete_message() {
@@ -424,8 +429,8 @@ fn broken(pool: &Pool, error: &hyper::Error) -> SendError {
 }
 
 fn deliver(
-    pool: &Arc<Pool>,
-    mut connection: Box<Connection>,
+    pool: &Rc<UpstreamPool>,
+    mut connection: Box<UpstreamConnection>,
     answer: Response<Incoming>,
     payload: &Payload,
 ) -> Result<Response<AnswerBody>, SendError> {
@@ -444,15 +449,15 @@ fn deliver(
     {
         return unusable("both Transfer-Encoding and Content-Length");
     }
-    // While the upload still runs, nobody knows what the connection will carry next.
+    // While the upload still runs, the connection cannot carry another request.
     let reusable = payload.is_complete();
     if !reusable {
         // A caller may want to get rid of all of it before it reads anything.
         connection.driver.set_apart();
     }
-    let held = Held {
+    let held = BorrowedConnection {
         connection,
-        pool: Arc::clone(pool),
+        pool: Rc::clone(pool),
         reusable,
     };
     Ok(answer.map(|incoming| AnswerBody::new(incoming, held)))
@@ -462,17 +467,17 @@ fn deliver(
 /// end, and is closed when it has not.
 pub(crate) struct AnswerBody {
     incoming: Incoming,
-    held: Option<Held>,
+    held: Option<BorrowedConnection>,
 }
 
-struct Held {
-    connection: Box<Connection>,
-    pool: Arc<Pool>,
+struct BorrowedConnection {
+    connection: Box<UpstreamConnection>,
+    pool: Rc<UpstreamPool>,
     reusable: bool,
 }
 
 impl AnswerBody {
-    fn new(incoming: Incoming, held: Held) -> Self {
+    fn new(incoming: Incoming, held: BorrowedConnection) -> Self {
         let mut body = Self {
             incoming,
             held: Some(held),

@@ -6,28 +6,28 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::dial::{DialSetupError, Origin};
+use super::dial::{DialSetupError, UpstreamOrigin};
 use crate::net::address::BaseUrl;
 
 /// Only ever grows: workers keep their pools by an origin's index.
 #[derive(Debug, Default)]
-pub(crate) struct Origins(Mutex<HashMap<BaseUrl, Arc<Origin>>>);
+pub(crate) struct UpstreamOrigins(Mutex<HashMap<BaseUrl, Arc<UpstreamOrigin>>>);
 
-impl Origins {
+impl UpstreamOrigins {
     /// The origins of these base URLs, in their order.
     ///
     /// # Errors
     /// When one cannot be called.
-    pub(crate) fn of(&self, bases: &[BaseUrl]) -> Result<Vec<Arc<Origin>>, DialSetupError> {
+    pub(crate) fn of(&self, bases: &[BaseUrl]) -> Result<Vec<Arc<UpstreamOrigin>>, DialSetupError> {
         bases.iter().map(|base| self.place(base)).collect()
     }
 
-    fn place(&self, base: &BaseUrl) -> Result<Arc<Origin>, DialSetupError> {
+    fn place(&self, base: &BaseUrl) -> Result<Arc<UpstreamOrigin>, DialSetupError> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(origin) = known.get(base) {
             return Ok(Arc::clone(origin));
         }
-        let origin = Arc::new(Origin::new(known.len(), base.clone())?);
+        let origin = Arc::new(UpstreamOrigin::new(known.len(), base.clone())?);
         known.insert(base.clone(), Arc::clone(&origin));
         Ok(origin)
     }
@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn a_host_keeps_its_place_and_a_new_one_comes_after_it() {
-        let origins = Origins::default();
+        let origins = UpstreamOrigins::default();
         let urls = |texts: &[&str]| {
             texts
                 .iter()

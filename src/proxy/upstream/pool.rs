@@ -7,22 +7,19 @@
 //! could not be told from a request that was executed.
 
 use std::{
-    collections::VecDeque,
-    future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    cell::RefCell, collections::VecDeque, future::Future, rc::Rc, sync::Arc, time::Duration,
 };
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, sync::oneshot, time::Instant};
+use tokio::{net::TcpStream, sync::oneshot, task::spawn_local, time::Instant};
 
 use super::{
     super::body::OutBody,
-    dial::{DialError, Dialer, Origin},
-    driver::Driver,
-    health::Failed,
-    link::{self, Mark, Traffic},
+    counted_stream::{self, ByteCounts, Traffic},
+    dial::{DialError, Dialer, UpstreamOrigin},
+    driver::ConnectionDriver,
+    health::AttemptFailure,
     timer::Timer,
 };
 
@@ -31,7 +28,7 @@ use super::{
 const MAX_DIALS: usize = 32;
 /// Idle connections kept at the most.
 const MAX_IDLE: usize = 512;
-/// How far the buffers of a connection grow: one fills with an answer that its caller reads slowly,
+/// Largest size of the buffers of a connection: one fills with an answer that its caller reads slowly,
 /// the other with an upload that WeChat takes slowly.
 const MAX_BUFFER: usize = 64 * 1024;
 /// A connection older than this is not used again, so that a change in DNS is followed.
@@ -45,18 +42,18 @@ const LEARNED_FOR: Duration = Duration::from_secs(300);
 /// at once, at any age.
 const ONE_EVENT: Duration = Duration::from_millis(100);
 
-/// See the module.
-pub(super) struct Pool {
-    origin: Arc<Origin>,
+/// Connections of a worker to an API host.
+pub(super) struct UpstreamPool {
+    origin: Arc<UpstreamOrigin>,
     dialer: Dialer,
     max_idle: Duration,
-    state: Mutex<State>,
+    state: RefCell<PoolState>,
 }
 
 #[derive(Default)]
-struct State {
+struct PoolState {
     /// In boxes, since a connection changes hands ten times for each request.
-    idle: VecDeque<Box<Connection>>,
+    idle: VecDeque<Box<UpstreamConnection>>,
     waiters: VecDeque<Waiter>,
     dialing: usize,
     closings: Closings,
@@ -64,13 +61,13 @@ struct State {
 
 /// A call that waits for a connection.
 struct Waiter {
-    sender: oneshot::Sender<Result<Box<Connection>, DialError>>,
+    sender: oneshot::Sender<Result<Box<UpstreamConnection>, DialError>>,
     /// The call has another host to go to once this one is down.
     may_move_on: bool,
 }
 
-/// When the other end closed idle connections, and after how long: the two latest events. One alone
-/// proves nothing, so the limit is what two of them have in common.
+/// The two latest events in which the other end closed idle connections, and the idle time before
+/// each. A single event proves nothing, so the limit is the longer of the two times.
 #[derive(Default)]
 struct Closings {
     last: Option<(Duration, Instant)>,
@@ -92,7 +89,7 @@ impl Closings {
         }
     }
 
-    /// How long a connection may have been idle and still be trusted.
+    /// Idle time up to which a connection is trusted.
     fn limit(&self, now: Instant) -> Option<Duration> {
         let (longest, _) = self
             .last
@@ -103,65 +100,65 @@ impl Closings {
 }
 
 /// One connection. Dropping it closes it at once.
-pub(super) struct Connection {
+pub(super) struct UpstreamConnection {
     pub(super) sender: http1::SendRequest<OutBody>,
     /// For the deadlines of its exchanges, one after another.
     pub(super) timer: Timer,
-    tcp: Arc<TcpStream>,
-    traffic: Arc<Traffic>,
-    pub(super) driver: Driver,
+    tcp: Rc<TcpStream>,
+    traffic: Rc<Traffic>,
+    pub(super) driver: ConnectionDriver,
     born: Instant,
     idle_since: Instant,
     reused: bool,
 }
 
-impl Connection {
-    /// Whether it has carried a request before this one.
+impl UpstreamConnection {
+    /// True if the connection has carried a request before this one.
     pub(super) fn is_reused(&self) -> bool {
         self.reused
     }
 
-    /// Where its traffic stands before a request.
-    pub(super) fn begin(&self) -> Mark {
+    /// Byte counts before a request.
+    pub(super) fn begin(&self) -> ByteCounts {
         self.traffic.begin()
     }
 
-    /// Where it stands now.
-    pub(super) fn mark(&self) -> Mark {
+    /// Current byte counts.
+    pub(super) fn mark(&self) -> ByteCounts {
         self.traffic.mark()
     }
 
-    /// Whether it can carry a request, which it is about to be given. A server that answered before
-    /// it had been sent the whole request may read no further, or close without a word, so it is
+    /// True if the connection can carry the request that is about to begin. A server that answered
+    /// before it had been sent the whole request may read no further, or close without a word, so it is
     /// not asked again here.
     fn is_ready(&mut self) -> bool {
         self.driver.set_idle(false);
         self.sender.is_ready() && !self.traffic.has_overlapped()
     }
 
-    /// Whether the other end has closed it.
+    /// True if the other end has closed the connection.
     fn is_closed(&mut self) -> bool {
         self.driver.catch_up();
         self.sender.is_closed()
     }
 }
 
-impl Pool {
-    pub(super) fn new(origin: Arc<Origin>, dialer: Dialer, max_idle: Duration) -> Arc<Self> {
-        Arc::new(Self {
+impl UpstreamPool {
+    pub(super) fn new(origin: Arc<UpstreamOrigin>, dialer: Dialer, max_idle: Duration) -> Rc<Self> {
+        Rc::new(Self {
             origin,
             dialer,
             max_idle,
-            state: Mutex::default(),
+            state: RefCell::default(),
         })
     }
 
-    pub(super) fn origin(&self) -> &Origin {
+    pub(super) fn origin(&self) -> &UpstreamOrigin {
         &self.origin
     }
 
     /// An idle connection that is ready for a request.
-    pub(super) fn idle(&self, now: Instant) -> Option<Box<Connection>> {
+    pub(super) fn idle(&self, now: Instant) -> Option<Box<UpstreamConnection>> {
         let mut connection = self.take_idle(now)?;
         connection.reused = true;
         connection.is_ready().then_some(connection)
@@ -170,9 +167,9 @@ impl Pool {
     /// A connection that is ready for a request: an idle one, or whichever comes first. A call that
     /// `may_move_on` to another host does so as soon as this one is found to be down.
     pub(super) async fn checkout(
-        self: &Arc<Self>,
+        self: &Rc<Self>,
         may_move_on: bool,
-    ) -> Result<Box<Connection>, DialError> {
+    ) -> Result<Box<UpstreamConnection>, DialError> {
         loop {
             let (mut connection, waited) = match self.take_idle(Instant::now()) {
                 Some(connection) => (connection, false),
@@ -190,17 +187,17 @@ impl Pool {
 
     /// A connection that has carried nothing yet.
     pub(super) async fn dial_fresh(
-        self: &Arc<Self>,
+        self: &Rc<Self>,
         may_move_on: bool,
-    ) -> Result<Box<Connection>, DialError> {
+    ) -> Result<Box<UpstreamConnection>, DialError> {
         self.unless_down(may_move_on, self.dial()).await
     }
 
     /// Tries in the background whether a host that is down can be reached again.
-    pub(super) fn probe(self: &Arc<Self>) {
+    pub(super) fn probe(self: &Rc<Self>) {
         if self.origin.health.take_probe(self.dialer.timeout()) {
-            let pool = Arc::clone(self);
-            tokio::spawn(async move {
+            let pool = Rc::clone(self);
+            spawn_local(async move {
                 if let Ok(connection) = pool.dial().await {
                     pool.hand_out(connection);
                 }
@@ -227,7 +224,7 @@ impl Pool {
     }
 
     /// Takes a connection back whose answer has been read to its end.
-    pub(super) fn give_back(&self, mut connection: Box<Connection>) {
+    pub(super) fn give_back(&self, mut connection: Box<UpstreamConnection>) {
         connection.driver.set_idle(true);
         if connection.sender.is_closed() {
             return;
@@ -243,7 +240,7 @@ impl Pool {
     /// Closes what has been idle for too long. Called every few seconds.
     pub(super) fn reap(&self) {
         let now = Instant::now();
-        let mut state = self.lock();
+        let mut state = self.state.borrow_mut();
         let idle = std::mem::take(&mut state.idle);
         for mut connection in idle {
             if connection.is_closed() {
@@ -254,8 +251,8 @@ impl Pool {
         }
     }
 
-    fn take_idle(&self, now: Instant) -> Option<Box<Connection>> {
-        let mut state = self.lock();
+    fn take_idle(&self, now: Instant) -> Option<Box<UpstreamConnection>> {
+        let mut state = self.state.borrow_mut();
         while let Some(mut connection) = state.idle.pop_back() {
             if connection.is_closed() {
                 Self::learn(&mut state, &connection);
@@ -266,7 +263,7 @@ impl Pool {
                 .closings
                 .limit(now)
                 .map_or(self.max_idle, |limit| limit.min(self.max_idle));
-            if idle < limit && (idle < TRUSTED_IDLE || link::is_quiet(&connection.tcp)) {
+            if idle < limit && (idle < TRUSTED_IDLE || counted_stream::is_quiet(&connection.tcp)) {
                 return Some(connection);
             }
         }
@@ -274,7 +271,7 @@ impl Pool {
     }
 
     /// The other end closed an idle connection: remember after how long.
-    fn learn(state: &mut State, connection: &Connection) {
+    fn learn(state: &mut PoolState, connection: &UpstreamConnection) {
         let Some(closed_at) = connection.driver.ended_at() else {
             return;
         };
@@ -283,10 +280,13 @@ impl Pool {
         }
     }
 
-    async fn wait(self: &Arc<Self>, may_move_on: bool) -> Result<Box<Connection>, DialError> {
+    async fn wait(
+        self: &Rc<Self>,
+        may_move_on: bool,
+    ) -> Result<Box<UpstreamConnection>, DialError> {
         let (sender, connected) = oneshot::channel();
         {
-            let mut state = self.lock();
+            let mut state = self.state.borrow_mut();
             state.waiters.push_back(Waiter {
                 sender,
                 may_move_on,
@@ -302,31 +302,31 @@ impl Pool {
         }
     }
 
-    fn dial_for_waiters(self: &Arc<Self>, state: &mut State) {
+    fn dial_for_waiters(self: &Rc<Self>, state: &mut PoolState) {
         while state.dialing < state.waiters.len().min(MAX_DIALS) {
             state.dialing += 1;
-            let pool = Arc::clone(self);
-            tokio::spawn(async move {
+            let pool = Rc::clone(self);
+            spawn_local(async move {
                 let dialled = pool.dial().await;
                 pool.dialled(dialled);
             });
         }
     }
 
-    fn dialled(self: &Arc<Self>, dialled: Result<Box<Connection>, DialError>) {
-        self.lock().dialing -= 1;
+    fn dialled(self: &Rc<Self>, dialled: Result<Box<UpstreamConnection>, DialError>) {
+        self.state.borrow_mut().dialing -= 1;
         match dialled {
             Ok(connection) => self.hand_out(connection),
             Err(error) => self.disappoint(&error),
         }
-        self.dial_for_waiters(&mut self.lock());
+        self.dial_for_waiters(&mut self.state.borrow_mut());
     }
 
     /// Tells the waiters that an attempt has failed. If the host is down, those leave that have
     /// another host; if it kept silent, all do, since each attempt of their own would last as long
     /// again. In all other cases it was the attempt of one.
     fn disappoint(&self, error: &DialError) {
-        let mut state = self.lock();
+        let mut state = self.state.borrow_mut();
         state.waiters.retain(|waiter| !waiter.sender.is_closed());
         let is_down = self.origin.health.is_down();
         let leave_all = is_down && matches!(error, DialError::Timeout { .. });
@@ -340,8 +340,8 @@ impl Pool {
         }
     }
 
-    fn hand_out(&self, mut connection: Box<Connection>) {
-        let mut state = self.lock();
+    fn hand_out(&self, mut connection: Box<UpstreamConnection>) {
+        let mut state = self.state.borrow_mut();
         while let Some(waiter) = state.waiters.pop_front() {
             match waiter.sender.send(Ok(connection)) {
                 Err(Ok(back)) => connection = back,
@@ -354,7 +354,7 @@ impl Pool {
         state.idle.push_back(connection);
     }
 
-    async fn dial(&self) -> Result<Box<Connection>, DialError> {
+    async fn dial(&self) -> Result<Box<UpstreamConnection>, DialError> {
         let began = Instant::now();
         let dialled = self.connect().await;
         let (health, host) = (&self.origin.health, self.origin.name());
@@ -365,7 +365,7 @@ impl Pool {
                 }
             }
             Err(error) => {
-                if health.fail(began, error) == Failed::NowDown {
+                if health.fail(began, error) == AttemptFailure::NowDown {
                     tracing::warn!(host, %error, "an API host is down; calls go to the next one in api, if there is one");
                 }
             }
@@ -373,32 +373,28 @@ impl Pool {
         dialled
     }
 
-    async fn connect(&self) -> Result<Box<Connection>, DialError> {
-        let (link, tcp) = self.dialer.dial(&self.origin).await?;
-        let traffic = link.traffic();
+    async fn connect(&self) -> Result<Box<UpstreamConnection>, DialError> {
+        let (stream, tcp) = self.dialer.dial(&self.origin).await?;
+        let traffic = stream.traffic();
         let handshake = http1::Builder::new()
             .max_buf_size(MAX_BUFFER)
-            .handshake(TokioIo::new(link))
+            .handshake(TokioIo::new(stream))
             .await;
         let (sender, driving) = handshake.map_err(|error| DialError::Connect {
             host: self.origin.name().to_owned(),
             reason: error.to_string(),
         })?;
         let now = Instant::now();
-        Ok(Box::new(Connection {
+        Ok(Box::new(UpstreamConnection {
             sender,
             timer: Timer::default(),
             tcp,
             traffic,
-            driver: Driver::new(driving),
+            driver: ConnectionDriver::new(driving),
             born: now,
             idle_since: now,
             reused: false,
         }))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -12,12 +12,12 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// See the module. Made when it is first waited with.
+/// Timer of a connection, made at its first wait.
 #[derive(Debug, Default)]
 pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
-    /// What the work comes to, or `None` when the deadline comes first.
+    /// Output of the work, or `None` when the deadline comes first.
     pub(super) async fn within<W: Future + Unpin>(
         &mut self,
         deadline: Instant,

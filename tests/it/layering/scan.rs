@@ -11,6 +11,9 @@ use std::iter::Peekable;
 /// The methods that give a secret as text: of `Secret`, and of a token ready for the query.
 const REVEALING: &[&str] = &["expose", "query_value"];
 
+/// Types of `std` for data that several threads share, besides `Atomic*`.
+const SHARED: &[&str] = &["Mutex", "RwLock", "OnceLock"];
+
 /// A path below the crate's root that a file names, and the line where it does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Import {
@@ -25,6 +28,8 @@ pub(super) struct Scan {
     pub(super) imports: Vec<Import>,
     /// Lines with a call of one of [`REVEALING`].
     pub(super) reveals: Vec<usize>,
+    /// Lines with a lock, an atomic or a `tokio::spawn`, which demands `Send`.
+    pub(super) shares: Vec<usize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +69,28 @@ pub(super) fn scan(source: &str, module: &[String], outside: bool) -> Scan {
     Scan {
         imports,
         reveals: reveals(&tokens),
+        shares: shares(&tokens),
     }
+}
+
+fn shares(tokens: &[(usize, Token)]) -> Vec<usize> {
+    let is_shared = |window: &&[(usize, Token)]| match &window[0].1 {
+        Token::Word(word) if word == "tokio" => {
+            window
+                .get(1)
+                .is_some_and(|(_, token)| *token == Token::Colons)
+                && window
+                    .get(2)
+                    .is_some_and(|(_, token)| *token == Token::Word("spawn".to_owned()))
+        }
+        Token::Word(word) => SHARED.contains(&word.as_str()) || word.starts_with("Atomic"),
+        _ => false,
+    };
+    (0..tokens.len())
+        .map(|at| &tokens[at..tokens.len().min(at + 3)])
+        .filter(is_shared)
+        .map(|window| window[0].0)
+        .collect()
 }
 
 fn reveals(tokens: &[(usize, Token)]) -> Vec<usize> {

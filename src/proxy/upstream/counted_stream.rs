@@ -1,4 +1,4 @@
-//! The wire to WeChat: TCP or TLS, counted, with the socket still in sight.
+//! The stream to WeChat, TCP or TLS, with counters and with access to its socket.
 //!
 //! hyper owns the connection while it speaks; the pool keeps the socket beside it to see whether
 //! the other end has hung up, and the counters to know whether a failed request was written or
@@ -6,12 +6,10 @@
 //! that is for the pool to decide.
 
 use std::{
+    cell::Cell,
     io::{self, Read as _},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
@@ -21,9 +19,9 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-/// A TCP stream that can be looked at while somebody else reads and writes it.
+/// A TCP stream whose socket the pool can examine while hyper reads and writes.
 #[derive(Debug)]
-pub(super) struct SharedTcp(pub(super) Arc<TcpStream>);
+pub(super) struct SharedTcp(pub(super) Rc<TcpStream>);
 
 impl AsyncRead for SharedTcp {
     fn poll_read(
@@ -109,7 +107,7 @@ impl AsyncWrite for SharedTcp {
     }
 }
 
-/// Whether the other end has neither hung up nor said anything unasked.
+/// True if the other end has neither closed nor sent anything unasked.
 pub(super) fn is_quiet(tcp: &TcpStream) -> bool {
     let mut byte = [std::mem::MaybeUninit::uninit()];
     let peeked = socket2::SockRef::from(tcp).peek(&mut byte);
@@ -119,55 +117,55 @@ pub(super) fn is_quiet(tcp: &TcpStream) -> bool {
 /// Bytes of HTTP that went over a connection, TLS not counted.
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
-    read: AtomicU64,
-    written: AtomicU64,
-    /// What had been read when the latest request began.
-    read_before: AtomicU64,
+    read: Cell<u64>,
+    written: Cell<u64>,
+    /// Bytes that had been read when the latest request began.
+    read_before: Cell<u64>,
     /// Some of a request was written after its answer had begun. An interim answer counts too:
     /// nothing that is sent asks for one.
-    overlapped: AtomicBool,
+    overlapped: Cell<bool>,
 }
 
-/// A moment in a connection's traffic.
+/// Bytes of a connection up to a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Mark {
+pub(super) struct ByteCounts {
     pub(super) read: u64,
     pub(super) written: u64,
 }
 
 impl Traffic {
-    pub(super) fn mark(&self) -> Mark {
-        Mark {
-            read: self.read.load(Relaxed),
-            written: self.written.load(Relaxed),
+    pub(super) fn mark(&self) -> ByteCounts {
+        ByteCounts {
+            read: self.read.get(),
+            written: self.written.get(),
         }
     }
 
-    /// The same, where a request begins: what is read from here on answers it.
-    pub(super) fn begin(&self) -> Mark {
+    /// Marks the begin of a request: bytes read from here on answer it.
+    pub(super) fn begin(&self) -> ByteCounts {
         let mark = self.mark();
-        self.read_before.store(mark.read, Relaxed);
+        self.read_before.set(mark.read);
         mark
     }
 
-    /// Whether an answer began before all of its request was written.
+    /// True if an answer began before all of its request was written.
     pub(super) fn has_overlapped(&self) -> bool {
-        self.overlapped.load(Relaxed)
+        self.overlapped.get()
     }
 
     fn count_written(&self, count: usize) {
-        self.written.fetch_add(count as u64, Relaxed);
-        if self.read.load(Relaxed) > self.read_before.load(Relaxed) {
-            self.overlapped.store(true, Relaxed);
+        self.written.update(|written| written + count as u64);
+        if self.read.get() > self.read_before.get() {
+            self.overlapped.set(true);
         }
     }
 }
 
-/// What hyper speaks over.
+/// Stream that counts the bytes of HTTP.
 #[derive(Debug)]
-pub(super) struct Link {
-    wire: Wire,
-    traffic: Arc<Traffic>,
+pub(super) struct CountedStream {
+    wire: Transport,
+    traffic: Rc<Traffic>,
     /// All that came has been read, so there is nothing to look for until the socket has more.
     /// hyper asks several times for each answer, and each time TLS would go all the way down to
     /// find nothing.
@@ -177,37 +175,37 @@ pub(super) struct Link {
 }
 
 #[derive(Debug)]
-enum Wire {
+enum Transport {
     Plain(SharedTcp),
     Tls(Box<TlsStream<SharedTcp>>),
 }
 
-impl Link {
+impl CountedStream {
     pub(super) fn plain(tcp: SharedTcp) -> Self {
-        Self::new(Wire::Plain(tcp))
+        Self::new(Transport::Plain(tcp))
     }
 
     pub(super) fn tls(tls: TlsStream<SharedTcp>) -> Self {
-        Self::new(Wire::Tls(Box::new(tls)))
+        Self::new(Transport::Tls(Box::new(tls)))
     }
 
-    fn new(wire: Wire) -> Self {
+    fn new(wire: Transport) -> Self {
         Self {
             wire,
-            traffic: Arc::default(),
+            traffic: Rc::default(),
             drained: false,
             flushed: false,
         }
     }
 
-    pub(super) fn traffic(&self) -> Arc<Traffic> {
-        Arc::clone(&self.traffic)
+    pub(super) fn traffic(&self) -> Rc<Traffic> {
+        Rc::clone(&self.traffic)
     }
 
     fn socket(&self) -> &TcpStream {
         match &self.wire {
-            Wire::Plain(tcp) => &tcp.0,
-            Wire::Tls(tls) => &tls.get_ref().0.0,
+            Transport::Plain(tcp) => &tcp.0,
+            Transport::Tls(tls) => &tls.get_ref().0.0,
         }
     }
 
@@ -221,15 +219,15 @@ impl Link {
 }
 
 macro_rules! wire {
-    ($link:expr, $io:ident => $call:expr) => {
-        match &mut $link.wire {
-            Wire::Plain($io) => $call,
-            Wire::Tls($io) => $call,
+    ($stream:expr, $io:ident => $call:expr) => {
+        match &mut $stream.wire {
+            Transport::Plain($io) => $call,
+            Transport::Tls($io) => $call,
         }
     };
 }
 
-impl AsyncRead for Link {
+impl AsyncRead for CountedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -241,14 +239,13 @@ impl AsyncRead for Link {
         let before = buf.filled().len();
         let polled = wire!(self, io => Pin::new(io).poll_read(cx, buf));
         self.drained = polled.is_pending();
-        self.traffic
-            .read
-            .fetch_add((buf.filled().len() - before) as u64, Relaxed);
+        let new = (buf.filled().len() - before) as u64;
+        self.traffic.read.update(|read| read + new);
         polled
     }
 }
 
-impl AsyncWrite for Link {
+impl AsyncWrite for CountedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
