@@ -107,6 +107,6 @@ pub(super) fn phantoms(c: &mut Criterion) {
     }
     let none = "openid=o6_bmjrPTlm6_2sgVt7hMZOPfL2M&lang=zh_CN";
     group.bench_function("none shown", |b| {
-        b.iter(|| inject::phantom(black_box(Some(none))).unwrap().is_none())
+        b.iter(|| inject::phantom(black_box(Some(none))).unwrap().is_none());
     });
 }

@@ -17,7 +17,7 @@ pub(super) fn lookups(c: &mut Criterion) {
         ("a path of the table", "/cgi-bin/openapi/rid/get"),
     ] {
         group.bench_function(name, |b| {
-            b.iter(|| credential::of_path(black_box(path)).class(black_box(Parameters::default())))
+            b.iter(|| credential::of_path(black_box(path)).class(black_box(Parameters::default())));
         });
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn paths(c: &mut Criterion) {
                     .unwrap()
                     .as_str()
                     .len()
-            })
+            });
         });
     }
 }

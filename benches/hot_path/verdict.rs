@@ -14,12 +14,12 @@ pub(super) fn verdicts(c: &mut Criterion) {
     );
     let mut group = c.benchmark_group("verdict");
     group.bench_function("190 B, stale", |b| {
-        b.iter(|| verdict::errcode(black_box(stale)))
+        b.iter(|| verdict::errcode(black_box(stale)));
     });
     group.bench_function("190 B, fine", |b| {
-        b.iter(|| verdict::errcode(black_box(user)))
+        b.iter(|| verdict::errcode(black_box(user)));
     });
     group.bench_function("64 KiB, fine", |b| {
-        b.iter(|| verdict::errcode(black_box(large.as_bytes())))
+        b.iter(|| verdict::errcode(black_box(large.as_bytes())));
     });
 }
