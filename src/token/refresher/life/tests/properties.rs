@@ -250,11 +250,11 @@ impl Run {
                 });
                 self.on(Event::Replicated(Some(Box::new(record))));
             }
-            Act::End(end) => self.end(end),
+            Act::End(end) => self.end(&end),
         }
     }
 
-    fn end(&mut self, end: End) {
+    fn end(&mut self, end: &End) {
         let Some(step) = self.step.take() else { return };
         if end.panics {
             return self.on(Event::StepEnded(StepOutcome::Panicked));
@@ -398,7 +398,7 @@ impl Run {
         };
         for _ in 0..20 {
             if self.step.is_some() {
-                self.end(fails.clone());
+                self.end(&fails);
             } else if let Some(due) = self
                 .machine
                 .life
@@ -430,7 +430,9 @@ proptest! {
         more in prop::collection::vec(act(), 0..30),
     ) {
         let mut run = Run::new(credential, (classic, forced));
-        acts.into_iter().for_each(|act| run.act(act));
+        for act in acts {
+            run.act(act);
+        }
         if retires {
             run.act(Act::Retire);
         }
