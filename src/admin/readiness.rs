@@ -3,7 +3,10 @@
 //!
 //! Pure; the states are gathered by `site`.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use axum::{
     Json,
@@ -19,7 +22,7 @@ use crate::{
         queue::{LogHealth, LogQueue},
         workers::StuckWorkers,
     },
-    token::{Condition, Status},
+    token::Status,
 };
 
 /// Answer of `/readyz`: status 200 when ready, else 503.
@@ -45,6 +48,8 @@ pub(super) struct Readiness {
 pub(super) struct NodeHealth {
     pub(super) workers: StuckWorkers,
     pub(super) log: Option<Arc<LogQueue>>,
+    /// Set once an account had a usable token, for the rest of the process.
+    pub(super) was_usable: Arc<AtomicBool>,
 }
 
 /// Worker thread or listener that does not answer.
@@ -77,24 +82,25 @@ pub(super) struct UnusableAccount {
 /// Accounts that must have a usable token before the node is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Required {
-    /// At least one account, and all others unless WeChat refuses them for good: one frozen account
-    /// must not take every node out of service.
-    Some,
+    /// One account, now or at any time since the start: a failing account must not take every node
+    /// out of service.
+    One,
     /// Every account.
     All,
 }
 
 /// Returns the readiness of a node with these accounts. A node that is leaving, or has no account,
-/// is never ready.
+/// is never ready. `was_usable` tells that an account had a usable token before.
 pub(super) fn judge(
     accounts: &[(AccountName, Status)],
     required: Required,
+    was_usable: bool,
     leaving: bool,
 ) -> Readiness {
-    let any_usable = accounts.iter().any(|(_, status)| status.usable);
-    let is_settled = |status: &Status| match required {
-        Required::Some => status.usable || status.condition == Condition::Fatal,
-        Required::All => status.usable,
+    let mut usable = accounts.iter().map(|(_, status)| status.usable);
+    let is_served = match required {
+        Required::One => was_usable || usable.any(|usable| usable),
+        Required::All => usable.all(|usable| usable),
     };
     let trouble = if leaving {
         Some((
@@ -103,7 +109,7 @@ pub(super) fn judge(
         ))
     } else if accounts.is_empty() {
         Some(("no_account", "no account is configured: add an [[account]]"))
-    } else if !any_usable || !accounts.iter().all(|(_, status)| is_settled(status)) {
+    } else if !is_served {
         Some((
             "not_ready",
             "accounts have no usable token: see lacking for each one's reason",
@@ -126,6 +132,20 @@ pub(super) fn judge(
 }
 
 impl NodeHealth {
+    /// Judges the accounts, and remembers that one was usable.
+    pub(super) fn judge(
+        &self,
+        accounts: &[(AccountName, Status)],
+        required: Required,
+        leaving: bool,
+    ) -> Readiness {
+        if accounts.iter().any(|(_, status)| status.usable) {
+            self.was_usable.store(true, Relaxed);
+        }
+        let was_usable = self.was_usable.load(Relaxed);
+        self.complete(judge(accounts, required, was_usable, leaving))
+    }
+
     /// Adds the health of the node to the readiness of its accounts.
     pub(super) fn complete(&self, mut readiness: Readiness) -> Readiness {
         let stuck = self.workers.list();
@@ -193,7 +213,7 @@ pub(super) fn required(query: Option<&str>) -> Required {
     if asks_for_all {
         Required::All
     } else {
-        Required::Some
+        Required::One
     }
 }
 
@@ -232,7 +252,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::token::LastError;
+    use crate::token::{Condition, LastError};
 
     const CONDITIONS: [Condition; 5] = [
         Condition::Ok,
@@ -277,13 +297,13 @@ mod tests {
     }
 
     fn ready(conditions: &[Condition], required: Required) -> bool {
-        judge(&accounts(conditions), required, false).ready
+        judge(&accounts(conditions), required, false, false).ready
     }
 
     #[test]
-    fn one_usable_account_is_enough_once_the_others_are_settled() {
+    fn one_usable_account_is_enough_for_the_node() {
         use Condition::{Degraded, Failing, Fatal, Ok, Waiting};
-        // Conditions, and readiness where some and where all accounts are required.
+        // Conditions, and readiness where one account and where all accounts are required.
         for (conditions, some, all) in [
             (&[][..], false, false),
             (&[Ok], true, true),
@@ -294,14 +314,14 @@ mod tests {
             (&[Fatal, Fatal], false, false),
             (&[Ok, Fatal], true, false),
             (&[Fatal, Degraded], true, false),
-            (&[Ok, Waiting], false, false),
-            (&[Ok, Failing], false, false),
-            (&[Ok, Fatal, Waiting], false, false),
+            (&[Ok, Waiting], true, false),
+            (&[Ok, Failing], true, false),
+            (&[Ok, Fatal, Waiting], true, false),
             (&[Ok, Degraded], true, true),
         ] {
             assert_eq!(
                 (
-                    ready(conditions, Required::Some),
+                    ready(conditions, Required::One),
                     ready(conditions, Required::All)
                 ),
                 (some, all),
@@ -311,8 +331,24 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_was_ready_stays_so_whatever_becomes_of_its_accounts() {
+        let node = NodeHealth::default();
+        let ready = |conditions: &[Condition], required| {
+            node.judge(&accounts(conditions), required, false).ready
+        };
+        assert!(!ready(&[Condition::Waiting], Required::One));
+        assert!(ready(&[Condition::Ok, Condition::Waiting], Required::One));
+        assert!(ready(
+            &[Condition::Failing, Condition::Fatal],
+            Required::One
+        ));
+        assert!(!ready(&[Condition::Failing, Condition::Ok], Required::All));
+        assert!(!ready(&[], Required::One), "without an account");
+    }
+
+    #[test]
     fn a_node_that_is_leaving_is_not_ready() {
-        let judged = judge(&accounts(&[Condition::Ok]), Required::Some, true);
+        let judged = judge(&accounts(&[Condition::Ok]), Required::One, true, true);
         assert_eq!((judged.ready, judged.error), (false, Some("draining")));
     }
 
@@ -320,7 +356,8 @@ mod tests {
     fn the_body_names_who_lacks_a_token_and_what_to_do() {
         let judged = judge(
             &accounts(&[Condition::Ok, Condition::Fatal, Condition::Waiting]),
-            Required::Some,
+            Required::All,
+            false,
             false,
         );
         assert_eq!(
@@ -351,7 +388,7 @@ mod tests {
     #[test]
     fn a_stuck_worker_takes_readiness_away_and_a_stop_stays_a_stop() {
         let node = NodeHealth::default();
-        let judged = |leaving| judge(&accounts(&[Condition::Ok]), Required::Some, leaving);
+        let judged = |leaving| judge(&accounts(&[Condition::Ok]), Required::One, false, leaving);
         assert_eq!(node.complete(judged(false)), judged(false));
         node.workers.insert("wxgate-1", Instant::now());
         let stuck = node.complete(judged(false));
@@ -413,7 +450,7 @@ mod tests {
             Some("wall"),
             Some("x=all"),
         ] {
-            assert_eq!(required(no), Required::Some, "{no:?}");
+            assert_eq!(required(no), Required::One, "{no:?}");
         }
     }
 
@@ -424,8 +461,8 @@ mod tests {
         ) {
             let conditions: Vec<Condition> = picks.into_iter().map(|pick| CONDITIONS[pick]).collect();
             let rows = accounts(&conditions);
-            let judged = judge(&rows, Required::Some, false);
-            prop_assert!(judged.ready || !judge(&rows, Required::All, false).ready);
+            let judged = judge(&rows, Required::One, false, false);
+            prop_assert!(judged.ready || !judge(&rows, Required::All, false, false).ready);
             prop_assert!(!judged.ready || rows.iter().any(|(_, status)| status.usable));
             prop_assert_eq!(judged.lacking.len(), rows.iter().filter(|(_, status)| !status.usable).count());
         }

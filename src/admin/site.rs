@@ -106,7 +106,7 @@ impl Site {
 }
 
 async fn console(State(sources): SharedSources) -> Html<String> {
-    let ready = sources.readiness(Required::Some).ready;
+    let ready = sources.readiness(Required::One).ready;
     Html(page::render(&accounts::rows(&sources.accounts()), ready))
 }
 
@@ -136,17 +136,14 @@ async fn refresh(
 }
 
 impl Sources {
-    /// TokenRegistry of the configuration that is in force now.
+    /// Accounts of the configuration that is in force now.
     fn accounts(&self) -> Arc<TokenRegistry> {
         Arc::clone(&self.control.state.load().accounts)
     }
 
     fn readiness(&self, required: Required) -> Readiness {
         let accounts = accounts::statuses(&self.accounts());
-        self.health.complete(readiness::judge(
-            &accounts,
-            required,
-            self.drain.is_leaving(),
-        ))
+        self.health
+            .judge(&accounts, required, self.drain.is_leaving())
     }
 }

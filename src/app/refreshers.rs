@@ -107,7 +107,7 @@ impl Refreshers {
         &self.running
     }
 
-    /// TokenRegistry by name.
+    /// Accounts by name.
     pub(super) fn by_name(&self) -> Arc<TokenRegistry> {
         Arc::new(
             self.running
