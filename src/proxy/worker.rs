@@ -8,7 +8,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -21,11 +21,10 @@ use tokio::{
 use super::{
     Proxy,
     access::LastKey,
-    access_log::AccessLog,
     bulkhead::{ClientConnection, PeerConnection},
-    pipeline::Origin,
-    request_id::RequestId,
-    upstream::Upstream,
+    client_conn::ClientConn,
+    pipeline,
+    worker_state::Worker,
 };
 use crate::{
     net::{
@@ -49,24 +48,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(100);
 /// Pause before the queue is asked again when it could not be read.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
-
-/// What one thread owns.
-pub(super) struct Worker {
-    pub(super) proxy: Arc<Proxy>,
-    pub(super) upstream: Upstream,
-    pub(super) access_log: Option<AccessLog>,
-    pub(super) drain: Drain,
-    id_prefix: u32,
-    next_id: AtomicU32,
-}
-
-impl Worker {
-    /// An id that no other request of this process has, and hardly any of another.
-    pub(super) fn request_id(&self) -> RequestId {
-        let next = self.next_id.fetch_add(1, Relaxed);
-        RequestId::numbered(u64::from(self.id_prefix) << 32 | u64::from(next))
-    }
-}
 
 /// The other end of a worker.
 #[derive(Debug)]
@@ -314,16 +295,7 @@ async fn serve(
     mut incoming: mpsc::UnboundedReceiver<Order>,
     open: &OpenCount,
 ) -> usize {
-    let mut random = [0; 4];
-    let _ = getrandom::fill(&mut random);
-    let worker = Arc::new(Worker {
-        upstream: Upstream::new(proxy.dialer.clone(), proxy.pool_idle),
-        access_log: proxy.access_log(),
-        proxy,
-        drain: drain.clone(),
-        id_prefix: u32::from_ne_bytes(random),
-        next_id: AtomicU32::new(0),
-    });
+    let worker = Arc::new(Worker::new(proxy, drain.clone()));
     let connections = Connections::default();
     let service = Service {
         worker: Arc::clone(&worker),
@@ -368,17 +340,6 @@ async fn serve(
     cut
 }
 
-impl Worker {
-    fn keep_house(&self) {
-        if let Some(log) = &self.access_log {
-            log.flush();
-        }
-        self.upstream.reap();
-        self.proxy.spool.reap();
-        self.proxy.live.load().load.tick();
-    }
-}
-
 impl Proxy {
     /// Counts a connection of this address, unless it has too many.
     fn admit(&self, peer: Peer) -> Option<PeerConnection> {
@@ -404,13 +365,13 @@ async fn connection(service: Service, accepted: Accepted, slot: Slot) {
     } = slot;
     let entered = connections.enter();
     let leaving = || worker.drain.is_leaving();
-    let origin = |names| {
-        Arc::new(Origin {
+    let conn = |cert_names| {
+        Arc::new(ClientConn {
             peer,
-            shown: peer.to_string(),
-            names,
+            peer_text: peer.to_string(),
+            cert_names,
             last_key: LastKey::default(),
-            connection: entered.state(),
+            state: entered.state(),
             of_peer,
             of_client: ClientConnection::default(),
         })
@@ -418,8 +379,8 @@ async fn connection(service: Service, accepted: Accepted, slot: Slot) {
     let tls = worker.proxy.live.load().tls.clone();
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
         None => {
-            let origin = origin(Vec::new());
-            let handler = |head, body| super::handle(worker, &origin, head, body);
+            let conn = conn(Vec::new());
+            let handler = |head, body| pipeline::handle(worker, &conn, head, body);
             if let Some(stream) = entered.serve(stream, leaving, handler).await {
                 stream.reset_on_close();
             }
@@ -428,8 +389,8 @@ async fn connection(service: Service, accepted: Accepted, slot: Slot) {
             // A stop does not cut it short: behind it comes a request.
             match Box::pin(timeout(HANDSHAKE, acceptor.accept(stream))).await {
                 Ok(Ok(stream)) => {
-                    let origin = origin(tls::names_of(stream.get_ref().1));
-                    let handler = |head, body| super::handle(worker, &origin, head, body);
+                    let conn = conn(tls::names_of(stream.get_ref().1));
+                    let handler = |head, body| pipeline::handle(worker, &conn, head, body);
                     let serving = entered.serve(stream, leaving, handler);
                     if let Some(stream) = Box::pin(serving).await {
                         stream.get_ref().0.reset_on_close();
