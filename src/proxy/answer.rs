@@ -79,12 +79,11 @@ impl Asked {
     /// Reads the call. Parameters stand in the query, or in a body of JSON or of a form, whatever
     /// its type claims.
     pub(crate) fn read(
-        path: &str,
+        flavour: Flavour,
         method: &Method,
         query: Option<&str>,
         body: &[u8],
     ) -> Result<Self, Refusal> {
-        let flavour = Flavour::of(path);
         if flavour == Flavour::Stable && *method != Method::POST {
             return Err(Refusal::Method);
         }
@@ -266,7 +265,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                Asked::read(path, &method, query, body),
+                Asked::read(Flavour::of(path), &method, query, body),
                 Ok(expected),
                 "{method} {path}"
             );
@@ -275,8 +274,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named() {
-        let read =
-            |path, method, query, body: &[u8]| Asked::read(path, &method, query, body).unwrap_err();
+        let read = |path, method, query, body: &[u8]| {
+            Asked::read(Flavour::of(path), &method, query, body).unwrap_err()
+        };
         assert_eq!(
             read("/cgi-bin/stable_token", Method::GET, None, b""),
             Refusal::Method

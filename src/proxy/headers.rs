@@ -21,7 +21,7 @@ pub struct Present(u8);
 /// Headers that are read only when they are there.
 #[derive(Debug, Clone, Copy)]
 #[repr(u8)]
-pub enum Read {
+pub enum HeaderKind {
     /// `X-Request-Id`.
     RequestId = 1,
     /// `Expect`.
@@ -44,24 +44,24 @@ impl Present {
     pub fn in_request(headers: &HeaderMap) -> Self {
         let mut present = 0;
         for name in headers.keys() {
-            let read = match name.as_str() {
-                "x-request-id" => Read::RequestId,
-                "expect" => Read::Expect,
-                "cdn-loop" => Read::CdnLoop,
-                "x-wxgate-key" | "authorization" => Read::Credential,
-                "x-wxgate-account" => Read::Account,
-                "accept-encoding" => Read::AcceptEncoding,
-                other if is_look_alike(other) => Read::LookAlike,
+            let kind = match name.as_str() {
+                "x-request-id" => HeaderKind::RequestId,
+                "expect" => HeaderKind::Expect,
+                "cdn-loop" => HeaderKind::CdnLoop,
+                "x-wxgate-key" | "authorization" => HeaderKind::Credential,
+                "x-wxgate-account" => HeaderKind::Account,
+                "accept-encoding" => HeaderKind::AcceptEncoding,
+                other if is_look_alike(other) => HeaderKind::LookAlike,
                 _ => continue,
             };
-            present |= read as u8;
+            present |= kind as u8;
         }
         Self(present)
     }
 
     /// Whether there is such a header.
-    pub fn has(self, read: Read) -> bool {
-        self.0 & read as u8 != 0
+    pub fn has(self, kind: HeaderKind) -> bool {
+        self.0 & kind as u8 != 0
     }
 }
 
@@ -82,7 +82,7 @@ fn is_look_alike(name: &str) -> bool {
 /// Gzip is asked for only when the caller takes it, and nothing else ever: an encoding that cannot
 /// be looked into would hide a stale answer.
 pub fn to_upstream(headers: &mut HeaderMap, present: Present) {
-    let gzip = present.has(Read::AcceptEncoding) && accepts_gzip(headers);
+    let gzip = present.has(HeaderKind::AcceptEncoding) && accepts_gzip(headers);
     remove(headers, |name| {
         is_hop_by_hop(name)
             || is_framing(name)

@@ -14,9 +14,9 @@ use super::{
     BuildError, Proxy,
     access::{Access, Client},
     bulkhead::{Limits, Load, Place},
+    client_conn::ClientConn,
     error::ProxyError,
     metrics::Metrics,
-    pipeline,
     route::{Account, Accounts},
     settings::{ErrorStyle, KeyDigest, Replay, Settings},
     upstream::{DialSetupError, UpstreamOrigin, UpstreamOrigins},
@@ -210,10 +210,10 @@ impl Live {
 
     /// The account and the client that a phantom names, if it is good; else the platform in whose
     /// words it is to be refused: that of its account, of the path, or of the default account.
-    pub(super) fn phantom(
+    pub(super) fn phantom<'p>(
         &self,
         text: &str,
-        path: Option<&str>,
+        path: impl FnOnce() -> Option<&'p str>,
     ) -> Result<(&Arc<Account>, &Arc<Client>), Platform> {
         let phantom = Phantom::parse(text);
         let account = phantom
@@ -225,7 +225,7 @@ impl Live {
                 .map(|client| (account, client))
                 .ok_or(account.platform);
         }
-        Err(path
+        Err(path()
             .and_then(credential::platform_of)
             .unwrap_or_else(|| self.accounts.likely_platform()))
     }
@@ -267,10 +267,10 @@ impl Live {
         &self,
         account: &Account,
         client: &Client,
-        origin: &pipeline::Origin,
+        conn: &ClientConn,
     ) -> Result<Place, ProxyError> {
         let caller = if self.access.is_open() {
-            origin.peer_holder()
+            conn.peer_holder()
         } else {
             client.holder()
         };
@@ -279,7 +279,7 @@ impl Live {
             .map_err(|full| {
                 full.error(account.name.as_str(), || {
                     if self.access.is_open() {
-                        format!("the address {}", origin.peer)
+                        format!("the address {}", conn.peer)
                     } else {
                         format!("client {}", client.name())
                     }

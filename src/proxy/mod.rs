@@ -12,6 +12,7 @@ mod access_log;
 mod answer;
 mod body;
 mod bulkhead;
+mod client_conn;
 mod error;
 pub mod headers;
 pub mod inject;
@@ -29,61 +30,35 @@ mod spool;
 mod upstream;
 mod watchdog;
 mod worker;
+mod worker_state;
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    rc::Rc,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use hyper::{
-    HeaderMap, Response,
-    body::{Body, Frame, Incoming, SizeHint},
-    header::{CONNECTION, HeaderName, HeaderValue},
-    http::request::Parts,
-};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::sync::Semaphore;
 
 pub use self::live::{Control, Plan};
 // Doors for the benches, no part of the interface.
 #[doc(hidden)]
 pub use self::{access::bench::Callers, upstream::bench::PoolBench};
 use self::{
-    access_log::{AccessLog, AccessRecord},
-    bulkhead::{Load, Peers, Place},
-    error::ProxyError,
-    headers::{Present, Read},
-    inspect::Answer,
-    live::{InFlight, Live},
+    access_log::AccessLog,
+    bulkhead::{Load, Peers},
+    live::Live,
     loops::LoopMark,
     metrics::{AccountMetrics, Metrics},
-    pipeline::{Origin, Outcome, Trail},
-    request_id::{RequestId, X_REQUEST_ID},
     settings::Settings,
     upstream::{Dialer, UpstreamOrigins},
-    worker::Worker,
 };
 use crate::{
     net::{
         bind::BindError,
-        connection::CutReason,
         drain::{Drain, Phase},
         listen::{BoundAddr, Listener},
     },
     telemetry::{logging::Format, output::Output, registry, workers::StuckWorkers},
     token::{AccountSettings, AccountTokens},
 };
-
-const X_WXGATE_ACCOUNT: HeaderName = HeaderName::from_static("x-wxgate-account");
-const X_WXGATE_ATTEMPTS: HeaderName = HeaderName::from_static("x-wxgate-attempts");
-const X_WXGATE_SENT: HeaderName = HeaderName::from_static("x-wxgate-sent");
-const X_WXGATE_REPLAY: HeaderName = HeaderName::from_static("x-wxgate-replay");
 
 /// Where the access log goes; `None` when nobody wants it.
 #[derive(Debug, Clone)]
@@ -117,7 +92,8 @@ pub enum BuildError {
 pub struct Proxy {
     live: ArcSwap<Live>,
     peers: Arc<Peers>,
-    nobody: AccountMetrics,
+    /// Counters of requests that no account was found for.
+    no_account: AccountMetrics,
     metrics: Metrics,
     origins: UpstreamOrigins,
     dialer: Dialer,
@@ -206,7 +182,7 @@ impl Proxy {
         let proxy = Self {
             live: ArcSwap::from_pointee(live),
             peers: Arc::default(),
-            nobody: metrics.for_none(),
+            no_account: metrics.for_none(),
             metrics,
             origins,
             dialer: Dialer::new(&settings.upstream.egress)
@@ -287,320 +263,5 @@ impl Bound {
             cut += ended.await.unwrap_or(0);
         }
         Ok(cut)
-    }
-}
-
-/// Answers one request. Never fails: errors become answers here, and everything is counted and
-/// logged here.
-async fn handle(
-    worker: &Rc<Worker>,
-    origin: &Rc<Origin>,
-    head: Box<Parts>,
-    body: Incoming,
-) -> Response<Delivery> {
-    let present = Present::in_request(&head.headers);
-    let adopted = if present.has(Read::RequestId) {
-        RequestId::adopted(&head.headers)
-    } else {
-        None
-    };
-    let id = adopted.unwrap_or_else(|| worker.request_id());
-    let mut journey = Journey {
-        worker: Rc::clone(worker),
-        origin: Rc::clone(origin),
-        head,
-        id,
-        trail: Trail::default(),
-        started: Instant::now(),
-        decided: None,
-        is_recorded: false,
-    };
-    let Journey { head, trail, .. } = &mut journey;
-    trail.body_unread = !body.is_end_stream();
-    let live = worker.proxy.live.load_full();
-    let error_style = live.error_style;
-    let guard = live.begin();
-    let ran = pipeline::run(worker, &guard, origin, head, present, body, trail).await;
-    let refused = trail.refused;
-    let denied = ran
-        .as_ref()
-        .err()
-        .filter(|error| error.is_denial())
-        .map(ProxyError::slug)
-        .or(refused);
-    let (mut response, outcome) = match ran {
-        Ok(Outcome::Upstream(answer, place)) => (
-            answer.map(|body| Delivery::Upstream {
-                answer: body,
-                journey: None,
-                _under_way: guard,
-                _place: place,
-            }),
-            "ok",
-        ),
-        Ok(Outcome::Own(answer)) => (
-            answer.map(|body| Delivery::Own(Some(body))),
-            refused.unwrap_or("ok"),
-        ),
-        Err(error) => {
-            let mut response = error.response(error_style);
-            let sent = if trail.attempts == 0 { "no" } else { "maybe" };
-            response
-                .headers_mut()
-                .insert(X_WXGATE_SENT, HeaderValue::from_static(sent));
-            (response.map(|body| Delivery::Own(Some(body))), error.slug())
-        }
-    };
-    journey.audit(denied);
-    journey.decide(response.status().as_u16(), outcome);
-    let is_begun = matches!(
-        response.body(),
-        Delivery::Upstream {
-            answer: Answer::Begun(..),
-            ..
-        }
-    );
-    if is_begun && !response.body().is_end_stream() {
-        let id = journey.id.value();
-        mark(response.headers_mut(), id, &journey.trail);
-        if let Delivery::Upstream {
-            journey: carried, ..
-        } = response.body_mut()
-        {
-            *carried = Some(Box::new(journey));
-        }
-    } else {
-        journey.record();
-        mark(response.headers_mut(), journey.id.take(), &journey.trail);
-    }
-    response
-}
-
-/// A request from its arrival until its answer is known: until the head goes out, or, where the
-/// body is still to come, until that has ended. Counted and logged exactly once, when dropped.
-struct Journey {
-    worker: Rc<Worker>,
-    origin: Rc<Origin>,
-    head: Box<Parts>,
-    id: RequestId,
-    trail: Trail,
-    started: Instant,
-    decided: Option<Decided>,
-    is_recorded: bool,
-}
-
-/// The answer to a request.
-struct Decided {
-    status: u16,
-    outcome: &'static str,
-    /// Until the head of the answer was there.
-    took: Duration,
-}
-
-/// The label of callers that nobody knows.
-const NO_CLIENT: &str = "-";
-
-/// The status that nginx logs for a request whose caller went away; never sent.
-const NOBODY_LEFT: u16 = 499;
-
-/// The outcome of an answer that broke off behind its head.
-const UPSTREAM_BROKEN: &str = "upstream_broken";
-
-impl Journey {
-    fn decide(&mut self, status: u16, outcome: &'static str) {
-        self.decided = Some(Decided {
-            status,
-            outcome,
-            took: self.started.elapsed(),
-        });
-    }
-
-    /// WeChat's answer has broken off; its head, at least, is on the way to the caller.
-    fn break_off(&mut self, error: &hyper::Error) {
-        if let Some(decided) = &mut self.decided {
-            decided.outcome = UPSTREAM_BROKEN;
-        }
-        tracing::warn!(
-            account = self.trail.account.as_ref().map_or("-", |account| account.name.as_str()),
-            id = self.id.as_str(),
-            %error,
-            "WeChat's answer broke off behind its head; the caller's connection is reset",
-        );
-    }
-
-    fn record(&mut self) {
-        self.is_recorded = true;
-        let Self {
-            worker,
-            origin,
-            head,
-            id,
-            trail,
-            started,
-            decided,
-            ..
-        } = self;
-        // A connection that was cut ends the answer that was on its way.
-        let cut = origin.connection.cut().map(CutReason::slug);
-        let (status, outcome, took) = match decided {
-            Some(decided) => (decided.status, cut.unwrap_or(decided.outcome), decided.took),
-            None => (NOBODY_LEFT, cut.unwrap_or("abandoned"), started.elapsed()),
-        };
-        let metrics = trail
-            .account
-            .as_ref()
-            .map_or(&worker.proxy.nobody, |account| &account.metrics);
-        let client = trail
-            .client
-            .as_ref()
-            .map_or(NO_CLIENT, |client| client.name().as_str());
-        metrics.finished(client, outcome, took.as_secs_f64());
-        if let Some(log) = &worker.access_log {
-            let forwarded = trail
-                .caller
-                .filter(|caller| *caller != origin.peer)
-                .map(|caller| caller.to_string());
-            log.write(&AccessRecord {
-                id: id.as_str(),
-                caller: forwarded.as_deref().unwrap_or(&origin.shown),
-                client,
-                account: trail
-                    .account
-                    .as_ref()
-                    .map_or("-", |account| account.name.as_str()),
-                method: head.method.as_str(),
-                path: head.uri.path(),
-                query: head.uri.query(),
-                status,
-                outcome,
-                attempts: trail.attempts,
-                errcode: trail.errcode,
-                replay_skipped: trail.replay_skipped,
-                took,
-            });
-        }
-    }
-}
-
-impl Journey {
-    /// One line for a call that was denied, or would have been, and one more in the count.
-    fn audit(&self, denied: Option<&'static str>) {
-        let Self {
-            worker,
-            origin,
-            head,
-            id,
-            trail,
-            ..
-        } = self;
-        let (reason, mode) = match (denied, trail.overlooked) {
-            (Some(reason), _) => (reason, "enforce"),
-            (None, Some(reason)) => (reason, "report"),
-            (None, None) => return,
-        };
-        let client = trail
-            .client
-            .as_ref()
-            .map_or(NO_CLIENT, |client| client.name().as_str());
-        worker.proxy.metrics.denied(client, reason, mode);
-        tracing::warn!(
-            target: "audit",
-            mode,
-            reason,
-            client,
-            account = trail.account.as_ref().map_or("-", |account| account.name.as_str()),
-            caller = %trail.caller.unwrap_or(origin.peer),
-            method = %head.method,
-            path = ?head.uri.path(),
-            id = id.as_str(),
-            "{}",
-            if mode == "report" { "would be denied" } else { "denied" },
-        );
-    }
-}
-
-impl Drop for Journey {
-    /// Also where the caller hung up, or a stop cut the request: WeChat may have executed it all
-    /// the same, so it must be seen.
-    fn drop(&mut self) {
-        if !self.is_recorded {
-            self.record();
-        }
-    }
-}
-
-/// The headers that every answer gets.
-fn mark(headers: &mut HeaderMap, id: HeaderValue, trail: &Trail) {
-    headers.insert(X_REQUEST_ID, id);
-    if trail.body_unread || trail.must_close {
-        // The connection ends with this answer; a caller that is not told would send its next
-        // request into it.
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    if let Some(account) = &trail.account {
-        headers.insert(X_WXGATE_ACCOUNT, account.label.clone());
-    }
-    if trail.attempts > 0 {
-        headers.insert(
-            X_WXGATE_ATTEMPTS,
-            HeaderValue::from_static(if trail.attempts == 1 { "1" } else { "2" }),
-        );
-    }
-    if let Some(reason) = trail.replay_skipped
-        && let Ok(value) = HeaderValue::try_from(format!("skipped; reason={reason}"))
-    {
-        headers.insert(X_WXGATE_REPLAY, value);
-    }
-}
-
-/// What goes to the caller: WeChat's answer or our own.
-enum Delivery {
-    Upstream {
-        answer: Answer,
-        /// Of an answer whose body is still to come.
-        journey: Option<Box<Journey>>,
-        /// The request is over when the body is dropped.
-        _under_way: InFlight,
-        _place: Place,
-    },
-    Own(Option<Bytes>),
-}
-
-impl Body for Delivery {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
-            Self::Upstream {
-                answer, journey, ..
-            } => {
-                let polled = Pin::new(answer).poll_frame(cx);
-                if let (Poll::Ready(Some(Err(error))), Some(journey)) = (&polled, journey) {
-                    journey.break_off(error);
-                }
-                polled
-            }
-            Self::Own(body) => Poll::Ready(body.take().map(|bytes| Ok(Frame::data(bytes)))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Upstream { answer, .. } => answer.is_end_stream(),
-            Self::Own(body) => body.is_none(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Upstream { answer, .. } => answer.size_hint(),
-            Self::Own(body) => {
-                SizeHint::with_exact(body.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-        }
     }
 }

@@ -64,18 +64,27 @@ impl<'r> SplitPath<'r> {
         }
     }
 
-    /// The path behind the prefix, folded and unchecked, if the call is for wxgate's own service
-    /// API.
-    pub fn service_path(&self) -> Option<&str> {
-        let path = &*self.rest;
-        (path == "/-" || path.starts_with("/-/")).then_some(path)
+    /// Returns the path behind the prefix, folded and unchecked.
+    pub fn unchecked(&self) -> &str {
+        &self.rest
     }
 
-    /// Checks the rest against the grammar.
+    /// Returns true if the call is for wxgate's own service API.
+    pub fn is_service(&self) -> bool {
+        let path = &*self.rest;
+        path == "/-" || path.starts_with("/-/")
+    }
+
+    /// Returns the path behind the prefix if it fits the grammar.
+    pub fn if_valid(&self) -> Option<&str> {
+        self.check().is_ok().then_some(&*self.rest)
+    }
+
+    /// Checks the path behind the prefix against the grammar.
     ///
     /// # Errors
     /// The first rule that is broken.
-    pub fn check(self) -> Result<ApiPath<'r>, PathError> {
+    pub fn check(&self) -> Result<ApiPath<'r>, PathError> {
         let bytes = self.rest.as_bytes();
         if bytes.len() > MAX_LEN {
             return Err(PathError::TooLong);
@@ -98,7 +107,7 @@ impl<'r> SplitPath<'r> {
                 return Err(PathError::OddByte);
             }
         }
-        Ok(ApiPath(self.rest))
+        Ok(ApiPath(self.rest.clone()))
     }
 }
 
@@ -201,21 +210,12 @@ mod tests {
         assert_eq!(SplitPath::new("/@shop").check(), Err(PathError::NotRooted));
         assert_eq!(SplitPath::new("/@/cgi-bin").prefix.as_deref(), Some(""));
         assert!(SplitPath::new("/@shop/@other/a").check().is_err());
-        assert_eq!(
-            SplitPath::new("//-//accounts").service_path(),
-            Some("/-/accounts")
-        );
-        assert_eq!(
-            SplitPath::new("/@shop/-/accounts").service_path(),
-            Some("/-/accounts")
-        );
-        assert_eq!(
-            (
-                SplitPath::new("/-").service_path(),
-                SplitPath::new("/-x").service_path()
-            ),
-            (Some("/-"), None)
-        );
+        for raw in ["//-//accounts", "/@shop/-/accounts"] {
+            let split = SplitPath::new(raw);
+            assert!(split.is_service());
+            assert_eq!(split.unchecked(), "/-/accounts");
+        }
+        assert!(SplitPath::new("/-").is_service() && !SplitPath::new("/-x").is_service());
     }
 
     proptest! {

@@ -1,42 +1,32 @@
-//! What follows from an answer: deliver it, or refresh and send once more.
+//! The evidence that an answer gives about the token that was sent with its request.
 //!
-//! Pure. That there is no third time is the shape of the pipeline, not a count kept here.
+//! Pure. The consequences, and that nothing is sent a third time, are the business of the pipeline.
 
 use hyper::StatusCode;
 
 use crate::wechat::{address, api::Platform, codes};
 
-/// What to do with an answer.
+/// Evidence about the token of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Next {
-    /// It goes to the caller; the token was good.
-    DeliverAccepted,
-    /// It goes to the caller and says nothing about the token.
-    Deliver,
+pub(crate) enum TokenVerdict {
+    /// WeChat has taken the token.
+    Accepted,
+    /// The answer says nothing about the token.
+    Unproven,
     /// The token was refused before anything was executed.
-    Refresh {
-        /// The stale code.
-        errcode: i64,
-    },
+    Stale { errcode: i64 },
 }
 
-/// `injected` is whether the account's token was in the request: a refusal of somebody else's token
-/// is not ours to cure.
-pub(crate) fn after(
-    platform: Platform,
-    injected: bool,
-    status: StatusCode,
-    errcode: Option<i64>,
-) -> Next {
+/// Judges the account's own token by the answer to a call that carried it.
+pub(crate) fn judge(platform: Platform, status: StatusCode, errcode: Option<i64>) -> TokenVerdict {
     match errcode {
-        _ if !injected => Next::Deliver,
-        Some(errcode) if codes::is_stale(platform, errcode) => Next::Refresh { errcode },
+        Some(errcode) if codes::is_stale(platform, errcode) => TokenVerdict::Stale { errcode },
         // The token did not arrive, which proves nothing.
-        Some(codes::TOKEN_MISSING) => Next::Deliver,
+        Some(codes::TOKEN_MISSING) => TokenVerdict::Unproven,
         // The address is looked at before the token, so this is no proof either.
-        Some(errcode) if address::may_be_refused(platform, errcode) => Next::Deliver,
-        _ if status == StatusCode::OK => Next::DeliverAccepted,
-        _ => Next::Deliver,
+        Some(errcode) if address::may_be_refused(platform, errcode) => TokenVerdict::Unproven,
+        _ if status == StatusCode::OK => TokenVerdict::Accepted,
+        _ => TokenVerdict::Unproven,
     }
 }
 
@@ -45,54 +35,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_refusal_of_our_own_token_is_cured() {
+    fn an_answer_accepts_or_refuses_the_token_or_proves_nothing() {
+        use {Platform::*, TokenVerdict::*};
         let ok = StatusCode::OK;
-        for (platform, injected, status, errcode, next) in [
-            (
-                Platform::Wechat,
-                true,
-                ok,
-                Some(40001),
-                Next::Refresh { errcode: 40001 },
-            ),
-            (Platform::Wechat, false, ok, Some(40001), Next::Deliver),
-            (
-                Platform::Wecom,
-                true,
-                ok,
-                Some(40001),
-                Next::DeliverAccepted,
-            ),
-            (
-                Platform::Wechat,
-                true,
-                ok,
-                Some(48001),
-                Next::DeliverAccepted,
-            ),
-            (Platform::Wechat, true, ok, None, Next::DeliverAccepted),
-            (Platform::Wechat, true, ok, Some(40164), Next::Deliver),
-            (Platform::Wecom, true, ok, Some(60020), Next::Deliver),
-            (
-                Platform::Wechat,
-                true,
-                ok,
-                Some(60020),
-                Next::DeliverAccepted,
-            ),
-            (Platform::Wechat, true, ok, Some(41001), Next::Deliver),
-            (
-                Platform::Wechat,
-                true,
-                StatusCode::BAD_GATEWAY,
-                None,
-                Next::Deliver,
-            ),
+        for (platform, status, errcode, verdict) in [
+            (Wechat, ok, Some(40001), Stale { errcode: 40001 }),
+            (Wecom, ok, Some(40001), Accepted),
+            (Wechat, ok, Some(48001), Accepted),
+            (Wechat, ok, None, Accepted),
+            (Wechat, ok, Some(40164), Unproven),
+            (Wecom, ok, Some(60020), Unproven),
+            (Wechat, ok, Some(60020), Accepted),
+            (Wechat, ok, Some(41001), Unproven),
+            (Wechat, StatusCode::BAD_GATEWAY, None, Unproven),
         ] {
             assert_eq!(
-                after(platform, injected, status, errcode),
-                next,
-                "{platform:?} {injected} {status} {errcode:?}"
+                judge(platform, status, errcode),
+                verdict,
+                "{platform:?} {status} {errcode:?}"
             );
         }
     }

@@ -6,12 +6,14 @@
 
 use std::sync::Arc;
 
-use hyper::{HeaderMap, header::HeaderValue};
+use hyper::{
+    HeaderMap,
+    header::{HeaderName, HeaderValue},
+};
 use prometheus_client::registry::Registry;
 use rustc_hash::FxHashMap;
 
 use super::{
-    X_WXGATE_ACCOUNT,
     bulkhead::Holder,
     error::ProxyError,
     metrics::{AccountMetrics, Metrics},
@@ -24,6 +26,9 @@ use crate::{
     token::{AccountSettings, AccountTokens, Tickets, TokenRefresher},
     wechat::api::Platform,
 };
+
+/// Header by which a caller selects an account, and by which answers name it.
+pub(super) const X_WXGATE_ACCOUNT: HeaderName = HeaderName::from_static("x-wxgate-account");
 
 /// An account as the path of a request needs it.
 pub(crate) struct Account {
@@ -142,28 +147,34 @@ impl Accounts {
         }
     }
 
-    /// The account that the request selects, by headers if there are any that could. All that does
-    /// so must agree.
+    /// Finds the account that has this host among its `hosts`.
+    pub(crate) fn by_host(&self, host: &str) -> Option<&Arc<Account>> {
+        // Most configurations have no hosts, and need not pay for the look-up.
+        if self.by_host.is_empty() {
+            return None;
+        }
+        self.by_host.get(&without_port(host).to_ascii_lowercase())
+    }
+
+    /// Finds the account that the request selects: `named` by other means (a phantom, the path of
+    /// the service API), by prefix, host and header. All that select one must agree.
+    ///
+    /// # Errors
+    /// When they disagree, or a name is unknown.
     pub(crate) fn selected<'a>(
         &'a self,
-        phantom: Option<&'a Arc<Account>>,
+        named: Option<&'a Arc<Account>>,
         prefix: Option<&str>,
+        by_host: Option<&'a Arc<Account>>,
         headers: Option<&HeaderMap>,
-        host: Option<&str>,
     ) -> Result<Option<&'a Arc<Account>>, ProxyError> {
         let by_prefix = prefix.map(|name| self.named(name)).transpose()?;
-        let by_host = match host {
-            Some(host) if !self.by_host.is_empty() => {
-                self.by_host.get(&without_port(host).to_ascii_lowercase())
-            }
-            _ => None,
-        };
-        let named = headers
+        let by_header = headers
             .into_iter()
-            .flat_map(|headers| headers.get_all(X_WXGATE_ACCOUNT));
-        let by_header = named.map(|name| self.named(&String::from_utf8_lossy(name.as_bytes())));
+            .flat_map(|headers| headers.get_all(X_WXGATE_ACCOUNT))
+            .map(|name| self.named(&String::from_utf8_lossy(name.as_bytes())));
         let mut selected: Option<&Arc<Account>> = None;
-        for candidate in phantom
+        for candidate in named
             .into_iter()
             .chain(by_prefix)
             .chain(by_host)
@@ -273,7 +284,8 @@ impl Selection {
         headers: &HeaderMap,
         host: Option<&str>,
     ) -> Option<&AccountName> {
-        let selected = self.0.selected(None, prefix, Some(headers), host).ok()?;
+        let by_host = host.and_then(|host| self.0.by_host(host));
+        let selected = self.0.selected(None, prefix, by_host, Some(headers)).ok()?;
         selected
             .or_else(|| self.0.fallback(None, None).ok())
             .map(|account| &account.name)

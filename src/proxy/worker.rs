@@ -5,7 +5,6 @@
 //! pool, at high load the workers share evenly.
 
 use std::{
-    cell::Cell,
     io,
     rc::Rc,
     sync::{
@@ -23,12 +22,10 @@ use tokio::{
 use super::{
     Proxy,
     access::LastKey,
-    access_log::AccessLog,
     bulkhead::{ClientConnection, PeerConnection},
-    pipeline::Origin,
-    request_id::RequestId,
-    spool::Spool,
-    upstream::Upstream,
+    client_conn::ClientConn,
+    pipeline,
+    worker_state::Worker,
 };
 use crate::{
     net::{
@@ -52,26 +49,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HANDSHAKES_SETTLE: Duration = Duration::from_millis(100);
 /// Pause before the queue is asked again when it could not be read.
 const QUEUE_RETRY: Duration = Duration::from_millis(100);
-
-/// Data of a worker, which only its thread touches, and the shared proxy.
-pub(super) struct Worker {
-    pub(super) proxy: Arc<Proxy>,
-    pub(super) upstream: Upstream,
-    pub(super) access_log: Option<AccessLog>,
-    pub(super) spool: Spool,
-    pub(super) drain: Drain,
-    id_prefix: u32,
-    next_id: Cell<u32>,
-}
-
-impl Worker {
-    /// An id that no other request of this process has, and hardly any of another.
-    pub(super) fn request_id(&self) -> RequestId {
-        let next = self.next_id.get();
-        self.next_id.set(next.wrapping_add(1));
-        RequestId::numbered(u64::from(self.id_prefix) << 32 | u64::from(next))
-    }
-}
 
 /// Handle to a worker, for other threads.
 #[derive(Debug)]
@@ -324,17 +301,7 @@ async fn serve(
     mut incoming: mpsc::UnboundedReceiver<WorkerMessage>,
     open: Arc<OpenConnections>,
 ) -> usize {
-    let mut random = [0; 4];
-    let _ = getrandom::fill(&mut random);
-    let worker = Rc::new(Worker {
-        upstream: Upstream::new(proxy.dialer.clone(), proxy.pool_idle),
-        access_log: proxy.access_log(),
-        spool: Spool::new(Arc::clone(&proxy.copies)),
-        proxy,
-        drain: drain.clone(),
-        id_prefix: u32::from_ne_bytes(random),
-        next_id: Cell::new(0),
-    });
+    let worker = Rc::new(Worker::new(proxy, drain.clone()));
     let connections = Connections::default();
     let service = ConnectionService {
         worker: Rc::clone(&worker),
@@ -379,17 +346,6 @@ async fn serve(
     cut
 }
 
-impl Worker {
-    fn run_housekeeping(&self) {
-        if let Some(log) = &self.access_log {
-            log.flush();
-        }
-        self.upstream.reap();
-        self.spool.reap();
-        self.proxy.live.load().load.tick();
-    }
-}
-
 impl Proxy {
     /// Counts a connection of this address, unless it has too many.
     fn admit(&self, peer: Peer) -> Option<PeerConnection> {
@@ -415,13 +371,13 @@ async fn connection(service: ConnectionService, accepted: Accepted, slot: Connec
     } = slot;
     let entered = connections.enter();
     let leaving = || worker.drain.is_leaving();
-    let origin = |names| {
-        Rc::new(Origin {
+    let conn = |cert_names| {
+        Rc::new(ClientConn {
             peer,
-            shown: peer.to_string(),
-            names,
+            peer_text: peer.to_string(),
+            cert_names,
             last_key: LastKey::default(),
-            connection: entered.state(),
+            state: entered.state(),
             of_peer,
             of_client: ClientConnection::default(),
         })
@@ -429,8 +385,8 @@ async fn connection(service: ConnectionService, accepted: Accepted, slot: Connec
     let tls = worker.proxy.live.load().tls.clone();
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
         None => {
-            let origin = origin(Vec::new());
-            let handler = |head, body| super::handle(worker, &origin, head, body);
+            let conn = conn(Vec::new());
+            let handler = |head, body| pipeline::handle(worker, &conn, head, body);
             if let Some(stream) = entered.serve(stream, leaving, handler).await {
                 stream.reset_on_close();
             }
@@ -439,8 +395,8 @@ async fn connection(service: ConnectionService, accepted: Accepted, slot: Connec
             // A stop does not cut a handshake short: a request follows.
             match Box::pin(timeout(HANDSHAKE, acceptor.accept(stream))).await {
                 Ok(Ok(stream)) => {
-                    let origin = origin(tls::names_of(stream.get_ref().1));
-                    let handler = |head, body| super::handle(worker, &origin, head, body);
+                    let conn = conn(tls::names_of(stream.get_ref().1));
+                    let handler = |head, body| pipeline::handle(worker, &conn, head, body);
                     let serving = entered.serve(stream, leaving, handler);
                     if let Some(stream) = Box::pin(serving).await {
                         stream.get_ref().0.reset_on_close();

@@ -100,9 +100,8 @@ const STAGES: &[&str] = &[
     "access_log",
 ];
 
-/// The files of `proxy` that know the order of the stages, or make of a configuration what several
-/// of them read; each of the others may know one stage besides itself.
-const CONDUCTORS: &[&str] = &["live", "mod", "pipeline", "worker"];
+/// The files of `proxy` that know the order of the stages, or make what several of them use; each of the others may know one stage besides itself.
+const CONDUCTORS: &[&str] = &["live", "mod", "pipeline", "worker", "worker_state"];
 
 /// The files that may give a secret as text, outside their tests.
 const REVEALERS: &[&str] = &[
@@ -115,7 +114,9 @@ const REVEALERS: &[&str] = &[
     // Proxy-Authorization on the way out.
     "net/egress.rs",
     // The token, or the AppSecret of a login code exchange, into the query of one call.
-    "proxy/pipeline/mod.rs",
+    "proxy/pipeline/api_call.rs",
+    // Both into the search for them in the headers of an answer.
+    "proxy/pipeline/attempt.rs",
     // The real token or a ticket, to a caller that may have it.
     "service/answer.rs",
     // The ticket into the hash that signs a page.
@@ -576,8 +577,8 @@ fn a_stage_may_know_one_other_stage() {
         "use super::super::{inject, retry};"
     ));
     assert!(!known(
-        "proxy/pipeline.rs",
-        "use super::{access, body, inject};"
+        "proxy/pipeline/api_call.rs",
+        "use crate::proxy::{access, body, inject};"
     ));
 }
 

@@ -36,12 +36,12 @@ impl Callers {
         let address = self.0.caller(Peer::Ip(ip), headers);
         let caller = Caller {
             address,
-            names: &[],
+            cert_names: &[],
             last_key: &self.1,
+            headers: Some(headers),
             key: None,
-            phantom: None,
         };
-        let Ok(client) = self.0.identify(Some(headers), &caller) else {
+        let Ok(client) = self.0.identify(&caller, None) else {
             return false;
         };
         matches!(

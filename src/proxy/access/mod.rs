@@ -51,29 +51,34 @@ pub(crate) struct Access {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Admitted(());
 
-/// What a caller brings besides headers.
+/// Evidence that a request gives of its caller, besides a phantom token.
 #[derive(Clone, Copy)]
 pub(crate) struct Caller<'r> {
     /// See [`Access::caller`].
     pub(crate) address: Peer,
-    /// The names of its certificate, in lower case.
-    pub(crate) names: &'r [String],
-    /// Of its connection.
+    /// Names in the certificate of the connection, in lower case.
+    pub(crate) cert_names: &'r [String],
+    /// Last key that was shown on the connection.
     pub(crate) last_key: &'r LastKey,
-    /// A key that stands elsewhere than in a header; one that is nobody's is no key.
+    /// Headers of the request, if there are any that could hold a key.
+    pub(crate) headers: Option<&'r HeaderMap>,
+    /// Value of a parameter that may hold a key. A value that is the key of no client is ignored.
     pub(crate) key: Option<&'r str>,
-    /// The client whose phantom it shows.
-    pub(crate) phantom: Option<&'r Arc<Client>>,
 }
 
-/// Why nobody knows the caller.
+/// Reasons why a caller is no client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stranger {
+pub(crate) enum AuthError {
+    /// `server.allow` does not hold the address.
     Network,
-    Key,
+    /// No client has the key.
+    UnknownKey,
+    /// The keys of several clients were shown.
     SeveralKeys,
-    Nobody,
-    Elsewhere,
+    /// Without a key, no client fits.
+    NoKey,
+    /// The key is right, but not from this address or without the certificate.
+    WrongOrigin,
 }
 
 impl Access {
@@ -159,44 +164,44 @@ impl Access {
         peer
     }
 
-    /// Who the caller is, by headers if there are any that could say so. All that it shows must
-    /// belong to one client, and that client's networks and certificate must fit too.
+    /// Finds the client. All that the caller shows must belong to the same one, including the
+    /// client whose `phantom` is in the query; its networks and certificate must fit too.
     ///
     /// # Errors
-    /// When it is nobody.
-    pub(crate) fn identify<'r>(
-        &'r self,
-        headers: Option<&'r HeaderMap>,
-        caller: &Caller<'r>,
-    ) -> Result<&'r Arc<Client>, Stranger> {
+    /// When it is no client.
+    pub(crate) fn identify<'a>(
+        &'a self,
+        caller: &Caller<'_>,
+        phantom: Option<&'a Arc<Client>>,
+    ) -> Result<&'a Arc<Client>, AuthError> {
         if self.open {
             let inside = self.allow.contains(&caller.address);
             return self
                 .clients
                 .first()
                 .filter(|_| inside)
-                .ok_or(Stranger::Network);
+                .ok_or(AuthError::Network);
         }
-        let mut known = caller.phantom.map(Ok).into_iter().chain(
-            headers
-                .into_iter()
-                .flat_map(|headers| self.keys(headers, caller.last_key)),
-        );
+        let by_headers = caller
+            .headers
+            .into_iter()
+            .flat_map(|headers| self.keys(headers, caller.last_key));
+        let mut known = phantom.map(Ok).into_iter().chain(by_headers);
         let by_key = caller.key.and_then(|key| self.with_key(key));
         let Some(first) = known.next().or(by_key.map(Ok)) else {
-            return self.keyless(caller).ok_or(Stranger::Nobody);
+            return self.keyless(caller).ok_or(AuthError::NoKey);
         };
         let client = first?;
         for other in known.chain(by_key.map(Ok)) {
             if !Arc::ptr_eq(other?, client) {
-                return Err(Stranger::SeveralKeys);
+                return Err(AuthError::SeveralKeys);
             }
         }
         let network = |from: &NetworkSet| from.contains(&caller.address);
-        if client.fits(network, caller.names) {
+        if client.fits(network, caller.cert_names) {
             Ok(client)
         } else {
-            Err(Stranger::Elsewhere)
+            Err(AuthError::WrongOrigin)
         }
     }
 
@@ -233,11 +238,11 @@ impl Access {
 
     /// The keys in the headers, each as its client. A bearer token is one only where there are keys
     /// at all.
-    fn keys<'r>(
-        &'r self,
+    fn keys<'a, 'r>(
+        &'a self,
         headers: &'r HeaderMap,
         last: &'r LastKey,
-    ) -> impl Iterator<Item = Result<&'r Arc<Client>, Stranger>> {
+    ) -> impl Iterator<Item = Result<&'a Arc<Client>, AuthError>> + use<'a, 'r> {
         let own = headers
             .get_all(X_WXGATE_KEY)
             .iter()
@@ -252,7 +257,7 @@ impl Access {
             .map(Some);
         let known = |key: Option<&str>| {
             key.and_then(|key| self.with_digest(last.digest(key)))
-                .ok_or(Stranger::Key)
+                .ok_or(AuthError::UnknownKey)
         };
         own.chain(bearers).map(known)
     }
@@ -260,7 +265,7 @@ impl Access {
     /// The first client without a key that fits. A certificate says more than a network.
     fn keyless(&self, caller: &Caller<'_>) -> Option<&Arc<Client>> {
         let certified = caller
-            .names
+            .cert_names
             .iter()
             .filter_map(|name| self.by_certificate.get(name))
             .flatten()
@@ -268,7 +273,7 @@ impl Access {
         let fits = |place: &usize| {
             let client = self.clients.get(*place);
             client.is_some_and(|client| {
-                client.fits(|from| from.contains(&caller.address), caller.names)
+                client.fits(|from| from.contains(&caller.address), caller.cert_names)
             })
         };
         let place = certified
@@ -297,22 +302,22 @@ fn bearer(value: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-impl Stranger {
+impl AuthError {
     /// What the operator can do about it.
     pub(crate) fn advice(self) -> &'static str {
         match self {
             Self::Network => {
                 "callers from this address are not let in; add its network to server.allow"
             }
-            Self::Key => {
+            Self::UnknownKey => {
                 "no client has this key; compare X-Wxgate-Key or the bearer token with the [[client]] sections"
             }
             Self::SeveralKeys => "the request shows the keys of several clients; send one",
-            Self::Nobody => {
+            Self::NoKey => {
                 "no client is known that calls from this address without a key; send X-Wxgate-Key, or add the network \
                  to a [[client]]"
             }
-            Self::Elsewhere => {
+            Self::WrongOrigin => {
                 "this client may not call from this address or without its certificate; compare from and cert in its \
                  [[client]] section"
             }
@@ -462,14 +467,14 @@ mod tests {
         let address = peer.parse().map_or(Peer::Unix, Peer::Ip);
         let caller = Caller {
             address,
-            names: &names,
+            cert_names: &names,
             last_key: &LastKey::default(),
+            headers: Some(&headers(lines)),
             key: None,
-            phantom: None,
         };
-        match access.identify(Some(&headers(lines)), &caller) {
+        match access.identify(&caller, None) {
             Ok(client) => client.name().to_string(),
-            Err(stranger) => format!("{stranger:?}"),
+            Err(error) => format!("{error:?}"),
         }
     }
 
@@ -525,12 +530,22 @@ mod tests {
                 &[("authorization", "Basic crm-key")],
                 "192.0.2.1",
                 &[],
-                "Nobody",
+                "NoKey",
             ),
             (&[("x-wxgate-key", "erp-key")], "10.1.2.3", &[], "erp"),
-            (&[("x-wxgate-key", "erp-key")], "10.2.0.1", &[], "Elsewhere"),
-            (&[("x-wxgate-key", "nonsense")], "10.2.0.1", &[], "Key"),
-            (&[("x-wxgate-key", "")], "10.2.0.1", &[], "Key"),
+            (
+                &[("x-wxgate-key", "erp-key")],
+                "10.2.0.1",
+                &[],
+                "WrongOrigin",
+            ),
+            (
+                &[("x-wxgate-key", "nonsense")],
+                "10.2.0.1",
+                &[],
+                "UnknownKey",
+            ),
+            (&[("x-wxgate-key", "")], "10.2.0.1", &[], "UnknownKey"),
             (
                 &[("x-wxgate-key", "crm-key"), ("x-wxgate-key", "crm-key")],
                 "192.0.2.1",
@@ -550,13 +565,13 @@ mod tests {
                 &[("x-wxgate-key", "crm-key"), ("x-wxgate-key", "no")],
                 "192.0.2.1",
                 &[],
-                "Key",
+                "UnknownKey",
             ),
             (&[], "10.2.0.1", &[], "floor"),
             (&[], "10.9.0.1", &[], "house"),
             (&[], "unix", &[], "house"),
             (&[], "10.2.0.1", &["pay.internal"], "pay"),
-            (&[], "192.0.2.1", &["other.internal"], "Nobody"),
+            (&[], "192.0.2.1", &["other.internal"], "NoKey"),
             (
                 &[("x-wxgate-key", "crm-key")],
                 "10.2.0.1",
@@ -594,7 +609,7 @@ mod tests {
             ("10.2.0.1", &["b.internal", "a.internal"], "a"),
             ("10.1.0.1", &["a.internal", "b.internal"], "b-inside"),
             ("10.1.0.1", &["c.internal"], "net"),
-            ("192.0.2.1", &["c.internal"], "Nobody"),
+            ("192.0.2.1", &["c.internal"], "NoKey"),
         ] {
             assert_eq!(
                 identified(&house, &[], peer, names),

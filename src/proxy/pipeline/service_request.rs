@@ -1,7 +1,7 @@
-//! Calls below `/-/`: from the data listener into `service`, and its answers back.
+//! A call below `/-/`: from the data listener into `service`, and its answer back.
 //!
-//! No token is injected here and no connection to WeChat's API is taken. What the calls mean is the
-//! business of `service`.
+//! No token is injected here and no connection to WeChat's API is taken. The meaning of the calls
+//! is the business of `service`.
 
 use std::sync::Arc;
 
@@ -10,51 +10,42 @@ use hyper::{
     HeaderMap, Response, StatusCode,
     body::{Body as _, Incoming},
     header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH},
-    http::request::Parts,
 };
 
-use super::{Chosen, Origin, Trail, admit, check_authority};
+use super::{
+    exchange::Exchange,
+    request::{Request, unknown_client},
+};
 use crate::{
     net::drain::Phase,
-    proxy::{
-        access::{Client, Right},
-        body,
-        error::ProxyError,
-        live::Live,
-        route::Account,
-        worker::Worker,
-    },
+    proxy::{access::Right, body, error::ProxyError, route::Account},
     service::{self, ServiceCall, ServiceError, ServiceReply},
 };
 
 /// Answers a call below `/-/`.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "what the way of the request has found out so far"
-)]
-pub(super) async fn answer(
-    worker: &Worker,
-    live: &Live,
-    origin: &Origin,
-    path: &str,
-    chosen: &Chosen<'_>,
-    client: &Client,
-    head: &Parts,
-    body: Incoming,
-    trail: &mut Trail,
+pub(super) async fn answer<'r>(
+    exchange: &mut Exchange<'r>,
+    request: &Request<'r>,
+    incoming: Incoming,
 ) -> Result<Response<Bytes>, ProxyError> {
-    let call = ServiceCall::parse(head.method.as_str(), path, head.uri.query())?;
-    let account = select(live, &call, chosen, &head.headers)?;
-    trail.account = Some(Arc::clone(account));
-    check_authority(account, &head.uri)?;
-    admit(client, account, Right::Scope(call.scope()), trail)?;
+    let live = exchange.live;
+    let (_, phantom_client) = request.phantom(exchange)?;
+    let client = request
+        .identify(exchange, None, phantom_client)
+        .map_err(unknown_client)?;
+    exchange.set_client(client)?;
+    let path = request.path.unchecked();
+    let call = ServiceCall::parse(exchange.method.as_str(), path, exchange.uri.query())?;
+    let account = account_of(exchange, request, &call)?;
+    exchange.set_account(account)?;
+    exchange.admit(client, account, Right::Scope(call.scope()))?;
     let body = if call.wants_body() {
-        body::small(body, &origin.connection).await?
+        body::small(incoming, &exchange.conn.state).await?
     } else {
-        unread(&body)?
+        no_body(&incoming)?
     };
-    trail.body_unread = false;
-    let known = known(&head.headers);
+    exchange.log.body_unread = false;
+    let known = if_none_match(exchange.headers);
     let about = service::ServedAccount {
         platform: account.platform,
         appid: &account.appid,
@@ -62,35 +53,33 @@ pub(super) async fn answer(
         may_refresh_current: live.access.may_refresh_current(client),
         tickets: account.tickets.as_deref(),
     };
-    let mut drain = worker.drain.clone();
-    // Who waits for a token that need not come must not hold up a stop, nor calls of others, nor
-    // outlive his rights.
+    let mut drain = exchange.worker.drain.clone();
+    // A call that waits for a token that need not come must not hold up a stop, nor the calls of
+    // others, nor outlive the rights of its caller.
     let hurry = async {
         tokio::select! {
             () = drain.reached(Phase::Leaving) => {}
             () = live.superseded() => {}
         }
     };
-    Ok(response(
-        call.answer(&about, known.as_deref(), &body, hurry).await?,
-    ))
+    let reply = call.answer(&about, known.as_deref(), &body, hurry).await?;
+    Ok(response(reply))
 }
 
-/// The name in the path selects as a prefix does; the other selectors must not disagree with it.
-fn select<'l>(
-    live: &'l Live,
+/// Returns the account in the path; the other selectors must not disagree with it.
+fn account_of<'r>(
+    exchange: &Exchange<'r>,
+    request: &Request<'r>,
     call: &ServiceCall,
-    chosen: &Chosen<'_>,
-    headers: &HeaderMap,
-) -> Result<&'l Arc<Account>, ProxyError> {
+) -> Result<&'r Arc<Account>, ProxyError> {
+    let live = exchange.live;
     let account = live.accounts.named(call.account())?;
-    live.accounts
-        .selected(Some(account), chosen.prefix, Some(headers), chosen.host)?;
+    request.selected_account(exchange, Some(account))?;
     Ok(account)
 }
 
-/// A call that says everything in its address has no body.
-fn unread(body: &Incoming) -> Result<Bytes, ProxyError> {
+/// Refuses a body where the address says everything.
+fn no_body(body: &Incoming) -> Result<Bytes, ProxyError> {
     if body.is_end_stream() {
         Ok(Bytes::new())
     } else {
@@ -98,8 +87,8 @@ fn unread(body: &Incoming) -> Result<Bytes, ProxyError> {
     }
 }
 
-/// All headers `If-None-Match` as one list.
-fn known(headers: &HeaderMap) -> Option<String> {
+/// Joins all headers `If-None-Match` into one list.
+fn if_none_match(headers: &HeaderMap) -> Option<String> {
     let lines: Vec<&str> = headers
         .get_all(IF_NONE_MATCH)
         .iter()

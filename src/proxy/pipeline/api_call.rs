@@ -1,0 +1,316 @@
+//! A call of WeChat's API: into it goes the credential that it takes, out come WeChat's answers.
+//!
+//! Sent at most twice, the second time only with a newer token. No loop could make it three times:
+//! [`ApiCall::with_token`] has two lines that send.
+
+use std::{mem, sync::Arc};
+
+use hyper::{
+    Response,
+    body::{Body as _, Incoming},
+};
+
+use super::{
+    attempt::{ApiCall, Inspected},
+    exchange::Exchange,
+    request::{Request, unknown_client},
+};
+use crate::{
+    proxy::{
+        access::{Admitted, Client, Right},
+        body::{self, Payload},
+        bulkhead::Place,
+        error::ProxyError,
+        headers,
+        inject::{self, Login, Query, Removed},
+        inspect::Answer,
+        live::Live,
+        retry::{self, TokenVerdict},
+        route::Account,
+        upstream::Headers,
+    },
+    token::{Refresh, Token, TokenRefresher},
+    wechat::api::{EndpointClass, Platform},
+};
+
+/// Takes a call to WeChat and brings the answer back.
+pub(super) async fn answer<'r>(
+    exchange: &mut Exchange<'r>,
+    request: &Request<'r>,
+    endpoint: EndpointClass,
+    incoming: Incoming,
+) -> Result<(Response<Answer>, Place), ProxyError> {
+    let (live, query) = (exchange.live, exchange.uri.query());
+    let (phantom_account, phantom_client) = request.phantom(exchange)?;
+    let login = if endpoint == EndpointClass::Login {
+        inject::login(query)?
+    } else {
+        Login::default()
+    };
+    let client = request
+        .identify(exchange, login.secret.as_deref(), phantom_client)
+        .map_err(unknown_client)?;
+    exchange.set_client(client)?;
+    let account = match request.selected_account(exchange, phantom_account)? {
+        Some(account) => account,
+        None => live
+            .accounts
+            .fallback(login.appid.as_deref(), client.only_account())?,
+    };
+    exchange.set_account(account)?;
+    let path = request.path.check()?;
+    let right = Right::Path {
+        path: path.as_str(),
+        guarded: endpoint == EndpointClass::Guarded,
+    };
+    let admitted = exchange.admit(client, account, right)?;
+    let credential = Credential::of_call(endpoint, account, client, &login, query).await?;
+    credential.keep_secrets(live, client, query, &incoming)?;
+    let (payload, place) = accept_body(exchange, account, client, incoming).await?;
+    exchange.log.body_unread = !payload.is_complete();
+    headers::to_upstream(exchange.headers, exchange.present);
+    exchange.worker.proxy.loop_mark.put(exchange.headers);
+    let mut call = ApiCall {
+        worker: exchange.worker,
+        live,
+        account,
+        method: exchange.method,
+        path: &path,
+        query,
+        headers: Headers::new(mem::take(exchange.headers)),
+        payload,
+        log: &mut *exchange.log,
+    };
+    let answer = match credential {
+        Credential::AccountToken { own, token } => call.with_token(admitted, own, token).await,
+        // These are few; each in a box, so that the others need not carry room for them.
+        Credential::AppSecret { appid } => {
+            Box::pin(call.with_secret(admitted, appid.as_deref())).await
+        }
+        Credential::OfCaller => Box::pin(call.untouched()).await,
+    };
+    answer.map(|answer| (answer, place))
+}
+
+/// The credential that a call takes.
+enum Credential {
+    /// The account's token. `own` pairs named `access_token` have to go.
+    AccountToken { own: usize, token: Arc<Token> },
+    /// The account's AppSecret, and its appid where the caller left it out.
+    AppSecret { appid: Option<String> },
+    /// Its own, so nothing is put in.
+    OfCaller,
+}
+
+impl Credential {
+    /// Decides by the class of the path and the query. Every class has its arm here and nowhere
+    /// else. Waits for the token: without one the body need not be read at all.
+    async fn of_call(
+        endpoint: EndpointClass,
+        account: &Account,
+        client: &Client,
+        login: &Login<'_>,
+        query: Option<&str>,
+    ) -> Result<Self, ProxyError> {
+        match endpoint {
+            EndpointClass::Token => Err(ProxyError::TokenEndpoint),
+            EndpointClass::OwnCredential => Ok(Self::OfCaller),
+            EndpointClass::TakesToken | EndpointClass::Guarded => match inject::examine(query)? {
+                Query::TakesToken { own } => Ok(Self::AccountToken {
+                    own,
+                    token: current_token(&account.refresher).await?,
+                }),
+                Query::OwnCredential => Ok(Self::OfCaller),
+            },
+            EndpointClass::Login => Self::of_login(account, client, login),
+        }
+    }
+
+    /// Decides for a login code exchange: the AppSecret goes in where the caller brings no secret
+    /// or its own key in its place.
+    fn of_login(account: &Account, client: &Client, login: &Login<'_>) -> Result<Self, ProxyError> {
+        let is_filled_in = account.platform == Platform::Wechat && account.secret.is_some();
+        let brings_secret = login
+            .secret
+            .as_ref()
+            .is_some_and(|secret| !client.has_key(secret));
+        if !is_filled_in || brings_secret {
+            return Ok(Self::OfCaller);
+        }
+        match login.appid.as_deref() {
+            None => Ok(Self::AppSecret {
+                appid: Some(account.appid.clone()),
+            }),
+            Some(appid) if appid == account.appid => Ok(Self::AppSecret { appid: None }),
+            Some(_) => Err(ProxyError::AccountConflict),
+        }
+    }
+
+    /// Refuses a call that would show WeChat a phantom or the key of a client, which some SDKs put
+    /// wherever a secret belongs.
+    fn keep_secrets(
+        &self,
+        live: &Live,
+        client: &Client,
+        query: Option<&str>,
+        body: &Incoming,
+    ) -> Result<(), ProxyError> {
+        let may_be_own = |value: &str| client.key_may_be(value);
+        let is_own = |value: &str| client.has_key(value);
+        match self {
+            Self::AccountToken { .. } => {
+                inject::keep_secrets(query, Removed::Token, may_be_own, is_own)?;
+            }
+            // These are few, and bring credentials: the key of no client belongs there.
+            Self::OfCaller => inject::keep_secrets(
+                query,
+                Removed::Phantom,
+                |value| !value.is_empty(),
+                |value| live.access.with_key(value).is_some(),
+            )?,
+            // The body may hold the key, and WeChat's description of these calls knows no body.
+            Self::AppSecret { .. } if !body.is_end_stream() => {
+                return Err(ProxyError::BadRequest(
+                    "a login code exchange has no body; put its parameters into the query, and send GET",
+                ));
+            }
+            Self::AppSecret { .. } => {
+                inject::keep_secrets(query, Removed::PhantomAndSecret, may_be_own, is_own)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the token, at once if there is one.
+async fn current_token(refresher: &TokenRefresher) -> Result<Arc<Token>, ProxyError> {
+    match refresher.token() {
+        Some(token) => Ok(token),
+        // Waiting is rare, and in a box costs the others no room.
+        None => Box::pin(refresher.current())
+            .await
+            .map_err(ProxyError::TokenUnavailable),
+    }
+}
+
+/// Takes the body over, and a place in flight for the account and the client.
+async fn accept_body(
+    exchange: &Exchange<'_>,
+    account: &Account,
+    client: &Client,
+    incoming: Incoming,
+) -> Result<(Payload, Place), ProxyError> {
+    let (live, conn) = (exchange.live, exchange.conn);
+    let terms = body::Terms {
+        max_body: live.max_body,
+        min_rate: live.min_rate,
+        replay: &live.replay,
+        spool: &exchange.worker.spool,
+        sender: &conn.state,
+    };
+    let enter = || live.enter(account, client, conn);
+    Payload::accept(incoming, terms, enter).await
+}
+
+/// An answer, and the evidence that it is about the token that was sent.
+struct Judged {
+    answer: Response<Answer>,
+    verdict: TokenVerdict,
+}
+
+impl ApiCall<'_> {
+    /// Sends with the account's token. A refused token is replaced and the call sent once more.
+    async fn with_token(
+        &mut self,
+        _: Admitted,
+        own: usize,
+        mut token: Arc<Token>,
+    ) -> Result<Response<Answer>, ProxyError> {
+        let refresher = &self.account.refresher;
+        if !matches!(self.payload, Payload::Empty) {
+            // Reading the body may have taken longer than the token lived.
+            token = current_token(refresher).await?;
+        }
+        let first = self.judged_attempt(own, &token).await?;
+        let TokenVerdict::Stale { errcode } = first.verdict else {
+            return Ok(first.answer);
+        };
+        self.account.metrics.stale(errcode);
+        let newer = match self.newer_token(&token).await {
+            Ok(newer) => newer,
+            Err(reason) => {
+                self.account.metrics.replay(reason);
+                self.log.replay_skipped = Some(reason);
+                return Ok(first.answer);
+            }
+        };
+        // Its connection must be free of this request before the body is read again.
+        drop(first);
+        let second = self.judged_attempt(own, &newer).await;
+        self.account
+            .metrics
+            .replay(match second.as_ref().map(|second| second.verdict) {
+                Ok(TokenVerdict::Stale { .. }) => "stale_again",
+                Ok(TokenVerdict::Accepted | TokenVerdict::Unproven) => "cured",
+                Err(_) => "failed",
+            });
+        let second = second?;
+        if let TokenVerdict::Stale { errcode } = second.verdict {
+            self.account.metrics.stale(errcode);
+            refresher.replay_was_stale(newer.generation(), self.path.as_str());
+        }
+        Ok(second.answer)
+    }
+
+    /// Sends a login code exchange with the AppSecret, which the caller does not have.
+    async fn with_secret(
+        &mut self,
+        _: Admitted,
+        appid: Option<&str>,
+    ) -> Result<Response<Answer>, ProxyError> {
+        let Some(secret) = &self.account.secret else {
+            return self.untouched().await;
+        };
+        let (path, query) = (self.path, self.query);
+        let target = || inject::fill_login(path, query, appid, secret.expose());
+        let Inspected { answer, .. } = self.attempt(&target).await?;
+        Ok(answer)
+    }
+
+    /// Sends a call that brings its own credential: its answer is not judged, and it is not sent
+    /// again.
+    async fn untouched(&mut self) -> Result<Response<Answer>, ProxyError> {
+        let (path, query) = (self.path, self.query);
+        let target = || inject::untouched(path, query);
+        let Inspected { answer, .. } = self.attempt(&target).await?;
+        Ok(answer)
+    }
+
+    /// Sends with this token, and judges the token by the answer.
+    async fn judged_attempt(&mut self, own: usize, token: &Token) -> Result<Judged, ProxyError> {
+        let (path, query) = (self.path, self.query);
+        let target = || inject::inject(path, query, own, token.query_value());
+        let Inspected { answer, errcode } = self.attempt(&target).await?;
+        let verdict = retry::judge(self.account.platform, answer.status(), errcode);
+        if verdict == TokenVerdict::Accepted {
+            self.account.refresher.accepted(token.generation());
+        }
+        Ok(Judged { answer, verdict })
+    }
+
+    /// Returns a newer token, with a body that can be sent with it, or the reason why the call is
+    /// not sent again.
+    async fn newer_token(&mut self, rejected: &Token) -> Result<Arc<Token>, &'static str> {
+        let (refresher, generation) = (self.account.refresher.clone(), rejected.generation());
+        if let Err(reason) = self.payload.make_replayable().await {
+            // The others still need a token that works.
+            let path = self.path.as_str().to_owned();
+            tokio::spawn(async move { refresher.refresh_past(generation, &path).await });
+            return Err(reason.slug());
+        }
+        match refresher.refresh_past(generation, self.path.as_str()).await {
+            Refresh::Replay(token) => Ok(token),
+            Refresh::GiveBack(reason) => Err(reason.slug()),
+        }
+    }
+}

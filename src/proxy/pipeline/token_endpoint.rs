@@ -1,0 +1,121 @@
+//! A call of a token endpoint: answered here, with a phantom token. WeChat is not asked.
+//!
+//! The call authenticates itself by the `secret` in it, as SDKs do, and is refused in WeChat's own
+//! words.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::{Method, Response, body::Incoming};
+
+use super::{exchange::Exchange, request::Request};
+use crate::proxy::{
+    access::{AuthError, Client, Right},
+    answer::{self, Asked, Flavour, Refusal},
+    body,
+    error::ProxyError,
+    route::Account,
+};
+
+/// Answers the call.
+pub(super) async fn answer<'r>(
+    exchange: &mut Exchange<'r>,
+    request: &Request<'r>,
+    incoming: Incoming,
+) -> Result<Response<Bytes>, ProxyError> {
+    let path = request.path.check()?;
+    let flavour = Flavour::of(path.as_str());
+    if !matches!(*exchange.method, Method::GET | Method::POST) {
+        return Err(ProxyError::TokenEndpoint);
+    }
+    let body = if exchange.method == Method::POST {
+        let body = body::small(incoming, &exchange.conn.state).await?;
+        exchange.log.body_unread = false;
+        body
+    } else {
+        Bytes::new()
+    };
+    let asked = match Asked::read(flavour, exchange.method, exchange.uri.query(), &body) {
+        Ok(asked) => asked,
+        Err(refusal) => return Ok(answer::refused(flavour, &refusal)),
+    };
+    let candidates = accounts_with_appid(exchange, &asked);
+    if candidates.is_empty() {
+        return Ok(answer::refused(flavour, &Refusal::UnknownAppid));
+    }
+    let client = match request.identify(exchange, asked.secret.as_deref(), None) {
+        Ok(client) => client,
+        Err(error) => {
+            exchange.log.refused = Some(ProxyError::ClientUnknown("").slug());
+            return Ok(answer::refused(flavour, &unknown_client(&asked, error)));
+        }
+    };
+    exchange.set_client(client)?;
+    let selected = request.selected_account(exchange, None)?;
+    let account = match meant(&candidates, selected, client) {
+        Ok(account) => account,
+        Err(refusal) => return Ok(answer::refused(flavour, &refusal)),
+    };
+    exchange.set_account(account)?;
+    exchange.admit(client, account, Right::Phantom)?;
+    let live = exchange.live;
+    let phantom = live.phantom_key(account, client).mint(live.now());
+    Ok(answer::granted(flavour, &phantom))
+}
+
+/// Returns the accounts with the appid of the call, on the platform that has the endpoint.
+fn accounts_with_appid<'r>(exchange: &Exchange<'r>, asked: &Asked) -> Vec<&'r Arc<Account>> {
+    let live = exchange.live;
+    live.accounts
+        .with_appid(&asked.appid)
+        .iter()
+        .filter(|account| account.platform == asked.flavour.platform())
+        .collect()
+}
+
+fn unknown_client(asked: &Asked, error: AuthError) -> Refusal {
+    if asked.secret.is_none() {
+        Refusal::NoSecret
+    } else {
+        Refusal::WrongSecret(error.advice())
+    }
+}
+
+/// Returns the candidate that the rest of the request selects, or the only one that the client may
+/// use.
+fn meant<'l>(
+    candidates: &[&'l Arc<Account>],
+    selected: Option<&'l Arc<Account>>,
+    client: &Client,
+) -> Result<&'l Arc<Account>, Refusal> {
+    if let Some(selected) = selected {
+        let is_one = candidates
+            .iter()
+            .any(|candidate| Arc::ptr_eq(candidate, selected));
+        return if is_one {
+            Ok(selected)
+        } else {
+            Err(Refusal::OtherAccount)
+        };
+    }
+    let usable = candidates
+        .iter()
+        .copied()
+        .filter(|account| client.may_use(&account.name));
+    let usable: Vec<&'l Arc<Account>> = usable.collect();
+    match (candidates, &usable[..]) {
+        // Rights are asked for later: an only one that the client may not use is another error.
+        ([only], _) | (_, [only]) => Ok(only),
+        (all, []) => Err(ambiguous(all)),
+        (_, usable) => Err(ambiguous(usable)),
+    }
+}
+
+fn ambiguous(choices: &[&Arc<Account>]) -> Refusal {
+    Refusal::Ambiguous(
+        choices
+            .iter()
+            .map(|account| account.name.to_string())
+            .collect(),
+    )
+}
