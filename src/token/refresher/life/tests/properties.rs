@@ -436,7 +436,9 @@ proptest! {
         if retires {
             run.act(Act::Retire);
         }
-        more.into_iter().for_each(|act| run.act(act));
+        for act in more {
+            run.act(act);
+        }
         run.drain();
     }
 }

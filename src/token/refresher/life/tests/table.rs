@@ -206,18 +206,23 @@ fn refusal() -> TokenRecord {
     }
 }
 
+/// Name of a row, machine, event at the time of the machine, and the effects in words.
+type Row<'r> = (&'r str, From, fn(Instant) -> Event, &'r str);
+
 #[track_caller]
-fn check(rows: &[(&str, From, fn(Instant) -> Event, &str)]) {
-    let mut wrong = String::new();
+fn check(rows: &[Row<'_>]) {
+    let mut wrong = Vec::new();
     for (name, from, event, expected) in rows {
         let mut machine = from();
         let event = event(machine.at.time.now);
         let got = words(&machine.on(event));
         if got != *expected {
-            wrong += &format!("{name}:\n  expected {expected}\n  got      {got}\n");
+            wrong.push(format!(
+                "{name}:\n  expected {expected}\n  got      {got}\n"
+            ));
         }
     }
-    assert!(wrong.is_empty(), "\n{wrong}");
+    assert!(wrong.is_empty(), "\n{}", wrong.concat());
 }
 
 #[test]
@@ -643,6 +648,12 @@ fn other_nodes() {
             |now| failed(now, WRONG_SECRET),
             "save, failed, release",
         ),
+    ]);
+}
+
+#[test]
+fn records_of_other_nodes() {
+    check(&[
         (
             "write a newer token",
             shared,
