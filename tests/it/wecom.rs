@@ -209,9 +209,10 @@ async fn a_wrong_secret_is_remembered_and_named() {
             .iter()
             .all(|answer| answer.error == "token_unavailable")
     );
-    // Two accounts; each asked once, and once more should five seconds have passed by now.
+    // Two accounts; the one that is called asked once, and once more should five seconds have passed
+    // by now. The other one has its turn at this host a little later.
     let fetches = gate.control().counters().wecom_fetches;
-    assert!((2..=4).contains(&fetches), "{fetches}");
+    assert!((1..=4).contains(&fetches), "{fetches}");
     assert!(
         get(&gate, "/@shop/cgi-bin/user/info?openid=a")
             .await

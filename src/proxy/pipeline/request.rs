@@ -82,10 +82,7 @@ impl<'r> Request<'r> {
     ///
     /// # Errors
     /// When there are several different ones, or it is no longer good.
-    pub(super) fn phantom(
-        &self,
-        exchange: &Exchange<'r>,
-    ) -> Result<PhantomOf<'r>, ProxyError> {
+    pub(super) fn phantom(&self, exchange: &Exchange<'r>) -> Result<PhantomOf<'r>, ProxyError> {
         let Some(text) = inject::phantom(exchange.uri.query())? else {
             return Ok((None, None));
         };

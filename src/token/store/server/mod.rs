@@ -108,6 +108,7 @@ pub struct StoredBytes {
     /// Content, not yet decoded.
     pub(super) content: Vec<u8>,
     /// Number that each write replaces; 0 where the server compares the content instead.
+    #[cfg_attr(not(feature = "sql"), expect(dead_code, reason = "for databases"))]
     pub(super) revision: i64,
 }
 
@@ -115,6 +116,7 @@ pub struct StoredBytes {
 #[derive(Clone, Copy)]
 pub struct NewRecord<'r> {
     /// Record, for columns that operators read.
+    #[cfg_attr(not(feature = "sql"), expect(dead_code, reason = "for databases"))]
     pub(super) record: &'r TokenRecord,
     /// Encoded record, the only part that wxgate reads back.
     pub(super) content: &'r [u8],

@@ -126,9 +126,13 @@ async fn run<B: Backend>(
                     tracing::info!("the shared token store is there again");
                 }
                 let since = Instant::now();
-                state.send_replace(ConnectionState::Up(pool));
-                // Changes were missed while there was no connection.
-                notifier.notify_all();
+                // Changes were missed while there was no connection. Told in the same step, so that
+                // a subscriber who is woken finds the connection, and one who finds the connection
+                // is not woken again.
+                state.send_modify(|state| {
+                    *state = ConnectionState::Up(pool);
+                    notifier.notify_all();
+                });
                 let fault = backend.watch(session, doubt).await;
                 // A server that ends each session soon after it began counts as failing.
                 if since.elapsed() >= PROVEN {
