@@ -86,7 +86,7 @@ pub enum StartError {
 
 /// Instance of wxgate with bound listeners. Serves nothing before [`App::run`].
 pub struct App {
-    proxy: proxy::Bound,
+    proxy: proxy::BoundProxy,
     admin: Admin,
     running: Arc<Mutex<RunningParts>>,
     control: DrainControl,

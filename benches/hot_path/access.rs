@@ -9,8 +9,8 @@ use wxgate::{
     base::{AccountName, Secret},
     net::address::NetworkSet,
     proxy::{
-        Callers, inject,
-        settings::{Client, KeyDigest, PathPattern},
+        AccessBench, inject,
+        settings::{ClientSettings, KeyDigest, PathPattern},
     },
     service::phantom::{Phantom, PhantomKey},
 };
@@ -21,13 +21,13 @@ const PATH: &str = "/cgi-bin/message/custom/send";
 
 /// Returns the client at an index: every second has a key, the others a network. Each may use every
 /// account, by name.
-fn client(place: usize, accounts: usize) -> Client {
+fn client(place: usize, accounts: usize) -> ClientSettings {
     let key = format!("key-{place}-0123456789abcdef");
     let mut from = NetworkSet::default();
     from.add(&format!("10.{}.{}.0/24", place / 250, place % 250))
         .unwrap();
     let by_key = place.is_multiple_of(2);
-    Client {
+    ClientSettings {
         key: by_key.then(|| KeyDigest::of(&key)),
         from: (!by_key).then_some(from),
         accounts: Some((0..accounts).map(|place| account(place).name).collect()),
@@ -36,7 +36,7 @@ fn client(place: usize, accounts: usize) -> Client {
             PathPattern::parse("/cgi-bin/message/**").unwrap(),
         ]),
         deny: vec![PathPattern::parse("/cgi-bin/message/mass/**").unwrap()],
-        ..Client::named(AccountName::new(&format!("client-{place}")).unwrap())
+        ..ClientSettings::named(AccountName::new(&format!("client-{place}")).unwrap())
     }
 }
 
@@ -44,7 +44,7 @@ fn client(place: usize, accounts: usize) -> Client {
 pub(super) fn rights(c: &mut Criterion) {
     let mut group = c.benchmark_group("access");
     for count in [2, 100] {
-        let callers = Callers::new((0..count).map(|place| client(place, count)).collect());
+        let callers = AccessBench::new((0..count).map(|place| client(place, count)).collect());
         let account = account(count - 1).name;
         let (with_key, last) = (count - 2, count - 1);
         let mut key = HeaderMap::new();

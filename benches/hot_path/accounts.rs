@@ -7,7 +7,7 @@ use hyper::HeaderMap;
 use prometheus_client::registry::Registry;
 use wxgate::{
     base::{AccountName, Secret},
-    proxy::route::Selection,
+    proxy::route::SelectionBench,
     token::{
         AccountSettings, TokenProvider, TokenRefresher, TokenSettings, metrics::TokenMetrics,
         source::TokenSource, store::MemoryStore,
@@ -58,7 +58,7 @@ pub(super) fn selection(c: &mut Criterion) {
             .map(account)
             .map(|account| (account.clone(), refresher(&account, Fixed)))
             .collect();
-        let accounts = Selection::new(accounts, AccountName::new("shop-0").as_ref());
+        let accounts = SelectionBench::new(accounts, AccountName::new("shop-0").as_ref());
         let mut bench = |by: &str, prefix: Option<&str>, headers: &HeaderMap, host: &str| {
             assert_eq!(
                 accounts.find(prefix, headers, Some(host)).unwrap().as_str(),

@@ -6,7 +6,7 @@ use criterion::{BatchSize, Criterion};
 use hyper::HeaderMap;
 use wxgate::proxy::{
     headers,
-    inject::{self, Query},
+    inject::{self, QueryCredential},
     path::SplitPath,
 };
 
@@ -53,7 +53,7 @@ pub(super) fn injection(c: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter(|| {
                 let query = black_box(query);
-                let Query::TakesToken { own } = inject::examine(query).unwrap() else {
+                let QueryCredential::TakesToken { own } = inject::examine(query).unwrap() else {
                     return 0;
                 };
                 inject::inject(&path, query, own, TOKEN)
@@ -89,8 +89,9 @@ pub(super) fn header_cleaning(c: &mut Criterion) {
     }
     let mut group = c.benchmark_group("headers");
     group.bench_function("to upstream", |b| {
-        let clean =
-            |request: &mut _| headers::to_upstream(request, headers::Present::in_request(request));
+        let clean = |request: &mut _| {
+            headers::to_upstream(request, headers::PresentHeaders::in_request(request));
+        };
         b.iter_batched_ref(|| request.clone(), clean, BatchSize::SmallInput);
     });
     group.bench_function("to client", |b| {

@@ -2,7 +2,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::{net::serve, proxy::settings::Settings};
+use crate::{net::serve, proxy::settings::ProxySettings};
 
 /// Descriptors of a call in flight besides the connection of its caller: the connection to WeChat,
 /// and the file with a copy of the request body.
@@ -13,7 +13,7 @@ const RESERVE: u64 = serve::MAX_CONNECTIONS as u64 + 192;
 
 /// Largest number of descriptors that a configuration can need:
 /// `max_connections` + 2 × `max_in_flight` + 256.
-pub fn needed(settings: &Settings) -> u64 {
+pub fn needed(settings: &ProxySettings) -> u64 {
     let count = |limit: usize| u64::try_from(limit).unwrap_or(u64::MAX);
     count(settings.max_connections)
         .saturating_add(count(settings.upstream.max_in_flight).saturating_mul(PER_CALL))
@@ -35,7 +35,7 @@ pub fn raise_limit() {
 
 /// Returns a sentence for the operator if the hard limit of this process is too low for a
 /// configuration.
-pub fn shortage(settings: &Settings) -> Option<String> {
+pub fn shortage(settings: &ProxySettings) -> Option<String> {
     let granted = getrlimit(Resource::Nofile).maximum?;
     let needed = needed(settings);
     (granted < needed).then(|| {
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn a_connection_takes_one_and_a_call_two_more() {
-        let mut settings = Settings::default();
+        let mut settings = ProxySettings::default();
         assert_eq!(needed(&settings), 10_000 + 2 * 1024 + 256);
         settings.max_connections = 0;
         settings.upstream.max_in_flight = 0;

@@ -41,7 +41,7 @@ pub(super) struct RunningParts {
     /// Addresses of the data listeners.
     pub(super) own: Vec<SocketAddr>,
     pub(super) refreshers: Refreshers,
-    pub(super) proxy: proxy::Control,
+    pub(super) proxy: proxy::ProxyControl,
     pub(super) admin: admin::AdminControl,
 }
 
@@ -95,8 +95,8 @@ impl RunningParts {
                 };
             }
         };
-        let plan = match self.proxy.plan(&config.proxy, &config.accounts) {
-            Ok(plan) => plan,
+        let prepared = match self.proxy.prepare(&config.proxy, &config.accounts) {
+            Ok(prepared) => prepared,
             Err(error) => return refused(&error),
         };
         // With the egress in force: another egress needs a restart, which checks again.
@@ -110,7 +110,7 @@ impl RunningParts {
         }
         let (changes, leaving) = self.refreshers.follow(&config);
         self.proxy.switch(
-            plan,
+            prepared,
             self.refreshers
                 .running()
                 .iter()

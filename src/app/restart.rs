@@ -7,7 +7,7 @@ use crate::{
     admin,
     config::Config,
     net::egress::Egress,
-    proxy::settings::{Settings, Upstream},
+    proxy::settings::{ProxySettings, UpstreamSettings},
     token::store::{StoreLocation, StoreSettings},
 };
 
@@ -41,8 +41,8 @@ pub(super) fn needed(started: &Config, next: &Config) -> Vec<&'static str> {
 /// Keys, each with `true` if its value is unchanged.
 type Compared = Vec<(&'static str, bool)>;
 
-fn server(old: &Settings, new: &Settings) -> Compared {
-    let Settings {
+fn server(old: &ProxySettings, new: &ProxySettings) -> Compared {
+    let ProxySettings {
         listen,
         workers,
         tls,
@@ -70,8 +70,8 @@ fn server(old: &Settings, new: &Settings) -> Compared {
     ]
 }
 
-fn upstream(old: &Upstream, new: &Upstream) -> Compared {
-    let Upstream {
+fn upstream(old: &UpstreamSettings, new: &UpstreamSettings) -> Compared {
+    let UpstreamSettings {
         egress,
         pool_idle,
         response_timeout: _,

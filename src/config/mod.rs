@@ -37,7 +37,7 @@ use tree::{Node, TableEntry, Value};
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `[server]`, `[upstream]`, `[replay]` and `default_account`.
-    pub proxy: proxy::settings::Settings,
+    pub proxy: proxy::settings::ProxySettings,
     /// `[admin]`.
     pub admin: admin::settings::AdminSettings,
     /// `[token]`.

@@ -1,8 +1,7 @@
-//! The token endpoints, as SDKs call them: what was asked, and answers in the shape that WeChat
+//! Calls of token endpoints, as SDKs make them: parameters, and answers in the shape that WeChat
 //! gives.
 //!
-//! Pure: who the caller is and which account is meant is decided elsewhere. Nothing here reaches
-//! WeChat.
+//! Pure. The pipeline finds the client and the account; nothing here reaches WeChat.
 //!
 //! Source of the shapes: the pages of getAccessToken, getStableAccessToken and WeCom's gettoken.
 
@@ -10,14 +9,14 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use hyper::{Method, Response, header::CONTENT_TYPE, http::HeaderValue};
-use percent_encoding::percent_decode;
 use serde_json::{Value, json};
 
+use super::query::form_value;
 use crate::{service::phantom, wechat::api::Platform};
 
-/// Which of the endpoints was called.
+/// Token endpoints of WeChat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Flavour {
+pub(crate) enum TokenEndpoint {
     /// `GET|POST /cgi-bin/token`.
     Classic,
     /// `POST /cgi-bin/stable_token`.
@@ -26,19 +25,19 @@ pub(crate) enum Flavour {
     Wecom,
 }
 
-/// What the caller asked for.
+/// Parameters of a call for a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Asked {
-    pub(crate) flavour: Flavour,
-    /// `appid`, or `corpid`.
+pub(crate) struct TokenRequest {
+    pub(crate) endpoint: TokenEndpoint,
+    /// Parameter `appid`, or `corpid`.
     pub(crate) appid: String,
-    /// `secret`, or `corpsecret`.
+    /// Parameter `secret`, or `corpsecret`.
     pub(crate) secret: Option<String>,
 }
 
-/// Why there is no token, each with the code that WeChat gives.
+/// Reasons for an answer without a token; WeChat has a code for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub(crate) enum TokenRefusal {
     /// `stable_token` wants POST.
     Method,
     /// `grant_type` is not `client_credential`.
@@ -47,15 +46,15 @@ pub(crate) enum Refusal {
     UnknownAppid,
     /// The appid belongs to another account than the rest of the request selects.
     OtherAccount,
-    /// Several accounts fit; their names.
+    /// Several accounts fit; with their names.
     Ambiguous(Vec<String>),
     NoSecret,
-    /// Nobody has this secret, or not from there; what to do about it.
+    /// No client has this secret, or not from this address; with advice for the operator.
     WrongSecret(&'static str),
 }
 
-impl Flavour {
-    /// Of a path that is known to be a token endpoint.
+impl TokenEndpoint {
+    /// Returns the endpoint at a path that the table of calls says is one.
     pub(crate) fn of(path: &str) -> Self {
         if path.eq_ignore_ascii_case("/cgi-bin/gettoken") {
             Self::Wecom
@@ -66,7 +65,7 @@ impl Flavour {
         }
     }
 
-    /// The accounts that have this endpoint.
+    /// Returns the platform whose accounts have this endpoint.
     pub(crate) fn platform(self) -> Platform {
         match self {
             Self::Wecom => Platform::Wecom,
@@ -75,66 +74,66 @@ impl Flavour {
     }
 }
 
-impl Asked {
-    /// Reads the call. Parameters stand in the query, or in a body of JSON or of a form, whatever
-    /// its type claims.
+impl TokenRequest {
+    /// Reads the parameters from the query, or from a body in JSON or as a form, without regard to
+    /// its `Content-Type`.
     pub(crate) fn read(
-        flavour: Flavour,
+        endpoint: TokenEndpoint,
         method: &Method,
         query: Option<&str>,
         body: &[u8],
-    ) -> Result<Self, Refusal> {
-        if flavour == Flavour::Stable && *method != Method::POST {
-            return Err(Refusal::Method);
+    ) -> Result<Self, TokenRefusal> {
+        if endpoint == TokenEndpoint::Stable && *method != Method::POST {
+            return Err(TokenRefusal::Method);
         }
         let json: Option<Value> = serde_json::from_slice(body).ok();
         let parameter = |name: &str| {
-            let in_query = query.and_then(|query| form(query.as_bytes(), name));
+            let in_query = query.and_then(|query| form_value(query.as_bytes(), name));
             let in_body = || match &json {
                 Some(json) => json.get(name).and_then(Value::as_str).map(str::to_owned),
-                None => form(body, name),
+                None => form_value(body, name),
             };
             in_query.or_else(in_body).filter(|value| !value.is_empty())
         };
-        let (appid, secret) = match flavour {
-            Flavour::Wecom => ("corpid", "corpsecret"),
-            Flavour::Classic | Flavour::Stable => ("appid", "secret"),
+        let (appid, secret) = match endpoint {
+            TokenEndpoint::Wecom => ("corpid", "corpsecret"),
+            TokenEndpoint::Classic | TokenEndpoint::Stable => ("appid", "secret"),
         };
-        if flavour != Flavour::Wecom
+        if endpoint != TokenEndpoint::Wecom
             && parameter("grant_type").as_deref() != Some("client_credential")
         {
-            return Err(Refusal::Grant);
+            return Err(TokenRefusal::Grant);
         }
         Ok(Self {
-            flavour,
-            appid: parameter(appid).ok_or(Refusal::NoAppid)?,
+            endpoint,
+            appid: parameter(appid).ok_or(TokenRefusal::NoAppid)?,
             secret: parameter(secret),
         })
     }
 }
 
-/// The answer with a phantom token.
-pub(crate) fn granted(flavour: Flavour, token: &str) -> Response<Bytes> {
-    let body = match flavour {
-        Flavour::Wecom => {
+/// Makes the answer with a phantom token.
+pub(crate) fn granted(endpoint: TokenEndpoint, token: &str) -> Response<Bytes> {
+    let body = match endpoint {
+        TokenEndpoint::Wecom => {
             json!({"errcode": 0, "errmsg": "ok", "access_token": token, "expires_in": phantom::EXPIRES_IN})
         }
-        Flavour::Classic | Flavour::Stable => {
+        TokenEndpoint::Classic | TokenEndpoint::Stable => {
             json!({"access_token": token, "expires_in": phantom::EXPIRES_IN})
         }
     };
     response(&body)
 }
 
-/// The answer without one: HTTP 200 and an error code, as WeChat does it.
-pub(crate) fn refused(flavour: Flavour, refusal: &Refusal) -> Response<Bytes> {
-    let (errcode, errmsg) = refusal.words(flavour);
+/// Makes the answer without a token: HTTP 200 and an error code, as WeChat does.
+pub(crate) fn refused(endpoint: TokenEndpoint, refusal: &TokenRefusal) -> Response<Bytes> {
+    let (errcode, errmsg) = refusal.words(endpoint);
     response(&json!({"errcode": errcode, "errmsg": errmsg}))
 }
 
-impl Refusal {
-    fn words(&self, flavour: Flavour) -> (u32, Cow<'static, str>) {
-        let wecom = flavour == Flavour::Wecom;
+impl TokenRefusal {
+    fn words(&self, endpoint: TokenEndpoint) -> (u32, Cow<'static, str>) {
+        let wecom = endpoint == TokenEndpoint::Wecom;
         let (appid, secret) = if wecom {
             ("corpid", "corpsecret")
         } else {
@@ -181,29 +180,13 @@ fn response(body: &Value) -> Response<Bytes> {
     response
 }
 
-/// The first value of this name in `name=value&…`.
-fn form(text: &[u8], name: &str) -> Option<String> {
-    let decoded = |raw: &[u8]| {
-        let raw: Vec<u8> = raw
-            .iter()
-            .map(|b| if *b == b'+' { b' ' } else { *b })
-            .collect();
-        String::from_utf8(percent_decode(&raw).collect()).ok()
-    };
-    text.split(|b| *b == b'&').find_map(|pair| {
-        let mut parts = pair.splitn(2, |b| *b == b'=');
-        let found = decoded(parts.next()?)?;
-        (found == name).then(|| decoded(parts.next().unwrap_or_default()))?
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn asked(flavour: Flavour, appid: &str, secret: Option<&str>) -> Asked {
-        Asked {
-            flavour,
+    fn asked(endpoint: TokenEndpoint, appid: &str, secret: Option<&str>) -> TokenRequest {
+        TokenRequest {
+            endpoint,
             appid: appid.to_owned(),
             secret: secret.map(str::to_owned),
         }
@@ -219,53 +202,53 @@ mod tests {
                 Method::GET,
                 Some(classic),
                 &b""[..],
-                asked(Flavour::Classic, "wx1", Some("a+b")),
+                asked(TokenEndpoint::Classic, "wx1", Some("a+b")),
             ),
             (
                 "/cgi-bin/Token",
                 Method::POST,
                 None,
                 classic.as_bytes(),
-                asked(Flavour::Classic, "wx1", Some("a+b")),
+                asked(TokenEndpoint::Classic, "wx1", Some("a+b")),
             ),
             (
                 "/cgi-bin/token",
                 Method::POST,
                 None,
                 json,
-                asked(Flavour::Classic, "wx1", Some("k")),
+                asked(TokenEndpoint::Classic, "wx1", Some("k")),
             ),
             (
                 "/cgi-bin/stable_token",
                 Method::POST,
                 Some(""),
                 json,
-                asked(Flavour::Stable, "wx1", Some("k")),
+                asked(TokenEndpoint::Stable, "wx1", Some("k")),
             ),
             (
                 "/cgi-bin/stable_token",
                 Method::POST,
                 Some("appid=wx2"),
                 json,
-                asked(Flavour::Stable, "wx2", Some("k")),
+                asked(TokenEndpoint::Stable, "wx2", Some("k")),
             ),
             (
                 "/cgi-bin/gettoken",
                 Method::GET,
                 Some("corpid=c&corpsecret=s"),
                 b"",
-                asked(Flavour::Wecom, "c", Some("s")),
+                asked(TokenEndpoint::Wecom, "c", Some("s")),
             ),
             (
                 "/cgi-bin/gettoken",
                 Method::GET,
                 Some("corpid=c&corpsecret="),
                 b"",
-                asked(Flavour::Wecom, "c", None),
+                asked(TokenEndpoint::Wecom, "c", None),
             ),
         ] {
             assert_eq!(
-                Asked::read(Flavour::of(path), &method, query, body),
+                TokenRequest::read(TokenEndpoint::of(path), &method, query, body),
                 Ok(expected),
                 "{method} {path}"
             );
@@ -275,15 +258,15 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let read = |path, method, query, body: &[u8]| {
-            Asked::read(Flavour::of(path), &method, query, body).unwrap_err()
+            TokenRequest::read(TokenEndpoint::of(path), &method, query, body).unwrap_err()
         };
         assert_eq!(
             read("/cgi-bin/stable_token", Method::GET, None, b""),
-            Refusal::Method
+            TokenRefusal::Method
         );
         assert_eq!(
             read("/cgi-bin/token", Method::GET, Some("appid=a&secret=s"), b""),
-            Refusal::Grant
+            TokenRefusal::Grant
         );
         assert_eq!(
             read(
@@ -292,11 +275,11 @@ mod tests {
                 Some("grant_type=client_credential"),
                 b""
             ),
-            Refusal::NoAppid
+            TokenRefusal::NoAppid
         );
         assert_eq!(
             read("/cgi-bin/gettoken", Method::GET, None, b"\xff\xfe=1&"),
-            Refusal::NoAppid
+            TokenRefusal::NoAppid
         );
         assert_eq!(
             read(
@@ -305,7 +288,7 @@ mod tests {
                 None,
                 b"{\"grant_type\":7"
             ),
-            Refusal::Grant
+            TokenRefusal::Grant
         );
     }
 }

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use super::{
     error::ProxyError,
-    settings::Replay,
+    settings::ReplaySettings,
     spool::{Capture, CaptureLost, Captured, FileBody, Spool},
 };
 use crate::net::connection::ConnectionState;
@@ -52,7 +52,7 @@ pub(crate) struct Terms<'r> {
     pub(crate) max_body: u64,
     /// Bytes per second; 0 = none.
     pub(crate) min_rate: u64,
-    pub(crate) replay: &'r Replay,
+    pub(crate) replay: &'r ReplaySettings,
     pub(crate) spool: &'r Spool,
     pub(crate) sender: &'r ConnectionState,
 }
@@ -530,7 +530,7 @@ mod tests {
     /// and after how long.
     async fn arriving(head: &str, piece: &str, pieces: u32, pause: Duration) -> (String, u64) {
         let (mut caller, ours) = tokio::io::duplex(64 * 1024);
-        let settings = Replay::default();
+        let settings = ReplaySettings::default();
         let spool = Spool::new(CopyBudget::new(settings.memory_total));
         let accept = service_fn(async |request: Request<Incoming>| {
             let terms = Terms {

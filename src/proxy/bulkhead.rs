@@ -1,8 +1,7 @@
-//! The shares that accounts and callers may take of what they have in common: requests in flight
-//! and connections.
+//! Limits on the share that an account or a caller may take of requests in flight and connections.
 //!
 //! Each account, client and peer address has counters of its own, which its requests find without
-//! a look-up. Knows no configuration; limits come with each question.
+//! a look-up. The limits come with each call, since a reload may change them.
 
 use std::{
     cell::RefCell,
@@ -21,15 +20,15 @@ use tokio::time::Instant;
 use super::error::ProxyError;
 use crate::net::address::Peer;
 
-/// Seconds for which a question of another account or caller limits the share of the rest.
+/// Seconds for which a request of another account or caller limits the share of the rest.
 const RECENT: u32 = 60;
 /// Seconds between two warnings about refused connections.
 const WARN_EVERY: u32 = 60;
 
-/// An account, a client or a peer address, and what it holds at the moment.
+/// Counters of an account, a client or a peer address.
 #[derive(Debug)]
 pub(crate) struct Holder {
-    /// Never 0. Two holders with the same one count as one where it is asked who else has asked.
+    /// Hash of the name, never 0. Two holders with the same id count as one in [`RecentHolders`].
     id: u32,
     in_flight: AtomicUsize,
     connections: AtomicUsize,
@@ -37,48 +36,48 @@ pub(crate) struct Holder {
 
 /// Limits of requests in flight.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct InFlightLimits {
     /// `upstream.max_in_flight`.
     pub(super) in_flight: usize,
     /// `upstream.max_share`.
     pub(super) share: usize,
 }
 
-/// The reason why a request gets no place in flight.
+/// Reasons why a request gets no permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Full {
+pub(super) enum LimitReached {
     InFlight,
     Account,
     Client,
 }
 
-/// Everything that is under way, over all configurations.
+/// All requests under way, over all configurations.
 pub(super) struct Load {
     in_flight: AtomicUsize,
-    accounts: Askers,
-    clients: Askers,
+    accounts: RecentHolders,
+    clients: RecentHolders,
     started: Instant,
-    /// Seconds since `started`, and 1, so that 0 is never; brought up to date by the workers' housekeeping.
+    /// Seconds since `started`, plus 1, so that 0 means never. The workers' housekeeping keeps it
+    /// current.
     seconds: AtomicU32,
     pub(super) under_way: Gauge<i64, AtomicI64>,
 }
 
-/// A place in flight, given back when dropped.
-pub(super) struct Place {
+/// Permit for a request in flight, given back when dropped.
+pub(super) struct InFlightPermit {
     load: Arc<Load>,
     account: Arc<Holder>,
     client: Arc<Holder>,
 }
 
-/// The two holders of one kind that asked last: with them, each holder can be told whether another
-/// one has asked. An identity in the upper half of each word, the second of its last question in
-/// the lower.
+/// The last two holders of one kind that sent a request, which is enough to tell each holder if
+/// another one has. Each word has an id in its upper half, the second of the request in the lower.
 #[derive(Debug, Default)]
-struct Askers([AtomicU64; 2]);
+struct RecentHolders([AtomicU64; 2]);
 
-/// The open connections, by peer address. Touched when a connection begins and ends.
+/// Open connections by peer address. Locked when a connection begins and ends only.
 #[derive(Debug, Default)]
-pub(super) struct Peers {
+pub(super) struct PeerConnections {
     open: Mutex<HashMap<Peer, Arc<Holder>>>,
     ids: RandomState,
     warned: WarnLimit,
@@ -86,28 +85,28 @@ pub(super) struct Peers {
 
 /// An open connection of a peer address, counted until it is dropped.
 #[derive(Debug)]
-pub(super) struct PeerConnection {
-    peers: Arc<Peers>,
+pub(super) struct PeerCount {
+    peers: Arc<PeerConnections>,
     peer: Peer,
     holder: Arc<Holder>,
 }
 
-/// The client for which an open connection counts: that of its last request.
+/// The client that an open connection counts for: the client of its last request.
 #[derive(Debug, Default)]
-pub(super) struct ClientConnection {
+pub(super) struct ClientCount {
     holder: RefCell<Option<Arc<Holder>>>,
 }
 
 /// Lets one warning through per minute.
 #[derive(Debug, Default)]
 struct WarnLimit {
-    /// The second of the last one, plus 1.
+    /// Second of the last warning, plus 1.
     last: AtomicU32,
     left_out: AtomicU32,
 }
 
 impl Holder {
-    /// Of an account or a client.
+    /// Makes the counters of an account or a client.
     pub(crate) fn named(name: &str) -> Arc<Self> {
         Self::new(FxBuildHasher.hash_one(name))
     }
@@ -129,59 +128,59 @@ impl Load {
     pub(super) fn new(under_way: Gauge<i64, AtomicI64>) -> Arc<Self> {
         Arc::new(Self {
             in_flight: AtomicUsize::new(0),
-            accounts: Askers::default(),
-            clients: Askers::default(),
+            accounts: RecentHolders::default(),
+            clients: RecentHolders::default(),
             started: Instant::now(),
             seconds: AtomicU32::new(1),
             under_way,
         })
     }
 
-    /// Moves the coarse clock on.
+    /// Advances the coarse clock.
     pub(super) fn tick(&self) {
         let seconds = self.started.elapsed().as_secs() + 1;
         self.seconds
             .store(u32::try_from(seconds).unwrap_or(u32::MAX), Relaxed);
     }
 
-    /// Seconds of the coarse clock, a housekeeping interval late at most.
+    /// Returns the seconds of the coarse clock, at most one housekeeping interval late.
     pub(super) fn seconds(&self) -> u32 {
         self.seconds.load(Relaxed)
     }
 
-    /// Takes a place in flight.
+    /// Takes a permit.
     pub(super) fn enter(
         self: &Arc<Self>,
-        limits: Limits,
+        limits: InFlightLimits,
         account: &Arc<Holder>,
         client: &Arc<Holder>,
-    ) -> Result<Place, Full> {
+    ) -> Result<InFlightPermit, LimitReached> {
         let now = self.seconds();
         let others_accounts = self.accounts.note(account.id, now);
         let others_clients = self.clients.note(client.id, now);
         let before = self.in_flight.fetch_add(1, Relaxed);
         let of_account = account.in_flight.fetch_add(1, Relaxed);
         let of_client = client.in_flight.fetch_add(1, Relaxed);
-        // From here on, leaving by any way gives the counts back.
-        let place = Place {
+        // Made before the limits are checked: dropping it on a refusal gives the counts back.
+        let permit = InFlightPermit {
             load: Arc::clone(self),
             account: Arc::clone(account),
             client: Arc::clone(client),
         };
-        // The narrower limit is told first: it names who is in the way.
+        // The narrower limit first: its error names the account or client that fills it.
         if others_accounts && of_account >= limits.share {
-            Err(Full::Account)
+            Err(LimitReached::Account)
         } else if others_clients && of_client >= limits.share {
-            Err(Full::Client)
+            Err(LimitReached::Client)
         } else if before >= limits.in_flight {
-            Err(Full::InFlight)
+            Err(LimitReached::InFlight)
         } else {
-            Ok(place)
+            Ok(permit)
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for InFlightPermit {
     fn drop(&mut self) {
         self.load.in_flight.fetch_sub(1, Relaxed);
         self.account.in_flight.fetch_sub(1, Relaxed);
@@ -189,12 +188,12 @@ impl Drop for Place {
     }
 }
 
-impl Askers {
-    /// Notes that a holder asks, and returns whether another one has asked within [`RECENT`].
+impl RecentHolders {
+    /// Notes a request of a holder, and returns true if another holder sent one within [`RECENT`].
     ///
-    /// Writes at most a few times a second, however many ask: once two have asked in this second,
-    /// these two are proof for all. A race between workers can lose a note; the next question makes
-    /// up for it.
+    /// Writes at most a few times a second, however many requests come: once two holders are noted
+    /// in this second, they are proof for all. A race between workers can lose a note; the next
+    /// request makes up for it.
     fn note(&self, id: u32, now: u32) -> bool {
         let [first, second] = [0, 1].map(|slot: usize| unpack(self.0[slot].load(Relaxed)));
         let (own, other) = if first.0 == id {
@@ -224,9 +223,9 @@ fn unpack(word: u64) -> (u32, u32) {
     ((word >> 32) as u32, word as u32)
 }
 
-impl Peers {
-    /// Counts a connection of this address; `None` when it has `limit` already.
-    pub(super) fn enter(self: &Arc<Self>, peer: Peer, limit: usize) -> Option<PeerConnection> {
+impl PeerConnections {
+    /// Counts a connection of this address; `None` if `limit` are open already.
+    pub(super) fn enter(self: &Arc<Self>, peer: Peer, limit: usize) -> Option<PeerCount> {
         let peer = match peer {
             Peer::Ip(ip) => Peer::Ip(ip.to_canonical()),
             Peer::Unix => Peer::Unix,
@@ -239,14 +238,14 @@ impl Peers {
             return None;
         }
         holder.connections.fetch_add(1, Relaxed);
-        Some(PeerConnection {
+        Some(PeerCount {
             peers: Arc::clone(self),
             peer,
             holder: Arc::clone(holder),
         })
     }
 
-    /// Tells of a connection that was closed at once, at most once a minute.
+    /// Logs that a connection was closed at once, at most once a minute.
     pub(super) fn warn(&self, peer: Peer, now: u32) {
         if let Some(left_out) = self.warned.due(now) {
             tracing::warn!(
@@ -259,28 +258,28 @@ impl Peers {
     }
 }
 
-impl PeerConnection {
+impl PeerCount {
     pub(super) fn holder(&self) -> &Arc<Holder> {
         &self.holder
     }
 }
 
-impl Drop for PeerConnection {
+impl Drop for PeerCount {
     fn drop(&mut self) {
         let mut open = self
             .peers
             .open
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        // Counted under the lock, so that no connection comes in between.
+        // Counted under the lock, so that no connection is added in between.
         if self.holder.connections.fetch_sub(1, Relaxed) == 1 {
             open.remove(&self.peer);
         }
     }
 }
 
-impl ClientConnection {
-    /// Counts the connection for this client from now on; `false` when it has `limit` already.
+impl ClientCount {
+    /// Counts the connection for this client from now on; false if `limit` are open already.
     pub(super) fn belongs_to(&self, client: &Arc<Holder>, limit: usize) -> bool {
         let mut counted = self.holder.borrow_mut();
         if counted.as_ref().is_some_and(|known| known.id == client.id) {
@@ -297,7 +296,7 @@ impl ClientConnection {
     }
 }
 
-impl Drop for ClientConnection {
+impl Drop for ClientCount {
     fn drop(&mut self) {
         if let Some(client) = self.holder.get_mut() {
             client.connections.fetch_sub(1, Relaxed);
@@ -306,7 +305,7 @@ impl Drop for ClientConnection {
 }
 
 impl WarnLimit {
-    /// How many warnings were left out since the last one, if another one is due.
+    /// Returns the number of warnings left out since the last, if the next is due.
     fn due(&self, now: u32) -> Option<u32> {
         let last = self.last.load(Relaxed);
         let is_due = last == 0 || now.saturating_sub(last - 1) >= WARN_EVERY;
@@ -323,8 +322,8 @@ impl WarnLimit {
     }
 }
 
-impl Full {
-    /// The error for the caller. `account` and `client` are how it knows them.
+impl LimitReached {
+    /// Makes the error for the caller, which names the account or the client.
     pub(super) fn error(self, account: &str, client: impl FnOnce() -> String) -> ProxyError {
         match self {
             Self::InFlight => ProxyError::Overloaded("upstream.max_in_flight"),
@@ -338,7 +337,7 @@ impl Full {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
+    const LIMITS: InFlightLimits = InFlightLimits {
         in_flight: 4,
         share: 3,
     };
@@ -353,13 +352,13 @@ mod tests {
         let [a, b, crm] = ["a", "b", "crm"].map(Holder::named);
         let enter = |account| load.enter(LIMITS, account, &crm);
         let all: Vec<_> = (0..4).map(|_| enter(&a).expect("alone")).collect();
-        assert_eq!(enter(&a).err(), Some(Full::InFlight));
-        assert_eq!(enter(&b).err(), Some(Full::InFlight));
+        assert_eq!(enter(&a).err(), Some(LimitReached::InFlight));
+        assert_eq!(enter(&b).err(), Some(LimitReached::InFlight));
         drop(all);
         let held: Vec<_> = (0..3).map(|_| enter(&a).expect("a share")).collect();
-        assert_eq!(enter(&a).err(), Some(Full::Account));
+        assert_eq!(enter(&a).err(), Some(LimitReached::Account));
         let other = enter(&b).expect("what the share leaves");
-        assert_eq!(enter(&b).err(), Some(Full::InFlight));
+        assert_eq!(enter(&b).err(), Some(LimitReached::InFlight));
         drop((held, other));
         assert_eq!(load.in_flight.load(Relaxed), 0);
         assert_eq!(a.in_flight.load(Relaxed) + b.in_flight.load(Relaxed), 0);
@@ -379,14 +378,14 @@ mod tests {
             .collect();
         assert_eq!(
             load.enter(LIMITS, &shop, &crm).err(),
-            Some(Full::Client),
+            Some(LimitReached::Client),
             "a sole account is not limited, its client is"
         );
     }
 
     #[test]
     fn whether_another_one_has_asked_is_known_however_many_ask() {
-        let askers = Askers::default();
+        let askers = RecentHolders::default();
         assert!(!askers.note(7, 1) && !askers.note(7, 30), "nobody else");
         assert!(askers.note(8, 31) && askers.note(7, 31));
         for (second, id) in (32..90).zip([9, 10, 11].into_iter().cycle()) {
@@ -399,7 +398,7 @@ mod tests {
 
     #[test]
     fn connections_are_counted_by_address_and_forgotten_with_the_last() {
-        let peers = Arc::new(Peers::default());
+        let peers = Arc::new(PeerConnections::default());
         let address = |text: &str| Peer::Ip(text.parse().expect("an address"));
         let (one, two) = (address("10.0.0.1"), address("10.0.0.2"));
         let first = peers.enter(one, 2).expect("the first");
@@ -415,7 +414,7 @@ mod tests {
     #[test]
     fn a_connection_counts_for_the_client_of_its_last_request() {
         let [crm, erp] = ["crm", "erp"].map(Holder::named);
-        let (first, second) = (ClientConnection::default(), ClientConnection::default());
+        let (first, second) = (ClientCount::default(), ClientCount::default());
         assert!(first.belongs_to(&crm, 1) && first.belongs_to(&crm, 1));
         assert!(!second.belongs_to(&crm, 1) && second.belongs_to(&erp, 1));
         assert!(first.belongs_to(&erp, 2) && second.belongs_to(&crm, 1));

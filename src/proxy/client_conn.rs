@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     access::LastKey,
-    bulkhead::{ClientConnection, Holder, PeerConnection},
+    bulkhead::{ClientCount, Holder, PeerCount},
 };
 use crate::net::{address::Peer, connection::ConnectionState};
 
@@ -17,8 +17,8 @@ pub(super) struct ClientConn {
     pub(super) cert_names: Vec<String>,
     pub(super) last_key: LastKey,
     pub(super) state: ConnectionState,
-    pub(super) of_peer: PeerConnection,
-    pub(super) of_client: ClientConnection,
+    pub(super) of_peer: PeerCount,
+    pub(super) of_client: ClientCount,
 }
 
 impl ClientConn {

@@ -1,4 +1,4 @@
-//! What can go wrong on the way of a request, and the one place that turns it into an answer.
+//! Errors of the data path, and their answers, which are made here only.
 //!
 //! The answers follow the contract: a slug in `x-wxgate-error`, a real status, and a body in
 //! WeChat's shape with a code outside WeChat's range. No text here ever holds a token, a secret or
@@ -20,10 +20,10 @@ use crate::{
     wechat::{api::Platform, codes},
 };
 
-/// The header that marks an answer of wxgate's own.
+/// Header that marks an error of wxgate's own.
 pub(crate) const X_WXGATE_ERROR: HeaderName = HeaderName::from_static("x-wxgate-error");
 
-/// Every reason why wxgate answers by itself.
+/// Reasons why wxgate answers with an error of its own.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProxyError {
     #[error("{0}")]
@@ -104,7 +104,7 @@ pub(crate) enum ProxyError {
 }
 
 impl ProxyError {
-    /// Status, code and slug of the contract's table.
+    /// Returns status, errcode and slug.
     fn row(&self) -> (StatusCode, u32, &'static str) {
         match self {
             Self::BadRequest(_) | Self::Path(_) | Self::Query(_) => {
@@ -145,7 +145,7 @@ impl ProxyError {
         }
     }
 
-    /// The slug, which is also the outcome in metrics and log.
+    /// Returns the slug, which is also the outcome in metrics and log.
     pub(crate) fn slug(&self) -> &'static str {
         self.row().2
     }
@@ -163,7 +163,7 @@ impl ProxyError {
         }
     }
 
-    /// Whether somebody was kept from something, which belongs into the audit log.
+    /// Returns true if the caller was denied something, which the audit log records.
     pub(crate) fn is_denial(&self) -> bool {
         matches!(
             self.row().0,
@@ -171,7 +171,7 @@ impl ProxyError {
         ) || matches!(self, Self::PhantomRefused(_))
     }
 
-    /// The answer, still without the headers that every answer gets.
+    /// Makes the answer, without the headers that every answer gets.
     pub(crate) fn response(&self, style: ErrorStyle) -> Response<Bytes> {
         let (status, errcode, slug) = self.row();
         let prefix = match self {

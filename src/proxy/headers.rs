@@ -1,7 +1,7 @@
-//! Which headers pass, in each direction.
+//! Filters for headers, in both directions.
 //!
-//! Pure functions on header maps. Framing (`Content-Length`, `Transfer-Encoding`) is never copied:
-//! it is stated anew from the body that is really sent.
+//! Pure functions on header maps. Framing (`Content-Length`, `Transfer-Encoding`) of a request is
+//! never copied: hyper states it anew from the body that is really sent.
 
 use std::borrow::Cow;
 
@@ -13,12 +13,12 @@ use memchr::{memchr, memmem};
 use percent_encoding::percent_decode_str;
 use smallvec::SmallVec;
 
-/// Which of the headers that wxgate itself reads a request has. Found in one walk, because looking
-/// for a header that is not there costs as much as finding it.
+/// Kinds of headers in a request, of those that wxgate itself reads. Found in one walk, because
+/// looking for an absent header costs as much as finding it.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Present(u8);
+pub struct PresentHeaders(u8);
 
-/// Headers that are read only when they are there.
+/// Kinds of headers that are read only when present.
 #[derive(Debug, Clone, Copy)]
 #[repr(u8)]
 pub enum HeaderKind {
@@ -32,15 +32,16 @@ pub enum HeaderKind {
     Credential = 8,
     /// `X-Wxgate-Account`.
     Account = 16,
-    /// A name that others take for one of ours, or for framing, since CGI turns hyphens into
-    /// underscores. A key under such a name would not be recognised here and travel on to WeChat.
+    /// A name that other servers take for a header of wxgate's or for framing, since CGI turns
+    /// hyphens into underscores. A key under such a name would be overlooked here and sent to
+    /// WeChat.
     LookAlike = 32,
     /// `Accept-Encoding`.
     AcceptEncoding = 64,
 }
 
-impl Present {
-    /// Walks through the names.
+impl PresentHeaders {
+    /// Finds the kinds in a request.
     pub fn in_request(headers: &HeaderMap) -> Self {
         let mut present = 0;
         for name in headers.keys() {
@@ -59,7 +60,7 @@ impl Present {
         Self(present)
     }
 
-    /// Whether there is such a header.
+    /// Returns true if there is a header of this kind.
     pub fn has(self, kind: HeaderKind) -> bool {
         self.0 & kind as u8 != 0
     }
@@ -75,13 +76,13 @@ fn is_look_alike(name: &str) -> bool {
         || matches!(&*meant, "content-length" | "transfer-encoding")
 }
 
-/// Prepares the caller's headers for WeChat: hop-by-hop headers, what `Connection` names,
-/// forwarding headers and the caller's credentials go; `Accept-Encoding` is set. `Host` stays for
-/// the upstream to put its own in its place.
+/// Prepares the caller's headers for WeChat: removes hop-by-hop headers, those that `Connection`
+/// names, forwarding headers and the caller's credentials, and sets `Accept-Encoding`. `Host` stays;
+/// the upstream overwrites its value.
 ///
-/// Gzip is asked for only when the caller takes it, and nothing else ever: an encoding that cannot
-/// be looked into would hide a stale answer.
-pub fn to_upstream(headers: &mut HeaderMap, present: Present) {
+/// Only gzip is asked for, and only when the caller accepts it: in any other encoding the code of a
+/// refused token could not be found.
+pub fn to_upstream(headers: &mut HeaderMap, present: PresentHeaders) {
     let gzip = present.has(HeaderKind::AcceptEncoding) && accepts_gzip(headers);
     remove(headers, |name| {
         is_hop_by_hop(name)
@@ -94,15 +95,15 @@ pub fn to_upstream(headers: &mut HeaderMap, present: Present) {
     }
 }
 
-/// Prepares WeChat's headers for the caller: hop-by-hop headers and ours go. `Content-Length`
-/// stays, because it still describes the body.
+/// Prepares WeChat's headers for the caller: removes hop-by-hop headers and those that only wxgate
+/// may set. `Content-Length` stays, because the body is unchanged.
 pub fn to_client(headers: &mut HeaderMap) {
     remove(headers, |name| {
         is_hop_by_hop(name) || *name == header::TRANSFER_ENCODING || is_ours(name)
     });
 }
 
-/// Length of the longest header value. No secret that is longer stands in any of them.
+/// Returns the length of the longest header value, which no longer secret can be in.
 pub fn longest_value(headers: &HeaderMap) -> usize {
     headers.values().map(HeaderValue::len).max().unwrap_or(0)
 }
@@ -127,11 +128,11 @@ pub fn mask(headers: &mut HeaderMap, secret: &str) {
     }
 }
 
-/// The text with each occurrence of the secret masked; `None` where there is none. An echo may have
-/// been encoded up to twice more than it was sent.
+/// Returns the text with each occurrence of the secret masked, `None` if there is none. An echo may
+/// have been encoded up to twice more than the secret was when sent.
 fn masked(text: &[u8], secret: &[u8]) -> Option<Vec<u8>> {
     let mut result: Option<Vec<u8>> = None;
-    // Each byte of the decoded text with the place in `text` at which its encoded form begins.
+    // `places[i]` is the offset in `text` at which the encoded form of `decoded[i]` begins.
     let mut decoded = text.to_vec();
     let mut places: Vec<usize> = (0..=text.len()).collect();
     for _ in 0..4 {
@@ -151,7 +152,7 @@ fn masked(text: &[u8], secret: &[u8]) -> Option<Vec<u8>> {
     result
 }
 
-/// Percent-decodes a text, and tells where each byte came from.
+/// Percent-decodes a text once, and keeps the origin of each byte.
 fn decode_once(text: &[u8], places: &[usize]) -> (Vec<u8>, Vec<usize>) {
     let (mut decoded, mut from) = (Vec::with_capacity(text.len()), Vec::new());
     let digit = |at: usize| char::from(*text.get(at)?).to_digit(16);
@@ -174,22 +175,24 @@ fn decode_once(text: &[u8], places: &[usize]) -> (Vec<u8>, Vec<usize>) {
     (decoded, from)
 }
 
-/// Whether gzip may be answered: named with a weight above zero.
+/// Returns true if the caller accepts gzip: named, with a weight above zero.
 fn accepts_gzip(headers: &HeaderMap) -> bool {
     headers
         .get_all(header::ACCEPT_ENCODING)
         .iter()
         .filter_map(|value| value.to_str().ok())
-        .any(|value| {
-            value.split(',').any(|coding| {
-                let (name, parameters) = coding.split_once(';').unwrap_or((coding, ""));
-                let refused = parameters.split_once('=').is_some_and(|(q, weight)| {
-                    q.trim().eq_ignore_ascii_case("q")
-                        && weight.trim().bytes().all(|b| matches!(b, b'0' | b'.'))
-                });
-                name.trim().eq_ignore_ascii_case("gzip") && !refused
-            })
-        })
+        .flat_map(|value| value.split(','))
+        .any(is_gzip)
+}
+
+/// Returns true for `gzip` unless its weight is zero.
+fn is_gzip(coding: &str) -> bool {
+    let (name, parameters) = coding.split_once(';').unwrap_or((coding, ""));
+    let is_refused = parameters.split_once('=').is_some_and(|(q, weight)| {
+        q.trim().eq_ignore_ascii_case("q")
+            && weight.trim().bytes().all(|b| matches!(b, b'0' | b'.'))
+    });
+    name.trim().eq_ignore_ascii_case("gzip") && !is_refused
 }
 
 fn remove(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
@@ -198,7 +201,7 @@ fn remove(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
         if goes(name) {
             names.push(name.clone());
         }
-        // What nearly everybody says there names no header of the message.
+        // `keep-alive` and `close`, by far the most frequent values, name no header.
         if *name == header::CONNECTION && !is_one_of(value.as_bytes(), &PERSISTENCE) {
             names.extend(named_by_connection(value));
         }
@@ -208,7 +211,8 @@ fn remove(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
     }
 }
 
-/// What `Connection` names is hop-by-hop as well, save what frames or routes the message.
+/// Returns the headers that `Connection` names, which are hop-by-hop as well, save those that frame
+/// or route the message.
 fn named_by_connection(value: &HeaderValue) -> impl Iterator<Item = HeaderName> {
     let tokens = value
         .as_bytes()
@@ -218,7 +222,7 @@ fn named_by_connection(value: &HeaderValue) -> impl Iterator<Item = HeaderName> 
     named.filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
 }
 
-/// What `Connection` says of the connection itself.
+/// Values of `Connection` that name no header.
 const PERSISTENCE: [&[u8]; 2] = [b"keep-alive", b"close"];
 
 fn is_one_of(text: &[u8], list: &[&[u8]]) -> bool {
@@ -273,7 +277,7 @@ mod tests {
 
     fn sent(pairs: &[(&'static str, &'static str)]) -> Vec<String> {
         let mut headers = map(pairs);
-        let present = Present::in_request(&headers);
+        let present = PresentHeaders::in_request(&headers);
         to_upstream(&mut headers, present);
         let mut lines: Vec<_> = headers
             .iter()
@@ -329,7 +333,7 @@ mod tests {
             ("identity, gzip; q=0.000", None),
         ] {
             let mut headers = map(&[("accept-encoding", theirs)]);
-            let present = Present::in_request(&headers);
+            let present = PresentHeaders::in_request(&headers);
             to_upstream(&mut headers, present);
             assert_eq!(
                 headers.get("accept-encoding").map(|v| v.to_str().unwrap()),

@@ -1,17 +1,19 @@
-//! The token goes into the query, whatever the caller put there under that name comes out.
+//! Injection of the token into the query, in place of any value that the caller gave under its name.
 //!
-//! Works on raw bytes: all other pairs keep theirs and their order. What another parser might take
-//! for the token's name is refused, since nobody knows how WeChat's end reads odd queries. Knows
-//! nothing of headers or bodies.
+//! Works on raw bytes: all other pairs keep their bytes and their order. A name that another parser
+//! might take for that of the token is refused, since WeChat's parser is not known.
 
 use std::{borrow::Cow, sync::LazyLock};
 
 use bytes::BytesMut;
 use hyper::http::uri::PathAndQuery;
 use memchr::{memchr, memchr2, memmem};
-use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::path::ApiPath;
+use super::{
+    path::ApiPath,
+    query::{decode, decoded, encoded_name, pairs},
+};
 use crate::{
     service::phantom::{self, Phantom},
     wechat::{
@@ -20,7 +22,7 @@ use crate::{
     },
 };
 
-/// Why a query was refused.
+/// Reasons why a query is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
     /// `ACCESS_TOKEN`, `access_token[]`, `x=1;access_token=…` and the like.
@@ -54,29 +56,29 @@ pub enum QueryError {
     NotAQuery,
 }
 
-/// What the caller's query says about tokens.
+/// Credential that a call takes, by its query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Query {
-    /// The account's token belongs here. `own` pairs named `access_token` have to go.
+pub enum QueryCredential {
+    /// The account's token.
     TakesToken {
-        /// How many pairs the caller brought under the token's name.
+        /// Number of pairs named `access_token`, which have to go.
         own: usize,
     },
-    /// It carries a credential of another kind; the account's token must not be added.
+    /// Another credential, which is in the query; the account's token must not be added.
     OwnCredential,
 }
 
-/// What the query of a login code exchange says about its account; percent-decoded.
+/// Parameters of a login code exchange that name its account; percent-decoded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Login<'q> {
-    /// `appid`, unless empty.
+pub struct LoginParameters<'q> {
+    /// Parameter `appid`, unless empty.
     pub appid: Option<Cow<'q, str>>,
-    /// `secret`, unless empty.
+    /// Parameter `secret`, unless empty.
     pub secret: Option<Cow<'q, str>>,
 }
 
-/// The phantom token that the caller shows, if any. It is never encoded: it holds nothing that
-/// would have to be.
+/// Returns the phantom token in the query. A phantom has no byte that needs encoding, so an encoded
+/// one is not recognised.
 ///
 /// # Errors
 /// [`QueryError::SeveralPhantoms`].
@@ -93,48 +95,48 @@ pub fn phantom(query: Option<&str>) -> Result<Option<&str>, QueryError> {
     }
 }
 
-/// Looks for the account's credential in the query of a login code exchange.
+/// Finds appid and secret in the query of a login code exchange.
 ///
 /// # Errors
 /// [`QueryError::SeveralSecrets`], [`QueryError::SeveralAppids`].
-pub fn login(query: Option<&str>) -> Result<Login<'_>, QueryError> {
-    let mut login = Login::default();
+pub fn login(query: Option<&str>) -> Result<LoginParameters<'_>, QueryError> {
+    let mut login = LoginParameters::default();
     for (name, value) in pairs(query)
         .map(decoded)
         .filter(|(_, value)| !value.is_empty())
     {
-        let (place, several) = match &*name {
+        let (parameter, several) = match &*name {
             "secret" => (&mut login.secret, QueryError::SeveralSecrets),
             "appid" => (&mut login.appid, QueryError::SeveralAppids),
             _ => continue,
         };
-        if place.as_ref().is_some_and(|first| *first != value) {
+        if parameter.as_ref().is_some_and(|first| *first != value) {
             return Err(several);
         }
-        *place = Some(value);
+        *parameter = Some(value);
     }
     Ok(login)
 }
 
-/// Which of the caller's parameters stay here when a call is sent on.
+/// Parameters of the caller that are removed before a call is sent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Removed {
-    /// All that are named `access_token`.
+pub enum RemovedParameters {
+    /// All parameters named `access_token`.
     Token,
-    /// Phantoms under that name.
+    /// Phantom tokens named `access_token`.
     Phantom,
-    /// The same, and `secret`.
+    /// Phantom tokens named `access_token`, and `secret`.
     PhantomAndSecret,
 }
 
-/// Refuses a query that would take a key of the caller's client or a phantom to WeChat, under
-/// whatever name. `is_key` costs a digest, so it is asked only of values that pass `may_be_key`.
+/// Refuses a query that would take a key of the caller's client or a phantom to WeChat under any
+/// name. `is_key` costs a digest, so it is called only for values that pass `may_be_key`.
 ///
 /// # Errors
 /// [`QueryError::ClientKey`], [`QueryError::StrayPhantom`].
 pub fn keep_secrets(
     query: Option<&str>,
-    removed: Removed,
+    removed: RemovedParameters,
     may_be_key: impl Fn(&str) -> bool,
     is_key: impl Fn(&str) -> bool,
 ) -> Result<(), QueryError> {
@@ -142,19 +144,21 @@ pub fn keep_secrets(
     let suspect = |value: &str| value.starts_with(phantom::PREFIX) || may_be_key(value);
     for pair in pairs(query) {
         let (name, value) = pair.split_once('=').unwrap_or(("", pair));
-        // The only look at nearly all pairs.
+        // Nearly all pairs end here.
         if is_plain && !suspect(value) && !suspect(pair) {
             continue;
         }
         let goes = match (&*decode(name), removed) {
-            (NAME, Removed::Token) | ("secret", Removed::PhantomAndSecret) => true,
+            (NAME, RemovedParameters::Token) | ("secret", RemovedParameters::PhantomAndSecret) => {
+                true
+            }
             (NAME, _) => phantom_in(pair).is_some(),
             _ => false,
         };
         if goes {
             continue;
         }
-        // The whole pair is a value to those who forgot the name; a key may end in `=`.
+        // A pair without a name may be a value as a whole; a key may end in `=`.
         let (value, whole) = (decode(value), decode(pair));
         for part in readings(&value).chain(readings(&whole)) {
             if Phantom::parse(part).is_some() {
@@ -168,8 +172,8 @@ pub fn keep_secrets(
     Ok(())
 }
 
-/// A value, and what a parser finds in it that also splits at `;`: values, and pairs that may be
-/// values without a name.
+/// Returns a value, and the parts that a parser finds in it that also splits at `;`: values, and
+/// pairs that may be values without a name.
 fn readings(value: &str) -> impl Iterator<Item = &str> {
     let is_split = memchr(b';', value.as_bytes()).is_some();
     let parts = is_split.then(|| value.split(';')).into_iter().flatten();
@@ -178,8 +182,8 @@ fn readings(value: &str) -> impl Iterator<Item = &str> {
     std::iter::once(value).chain(parts)
 }
 
-/// Builds the target of a login code exchange with the account's own credential: `secret` takes the
-/// place of whatever stood there, `appid` is added when it is given.
+/// Builds the target of a login code exchange with the account's own credential: `secret` replaces
+/// the parameter of that name, `appid` too when it is given.
 ///
 /// # Errors
 /// [`QueryError::NotAQuery`].
@@ -197,34 +201,35 @@ pub fn fill_login(
         target.extend(["&appid=", appid]);
     }
     let is_replaced = |name: &str| name == "secret" || appid.is_some() && name == "appid";
-    let stays = |pair: &&str| !is_replaced(&decode(raw_name(pair))) && phantom_in(pair).is_none();
+    let stays =
+        |pair: &&str| !is_replaced(&decode(encoded_name(pair))) && phantom_in(pair).is_none();
     for pair in pairs(query).filter(stays) {
         target.extend(["&", pair]);
     }
     PathAndQuery::from_maybe_shared(bytes::Bytes::from(target)).map_err(|_| QueryError::NotAQuery)
 }
 
-/// Looks through the caller's query.
+/// Examines the names in the caller's query.
 ///
 /// # Errors
 /// [`QueryError::LookAlike`].
-pub fn examine(query: Option<&str>) -> Result<Query, QueryError> {
+pub fn examine(query: Option<&str>) -> Result<QueryCredential, QueryError> {
     let mut own = 0;
     let mut own_credential = false;
     let is_plain = query.is_none_or(|query| memchr2(b'%', b';', query.as_bytes()).is_none());
     for pair in pairs(query) {
         let name = if is_plain { plain_name_of(pair) } else { None };
         match name.unwrap_or_else(|| name_of(pair)) {
-            Name::Token => own += 1,
-            Name::LookAlike => return Err(QueryError::LookAlike),
-            Name::Credential => own_credential = true,
-            Name::Other => {}
+            NameKind::Token => own += 1,
+            NameKind::LookAlike => return Err(QueryError::LookAlike),
+            NameKind::Credential => own_credential = true,
+            NameKind::Other => {}
         }
     }
     Ok(if own_credential {
-        Query::OwnCredential
+        QueryCredential::OwnCredential
     } else {
-        Query::TakesToken { own }
+        QueryCredential::TakesToken { own }
     })
 }
 
@@ -251,7 +256,7 @@ pub fn inject(
             target.extend_from_slice(rest.as_bytes());
         }
     } else {
-        for pair in pairs(query).filter(|pair| !matches!(name_of(pair), Name::Token)) {
+        for pair in pairs(query).filter(|pair| !matches!(name_of(pair), NameKind::Token)) {
             target.extend_from_slice(b"&");
             target.extend_from_slice(pair.as_bytes());
         }
@@ -281,61 +286,49 @@ pub fn untouched(path: &ApiPath<'_>, query: Option<&str>) -> Result<PathAndQuery
     PathAndQuery::from_maybe_shared(bytes::Bytes::from(target)).map_err(|_| QueryError::NotAQuery)
 }
 
-enum Name {
+/// Kinds of parameters, by their name.
+enum NameKind {
     Token,
     LookAlike,
     Credential,
     Other,
 }
 
-fn pairs(query: Option<&str>) -> impl Iterator<Item = &str> {
-    let mut rest = query.filter(|query| !query.is_empty());
-    std::iter::from_fn(move || {
-        let query = rest?;
-        let (pair, behind) = match memchr(b'&', query.as_bytes()) {
-            Some(end) => (&query[..end], Some(&query[end + 1..])),
-            None => (query, None),
-        };
-        rest = behind;
-        Some(pair)
-    })
-}
-
-/// What a short name says in which nothing is encoded, as nearly all are: too short to be a
-/// spelling of the token's.
-fn plain_name_of(pair: &str) -> Option<Name> {
+/// Returns the kind of a name that is too short to be a spelling of `access_token`, in a query
+/// without encoding; nearly all names are.
+fn plain_name_of(pair: &str) -> Option<NameKind> {
     let end = pair.bytes().take(NAME.len()).position(|byte| byte == b'=');
     let end = end.or_else(|| (pair.len() < NAME.len()).then_some(pair.len()))?;
     Some(if api::replaces_token(&pair[..end]) {
-        Name::Credential
+        NameKind::Credential
     } else {
-        Name::Other
+        NameKind::Other
     })
 }
 
-fn name_of(pair: &str) -> Name {
-    // A parser that also splits at `;` would find further names behind one.
+fn name_of(pair: &str) -> NameKind {
+    // A parser that also splits at `;` would find further names behind it.
     if pair.contains(';')
         && pair
             .split(';')
             .skip(1)
-            .any(|part| reads_as_token(&decode(raw_name(part))))
+            .any(|part| reads_as_token(&decode(encoded_name(part))))
     {
-        return Name::LookAlike;
+        return NameKind::LookAlike;
     }
-    let name = decode(raw_name(pair));
+    let name = decode(encoded_name(pair));
     if name == NAME {
-        Name::Token
+        NameKind::Token
     } else if reads_as_token(&name) {
-        Name::LookAlike
+        NameKind::LookAlike
     } else if api::replaces_token(&name) {
-        Name::Credential
+        NameKind::Credential
     } else {
-        Name::Other
+        NameKind::Other
     }
 }
 
-/// Whether the text of a phantom is in it at all. Every request is asked, so the search is prepared
+/// Returns true if the query may hold a phantom. Called for every request, so the search is prepared
 /// once.
 fn may_hold_phantom(query: &str) -> bool {
     static PREFIX: LazyLock<memmem::Finder> =
@@ -343,27 +336,10 @@ fn may_hold_phantom(query: &str) -> bool {
     PREFIX.find(query.as_bytes()).is_some()
 }
 
-/// The value of `access_token`, if it is a phantom.
+/// Returns the value of `access_token` if it is a phantom.
 fn phantom_in(pair: &str) -> Option<&str> {
     let (name, value) = pair.split_once('=')?;
     (value.starts_with(phantom::PREFIX) && decode(name) == NAME).then_some(value)
-}
-
-fn decoded(pair: &str) -> (Cow<'_, str>, Cow<'_, str>) {
-    let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-    (decode(name), decode(value))
-}
-
-fn raw_name(pair: &str) -> &str {
-    pair.split_once('=').map_or(pair, |(name, _)| name)
-}
-
-fn decode(name: &str) -> Cow<'_, str> {
-    if name.bytes().any(|byte| byte == b'%') {
-        percent_decode_str(name).decode_utf8_lossy()
-    } else {
-        Cow::Borrowed(name)
-    }
 }
 
 #[cfg(test)]
@@ -378,8 +354,10 @@ mod tests {
     fn rewritten(query: Option<&str>) -> Result<String, QueryError> {
         let path = SplitPath::new("/p").check().unwrap();
         match examine(query)? {
-            Query::TakesToken { own } => inject(&path, query, own, "T").map(|t| t.to_string()),
-            Query::OwnCredential => untouched(&path, query).map(|t| t.to_string()),
+            QueryCredential::TakesToken { own } => {
+                inject(&path, query, own, "T").map(|t| t.to_string())
+            }
+            QueryCredential::OwnCredential => untouched(&path, query).map(|t| t.to_string()),
         }
     }
 
@@ -534,7 +512,11 @@ mod tests {
         let kept = |query: &str, removed| {
             keep_secrets(Some(query), removed, |v| v.len() == KEY.len(), |v| v == KEY)
         };
-        let all = [Removed::Token, Removed::Phantom, Removed::PhantomAndSecret];
+        let all = [
+            RemovedParameters::Token,
+            RemovedParameters::Phantom,
+            RemovedParameters::PhantomAndSecret,
+        ];
         for value in [
             KEY,
             &encoded_key,
@@ -563,22 +545,34 @@ mod tests {
             }
         }
         for (query, removed) in [
-            (format!("access_token={KEY}&a=1"), Removed::Token),
-            (format!("access%5Ftoken={encoded_key}"), Removed::Token),
-            (format!("access_token={encoded_phantom}"), Removed::Token),
-            (format!("a=1&access_token={phantom}"), Removed::Phantom),
+            (format!("access_token={KEY}&a=1"), RemovedParameters::Token),
+            (
+                format!("access%5Ftoken={encoded_key}"),
+                RemovedParameters::Token,
+            ),
+            (
+                format!("access_token={encoded_phantom}"),
+                RemovedParameters::Token,
+            ),
+            (
+                format!("a=1&access_token={phantom}"),
+                RemovedParameters::Phantom,
+            ),
             (
                 format!("secret={KEY}&access_token={phantom}"),
-                Removed::PhantomAndSecret,
+                RemovedParameters::PhantomAndSecret,
             ),
-            (format!("%73ecret={encoded_key}"), Removed::PhantomAndSecret),
+            (
+                format!("%73ecret={encoded_key}"),
+                RemovedParameters::PhantomAndSecret,
+            ),
             (
                 format!("a=x{KEY}&b={KEY}x&c=wxg1_hello&{KEY}=1"),
-                Removed::Phantom,
+                RemovedParameters::Phantom,
             ),
             (
                 format!("url=http://h/?access_token={phantom}"),
-                Removed::Token,
+                RemovedParameters::Token,
             ),
         ] {
             assert_eq!(kept(&query, removed), Ok(()), "{query}");
@@ -586,22 +580,22 @@ mod tests {
         for (query, removed, error) in [
             (
                 format!("access_token={encoded_phantom}"),
-                Removed::Phantom,
+                RemovedParameters::Phantom,
                 QueryError::StrayPhantom,
             ),
             (
                 format!("access_token={KEY}"),
-                Removed::Phantom,
+                RemovedParameters::Phantom,
                 QueryError::ClientKey,
             ),
             (
                 format!("secret={KEY}"),
-                Removed::Phantom,
+                RemovedParameters::Phantom,
                 QueryError::ClientKey,
             ),
             (
                 format!("secret={phantom}"),
-                Removed::Token,
+                RemovedParameters::Token,
                 QueryError::StrayPhantom,
             ),
         ] {
@@ -619,14 +613,20 @@ mod tests {
         };
         let query =
             Some("openid=o6_bmjrPTlm6_2sgVt7hMZOPfL2M&lang=zh_CN&a=%E4%B8%AD&b=0123456789abcdef");
-        keep_secrets(query, Removed::Token, |value| value.len() == 16, is_key).unwrap();
+        keep_secrets(
+            query,
+            RemovedParameters::Token,
+            |value| value.len() == 16,
+            is_key,
+        )
+        .unwrap();
         assert_eq!(asked.get(), 1);
     }
 
     /// The names that a lenient parser could find: split at `&` and `;`, brackets cut, case folded.
     fn lenient_names(query: &str) -> impl Iterator<Item = String> {
         query.split(['&', ';']).map(|pair| {
-            let name = decode(raw_name(pair)).to_lowercase();
+            let name = decode(encoded_name(pair)).to_lowercase();
             name.split('[').next().unwrap_or_default().trim().to_owned()
         })
     }
@@ -648,7 +648,7 @@ mod tests {
                 let (_, sent) = target.split_once('?').unwrap();
                 prop_assert_eq!(lenient_names(sent).filter(|name| name == NAME).count(), 1, "{}", sent);
                 let kept: Vec<_> = sent.split('&').skip(1).collect();
-                let foreign: Vec<_> = pairs(Some(&query)).filter(|p| decode(raw_name(p)) != NAME).collect();
+                let foreign: Vec<_> = pairs(Some(&query)).filter(|p| decode(encoded_name(p)) != NAME).collect();
                 prop_assert_eq!(kept, foreign);
             }
         }

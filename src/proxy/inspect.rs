@@ -1,9 +1,9 @@
-//! A look at the beginning of an answer, and out of the way again.
+//! Inspection of an answer's body: complete or not, and the error code in it.
 //!
-//! A body of up to 64 KiB is complete before its head goes on, so that a broken one can still
-//! become an error. Only one that can be a small JSON object is read for a code. A body without a
-//! length that takes its time, or is longer, streams on. Nothing is changed: the bytes that were
-//! looked at are the bytes that are delivered. What a code means is decided elsewhere.
+//! A body of up to 64 KiB is read to its end before its head goes on, so that a broken body can
+//! still become an error. Only a body that can be a small JSON object is searched for a code. A
+//! longer body is streamed, and so is one without a length that pauses. The bytes are delivered as
+//! they came. `retry` decides about the meaning of a code.
 
 use std::{
     io::Read as _,
@@ -28,37 +28,37 @@ use crate::wechat::{
     verdict::{self, Code, WINDOW},
 };
 
-/// The longest body that is complete before its head goes on.
+/// Longest body that is complete before its head goes on, in bytes.
 const MAX_HELD: usize = 64 * 1024;
-/// The longest time that a body without a length is held back for, unless it may hold a code: it
-/// may be a stream of events.
+/// Longest time for which a body without a length is held back, unless it may hold a code: it may
+/// be a stream of events.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 
-/// The body of an answer on its way to the caller.
-pub(crate) enum Answer {
-    /// Read to its end.
+/// Body of an answer on its way to the caller.
+pub(crate) enum InspectedBody {
+    /// A body that was read to its end.
     Whole(Bytes),
-    /// Begun, the rest is still to come.
+    /// The beginning of a body, and the rest, which is still to come.
     Begun(Bytes, AnswerBody),
 }
 
-/// Looks at the body of an answer. One that trickles is held back no longer than `patience`; one
-/// that has come whole gets a length.
+/// Inspects the body of an answer. A body is held back for `patience` at most; a complete one gets
+/// a length.
 ///
 /// # Errors
-/// When the body breaks off while it is held back, so that the caller has nothing of it yet.
+/// When the body breaks off while it is held back: the caller has nothing of it yet.
 pub(crate) async fn look(
     method: &Method,
     head: &mut Parts,
     mut body: AnswerBody,
     patience: Duration,
-) -> hyper::Result<(Answer, Option<i64>)> {
+) -> hyper::Result<(InspectedBody, Option<i64>)> {
     let length = body.size_hint().exact();
     if *method == Method::HEAD
         || body.is_end_stream()
         || length.is_some_and(|length| length > MAX_HELD as u64)
     {
-        return Ok((Answer::Begun(Bytes::new(), body), None));
+        return Ok((InspectedBody::Begun(Bytes::new(), body), None));
     }
     let coding = Coding::of(&head.headers);
     let mut may_hold_code = head.status.is_success()
@@ -74,10 +74,10 @@ pub(crate) async fn look(
         };
         let deadline = || *waiting_since.get_or_insert_with(Instant::now) + limit;
         let is_over = match body.frame_before(deadline).await {
-            // It trickles: the caller gets what there is, as it comes.
-            None => return Ok((Answer::Begun(seen, body), None)),
+            // Too slow to hold back any longer: the caller gets the bytes as they come.
+            None => return Ok((InspectedBody::Begun(seen, body), None)),
             Some(None) => {
-                // The whole is here, so a chunked answer gets a length.
+                // The body is complete, so a chunked answer gets a length.
                 head.headers.remove(header::TRANSFER_ENCODING);
                 head.headers
                     .insert(header::CONTENT_LENGTH, seen.len().into());
@@ -97,10 +97,10 @@ pub(crate) async fn look(
             let errcode = may_hold_code
                 .then(|| judge(&head.headers, coding, &seen))
                 .flatten();
-            return Ok((Answer::Whole(seen), errcode));
+            return Ok((InspectedBody::Whole(seen), errcode));
         }
         if seen.len() > MAX_HELD {
-            return Ok((Answer::Begun(seen, body), None));
+            return Ok((InspectedBody::Begun(seen, body), None));
         }
     }
 }
@@ -134,10 +134,10 @@ fn append(seen: Bytes, data: Bytes) -> Bytes {
     both.freeze()
 }
 
-/// The code that an answer gives, if it is an answer and not a file: `media/get` may well deliver a
-/// JSON document that somebody uploaded.
+/// Returns the code in an answer that is no file: `media/get` may deliver a JSON document that a
+/// user uploaded.
 fn judge(headers: &HeaderMap, coding: Coding, body: &[u8]) -> Option<i64> {
-    // The header is looked for last, since few answers hold a code at all.
+    // The header last, since few answers hold a code at all.
     read(coding, body).filter(|_| !is_file(headers))
 }
 
@@ -155,20 +155,20 @@ fn is_file(headers: &HeaderMap) -> bool {
         })
 }
 
-/// The code in a whole body. A body that is labelled gzip and is not gets read as it is.
+/// Returns the code in a complete body. A body that is labelled gzip and is not is read as it is.
 fn read(coding: Coding, body: &[u8]) -> Option<i64> {
     let decoded = match coding {
         Coding::Gzip => gunzip(body)?,
         Coding::Plain | Coding::Opaque => None,
     };
     match verdict::code(decoded.as_deref().unwrap_or(body))? {
-        // Counted and logged, never judged: as `ret` these numbers mean something else.
+        // As `ret`, the numbers of refused tokens mean something else.
         Code::Ret(code) if codes::says_something_of_tokens(code) => None,
         Code::Errcode(code) | Code::Ret(code) => Some(code),
     }
 }
 
-/// At most [`WINDOW`] bytes of content: `None` when there is more, `Some(None)` when it is no gzip.
+/// Decompresses up to [`WINDOW`] bytes: `None` if there are more, `Some(None)` if the body is no gzip.
 #[allow(
     clippy::option_option,
     reason = "two different ways to have nothing decoded"
@@ -185,7 +185,7 @@ fn gunzip(body: &[u8]) -> Option<Option<Vec<u8>>> {
     }
 }
 
-impl Body for Answer {
+impl Body for InspectedBody {
     type Data = Bytes;
     type Error = hyper::Error;
 

@@ -1,8 +1,7 @@
-//! Requests that come back: `CDN-Loop` (RFC 8586) on everything that goes out, and looked for in
-//! everything that comes in.
+//! Detection of requests that come back: `CDN-Loop` (RFC 8586) is added to outgoing requests and
+//! checked in incoming ones.
 //!
-//! Says only that there is a loop. That one is not even started into is `app`'s business; which
-//! requests are looked at, the pipeline's.
+//! `app` refuses configurations that would start a loop; the pipeline decides when to check.
 
 use hyper::{
     HeaderMap,
@@ -12,14 +11,14 @@ use memchr::memmem;
 
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 
-/// More proxies in a row than anybody has on purpose. Catches loops in which somebody changes what
-/// we write.
-const MOST_HOPS: usize = 8;
+/// More proxies in a row than any deployment has on purpose. Catches loops through a proxy that
+/// rewrites the mark.
+const MAX_HOPS: usize = 8;
 
-/// Bytes of all `CDN-Loop` lines together; eight honest hops need a third of it.
-const LONGEST: usize = 1024;
+/// Longest sum of all `CDN-Loop` lines, in bytes; eight honest hops need a third.
+const MAX_BYTES: usize = 1024;
 
-/// What this process writes into `CDN-Loop`. No other has the same, also none on this machine.
+/// Entry of this process in `CDN-Loop`, unlike that of any other process.
 #[derive(Debug)]
 pub(super) struct LoopMark {
     value: HeaderValue,
@@ -27,7 +26,7 @@ pub(super) struct LoopMark {
 }
 
 impl LoopMark {
-    /// A new one, for the life of the process.
+    /// Makes the mark, for the life of the process.
     pub(super) fn random() -> Self {
         let mut random = [0; 16];
         let _ = getrandom::fill(&mut random);
@@ -39,8 +38,8 @@ impl LoopMark {
         }
     }
 
-    /// What to tell the operator about a request that has been here before, or through too many
-    /// others.
+    /// Returns advice for the operator if a request has been here before, or passed too many
+    /// proxies.
     pub(super) fn trouble(&self, headers: &HeaderMap) -> Option<&'static str> {
         let (mut hops, mut length) = (0, 0);
         for line in headers.get_all(CDN_LOOP) {
@@ -54,13 +53,13 @@ impl LoopMark {
             hops += line.split(|byte| *byte == b',').count();
             length += line.len();
         }
-        (hops > MOST_HOPS || length > LONGEST).then_some(
+        (hops > MAX_HOPS || length > MAX_BYTES).then_some(
             "the request has passed too many proxies, as CDN-Loop tells, and seems to go in circles; check \
              upstream.resolve and upstream.proxy of each",
         )
     }
 
-    /// Adds the mark to what goes out, behind those of others.
+    /// Adds the mark to an outgoing request, behind those of other proxies.
     pub(super) fn put(&self, headers: &mut HeaderMap) {
         headers.append(CDN_LOOP, self.value.clone());
     }

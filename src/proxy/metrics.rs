@@ -1,8 +1,7 @@
-//! What the data path counts.
+//! Metrics of the data path.
 //!
 //! Labels are bounded: accounts come from the configuration, outcomes and results from closed sets,
-//! error codes from a table. Counters that a request touches are looked up once per account and
-//! kept.
+//! error codes from a table. Counters that a request touches are looked up once per account.
 
 use std::sync::{Arc, atomic::AtomicI64};
 
@@ -16,7 +15,7 @@ use rustc_hash::FxBuildHasher;
 
 use crate::{base::AccountName, wechat::codes};
 
-/// For requests that no account was found for.
+/// Label of requests that no account was found for.
 const NO_ACCOUNT: &str = "-";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,9 +49,9 @@ struct ReplayLabels {
     result: &'static str,
 }
 
-/// The families, registered once.
+/// Metric families, registered once.
 #[derive(Debug, Clone)]
-pub(crate) struct Metrics {
+pub(crate) struct ProxyMetrics {
     requests: Family<RequestLabels, Counter>,
     denials: Family<DenialLabels, Counter>,
     endings: Family<EndingLabels, Counter>,
@@ -63,7 +62,7 @@ pub(crate) struct Metrics {
     pub(crate) in_flight: Gauge<i64, AtomicI64>,
 }
 
-impl Metrics {
+impl ProxyMetrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             requests: Family::default(),
@@ -120,17 +119,17 @@ impl Metrics {
         metrics
     }
 
-    /// The handles of one account.
+    /// Makes the counters of one account.
     pub(crate) fn for_account(&self, account: &AccountName) -> AccountMetrics {
         self.labelled(account.as_str())
     }
 
-    /// The handles for requests that belong to no account.
+    /// Makes the counters of requests that belong to no account.
     pub(crate) fn for_none(&self) -> AccountMetrics {
         self.labelled(NO_ACCOUNT)
     }
 
-    /// A call was denied, or would have been.
+    /// Counts a call that was denied, or would have been.
     pub(crate) fn denied(&self, client: &str, reason: &'static str, mode: &'static str) {
         self.denials
             .get_or_create(&DenialLabels {
@@ -141,7 +140,7 @@ impl Metrics {
             .inc();
     }
 
-    /// A limit ended a connection of a caller.
+    /// Counts a connection of a caller that a limit ended.
     pub(crate) fn connection_ended(&self, reason: &'static str) {
         self.endings.get_or_create(&EndingLabels { reason }).inc();
     }
@@ -159,16 +158,17 @@ impl Metrics {
 /// The counters of one account.
 #[derive(Debug, Clone)]
 pub(crate) struct AccountMetrics {
-    /// By client, as they turn up: a family wants owned labels at each look-up.
+    /// Successful requests by client. A family wants owned labels for each look-up, so the counters
+    /// are kept.
     ok: Arc<DashMap<String, Counter, FxBuildHasher>>,
-    /// By label, as they turn up: business errors are daily bread.
+    /// Error codes by label, kept too: business errors are frequent.
     errcodes: Arc<DashMap<&'static str, Counter, FxBuildHasher>>,
     account: Arc<str>,
-    families: Metrics,
+    families: ProxyMetrics,
 }
 
 impl AccountMetrics {
-    /// A request is over.
+    /// Counts a finished request.
     pub(crate) fn finished(&self, client: &str, outcome: &'static str, seconds: f64) {
         self.families.duration.observe(seconds);
         let is_ok = outcome == "ok";
@@ -188,7 +188,7 @@ impl AccountMetrics {
         }
     }
 
-    /// WeChat answered with this code.
+    /// Counts an answer of WeChat with this code.
     pub(crate) fn errcode(&self, errcode: i64) {
         let label = codes::label(errcode);
         if let Some(counter) = self.errcodes.get(label) {
@@ -203,7 +203,7 @@ impl AccountMetrics {
         self.errcodes.insert(label, counter);
     }
 
-    /// The token was refused with this code.
+    /// Counts a refusal of the token with this code.
     pub(crate) fn stale(&self, errcode: i64) {
         self.families
             .stale
@@ -218,8 +218,8 @@ impl AccountMetrics {
         }
     }
 
-    /// What became of a request whose token was refused: `cured`, `stale_again`, `failed`, or why
-    /// it was not sent again.
+    /// Counts the end of a request whose token was refused: `cured`, `stale_again`, `failed`, or the
+    /// reason why the request was not sent again.
     pub(crate) fn replay(&self, result: &'static str) {
         let labels = ReplayLabels {
             account: self.account.to_string(),

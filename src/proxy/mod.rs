@@ -1,10 +1,10 @@
 //! The data path: a caller's request to WeChat's API and back, with the account's token in it.
 //!
-//! A request goes through these files in this order, called by `pipeline` alone: `access` and
-//! `route` (who, for which account), `path` (what may be called), `body` (kept for a replay),
-//! `inject` and `headers` (the token in, everything private out), `upstream` (there and back),
-//! `inspect` and `retry` (what the answer says about the token). Of tokens it knows what
-//! [`TokenRefresher`](crate::token::TokenRefresher) offers: the current one, and one past a rejected
+//! This file builds the data path and runs its workers. `pipeline` answers requests; it alone calls
+//! the stages, in this order: `access` and `route` (client and account), `path` (the grammar),
+//! `body` (kept for a replay), `inject` and `headers` (the token in, private data out), `upstream`
+//! (to WeChat and back), `inspect` and `retry` (the verdict on the token). Tokens come from a
+//! [`TokenRefresher`](crate::token::TokenRefresher): the current one, and one newer than a rejected
 //! one.
 
 mod access;
@@ -17,14 +17,15 @@ mod error;
 pub mod headers;
 pub mod inject;
 mod inspect;
-mod live;
 mod loops;
 mod metrics;
 pub mod path;
 mod pipeline;
+mod query;
 mod request_id;
 mod retry;
 pub mod route;
+mod runtime_config;
 pub mod settings;
 mod spool;
 mod upstream;
@@ -37,17 +38,17 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
-pub use self::live::{Control, Plan};
+pub use self::runtime_config::{PreparedConfig, ProxyControl};
 // Doors for the benches, no part of the interface.
 #[doc(hidden)]
-pub use self::{access::bench::Callers, upstream::bench::PoolBench};
+pub use self::{access::bench::AccessBench, upstream::bench::PoolBench};
 use self::{
     access_log::AccessLog,
-    bulkhead::{Load, Peers},
-    live::Live,
+    bulkhead::{Load, PeerConnections},
     loops::LoopMark,
-    metrics::{AccountMetrics, Metrics},
-    settings::Settings,
+    metrics::{AccountMetrics, ProxyMetrics},
+    runtime_config::RuntimeConfig,
+    settings::ProxySettings,
     upstream::{Dialer, UpstreamOrigins},
 };
 use crate::{
@@ -60,24 +61,24 @@ use crate::{
     token::{AccountSettings, AccountTokens},
 };
 
-/// Where the access log goes; `None` when nobody wants it.
+/// Settings of the access log.
 #[derive(Debug, Clone)]
 pub struct AccessLogSettings {
     /// Text or JSON.
     pub format: Format,
-    /// The sink.
+    /// Receiver of the lines.
     pub output: Output,
 }
 
-/// Why the data path could not be built.
+/// Errors of building the data path.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// A listener could not be bound.
     #[error("cannot listen on {address}: {error}")]
     Listen {
-        /// As configured.
+        /// Address as configured.
         address: String,
-        /// The cause.
+        /// Error of the operating system.
         error: BindError,
     },
     /// `server.tls` cannot be used.
@@ -90,11 +91,11 @@ pub enum BuildError {
 
 /// The data path, shared by its workers.
 pub struct Proxy {
-    live: ArcSwap<Live>,
-    peers: Arc<Peers>,
+    config: ArcSwap<RuntimeConfig>,
+    peers: Arc<PeerConnections>,
     /// Counters of requests that no account was found for.
     no_account: AccountMetrics,
-    metrics: Metrics,
+    metrics: ProxyMetrics,
     origins: UpstreamOrigins,
     dialer: Dialer,
     pool_idle: Duration,
@@ -104,14 +105,14 @@ pub struct Proxy {
     stuck: StuckWorkers,
 }
 
-/// The addresses of the data path, taken. Connections wait until it runs.
+/// Bound addresses of the data path. The kernel holds their connections until the data path runs.
 pub struct Listeners {
     list: Vec<Listener>,
     tls: Option<tokio_rustls::TlsAcceptor>,
 }
 
 /// The data path with its listeners bound, ready to run.
-pub struct Bound {
+pub struct BoundProxy {
     proxy: Arc<Proxy>,
     listeners: Vec<Listener>,
     workers: usize,
@@ -119,11 +120,11 @@ pub struct Bound {
 }
 
 impl Listeners {
-    /// Takes the addresses.
+    /// Binds the addresses.
     ///
     /// # Errors
-    /// When one is taken already, or `server.tls` cannot be used.
-    pub fn bind(settings: &Settings) -> Result<Self, BuildError> {
+    /// When an address is in use already, or `server.tls` cannot be used.
+    pub fn bind(settings: &ProxySettings) -> Result<Self, BuildError> {
         let tls = settings
             .tls
             .as_ref()
@@ -143,7 +144,7 @@ impl Listeners {
         Ok(Self { list, tls })
     }
 
-    /// Where those on TCP really stand.
+    /// Returns the TCP addresses, with the ports that were given for port 0.
     pub fn tcp(&self) -> Vec<SocketAddr> {
         self.list
             .iter()
@@ -159,28 +160,28 @@ impl Proxy {
     /// See [`BuildError`].
     pub fn build(
         listeners: Listeners,
-        settings: &Settings,
+        settings: &ProxySettings,
         accounts: Vec<(AccountSettings, AccountTokens)>,
         log: Option<AccessLogSettings>,
         registry: &registry::MetricsRegistry,
-    ) -> Result<Bound, BuildError> {
-        let metrics = registry.register(Metrics::register);
+    ) -> Result<BoundProxy, BuildError> {
+        let metrics = registry.register(ProxyMetrics::register);
         let Listeners {
             list: listeners,
             tls,
         } = listeners;
         let (accounts, refreshers): (Vec<_>, Vec<_>) = accounts.into_iter().unzip();
         let origins = UpstreamOrigins::default();
-        let plan = Plan::new(settings, &accounts, &origins, tls)?;
-        let live = Live::new(
-            plan,
+        let prepared = PreparedConfig::new(settings, &accounts, &origins, tls)?;
+        let config = RuntimeConfig::new(
+            prepared,
             refreshers,
             &metrics,
             None,
             Load::new(metrics.in_flight.clone()),
         );
         let proxy = Self {
-            live: ArcSwap::from_pointee(live),
+            config: ArcSwap::from_pointee(config),
             peers: Arc::default(),
             no_account: metrics.for_none(),
             metrics,
@@ -199,7 +200,7 @@ impl Proxy {
         } else {
             settings.workers
         };
-        Ok(Bound {
+        Ok(BoundProxy {
             proxy: Arc::new(proxy),
             listeners,
             workers,
@@ -214,8 +215,8 @@ impl Proxy {
     }
 }
 
-impl Bound {
-    /// Where the listeners really stand.
+impl BoundProxy {
+    /// Returns the addresses of the listeners, with the ports that were given for port 0.
     pub fn addresses(&self) -> Vec<BoundAddr> {
         self.listeners
             .iter()
@@ -223,14 +224,14 @@ impl Bound {
             .collect()
     }
 
-    /// The workers that the watchdog finds stuck.
+    /// Returns the workers that the watchdog finds stuck.
     pub fn stuck_workers(&self) -> StuckWorkers {
         self.proxy.stuck.clone()
     }
 
-    /// Changes the configuration from now on, also while it runs.
-    pub fn control(&self) -> Control {
-        Control::of(&self.proxy)
+    /// Returns a handle that changes the configuration, also of the running data path.
+    pub fn control(&self) -> ProxyControl {
+        ProxyControl::of(&self.proxy)
     }
 
     /// Serves until the drain is over and every worker has ended. Returns how many requests were cut.

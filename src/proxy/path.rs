@@ -1,12 +1,11 @@
-//! Which paths exist for wxgate: a strict grammar instead of a normaliser.
+//! The grammar of paths, which is strict and repairs nothing.
 //!
-//! WeChat's paths are plain ASCII words, so anything that could mean two things to two parsers is
-//! refused rather than repaired. The checked bytes are the ones that rights are checked on and the
-//! ones that are sent: [`ApiPath`] can only be made here.
+//! WeChat's paths are plain ASCII words, so a path that two parsers could read in two ways is
+//! refused. Rights are checked on the very bytes that are sent: [`ApiPath`] can only be made here.
 
 use std::{borrow::Cow, fmt};
 
-/// The most bytes of a path.
+/// Longest path, in bytes.
 const MAX_LEN: usize = 512;
 
 /// A path that fits the grammar: `/`-separated segments of `[A-Za-z0-9_.~-]+`, no `.` or `..`, no
@@ -14,7 +13,7 @@ const MAX_LEN: usize = 512;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiPath<'r>(Cow<'r, str>);
 
-/// Why a path was refused.
+/// Reasons why a path is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
     /// Longer than 512 bytes.
@@ -29,15 +28,15 @@ pub enum PathError {
     /// `.` or `..`.
     #[error("the path must not hold . or .. segments")]
     DotSegment,
-    /// Percent signs, semicolons and whatever else WeChat's paths do not hold.
+    /// Percent signs, semicolons and other bytes that WeChat's paths do not hold.
     #[error("the path may hold letters, digits and _ . ~ - between single slashes only")]
     OddByte,
 }
 
-/// What stands before the path proper: `/@NAME/…` selects an account.
+/// A path, split into the account prefix `/@NAME` and the rest.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SplitPath<'r> {
-    /// The name behind `/@`.
+    /// Name behind `/@`.
     pub prefix: Option<Cow<'r, str>>,
     /// The rest, folded but not yet checked.
     rest: Cow<'r, str>,
@@ -112,7 +111,7 @@ impl<'r> SplitPath<'r> {
 }
 
 impl ApiPath<'_> {
-    /// The bytes that were checked, and that will be sent.
+    /// Returns the bytes that were checked and will be sent.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,6 +1,4 @@
-//! The name of a request in the answer and in the logs of both sides.
-//!
-//! A header value from the begin, since that is where it ends.
+//! Id of a request, in the answer and in the logs of both sides.
 
 use hyper::{
     HeaderMap,
@@ -9,24 +7,25 @@ use hyper::{
 
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The longest id of a caller that is taken over, in bytes.
-const LONGEST: usize = 64;
+/// Longest id of a caller that is adopted, in bytes.
+const MAX_ADOPTED: usize = 64;
 
-/// Letters, digits, `-`, `_` and `.`.
+/// Id of a request: letters, digits, `-`, `_` and `.`. A header value, so that the answer needs no
+/// conversion.
 #[derive(Debug, Clone)]
 pub(super) struct RequestId(HeaderValue);
 
 impl RequestId {
-    /// The caller's own, if it is one: it ties the caller's log to ours.
+    /// Returns the caller's own id if it is well-formed; it ties the caller's log to ours.
     pub(super) fn adopted(headers: &HeaderMap) -> Option<Self> {
         let id = headers.get(X_REQUEST_ID)?;
         let is_plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        (!id.is_empty() && id.len() <= LONGEST && id.as_bytes().iter().all(is_plain))
+        (!id.is_empty() && id.len() <= MAX_ADOPTED && id.as_bytes().iter().all(is_plain))
             .then(|| Self(id.clone()))
     }
 
-    /// A number as sixteen digits. By hand, since nearly every request gets one: formatting costs
-    /// ten times as much.
+    /// Writes a number as sixteen hex digits. By hand, since nearly every request gets one:
+    /// formatting costs ten times as much.
     pub(super) fn numbered(number: u64) -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = [0; 16];
@@ -43,12 +42,13 @@ impl RequestId {
         self.0.to_str().unwrap_or("-")
     }
 
-    /// Takes the value out; the id is empty from then on.
+    /// Takes the value out and leaves the id empty.
     pub(super) fn take(&mut self) -> HeaderValue {
         std::mem::replace(&mut self.0, HeaderValue::from_static(""))
     }
 
-    /// A copy, which costs an allocation, for a request that is logged after its head has gone out.
+    /// Copies the value, which costs an allocation, for a request that is logged after its head has
+    /// gone out.
     pub(super) fn value(&self) -> HeaderValue {
         self.0.clone()
     }
@@ -68,7 +68,7 @@ mod tests {
             );
             RequestId::adopted(&headers).map(|id| id.as_str().to_owned())
         };
-        let longest = "a".repeat(LONGEST);
+        let longest = "a".repeat(MAX_ADOPTED);
         for id in ["a", "4bf92f35-77b3_4da6.x", &longest] {
             assert_eq!(adopted(id).as_deref(), Some(id));
         }

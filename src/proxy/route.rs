@@ -1,8 +1,8 @@
-//! Which account a request is for.
+//! The choice of the account that a request is for.
 //!
-//! Selectors (path prefix, header, Host) must not disagree; behind them stand the fall-backs. The
-//! tables are made once per configuration, so that a hundred accounts cost a request no more than
-//! one.
+//! All selectors of a request (phantom, path prefix, header, host) must agree; without any, fallbacks
+//! decide. The tables are made once per configuration, so that the cost of a request does not grow
+//! with the number of accounts.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 use super::{
     bulkhead::Holder,
     error::ProxyError,
-    metrics::{AccountMetrics, Metrics},
+    metrics::{AccountMetrics, ProxyMetrics},
     upstream::UpstreamOrigin,
 };
 use crate::{
@@ -30,9 +30,10 @@ use crate::{
 /// Header by which a caller selects an account, and by which answers name it.
 pub(super) const X_WXGATE_ACCOUNT: HeaderName = HeaderName::from_static("x-wxgate-account");
 
-/// An account as the path of a request needs it.
+/// An account, with everything that its requests need.
 pub(crate) struct Account {
     pub(crate) name: AccountName,
+    /// `name` as the value of `X-Wxgate-Account`.
     pub(crate) label: HeaderValue,
     pub(crate) platform: Platform,
     pub(crate) appid: String,
@@ -40,16 +41,17 @@ pub(crate) struct Account {
     pub(crate) refresher: TokenRefresher,
     pub(crate) tickets: Option<Arc<Tickets>>,
     pub(crate) metrics: AccountMetrics,
-    /// Its part of what is in flight.
+    /// Count of the account's requests in flight.
     pub(crate) holder: Arc<Holder>,
     api: Vec<BaseUrl>,
-    /// The preferred host first.
+    /// API hosts, the preferred one first.
     origins: Vec<Arc<UpstreamOrigin>>,
 }
 
-/// All accounts. The quick hash is no danger: callers only look, what is in here comes from the
-/// configuration.
+/// All accounts.
 pub(crate) struct Accounts {
+    // A fast hash without a secret is safe: all keys come from the configuration, and callers can
+    // only look them up.
     by_name: FxHashMap<String, Arc<Account>>,
     by_appid: FxHashMap<String, Vec<Arc<Account>>>,
     by_tag: FxHashMap<Tag, Arc<Account>>,
@@ -81,12 +83,12 @@ impl Account {
         }
     }
 
-    /// The API hosts as configured, the preferred one first.
+    /// Returns the API hosts as configured, the preferred one first.
     pub(crate) fn origins(&self) -> &[Arc<UpstreamOrigin>] {
         &self.origins
     }
 
-    /// Goes on counting where the account of this name was before a reload.
+    /// Keeps the count of the account of this name before a reload.
     pub(crate) fn continuing(self, before: Option<&Self>) -> Self {
         match before {
             Some(before) => Self {
@@ -97,7 +99,7 @@ impl Account {
         }
     }
 
-    /// Whether an absolute-form request for this authority is meant for the account's API.
+    /// Returns true if an absolute-form request for this authority is meant for the account's API.
     pub(crate) fn serves(&self, host: &str, port: Option<u16>) -> bool {
         self.api.iter().any(|api| {
             let port_fits = port.is_none_or(|port| port == api.port || port == 80 || port == 443);
@@ -109,7 +111,7 @@ impl Account {
 }
 
 impl Accounts {
-    /// `default` is `default_account`.
+    /// Makes the tables. `default` is `default_account`.
     pub(crate) fn new(
         accounts: Vec<(AccountSettings, Arc<Account>)>,
         default: Option<&AccountName>,
@@ -190,8 +192,11 @@ impl Accounts {
         Ok(selected)
     }
 
-    /// The account of a request that selects none: the one whose appid stands in the call, the
-    /// client's only one, the default one, the only one.
+    /// Finds the account of a request that selects none: the account with the appid in the call, the
+    /// only account of the client, the default account, the only account.
+    ///
+    /// # Errors
+    /// When there is none of these.
     pub(crate) fn fallback(
         &self,
         appid: Option<&str>,
@@ -205,13 +210,13 @@ impl Accounts {
             .ok_or(ProxyError::AccountMissing)
     }
 
-    /// The accounts that share an appid or corpid, in the order of the configuration.
+    /// Returns the accounts with this appid or corpid, in the order of the configuration.
     pub(crate) fn with_appid(&self, appid: &str) -> &[Arc<Account>] {
         self.by_appid.get(appid).map_or(&[], Vec::as_slice)
     }
 
-    /// The platform of a caller of which nothing else is known: that of the default account, or the
-    /// only one configured.
+    /// Guesses the platform of an unknown caller: that of the default account, or the only one
+    /// configured.
     pub(crate) fn likely_platform(&self) -> Platform {
         let mut platforms = self.by_name.values().map(|account| account.platform);
         match (&self.fallback, platforms.next()) {
@@ -221,29 +226,30 @@ impl Accounts {
         }
     }
 
-    /// The account that a phantom names.
+    /// Finds the account of a phantom token.
     pub(crate) fn tagged(&self, tag: Tag) -> Option<&Arc<Account>> {
         self.by_tag.get(&tag)
     }
 
-    /// The account of this name that has this very refresher.
+    /// Finds the account of this name if it has this very refresher.
     pub(crate) fn kept(&self, name: &AccountName, tokens: &AccountTokens) -> Option<&Arc<Account>> {
         self.by_name
             .get(name.as_str())
             .filter(|account| account.refresher.is_same_as(&tokens.token))
     }
 
-    /// The account of this name, whatever its keeper.
+    /// Finds the account of this name.
     pub(crate) fn by_name(&self, name: &AccountName) -> Option<&Arc<Account>> {
         self.by_name.get(name.as_str())
     }
 
-    /// By name or appid; a name wins over an appid that happens to be spelt the same.
+    /// Finds an account by name or appid; a name wins over an appid that is spelt the same.
     pub(crate) fn named(&self, name: &str) -> Result<&Arc<Account>, ProxyError> {
         let account = self.by_name.get(name).or_else(|| self.sole(name));
         account.ok_or_else(|| ProxyError::AccountUnknown(name.chars().take(64).collect()))
     }
 
+    /// Returns the account with this appid, unless several share it.
     fn sole(&self, appid: &str) -> Option<&Arc<Account>> {
         match self.with_appid(appid) {
             [account] => Some(account),
@@ -252,16 +258,16 @@ impl Accounts {
     }
 }
 
-/// The tables by themselves, for benchmarks: what selecting one of many accounts costs.
-pub struct Selection(Accounts);
+/// The tables by themselves, for benchmarks of the cost of selecting one of many accounts.
+pub struct SelectionBench(Accounts);
 
-impl Selection {
-    /// Tables of accounts that are not called. `default` is `default_account`.
+impl SelectionBench {
+    /// Makes tables of accounts that are not called. `default` is `default_account`.
     pub fn new(
         accounts: Vec<(AccountSettings, TokenRefresher)>,
         default: Option<&AccountName>,
     ) -> Self {
-        let metrics = Metrics::register(&mut Registry::default());
+        let metrics = ProxyMetrics::register(&mut Registry::default());
         let account = |(settings, refresher): (AccountSettings, TokenRefresher)| {
             let account = Account::new(
                 &settings,
@@ -277,7 +283,7 @@ impl Selection {
         ))
     }
 
-    /// The name of the account that a request is for, if there is one.
+    /// Returns the name of the account that a request is for.
     pub fn find(
         &self,
         prefix: Option<&str>,
@@ -292,7 +298,7 @@ impl Selection {
     }
 }
 
-/// `host` or `[v6]` without its port.
+/// Returns `host` or `[v6]` without the port.
 fn without_port(host: &str) -> &str {
     // RFC 9110 lets the port be empty behind its colon.
     let host = host.strip_suffix(':').unwrap_or(host);

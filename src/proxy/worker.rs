@@ -22,7 +22,7 @@ use tokio::{
 use super::{
     Proxy,
     access::LastKey,
-    bulkhead::{ClientConnection, PeerConnection},
+    bulkhead::{ClientCount, PeerCount},
     client_conn::ClientConn,
     pipeline,
     worker_state::Worker,
@@ -79,7 +79,7 @@ pub(super) type WorkerEnd = oneshot::Receiver<usize>;
 /// A place among the open connections of a worker, of the process and of an address.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
-    of_peer: PeerConnection,
+    of_peer: PeerCount,
     of_worker: WorkerConnection,
 }
 
@@ -332,7 +332,7 @@ async fn serve(
             },
             _ = housekeeping.tick() => {
                 worker.run_housekeeping();
-                connections.set_min_rate(worker.proxy.live.load().min_rate);
+                connections.set_min_rate(worker.proxy.config.load().min_rate);
             }
             () = &mut closing_idle, if !told => {
                 told = true;
@@ -348,12 +348,12 @@ async fn serve(
 
 impl Proxy {
     /// Counts a connection of this address, unless it has too many.
-    fn admit(&self, peer: Peer) -> Option<PeerConnection> {
-        let live = self.live.load();
-        let admitted = self.peers.enter(peer, live.max_connections_per_client);
+    fn admit(&self, peer: Peer) -> Option<PeerCount> {
+        let config = self.config.load();
+        let admitted = self.peers.enter(peer, config.max_connections_per_client);
         if admitted.is_none() {
             self.metrics.connection_ended("max_connections_per_client");
-            self.peers.warn(peer, live.load.seconds());
+            self.peers.warn(peer, config.load.seconds());
         }
         admitted
     }
@@ -379,10 +379,10 @@ async fn connection(service: ConnectionService, accepted: Accepted, slot: Connec
             last_key: LastKey::default(),
             state: entered.state(),
             of_peer,
-            of_client: ClientConnection::default(),
+            of_client: ClientCount::default(),
         })
     };
-    let tls = worker.proxy.live.load().tls.clone();
+    let tls = worker.proxy.config.load().tls.clone();
     match tls.filter(|_| matches!(peer, Peer::Ip(_))) {
         None => {
             let conn = conn(Vec::new());

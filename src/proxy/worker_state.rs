@@ -50,6 +50,6 @@ impl Worker {
         }
         self.upstream.reap();
         self.spool.reap();
-        self.proxy.live.load().load.tick();
+        self.proxy.config.load().load.tick();
     }
 }

@@ -20,7 +20,7 @@ use crate::{
         secret::ConfigResolver,
     },
     net::address::NetworkSet,
-    proxy::settings::{Client, KeyDigest, Mode, PathPattern, Rate},
+    proxy::settings::{ClientSettings, KeyDigest, Mode, PathPattern, Rate},
     service::Scope,
     token::AccountSettings,
     wechat::api::{self, EndpointClass},
@@ -39,7 +39,7 @@ pub(super) struct ClientContext<'a> {
 
 /// Client, with the places of the keys that are compared with those of other clients.
 struct ResolvedClient {
-    client: Client,
+    client: ClientSettings,
     path: String,
     key: KeyPlace,
     from: KeyPlace,
@@ -69,7 +69,7 @@ impl ConfigResolver<'_> {
         &mut self,
         raw: Option<At<Vec<At<raw::Client>>>>,
         context: &ClientContext<'_>,
-    ) -> Vec<Client> {
+    ) -> Vec<ClientSettings> {
         let raw = raw.map(|at| at.value).unwrap_or_default();
         if let (Some(place), false) = (context.allow, raw.is_empty()) {
             self.report.warning(
@@ -161,7 +161,7 @@ impl ConfigResolver<'_> {
             Some((digest, length)) => (Some(digest), length),
             None => (None, None),
         };
-        let client = Client {
+        let client = ClientSettings {
             from: raw.from.map(|from| self.client_networks(&from)),
             cert: raw.cert.map(|at| at.value.0),
             accounts: self.client_accounts(raw.accounts, &place, context.accounts),
@@ -188,7 +188,7 @@ impl ConfigResolver<'_> {
     }
 
     /// Warns of a client that every caller is.
-    fn open_to_everybody(&mut self, client: &Client, from: &KeyPlace) {
+    fn open_to_everybody(&mut self, client: &ClientSettings, from: &KeyPlace) {
         let is_everybody = client
             .from
             .as_ref()

@@ -20,7 +20,7 @@ use crate::{
         egress::{Egress, read_certificates},
         tls::ServerTls,
     },
-    proxy::settings::{ErrorStyle, Replay, Settings, Upstream},
+    proxy::settings::{ErrorStyle, ProxySettings, ReplaySettings, UpstreamSettings},
 };
 
 /// Idle time after which WeChat closes a connection, as reported by users; WeChat
@@ -37,8 +37,8 @@ pub(super) fn clash(address: &ListenAddr, taken: &[ListenAddr]) -> bool {
 impl ConfigResolver<'_> {
     /// Resolves the table `[server]`; the settings of other tables keep their defaults. With
     /// clients, `allow` has no effect.
-    pub(super) fn server(&mut self, raw: raw::Server, with_clients: bool) -> Settings {
-        let default = Settings::default();
+    pub(super) fn server(&mut self, raw: raw::Server, with_clients: bool) -> ProxySettings {
+        let default = ProxySettings::default();
         if !with_clients {
             self.reach(&raw);
         }
@@ -54,7 +54,7 @@ impl ConfigResolver<'_> {
             Portion::Percent(50),
             |portion| portion,
         );
-        Settings {
+        ProxySettings {
             listen: raw
                 .listen
                 .map_or(default.listen, |listen| self.listen(listen)),
@@ -72,7 +72,7 @@ impl ConfigResolver<'_> {
                 raw::ErrorStyle::Http => ErrorStyle::Http,
                 raw::ErrorStyle::Wechat => ErrorStyle::Wechat,
             }),
-            ..Settings::default()
+            ..ProxySettings::default()
         }
     }
 
@@ -156,8 +156,8 @@ impl ConfigResolver<'_> {
     }
 
     /// Resolves the table `[upstream]`.
-    pub(super) fn upstream(&mut self, raw: raw::Upstream) -> Upstream {
-        let default = Upstream::default();
+    pub(super) fn upstream(&mut self, raw: raw::Upstream) -> UpstreamSettings {
+        let default = UpstreamSettings::default();
         if let Some(at) = &raw.ca_file
             && let Err(error) = read_certificates(&at.value)
         {
@@ -191,7 +191,7 @@ impl ConfigResolver<'_> {
         }
         let max_in_flight = or(raw.max_in_flight, default.max_in_flight, |count| count.0);
         let max_share = or(raw.max_share, Portion::Percent(75), |portion| portion);
-        Upstream {
+        UpstreamSettings {
             egress: Egress {
                 ca_file: raw.ca_file.map(|at| at.value),
                 connect_timeout: or(
@@ -238,11 +238,11 @@ impl ConfigResolver<'_> {
     }
 
     /// Resolves the table `[replay]`.
-    pub(super) fn replay(&mut self, raw: &raw::Replay) -> Replay {
-        let default = Replay::default();
+    pub(super) fn replay(&mut self, raw: &raw::Replay) -> ReplaySettings {
+        let default = ReplaySettings::default();
         let size =
             |key: &Option<At<ByteSize<0>>>, default| key.as_ref().map_or(default, |at| at.value.0);
-        let replay = Replay {
+        let replay = ReplaySettings {
             memory: size(&raw.memory, default.memory),
             disk: size(&raw.disk, default.disk),
             memory_total: size(&raw.memory_total, default.memory_total),

@@ -1,5 +1,4 @@
-//! The door through which the benches reach this stage. No part of the interface: it changes with
-//! the stage.
+//! Access to this stage for the benches. No part of the interface, since it changes with the stage.
 
 use std::net::IpAddr;
 
@@ -9,22 +8,22 @@ use super::{Access, Caller, Decision, LastKey, Right};
 use crate::{
     base::AccountName,
     net::address::{NetworkSet, Peer},
-    proxy::settings::Client,
+    proxy::settings::ClientSettings,
 };
 
-/// Who may call.
-pub struct Callers(Access, LastKey);
+/// Clients, and a connection of a caller.
+pub struct AccessBench(Access, LastKey);
 
-impl Callers {
-    /// These, in the order of the file.
-    pub fn new(clients: Vec<Client>) -> Self {
+impl AccessBench {
+    /// Makes the tables of these clients, in the order of the file.
+    pub fn new(clients: Vec<ClientSettings>) -> Self {
         Self(
             Access::new(NetworkSet::loopback(), NetworkSet::default(), clients, None),
             LastKey::default(),
         )
     }
 
-    /// Whether a request from this address with these headers is let in to this path of the
+    /// Returns true if a request from this address with these headers may call this path of the
     /// account.
     pub fn admit(
         &self,

@@ -1,4 +1,4 @@
-//! A client as the path of a request needs it: what it may, and how fast.
+//! A client: its rights and its rate limit.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -16,31 +16,31 @@ use crate::{
     service::Scope,
 };
 
-/// Least length of a key that the configuration gives as a digest, for it to be looked for among
-/// the parameters of a call. Shorter values are too many to take the digest of each.
+/// Shortest parameter, in bytes, that is compared with a key of which only the digest is known.
+/// Shorter parameters are too many to take the digest of each.
 const MIN_DIGESTED_KEY: usize = 8;
 
 /// A client and the state of its rate limit.
 pub(crate) struct Client {
-    settings: settings::Client,
-    /// Those of the settings, for a look-up that does not grow with their number; `None` for all.
+    settings: settings::ClientSettings,
+    /// Accounts of the settings, for a look-up in constant time; `None` for all.
     accounts: Option<FxHashSet<AccountName>>,
     limiter: Option<DefaultDirectRateLimiter>,
     holder: Arc<Holder>,
 }
 
-/// What a call needs.
+/// Right that a call needs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Right<'r> {
-    /// To call a path of WeChat's API; `guarded` ones have to be allowed by their exact name.
+    /// A path of WeChat's API; a guarded path has to be allowed by its exact name.
     Path { path: &'r str, guarded: bool },
-    /// An extra.
+    /// A permission beyond proxying.
     Scope(Scope),
     /// A phantom token, which costs WeChat nothing.
     Phantom,
 }
 
-/// Why a client may not.
+/// Reasons why a client is denied a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denial {
     Account,
@@ -50,17 +50,17 @@ pub(crate) enum Denial {
     Rate { retry_after: Duration },
 }
 
-/// What became of a call that asked to be let in.
+/// Decision about a call.
 #[derive(Debug)]
 pub(crate) enum Decision {
     Admitted(Admitted),
-    /// It would have been denied, if the client were not on trial.
+    /// Let in because of `mode = "report"`; else the call would have been denied.
     Reported(Admitted, Denial),
     Denied(Denial),
 }
 
 impl Client {
-    pub(super) fn new(settings: settings::Client) -> Self {
+    pub(super) fn new(settings: settings::ClientSettings) -> Self {
         let limiter = settings.rate.map(|Rate { per_second, burst }| {
             RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst))
         });
@@ -76,7 +76,7 @@ impl Client {
         }
     }
 
-    /// Goes on counting where the client of this name was before a reload.
+    /// Keeps the counters of the client of this name before a reload.
     pub(super) fn continuing(self, before: Option<&Self>) -> Self {
         match before {
             Some(before) => Self {
@@ -87,23 +87,23 @@ impl Client {
         }
     }
 
-    /// Its part of what is in flight, and of the connections.
+    /// Returns the counters of requests in flight and connections.
     pub(crate) fn holder(&self) -> &Arc<Holder> {
         &self.holder
     }
 
-    /// For metrics and log.
+    /// Returns the name, which is also the label in metrics and log.
     pub(crate) fn name(&self) -> &AccountName {
         &self.settings.name
     }
 
-    /// The digest of its key.
+    /// Returns the digest of the key.
     pub(crate) fn key(&self) -> Option<&KeyDigest> {
         self.settings.key.as_ref()
     }
 
-    /// Whether a text has the form of its key. Of a key that the configuration gives as a digest
-    /// only the least length is known.
+    /// Returns true if a text has the form of the key. If the configuration has only its digest, any
+    /// text of [`MIN_DIGESTED_KEY`] or more has.
     pub(crate) fn key_may_be(&self, text: &str) -> bool {
         let settings = &self.settings;
         settings.key.is_some()
@@ -115,18 +115,18 @@ impl Client {
             }
     }
 
-    /// Whether a text is its key.
+    /// Returns true if a text is the key.
     pub(crate) fn has_key(&self, text: &str) -> bool {
         self.key()
             .is_some_and(|own| own.matches(&KeyDigest::of(text)))
     }
 
-    /// Whether its `may` names this extra.
+    /// Returns true if `may` names this scope.
     pub(super) fn may(&self, scope: Scope) -> bool {
         self.settings.may.contains(scope)
     }
 
-    /// The one account it may use, if it is exactly one.
+    /// Returns the only account that the client may use, if `accounts` has a single one.
     pub(crate) fn only_account(&self) -> Option<&AccountName> {
         match self.settings.accounts.as_deref() {
             Some([only]) => Some(only),
@@ -134,19 +134,22 @@ impl Client {
         }
     }
 
-    /// Whether it may use this account.
+    /// Returns true if the client may use this account.
     pub(crate) fn may_use(&self, account: &AccountName) -> bool {
         self.accounts
             .as_ref()
             .is_none_or(|accounts| accounts.contains(account))
     }
 
-    /// Whether a call is let in. Spends from the rate limit if nothing else stands in the way.
+    /// Decides about a call. Only a call that is not denied for another reason counts for the rate
+    /// limit.
     pub(crate) fn admit(&self, account: &AccountName, right: Right<'_>) -> Decision {
-        let is_free = matches!(right, Right::Phantom);
-        let denial = self
-            .denial(account, right)
-            .or_else(|| if is_free { None } else { self.too_fast() });
+        let denial = match (self.denial(account, right), right) {
+            (Some(denial), _) => Some(denial),
+            // Phantoms cost WeChat nothing, so they cost the client nothing either.
+            (None, Right::Phantom) => None,
+            (None, _) => self.too_fast(),
+        };
         match (denial, self.settings.mode) {
             (None, _) => Decision::Admitted(Admitted(())),
             (Some(denial), Mode::Report) if denial.can_be_overlooked(right) => {
@@ -194,7 +197,7 @@ impl Client {
         })
     }
 
-    /// Whether all that identifies it without a key fits the caller.
+    /// Returns true if network and certificate of the caller are those of the client.
     pub(super) fn fits(&self, network: impl Fn(&NetworkSet) -> bool, names: &[String]) -> bool {
         self.settings.from.as_ref().is_none_or(network)
             && self
@@ -204,7 +207,7 @@ impl Client {
                 .is_none_or(|cert| names.contains(cert))
     }
 
-    pub(super) fn settings(&self) -> &settings::Client {
+    pub(super) fn settings(&self) -> &settings::ClientSettings {
         &self.settings
     }
 }
@@ -216,15 +219,14 @@ impl fmt::Debug for Client {
 }
 
 impl Denial {
-    /// A client on trial is still kept from what cannot be taken back: the real token, and what all
-    /// callers share. Not even another reason to deny those is overlooked, since it may hide this
-    /// one.
+    /// Returns true if `mode = "report"` lets the call in all the same. Not for the real token and
+    /// guarded paths, whose use cannot be undone, whatever the denial: it may hide another one.
     fn can_be_overlooked(self, right: Right<'_>) -> bool {
-        let is_grave = matches!(
+        let is_irreversible = matches!(
             right,
             Right::Scope(Scope::Token) | Right::Path { guarded: true, .. }
         );
-        !is_grave || matches!(self, Self::Rate { .. })
+        !is_irreversible || matches!(self, Self::Rate { .. })
     }
 }
 
@@ -235,8 +237,8 @@ pub(super) mod tests {
     use super::*;
     use crate::proxy::settings::{PathPattern, Scopes};
 
-    pub(in crate::proxy::access) fn client(name: &str) -> settings::Client {
-        settings::Client::named(AccountName::new(name).unwrap())
+    pub(in crate::proxy::access) fn client(name: &str) -> settings::ClientSettings {
+        settings::ClientSettings::named(AccountName::new(name).unwrap())
     }
 
     fn patterns(texts: &[&str]) -> Vec<PathPattern> {
@@ -263,7 +265,7 @@ pub(super) mod tests {
 
     #[test]
     fn accounts_paths_and_extras_are_asked_in_this_order_and_deny_beats_allow() {
-        let client = Client::new(settings::Client {
+        let client = Client::new(settings::ClientSettings {
             accounts: Some(vec![AccountName::new("shop").unwrap()]),
             allow: Some(patterns(&["/cgi-bin/message/**", "/cgi-bin/clear_quota"])),
             deny: patterns(&["/cgi-bin/message/mass/**"]),
@@ -301,13 +303,13 @@ pub(super) mod tests {
 
     #[test]
     fn a_client_on_trial_is_let_in_but_not_to_what_cannot_be_taken_back() {
-        let client = Client::new(settings::Client {
+        let client = Client::new(settings::ClientSettings {
             accounts: Some(Vec::new()),
             mode: Mode::Report,
             ..client("new")
         });
         assert_eq!(outcome(&client, "shop", path("/a")), "reported Account");
-        let client = Client::new(settings::Client {
+        let client = Client::new(settings::ClientSettings {
             mode: Mode::Report,
             ..super::tests::client("new")
         });
@@ -330,7 +332,7 @@ pub(super) mod tests {
             ),
             "Guarded"
         );
-        let client = Client::new(settings::Client {
+        let client = Client::new(settings::ClientSettings {
             accounts: Some(Vec::new()),
             may: Scopes::default().with(Scope::Token).with(Scope::Ticket),
             allow: Some(patterns(&["/a", "/b"])),
@@ -358,7 +360,7 @@ pub(super) mod tests {
             ),
             "Account"
         );
-        let client = Client::new(settings::Client {
+        let client = Client::new(settings::ClientSettings {
             accounts: None,
             ..client.settings().clone()
         });
@@ -391,7 +393,7 @@ pub(super) mod tests {
     #[test]
     fn calls_beyond_the_burst_are_told_when_to_come_back() {
         let (one, three) = (NonZeroU32::MIN, NonZeroU32::new(3).unwrap());
-        let client = Client::new(settings::Client {
+        let client = Client::new(settings::ClientSettings {
             rate: Some(Rate {
                 per_second: one,
                 burst: three,

@@ -1,7 +1,7 @@
-//! Who is calling, and may they.
+//! Authentication and authorization of callers.
 //!
-//! A caller is known by a key, by a phantom token, by its certificate or by its network. Only this
-//! folder can make an [`Admitted`], and a token is injected for nothing else: a request that nobody
+//! A caller is identified by a key, a phantom token, its certificate or its network. Only this
+//! folder can make an [`Admitted`], without which no token is injected: a request that was not
 //! checked cannot get one.
 
 pub(super) mod bench;
@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 
 pub(crate) use self::client::{Client, Decision, Denial, Right};
 pub(crate) use self::last_key::LastKey;
-use self::networks::Networks;
+use self::networks::ClientNetworks;
 use super::settings::{self, KeyDigest, Scopes};
 use crate::{
     base::AccountName,
@@ -24,30 +24,25 @@ use crate::{
     service::{Scope, phantom::Tag},
 };
 
-/// More trusted hops than any real chain of proxies has.
-const MAX_HOPS: usize = 20;
-/// While there is no client, everybody inside `server.allow` goes by this name.
-const NETWORK: &str = "network";
-
-/// Who may call.
+/// All clients, and the tables that find them.
 #[derive(Debug)]
 pub(crate) struct Access {
     allow: NetworkSet,
     trusted_proxies: NetworkSet,
-    /// In the order of the file; with none, the one that stands for `allow`.
+    /// Clients in the order of the file; without any, the one that stands for `allow`.
     clients: Vec<Arc<Client>>,
-    /// No client is configured.
+    /// True if no client is configured.
     open: bool,
-    /// The quick hash is no danger: callers only look, and what they look for is a digest.
+    // A fast hash without a secret is safe: callers cannot choose a digest.
     by_key: FxHashMap<KeyDigest, Arc<Client>>,
     by_tag: HashMap<Tag, Arc<Client>>,
-    /// Places in `clients` of those without a key, by the name in their certificate.
+    /// Indices in `clients` of those without a key, by the name in their certificate.
     by_certificate: HashMap<String, Vec<usize>>,
-    /// Places in `clients` of those with neither.
-    by_network: Networks,
+    /// Indices in `clients` of those with neither key nor certificate.
+    by_network: ClientNetworks,
 }
 
-/// Proof that the caller was let in.
+/// Proof that a call was let in.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Admitted(());
 
@@ -81,28 +76,37 @@ pub(crate) enum AuthError {
     WrongOrigin,
 }
 
+const X_WXGATE_KEY: header::HeaderName = header::HeaderName::from_static("x-wxgate-key");
+/// More trusted hops than any real chain of proxies has.
+const MAX_HOPS: usize = 20;
+/// Name of the client that stands for `server.allow` while no client is configured.
+const NETWORK: &str = "network";
+
 impl Access {
-    /// `clients` in the order of the file. One that is unchanged since `before` keeps what is left
-    /// of its rate.
+    /// Makes the tables, with `clients` in the order of the file. A client that is unchanged since
+    /// `before` keeps the state of its rate limit.
     pub(crate) fn new(
         allow: NetworkSet,
         trusted_proxies: NetworkSet,
-        clients: Vec<settings::Client>,
+        clients: Vec<settings::ClientSettings>,
         before: Option<&Self>,
     ) -> Self {
         let open = clients.is_empty();
         let clients = if open {
-            AccountName::new(NETWORK).map(anybody).into_iter().collect()
+            AccountName::new(NETWORK)
+                .map(network_client)
+                .into_iter()
+                .collect()
         } else {
             clients
         };
         let former = before.into_iter().flat_map(|before| &before.clients);
         let former: HashMap<_, _> = former.map(|client| (client.name(), client)).collect();
-        let kept = |settings: &settings::Client| {
+        let kept = |settings: &settings::ClientSettings| {
             let same = former.get(&settings.name)?;
             (same.settings() == settings).then(|| Arc::clone(same))
         };
-        let make = |settings: settings::Client| {
+        let make = |settings: settings::ClientSettings| {
             kept(&settings).unwrap_or_else(|| {
                 let tag = Tag::of(settings.name.as_str());
                 let changed = before.and_then(|before| before.named(tag));
@@ -119,15 +123,15 @@ impl Access {
             .map(|client| (Tag::of(client.name().as_str()), Arc::clone(client)))
             .collect();
         let (mut by_certificate, mut by_network) =
-            (HashMap::<_, Vec<_>>::new(), Networks::default());
-        for (place, client) in clients
+            (HashMap::<_, Vec<_>>::new(), ClientNetworks::default());
+        for (index, client) in clients
             .iter()
             .enumerate()
             .filter(|(_, client)| client.key().is_none())
         {
             match &client.settings().cert {
-                Some(name) => by_certificate.entry(name.clone()).or_default().push(place),
-                None => by_network.add(place, client.settings().from.as_ref()),
+                Some(name) => by_certificate.entry(name.clone()).or_default().push(index),
+                None => by_network.add(index, client.settings().from.as_ref()),
             }
         }
         Self {
@@ -142,10 +146,10 @@ impl Access {
         }
     }
 
-    /// The caller's own address: the peer's, or, behind a trusted proxy, the rightmost untrusted
-    /// one of `X-Forwarded-For`. Junk among the trusted ones makes it the peer's again. What stands
-    /// left of the address that is found was written by nobody who is trusted, so it changes
-    /// nothing, however odd or long it is.
+    /// Returns the address of the caller: that of the peer, or, behind a trusted proxy, the
+    /// rightmost untrusted address in `X-Forwarded-For`. Text among the trusted addresses that is no
+    /// address makes it that of the peer again. Text further left was written by an untrusted hop
+    /// and is not read.
     pub(crate) fn caller(&self, peer: Peer, headers: &HeaderMap) -> Peer {
         if self.trusted_proxies.is_empty() || !self.trusted_proxies.contains(&peer) {
             return peer;
@@ -205,25 +209,26 @@ impl Access {
         }
     }
 
-    /// Whether this caller may have a token replaced without naming it: only where a `[[client]]`
-    /// says so. Whoever is let in by network alone could end everybody's token again and again.
+    /// Returns true if the caller may have the current token replaced without naming it, which only
+    /// a `[[client]]` can allow: any caller inside `server.allow` could end the token again and
+    /// again.
     pub(crate) fn may_refresh_current(&self, client: &Client) -> bool {
         !self.open && client.may(Scope::Refresh)
     }
 
-    /// True if no client is configured, so that all callers are the same one.
+    /// Returns true if no client is configured, so that all callers are the same client.
     pub(crate) fn is_open(&self) -> bool {
         self.open
     }
 
-    /// The client whose key this is, wherever it calls from.
+    /// Finds the client with this key, without regard to network and certificate.
     pub(crate) fn with_key(&self, key: &str) -> Option<&Arc<Client>> {
         self.with_digest(KeyDigest::of(key))
     }
 
     fn with_digest(&self, digest: KeyDigest) -> Option<&Arc<Client>> {
-        // Found by its digest, of which a caller cannot learn anything piece by piece; compared
-        // once more all the same.
+        // The time of the look-up tells a caller nothing about the key, only about a digest that it
+        // cannot choose. Compared in constant time all the same.
         let client = self.by_key.get(&digest)?;
         client
             .key()
@@ -231,13 +236,13 @@ impl Access {
             .then_some(client)
     }
 
-    /// The client that a phantom names.
+    /// Finds the client of a phantom token.
     pub(crate) fn named(&self, tag: Tag) -> Option<&Arc<Client>> {
         self.by_tag.get(&tag)
     }
 
-    /// The keys in the headers, each as its client. A bearer token is one only where there are keys
-    /// at all.
+    /// Returns the client of each key in the headers. A bearer token counts as a key only if any
+    /// client has one.
     fn keys<'a, 'r>(
         &'a self,
         headers: &'r HeaderMap,
@@ -262,7 +267,7 @@ impl Access {
         own.chain(bearers).map(known)
     }
 
-    /// The first client without a key that fits. A certificate says more than a network.
+    /// Finds the first client without a key that fits. A certificate goes before a network.
     fn keyless(&self, caller: &Caller<'_>) -> Option<&Arc<Client>> {
         let certified = caller
             .cert_names
@@ -270,40 +275,38 @@ impl Access {
             .filter_map(|name| self.by_certificate.get(name))
             .flatten()
             .copied();
-        let fits = |place: &usize| {
-            let client = self.clients.get(*place);
+        let fits = |index: &usize| {
+            let client = self.clients.get(*index);
             client.is_some_and(|client| {
                 client.fits(|from| from.contains(&caller.address), caller.cert_names)
             })
         };
-        let place = certified
+        let index = certified
             .filter(fits)
             .min()
             .or_else(|| self.by_network.first(&caller.address));
-        self.clients.get(place?)
+        self.clients.get(index?)
     }
 }
 
-const X_WXGATE_KEY: header::HeaderName = header::HeaderName::from_static("x-wxgate-key");
-
-/// Whom `server.allow` lets in: everybody may use every account, ask for refreshes and read
-/// tickets.
-fn anybody(name: AccountName) -> settings::Client {
+/// Makes the client that stands for `server.allow`: it may use all accounts, request refreshes and
+/// read tickets.
+fn network_client(name: AccountName) -> settings::ClientSettings {
     let may = Scopes::default().with(Scope::Refresh).with(Scope::Ticket);
-    settings::Client {
+    settings::ClientSettings {
         may,
-        ..settings::Client::named(name)
+        ..settings::ClientSettings::named(name)
     }
 }
 
-/// What follows `Bearer`, written in any case.
+/// Returns the token behind `Bearer`, written in any case.
 fn bearer(value: &str) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 impl AuthError {
-    /// What the operator can do about it.
+    /// Returns advice for the operator.
     pub(crate) fn advice(self) -> &'static str {
         match self {
             Self::Network => {
@@ -325,7 +328,7 @@ impl AuthError {
     }
 }
 
-/// `10.0.0.1`, `10.0.0.1:4711`, `2001:db8::1` or `[2001:db8::1]:4711`.
+/// Parses `10.0.0.1`, `10.0.0.1:4711`, `2001:db8::1` or `[2001:db8::1]:4711`.
 fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(hop).ok()?.trim();
     text.parse()
@@ -353,7 +356,7 @@ mod tests {
         set
     }
 
-    fn access(clients: Vec<settings::Client>) -> Access {
+    fn access(clients: Vec<settings::ClientSettings>) -> Access {
         Access::new(
             NetworkSet::loopback(),
             networks(&["10.0.0.0/8"]),
@@ -426,9 +429,9 @@ mod tests {
         );
     }
 
-    /// Else a stranger behind the proxy could make himself the proxy, which may well be let in.
+    /// Else an unknown caller behind the proxy could pass for the proxy, which may well be let in.
     #[test]
-    fn what_a_stranger_writes_before_his_own_address_does_not_hide_it() {
+    fn what_a_caller_writes_before_its_own_address_does_not_hide_it() {
         for written in [
             "127.0.0.1, ".repeat(40),
             "junk, ".to_owned(),
@@ -456,7 +459,7 @@ mod tests {
         );
     }
 
-    /// The name of the client, or why there is none.
+    /// Returns the name of the client, or the error.
     fn identified(
         access: &Access,
         lines: &[(&'static str, &str)],
@@ -480,24 +483,24 @@ mod tests {
 
     fn house() -> Access {
         access(vec![
-            settings::Client {
+            settings::ClientSettings {
                 key: Some(KeyDigest::of("crm-key")),
                 ..client("crm")
             },
-            settings::Client {
+            settings::ClientSettings {
                 key: Some(KeyDigest::of("erp-key")),
                 from: Some(networks(&["10.1.0.0/16"])),
                 ..client("erp")
             },
-            settings::Client {
+            settings::ClientSettings {
                 from: Some(networks(&["10.2.0.0/16"])),
                 ..client("floor")
             },
-            settings::Client {
+            settings::ClientSettings {
                 from: Some(networks(&["10.0.0.0/8", "loopback"])),
                 ..client("house")
             },
-            settings::Client {
+            settings::ClientSettings {
                 cert: Some("pay.internal".to_owned()),
                 ..client("pay")
             },
@@ -589,13 +592,13 @@ mod tests {
 
     #[test]
     fn of_several_clients_with_a_certificate_the_first_that_fits_is_taken_before_any_network() {
-        let with = |cert: &str, from: Option<&[&str]>, name| settings::Client {
+        let with = |cert: &str, from: Option<&[&str]>, name| settings::ClientSettings {
             cert: Some(cert.to_owned()),
             from: from.map(networks),
             ..client(name)
         };
         let house = access(vec![
-            settings::Client {
+            settings::ClientSettings {
                 from: Some(networks(&["10.0.0.0/8"])),
                 ..client("net")
             },
@@ -635,8 +638,8 @@ mod tests {
     }
 
     #[test]
-    fn a_bearer_token_of_somebody_else_is_no_wrong_key_where_there_are_no_keys() {
-        let access = access(vec![settings::Client {
+    fn a_bearer_token_for_another_service_is_no_wrong_key_where_there_are_no_keys() {
+        let access = access(vec![settings::ClientSettings {
             from: Some(networks(&["loopback"])),
             ..client("here")
         }]);

@@ -1,7 +1,7 @@
-//! Which of many clients is the first whose networks hold an address.
+//! Look-up of the first client whose networks hold an address.
 //!
-//! One look-up for each length of prefix that is in use, of which a file has a few, instead of a
-//! look at each client. Keys and certificates are not its business.
+//! One hash look-up for each length of prefix in use, of which a file has a few, instead of a
+//! comparison with each client.
 
 use std::net::IpAddr;
 
@@ -10,29 +10,30 @@ use rustc_hash::FxHashMap;
 
 use crate::net::address::{NetworkSet, Peer};
 
-/// Places of clients, by network.
+/// Indices of clients by network.
 #[derive(Debug, Default)]
-pub(super) struct Networks {
-    /// Without bits behind the prefix, and the first client that named it.
+pub(super) struct ClientNetworks {
+    /// First client of each network. Networks have no bits behind the prefix.
     first: FxHashMap<IpNet, usize>,
-    /// Lengths of prefixes, each once.
+    /// Lengths of prefixes in use, each once.
     v4: Vec<u8>,
     v6: Vec<u8>,
-    /// The first that takes Unix sockets.
+    /// First client that takes Unix sockets.
     unix: Option<usize>,
-    /// The first that takes everybody.
+    /// First client without `from`.
     anywhere: Option<usize>,
 }
 
-impl Networks {
-    /// Adds a client; `None`: wherever it calls from. Places must grow from call to call.
-    pub(super) fn add(&mut self, place: usize, from: Option<&NetworkSet>) {
+impl ClientNetworks {
+    /// Adds a client; without `from`, its network does not matter. Indices must grow from call to
+    /// call.
+    pub(super) fn add(&mut self, index: usize, from: Option<&NetworkSet>) {
         let Some(from) = from else {
-            self.anywhere.get_or_insert(place);
+            self.anywhere.get_or_insert(index);
             return;
         };
         if from.contains(&Peer::Unix) {
-            self.unix.get_or_insert(place);
+            self.unix.get_or_insert(index);
         }
         for net in from.networks() {
             let lengths = if net.addr().is_ipv4() {
@@ -43,11 +44,11 @@ impl Networks {
             if !lengths.contains(&net.prefix_len()) {
                 lengths.push(net.prefix_len());
             }
-            self.first.entry(net.trunc()).or_insert(place);
+            self.first.entry(net.trunc()).or_insert(index);
         }
     }
 
-    /// The place of the first client that takes callers from there.
+    /// Returns the index of the first client that takes callers from this address.
     pub(super) fn first(&self, peer: &Peer) -> Option<usize> {
         let here = match peer {
             Peer::Unix => self.unix,
@@ -77,7 +78,7 @@ mod tests {
 
     use super::*;
 
-    /// Few enough that networks meet, and with bits behind the prefix.
+    /// Makes networks that often overlap, with bits behind the prefix.
     fn entry() -> impl Strategy<Value = String> {
         let v4 = (0_u8..4, 0_u8..4, 0_u8..=32)
             .prop_map(|(a, b, length)| format!("10.{a}.{b}.1/{length}"));
@@ -111,11 +112,11 @@ mod tests {
                     for entry in entries {
                         set.add(entry).unwrap();
                     }
-                    // Seldom, or hardly anything else would be looked at.
+                    // Seldom, or most networks would not be looked at.
                     (!everywhere || entries.len() != 3).then_some(set)
                 })
                 .collect();
-            let mut networks = Networks::default();
+            let mut networks = ClientNetworks::default();
             sets.iter().enumerate().for_each(|(place, from)| networks.add(place, from.as_ref()));
             for peer in peers {
                 let each = sets.iter().position(|from| from.as_ref().is_none_or(|from| from.contains(&peer)));

@@ -1,7 +1,7 @@
-//! A call of WeChat's API: into it goes the credential that it takes, out come WeChat's answers.
+//! A call of WeChat's API, from its head to WeChat's answer, with the credential that it takes.
 //!
 //! Sent at most twice, the second time only with a newer token. No loop could make it three times:
-//! [`ApiCall::with_token`] has two lines that send.
+//! [`OutboundCall::with_token`] has two lines that send.
 
 use std::{mem, sync::Arc};
 
@@ -11,7 +11,7 @@ use hyper::{
 };
 
 use super::{
-    attempt::{ApiCall, Inspected},
+    attempt::{Inspected, OutboundCall},
     exchange::Exchange,
     request::{Request, unknown_client},
 };
@@ -19,14 +19,14 @@ use crate::{
     proxy::{
         access::{Admitted, Client, Right},
         body::{self, Payload},
-        bulkhead::Place,
+        bulkhead::InFlightPermit,
         error::ProxyError,
         headers,
-        inject::{self, Login, Query, Removed},
-        inspect::Answer,
-        live::Live,
+        inject::{self, LoginParameters, QueryCredential, RemovedParameters},
+        inspect::InspectedBody,
         retry::{self, TokenVerdict},
         route::Account,
+        runtime_config::RuntimeConfig,
         upstream::Headers,
     },
     token::{Refresh, Token, TokenRefresher},
@@ -39,13 +39,13 @@ pub(super) async fn answer<'r>(
     request: &Request<'r>,
     endpoint: EndpointClass,
     incoming: Incoming,
-) -> Result<(Response<Answer>, Place), ProxyError> {
-    let (live, query) = (exchange.live, exchange.uri.query());
+) -> Result<(Response<InspectedBody>, InFlightPermit), ProxyError> {
+    let (config, query) = (exchange.config, exchange.uri.query());
     let (phantom_account, phantom_client) = request.phantom(exchange)?;
     let login = if endpoint == EndpointClass::Login {
         inject::login(query)?
     } else {
-        Login::default()
+        LoginParameters::default()
     };
     let client = request
         .identify(exchange, login.secret.as_deref(), phantom_client)
@@ -53,7 +53,7 @@ pub(super) async fn answer<'r>(
     exchange.set_client(client)?;
     let account = match request.selected_account(exchange, phantom_account)? {
         Some(account) => account,
-        None => live
+        None => config
             .accounts
             .fallback(login.appid.as_deref(), client.only_account())?,
     };
@@ -65,14 +65,14 @@ pub(super) async fn answer<'r>(
     };
     let admitted = exchange.admit(client, account, right)?;
     let credential = Credential::of_call(endpoint, account, client, &login, query).await?;
-    credential.keep_secrets(live, client, query, &incoming)?;
-    let (payload, place) = accept_body(exchange, account, client, incoming).await?;
+    credential.keep_secrets(config, client, query, &incoming)?;
+    let (payload, permit) = accept_body(exchange, account, client, incoming).await?;
     exchange.log.body_unread = !payload.is_complete();
     headers::to_upstream(exchange.headers, exchange.present);
     exchange.worker.proxy.loop_mark.put(exchange.headers);
-    let mut call = ApiCall {
+    let mut call = OutboundCall {
         worker: exchange.worker,
-        live,
+        config,
         account,
         method: exchange.method,
         path: &path,
@@ -83,52 +83,57 @@ pub(super) async fn answer<'r>(
     };
     let answer = match credential {
         Credential::AccountToken { own, token } => call.with_token(admitted, own, token).await,
-        // These are few; each in a box, so that the others need not carry room for them.
+        // The rarer calls in a box each, so that the future of the others stays small.
         Credential::AppSecret { appid } => {
             Box::pin(call.with_secret(admitted, appid.as_deref())).await
         }
         Credential::OfCaller => Box::pin(call.untouched()).await,
     };
-    answer.map(|answer| (answer, place))
+    answer.map(|answer| (answer, permit))
 }
 
-/// The credential that a call takes.
+/// Credential that a call takes.
 enum Credential {
     /// The account's token. `own` pairs named `access_token` have to go.
     AccountToken { own: usize, token: Arc<Token> },
     /// The account's AppSecret, and its appid where the caller left it out.
     AppSecret { appid: Option<String> },
-    /// Its own, so nothing is put in.
+    /// A credential of the caller, which is in the call already.
     OfCaller,
 }
 
 impl Credential {
-    /// Decides by the class of the path and the query. Every class has its arm here and nowhere
-    /// else. Waits for the token: without one the body need not be read at all.
+    /// Chooses the credential by the class of the path and the query. The only `match` on a class:
+    /// a new class gets its credential here. Waits for the token, since the body need not be read
+    /// without one.
     async fn of_call(
         endpoint: EndpointClass,
         account: &Account,
         client: &Client,
-        login: &Login<'_>,
+        login: &LoginParameters<'_>,
         query: Option<&str>,
     ) -> Result<Self, ProxyError> {
         match endpoint {
             EndpointClass::Token => Err(ProxyError::TokenEndpoint),
             EndpointClass::OwnCredential => Ok(Self::OfCaller),
             EndpointClass::TakesToken | EndpointClass::Guarded => match inject::examine(query)? {
-                Query::TakesToken { own } => Ok(Self::AccountToken {
+                QueryCredential::TakesToken { own } => Ok(Self::AccountToken {
                     own,
                     token: current_token(&account.refresher).await?,
                 }),
-                Query::OwnCredential => Ok(Self::OfCaller),
+                QueryCredential::OwnCredential => Ok(Self::OfCaller),
             },
             EndpointClass::Login => Self::of_login(account, client, login),
         }
     }
 
-    /// Decides for a login code exchange: the AppSecret goes in where the caller brings no secret
-    /// or its own key in its place.
-    fn of_login(account: &Account, client: &Client, login: &Login<'_>) -> Result<Self, ProxyError> {
+    /// Chooses the credential of a login code exchange: the AppSecret, if the caller sends no secret
+    /// or its client's key in place of one.
+    fn of_login(
+        account: &Account,
+        client: &Client,
+        login: &LoginParameters<'_>,
+    ) -> Result<Self, ProxyError> {
         let is_filled_in = account.platform == Platform::Wechat && account.secret.is_some();
         let brings_secret = login
             .secret
@@ -150,7 +155,7 @@ impl Credential {
     /// wherever a secret belongs.
     fn keep_secrets(
         &self,
-        live: &Live,
+        config: &RuntimeConfig,
         client: &Client,
         query: Option<&str>,
         body: &Incoming,
@@ -159,14 +164,15 @@ impl Credential {
         let is_own = |value: &str| client.has_key(value);
         match self {
             Self::AccountToken { .. } => {
-                inject::keep_secrets(query, Removed::Token, may_be_own, is_own)?;
+                inject::keep_secrets(query, RemovedParameters::Token, may_be_own, is_own)?;
             }
-            // These are few, and bring credentials: the key of no client belongs there.
+            // These calls are few, so the digest of every value is affordable: they carry credentials,
+            // and the key of any client must stay here.
             Self::OfCaller => inject::keep_secrets(
                 query,
-                Removed::Phantom,
+                RemovedParameters::Phantom,
                 |value| !value.is_empty(),
-                |value| live.access.with_key(value).is_some(),
+                |value| config.access.with_key(value).is_some(),
             )?,
             // The body may hold the key, and WeChat's description of these calls knows no body.
             Self::AppSecret { .. } if !body.is_end_stream() => {
@@ -175,7 +181,12 @@ impl Credential {
                 ));
             }
             Self::AppSecret { .. } => {
-                inject::keep_secrets(query, Removed::PhantomAndSecret, may_be_own, is_own)?;
+                inject::keep_secrets(
+                    query,
+                    RemovedParameters::PhantomAndSecret,
+                    may_be_own,
+                    is_own,
+                )?;
             }
         }
         Ok(())
@@ -186,46 +197,46 @@ impl Credential {
 async fn current_token(refresher: &TokenRefresher) -> Result<Arc<Token>, ProxyError> {
     match refresher.token() {
         Some(token) => Ok(token),
-        // Waiting is rare, and in a box costs the others no room.
+        // Waiting is rare; in a box, so that the future of the others stays small.
         None => Box::pin(refresher.current())
             .await
             .map_err(ProxyError::TokenUnavailable),
     }
 }
 
-/// Takes the body over, and a place in flight for the account and the client.
+/// Takes the body over, and a permit for the account and the client.
 async fn accept_body(
     exchange: &Exchange<'_>,
     account: &Account,
     client: &Client,
     incoming: Incoming,
-) -> Result<(Payload, Place), ProxyError> {
-    let (live, conn) = (exchange.live, exchange.conn);
+) -> Result<(Payload, InFlightPermit), ProxyError> {
+    let (config, conn) = (exchange.config, exchange.conn);
     let terms = body::Terms {
-        max_body: live.max_body,
-        min_rate: live.min_rate,
-        replay: &live.replay,
+        max_body: config.max_body,
+        min_rate: config.min_rate,
+        replay: &config.replay,
         spool: &exchange.worker.spool,
         sender: &conn.state,
     };
-    let enter = || live.enter(account, client, conn);
+    let enter = || config.enter(account, client, conn);
     Payload::accept(incoming, terms, enter).await
 }
 
-/// An answer, and the evidence that it is about the token that was sent.
+/// An answer, and its verdict on the token that was sent.
 struct Judged {
-    answer: Response<Answer>,
+    answer: Response<InspectedBody>,
     verdict: TokenVerdict,
 }
 
-impl ApiCall<'_> {
+impl OutboundCall<'_> {
     /// Sends with the account's token. A refused token is replaced and the call sent once more.
     async fn with_token(
         &mut self,
         _: Admitted,
         own: usize,
         mut token: Arc<Token>,
-    ) -> Result<Response<Answer>, ProxyError> {
+    ) -> Result<Response<InspectedBody>, ProxyError> {
         let refresher = &self.account.refresher;
         if !matches!(self.payload, Payload::Empty) {
             // Reading the body may have taken longer than the token lived.
@@ -244,7 +255,7 @@ impl ApiCall<'_> {
                 return Ok(first.answer);
             }
         };
-        // Its connection must be free of this request before the body is read again.
+        // Ends the first exchange: the body must not have two readers.
         drop(first);
         let second = self.judged_attempt(own, &newer).await;
         self.account
@@ -267,7 +278,7 @@ impl ApiCall<'_> {
         &mut self,
         _: Admitted,
         appid: Option<&str>,
-    ) -> Result<Response<Answer>, ProxyError> {
+    ) -> Result<Response<InspectedBody>, ProxyError> {
         let Some(secret) = &self.account.secret else {
             return self.untouched().await;
         };
@@ -279,7 +290,7 @@ impl ApiCall<'_> {
 
     /// Sends a call that brings its own credential: its answer is not judged, and it is not sent
     /// again.
-    async fn untouched(&mut self) -> Result<Response<Answer>, ProxyError> {
+    async fn untouched(&mut self) -> Result<Response<InspectedBody>, ProxyError> {
         let (path, query) = (self.path, self.query);
         let target = || inject::untouched(path, query);
         let Inspected { answer, .. } = self.attempt(&target).await?;
@@ -303,7 +314,7 @@ impl ApiCall<'_> {
     async fn newer_token(&mut self, rejected: &Token) -> Result<Arc<Token>, &'static str> {
         let (refresher, generation) = (self.account.refresher.clone(), rejected.generation());
         if let Err(reason) = self.payload.make_replayable().await {
-            // The others still need a token that works.
+            // This call is lost, but the account needs a new token all the same.
             let path = self.path.as_str().to_owned();
             tokio::spawn(async move { refresher.refresh_past(generation, &path).await });
             return Err(reason.slug());

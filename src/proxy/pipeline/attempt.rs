@@ -14,19 +14,19 @@ use crate::{
         error::ProxyError,
         headers,
         inject::QueryError,
-        inspect::{self, Answer},
-        live::Live,
+        inspect::{self, InspectedBody},
         path::ApiPath,
         route::Account,
+        runtime_config::RuntimeConfig,
         upstream::{AttemptCount, DialError, Headers, Outgoing, RequestTarget, SendError},
         worker_state::Worker,
     },
 };
 
 /// A call, ready to be sent.
-pub(super) struct ApiCall<'c> {
+pub(super) struct OutboundCall<'c> {
     pub(super) worker: &'c Worker,
-    pub(super) live: &'c Live,
+    pub(super) config: &'c RuntimeConfig,
     pub(super) account: &'c Account,
     pub(super) method: &'c Method,
     pub(super) path: &'c ApiPath<'c>,
@@ -38,11 +38,11 @@ pub(super) struct ApiCall<'c> {
 
 /// WeChat's answer, and the code that it holds.
 pub(super) struct Inspected {
-    pub(super) answer: Response<Answer>,
+    pub(super) answer: Response<InspectedBody>,
     pub(super) errcode: Option<i64>,
 }
 
-impl ApiCall<'_> {
+impl OutboundCall<'_> {
     /// Sends once, to the first API host that can be reached, and looks at the answer.
     pub(super) async fn attempt(
         &mut self,
@@ -55,7 +55,7 @@ impl ApiCall<'_> {
             headers: &mut self.headers,
             attempt: AttemptCount::new(&mut self.log.attempts),
         };
-        let patience = self.live.response_timeout;
+        let patience = self.config.response_timeout;
         let mut unreachable = None;
         for candidate in self.worker.upstream.candidates(self.account.origins()) {
             let sent = self
@@ -73,7 +73,7 @@ impl ApiCall<'_> {
                 }
                 Err(error) => return Err(proxy_error(error)),
             };
-            let held_back = self.live.longest_hold();
+            let held_back = self.config.longest_hold();
             let (answer, errcode) = inspect::look(self.method, &mut head, body, held_back)
                 .await
                 .map_err(|_| proxy_error(SendError::broken_body(&candidate)))?;

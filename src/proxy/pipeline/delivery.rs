@@ -9,17 +9,17 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::request_log::RequestLog;
-use crate::proxy::{bulkhead::Place, inspect::Answer, live::InFlight};
+use crate::proxy::{bulkhead::InFlightPermit, inspect::InspectedBody, runtime_config::InFlight};
 
 /// Body of an answer: WeChat's, or one that wxgate made itself.
 pub(in crate::proxy) enum Delivery {
     Upstream {
-        answer: Answer,
+        answer: InspectedBody,
         /// Log of a request whose answer is still to come; written when the body ends.
         log: Option<Box<RequestLog>>,
         /// Counts the request as under way until the body is dropped.
         _in_flight: InFlight,
-        _place: Place,
+        _permit: InFlightPermit,
     },
     Own(Option<Bytes>),
 }
@@ -30,7 +30,7 @@ impl Delivery {
         let is_begun = matches!(
             self,
             Self::Upstream {
-                answer: Answer::Begun(..),
+                answer: InspectedBody::Begun(..),
                 ..
             }
         );

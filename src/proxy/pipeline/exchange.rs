@@ -12,9 +12,9 @@ use crate::proxy::{
     access::{Admitted, Client, Decision, Denial, Right},
     client_conn::ClientConn,
     error::ProxyError,
-    headers::{HeaderKind, Present},
-    live::Live,
+    headers::{HeaderKind, PresentHeaders},
     route::Account,
+    runtime_config::RuntimeConfig,
     worker_state::Worker,
 };
 
@@ -22,7 +22,7 @@ use crate::proxy::{
 pub(super) struct Exchange<'r> {
     pub(super) worker: &'r Worker,
     /// Configuration of this request, from its begin to its end.
-    pub(super) live: &'r Live,
+    pub(super) config: &'r RuntimeConfig,
     pub(super) conn: &'r ClientConn,
     pub(super) method: &'r Method,
     pub(super) uri: &'r Uri,
@@ -31,13 +31,17 @@ pub(super) struct Exchange<'r> {
     /// query are still borrowed.
     pub(super) headers: &'r mut HeaderMap,
     pub(super) extensions: &'r Extensions,
-    pub(super) present: Present,
+    pub(super) present: PresentHeaders,
     pub(super) log: &'r mut LogFields,
 }
 
 impl<'r> Exchange<'r> {
     /// Borrows everything from the log of the request, which outlives the answer's head.
-    pub(super) fn new(log: &'r mut RequestLog, live: &'r Live, present: Present) -> Self {
+    pub(super) fn new(
+        log: &'r mut RequestLog,
+        config: &'r RuntimeConfig,
+        present: PresentHeaders,
+    ) -> Self {
         let Parts {
             method,
             uri,
@@ -48,7 +52,7 @@ impl<'r> Exchange<'r> {
         } = &mut *log.head;
         Self {
             worker: &log.worker,
-            live,
+            config,
             conn: &log.conn,
             method,
             uri,
@@ -63,9 +67,9 @@ impl<'r> Exchange<'r> {
     /// Notes the client, and counts the connection as one of this client's.
     pub(super) fn set_client(&mut self, client: &Arc<Client>) -> Result<(), ProxyError> {
         self.log.client = Some(Arc::clone(client));
-        let limit = self.live.max_connections_per_client;
+        let limit = self.config.max_connections_per_client;
         // Without [[client]] sections, connections count for their address, from their begin.
-        if self.live.access.is_open() || self.conn.of_client.belongs_to(client.holder(), limit) {
+        if self.config.access.is_open() || self.conn.of_client.belongs_to(client.holder(), limit) {
             return Ok(());
         }
         self.log.must_close = true;

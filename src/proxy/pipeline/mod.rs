@@ -1,6 +1,6 @@
 //! The way of a request, from its head to the answer.
 //!
-//! [`handle`] reads it as one of three kinds, and each kind has a file that goes through the stages
+//! [`handle`] reads each request as one of three kinds, and each kind has a file that goes through the stages
 //! from top to bottom: [`token_endpoint`], [`service_request`], [`api_call`]. Only this folder
 //! knows the order of the stages; they do not know each other. Errors leave by `?` and become
 //! answers here, where every request is counted and logged.
@@ -31,14 +31,14 @@ use self::{
     request_log::{LogFields, RequestLog},
 };
 use super::{
-    bulkhead::Place,
+    bulkhead::InFlightPermit,
     client_conn::ClientConn,
     error::ProxyError,
-    headers::{HeaderKind, Present},
-    inspect::Answer,
-    live::InFlight,
+    headers::{HeaderKind, PresentHeaders},
+    inspect::InspectedBody,
     request_id::{RequestId, X_REQUEST_ID},
     route::X_WXGATE_ACCOUNT,
+    runtime_config::InFlight,
     settings::ErrorStyle,
     worker_state::Worker,
 };
@@ -49,8 +49,8 @@ const X_WXGATE_REPLAY: HeaderName = HeaderName::from_static("x-wxgate-replay");
 
 /// Result of a request that was answered without an error.
 enum Answered {
-    /// WeChat's answer, and the place in flight that it holds until it is delivered.
-    Upstream(Response<Answer>, Place),
+    /// WeChat's answer, and its permit, which is held until delivery ends.
+    Upstream(Response<InspectedBody>, InFlightPermit),
     /// An answer that wxgate made itself.
     Own(Response<Bytes>),
 }
@@ -63,11 +63,11 @@ pub(super) async fn handle(
     head: Box<Parts>,
     body: Incoming,
 ) -> Response<Delivery> {
-    let present = Present::in_request(&head.headers);
+    let present = PresentHeaders::in_request(&head.headers);
     let id = request_id(worker, &head.headers, present);
     let mut log = RequestLog::new(worker, conn, head, id);
     log.fields.body_unread = !body.is_end_stream();
-    let in_flight = worker.proxy.live.load_full().begin();
+    let in_flight = worker.proxy.config.load_full().begin();
     let answered = answer(&mut Exchange::new(&mut log, &in_flight, present), body).await;
     let denied = match &answered {
         Err(error) if error.is_denial() => Some(error.slug()),
@@ -89,11 +89,11 @@ pub(super) async fn handle(
 /// Goes the way of the request's kind.
 async fn answer(exchange: &mut Exchange<'_>, body: Incoming) -> Result<Answered, ProxyError> {
     let request = Request::read(exchange)?;
-    // The rarer kinds in a box each, so that a call need not carry room for them.
+    // The rarer kinds in a box each, so that the future of an API call stays small.
     match request.kind {
         RequestKind::Api(endpoint) => api_call::answer(exchange, &request, endpoint, body)
             .await
-            .map(|(answer, place)| Answered::Upstream(answer, place)),
+            .map(|(answer, permit)| Answered::Upstream(answer, permit)),
         RequestKind::Service => Box::pin(service_request::answer(exchange, &request, body))
             .await
             .map(Answered::Own),
@@ -104,7 +104,7 @@ async fn answer(exchange: &mut Exchange<'_>, body: Incoming) -> Result<Answered,
 }
 
 /// Returns the caller's id of the request if it can be used, else a new one.
-fn request_id(worker: &Worker, headers: &HeaderMap, present: Present) -> RequestId {
+fn request_id(worker: &Worker, headers: &HeaderMap, present: PresentHeaders) -> RequestId {
     let adopted = if present.has(HeaderKind::RequestId) {
         RequestId::adopted(headers)
     } else {
@@ -120,12 +120,12 @@ fn deliver(
     log: &LogFields,
 ) -> (Response<Delivery>, &'static str) {
     match answered {
-        Ok(Answered::Upstream(response, place)) => {
+        Ok(Answered::Upstream(response, permit)) => {
             let response = response.map(|answer| Delivery::Upstream {
                 answer,
                 log: None,
                 _in_flight: in_flight,
-                _place: place,
+                _permit: permit,
             });
             (response, "ok")
         }

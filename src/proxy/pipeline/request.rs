@@ -24,8 +24,8 @@ use crate::{
 /// A request whose form is right. Who sends it, and for which account, is not known yet.
 pub(super) struct Request<'r> {
     pub(super) kind: RequestKind,
-    /// Account prefix and path. A path is checked only once the caller is known: strangers are
-    /// told nothing about it.
+    /// Account prefix and path. The path is checked once the client is known: other callers are told
+    /// nothing about it.
     pub(super) path: SplitPath<'r>,
     /// Account whose `hosts` hold the host that the request names.
     pub(super) by_host: Option<&'r Arc<Account>>,
@@ -63,11 +63,11 @@ type PhantomOf<'r> = (Option<&'r Arc<Account>>, Option<&'r Arc<Client>>);
 impl<'r> Request<'r> {
     /// Checks the head, and says what kind of request it is.
     pub(super) fn read(exchange: &mut Exchange<'r>) -> Result<Self, ProxyError> {
-        let live = exchange.live;
+        let config = exchange.config;
         check_head(exchange)?;
-        let by_host = host(exchange)?.and_then(|host| live.accounts.by_host(host));
+        let by_host = host(exchange)?.and_then(|host| config.accounts.by_host(host));
         check_loop(exchange)?;
-        let caller = live.access.caller(exchange.conn.peer, exchange.headers);
+        let caller = config.access.caller(exchange.conn.peer, exchange.headers);
         exchange.log.caller = Some(caller);
         let path = SplitPath::new(exchange.uri.path());
         Ok(Self {
@@ -86,7 +86,7 @@ impl<'r> Request<'r> {
         let Some(text) = inject::phantom(exchange.uri.query())? else {
             return Ok((None, None));
         };
-        match exchange.live.phantom(text, || self.path.if_valid()) {
+        match exchange.config.phantom(text, || self.path.if_valid()) {
             Ok((account, client)) => Ok((Some(account), Some(client))),
             Err(platform) => Err(ProxyError::PhantomRefused(platform)),
         }
@@ -107,7 +107,7 @@ impl<'r> Request<'r> {
             headers: exchange.headers_with(HeaderKind::Credential),
             key,
         };
-        exchange.live.access.identify(&caller, phantom)
+        exchange.config.access.identify(&caller, phantom)
     }
 
     /// Finds the account that prefix, host and header select, and `named` where the request names
@@ -117,7 +117,7 @@ impl<'r> Request<'r> {
         exchange: &Exchange<'r>,
         named: Option<&'r Arc<Account>>,
     ) -> Result<Option<&'r Arc<Account>>, ProxyError> {
-        exchange.live.accounts.selected(
+        exchange.config.accounts.selected(
             named,
             self.path.prefix.as_deref(),
             self.by_host,

@@ -28,7 +28,7 @@ pub(super) async fn answer<'r>(
     request: &Request<'r>,
     incoming: Incoming,
 ) -> Result<Response<Bytes>, ProxyError> {
-    let live = exchange.live;
+    let config = exchange.config;
     let (_, phantom_client) = request.phantom(exchange)?;
     let client = request
         .identify(exchange, None, phantom_client)
@@ -50,7 +50,7 @@ pub(super) async fn answer<'r>(
         platform: account.platform,
         appid: &account.appid,
         refresher: &account.refresher,
-        may_refresh_current: live.access.may_refresh_current(client),
+        may_refresh_current: config.access.may_refresh_current(client),
         tickets: account.tickets.as_deref(),
     };
     let mut drain = exchange.worker.drain.clone();
@@ -59,7 +59,7 @@ pub(super) async fn answer<'r>(
     let hurry = async {
         tokio::select! {
             () = drain.reached(Phase::Leaving) => {}
-            () = live.superseded() => {}
+            () = config.superseded() => {}
         }
     };
     let reply = call.answer(&about, known.as_deref(), &body, hurry).await?;
@@ -72,8 +72,8 @@ fn account_of<'r>(
     request: &Request<'r>,
     call: &ServiceCall,
 ) -> Result<&'r Arc<Account>, ProxyError> {
-    let live = exchange.live;
-    let account = live.accounts.named(call.account())?;
+    let config = exchange.config;
+    let account = config.accounts.named(call.account())?;
     request.selected_account(exchange, Some(account))?;
     Ok(account)
 }

@@ -11,7 +11,7 @@ use hyper::{Method, Response, body::Incoming};
 use super::{exchange::Exchange, request::Request};
 use crate::proxy::{
     access::{AuthError, Client, Right},
-    answer::{self, Asked, Flavour, Refusal},
+    answer::{self, TokenEndpoint, TokenRefusal, TokenRequest},
     body,
     error::ProxyError,
     route::Account,
@@ -24,7 +24,7 @@ pub(super) async fn answer<'r>(
     incoming: Incoming,
 ) -> Result<Response<Bytes>, ProxyError> {
     let path = request.path.check()?;
-    let flavour = Flavour::of(path.as_str());
+    let endpoint = TokenEndpoint::of(path.as_str());
     if !matches!(*exchange.method, Method::GET | Method::POST) {
         return Err(ProxyError::TokenEndpoint);
     }
@@ -35,59 +35,60 @@ pub(super) async fn answer<'r>(
     } else {
         Bytes::new()
     };
-    let asked = match Asked::read(flavour, exchange.method, exchange.uri.query(), &body) {
-        Ok(asked) => asked,
-        Err(refusal) => return Ok(answer::refused(flavour, &refusal)),
+    let call = match TokenRequest::read(endpoint, exchange.method, exchange.uri.query(), &body) {
+        Ok(call) => call,
+        Err(refusal) => return Ok(answer::refused(endpoint, &refusal)),
     };
-    let candidates = accounts_with_appid(exchange, &asked);
+    let candidates = accounts_with_appid(exchange, &call);
     if candidates.is_empty() {
-        return Ok(answer::refused(flavour, &Refusal::UnknownAppid));
+        return Ok(answer::refused(endpoint, &TokenRefusal::UnknownAppid));
     }
-    let client = match request.identify(exchange, asked.secret.as_deref(), None) {
+    let client = match request.identify(exchange, call.secret.as_deref(), None) {
         Ok(client) => client,
         Err(error) => {
             exchange.log.refused = Some(ProxyError::ClientUnknown("").slug());
-            return Ok(answer::refused(flavour, &unknown_client(&asked, error)));
+            return Ok(answer::refused(endpoint, &unknown_client(&call, error)));
         }
     };
     exchange.set_client(client)?;
     let selected = request.selected_account(exchange, None)?;
-    let account = match meant(&candidates, selected, client) {
+    let account = match choose(&candidates, selected, client) {
         Ok(account) => account,
-        Err(refusal) => return Ok(answer::refused(flavour, &refusal)),
+        Err(refusal) => return Ok(answer::refused(endpoint, &refusal)),
     };
     exchange.set_account(account)?;
     exchange.admit(client, account, Right::Phantom)?;
-    let live = exchange.live;
-    let phantom = live.phantom_key(account, client).mint(live.now());
-    Ok(answer::granted(flavour, &phantom))
+    let config = exchange.config;
+    let phantom = config.phantom_key(account, client).mint(config.now());
+    Ok(answer::granted(endpoint, &phantom))
 }
 
 /// Returns the accounts with the appid of the call, on the platform that has the endpoint.
-fn accounts_with_appid<'r>(exchange: &Exchange<'r>, asked: &Asked) -> Vec<&'r Arc<Account>> {
-    let live = exchange.live;
-    live.accounts
-        .with_appid(&asked.appid)
+fn accounts_with_appid<'r>(exchange: &Exchange<'r>, call: &TokenRequest) -> Vec<&'r Arc<Account>> {
+    let config = exchange.config;
+    config
+        .accounts
+        .with_appid(&call.appid)
         .iter()
-        .filter(|account| account.platform == asked.flavour.platform())
+        .filter(|account| account.platform == call.endpoint.platform())
         .collect()
 }
 
-fn unknown_client(asked: &Asked, error: AuthError) -> Refusal {
-    if asked.secret.is_none() {
-        Refusal::NoSecret
+fn unknown_client(call: &TokenRequest, error: AuthError) -> TokenRefusal {
+    if call.secret.is_none() {
+        TokenRefusal::NoSecret
     } else {
-        Refusal::WrongSecret(error.advice())
+        TokenRefusal::WrongSecret(error.advice())
     }
 }
 
 /// Returns the candidate that the rest of the request selects, or the only one that the client may
 /// use.
-fn meant<'l>(
+fn choose<'l>(
     candidates: &[&'l Arc<Account>],
     selected: Option<&'l Arc<Account>>,
     client: &Client,
-) -> Result<&'l Arc<Account>, Refusal> {
+) -> Result<&'l Arc<Account>, TokenRefusal> {
     if let Some(selected) = selected {
         let is_one = candidates
             .iter()
@@ -95,7 +96,7 @@ fn meant<'l>(
         return if is_one {
             Ok(selected)
         } else {
-            Err(Refusal::OtherAccount)
+            Err(TokenRefusal::OtherAccount)
         };
     }
     let usable = candidates
@@ -111,8 +112,8 @@ fn meant<'l>(
     }
 }
 
-fn ambiguous(choices: &[&Arc<Account>]) -> Refusal {
-    Refusal::Ambiguous(
+fn ambiguous(choices: &[&Arc<Account>]) -> TokenRefusal {
+    TokenRefusal::Ambiguous(
         choices
             .iter()
             .map(|account| account.name.to_string())

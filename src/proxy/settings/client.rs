@@ -1,6 +1,6 @@
-//! What a `[[client]]` says: who it is, what it may call, and how fast.
+//! Settings of a `[[client]]`: identity, rights and rate limit.
 //!
-//! Values only, and the matching of paths; letting somebody in is `access`'s business.
+//! Values only, and the matching of paths; `access` decides about calls.
 
 use std::num::NonZeroU32;
 
@@ -11,53 +11,53 @@ use aws_lc_rs::{
 
 use crate::{base::AccountName, net::address::NetworkSet, service::Scope};
 
-/// One `[[client]]`, proven right. All that is set of `key`, `from` and `cert` must fit the caller;
-/// at least one is set.
+/// Settings of a `[[client]]`, validated. All that is set of `key`, `from` and `cert` must fit the
+/// caller; at least one is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Client {
-    /// Unique. Also a label of metrics.
+pub struct ClientSettings {
+    /// Unique name, also a label of metrics.
     pub name: AccountName,
-    /// What the caller shows; no two clients have the same.
+    /// Key that the caller shows; no two clients have the same.
     pub key: Option<KeyDigest>,
     /// Length of the key; `None` where the configuration has only its digest.
     pub key_length: Option<usize>,
-    /// Where it calls from.
+    /// Networks of the caller.
     pub from: Option<NetworkSet>,
-    /// A DNS or URI name of its certificate, in lower case.
+    /// DNS or URI name in the caller's certificate, in lower case.
     pub cert: Option<String>,
-    /// The accounts it may use; `None` for all. They exist.
+    /// Accounts that the client may use; `None` for all. All of them exist.
     pub accounts: Option<Vec<AccountName>>,
-    /// The paths it may call; `None` for all.
+    /// Paths that the client may call; `None` for all.
     pub allow: Option<Vec<PathPattern>>,
-    /// The paths it may not call, whatever `allow` says.
+    /// Paths that the client may not call, even if `allow` has them.
     pub deny: Vec<PathPattern>,
-    /// Extras beyond proxying.
+    /// Permissions beyond proxying.
     pub may: Scopes,
-    /// What happens to calls without a right.
+    /// Treatment of calls without a right.
     pub mode: Mode,
-    /// How fast it may call.
+    /// Rate limit.
     pub rate: Option<Rate>,
 }
 
-/// The SHA-256 of a client's key. The key itself is not kept.
+/// SHA-256 of a client's key. The key itself is not kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyDigest([u8; SHA256_OUTPUT_LEN]);
 
-/// A set of extras.
+/// Set of scopes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Scopes(u8);
 
-/// What happens to calls without a right.
+/// Treatment of calls without a right.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// They are denied.
+    /// Deny the call.
     #[default]
     Enforce,
-    /// They are logged, counted and let through.
+    /// Log and count the call, and let it pass.
     Report,
 }
 
-/// A token bucket.
+/// Rate limit by a token bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     /// Calls per second in the long run.
@@ -66,28 +66,28 @@ pub struct Rate {
     pub burst: NonZeroU32,
 }
 
-/// Paths: `/cgi-bin/menu/get` is one, `/cgi-bin/*/get` any with one segment in that place,
-/// `/cgi-bin/message/**` everything below.
+/// Pattern of paths: `/cgi-bin/menu/get` is one path, `/cgi-bin/*/get` any with one segment at the
+/// asterisk, `/cgi-bin/message/**` all paths below.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathPattern {
     text: String,
     shape: Shape,
 }
 
-/// What a pattern asks of a path; the common ones without looking at segments.
+/// Ways to compare a pattern with a path; the common ones without looking at segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
-    /// To be it.
+    /// The path is the pattern.
     Exact,
-    /// To begin with so many bytes of it, and to go on.
+    /// The path begins with so many bytes of the pattern, and goes on.
     Below(usize),
-    /// To fit segment by segment.
+    /// The path fits segment by segment.
     Segments,
 }
 
-impl Client {
-    /// One of this name that nothing identifies yet, and that may call every path of every account,
-    /// without extras.
+impl ClientSettings {
+    /// Makes a client of this name that nothing identifies yet. It may call every path of every
+    /// account, without further scopes.
     pub fn named(name: AccountName) -> Self {
         Self {
             name,
@@ -106,14 +106,14 @@ impl Client {
 }
 
 impl KeyDigest {
-    /// Of a key.
+    /// Takes the digest of a key.
     pub fn of(key: &str) -> Self {
         let mut bytes = [0; SHA256_OUTPUT_LEN];
         bytes.copy_from_slice(digest(&SHA256, key.as_bytes()).as_ref());
         Self(bytes)
     }
 
-    /// From 64 hex digits.
+    /// Reads a digest of 64 hex digits.
     pub fn from_hex(hex: &str) -> Option<Self> {
         let mut bytes = [0; SHA256_OUTPUT_LEN];
         let digits: Vec<u8> = hex
@@ -129,12 +129,12 @@ impl KeyDigest {
         Some(Self(bytes))
     }
 
-    /// Compares in time that does not depend on where the two differ.
+    /// Compares two digests in constant time.
     pub fn matches(&self, other: &Self) -> bool {
         verify_slices_are_equal(&self.0, &other.0).is_ok()
     }
 
-    /// The digest itself, of which keys are derived.
+    /// Returns the bytes, from which other keys are derived.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -147,12 +147,12 @@ impl std::fmt::Debug for KeyDigest {
 }
 
 impl Scopes {
-    /// Whether the extra is in the set.
+    /// Returns true if the scope is in the set.
     pub fn contains(self, scope: Scope) -> bool {
         self.0 & Self::bit(scope) != 0
     }
 
-    /// The set with this extra in it.
+    /// Adds a scope.
     #[must_use]
     pub fn with(self, scope: Scope) -> Self {
         Self(self.0 | Self::bit(scope))
@@ -177,7 +177,7 @@ impl PathPattern {
     /// Reads a pattern: `/`, then segments of `[A-Za-z0-9_.~-]` or `*`, at the end possibly `**`.
     ///
     /// # Errors
-    /// A sentence that says what would have been right.
+    /// A sentence that tells the operator the right form.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let Some(rest) = text.strip_prefix('/') else {
             return Err("a path begins with a slash: write \"/cgi-bin/message/**\"");
@@ -220,30 +220,30 @@ impl PathPattern {
         })
     }
 
-    /// As written.
+    /// Returns the pattern as written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether exactly these bytes are meant.
+    /// Returns true if the pattern, as one of `allow`, covers the path. Compares with case.
     pub fn allows(&self, path: &str) -> bool {
         self.covers(path, |a, b| a == b)
     }
 
-    /// The same without regard to case, since nobody knows how tolerant the other end is.
+    /// Returns true if the pattern, as one of `deny`, covers the path. Compares without case, since
+    /// WeChat may ignore case.
     pub fn denies(&self, path: &str) -> bool {
         self.covers(path, str::eq_ignore_ascii_case)
     }
 
-    /// Whether the pattern is this path, spelt out.
+    /// Returns true if the pattern is exactly this path, without wildcards.
     pub fn names(&self, path: &str) -> bool {
         self.shape == Shape::Exact && self.text == path
     }
 
-    /// Whether this pattern, as one of `deny`, takes away all that `other` stands for.
+    /// Returns true if this pattern, as one of `deny`, covers all paths of `other`.
     pub fn denies_all_of(&self, other: &Self) -> bool {
-        // As a path, the `*` of the other is covered by wildcards only; its `**` just by another
-        // `**`.
+        // Read as a path, a `*` in `other` is covered by wildcards only, its `**` only by a `**`.
         let endless = |pattern: &Self| pattern.text.ends_with("/**");
         self.denies(&other.text) && (endless(self) || !endless(other))
     }

@@ -1,14 +1,12 @@
-//! What the data path can be told: the tables `[server]`, `[upstream]` and `[replay]`, proven
-//! right.
+//! Settings of the data path: the tables `[server]`, `[upstream]` and `[replay]`, validated.
 //!
-//! Values only. How the file spells them is `config`'s business; acting on them is that of the
-//! stages.
+//! Values only. `config` reads them from the file.
 
 mod client;
 
 use std::time::Duration;
 
-pub use client::{Client, KeyDigest, Mode, PathPattern, Rate, Scopes};
+pub use client::{ClientSettings, KeyDigest, Mode, PathPattern, Rate, Scopes};
 
 use crate::{
     base::AccountName,
@@ -19,78 +17,78 @@ use crate::{
     },
 };
 
-/// Everything the proxy needs besides accounts and tokens. The default is that of an empty file.
+/// Settings of the data path, without those of accounts. The default is that of an empty file.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    /// At least one, no two alike.
+pub struct ProxySettings {
+    /// Addresses of the listeners: at least one, no two alike.
     pub listen: Vec<ListenAddr>,
-    /// Threads that serve requests; 0 = one per core.
+    /// Number of threads that serve requests; 0 = one per core.
     pub workers: usize,
-    /// Whose calls are served while there is no client.
+    /// Networks whose calls are served while there is no client.
     pub allow: NetworkSet,
-    /// Callers and their rights, in the order of the file. Without any, `allow` decides.
-    pub clients: Vec<Client>,
-    /// Whose `X-Forwarded-For` is believed.
+    /// AccessBench and their rights, in the order of the file. Without any, `allow` decides.
+    pub clients: Vec<ClientSettings>,
+    /// Networks of proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: NetworkSet,
-    /// With it, TCP listeners speak TLS only.
+    /// TLS of the TCP listeners, which then speak nothing else.
     pub tls: Option<ServerTls>,
-    /// Bytes of a request body; above it 413.
+    /// Longest request body, in bytes; a longer one is answered 413.
     pub max_body: u64,
-    /// Open connections over all listeners, at least one.
+    /// Most open connections over all listeners, at least one.
     pub max_connections: usize,
-    /// Open connections of one client and of one peer address, at least one.
+    /// Most open connections of one client and of one peer address, at least one.
     pub max_connections_per_client: usize,
-    /// Bytes per second of a body in either direction, over 10 s; 0 = none.
+    /// Lowest rate of a body in either direction, in bytes per second over 10 s; 0 = none.
     pub min_rate: u64,
-    /// The status of answers that wxgate makes itself.
+    /// Status of error answers of wxgate itself.
     pub error_style: ErrorStyle,
-    /// Used when nothing else selects an account. It exists.
+    /// Account of requests that select none. One of the configured accounts.
     pub default_account: Option<AccountName>,
-    /// Towards WeChat.
-    pub upstream: Upstream,
-    /// Copies of request bodies.
-    pub replay: Replay,
+    /// Connections to WeChat.
+    pub upstream: UpstreamSettings,
+    /// Copies of request bodies, for a replay.
+    pub replay: ReplaySettings,
 }
 
-/// How an answer that wxgate makes itself tells that it is an error. The body has `errcode` in
-/// both.
+/// Status of error answers of wxgate itself. The body has `errcode` in both styles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ErrorStyle {
-    /// A real status.
+    /// HTTP status of the error.
     #[default]
     Http,
-    /// Status 200, as WeChat does it.
+    /// Status 200, as WeChat answers errors.
     Wechat,
 }
 
 /// The table `[upstream]`.
 #[derive(Debug, Clone)]
-pub struct Upstream {
-    /// How to leave: roots, source address, proxy, fixed addresses.
+pub struct UpstreamSettings {
+    /// Roots, source address, proxy and fixed addresses.
     pub egress: Egress,
-    /// From the last byte of the request to the response head.
+    /// Time limit from the last byte of the request to the response head.
     pub response_timeout: Duration,
-    /// How long an unused connection is kept; zero keeps none.
+    /// Time for which an unused connection is kept; zero keeps none.
     pub pool_idle: Duration,
-    /// Requests under way to WeChat over all accounts, at least one.
+    /// Most requests in flight over all accounts, at least one.
     pub max_in_flight: usize,
-    /// Those of one account and of one client while others ask too, at least one.
+    /// Most requests in flight of one account and of one client while others send some too, at least
+    /// one.
     pub max_share: usize,
 }
 
 /// The table `[replay]`, in bytes. `memory_total` is at least `memory`; `disk` is zero or at least
 /// `memory`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Replay {
-    /// A copy up to here stays in memory.
+pub struct ReplaySettings {
+    /// Longest copy that stays in memory.
     pub memory: u64,
-    /// A copy up to here is spooled to an unlinked file; 0 = never.
+    /// Longest copy that is spooled to an unlinked file; 0 = never.
     pub disk: u64,
-    /// All copies in memory together.
+    /// Most memory for all copies together.
     pub memory_total: u64,
 }
 
-impl Default for Settings {
+impl Default for ProxySettings {
     fn default() -> Self {
         Self {
             listen: vec![ListenAddr::Tcp("127.0.0.1:8080".to_owned())],
@@ -105,13 +103,13 @@ impl Default for Settings {
             min_rate: 1024,
             error_style: ErrorStyle::default(),
             default_account: None,
-            upstream: Upstream::default(),
-            replay: Replay::default(),
+            upstream: UpstreamSettings::default(),
+            replay: ReplaySettings::default(),
         }
     }
 }
 
-impl Default for Upstream {
+impl Default for UpstreamSettings {
     fn default() -> Self {
         Self {
             egress: Egress::default(),
@@ -124,7 +122,7 @@ impl Default for Upstream {
     }
 }
 
-impl Default for Replay {
+impl Default for ReplaySettings {
     fn default() -> Self {
         Self {
             memory: 1 << 20,

@@ -20,7 +20,7 @@ use std::{
 use bytes::Bytes;
 
 use self::files::{FilePool, PooledFile};
-use super::settings::Replay;
+use super::settings::ReplaySettings;
 
 /// Bytes that are read back from a file at a time.
 const CHUNK: usize = 64 * 1024;
@@ -193,7 +193,7 @@ impl Captured {
 impl Capture {
     /// `expected` is the length of the body, where it is known: what will not stay in memory does
     /// not go there first.
-    pub(crate) fn new(replay: &Replay, expected: Option<u64>, spool: &Spool) -> Self {
+    pub(crate) fn new(replay: &ReplaySettings, expected: Option<u64>, spool: &Spool) -> Self {
         let will_stay = expected.is_none_or(|length| length <= replay.memory);
         let fits = expected.is_none_or(|length| length <= replay.memory.max(replay.disk));
         Self {
@@ -388,7 +388,7 @@ mod tests {
 
     fn copy(memory: u64, disk: u64, spool: &Spool) -> Capture {
         Capture::new(
-            &Replay {
+            &ReplaySettings {
                 memory,
                 disk,
                 memory_total: spool.budget.total.load(Relaxed),

@@ -1,8 +1,7 @@
-//! What a reload replaces: everything of the configuration that a request reads, behind one
-//! pointer.
+//! The configuration that requests read, behind one pointer, which a reload replaces.
 //!
-//! A request takes the pointer once and keeps what it got to its end, so nothing changes under its
-//! feet. What only a restart can change (addresses, workers, the way out) is not here.
+//! A request loads the pointer once and keeps that configuration to its end. Settings that only a
+//! restart can change (addresses, workers, egress) are not here.
 
 use std::{ops::Deref, sync::Arc, time::Duration};
 
@@ -13,12 +12,12 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     BuildError, Proxy,
     access::{Access, Client},
-    bulkhead::{Limits, Load, Place},
+    bulkhead::{InFlightLimits, InFlightPermit, Load},
     client_conn::ClientConn,
     error::ProxyError,
-    metrics::Metrics,
+    metrics::ProxyMetrics,
     route::{Account, Accounts},
-    settings::{ErrorStyle, KeyDigest, Replay, Settings},
+    settings::{ErrorStyle, KeyDigest, ProxySettings, ReplaySettings},
     upstream::{DialSetupError, UpstreamOrigin, UpstreamOrigins},
 };
 use crate::{
@@ -27,101 +26,104 @@ use crate::{
     wechat::{api::Platform, credential},
 };
 
-/// The time that a body has before its rate is looked at.
-const GRACE: Duration = Duration::from_secs(10);
-
-/// One configuration.
-pub(super) struct Live {
+/// A configuration in force, or one that was until a reload.
+pub(super) struct RuntimeConfig {
     pub(super) access: Access,
     pub(super) accounts: Accounts,
-    pub(super) replay: Replay,
-    /// Bytes.
+    pub(super) replay: ReplaySettings,
+    /// Longest request body, in bytes.
     pub(super) max_body: u64,
     pub(super) response_timeout: Duration,
     pub(super) error_style: ErrorStyle,
-    /// For connections to come; those that stand keep what they agreed on.
+    /// Acceptor of new connections; open ones keep the certificate they were given.
     pub(super) tls: Option<TlsAcceptor>,
-    /// Of one client; for peer addresses too.
+    /// Limit per client, and per peer address.
     pub(super) max_connections_per_client: usize,
-    /// Bytes per second of a body; 0 = none.
+    /// Lowest rate of a body, in bytes per second; 0 = none.
     pub(super) min_rate: u64,
-    limits: Limits,
+    limits: InFlightLimits,
     pub(super) load: Arc<Load>,
-    /// Whether another configuration has taken its place.
+    /// True once another configuration is in force.
     superseded: watch::Sender<bool>,
-    /// By account and client, as they are needed.
+    /// Keys of phantom tokens by account and client, derived when first needed.
     phantoms: DashMap<(Tag, Tag), Arc<PhantomKey>>,
 }
 
-/// A request under way, counted, and the configuration it began with, until its answer has been
-/// delivered or dropped.
-pub(super) struct InFlight(Arc<Live>);
+/// A request under way, counted until its answer has been delivered or dropped, with the
+/// configuration that it began with.
+pub(super) struct InFlight(Arc<RuntimeConfig>);
 
-/// The hand that changes a data path while it runs.
-pub struct Control(Arc<Proxy>);
+/// Handle that changes the configuration of a running data path.
+pub struct ProxyControl(Arc<Proxy>);
 
-/// A configuration that is known to work, not yet in force.
-pub struct Plan {
-    settings: Settings,
+/// A configuration that was found to work and is not in force yet.
+pub struct PreparedConfig {
+    settings: ProxySettings,
     accounts: Vec<(AccountSettings, Vec<Arc<UpstreamOrigin>>)>,
     tls: Option<TlsAcceptor>,
 }
 
-impl Control {
+impl ProxyControl {
     pub(super) fn of(proxy: &Arc<Proxy>) -> Self {
         Self(Arc::clone(proxy))
     }
 
-    /// Reads certificates again and looks at the API hosts; changes nothing that is in force.
+    /// Reads certificates again and checks the API hosts; changes nothing that is in force.
     /// Settings that only a restart can change are passed over; so is the step from or to
     /// `server.tls`.
     ///
     /// # Errors
     /// When certificates or an account's `api` cannot be used.
-    pub fn plan(
+    pub fn prepare(
         &self,
-        settings: &Settings,
+        settings: &ProxySettings,
         accounts: &[AccountSettings],
-    ) -> Result<Plan, BuildError> {
-        let running = self.0.live.load().tls.clone();
+    ) -> Result<PreparedConfig, BuildError> {
+        let running = self.0.config.load().tls.clone();
         let tls = match (running, &settings.tls) {
             (Some(_), Some(tls)) => Some(tls.acceptor().map_err(BuildError::Tls)?),
             (running, _) => running,
         };
-        Plan::new(settings, accounts, &self.0.origins, tls)
+        PreparedConfig::new(settings, accounts, &self.0.origins, tls)
     }
 
-    /// Puts the plan into force: requests that come from now on see it, those under way end as they
-    /// began. `refreshers` are those of the plan's accounts, in its order. An account that still has
+    /// Puts a configuration into force: new requests use it, those under way keep the one they began
+    /// with. `refreshers` are those of its accounts, in the same order. An account that still has
     /// the same refresher goes on unchanged.
-    pub fn switch(&self, plan: Plan, refreshers: impl IntoIterator<Item = AccountTokens>) {
-        self.0.copies.resize(plan.settings.replay.memory_total);
-        let live = self.0.live.load_full();
-        let next = Live::new(
-            plan,
+    pub fn switch(
+        &self,
+        prepared: PreparedConfig,
+        refreshers: impl IntoIterator<Item = AccountTokens>,
+    ) {
+        self.0.copies.resize(prepared.settings.replay.memory_total);
+        let config = self.0.config.load_full();
+        let next = RuntimeConfig::new(
+            prepared,
             refreshers,
             &self.0.metrics,
-            Some(&live),
-            Arc::clone(&live.load),
+            Some(&config),
+            Arc::clone(&config.load),
         );
-        self.0.live.store(Arc::new(next));
-        live.superseded.send_replace(true);
+        self.0.config.store(Arc::new(next));
+        config.superseded.send_replace(true);
     }
 }
 
-impl Plan {
+/// Time that a body has before its rate is looked at.
+const GRACE: Duration = Duration::from_secs(10);
+
+impl PreparedConfig {
     pub(super) fn new(
-        settings: &Settings,
+        settings: &ProxySettings,
         accounts: &[AccountSettings],
         origins: &UpstreamOrigins,
         tls: Option<TlsAcceptor>,
     ) -> Result<Self, BuildError> {
-        let place = |account: &AccountSettings| Ok((account.clone(), origins.of(&account.api)?));
         let accounts = accounts
             .iter()
-            .map(place)
-            .collect::<Result<_, DialSetupError>>();
-        let accounts = accounts.map_err(|error| BuildError::Upstream(error.to_string()))?;
+            .map(|account| Ok((account.clone(), origins.of(&account.api)?)))
+            .collect::<Result<_, DialSetupError>>()
+            .map_err(|error| BuildError::Upstream(error.to_string()))?;
         Ok(Self {
             settings: settings.clone(),
             accounts,
@@ -130,20 +132,20 @@ impl Plan {
     }
 }
 
-impl Live {
-    /// `before` is what was in force until now.
+impl RuntimeConfig {
+    /// Makes the next configuration from `before`, which was in force until now.
     pub(super) fn new(
-        plan: Plan,
+        prepared: PreparedConfig,
         refreshers: impl IntoIterator<Item = AccountTokens>,
-        metrics: &Metrics,
+        metrics: &ProxyMetrics,
         before: Option<&Self>,
         load: Arc<Load>,
     ) -> Self {
-        let Plan {
+        let PreparedConfig {
             settings,
             accounts,
             tls,
-        } = plan;
+        } = prepared;
         let routed = accounts
             .into_iter()
             .zip(refreshers)
@@ -178,7 +180,7 @@ impl Live {
             tls,
             max_connections_per_client: settings.max_connections_per_client,
             min_rate: settings.min_rate,
-            limits: Limits {
+            limits: InFlightLimits {
                 in_flight: settings.upstream.max_in_flight,
                 share: settings.upstream.max_share,
             },
@@ -188,7 +190,7 @@ impl Live {
         }
     }
 
-    /// The key of a client's phantoms on an account.
+    /// Returns the key of a client's phantom tokens for an account.
     pub(super) fn phantom_key(&self, account: &Account, client: &Client) -> Arc<PhantomKey> {
         let (account_name, client_name) = (account.name.as_str(), client.name().as_str());
         let key = || {
@@ -208,8 +210,11 @@ impl Live {
         )
     }
 
-    /// The account and the client that a phantom names, if it is good; else the platform in whose
-    /// words it is to be refused: that of its account, of the path, or of the default account.
+    /// Finds the account and the client of a phantom token.
+    ///
+    /// # Errors
+    /// When the token is not good: the platform in whose words it is to be refused, which is that of
+    /// its account, of the path, or of the default account.
     pub(super) fn phantom<'p>(
         &self,
         text: &str,
@@ -240,14 +245,14 @@ impl Live {
         key.accepts(phantom, self.now()).then_some(client)
     }
 
-    /// Time since 1970, by the wall clock: the windows of phantoms are the same on every node.
+    /// Returns the wall-clock time since 1970: validity windows of phantoms must agree on all nodes.
     #[allow(clippy::unused_self, reason = "one place to ask")]
     pub(super) fn now(&self) -> Duration {
         Duration::from_millis(WallClock::system().now_ms())
     }
 
-    /// The longest time for which a small answer is held back to be looked at. One that is not there
-    /// by then comes below `server.min_rate`, and is left to what watches the connection.
+    /// Returns the longest time for which a small answer is held back to be inspected. An answer
+    /// that takes longer is below `server.min_rate`, which the connection enforces.
     pub(super) fn longest_hold(&self) -> Duration {
         if self.min_rate > 0 {
             self.response_timeout.min(GRACE)
@@ -256,19 +261,19 @@ impl Live {
         }
     }
 
-    /// Counts a request.
+    /// Counts a request as under way.
     pub(super) fn begin(self: Arc<Self>) -> InFlight {
         self.load.under_way.inc();
         InFlight(self)
     }
 
-    /// Takes a place among the requests in flight, for an account and for the caller.
+    /// Takes a permit for a request in flight, for an account and for the caller.
     pub(super) fn enter(
         &self,
         account: &Account,
         client: &Client,
         conn: &ClientConn,
-    ) -> Result<Place, ProxyError> {
+    ) -> Result<InFlightPermit, ProxyError> {
         let caller = if self.access.is_open() {
             conn.peer_holder()
         } else {
@@ -287,10 +292,10 @@ impl Live {
             })
     }
 
-    /// Resolves when another configuration is in force: who waits for something should ask again,
-    /// since it may no longer be his to have.
+    /// Resolves when another configuration is in force. A call that waits should end then, since its
+    /// rights may have changed.
     pub(super) async fn superseded(&self) {
-        // The sender is here, so it cannot go away meanwhile.
+        // Cannot fail: the sender is a field of `self`.
         let _ = self
             .superseded
             .subscribe()
@@ -300,9 +305,9 @@ impl Live {
 }
 
 impl Deref for InFlight {
-    type Target = Live;
+    type Target = RuntimeConfig;
 
-    fn deref(&self) -> &Live {
+    fn deref(&self) -> &RuntimeConfig {
         &self.0
     }
 }
