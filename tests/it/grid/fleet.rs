@@ -96,6 +96,13 @@ impl Fleet {
         Self { gates }
     }
 
+    /// Stops all nodes and waits for their ends.
+    pub async fn stop(self) {
+        for gate in self.gates {
+            gate.stop().await.0.expect("nothing had to be cut");
+        }
+    }
+
     pub fn control(&self) -> &SandboxControl {
         self.gates[0].control()
     }

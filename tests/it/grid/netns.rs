@@ -141,6 +141,8 @@ async fn partition(name: &str, cuts: &[Cut], site: &Site, background: &tokio::ru
     );
     assert_eq!((calls.backwards, fleet.returns()), (0, 0), "{name}");
     assert!(recovery <= Duration::from_secs(2), "{name}: {recovery:?}");
+    // Nodes that still run would write their records into the store of the next ones.
+    fleet.stop().await;
 }
 
 impl Hosts {
