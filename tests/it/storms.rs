@@ -211,6 +211,12 @@ async fn a_storm_on_one_account_does_not_touch_another_one() {
     for number in 0..2 {
         warm_account(&gate, number).await;
     }
+    until(
+        gate.control(),
+        "the first fetch of each account",
+        |control| control.fetches() == 3,
+    )
+    .await;
     gate.control().clear_record();
     gate.control().revoke(appid(0).as_str());
     let fetch = gate
