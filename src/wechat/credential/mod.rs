@@ -1,6 +1,6 @@
 //! Classification of calls by the credential that they take, from path and query.
 //!
-//! Most calls take the account's token. [`table`] lists the calls that take another credential,
+//! Most calls take the account's token. `table` lists the calls that take another credential,
 //! take none, or return one. The proxy must put the account's token into calls of
 //! [`CallClass::Account`] and [`CallClass::Guarded`] only, and must judge the token by their answers only:
 //! a refused provider token says nothing about the account's token.
