@@ -17,7 +17,7 @@ use reqwest::Client;
 use wxgate::{
     app::App,
     config,
-    net::egress::Egress,
+    internals::net::egress::Egress,
     sandbox::{self, DEFAULT_APPID, DEFAULT_SECRET, Sandbox},
 };
 

@@ -3,17 +3,20 @@
 //!
 //! The modules in reading order, lowest floor first; ARCHITECTURE.md describes them, and a test
 //! checks which floor imports which: base · telemetry, wechat, net · token, sandbox · service ·
-//! proxy, admin · config · app · cli.
+//! proxy, admin · config · app · cli. The library's interface is `app`, `cli`, `config` and
+//! `sandbox`.
 
-pub mod admin;
+mod admin;
 pub mod app;
-pub mod base;
+mod base;
 pub mod cli;
 pub mod config;
-pub mod net;
-pub mod proxy;
+#[doc(hidden)]
+pub mod internals;
+mod net;
+mod proxy;
 pub mod sandbox;
-pub mod service;
-pub mod telemetry;
-pub mod token;
-pub mod wechat;
+mod service;
+mod telemetry;
+mod token;
+mod wechat;

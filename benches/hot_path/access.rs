@@ -5,7 +5,7 @@ use std::{hint::black_box, net::IpAddr, time::Duration};
 
 use criterion::Criterion;
 use hyper::HeaderMap;
-use wxgate::{
+use wxgate::internals::{
     base::{AccountName, Secret},
     net::address::NetworkSet,
     proxy::{

@@ -5,7 +5,7 @@ use std::{hint::black_box, sync::Arc};
 use criterion::Criterion;
 use hyper::HeaderMap;
 use prometheus_client::registry::Registry;
-use wxgate::{
+use wxgate::internals::{
     base::{AccountName, Secret},
     proxy::route::SelectionBench,
     token::{

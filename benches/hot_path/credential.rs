@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::Criterion;
-use wxgate::wechat::credential::{self, Parameters};
+use wxgate::internals::wechat::credential::{self, Parameters};
 
 pub(super) fn lookups(c: &mut Criterion) {
     let mut group = c.benchmark_group("credential");

@@ -3,7 +3,7 @@
 
 use criterion::{Criterion, async_executor::AsyncExecutor};
 use tokio::{net::TcpListener, runtime::LocalRuntime};
-use wxgate::proxy::PoolBench;
+use wxgate::internals::proxy::PoolBench;
 
 /// A runtime as a worker has it.
 struct Worker(LocalRuntime);

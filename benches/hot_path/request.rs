@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion};
 use hyper::HeaderMap;
-use wxgate::proxy::{
+use wxgate::internals::proxy::{
     headers,
     inject::{self, QueryCredential},
     path::SplitPath,

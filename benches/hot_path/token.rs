@@ -12,7 +12,7 @@ use std::{
 
 use criterion::Criterion;
 use tokio::time::Instant;
-use wxgate::{
+use wxgate::internals::{
     base::Secret,
     token::{
         AccountSettings, TokenProvider, TokenRefresher,

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::Criterion;
-use wxgate::wechat::verdict;
+use wxgate::internals::wechat::verdict;
 
 pub(super) fn verdicts(c: &mut Criterion) {
     let stale = br#"{"errcode":40001,"errmsg":"invalid credential, access_token is invalid or not latest, could get access_token by getStableAccessToken, more details at https://mmbizurl.cn/s/JtxxFh33r rid: 6aac0063-7ed08fb9-1250f724"}"#;

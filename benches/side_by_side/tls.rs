@@ -9,7 +9,7 @@ use rcgen::{
 use rustls::{
     ClientConfig, RootCertStore, crypto::aws_lc_rs::default_provider, pki_types::CertificateDer,
 };
-use wxgate::net::{egress::read_certificates, tls::ServerTls};
+use wxgate::internals::net::{egress::read_certificates, tls::ServerTls};
 
 /// Host name in the leaf certificate.
 pub(crate) const HOST: &str = "api.weixin.qq.com";

@@ -16,7 +16,7 @@ pub(super) struct AdminState {
 
 /// Handle that replaces guard and accounts of a running admin listener. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct AdminControl {
+pub(crate) struct AdminControl {
     /// State in force. A request loads this once, so that guard and accounts are of one
     /// configuration.
     pub(super) state: Arc<ArcSwap<AdminState>>,
@@ -37,7 +37,7 @@ impl AdminControl {
     }
 
     /// Replaces key, hosts and accounts. Takes effect with the next request.
-    pub fn switch(&self, settings: &AdminSettings, accounts: Arc<TokenRegistry>) {
+    pub(crate) fn switch(&self, settings: &AdminSettings, accounts: Arc<TokenRegistry>) {
         // Settings without a key are for a local address, which only a restart can bind. Until then
         // the listener that other machines can reach keeps its key.
         let guard = if self.exposed && settings.key.is_none() {

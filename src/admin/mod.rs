@@ -12,7 +12,7 @@ mod guard;
 mod page;
 mod readiness;
 mod reload;
-pub mod settings;
+pub(crate) mod settings;
 mod site;
 #[cfg(test)]
 mod tests;
@@ -22,7 +22,7 @@ use std::{fmt, io, rc::Rc, sync::Arc};
 use axum::body::Body;
 use tokio::sync::oneshot;
 
-pub use self::{
+pub(crate) use self::{
     control::AdminControl,
     reload::{ReloadHandler, Reloaded},
 };
@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// Admin listener that is bound and does not serve yet.
-pub struct Admin {
+pub(crate) struct Admin {
     listener: Listener,
     control: AdminControl,
     metrics: MetricsRegistry,
@@ -71,7 +71,8 @@ pub enum AdminBindError {
 
 impl Admin {
     /// Binds the address. Connections wait until [`Admin::start`]. Must be called inside a runtime.
-    pub fn bind(
+    #[cfg(test)]
+    pub(crate) fn bind(
         settings: &AdminSettings,
         accounts: Arc<TokenRegistry>,
         metrics: MetricsRegistry,
@@ -86,7 +87,7 @@ impl Admin {
 
     /// Binds the address alone, before the accounts exist: a start that cannot have the address
     /// must not spend a token fetch.
-    pub fn listen(settings: &AdminSettings) -> Result<Listener, AdminBindError> {
+    pub(crate) fn listen(settings: &AdminSettings) -> Result<Listener, AdminBindError> {
         let address = settings.listen.to_string();
         if settings.key.is_none() && !settings.listen.is_local() {
             return Err(AdminBindError::KeyMissing { address });
@@ -96,7 +97,7 @@ impl Admin {
     }
 
     /// Admin listener on an address that [`Admin::listen`] has bound.
-    pub fn from_listener(
+    pub(crate) fn from_listener(
         listener: Listener,
         settings: &AdminSettings,
         accounts: Arc<TokenRegistry>,
@@ -113,14 +114,14 @@ impl Admin {
 
     /// Enables `POST /api/reload`, which is answered 501 otherwise.
     #[must_use]
-    pub fn with_reload(mut self, reload: ReloadHandler) -> Self {
+    pub(crate) fn with_reload(mut self, reload: ReloadHandler) -> Self {
         self.reload = Some(reload);
         self
     }
 
     /// Makes readiness depend on these workers: not ready while one of them is stuck.
     #[must_use]
-    pub fn with_workers(mut self, workers: StuckWorkers) -> Self {
+    pub(crate) fn with_workers(mut self, workers: StuckWorkers) -> Self {
         self.health.workers = workers;
         self
     }
@@ -128,19 +129,19 @@ impl Admin {
     /// Adds the condition of the log to the body of readiness, and its dropped lines to the
     /// metrics.
     #[must_use]
-    pub fn with_log(mut self, log: Arc<LogQueue>) -> Self {
+    pub(crate) fn with_log(mut self, log: Arc<LogQueue>) -> Self {
         self.metrics.register(|registry| log.register(registry));
         self.health.log = Some(log);
         self
     }
 
     /// Returns a handle that replaces key, hosts and accounts, also while the listener runs.
-    pub fn control(&self) -> AdminControl {
+    pub(crate) fn control(&self) -> AdminControl {
         self.control.clone()
     }
 
     /// Bound address, with the port that the system chose for port 0.
-    pub fn address(&self) -> &BoundAddr {
+    pub(crate) fn address(&self) -> &BoundAddr {
         self.listener.address()
     }
 
@@ -149,7 +150,7 @@ impl Admin {
     ///
     /// # Errors
     /// When the thread or its runtime cannot be started.
-    pub async fn start(self, drain: Drain) -> io::Result<oneshot::Receiver<()>> {
+    pub(crate) async fn start(self, drain: Drain) -> io::Result<oneshot::Receiver<()>> {
         local::spawn("wxgate-admin".to_owned(), move || self.serve(drain)).await
     }
 

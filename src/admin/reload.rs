@@ -18,7 +18,7 @@ use crate::base::AccountName;
 /// Function that reloads the configuration. The reload goes on when the future is dropped.
 ///
 /// The future is boxed, since the type of the reload in `app` cannot be named from here.
-pub type ReloadHandler =
+pub(crate) type ReloadHandler =
     Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Reloaded> + Send>> + Send + Sync>;
 
 /// Outcome of a reload.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// Bounds of a delay that doubles from `min` to `max`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     /// Delay after the first failure.
     pub min: Duration,
     /// Longest delay.
@@ -16,7 +16,7 @@ pub struct Backoff {
 
 impl Backoff {
     /// Returns the delay after `failures` failures in a row, counted from one, without jitter.
-    pub fn plain(&self, failures: u32) -> Duration {
+    pub(crate) fn plain(&self, failures: u32) -> Duration {
         // A shift by 32 or more has no result; any large factor will do, given the clamp.
         let doubled = self.min.saturating_mul(
             1_u32
@@ -28,7 +28,7 @@ impl Backoff {
 
     /// Returns a delay between half and all of [`Backoff::plain`]; `jitter` is taken from
     /// `0.0..=1.0`.
-    pub fn jittered(&self, failures: u32, jitter: f64) -> Duration {
+    pub(crate) fn jittered(&self, failures: u32, jitter: f64) -> Duration {
         // At least half, so that jitter never turns a back-off into a retry at once.
         self.plain(failures)
             .mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
@@ -36,7 +36,7 @@ impl Backoff {
 }
 
 /// Returns a random number between 0 and 1, or 0.5 if the system has no randomness.
-pub fn random_fraction() -> f64 {
+pub(crate) fn random_fraction() -> f64 {
     getrandom::u32().map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX))
 }
 

@@ -12,7 +12,7 @@ use memchr::memchr;
 /// in one line of text or in a JSON string as it is. A name that may be a value is hidden too: a
 /// long name, and the part of a name behind an encoded character.
 #[derive(Debug, Clone, Copy)]
-pub struct MaskedQuery<'q>(pub &'q str);
+pub(crate) struct MaskedQuery<'q>(pub &'q str);
 
 /// Longest name that is shown. WeChat's own names have at most 22 characters.
 const MAX_NAME: usize = 32;
@@ -21,7 +21,7 @@ const MAX_FLAG: usize = 16;
 
 impl MaskedQuery<'_> {
     /// Appends the text, as UTF-8.
-    pub fn append_to(self, out: &mut Vec<u8>) {
+    pub(crate) fn append_to(self, out: &mut Vec<u8>) {
         // Every request that is logged pays for this, hence bytes instead of `fmt`.
         let mut rest = self.0.as_bytes();
         while let Some(end) = memchr(b'&', rest) {

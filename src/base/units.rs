@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Reason why a duration or size was refused. `Display` tells the right form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UnitError {
+pub(crate) enum UnitError {
     /// No digits at the start.
     #[error("expected a whole number followed by a unit, such as {example}")]
     NotANumber {
@@ -29,7 +29,7 @@ pub enum UnitError {
 }
 
 /// Reads `500ms`, `15s`, `5m`, `2h` or `1d`.
-pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     let (number, unit) = split(text, "\"15s\"")?;
     let millis = match unit {
         "ms" => 1,
@@ -51,7 +51,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
 
 /// Reads `0`, `512B`, `64KiB`, `1MiB` or `2GiB`; decimal `KB`, `MB`, `GB` as well. Zero needs no
 /// unit.
-pub fn parse_size(text: &str) -> Result<u64, UnitError> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, UnitError> {
     if text.trim() == "0" {
         return Ok(0);
     }
@@ -75,7 +75,7 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
 
 /// Formats a duration, in whole milliseconds, in the largest unit that needs no fraction.
 /// [`parse_duration`] reads the same duration back.
-pub fn format_duration(duration: Duration) -> String {
+pub(crate) fn format_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     for (factor, unit) in [
         (86_400_000, "d"),

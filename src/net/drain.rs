@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 /// Progress of a stop. Only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Business as usual.
     Serving,
     /// Readiness is gone, connections are still taken, each answer asks its client to close.
@@ -27,21 +27,21 @@ pub enum Phase {
 
 /// Sender of the phase.
 #[derive(Debug)]
-pub struct DrainControl {
+pub(crate) struct DrainControl {
     phase: watch::Sender<Phase>,
     leaving: Arc<AtomicBool>,
 }
 
 /// Receiver of the phase. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Drain {
+pub(crate) struct Drain {
     phase: watch::Receiver<Phase>,
     // Read once per answer, and `phase` would cost a lock.
     leaving: Arc<AtomicBool>,
 }
 
 /// A fresh pair in phase [`Phase::Serving`]. Dropping the control aborts.
-pub fn drain() -> (DrainControl, Drain) {
+pub(crate) fn drain() -> (DrainControl, Drain) {
     let (tx, rx) = watch::channel(Phase::Serving);
     let leaving = Arc::new(AtomicBool::new(false));
     (
@@ -55,7 +55,7 @@ pub fn drain() -> (DrainControl, Drain) {
 
 impl DrainControl {
     /// Moves on to `phase`; never back.
-    pub fn advance(&self, phase: Phase) {
+    pub(crate) fn advance(&self, phase: Phase) {
         self.leaving.fetch_or(phase >= Phase::Leaving, Relaxed);
         self.phase.send_if_modified(|current| {
             let forward = phase > *current;
@@ -69,17 +69,17 @@ impl DrainControl {
 
 impl Drain {
     /// Current phase.
-    pub fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
 
     /// True if answers should ask their clients to close.
-    pub fn is_leaving(&self) -> bool {
+    pub(crate) fn is_leaving(&self) -> bool {
         self.leaving.load(Relaxed)
     }
 
     /// Returns once `phase` or a later one is reached, or the control is gone.
-    pub async fn reached(&mut self, phase: Phase) {
+    pub(crate) async fn reached(&mut self, phase: Phase) {
         let _ = self.phase.wait_for(|current| *current >= phase).await;
     }
 }

@@ -41,7 +41,7 @@ const DROP_SYN: [SockFilter; 5] = [
 
 /// A listener that is bound: connections wait until it is started.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     socket: ListenerSocket<StdTcpListener, StdUnixListener>,
     address: BoundAddr,
 }
@@ -54,7 +54,7 @@ enum ListenerSocket<T, U> {
 
 /// A listener that takes connections, watched by the runtime in which it was started.
 #[derive(Debug)]
-pub struct Acceptor {
+pub(crate) struct Acceptor {
     socket: ListenerSocket<TcpListener, UnixListener>,
     address: BoundAddr,
     errors: AcceptErrors,
@@ -97,7 +97,7 @@ impl fmt::Display for BoundAddr {
 
 /// An accepted connection.
 #[derive(Debug)]
-pub struct Accepted {
+pub(crate) struct Accepted {
     /// Watched by the runtime that accepted it.
     pub stream: ClientStream,
     /// Client.
@@ -106,7 +106,7 @@ pub struct Accepted {
 
 /// An accepted connection on its way to another runtime.
 #[derive(Debug)]
-pub struct DetachedConnection {
+pub(crate) struct DetachedConnection {
     socket: Socket,
     peer: Peer,
 }
@@ -122,7 +122,7 @@ impl Accepted {
     ///
     /// # Errors
     /// When that runtime does not let it go.
-    pub fn detach(self) -> io::Result<DetachedConnection> {
+    pub(crate) fn detach(self) -> io::Result<DetachedConnection> {
         let socket = match self.stream {
             ClientStream::Tcp(stream) => Socket::Tcp(stream.into_std()?),
             ClientStream::Unix(stream) => Socket::Unix(stream.into_std()?),
@@ -139,7 +139,7 @@ impl DetachedConnection {
     ///
     /// # Errors
     /// When the runtime cannot watch it (no file descriptors left, say).
-    pub fn watch(self) -> io::Result<Accepted> {
+    pub(crate) fn watch(self) -> io::Result<Accepted> {
         let stream = match self.socket {
             Socket::Tcp(socket) => ClientStream::Tcp(TcpStream::from_std(socket)?),
             Socket::Unix(socket) => ClientStream::Unix(UnixStream::from_std(socket)?),
@@ -156,7 +156,7 @@ impl Listener {
     ///
     /// # Errors
     /// See [`BindError`].
-    pub fn bind(address: &ListenAddr) -> Result<Self, BindError> {
+    pub(crate) fn bind(address: &ListenAddr) -> Result<Self, BindError> {
         match address {
             ListenAddr::Tcp(address) => {
                 let listener = bind::tcp(address)?;
@@ -177,7 +177,7 @@ impl Listener {
     }
 
     /// Bound address.
-    pub fn address(&self) -> &BoundAddr {
+    pub(crate) fn address(&self) -> &BoundAddr {
         &self.address
     }
 
@@ -185,7 +185,7 @@ impl Listener {
     ///
     /// # Errors
     /// When the runtime cannot watch it.
-    pub fn start(self) -> io::Result<Acceptor> {
+    pub(crate) fn start(self) -> io::Result<Acceptor> {
         let socket = match self.socket {
             ListenerSocket::Tcp(socket) => ListenerSocket::Tcp(TcpListener::from_std(socket)?),
             ListenerSocket::Unix(socket, file) => {
@@ -204,7 +204,7 @@ impl Listener {
     ///
     /// # Errors
     /// Errors of `accept`; the kernel still holds the connection then.
-    pub fn take_waiting(&self) -> io::Result<Option<DetachedConnection>> {
+    pub(crate) fn take_waiting(&self) -> io::Result<Option<DetachedConnection>> {
         loop {
             let taken = match &self.socket {
                 ListenerSocket::Tcp(listener) => listener.accept().and_then(|(socket, peer)| {
@@ -242,7 +242,7 @@ fn is_passing(error: &io::Error) -> bool {
 
 impl Acceptor {
     /// The next connection. Errors are waited out, so this only returns with a connection in hand.
-    pub async fn accept(&mut self) -> Accepted {
+    pub(crate) async fn accept(&mut self) -> Accepted {
         let mut wait = Duration::from_millis(5);
         loop {
             match self.try_accept().await {
@@ -261,7 +261,7 @@ impl Acceptor {
     /// Lets no new connection into the queue, as far as the system can do that: a client that comes
     /// from now on is refused, or asks again and meets a successor. Connections in the queue, and
     /// those whose handshake is under way, can still be accepted.
-    pub fn close_entrance(&mut self) {
+    pub(crate) fn close_entrance(&mut self) {
         match &mut self.socket {
             ListenerSocket::Tcp(listener) => {
                 // Between the last `accept` and the close, a connection could enter the queue and
@@ -278,7 +278,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// When the runtime does not let it go.
-    pub fn stop(self) -> io::Result<Listener> {
+    pub(crate) fn stop(self) -> io::Result<Listener> {
         let socket = match self.socket {
             ListenerSocket::Tcp(socket) => ListenerSocket::Tcp(socket.into_std()?),
             ListenerSocket::Unix(socket, file) => ListenerSocket::Unix(socket.into_std()?, file),
@@ -327,7 +327,7 @@ impl AcceptErrors {
 
 /// A connection that the current runtime watches.
 #[derive(Debug)]
-pub enum ClientStream {
+pub(crate) enum ClientStream {
     /// Over TCP.
     Tcp(TcpStream),
     /// Over a Unix socket.

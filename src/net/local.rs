@@ -14,7 +14,7 @@ use tokio::{
 ///
 /// # Errors
 /// When the thread or its runtime cannot be started.
-pub async fn spawn<W, F>(name: String, work: W) -> io::Result<oneshot::Receiver<F::Output>>
+pub(crate) async fn spawn<W, F>(name: String, work: W) -> io::Result<oneshot::Receiver<F::Output>>
 where
     W: FnOnce() -> F + Send + 'static,
     F: Future,

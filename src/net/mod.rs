@@ -3,13 +3,13 @@
 //!
 //! Knows HTTP/1.1 and sockets, nothing of WeChat, tokens or what is served over them.
 
-pub mod address;
-pub mod bind;
-pub mod connection;
-pub mod drain;
-pub mod egress;
+pub(crate) mod address;
+pub(crate) mod bind;
+pub(crate) mod connection;
+pub(crate) mod drain;
+pub(crate) mod egress;
 mod framing;
-pub mod listen;
-pub mod local;
-pub mod serve;
-pub mod tls;
+pub(crate) mod listen;
+pub(crate) mod local;
+pub(crate) mod serve;
+pub(crate) mod tls;

@@ -19,7 +19,7 @@ use super::{
 
 /// Connections at a time. Operators, probes and scrapers need a few; each takes a descriptor that
 /// the data listeners could use.
-pub const MAX_CONNECTIONS: usize = 64;
+pub(crate) const MAX_CONNECTIONS: usize = 64;
 /// Deadlines, shorter than those of callers: operators and probes send short requests at once.
 const LIMITS: ConnectionLimits = ConnectionLimits {
     first_head: Duration::from_secs(5),
@@ -32,7 +32,7 @@ const SHED: Duration = Duration::from_millis(20);
 
 /// Serves until the drain reaches [`Phase::Aborting`]: probes want an answer for as long as
 /// requests are in flight.
-pub async fn serve<S, F, B>(listener: Listener, drain: Drain, service: S)
+pub(crate) async fn serve<S, F, B>(listener: Listener, drain: Drain, service: S)
 where
     S: Fn(Request<Incoming>) -> F + 'static,
     F: Future<Output = Result<Response<B>, Infallible>>,

@@ -74,7 +74,7 @@ impl ServerTls {
 
 /// The DNS and URI names in the certificate that the client has shown and that was verified, in
 /// lower case; none without one.
-pub fn names_of(connection: &ServerConnection) -> Vec<String> {
+pub(crate) fn names_of(connection: &ServerConnection) -> Vec<String> {
     let leaf = connection.peer_certificates().and_then(<[_]>::first);
     let Some(Ok(certificate)) = leaf.map(webpki::EndEntityCert::try_from) else {
         return Vec::new();

@@ -104,13 +104,13 @@ pub fn to_client(headers: &mut HeaderMap) {
 }
 
 /// Returns the length of the longest header value, which no longer secret can be in.
-pub fn longest_value(headers: &HeaderMap) -> usize {
+pub(crate) fn longest_value(headers: &HeaderMap) -> usize {
     headers.values().map(HeaderValue::len).max().unwrap_or(0)
 }
 
 /// Replaces a secret in header values by as many `*`, however it is percent-encoded. `secret` may be
 /// percent-encoded itself, as it stood in the query.
-pub fn mask(headers: &mut HeaderMap, secret: &str) {
+pub(crate) fn mask(headers: &mut HeaderMap, secret: &str) {
     // Decoding walks byte by byte, and few secrets are encoded.
     let secret: Cow<'_, [u8]> = if memchr(b'%', secret.as_bytes()).is_some() {
         percent_decode_str(secret).into()

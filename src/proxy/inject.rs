@@ -70,7 +70,7 @@ pub enum QueryCredential {
 
 /// Parameters of a login code exchange that name its account; percent-decoded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LoginParameters<'q> {
+pub(crate) struct LoginParameters<'q> {
     /// Parameter `appid`, unless empty.
     pub appid: Option<Cow<'q, str>>,
     /// Parameter `secret`, unless empty.
@@ -99,7 +99,7 @@ pub fn phantom(query: Option<&str>) -> Result<Option<&str>, QueryError> {
 ///
 /// # Errors
 /// [`QueryError::SeveralSecrets`], [`QueryError::SeveralAppids`].
-pub fn login(query: Option<&str>) -> Result<LoginParameters<'_>, QueryError> {
+pub(crate) fn login(query: Option<&str>) -> Result<LoginParameters<'_>, QueryError> {
     let mut login = LoginParameters::default();
     for (name, value) in pairs(query)
         .map(decoded)
@@ -120,7 +120,7 @@ pub fn login(query: Option<&str>) -> Result<LoginParameters<'_>, QueryError> {
 
 /// Parameters of the caller that are removed before a call is sent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RemovedParameters {
+pub(crate) enum RemovedParameters {
     /// All parameters named `access_token`.
     Token,
     /// Phantom tokens named `access_token`.
@@ -134,7 +134,7 @@ pub enum RemovedParameters {
 ///
 /// # Errors
 /// [`QueryError::ClientKey`], [`QueryError::StrayPhantom`].
-pub fn keep_secrets(
+pub(crate) fn keep_secrets(
     query: Option<&str>,
     removed: RemovedParameters,
     may_be_key: impl Fn(&str) -> bool,
@@ -187,7 +187,7 @@ fn readings(value: &str) -> impl Iterator<Item = &str> {
 ///
 /// # Errors
 /// [`QueryError::NotAQuery`].
-pub fn fill_login(
+pub(crate) fn fill_login(
     path: &ApiPath<'_>,
     query: Option<&str>,
     appid: Option<&str>,
@@ -269,7 +269,10 @@ pub fn inject(
 ///
 /// # Errors
 /// [`QueryError::NotAQuery`].
-pub fn untouched(path: &ApiPath<'_>, query: Option<&str>) -> Result<PathAndQuery, QueryError> {
+pub(crate) fn untouched(
+    path: &ApiPath<'_>,
+    query: Option<&str>,
+) -> Result<PathAndQuery, QueryError> {
     let path = path.as_str();
     let target = match query {
         None => path.to_owned(),

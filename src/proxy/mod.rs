@@ -14,19 +14,19 @@ mod body;
 mod bulkhead;
 mod client_conn;
 mod error;
-pub mod headers;
-pub mod inject;
+pub(crate) mod headers;
+pub(crate) mod inject;
 mod inspect;
 mod loops;
 mod metrics;
-pub mod path;
+pub(crate) mod path;
 mod pipeline;
 mod query;
 mod request_id;
 mod retry;
-pub mod route;
+pub(crate) mod route;
 mod runtime_config;
-pub mod settings;
+pub(crate) mod settings;
 mod spool;
 mod upstream;
 mod watchdog;
@@ -38,9 +38,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
-pub use self::runtime_config::{PreparedConfig, ProxyControl};
-// Doors for the benches, no part of the interface.
-#[doc(hidden)]
+pub(crate) use self::runtime_config::{PreparedConfig, ProxyControl};
 pub use self::{access::bench::AccessBench, upstream::bench::PoolBench};
 use self::{
     access_log::AccessLog,
@@ -90,7 +88,7 @@ pub enum BuildError {
 }
 
 /// The data path, shared by its workers.
-pub struct Proxy {
+pub(crate) struct Proxy {
     config: ArcSwap<RuntimeConfig>,
     peers: Arc<PeerConnections>,
     /// Counters of requests that no account was found for.
@@ -106,13 +104,13 @@ pub struct Proxy {
 }
 
 /// Bound addresses of the data path. The kernel holds their connections until the data path runs.
-pub struct Listeners {
+pub(crate) struct Listeners {
     list: Vec<Listener>,
     tls: Option<tokio_rustls::TlsAcceptor>,
 }
 
 /// The data path with its listeners bound, ready to run.
-pub struct BoundProxy {
+pub(crate) struct BoundProxy {
     proxy: Arc<Proxy>,
     listeners: Vec<Listener>,
     workers: usize,
@@ -124,7 +122,7 @@ impl Listeners {
     ///
     /// # Errors
     /// When an address is in use already, or `server.tls` cannot be used.
-    pub fn bind(settings: &ProxySettings) -> Result<Self, BuildError> {
+    pub(crate) fn bind(settings: &ProxySettings) -> Result<Self, BuildError> {
         let tls = settings
             .tls
             .as_ref()
@@ -145,7 +143,7 @@ impl Listeners {
     }
 
     /// Returns the TCP addresses, with the ports that were given for port 0.
-    pub fn tcp(&self) -> Vec<SocketAddr> {
+    pub(crate) fn tcp(&self) -> Vec<SocketAddr> {
         self.list
             .iter()
             .filter_map(|listener| listener.address().tcp())
@@ -158,7 +156,7 @@ impl Proxy {
     ///
     /// # Errors
     /// See [`BuildError`].
-    pub fn build(
+    pub(crate) fn build(
         listeners: Listeners,
         settings: &ProxySettings,
         accounts: Vec<(AccountSettings, AccountTokens)>,
@@ -217,7 +215,7 @@ impl Proxy {
 
 impl BoundProxy {
     /// Returns the addresses of the listeners, with the ports that were given for port 0.
-    pub fn addresses(&self) -> Vec<BoundAddr> {
+    pub(crate) fn addresses(&self) -> Vec<BoundAddr> {
         self.listeners
             .iter()
             .map(|listener| listener.address().clone())
@@ -225,12 +223,12 @@ impl BoundProxy {
     }
 
     /// Returns the workers that the watchdog finds stuck.
-    pub fn stuck_workers(&self) -> StuckWorkers {
+    pub(crate) fn stuck_workers(&self) -> StuckWorkers {
         self.proxy.stuck.clone()
     }
 
     /// Returns a handle that changes the configuration, also of the running data path.
-    pub fn control(&self) -> ProxyControl {
+    pub(crate) fn control(&self) -> ProxyControl {
         ProxyControl::of(&self.proxy)
     }
 
@@ -238,7 +236,7 @@ impl BoundProxy {
     ///
     /// # Errors
     /// When a worker thread cannot be started.
-    pub async fn run(self, mut drain: Drain) -> io::Result<usize> {
+    pub(crate) async fn run(self, mut drain: Drain) -> io::Result<usize> {
         let (mut workers, mut ends) = (Vec::new(), Vec::new());
         for index in 0..self.workers {
             let (worker, ended) =

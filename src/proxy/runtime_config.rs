@@ -54,10 +54,10 @@ pub(super) struct RuntimeConfig {
 pub(super) struct InFlight(Arc<RuntimeConfig>);
 
 /// Handle that changes the configuration of a running data path.
-pub struct ProxyControl(Arc<Proxy>);
+pub(crate) struct ProxyControl(Arc<Proxy>);
 
 /// A configuration that was found to work and is not in force yet.
-pub struct PreparedConfig {
+pub(crate) struct PreparedConfig {
     settings: ProxySettings,
     accounts: Vec<(AccountSettings, Vec<Arc<UpstreamOrigin>>)>,
     tls: Option<TlsAcceptor>,
@@ -74,7 +74,7 @@ impl ProxyControl {
     ///
     /// # Errors
     /// When certificates or an account's `api` cannot be used.
-    pub fn prepare(
+    pub(crate) fn prepare(
         &self,
         settings: &ProxySettings,
         accounts: &[AccountSettings],
@@ -90,7 +90,7 @@ impl ProxyControl {
     /// Puts a configuration into force: new requests use it, those under way keep the one they began
     /// with. `refreshers` are those of its accounts, in the same order. An account that still has
     /// the same refresher goes on unchanged.
-    pub fn switch(
+    pub(crate) fn switch(
         &self,
         prepared: PreparedConfig,
         refreshers: impl IntoIterator<Item = AccountTokens>,

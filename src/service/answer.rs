@@ -20,7 +20,7 @@ use crate::{
 
 /// Account that a call concerns.
 #[derive(Debug, Clone, Copy)]
-pub struct ServedAccount<'r> {
+pub(crate) struct ServedAccount<'r> {
     /// Platform, which decides the ticket types.
     pub platform: Platform,
     /// Appid or corpid, for signatures.
@@ -35,7 +35,7 @@ pub struct ServedAccount<'r> {
 
 /// Answer without the headers that all answers share. Must never be cached, because the content of
 /// the body expires.
-pub struct ServiceReply {
+pub(crate) struct ServiceReply {
     /// Status, 200 or 304.
     pub status: u16,
     /// Generation in quotes; `None` for answers without a generation.
@@ -74,7 +74,7 @@ impl ServiceCall {
     /// # Errors
     ///
     /// Fails if the platform has no such ticket, the body is wrong, or there is no token or ticket.
-    pub async fn answer(
+    pub(crate) async fn answer(
         &self,
         account: &ServedAccount<'_>,
         if_none_match: Option<&str>,

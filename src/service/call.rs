@@ -12,7 +12,7 @@ use crate::{token::TokenError, wechat::ticket::TicketType};
 
 /// Call of the service API with its account, parsed and not yet authorised.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceCall {
+pub(crate) struct ServiceCall {
     account: String,
     pub(super) order: ServiceAction,
 }
@@ -46,7 +46,7 @@ pub(super) enum ServiceAction {
 
 /// Reason for refusing a call.
 #[derive(Debug, thiserror::Error)]
-pub enum ServiceError {
+pub(crate) enum ServiceError {
     /// No such call, or no such ticket on this platform.
     #[error("there is nothing at this address below /-/")]
     NotFound,
@@ -67,7 +67,11 @@ impl ServiceCall {
     /// # Errors
     ///
     /// Fails if there is no such call, or its method or query are wrong.
-    pub fn parse(method: &str, path: &str, query: Option<&str>) -> Result<Self, ServiceError> {
+    pub(crate) fn parse(
+        method: &str,
+        path: &str,
+        query: Option<&str>,
+    ) -> Result<Self, ServiceError> {
         let rest = path
             .strip_prefix("/-/accounts/")
             .ok_or(ServiceError::NotFound)?;
@@ -102,12 +106,12 @@ impl ServiceCall {
     }
 
     /// Returns the name or appid of the account, as written.
-    pub fn account(&self) -> &str {
+    pub(crate) fn account(&self) -> &str {
         &self.account
     }
 
     /// Returns the permission that the caller needs.
-    pub fn scope(&self) -> Scope {
+    pub(crate) fn scope(&self) -> Scope {
         match self.order {
             ServiceAction::Token { .. } => Scope::Token,
             ServiceAction::Refresh => Scope::Refresh,
@@ -116,7 +120,7 @@ impl ServiceCall {
     }
 
     /// Returns true if the call has a body that matters.
-    pub fn wants_body(&self) -> bool {
+    pub(crate) fn wants_body(&self) -> bool {
         self.order == ServiceAction::Refresh
     }
 }

@@ -6,12 +6,12 @@
 mod answer;
 mod call;
 mod jssdk;
-pub mod phantom;
+pub(crate) mod phantom;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{ServedAccount, ServiceReply};
-pub use call::{ServiceCall, ServiceError};
+pub(crate) use answer::{ServedAccount, ServiceReply};
+pub(crate) use call::{ServiceCall, ServiceError};
 
 /// Permission of a client beyond proxying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -18,7 +18,7 @@ use aws_lc_rs::{
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
-pub use crate::base::PHANTOM_PREFIX as PREFIX;
+pub(crate) use crate::base::PHANTOM_PREFIX as PREFIX;
 use crate::base::Secret;
 
 /// Name as encoded in a phantom: the first eight bytes of its SHA-256.
@@ -44,7 +44,7 @@ pub struct Phantom {
 
 /// Value of `expires_in`, in seconds. Some SDKs subtract up to 1500 s and refuse a remainder that
 /// is too small.
-pub const EXPIRES_IN: u64 = 7200;
+pub(crate) const EXPIRES_IN: u64 = 7200;
 /// Length of a window in seconds. A client gets the same phantom throughout a window; the phantom
 /// is valid until the end of the next window.
 const WINDOW: u64 = 24 * 60 * 60;

@@ -6,7 +6,9 @@
 
 use std::str::FromStr;
 
-use tracing::{Level, Metadata, Subscriber, level_filters::LevelFilter, subscriber::DefaultGuard};
+#[cfg(test)]
+use tracing::subscriber::DefaultGuard;
+use tracing::{Level, Metadata, Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     filter::{FilterExt as _, filter_fn},
@@ -57,7 +59,7 @@ impl FromStr for Format {
 ///
 /// # Errors
 /// If the directives cannot be read, or a log is already set up.
-pub fn init(format: Format, directives: Option<&str>, output: Output) -> Result<(), String> {
+pub(crate) fn init(format: Format, directives: Option<&str>, output: Output) -> Result<(), String> {
     subscriber(format, directives, output)?
         .try_init()
         .map_err(|error| error.to_string())
@@ -67,7 +69,8 @@ pub fn init(format: Format, directives: Option<&str>, output: Output) -> Result<
 ///
 /// # Errors
 /// If the directives cannot be read.
-pub fn init_here(
+#[cfg(test)]
+pub(crate) fn init_here(
     format: Format,
     directives: Option<&str>,
     output: Output,

@@ -3,8 +3,8 @@
 //! Defines no metrics of other modules: these stand in the folder that they measure, and are
 //! registered in a registry that is passed in.
 
-pub mod logging;
-pub mod output;
-pub mod queue;
-pub mod registry;
-pub mod workers;
+pub(crate) mod logging;
+pub(crate) mod output;
+pub(crate) mod queue;
+pub(crate) mod registry;
+pub(crate) mod workers;

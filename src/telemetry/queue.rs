@@ -90,7 +90,7 @@ struct WriterThread<S> {
 /// Standard error without the lock of the standard library: a stalled write would hold that lock,
 /// and block all other threads that print.
 #[derive(Debug)]
-pub struct RawStderr;
+pub(crate) struct RawStderr;
 
 /// Bytes that wait while the writer is busy: about 6,000 lines of the access log.
 const MAX_PENDING: usize = 1024 * 1024;

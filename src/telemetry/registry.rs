@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 
 /// Content type of [`MetricsRegistry::render`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Registry of all metrics of a process. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct MetricsRegistry(Arc<Mutex<Registry>>);
+pub(crate) struct MetricsRegistry(Arc<Mutex<Registry>>);
 
 impl Default for MetricsRegistry {
     fn default() -> Self {
@@ -22,12 +22,12 @@ impl Default for MetricsRegistry {
 
 impl MetricsRegistry {
     /// Passes the registry to a module that registers its metrics.
-    pub fn register<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
+    pub(crate) fn register<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
         register(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns all metrics as OpenMetrics text.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let mut page = String::new();
         let registry = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Writing to a string cannot fail.

@@ -13,14 +13,14 @@ use tokio::time::Instant;
 
 /// Set of stuck worker threads and listeners. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct StuckWorkers {
+pub(crate) struct StuckWorkers {
     since: Arc<Mutex<BTreeMap<String, Instant>>>,
     count: Gauge,
 }
 
 impl StuckWorkers {
     /// Creates an empty set, with its size as a metric of the registry.
-    pub fn register(registry: &mut Registry) -> Self {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
         let stuck = Self::default();
         registry.register(
             "wxgate_stuck_workers",
@@ -31,7 +31,7 @@ impl StuckWorkers {
     }
 
     /// Adds a worker that has not answered since `since`.
-    pub fn insert(&self, name: &str, since: Instant) {
+    pub(crate) fn insert(&self, name: &str, since: Instant) {
         let mut stuck = self.lock();
         // A repeated report keeps the first time.
         stuck.entry(name.to_owned()).or_insert(since);
@@ -40,7 +40,7 @@ impl StuckWorkers {
     }
 
     /// Removes a worker that answers again. Returns the time without an answer.
-    pub fn remove(&self, name: &str) -> Option<Duration> {
+    pub(crate) fn remove(&self, name: &str) -> Option<Duration> {
         let mut stuck = self.lock();
         let since = stuck.remove(name)?;
         self.count
@@ -49,7 +49,7 @@ impl StuckWorkers {
     }
 
     /// Returns the names, each with the time without an answer.
-    pub fn list(&self) -> Vec<(String, Duration)> {
+    pub(crate) fn list(&self) -> Vec<(String, Duration)> {
         self.lock()
             .iter()
             .map(|(name, since)| (name.clone(), since.elapsed()))

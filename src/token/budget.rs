@@ -9,20 +9,20 @@ use tokio::time::Instant;
 
 /// Fetches of a classic token per day that WeChat allows an ordinary account (API_Call_Limits
 /// page).
-pub const CLASSIC_PER_DAY: u32 = 2000;
+pub(crate) const CLASSIC_PER_DAY: u32 = 2000;
 /// Forced refreshes per day that wxgate does on its own.
-pub const FORCED_PER_DAY: u32 = 6;
+pub(crate) const FORCED_PER_DAY: u32 = 6;
 /// Forced refreshes per day that WeChat allows (getStableAccessToken page); the bound for
 /// operators.
-pub const FORCED_PER_DAY_OPERATOR: u32 = 20;
+pub(crate) const FORCED_PER_DAY_OPERATOR: u32 = 20;
 /// Forced refreshes per day of a node that cannot tell the other nodes. With the six that all nodes
 /// know of, fourteen such nodes stay within WeChat's twenty.
-pub const FORCED_PER_DAY_ALONE: u32 = 1;
+pub(crate) const FORCED_PER_DAY_ALONE: u32 = 1;
 /// Pause between two forced refreshes that wxgate does on its own. WeChat ignores a second forced
 /// refresh within 30 s.
-pub const FORCED_APART: Duration = Duration::from_secs(60);
+pub(crate) const FORCED_APART: Duration = Duration::from_secs(60);
 /// Pause between two forced refreshes that an operator orders.
-pub const FORCED_APART_OPERATOR: Duration = Duration::from_secs(30);
+pub(crate) const FORCED_APART_OPERATOR: Duration = Duration::from_secs(30);
 
 const DAY_MS: u64 = 86_400_000;
 const BEIJING_MS: u64 = 8 * 3_600_000;
@@ -163,19 +163,19 @@ fn until_midnight(now_ms: u64) -> Duration {
 
 /// Token bucket for the replacement of rejected tokens: ten at once, then one a minute.
 #[derive(Debug, Clone, Copy)]
-pub struct Bucket {
+pub(crate) struct Bucket {
     /// Time at which the bucket is full again. The content follows from that one number.
     full_at: Instant,
 }
 
 impl Bucket {
     /// Content of a full bucket.
-    pub const SIZE: u32 = 10;
+    pub(crate) const SIZE: u32 = 10;
     /// Time after which the bucket holds one more.
-    pub const REFILL: Duration = Duration::from_secs(60);
+    pub(crate) const REFILL: Duration = Duration::from_secs(60);
 
     /// Full bucket.
-    pub fn full(now: Instant) -> Self {
+    pub(crate) fn full(now: Instant) -> Self {
         Self { full_at: now }
     }
 
@@ -183,7 +183,7 @@ impl Bucket {
     ///
     /// # Errors
     /// The bucket is empty.
-    pub fn take(&mut self, now: Instant) -> Result<(), Exhausted> {
+    pub(crate) fn take(&mut self, now: Instant) -> Result<(), Exhausted> {
         let owed = self.full_at.saturating_duration_since(now);
         let room = Self::REFILL * (Self::SIZE - 1);
         if owed > room {
@@ -194,7 +194,7 @@ impl Bucket {
     }
 
     /// Returns one that was taken and not needed.
-    pub fn put_back(&mut self, now: Instant) {
+    pub(crate) fn put_back(&mut self, now: Instant) {
         let owed = self.full_at.saturating_duration_since(now);
         self.full_at = now + owed.saturating_sub(Self::REFILL);
     }

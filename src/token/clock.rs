@@ -21,7 +21,7 @@ pub struct ClockReading {
 
 /// Source of wall time.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct WallClock {
+pub(crate) struct WallClock {
     /// Wall time in milliseconds at an instant; `None` for the clock of the system.
     anchor: Option<(Instant, u64)>,
     /// Milliseconds by which a test has moved the clock.
@@ -31,7 +31,7 @@ pub struct WallClock {
 
 impl WallClock {
     /// Wall clock of the system, read anew each time.
-    pub const fn system() -> Self {
+    pub(crate) const fn system() -> Self {
         Self {
             anchor: None,
             #[cfg(test)]
@@ -40,7 +40,8 @@ impl WallClock {
     }
 
     /// Wall clock that shows `unix_ms` now and runs with the monotonic clock, paused time included.
-    pub fn starting_at(unix_ms: u64) -> Self {
+    #[cfg(test)]
+    pub(crate) fn starting_at(unix_ms: u64) -> Self {
         Self {
             anchor: Some((Instant::now(), unix_ms)),
             #[cfg(test)]
@@ -63,7 +64,7 @@ impl WallClock {
     }
 
     /// Milliseconds since 1970; 0 if the clock is set to an earlier time.
-    pub fn now_ms(&self) -> u64 {
+    pub(crate) fn now_ms(&self) -> u64 {
         let told = match self.anchor {
             Some((instant, unix_ms)) => unix_ms.saturating_add(millis(instant.elapsed())),
             None => SystemTime::now()
@@ -77,7 +78,7 @@ impl WallClock {
     }
 
     /// Reads both clocks.
-    pub fn time(&self) -> ClockReading {
+    pub(crate) fn time(&self) -> ClockReading {
         ClockReading {
             now: Instant::now(),
             wall_ms: self.now_ms(),
@@ -85,7 +86,7 @@ impl WallClock {
     }
 
     /// Wall time of an instant, counted from the present reading of the clock.
-    pub fn to_unix_ms(self, instant: Instant) -> u64 {
+    pub(crate) fn to_unix_ms(self, instant: Instant) -> u64 {
         self.time().to_unix_ms(instant)
     }
 }

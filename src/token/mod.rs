@@ -12,32 +12,31 @@ use crate::{
     wechat::api::Platform,
 };
 
-pub mod budget;
-pub mod clock;
+pub(crate) mod budget;
+pub(crate) mod clock;
 mod credential;
 mod denylist;
 mod dial;
 mod error;
 mod limiter;
-pub mod metrics;
-pub mod pacer;
+pub(crate) mod metrics;
+pub(crate) mod pacer;
 mod published;
-pub mod refresher;
+pub(crate) mod refresher;
 mod registry;
-pub mod schedule;
-pub mod source;
-pub mod store;
+pub(crate) mod schedule;
+pub(crate) mod source;
+pub(crate) mod store;
 mod tickets;
 mod value;
 
-pub use credential::CredentialType;
-pub use error::{Cause, TokenError};
-pub use refresher::{
-    Condition, GiveBackReason, LastError, Refresh, Refreshed, Status, TokenRefresher,
-};
-pub use registry::{AccountTokens, TokenRegistry};
-pub use tickets::{TicketParts, Tickets};
-pub use value::{Generation, Token};
+pub(crate) use error::{Cause, TokenError};
+pub use refresher::TokenRefresher;
+pub(crate) use refresher::{Condition, GiveBackReason, LastError, Refresh, Refreshed, Status};
+pub(crate) use registry::{AccountTokens, TokenRegistry};
+pub(crate) use tickets::{TicketParts, Tickets};
+pub use value::Generation;
+pub(crate) use value::Token;
 
 /// The table `[token]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

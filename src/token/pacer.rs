@@ -21,7 +21,7 @@ use tokio::{
 
 /// Pace of each API host, by authority. Cheap to clone; clones share the pace.
 #[derive(Debug, Clone, Default)]
-pub struct Pacer(Arc<Mutex<HashMap<String, Arc<HostPace>>>>);
+pub(crate) struct Pacer(Arc<Mutex<HashMap<String, Arc<HostPace>>>>);
 
 /// Handle of one account for its turns. The default handle gets every turn at once.
 #[derive(Debug, Default)]

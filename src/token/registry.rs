@@ -10,7 +10,7 @@ use crate::base::AccountName;
 
 /// Access token of one account, and the tickets that are fetched with that token. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct AccountTokens {
+pub(crate) struct AccountTokens {
     /// Refresher of the access token.
     pub token: TokenRefresher,
     /// Refreshers of the tickets; `None` where the account gives none.
@@ -19,14 +19,14 @@ pub struct AccountTokens {
 
 /// Map from account names to tokens.
 #[derive(Debug, Clone, Default)]
-pub struct TokenRegistry {
+pub(crate) struct TokenRegistry {
     order: Vec<(AccountName, AccountTokens)>,
     places: HashMap<AccountName, usize>,
 }
 
 impl AccountTokens {
     /// Retires the refreshers of the token and of all tickets, see [`TokenRefresher::retire`].
-    pub fn retire(&self) {
+    pub(crate) fn retire(&self) {
         self.token.retire();
         if let Some(tickets) = &self.tickets {
             tickets.retire();
@@ -46,7 +46,7 @@ impl From<TokenRefresher> for AccountTokens {
 
 impl TokenRegistry {
     /// Returns the tokens of an account, if there is such an account.
-    pub fn get(&self, name: &AccountName) -> Option<&AccountTokens> {
+    pub(crate) fn get(&self, name: &AccountName) -> Option<&AccountTokens> {
         self.places
             .get(name)
             .and_then(|at| self.order.get(*at))
@@ -54,18 +54,8 @@ impl TokenRegistry {
     }
 
     /// Iterates over all accounts in the order of the configuration.
-    pub fn iter(&self) -> impl Iterator<Item = (&AccountName, &AccountTokens)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&AccountName, &AccountTokens)> {
         self.order.iter().map(|(name, tokens)| (name, tokens))
-    }
-
-    /// Number of accounts.
-    pub fn len(&self) -> usize {
-        self.order.len()
-    }
-
-    /// True if there is no account.
-    pub fn is_empty(&self) -> bool {
-        self.order.is_empty()
     }
 }
 

@@ -9,13 +9,13 @@ use tokio::time::Instant;
 use crate::{base::backoff::Backoff, wechat::codes::RefusalClass};
 
 /// Shortest pause between two attempts, for any lifetime that WeChat gives.
-pub const MIN_PAUSE: Duration = Duration::from_secs(5);
+pub(crate) const MIN_PAUSE: Duration = Duration::from_secs(5);
 /// Longest pause between two attempts.
-pub const MAX_PAUSE: Duration = Duration::from_secs(600);
+pub(crate) const MAX_PAUSE: Duration = Duration::from_secs(600);
 /// Rest of its life at which the platform replaces a stable token (getStableAccessToken page).
-pub const ROTATION: Duration = Duration::from_secs(300);
+pub(crate) const ROTATION: Duration = Duration::from_secs(300);
 /// Interval of reads of a token that another server keeps and may replace at any time.
-pub const POLL: Duration = Duration::from_secs(60);
+pub(crate) const POLL: Duration = Duration::from_secs(60);
 
 const TRANSIENT: Backoff = Backoff {
     min: Duration::from_secs(1),
@@ -34,7 +34,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Time to replace a token that expires at `expires` and was given for `lifetime`: `before` its
 /// expiry, but never before half of the lifetime has passed. `chance` moves the time towards the
 /// expiry by up to a fifth of the margin, so that accounts that started together spread out.
-pub fn refresh_at(
+pub(crate) fn refresh_at(
     now: Instant,
     expires: Instant,
     lifetime: Duration,
@@ -53,7 +53,12 @@ pub fn refresh_at(
 /// Time to ask again after the platform gave the same token again. In the last five minutes of the
 /// token that is in 20 to 40 s, or each second around its expiry; before that, at the ordinary
 /// time.
-pub fn ask_again_at(now: Instant, expires: Instant, before: Duration, chance: f64) -> Instant {
+pub(crate) fn ask_again_at(
+    now: Instant,
+    expires: Instant,
+    before: Duration,
+    chance: f64,
+) -> Instant {
     let left = expires.saturating_duration_since(now);
     let soon = now + Duration::from_secs(20).mul_f64(1.0 + chance.clamp(0.0, 1.0));
     // The platform's clock decides when the token expires, and requests cannot wait for half a
@@ -73,7 +78,7 @@ pub fn ask_again_at(now: Instant, expires: Instant, before: Duration, chance: f6
 
 /// Time to ask again for a ticket after WeChat gave the same ticket again. The quota is small, so
 /// the pause halves the rest of its life, and the last call comes a second after its expiry.
-pub fn ask_for_ticket_again_at(now: Instant, expires: Instant) -> Instant {
+pub(crate) fn ask_for_ticket_again_at(now: Instant, expires: Instant) -> Instant {
     let left = expires.saturating_duration_since(now);
     let pause = if left > MINUTE {
         left / 2
@@ -85,7 +90,7 @@ pub fn ask_for_ticket_again_at(now: Instant, expires: Instant) -> Instant {
 
 /// Time of the next read of a token that another server keeps and that expires at `expires`: within
 /// a minute, and at half of the rest of its life. `chance` makes the minute up to a fifth shorter.
-pub fn poll_at(now: Instant, expires: Instant, chance: f64) -> Instant {
+pub(crate) fn poll_at(now: Instant, expires: Instant, chance: f64) -> Instant {
     let pause = POLL.mul_f64(1.0 - 0.2 * chance.clamp(0.0, 1.0));
     now + pause
         .min(expires.saturating_duration_since(now) / 2)
@@ -94,7 +99,7 @@ pub fn poll_at(now: Instant, expires: Instant, chance: f64) -> Instant {
 
 /// Pause after a failure, by its class (`None` for a transient failure, of the network for
 /// instance) and the number of failures of that class in a row.
-pub fn pause_after(class: Option<RefusalClass>, failures: u32, chance: f64) -> Duration {
+pub(crate) fn pause_after(class: Option<RefusalClass>, failures: u32, chance: f64) -> Duration {
     match class {
         None | Some(RefusalClass::Busy) => TRANSIENT.jittered(failures, chance),
         Some(RefusalClass::Minute) => MINUTE.mul_f64(1.0 + 0.1 * chance.clamp(0.0, 1.0)),

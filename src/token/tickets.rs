@@ -20,7 +20,7 @@ use super::{
 use crate::wechat::ticket::TicketType;
 
 /// Ticket refreshers of one account, and the settings to start more.
-pub struct Tickets {
+pub(crate) struct Tickets {
     parts: TicketParts,
     runtime: Handle,
     token: TokenRefresher,
@@ -28,7 +28,7 @@ pub struct Tickets {
 }
 
 /// Parts that all ticket refreshers of an account have in common.
-pub struct TicketParts {
+pub(crate) struct TicketParts {
     /// Account of the tickets.
     pub account: AccountSettings,
     /// Settings of the table `[token]`.
@@ -44,7 +44,7 @@ pub struct TicketParts {
 impl Tickets {
     /// Tickets that are fetched with `token`. Refreshers run on the current runtime, from whichever
     /// thread they are asked for.
-    pub fn new(parts: TicketParts, token: &TokenRefresher) -> Self {
+    pub(crate) fn new(parts: TicketParts, token: &TokenRefresher) -> Self {
         Self {
             parts,
             runtime: Handle::current(),
@@ -55,7 +55,7 @@ impl Tickets {
 
     /// Returns the refresher of a ticket; `None` if the platform has no such ticket. The ticket is
     /// kept fresh until there has been no request for four hours.
-    pub fn get(&self, kind: TicketType) -> Option<&TokenRefresher> {
+    pub(crate) fn get(&self, kind: TicketType) -> Option<&TokenRefresher> {
         kind.endpoint(self.parts.account.platform)?;
         let refresher = self
             .refreshers
@@ -66,7 +66,7 @@ impl Tickets {
     }
 
     /// Iterates over the status of each ticket that was asked for.
-    pub fn statuses(&self) -> impl Iterator<Item = (TicketType, Status)> {
+    pub(crate) fn statuses(&self) -> impl Iterator<Item = (TicketType, Status)> {
         TicketType::ALL
             .into_iter()
             .zip(&self.refreshers)

@@ -11,13 +11,14 @@ use super::api::Platform;
 ///
 /// 61004 is documented as "API not authorised" but means the address in practice, for third-party
 /// platforms and 微信小店; other uses of the number do not mention a `clientip`.
-pub fn is_refused(platform: Platform, code: i64, message: &str) -> bool {
+#[allow(dead_code)]
+pub(crate) fn is_refused(platform: Platform, code: i64, message: &str) -> bool {
     may_be_refused(platform, code) && (code != 61004 || message.contains("clientip"))
 }
 
 /// Returns true if a code can refuse the calling address. Suffices to rule out that the answer
 /// accepts the token; [`is_refused`] also reads the text.
-pub const fn may_be_refused(platform: Platform, code: i64) -> bool {
+pub(crate) const fn may_be_refused(platform: Platform, code: i64) -> bool {
     match platform {
         Platform::Wechat => matches!(code, 40164 | 45035 | 61004),
         Platform::Wecom => code == 60020,
@@ -27,7 +28,7 @@ pub const fn may_be_refused(platform: Platform, code: i64) -> bool {
 /// Parses the address in `invalid ip 47.94.148.108 ipv6 ::ffff:47.94.148.108, not in whitelist`
 /// (40164, all eras since 2018), `requestIP: 47.106.1.2` (61004; often masked, then `None`) and
 /// `from ip: 9.30.0.138` (WeCom's 60020, and all of WeCom's other errors).
-pub fn named_in(message: &str) -> Option<IpAddr> {
+pub(crate) fn named_in(message: &str) -> Option<IpAddr> {
     ["invalid ip ", "from ip: ", "requestIP: "]
         .iter()
         .find_map(|mark| {

@@ -25,7 +25,7 @@ impl Platform {
 
 /// Class of an endpoint for a proxy that owns the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EndpointClass {
+pub(crate) enum EndpointClass {
     /// Takes the account's token in the query, as all but a few do.
     TakesToken,
     /// Carries another credential; the account's token must not be added.
@@ -41,7 +41,7 @@ pub enum EndpointClass {
 
 /// Classifies a path that has passed the path grammar, as far as the path alone decides;
 /// [`super::credential`] has the table.
-pub fn classify(path: &str) -> EndpointClass {
+pub(crate) fn classify(path: &str) -> EndpointClass {
     // A robot's call without `key` is forwarded too: WeChat's own refusal explains it best.
     let mut with_key = Parameters::default();
     with_key.add("key", true);
@@ -60,7 +60,7 @@ pub fn classify(path: &str) -> EndpointClass {
 
 /// Returns true if a parameter of this decoded name carries another credential than the account's
 /// token.
-pub fn replaces_token(parameter: &str) -> bool {
+pub(crate) fn replaces_token(parameter: &str) -> bool {
     credential::replaces_token(parameter)
 }
 

@@ -4,7 +4,7 @@
 //! This module holds the whole rule and only recognises names; `proxy` refuses the requests.
 
 /// Query parameter that carries the account's token.
-pub const TOKEN_PARAMETER: &str = "access_token";
+pub(crate) const TOKEN_PARAMETER: &str = "access_token";
 
 /// Returns true if some parser could read this percent-decoded name as the token's. The exact name
 /// counts too.
@@ -13,7 +13,7 @@ pub const TOKEN_PARAMETER: &str = "access_token";
 /// after the name dropped. In addition letters are lower-cased, full-width letters count as their
 /// ASCII forms, blanks, control characters and a NUL behind the name are dropped, `+` is a blank,
 /// and `;` separates parameters.
-pub fn reads_as_token(name: &str) -> bool {
+pub(crate) fn reads_as_token(name: &str) -> bool {
     // Every spelling has at least as many bytes, so the length rejects most names at once.
     name.len() >= TOKEN_PARAMETER.len() && name.split(';').any(is_spelling)
 }

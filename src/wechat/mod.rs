@@ -3,11 +3,11 @@
 //! No I/O, no clock, no HTTP client. Each fact names its source. The sandbox does not use this
 //! module: it states the protocol a second time, so that a wrong constant here fails a test.
 
-pub mod address;
-pub mod api;
-pub mod codes;
-pub mod credential;
-pub mod look_alike;
-pub mod signing;
-pub mod ticket;
-pub mod verdict;
+pub(crate) mod address;
+pub(crate) mod api;
+pub(crate) mod codes;
+pub(crate) mod credential;
+pub(crate) mod look_alike;
+pub(crate) mod signing;
+pub(crate) mod ticket;
+pub(crate) mod verdict;

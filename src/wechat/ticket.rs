@@ -64,7 +64,7 @@ impl TicketType {
 
 /// Explains the refusal of a ticket: class and remedy. The codes are those of a business call;
 /// codes that mean the same at the token endpoint are looked up there.
-pub fn refusal(platform: Platform, code: i64) -> (RefusalClass, &'static str) {
+pub(crate) fn refusal(platform: Platform, code: i64) -> (RefusalClass, &'static str) {
     match code {
         40001 | 40014 | 42001 => (
             RefusalClass::Other,

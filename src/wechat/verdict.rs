@@ -12,7 +12,7 @@ use memchr::memmem;
 
 /// Error code of an answer, under the name of its field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
+pub(crate) enum Code {
     /// `errcode`, which also reports refused tokens.
     Errcode(i64),
     /// `ret`, used by advertising and data interfaces for their own codes. Even there a refused
@@ -43,14 +43,14 @@ enum Level {
 
 /// Largest decoded body that is scanned, in bytes. WeChat's error bodies are a few hundred bytes
 /// long.
-pub const WINDOW: usize = 4096;
+pub(crate) const WINDOW: usize = 4096;
 // Prepared once, because every answer is searched.
 static ERRCODE: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("errcode"));
 static RET: LazyLock<memmem::Finder> = LazyLock::new(|| memmem::Finder::new("\"ret\""));
 
 /// Returns true if a body with these first bytes can be a JSON object; `None` if they are all
 /// blanks.
-pub fn may_be_object(head: &[u8]) -> Option<bool> {
+pub(crate) fn may_be_object(head: &[u8]) -> Option<bool> {
     let rest = skip_bom(head);
     rest.iter()
         .find(|byte| !byte.is_ascii_whitespace())
@@ -59,7 +59,7 @@ pub fn may_be_object(head: &[u8]) -> Option<bool> {
 
 /// Finds the code at the top level or in `base_resp`, as a number or a string; the last of several,
 /// as JSON parsers do; `errcode` before `ret`. `None` if the bytes are no object or have no code.
-pub fn code(body: &[u8]) -> Option<Code> {
+pub(crate) fn code(body: &[u8]) -> Option<Code> {
     // An escaped key ("\u0065rrcode") is legal JSON, so a backslash rules out the shortcut.
     let may_name_one = ERRCODE.find(body).is_some()
         || RET.find(body).is_some()
@@ -88,7 +88,8 @@ pub fn errcode(body: &[u8]) -> Option<i64> {
 
 /// Extracts the text that explains the code: `errmsg`, or `err_msg` beside a `ret`, at the top
 /// level or in `base_resp`. Reads the body a second time, so only for answers with a code.
-pub fn message(body: &[u8]) -> Option<String> {
+#[allow(dead_code)]
+pub(crate) fn message(body: &[u8]) -> Option<String> {
     let mut scanner = CodeScanner {
         rest: skip_bom(body),
     };
@@ -134,6 +135,7 @@ impl<'b> CodeScanner<'b> {
     }
 
     /// Reads an object like [`Self::object`] and returns its message.
+    #[allow(dead_code)]
     fn message(&mut self, level: Level) -> Option<String> {
         if !self.eat(b'{') {
             return None;

@@ -366,7 +366,10 @@ async fn the_filter_leaves_the_access_log_out() {
         let program = Program::start(&mut command);
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(
-                (*wxgate::net::egress::Egress::default().tls().expect("roots")).clone(),
+                (*wxgate::internals::net::egress::Egress::default()
+                    .tls()
+                    .expect("roots"))
+                .clone(),
             )
             .unix_socket(place.clone())
             .build()

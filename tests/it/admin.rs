@@ -219,7 +219,7 @@ async fn accounts_are_listed_and_refreshed_and_no_token_is_shown() {
     );
     assert_eq!(
         shop["fingerprint"],
-        json!(wxgate::base::Secret::new(token.clone()).fingerprint())
+        json!(wxgate::internals::base::Secret::new(token.clone()).fingerprint())
     );
     assert!(
         shop["expires_in"]

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
 use wxgate::{
-    net::egress::Egress,
+    internals::net::egress::Egress,
     sandbox::{self, SandboxAccount, TokenKind},
 };
 

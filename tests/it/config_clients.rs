@@ -5,9 +5,11 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use wxgate::{
     config::{self, Config, Problems},
-    net::address::Peer,
-    proxy::settings::{KeyDigest, Mode, Scopes},
-    service::Scope,
+    internals::{
+        net::address::Peer,
+        proxy::settings::{KeyDigest, Mode, Scopes},
+        service::Scope,
+    },
 };
 
 const ACCOUNT: &str =

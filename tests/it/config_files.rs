@@ -20,7 +20,7 @@ use std::{
 
 use wxgate::{
     config::{self, Config, Problems},
-    token::store::{StoreLocation, StoreSettings},
+    internals::token::store::{StoreLocation, StoreSettings},
 };
 
 const DATA: &str = "tests/data/config";
@@ -251,14 +251,14 @@ fn a_variable_wins_over_the_file() {
     assert!(config.proxy.allow.reaches_beyond_loopback());
     assert_eq!(
         config.proxy.error_style,
-        wxgate::proxy::settings::ErrorStyle::Wechat
+        wxgate::internals::proxy::settings::ErrorStyle::Wechat
     );
     assert_eq!(
         config
             .proxy
             .default_account
             .as_ref()
-            .map(wxgate::base::AccountName::as_str),
+            .map(wxgate::internals::base::AccountName::as_str),
         Some("shop")
     );
     assert_eq!(
@@ -581,7 +581,10 @@ fn accounts_get_what_they_say() {
     );
     let config = parse(&file, &shop()).unwrap();
     let account = &config.accounts[0];
-    assert_eq!(account.kind(), wxgate::token::ProviderKind::Classic);
+    assert_eq!(
+        account.kind(),
+        wxgate::internals::token::ProviderKind::Classic
+    );
     assert_eq!(account.hosts, ["shop.wx.internal"]);
     let api: Vec<String> = account.api.iter().map(ToString::to_string).collect();
     assert_eq!(api, ["https://api2.weixin.qq.com", "http://127.0.0.1:9"]);
@@ -592,7 +595,7 @@ fn accounts_get_what_they_say() {
     );
     assert_eq!(
         default.accounts[0].kind(),
-        wxgate::token::ProviderKind::Stable
+        wxgate::internals::token::ProviderKind::Stable
     );
 }
 

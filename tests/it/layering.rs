@@ -83,6 +83,19 @@ const FLOORS: &[(&str, &[&str])] = &[
             "app",
         ],
     ),
+    // Re-exports for tests and benchmarks, which no module of the product may use.
+    (
+        "internals",
+        &[
+            "base",
+            "telemetry",
+            "wechat",
+            "net",
+            "token",
+            "service",
+            "proxy",
+        ],
+    ),
     ("main", &["base", "config", "app", "cli"]),
 ];
 

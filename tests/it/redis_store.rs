@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use rustix::process::Signal;
 use tokio::time::Instant;
-use wxgate::{
+use wxgate::internals::{
     base::Secret,
     net::egress::Egress,
     token::store::{

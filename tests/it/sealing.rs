@@ -13,8 +13,8 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use tokio::sync::RwLock;
 use wxgate::{
+    internals::token::store::{Saved, StoreError, TokenStore as _},
     sandbox::{DEFAULT_APPID, TokenFilter, TokenKind},
-    token::store::{Saved, StoreError, TokenStore as _},
 };
 
 use crate::{

@@ -516,7 +516,7 @@ async fn no_secret_is_ever_written_anywhere() {
                 .bearer_auth(ADMIN_KEY);
             sinks.insert(format!("refresh of {account}"), seen(refresh).await);
         }
-        let fingerprint = wxgate::base::Secret::new(SECOND_TOKEN).fingerprint();
+        let fingerprint = wxgate::internals::base::Secret::new(SECOND_TOKEN).fingerprint();
         assert!(
             sinks["GET /api/accounts"].contains(&fingerprint),
             "the second token is in use"

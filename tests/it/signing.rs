@@ -5,8 +5,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256, PublicKeyData as _};
 use serde_json::{Value, json};
 use wxgate::{
+    internals::wechat::signing::{AnswerHeaders, KeyTexts, Opened, Signed, SigningKeys},
     sandbox::{self, ApiSigning, DEFAULT_APPID, DEFAULT_SECRET, Sandbox, SandboxSettings},
-    wechat::signing::{AnswerHeaders, KeyTexts, Opened, Signed, SigningKeys},
 };
 
 use crate::support::client;

@@ -14,7 +14,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     time::{Instant, sleep, timeout},
 };
-use wxgate::net::connection::{self, Connections};
+use wxgate::internals::net::connection::{self, Connections};
 
 const ASK: &[u8] = b"GET /echo HTTP/1.1\r\nHost: h\r\n\r\n";
 

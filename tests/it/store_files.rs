@@ -18,8 +18,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::time::Instant;
 use wxgate::{
+    internals::token::store::{StoreError, TokenStore as _},
     sandbox::{Sandbox, TokenFilter},
-    token::store::{StoreError, TokenStore as _},
 };
 
 use crate::{

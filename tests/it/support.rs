@@ -15,10 +15,12 @@ use tokio::{
 use wxgate::{
     app::{App, Grace},
     config,
-    net::egress::Egress,
-    proxy::AccessLogSettings,
+    internals::{
+        net::egress::Egress,
+        proxy::AccessLogSettings,
+        telemetry::{logging::Format, output::Output},
+    },
     sandbox::{self, DEFAULT_APPID, DEFAULT_SECRET, Sandbox, SandboxControl},
-    telemetry::{logging::Format, output::Output},
 };
 
 /// The name of the configuration file in a gate's folder.

@@ -4,7 +4,7 @@ use std::{sync::mpsc, time::Duration};
 
 use serde_json::Value;
 use tokio::time::Instant;
-use wxgate::telemetry::output::Output;
+use wxgate::internals::telemetry::output::Output;
 
 use crate::{
     program::LIMIT,

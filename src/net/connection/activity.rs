@@ -101,7 +101,7 @@ impl fmt::Debug for TaskWaker {
 
 /// The reason why a connection was cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CutReason {
+pub(crate) enum CutReason {
     /// Nothing, or no whole head, came in time.
     Silent,
     /// The body of a request came below the minimum rate.
@@ -114,7 +114,7 @@ pub enum CutReason {
 
 impl CutReason {
     /// The word for logs and metrics.
-    pub fn slug(self) -> &'static str {
+    pub(crate) fn slug(self) -> &'static str {
         match self {
             Self::Silent => "silent",
             Self::SlowRequest => "slow_request",

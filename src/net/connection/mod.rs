@@ -35,7 +35,7 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-pub use self::activity::{ConnectionLimits, CutReason};
+pub(crate) use self::activity::{ConnectionLimits, CutReason};
 use self::{
     activity::{Activity, ConnectionWatch, TICK, WatchVerdict},
     io::{LargeReads, MeteredStream},
@@ -54,7 +54,7 @@ const LARGE_READS: usize = 64;
 /// A mark on requests that say twice how long they are, or in a way that another parser could read
 /// differently. They must be refused; their connection is closed behind the answer.
 #[derive(Debug, Clone, Copy)]
-pub struct OddFraming;
+pub(crate) struct OddFraming;
 
 /// The connections of one listener or worker, so that they can be told to finish and waited for.
 #[derive(Debug, Default, Clone)]

@@ -6,7 +6,8 @@ mod client;
 
 use std::time::Duration;
 
-pub use client::{ClientSettings, KeyDigest, Mode, PathPattern, Rate, Scopes};
+pub(crate) use client::Rate;
+pub use client::{ClientSettings, KeyDigest, Mode, PathPattern, Scopes};
 
 use crate::{
     base::AccountName,

@@ -32,7 +32,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-pub use self::status::{Condition, LastError, Status};
+pub(crate) use self::status::{Condition, LastError, Status};
 use self::{
     actor::{Actor, PendingWork},
     cluster::Cluster,
@@ -92,6 +92,7 @@ pub enum GiveBackReason {
 }
 
 /// Result of an operator's refresh.
+#[expect(clippy::struct_field_names, reason = "named as in the answer")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refreshed {
     /// True if there is another token than before.

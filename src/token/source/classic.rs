@@ -13,11 +13,11 @@ use crate::{
 
 /// Classic token endpoint of one account.
 #[derive(Debug)]
-pub struct ClassicSource(TokenEndpoint);
+pub(crate) struct ClassicSource(TokenEndpoint);
 
 impl ClassicSource {
     /// Source with the account's appid and secret, at the account's API hosts.
-    pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
+    pub(crate) fn new(account: &AccountSettings, client: TokenClient) -> Self {
         Self(TokenEndpoint::new(account, client))
     }
 }

@@ -26,7 +26,7 @@ use crate::{
 
 /// HTTP client for all accounts. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct TokenClient {
+pub(crate) struct TokenClient {
     http: Client,
     /// Client without the egress proxy and the source address that WeChat expects.
     direct: Client,
@@ -70,7 +70,7 @@ impl TokenClient {
     ///
     /// # Errors
     /// The roots cannot be loaded, or a setting is not usable.
-    pub fn new(egress: &Egress, timeout: Duration) -> Result<Self, ClientError> {
+    pub(crate) fn new(egress: &Egress, timeout: Duration) -> Result<Self, ClientError> {
         let tls = egress.tls()?;
         let direct = plain(egress, &tls)
             .build()
@@ -103,7 +103,7 @@ impl TokenClient {
 
     /// Same client with another limit for a call.
     #[must_use]
-    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+    pub(crate) fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }

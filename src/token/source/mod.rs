@@ -7,7 +7,7 @@ mod answer;
 mod classic;
 mod client;
 mod endpoint;
-pub mod external;
+pub(crate) mod external;
 mod stable;
 #[cfg(test)]
 mod tests;
@@ -16,11 +16,11 @@ mod wecom;
 
 use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
-pub use classic::ClassicSource;
-pub use client::{ClientError, TokenClient};
-pub use stable::StableSource;
-pub use ticket::TicketSource;
-pub use wecom::WecomSource;
+pub(crate) use classic::ClassicSource;
+pub(crate) use client::{ClientError, TokenClient};
+pub(crate) use stable::StableSource;
+pub(crate) use ticket::TicketSource;
+pub(crate) use wecom::WecomSource;
 
 use super::{AccountSettings, TokenProvider, pacer::Turn};
 use crate::{
@@ -224,7 +224,7 @@ impl FetchError {
 }
 
 /// Makes the source for the account's token provider.
-pub fn for_account(account: &AccountSettings, client: TokenClient) -> Arc<dyn TokenSource> {
+pub(crate) fn for_account(account: &AccountSettings, client: TokenClient) -> Arc<dyn TokenSource> {
     match &account.provider {
         TokenProvider::Stable => Arc::new(StableSource::new(account, client)),
         TokenProvider::Classic => Arc::new(ClassicSource::new(account, client)),

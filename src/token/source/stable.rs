@@ -17,11 +17,11 @@ use crate::{
 
 /// Stable token endpoint of one account.
 #[derive(Debug)]
-pub struct StableSource(TokenEndpoint);
+pub(crate) struct StableSource(TokenEndpoint);
 
 impl StableSource {
     /// Source with the account's appid and secret, at the account's API hosts.
-    pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
+    pub(crate) fn new(account: &AccountSettings, client: TokenClient) -> Self {
         Self(TokenEndpoint::new(account, client))
     }
 }

@@ -27,7 +27,7 @@ use crate::{
 
 /// Source of one type of ticket of one account.
 #[derive(Debug)]
-pub struct TicketSource {
+pub(crate) struct TicketSource {
     client: TokenClient,
     api: Vec<BaseUrl>,
     platform: Platform,
@@ -40,7 +40,7 @@ pub struct TicketSource {
 impl TicketSource {
     /// Source that uses the tokens of `refresher`, and stores the generation of the token of its
     /// last call in `made_with`.
-    pub fn new(
+    pub(crate) fn new(
         kind: TicketType,
         account: &AccountSettings,
         client: TokenClient,

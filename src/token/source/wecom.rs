@@ -15,11 +15,11 @@ use crate::{
 
 /// Token endpoint of one WeCom agent.
 #[derive(Debug)]
-pub struct WecomSource(TokenEndpoint);
+pub(crate) struct WecomSource(TokenEndpoint);
 
 impl WecomSource {
     /// Source with the account's corpid and the agent's secret, at the account's API hosts.
-    pub fn new(account: &AccountSettings, client: TokenClient) -> Self {
+    pub(crate) fn new(account: &AccountSettings, client: TokenClient) -> Self {
         Self(TokenEndpoint::new(account, client))
     }
 }

@@ -268,7 +268,7 @@ pub(super) mod tests {
         },
         *,
     };
-    use crate::{base::AccountName, token::CredentialType, wechat::ticket::TicketType};
+    use crate::{base::AccountName, token::store::CredentialType, wechat::ticket::TicketType};
 
     /// Record of version 0.1, which every later version must read.
     const OLD: &str = include_str!("../../../tests/data/store/format-1.json");

@@ -20,19 +20,19 @@ use std::{path::PathBuf, time::Duration};
 
 use tokio::sync::watch;
 
-pub use fault::{ServerFault, StoreError, StoreUrlError};
+pub(crate) use fault::StoreUrlError;
+pub use fault::{ServerFault, StoreError};
 pub use file::{FileStore, OpenError};
 pub use memory::MemoryStore;
 pub use record::{AccountIdentity, StoredRefusal, StoredToken, TokenRecord};
 pub use redis::{RedisSettings, RedisStore};
-pub use seal::{KeyId, Keyring, KeyringError, Locked};
+pub use seal::Keyring;
+pub(crate) use seal::Locked;
 #[cfg(feature = "sql")]
 pub use sql::{SqlSettings, SqlStore};
 
-pub use super::{
-    credential::{CredentialType, RecordKey},
-    source::BoxFuture,
-};
+pub use super::credential::{CredentialType, RecordKey};
+pub(crate) use super::source::BoxFuture;
 
 /// Records as bytes, for tests that send them through a network of their own.
 #[cfg(test)]

@@ -104,7 +104,7 @@ const LABELS: &[(i64, &str)] = &[
 
 /// Returns the code as a metric label; `None` for codes without a label. The set is bounded, since
 /// an answer may hold any number that a caller managed to have echoed.
-pub fn known(code: i64) -> Option<&'static str> {
+pub(crate) fn known(code: i64) -> Option<&'static str> {
     LABELS
         .binary_search_by_key(&code, |(code, _)| *code)
         .ok()
@@ -113,7 +113,7 @@ pub fn known(code: i64) -> Option<&'static str> {
 }
 
 /// Returns the code as a metric label, `other` for codes without one.
-pub fn label(code: i64) -> &'static str {
+pub(crate) fn label(code: i64) -> &'static str {
     known(code).unwrap_or("other")
 }
 

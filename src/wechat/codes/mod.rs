@@ -7,7 +7,9 @@
 
 mod labels;
 
-pub use self::labels::{known, label};
+#[cfg(test)]
+pub(crate) use self::labels::known;
+pub(crate) use self::labels::label;
 use super::{address, api::Platform};
 
 /// Consequence of a token endpoint's refusal for the next attempt.
@@ -33,7 +35,7 @@ pub enum RefusalClass {
 
 /// Row of a table of error codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TokenCode {
+pub(crate) struct TokenCode {
     /// WeChat's `errcode`.
     pub code: i64,
     /// Consequence for the next attempt.
@@ -44,10 +46,10 @@ pub struct TokenCode {
 
 /// `errcode` of a call without a token. Says nothing about the account's token, which is neither
 /// accepted nor refused.
-pub const TOKEN_MISSING: i64 = 41001;
+pub(crate) const TOKEN_MISSING: i64 = 41001;
 
 /// Error codes of the token endpoints of WeChat. Codes outside the table get [`RefusalClass::Other`].
-pub const TOKEN_CODES: &[TokenCode] = &[
+pub(crate) const TOKEN_CODES: &[TokenCode] = &[
     line(
         -1,
         RefusalClass::Busy,
@@ -167,7 +169,7 @@ pub const TOKEN_CODES: &[TokenCode] = &[
 
 /// Error codes of WeCom's `cgi-bin/gettoken`, where some numbers have another meaning (WeCom pages
 /// 90454, 90455, 91039).
-pub const WECOM_TOKEN_CODES: &[TokenCode] = &[
+pub(crate) const WECOM_TOKEN_CODES: &[TokenCode] = &[
     line(
         -1,
         RefusalClass::Busy,
@@ -238,7 +240,7 @@ const fn line(code: i64, class: RefusalClass, advice: &'static str) -> TokenCode
 
 /// Looks up a refusal by the platform's token endpoint. Never fails: an unknown code gets
 /// [`RefusalClass::Other`].
-pub fn token_code(platform: Platform, code: i64) -> TokenCode {
+pub(crate) fn token_code(platform: Platform, code: i64) -> TokenCode {
     let table = match platform {
         Platform::Wechat => TOKEN_CODES,
         Platform::Wecom => WECOM_TOKEN_CODES,
@@ -258,7 +260,7 @@ pub fn token_code(platform: Platform, code: i64) -> TokenCode {
 /// Returns true if a business answer with this code means that the access token is dead: 40001,
 /// 40014 and 42001; on WeCom, where 40001 means a bad secret, only 40014 and 42001 (WeCom page
 /// 90455).
-pub const fn is_stale(platform: Platform, code: i64) -> bool {
+pub(crate) const fn is_stale(platform: Platform, code: i64) -> bool {
     match platform {
         Platform::Wechat => matches!(code, 40001 | 40014 | 42001),
         Platform::Wecom => matches!(code, 40014 | 42001),
@@ -267,7 +269,7 @@ pub const fn is_stale(platform: Platform, code: i64) -> bool {
 
 /// Returns true if the number, as an `errcode`, concerns the token or the calling address on any
 /// platform.
-pub const fn says_something_of_tokens(code: i64) -> bool {
+pub(crate) const fn says_something_of_tokens(code: i64) -> bool {
     code == 41001
         || is_stale(Platform::Wechat, code)
         || is_stale(Platform::Wecom, code)
@@ -278,7 +280,7 @@ pub const fn says_something_of_tokens(code: i64) -> bool {
 /// Returns the code that reports a dead phantom token, so that an SDK fetches a new one. SDKs of
 /// each platform handle these two codes best: those of WeCom treat 40001 as a wrong secret and give
 /// up.
-pub const fn stale_code(platform: Platform) -> u32 {
+pub(crate) const fn stale_code(platform: Platform) -> u32 {
     match platform {
         Platform::Wechat => 40001,
         Platform::Wecom => 40014,

@@ -116,7 +116,7 @@ pub fn of_path(path: &str) -> PathRule {
 }
 
 /// Returns the platform of a path that exists on one platform only.
-pub fn platform_of(path: &str) -> Option<Platform> {
+pub(crate) fn platform_of(path: &str) -> Option<Platform> {
     let Some(rest) = strip_prefix(path, "/cgi-bin/") else {
         return Some(Platform::Wechat);
     };
@@ -241,7 +241,7 @@ impl Parameters {
 
 /// Returns true if a parameter of this decoded name carries another credential than the account's
 /// token.
-pub fn replaces_token(parameter: &str) -> bool {
+pub(crate) fn replaces_token(parameter: &str) -> bool {
     let mut found = Parameters::default();
     found.add(parameter, false);
     found.has(Parameters::TOKEN | Parameters::SECRET)

@@ -108,7 +108,8 @@ pub enum AnswerError {
 
 /// Explains a refusal of the signature layer. Such a refusal is final: neither a new token nor a
 /// second attempt helps.
-pub fn explain(code: i64) -> Option<&'static str> {
+#[allow(dead_code)]
+pub(crate) fn explain(code: i64) -> Option<&'static str> {
     Some(match code {
         40230..=40233 => {
             "a header of API signing is missing: add the path to the account's signing.paths"

@@ -25,7 +25,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-pub use self::error::{AnswerError, SignError, SigningKeyError, explain};
+pub(crate) use self::error::{AnswerError, SignError, SigningKeyError};
 use self::json::{RESERVED, content, members};
 use super::verdict;
 
@@ -100,18 +100,19 @@ pub enum Opened {
 }
 
 /// Header of call and answer: the appid of the account.
-pub const APPID: &str = "wechatmp-appid";
+pub(crate) const APPID: &str = "wechatmp-appid";
 /// Header of call and answer: Unix time of the signature, in seconds.
-pub const TIMESTAMP: &str = "wechatmp-timestamp";
+pub(crate) const TIMESTAMP: &str = "wechatmp-timestamp";
 /// Header of call and answer: the signature in base64.
-pub const SIGNATURE: &str = "wechatmp-signature";
+pub(crate) const SIGNATURE: &str = "wechatmp-signature";
 /// Header of an answer: serial number of the certificate of [`SIGNATURE`].
-pub const SERIAL: &str = "wechatmp-serial";
+pub(crate) const SERIAL: &str = "wechatmp-serial";
 /// Header of an answer while WeChat changes its certificate: a second signature, by the old
 /// certificate.
-pub const SIGNATURE_DEPRECATED: &str = "wechatmp-signature-deprecated";
+pub(crate) const SIGNATURE_DEPRECATED: &str = "wechatmp-signature-deprecated";
 /// Header of an answer: serial number of the certificate of [`SIGNATURE_DEPRECATED`].
-pub const SERIAL_DEPRECATED: &str = "wechatmp-serial-deprecated";
+#[allow(dead_code)]
+pub(crate) const SERIAL_DEPRECATED: &str = "wechatmp-serial-deprecated";
 /// Maximum age of an answer in seconds, as in WeChat's own samples. The samples do not check the
 /// other direction; wxgate does, because with a slow clock every replay would look fresh.
 const MAX_SKEW: u64 = 300;

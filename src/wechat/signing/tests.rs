@@ -1,6 +1,6 @@
 use aws_lc_rs::signature::{RSA_PSS_2048_8192_SHA256, UnparsedPublicKey};
 
-use super::*;
+use super::{error::explain, *};
 
 const URL: &str = "https://api.weixin.qq.com/wxa/business/getuserphonenumber";
 const APP: &str = "wx0123456789abcdef";

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use wxgate::{
+use wxgate::internals::{
     base::{AccountName, Secret},
     net::egress::Egress,
     token::{

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::task::JoinSet;
-use wxgate::token::{
+use wxgate::internals::token::{
     Generation,
     store::{Lease, Saved, ServerFault, StoreError, TokenRecord, TokenStore},
 };
@@ -139,7 +139,7 @@ async fn an_operator_sees_everything_but_the_token(place: Place) {
         ("kind", "stable"),
         (
             "token_fingerprint",
-            &wxgate::base::Secret::new("81_a-real-token").fingerprint(),
+            &wxgate::internals::base::Secret::new("81_a-real-token").fingerprint(),
         ),
         ("fetched_at", "1970-01-01T02:46:40.000Z"),
         ("expires_at", "1970-01-01T04:46:40.000Z"),

@@ -14,7 +14,9 @@ use std::{
 };
 
 use tokio::time::{Instant, timeout};
-use wxgate::token::store::{Lease, Saved, ServerFault, SqlStore, StoreError, TokenStore};
+use wxgate::internals::token::store::{
+    Lease, Saved, ServerFault, SqlStore, StoreError, TokenStore,
+};
 
 use self::{
     places::{Place, postgres_over_tcp, postgres_url, settings, until},

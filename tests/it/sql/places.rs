@@ -14,7 +14,7 @@ use sqlx::{
 };
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
-use wxgate::{
+use wxgate::internals::{
     base::Secret,
     token::store::{RecordKey, SqlSettings, SqlStore, StoreError, TokenRecord, TokenStore},
 };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wxgate::{
+use wxgate::internals::{
     token::{
         Generation, ProviderKind,
         budget::Forcer,

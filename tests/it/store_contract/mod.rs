@@ -11,7 +11,7 @@ pub mod shared;
 use std::{sync::Arc, time::Duration};
 
 pub use places::{KEY, opened, ring, sample, token_of};
-use wxgate::token::store::{RecordKey, TokenStore};
+use wxgate::internals::token::store::{RecordKey, TokenStore};
 
 /// Where records of one kind of store lie, for one test.
 pub trait Place: Sized {

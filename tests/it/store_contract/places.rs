@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 use tokio::time::Instant;
-use wxgate::{
+use wxgate::internals::{
     base::{AccountName, Secret},
     token::{
         Generation, ProviderKind,

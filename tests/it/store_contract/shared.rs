@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
-use wxgate::{
+use wxgate::internals::{
     base::{AccountName, Secret},
     token::{
         Generation, ProviderKind,

@@ -4,7 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::{
-    token::{CredentialType, budget::DailyBudget, refresher::Condition, store::RecordKey},
+    token::{
+        budget::DailyBudget,
+        refresher::Condition,
+        store::{CredentialType, RecordKey},
+    },
     wechat::ticket::TicketType,
 };
 

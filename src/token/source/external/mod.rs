@@ -13,10 +13,8 @@ mod value;
 
 use std::{sync::Arc, time::Duration};
 
-pub use self::{
-    http::{ExternalHttpSettings, Header},
-    redis::ExternalRedisSettings,
-};
+pub use self::http::ExternalHttpSettings;
+pub(crate) use self::{http::Header, redis::ExternalRedisSettings};
 use super::{FetchError, TokenClient, TokenSource};
 
 /// Address of an external token.
