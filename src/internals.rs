@@ -27,7 +27,7 @@ pub mod proxy {
         pub use crate::proxy::headers::{PresentHeaders, to_client, to_upstream};
     }
     pub mod inject {
-        pub use crate::proxy::inject::{QueryCredential, examine, inject, phantom};
+        pub use crate::proxy::inject::{examine, inject, phantom};
     }
     pub mod path {
         pub use crate::proxy::path::SplitPath;

@@ -27,6 +27,7 @@ pub(super) fn account(place: usize) -> AccountSettings {
         provider: TokenProvider::Stable,
         api: vec!["https://api.weixin.qq.com".parse().unwrap()],
         hosts: vec![format!("shop-{place}.wx.internal")],
+        foreign_token: None,
     }
 }
 

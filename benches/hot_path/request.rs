@@ -4,11 +4,7 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion};
 use hyper::HeaderMap;
-use wxgate::internals::proxy::{
-    headers,
-    inject::{self, QueryCredential},
-    path::SplitPath,
-};
+use wxgate::internals::proxy::{headers, inject, path::SplitPath};
 
 use super::TOKEN;
 
@@ -53,9 +49,7 @@ pub(super) fn injection(c: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter(|| {
                 let query = black_box(query);
-                let QueryCredential::TakesToken { own } = inject::examine(query).unwrap() else {
-                    return 0;
-                };
+                let own = inject::examine(query).own().unwrap();
                 inject::inject(&path, query, own, TOKEN)
                     .unwrap()
                     .as_str()

@@ -98,6 +98,7 @@ fn account(name: &str) -> AccountSettings {
         provider: TokenProvider::Stable,
         api: vec!["https://api.weixin.qq.com".parse().unwrap()],
         hosts: Vec::new(),
+        foreign_token: None,
     }
 }
 

@@ -57,6 +57,7 @@ fn server(old: &ProxySettings, new: &ProxySettings) -> Compared {
         upstream: _,
         replay: _,
         clients: _,
+        allow_is_set: _,
     } = new;
     vec![
         ("server.listen", *listen == old.listen),

@@ -217,6 +217,10 @@ tables! {
         api: Vec<At<BaseUrl>>,
         /// Values of the Host header that select this account, unique over all accounts.
         hosts: Vec<At<HostName>>,
+        /// Treatment of calls with an access_token that looks real and is not this account's. The
+        /// default is "keep" for calls under WeChat's own host name that select no account,
+        /// "replace" for the rest.
+        foreign_token: ForeignToken,
     }
 
     /// Token that another central server keeps: wxgate reads it there and fetches none from WeChat.
@@ -333,6 +337,16 @@ words! {
         Wecom = "wecom",
         /// 第三方平台. Not yet built.
         Component = "component",
+    }
+
+    /// Treatment of an access_token that looks real and is not the account's.
+    ForeignToken {
+        /// The account's token replaces it.
+        Replace = "replace",
+        /// The call is forwarded as it came.
+        Keep = "keep",
+        /// The call is refused.
+        Refuse = "refuse",
     }
 
     /// Token endpoint of WeChat.

@@ -189,6 +189,20 @@ impl NetworkSet {
         })
     }
 
+    /// Returns the set without the networks that hold all addresses of a family.
+    #[must_use]
+    pub fn without_everybody(&self) -> Self {
+        Self {
+            nets: self
+                .nets
+                .iter()
+                .filter(|net| net.prefix_len() > 0)
+                .copied()
+                .collect(),
+            ..self.clone()
+        }
+    }
+
     /// Tells if the set holds all of `other`.
     pub fn includes(&self, other: &Self) -> bool {
         let nets = IpNet::aggregate(&self.nets);

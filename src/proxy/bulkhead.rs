@@ -49,6 +49,8 @@ pub(super) enum LimitReached {
     InFlight,
     Account,
     Client,
+    /// The eighth of `upstream.max_in_flight` for calls without a key.
+    Keyless,
 }
 
 /// All requests under way, over all configurations.
@@ -56,6 +58,10 @@ pub(super) struct Load {
     in_flight: AtomicUsize,
     accounts: RecentHolders,
     clients: RecentHolders,
+    /// Counters of calls that use no account.
+    pub(super) without_account: Arc<Holder>,
+    /// Counters of calls without a key.
+    pub(super) keyless: Arc<Holder>,
     started: Instant,
     /// Seconds since `started`, plus 1, so that 0 means never. The workers' housekeeping keeps it
     /// current.
@@ -99,7 +105,7 @@ pub(super) struct ClientCount {
 
 /// Lets one warning through per minute.
 #[derive(Debug, Default)]
-struct WarnLimit {
+pub(super) struct WarnLimit {
     /// Second of the last warning, plus 1.
     last: AtomicU32,
     left_out: AtomicU32,
@@ -130,6 +136,8 @@ impl Load {
             in_flight: AtomicUsize::new(0),
             accounts: RecentHolders::default(),
             clients: RecentHolders::default(),
+            without_account: Holder::named("-"),
+            keyless: Holder::named("-"),
             started: Instant::now(),
             seconds: AtomicU32::new(1),
             under_way,
@@ -168,7 +176,9 @@ impl Load {
             client: Arc::clone(client),
         };
         // The narrower limit first: its error names the account or client that fills it.
-        if others_accounts && of_account >= limits.share {
+        if Arc::ptr_eq(client, &self.keyless) && of_client >= (limits.in_flight / 8).max(1) {
+            Err(LimitReached::Keyless)
+        } else if others_accounts && of_account >= limits.share {
             Err(LimitReached::Account)
         } else if others_clients && of_client >= limits.share {
             Err(LimitReached::Client)
@@ -306,7 +316,7 @@ impl Drop for ClientCount {
 
 impl WarnLimit {
     /// Returns the number of warnings left out since the last, if the next is due.
-    fn due(&self, now: u32) -> Option<u32> {
+    pub(super) fn due(&self, now: u32) -> Option<u32> {
         let last = self.last.load(Relaxed);
         let is_due = last == 0 || now.saturating_sub(last - 1) >= WARN_EVERY;
         if is_due
@@ -329,6 +339,7 @@ impl LimitReached {
             Self::InFlight => ProxyError::Overloaded("upstream.max_in_flight"),
             Self::Account => ProxyError::ShareTaken(format!("account {account}")),
             Self::Client => ProxyError::ShareTaken(client()),
+            Self::Keyless => ProxyError::KeylessTaken,
         }
     }
 }

@@ -42,6 +42,39 @@ pub(crate) enum ProxyError {
     AccountMissing,
     #[error("path prefix, X-Wxgate-Account and Host name different accounts; keep one of them")]
     AccountConflict,
+    #[error(
+        "the host that the request names is {host}'s, and account {account} is of {of}; name a host of {of}, or an \
+             account of {host}",
+        host = host.as_str(), of = of.as_str()
+    )]
+    PlatformConflict {
+        host: Platform,
+        account: AccountName,
+        of: Platform,
+    },
+    #[error(
+        "no account here is of {platform}, whose API this call is for; add an [[account]] with platform = \"{key}\"",
+        platform = .0.as_str(), key = .0.key()
+    )]
+    PlatformUnknown(Platform),
+    #[error(
+        "no account here has the appid {0:?} of this login, so wxgate has no AppSecret for it; compare the [[account]] \
+             sections"
+    )]
+    AppidUnknown(String),
+    #[error(
+        "the access_token in the query is that of another account here; leave it out, or select its account"
+    )]
+    TokenOfOtherAccount,
+    #[error(
+        "the access_token in the query is not one of account {0}, whose foreign_token refuses such tokens; leave it out, \
+             or send the call to WeChat itself"
+    )]
+    ForeignToken(AccountName),
+    #[error(
+        "this token is not known here: ask wxgate for one, by the token call that this program makes"
+    )]
+    TokenUnknown(Platform),
     #[error("{0}")]
     ClientUnknown(&'static str),
     #[error(
@@ -74,10 +107,18 @@ pub(crate) enum ProxyError {
     )]
     TokenEndpoint,
     #[error(
-        "this endpoint resets what all callers share or hands out a credential, so it is forwarded for a client only \
-             whose allow names it exactly"
+        "this endpoint {effect}, so it is forwarded for a client only whose [[client]] section says allow = [\"{path}\"], \
+             beside what else it may call"
     )]
-    GuardedEndpoint,
+    GuardedEndpoint { path: String, effect: &'static str },
+    #[error(
+        "calls without a key are more than 20 a second from this address; slow down, or send a client's key"
+    )]
+    KeylessTooFast { retry_after: Duration },
+    #[error(
+        "calls without a key have an eighth of upstream.max_in_flight in flight; try again shortly, or send a client's key"
+    )]
+    KeylessTaken,
     #[error("there is nothing at this address below /-/")]
     NotFound,
     #[error("the request body is larger than {limit} bytes; raise server.max_body{hint}")]
@@ -110,22 +151,34 @@ impl ProxyError {
             Self::BadRequest(_) | Self::Path(_) | Self::Query(_) => {
                 (StatusCode::BAD_REQUEST, 990_400, "bad_request")
             }
-            Self::AccountUnknown(_) | Self::AccountMissing => {
-                (StatusCode::BAD_REQUEST, 990_400, "account_unknown")
+            Self::AccountUnknown(_)
+            | Self::AccountMissing
+            | Self::PlatformUnknown(_)
+            | Self::AppidUnknown(_) => (StatusCode::BAD_REQUEST, 990_400, "account_unknown"),
+            Self::AccountConflict | Self::PlatformConflict { .. } | Self::TokenOfOtherAccount => {
+                (StatusCode::BAD_REQUEST, 990_400, "account_conflict")
             }
-            Self::AccountConflict => (StatusCode::BAD_REQUEST, 990_400, "account_conflict"),
+            Self::ForeignToken(_) => (StatusCode::BAD_REQUEST, 990_400, "foreign_token"),
             // The platform's own words, so that an SDK asks for another token.
             Self::PhantomRefused(platform) => (
                 StatusCode::OK,
                 codes::stale_code(*platform),
                 "phantom_refused",
             ),
+            // The same, for a caller that is no client yet.
+            Self::TokenUnknown(platform) => (
+                StatusCode::OK,
+                codes::stale_code(*platform),
+                "client_unknown",
+            ),
             Self::ClientUnknown(_) => (StatusCode::UNAUTHORIZED, 990_401, "client_unknown"),
             Self::AccountDenied { .. } => (StatusCode::FORBIDDEN, 990_403, "account_denied"),
             Self::PathDenied { .. } => (StatusCode::FORBIDDEN, 990_403, "path_denied"),
             Self::ScopeDenied { .. } => (StatusCode::FORBIDDEN, 990_403, "scope_denied"),
-            Self::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, 990_429, "rate_limited"),
-            Self::TokenEndpoint | Self::GuardedEndpoint => {
+            Self::RateLimited { .. } | Self::KeylessTooFast { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, 990_429, "rate_limited")
+            }
+            Self::TokenEndpoint | Self::GuardedEndpoint { .. } => {
                 (StatusCode::FORBIDDEN, 990_403, "endpoint_blocked")
             }
             Self::NotFound => (StatusCode::NOT_FOUND, 990_404, "not_found"),
@@ -138,7 +191,10 @@ impl ProxyError {
                 990_503,
                 "token_unavailable",
             ),
-            Self::Overloaded(_) | Self::ShareTaken(_) | Self::ConnectionsTaken { .. } => {
+            Self::Overloaded(_)
+            | Self::ShareTaken(_)
+            | Self::KeylessTaken
+            | Self::ConnectionsTaken { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, 990_503, "overloaded")
             }
             Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, 990_504, "upstream_timeout"),
@@ -153,10 +209,11 @@ impl ProxyError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::TokenUnavailable(error) => Some(error.retry_after()),
-            Self::Overloaded(_) | Self::ShareTaken(_) | Self::ConnectionsTaken { .. } => {
-                Some(Duration::from_secs(1))
-            }
-            Self::RateLimited { retry_after, .. } => {
+            Self::Overloaded(_)
+            | Self::ShareTaken(_)
+            | Self::KeylessTaken
+            | Self::ConnectionsTaken { .. } => Some(Duration::from_secs(1)),
+            Self::RateLimited { retry_after, .. } | Self::KeylessTooFast { retry_after } => {
                 Some(*retry_after + Duration::from_millis(999))
             }
             _ => None,
@@ -168,17 +225,19 @@ impl ProxyError {
         matches!(
             self.row().0,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
-        ) || matches!(self, Self::PhantomRefused(_))
+        ) || matches!(self, Self::PhantomRefused(_) | Self::TokenUnknown(_))
     }
 
     /// Makes the answer, without the headers that every answer gets.
     pub(crate) fn response(&self, style: ErrorStyle) -> Response<Bytes> {
         let (status, errcode, slug) = self.row();
         let prefix = match self {
-            Self::PhantomRefused(Platform::Wechat) => {
+            Self::PhantomRefused(Platform::Wechat) | Self::TokenUnknown(Platform::Wechat) => {
                 "invalid credential, access_token is invalid or not latest, "
             }
-            Self::PhantomRefused(Platform::Wecom) => "invalid access_token, ",
+            Self::PhantomRefused(Platform::Wecom) | Self::TokenUnknown(Platform::Wecom) => {
+                "invalid access_token, "
+            }
             _ => "",
         };
         let message = serde_json::Value::from(format!("{prefix}wxgate: {self}"));

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     service::phantom::{self, Phantom},
     wechat::{
-        api,
+        credential::Parameters,
         look_alike::{TOKEN_PARAMETER as NAME, reads_as_token},
     },
 };
@@ -56,16 +56,34 @@ pub enum QueryError {
     NotAQuery,
 }
 
-/// Credential that a call takes, by its query.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QueryCredential {
-    /// The account's token.
-    TakesToken {
-        /// Number of pairs named `access_token`, which have to go.
-        own: usize,
-    },
-    /// Another credential, which is in the query; the account's token must not be added.
-    OwnCredential,
+/// Names in a query, as far as they decide which credential the call takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct QueryNames {
+    /// Credential parameters, for the class of the call.
+    pub parameters: Parameters,
+    /// Number of pairs named `access_token`, which have to go when the account's token is added.
+    own: usize,
+    /// True if a name could be taken for `access_token` and is not spelt so.
+    has_look_alike: bool,
+}
+
+impl QueryNames {
+    /// Returns true if the query has a parameter `access_token`.
+    pub(crate) fn brings_token(self) -> bool {
+        self.own > 0
+    }
+
+    /// Returns the number of pairs named `access_token`.
+    ///
+    /// # Errors
+    /// [`QueryError::LookAlike`].
+    pub fn own(self) -> Result<usize, QueryError> {
+        if self.has_look_alike {
+            Err(QueryError::LookAlike)
+        } else {
+            Ok(self.own)
+        }
+    }
 }
 
 /// Parameters of a login code exchange that name its account; percent-decoded.
@@ -210,26 +228,34 @@ pub(crate) fn fill_login(
 }
 
 /// Examines the names in the caller's query.
-///
-/// # Errors
-/// [`QueryError::LookAlike`].
-pub fn examine(query: Option<&str>) -> Result<QueryCredential, QueryError> {
-    let mut own = 0;
-    let mut own_credential = false;
+pub fn examine(query: Option<&str>) -> QueryNames {
+    let mut names = QueryNames::default();
     let is_plain = query.is_none_or(|query| memchr2(b'%', b';', query.as_bytes()).is_none());
     for pair in pairs(query) {
-        let name = if is_plain { plain_name_of(pair) } else { None };
-        match name.unwrap_or_else(|| name_of(pair)) {
-            NameKind::Token => own += 1,
-            NameKind::LookAlike => return Err(QueryError::LookAlike),
-            NameKind::Credential => own_credential = true,
+        // Nearly all names are too short to be a spelling of `access_token`.
+        if is_plain && let Some(name) = short_name(pair) {
+            names.parameters.add(name, pair.len() > name.len() + 1);
+            continue;
+        }
+        match name_of(pair) {
+            NameKind::Token => names.own += 1,
+            NameKind::LookAlike => names.has_look_alike = true,
             NameKind::Other => {}
         }
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        names
+            .parameters
+            .add(&decode(name), !value.is_empty() && !is_phantom(value));
     }
-    Ok(if own_credential {
-        QueryCredential::OwnCredential
-    } else {
-        QueryCredential::TakesToken { own }
+    names
+}
+
+/// Returns the values of `access_token` that are neither empty nor a phantom, percent-decoded.
+pub(crate) fn real_tokens(query: Option<&str>) -> impl Iterator<Item = Cow<'_, str>> {
+    pairs(query).filter_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        let value = (decode(name) == NAME).then(|| decode(value))?;
+        (!value.is_empty() && !is_phantom(&value)).then_some(value)
     })
 }
 
@@ -293,20 +319,14 @@ pub(crate) fn untouched(
 enum NameKind {
     Token,
     LookAlike,
-    Credential,
     Other,
 }
 
-/// Returns the kind of a name that is too short to be a spelling of `access_token`, in a query
-/// without encoding; nearly all names are.
-fn plain_name_of(pair: &str) -> Option<NameKind> {
+/// Returns the name of a pair if it is too short to be a spelling of `access_token`.
+fn short_name(pair: &str) -> Option<&str> {
     let end = pair.bytes().take(NAME.len()).position(|byte| byte == b'=');
     let end = end.or_else(|| (pair.len() < NAME.len()).then_some(pair.len()))?;
-    Some(if api::replaces_token(&pair[..end]) {
-        NameKind::Credential
-    } else {
-        NameKind::Other
-    })
+    pair.get(..end)
 }
 
 fn name_of(pair: &str) -> NameKind {
@@ -324,8 +344,6 @@ fn name_of(pair: &str) -> NameKind {
         NameKind::Token
     } else if reads_as_token(&name) {
         NameKind::LookAlike
-    } else if api::replaces_token(&name) {
-        NameKind::Credential
     } else {
         NameKind::Other
     }
@@ -342,7 +360,12 @@ fn may_hold_phantom(query: &str) -> bool {
 /// Returns the value of `access_token` if it is a phantom.
 fn phantom_in(pair: &str) -> Option<&str> {
     let (name, value) = pair.split_once('=')?;
-    (value.starts_with(phantom::PREFIX) && decode(name) == NAME).then_some(value)
+    (is_phantom(value) && decode(name) == NAME).then_some(value)
+}
+
+/// Returns true if a value claims to be a phantom.
+fn is_phantom(value: &str) -> bool {
+    value.starts_with(phantom::PREFIX)
 }
 
 #[cfg(test)]
@@ -356,12 +379,8 @@ mod tests {
 
     fn rewritten(query: Option<&str>) -> Result<String, QueryError> {
         let path = SplitPath::new("/p").check().unwrap();
-        match examine(query)? {
-            QueryCredential::TakesToken { own } => {
-                inject(&path, query, own, "T").map(|t| t.to_string())
-            }
-            QueryCredential::OwnCredential => untouched(&path, query).map(|t| t.to_string()),
-        }
+        let own = examine(query).own()?;
+        inject(&path, query, own, "T").map(|t| t.to_string())
     }
 
     #[test]
@@ -422,16 +441,34 @@ mod tests {
     }
 
     #[test]
-    fn credentials_of_another_kind_keep_the_token_out() {
+    fn parameters_of_other_credentials_are_found_beside_the_token() {
         for query in [
             "secret=s&appid=a",
             "appsecret=s",
             "component_access_token=c",
             "cloudbase_access_token=c",
             "%73ecret=1",
+            "access_token=t&key=k",
+            "secret=",
+            "a=1",
         ] {
-            assert_eq!(rewritten(Some(query)).unwrap(), format!("/p?{query}"));
+            assert_eq!(
+                examine(Some(query)).parameters,
+                Parameters::of_query(query),
+                "{query}"
+            );
         }
+        let brings = |query| examine(Some(query)).parameters != Parameters::default();
+        assert!(brings("access_token=t") && !brings("access_token=wxg1_x"));
+    }
+
+    #[test]
+    fn real_tokens_are_neither_phantoms_nor_empty() {
+        let found: Vec<_> = real_tokens(Some(
+            "access_token=&access_token=wxg1_x&access%5Ftoken=a%62&token=c&access_token",
+        ))
+        .collect();
+        assert_eq!(found, ["ab"]);
     }
 
     #[test]

@@ -49,6 +49,12 @@ struct ReplayLabels {
     result: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ForeignTokenLabels {
+    account: String,
+    treatment: &'static str,
+}
+
 /// Metric families, registered once.
 #[derive(Debug, Clone)]
 pub(crate) struct ProxyMetrics {
@@ -59,6 +65,7 @@ pub(crate) struct ProxyMetrics {
     errcodes: Family<ErrcodeLabels, Counter>,
     stale: Family<ErrcodeLabels, Counter>,
     replays: Family<ReplayLabels, Counter>,
+    foreign_tokens: Family<ForeignTokenLabels, Counter>,
     pub(crate) in_flight: Gauge<i64, AtomicI64>,
 }
 
@@ -74,6 +81,7 @@ impl ProxyMetrics {
             errcodes: Family::default(),
             stale: Family::default(),
             replays: Family::default(),
+            foreign_tokens: Family::default(),
             in_flight: Gauge::default(),
         };
         registry.register(
@@ -110,6 +118,11 @@ impl ProxyMetrics {
             "wxgate_replay",
             "What became of requests whose token was refused",
             metrics.replays.clone(),
+        );
+        registry.register(
+            "wxgate_foreign_token",
+            "Calls with an access_token that no account here has",
+            metrics.foreign_tokens.clone(),
         );
         registry.register(
             "wxgate_inflight_requests",
@@ -216,6 +229,15 @@ impl AccountMetrics {
             account: self.account.to_string(),
             errcode: codes::label(errcode),
         }
+    }
+
+    /// Counts a call with a foreign token, by the treatment of it.
+    pub(crate) fn foreign_token(&self, treatment: &'static str) {
+        let labels = ForeignTokenLabels {
+            account: self.account.to_string(),
+            treatment,
+        };
+        self.families.foreign_tokens.get_or_create(&labels).inc();
     }
 
     /// Counts the end of a request whose token was refused: `cured`, `stale_again`, `failed`, or the

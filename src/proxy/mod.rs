@@ -15,8 +15,10 @@ mod bulkhead;
 mod client_conn;
 mod error;
 pub(crate) mod headers;
+mod healing;
 pub(crate) mod inject;
 mod inspect;
+mod keyless;
 mod loops;
 mod metrics;
 pub(crate) mod path;
@@ -43,6 +45,8 @@ pub use self::{access::bench::AccessBench, upstream::bench::PoolBench};
 use self::{
     access_log::AccessLog,
     bulkhead::{Load, PeerConnections},
+    healing::Healing,
+    keyless::KeylessRate,
     loops::LoopMark,
     metrics::{AccountMetrics, ProxyMetrics},
     runtime_config::RuntimeConfig,
@@ -91,8 +95,10 @@ pub enum BuildError {
 pub(crate) struct Proxy {
     config: ArcSwap<RuntimeConfig>,
     peers: Arc<PeerConnections>,
-    /// Counters of requests that no account was found for.
+    /// Counters of requests that use no account, or that none was found for.
     no_account: AccountMetrics,
+    healing: Healing,
+    keyless_rate: KeylessRate,
     metrics: ProxyMetrics,
     origins: UpstreamOrigins,
     dialer: Dialer,
@@ -182,6 +188,8 @@ impl Proxy {
             config: ArcSwap::from_pointee(config),
             peers: Arc::default(),
             no_account: metrics.for_none(),
+            healing: Healing::default(),
+            keyless_rate: KeylessRate::new(),
             metrics,
             origins,
             dialer: Dialer::new(&settings.upstream.egress)

@@ -4,7 +4,7 @@
 //! decide. The tables are made once per configuration, so that the cost of a request does not grow
 //! with the number of accounts.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use hyper::{
     HeaderMap,
@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use rustc_hash::FxHashMap;
 
 use super::{
-    bulkhead::Holder,
+    bulkhead::{Holder, WarnLimit},
     error::ProxyError,
     metrics::{AccountMetrics, ProxyMetrics},
     upstream::UpstreamOrigin,
@@ -23,7 +23,7 @@ use crate::{
     base::{AccountName, Secret},
     net::address::{BaseUrl, split_port},
     service::phantom::Tag,
-    token::{AccountSettings, AccountTokens, Tickets, TokenRefresher},
+    token::{AccountSettings, AccountTokens, ForeignToken, Tickets, TokenRefresher},
     wechat::api::Platform,
 };
 
@@ -41,6 +41,9 @@ pub(crate) struct Account {
     pub(crate) refresher: TokenRefresher,
     pub(crate) tickets: Option<Arc<Tickets>>,
     pub(crate) metrics: AccountMetrics,
+    /// Treatment of foreign tokens; `None` leaves it to the way of the call.
+    pub(crate) foreign_token: Option<ForeignToken>,
+    pub(super) foreign_warned: WarnLimit,
     /// Count of the account's requests in flight.
     pub(crate) holder: Arc<Holder>,
     api: Vec<BaseUrl>,
@@ -56,7 +59,29 @@ pub(crate) struct Accounts {
     by_appid: FxHashMap<String, Vec<Arc<Account>>>,
     by_tag: FxHashMap<Tag, Arc<Account>>,
     by_host: FxHashMap<String, Arc<Account>>,
+    /// Names of WeChat's own hosts.
+    own_hosts: OwnHosts,
     fallback: Option<Arc<Account>>,
+    wechat: PlatformAccounts,
+    wecom: PlatformAccounts,
+}
+
+/// Accounts of one platform that a request may be for without naming one.
+#[derive(Default)]
+struct PlatformAccounts {
+    /// First account of the file.
+    first: Option<Arc<Account>>,
+    /// The default account, or the only one.
+    fallback: Option<Arc<Account>>,
+}
+
+/// Account that a request selects, and the platform that it must be of.
+#[derive(Clone, Copy)]
+pub(crate) struct Selection<'a> {
+    /// Account of a phantom, prefix, header or host.
+    pub(crate) account: Option<&'a Arc<Account>>,
+    /// Platform of WeChat's own host that the request names.
+    pub(crate) platform: Option<Platform>,
 }
 
 impl Account {
@@ -77,6 +102,8 @@ impl Account {
             refresher: tokens.token,
             tickets: tokens.tickets,
             metrics,
+            foreign_token: settings.foreign_token,
+            foreign_warned: WarnLimit::default(),
             holder: Holder::named(settings.name.as_str()),
             api: settings.api.clone(),
             origins,
@@ -97,6 +124,14 @@ impl Account {
             },
             None => self,
         }
+    }
+
+    /// Returns true if a text is the current token, or was until less than 7200 s ago.
+    pub(crate) fn has_token(&self, text: &str) -> bool {
+        self.refresher
+            .known_tokens(text.len())
+            .iter()
+            .any(|token| token.matches(text))
     }
 
     /// Returns true if an absolute-form request for this authority is meant for the account's API.
@@ -124,6 +159,9 @@ impl Accounts {
             None => None,
         };
         let fallback = fallback.map(|(_, account)| Arc::clone(account));
+        let of_platform = |platform| PlatformAccounts::new(platform, &accounts, fallback.as_ref());
+        let (wechat, wecom) = (of_platform(Platform::Wechat), of_platform(Platform::Wecom));
+        let own_hosts = OwnHosts::new(accounts.iter().map(|(_, account)| &**account));
         let mut by_appid: FxHashMap<String, Vec<Arc<Account>>> = FxHashMap::default();
         let mut by_tag = FxHashMap::default();
         for (settings, account) in accounts {
@@ -145,8 +183,17 @@ impl Accounts {
             by_appid,
             by_tag,
             by_host,
+            own_hosts,
             fallback,
+            wechat,
+            wecom,
         }
+    }
+
+    /// Returns the platform of a host that is WeChat's own: one of its API hosts, or the host of an
+    /// account's `api`.
+    pub(crate) fn platform_of_host(&self, host: &str) -> Option<Platform> {
+        self.own_hosts.platform(without_port(host))
     }
 
     /// Finds the account that has this host among its `hosts`.
@@ -162,14 +209,15 @@ impl Accounts {
     /// the service API), by prefix, host and header. All that select one must agree.
     ///
     /// # Errors
-    /// When they disagree, or a name is unknown.
+    /// When they disagree with each other or with `platform`, or a name is unknown.
     pub(crate) fn selected<'a>(
         &'a self,
         named: Option<&'a Arc<Account>>,
         prefix: Option<&str>,
         by_host: Option<&'a Arc<Account>>,
+        platform: Option<Platform>,
         headers: Option<&HeaderMap>,
-    ) -> Result<Option<&'a Arc<Account>>, ProxyError> {
+    ) -> Result<Selection<'a>, ProxyError> {
         let by_prefix = prefix.map(|name| self.named(name)).transpose()?;
         let by_header = headers
             .into_iter()
@@ -189,25 +237,103 @@ impl Accounts {
             }
             selected = Some(candidate);
         }
-        Ok(selected)
+        match (platform, selected) {
+            (Some(host), Some(account)) if account.platform != host => {
+                Err(ProxyError::PlatformConflict {
+                    host,
+                    account: account.name.clone(),
+                    of: account.platform,
+                })
+            }
+            _ => Ok(Selection {
+                account: selected,
+                platform,
+            }),
+        }
     }
 
     /// Finds the account of a request that selects none: the account with the appid in the call, the
-    /// only account of the client, the default account, the only account.
+    /// only one among those that the client may use (`None`: it may use all), the default account, the only account; of the platform only, if
+    /// the request names one.
     ///
     /// # Errors
     /// When there is none of these.
     pub(crate) fn fallback(
         &self,
         appid: Option<&str>,
-        only: Option<&AccountName>,
+        usable: Option<&[AccountName]>,
+        platform: Option<Platform>,
     ) -> Result<&Arc<Account>, ProxyError> {
-        let by_appid = appid.and_then(|appid| self.sole(appid));
-        let only = || only.and_then(|name| self.by_name.get(name.as_str()));
-        by_appid
-            .or_else(only)
-            .or(self.fallback.as_ref())
-            .ok_or(ProxyError::AccountMissing)
+        let fits = |account: &&Arc<Account>| platform.is_none_or(|of| account.platform == of);
+        let by_appid = appid.and_then(|appid| self.sole(appid)).filter(fits);
+        let only = || {
+            let mut usable = usable?
+                .iter()
+                .filter_map(|name| self.by_name.get(name.as_str()))
+                .filter(fits);
+            usable.next().filter(|_| usable.next().is_none())
+        };
+        let found = by_appid.or_else(only).or_else(|| match platform {
+            Some(platform) => self.on(platform).fallback.as_ref(),
+            None => self.fallback.as_ref(),
+        });
+        found.ok_or_else(|| match platform {
+            Some(platform) if self.on(platform).first.is_none() => {
+                ProxyError::PlatformUnknown(platform)
+            }
+            _ => ProxyError::AccountMissing,
+        })
+    }
+
+    /// Finds the account that lends its way to WeChat to a call that uses no account: the one that
+    /// the call selects or falls back to, if its platform fits, else the first one of the platform.
+    ///
+    /// # Errors
+    /// When no platform can be told, or no account is of it.
+    pub(crate) fn lender<'a>(
+        &'a self,
+        selection: Selection<'a>,
+        of_path: Option<Platform>,
+        usable: Option<&[AccountName]>,
+    ) -> Result<&'a Arc<Account>, ProxyError> {
+        let platform = of_path
+            .or(selection.platform)
+            .or(selection.account.map(|account| account.platform))
+            .or(self.sole_platform())
+            .ok_or(ProxyError::AccountMissing)?;
+        let fits = |account: &&Arc<Account>| account.platform == platform;
+        selection
+            .account
+            .filter(fits)
+            .or_else(|| self.fallback(None, usable, Some(platform)).ok())
+            .or(self.on(platform).first.as_ref())
+            .ok_or(ProxyError::PlatformUnknown(platform))
+    }
+
+    /// Returns true if a text is the current token of another account than `own`, or was until less
+    /// than 7200 s ago. Compares with each account: only tokens that wxgate did not hand out are
+    /// looked for.
+    pub(crate) fn is_token_of_other(&self, text: &str, own: Option<&Account>) -> bool {
+        self.by_name
+            .values()
+            .filter(|account| own.is_none_or(|own| own.name != account.name))
+            .any(|account| account.has_token(text))
+    }
+
+    fn on(&self, platform: Platform) -> &PlatformAccounts {
+        match platform {
+            Platform::Wechat => &self.wechat,
+            Platform::Wecom => &self.wecom,
+        }
+    }
+
+    /// Returns the only platform that is configured.
+    fn sole_platform(&self) -> Option<Platform> {
+        match (&self.wechat.first, &self.wecom.first) {
+            (Some(_), None) => Some(Platform::Wechat),
+            (None, Some(_)) => Some(Platform::Wecom),
+            _ => None,
+        }
     }
 
     /// Returns the accounts with this appid or corpid, in the order of the configuration.
@@ -217,12 +343,10 @@ impl Accounts {
 
     /// Guesses the platform of an unknown caller: that of the default account, or the only one
     /// configured.
-    pub(crate) fn likely_platform(&self) -> Platform {
-        let mut platforms = self.by_name.values().map(|account| account.platform);
-        match (&self.fallback, platforms.next()) {
-            (Some(account), _) => account.platform,
-            (None, Some(first)) if platforms.all(|platform| platform == first) => first,
-            _ => Platform::Wechat,
+    pub(crate) fn likely_platform(&self) -> Option<Platform> {
+        match &self.fallback {
+            Some(account) => Some(account.platform),
+            None => self.sole_platform(),
         }
     }
 
@@ -231,11 +355,16 @@ impl Accounts {
         self.by_tag.get(&tag)
     }
 
-    /// Finds the account of this name if it has this very refresher.
-    pub(crate) fn kept(&self, name: &AccountName, tokens: &AccountTokens) -> Option<&Arc<Account>> {
-        self.by_name
-            .get(name.as_str())
+    /// Finds the account of these settings if it has this very refresher, and nothing else of it has
+    /// changed.
+    pub(crate) fn kept(
+        &self,
+        settings: &AccountSettings,
+        tokens: &AccountTokens,
+    ) -> Option<&Arc<Account>> {
+        self.by_name(&settings.name)
             .filter(|account| account.refresher.is_same_as(&tokens.token))
+            .filter(|account| account.foreign_token == settings.foreign_token)
     }
 
     /// Finds the account of this name.
@@ -255,6 +384,88 @@ impl Accounts {
             [account] => Some(account),
             _ => None,
         }
+    }
+}
+
+impl PlatformAccounts {
+    fn new(
+        platform: Platform,
+        accounts: &[(AccountSettings, Arc<Account>)],
+        default: Option<&Arc<Account>>,
+    ) -> Self {
+        let mut own = accounts
+            .iter()
+            .map(|(_, account)| account)
+            .filter(|account| account.platform == platform);
+        let first = own.next();
+        let only = first.filter(|_| own.next().is_none());
+        let default = default.filter(|account| account.platform == platform);
+        Self {
+            first: first.cloned(),
+            fallback: default.or(only).cloned(),
+        }
+    }
+}
+
+/// Names of hosts that say which platform a request is for: WeChat's API hosts, and the hosts of the
+/// accounts' `api`. Callers name them when DNS or a proxy setting leads WeChat's name to wxgate.
+#[derive(Debug, Default)]
+struct OwnHosts {
+    /// In lower case. `None` for a host of both platforms, which says nothing.
+    platforms: FxHashMap<String, Option<Platform>>,
+    /// Bit for each length of a name, modulo 64: nearly all requests name another host, and none of
+    /// these needs the look-up.
+    lengths: u64,
+}
+
+/// WeChat's API hosts.
+const WECHAT_HOSTS: [(&str, Platform); 3] = [
+    ("api.weixin.qq.com", Platform::Wechat),
+    ("api2.weixin.qq.com", Platform::Wechat),
+    ("qyapi.weixin.qq.com", Platform::Wecom),
+];
+
+/// Ending of the names of WeChat's regional API hosts.
+const REGIONAL_HOSTS: &str = ".api.weixin.qq.com";
+
+impl OwnHosts {
+    fn new<'a>(accounts: impl Iterator<Item = &'a Account>) -> Self {
+        let mut hosts = Self::default();
+        for (name, platform) in WECHAT_HOSTS {
+            hosts.add(name, platform);
+        }
+        for account in accounts {
+            for api in &account.api {
+                // An address, or this machine's own name, is no host of WeChat's.
+                if api.host.parse::<IpAddr>().is_err() && api.host != "localhost" {
+                    hosts.add(&api.host.to_ascii_lowercase(), account.platform);
+                }
+            }
+        }
+        hosts
+    }
+
+    fn add(&mut self, name: &str, platform: Platform) {
+        self.lengths |= 1 << (name.len() % 64);
+        let known = self
+            .platforms
+            .entry(name.to_owned())
+            .or_insert(Some(platform));
+        if *known != Some(platform) {
+            *known = None;
+        }
+    }
+
+    fn platform(&self, host: &str) -> Option<Platform> {
+        if self.lengths & 1 << (host.len() % 64) != 0
+            && let Some(known) = self.platforms.get(&host.to_ascii_lowercase())
+        {
+            return *known;
+        }
+        let start = host.len().checked_sub(REGIONAL_HOSTS.len())?;
+        host.get(start..)?
+            .eq_ignore_ascii_case(REGIONAL_HOSTS)
+            .then_some(Platform::Wechat)
     }
 }
 
@@ -291,9 +502,13 @@ impl SelectionBench {
         host: Option<&str>,
     ) -> Option<&AccountName> {
         let by_host = host.and_then(|host| self.0.by_host(host));
-        let selected = self.0.selected(None, prefix, by_host, Some(headers)).ok()?;
+        let selected = self
+            .0
+            .selected(None, prefix, by_host, None, Some(headers))
+            .ok()?;
         selected
-            .or_else(|| self.0.fallback(None, None).ok())
+            .account
+            .or(self.0.fallback.as_ref())
             .map(|account| &account.name)
     }
 }

@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     BuildError, Proxy,
-    access::{Access, Client},
+    access::{Access, AllowedNetworks, Client},
     bulkhead::{InFlightLimits, InFlightPermit, Load},
     client_conn::ClientConn,
     error::ProxyError,
@@ -150,25 +150,28 @@ impl RuntimeConfig {
             .into_iter()
             .zip(refreshers)
             .map(|((account, origins), tokens)| {
-                let route =
-                    match before.and_then(|before| before.accounts.kept(&account.name, &tokens)) {
-                        Some(unchanged) => Arc::clone(unchanged),
-                        None => {
-                            let changed =
-                                before.and_then(|before| before.accounts.by_name(&account.name));
-                            let metrics = metrics.for_account(&account.name);
-                            Arc::new(
-                                Account::new(&account, tokens, metrics, origins)
-                                    .continuing(changed.map(Arc::as_ref)),
-                            )
-                        }
-                    };
+                let route = match before.and_then(|before| before.accounts.kept(&account, &tokens))
+                {
+                    Some(unchanged) => Arc::clone(unchanged),
+                    None => {
+                        let changed =
+                            before.and_then(|before| before.accounts.by_name(&account.name));
+                        let metrics = metrics.for_account(&account.name);
+                        Arc::new(
+                            Account::new(&account, tokens, metrics, origins)
+                                .continuing(changed.map(Arc::as_ref)),
+                        )
+                    }
+                };
                 (account, route)
             });
         Self {
             accounts: Accounts::new(routed.collect(), settings.default_account.as_ref()),
             access: Access::new(
-                settings.allow,
+                AllowedNetworks {
+                    networks: settings.allow,
+                    is_set: settings.allow_is_set,
+                },
                 settings.trusted_proxies,
                 settings.clients,
                 before.map(|before| &before.access),
@@ -232,7 +235,8 @@ impl RuntimeConfig {
         }
         Err(path()
             .and_then(credential::platform_of)
-            .unwrap_or_else(|| self.accounts.likely_platform()))
+            .or_else(|| self.accounts.likely_platform())
+            .unwrap_or(Platform::Wechat))
     }
 
     fn client_of(&self, phantom: &Phantom, account: &Account) -> Option<&Arc<Client>> {
@@ -267,27 +271,27 @@ impl RuntimeConfig {
         InFlight(self)
     }
 
-    /// Takes a permit for a request in flight, for an account and for the caller.
+    /// Takes a permit for a request in flight, for its account and its client; `None` for a call that
+    /// uses no account, and for a call without a key.
     pub(super) fn enter(
         &self,
-        account: &Account,
-        client: &Client,
+        account: Option<&Account>,
+        client: Option<&Client>,
         conn: &ClientConn,
     ) -> Result<InFlightPermit, ProxyError> {
-        let caller = if self.access.is_open() {
-            conn.peer_holder()
-        } else {
-            client.holder()
+        let holder = account.map_or(&self.load.without_account, |account| &account.holder);
+        let caller = match client {
+            Some(_) if self.access.is_open() => conn.peer_holder(),
+            Some(client) => client.holder(),
+            None => &self.load.keyless,
         };
         self.load
-            .enter(self.limits, &account.holder, caller)
+            .enter(self.limits, holder, caller)
             .map_err(|full| {
-                full.error(account.name.as_str(), || {
-                    if self.access.is_open() {
-                        format!("the address {}", conn.peer)
-                    } else {
-                        format!("client {}", client.name())
-                    }
+                let account = account.map_or("-", |account| account.name.as_str());
+                full.error(account, || match client {
+                    Some(client) if !self.access.is_open() => format!("client {}", client.name()),
+                    _ => format!("the address {}", conn.peer),
                 })
             })
     }

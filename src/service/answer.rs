@@ -14,7 +14,10 @@ use super::{
     jssdk::{self, PageUrl},
 };
 use crate::{
-    token::{GiveBackReason, Refresh, Tickets, Token, TokenRefresher, clock::WallClock},
+    token::{
+        Cause, GiveBackReason, Refresh, Tickets, Token, TokenError, TokenRefresher,
+        clock::WallClock, source::FetchError,
+    },
     wechat::{api::Platform, ticket::TicketType},
 };
 
@@ -225,6 +228,36 @@ fn report(token: &Token, outcome: &RefreshOutcome) -> ServiceReply {
         etag: None,
         body: body.to_string().into_bytes(),
     }
+}
+
+/// Answers a ticket call as SDKs make it: body in WeChat's shape, and its `errcode` if WeChat refused
+/// the ticket.
+///
+/// # Errors
+///
+/// Fails if there is no ticket for another reason.
+pub(crate) async fn sdk_ticket(
+    refresher: &TokenRefresher,
+) -> Result<(Vec<u8>, Option<i64>), TokenError> {
+    let (body, refusal) = match refresher.current().await {
+        Ok(ticket) => {
+            let body = json!({
+                "errcode": 0,
+                "errmsg": "ok",
+                "ticket": ticket.secret().expose(),
+                "expires_in": ticket.expires_in().as_secs(),
+            });
+            (body, None)
+        }
+        Err(error) => {
+            let Cause::Fetch(FetchError::NoTicket { code, .. }) = error.cause() else {
+                return Err(error);
+            };
+            let body = json!({"errcode": code, "errmsg": format!("wxgate: {error}")});
+            (body, Some(code))
+        }
+    };
+    Ok((body.to_string().into_bytes(), refusal))
 }
 
 async fn sign(

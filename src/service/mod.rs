@@ -10,7 +10,7 @@ pub(crate) mod phantom;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use answer::{ServedAccount, ServiceReply};
+pub(crate) use answer::{ServedAccount, ServiceReply, sdk_ticket};
 pub(crate) use call::{ServiceCall, ServiceError};
 
 /// Permission of a client beyond proxying.

@@ -54,6 +54,7 @@ fn refresher() -> (TokenRefresher, Arc<Mint>) {
         provider: TokenProvider::Stable,
         api: Vec::new(),
         hosts: Vec::new(),
+        foreign_token: None,
     };
     let metrics =
         token::metrics::TokenMetrics::register(&mut Registry::default()).for_account(&account.name);

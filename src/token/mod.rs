@@ -142,6 +142,19 @@ pub struct AccountSettings {
     pub api: Vec<BaseUrl>,
     /// `Host` values that select this account, in lower case.
     pub hosts: Vec<String>,
+    /// Treatment of foreign tokens; `None` leaves it to the way of the call.
+    pub foreign_token: Option<ForeignToken>,
+}
+
+/// Treatment of an `access_token` in a call that looks real and is not the account's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForeignToken {
+    /// The account's token replaces it.
+    Replace,
+    /// The call is forwarded as it came.
+    Keep,
+    /// The call is refused.
+    Refuse,
 }
 
 impl AccountSettings {
@@ -152,8 +165,8 @@ impl AccountSettings {
 
     /// True if a refresher that was started with these settings also serves `next`.
     pub fn share_refresher(&self, next: &Self) -> bool {
-        // Destructured, so that a new setting cannot be forgotten here. `hosts` only selects the
-        // account, which happens before the refresher is asked.
+        // Destructured, so that a new setting cannot be forgotten here. `hosts` and `foreign_token`
+        // decide before the refresher is asked.
         let Self {
             name,
             platform,
@@ -162,6 +175,7 @@ impl AccountSettings {
             provider,
             api,
             hosts: _,
+            foreign_token: _,
         } = self;
         *name == next.name
             && *platform == next.platform

@@ -589,7 +589,7 @@ async fn every_denied_call_leaves_one_line_that_says_who_what_and_why_but_no_key
     assert_eq!(
         said,
         [
-            ["crm", "path_denied", "enforce", "shop"],
+            ["crm", "path_denied", "enforce", "-"],
             ["-", "client_unknown", "enforce", "-"],
             ["trial", "account_denied", "report", "shop"],
             ["crm", "scope_denied", "enforce", "shop"],

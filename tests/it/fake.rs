@@ -43,6 +43,12 @@ pub struct Call {
 impl Call {
     pub fn is_token(&self) -> bool {
         self.head.starts_with("POST /cgi-bin/stable_token ")
+            || self.head.starts_with("GET /cgi-bin/gettoken?")
+    }
+
+    /// Path and query.
+    pub fn target(&self) -> &str {
+        self.head.split(' ').nth(1).unwrap_or_default()
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -107,6 +113,11 @@ impl Seen {
             .filter(|call| !call.is_token())
             .cloned()
             .collect()
+    }
+
+    /// Takes all requests out, those for a token too.
+    pub fn take(&self) -> Vec<Call> {
+        std::mem::take(&mut self.calls.lock().unwrap())
     }
 
     pub fn token_calls(&self) -> usize {
@@ -331,7 +342,7 @@ async fn serve(mut stream: impl Wire, connection: usize, seen: &Seen, decide: &D
 }
 
 fn token_answer() -> Vec<u8> {
-    let body = format!("{{\"access_token\":\"{FAKE_TOKEN}\",\"expires_in\":7200}}");
+    let body = format!("{{\"errcode\":0,\"access_token\":\"{FAKE_TOKEN}\",\"expires_in\":7200}}");
     format!(
         "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()

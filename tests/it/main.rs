@@ -20,6 +20,7 @@ mod clients;
 mod coexistence;
 mod config_clients;
 mod config_files;
+mod credentials;
 mod descriptors;
 mod drain;
 mod early_answers;

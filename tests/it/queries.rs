@@ -306,7 +306,6 @@ async fn calls_with_a_credential_of_their_own_get_no_token() {
         "/sns/component/jscode2session?component_access_token=c",
         "/sns/oauth2/component/access_token?component_access_token=c",
         "/cgi-bin/component/api_component_token",
-        "/donut/code2verifyinfo?appid=a&appsecret=s&code=c",
         "/cgi-bin/anything?secret=s&appid=a",
         "/cgi-bin/anything?a=1&appsecret=s",
         "/cgi-bin/anything?%73ecret=s",

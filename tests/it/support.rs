@@ -288,6 +288,12 @@ impl Gate {
         );
     }
 
+    /// The page of metrics.
+    pub async fn metrics(&self) -> String {
+        let page = self.client.get(self.admin_url("/metrics")).send().await;
+        page.expect("an answer").text().await.expect("text")
+    }
+
     /// The configuration file as it is now.
     pub fn file(&self) -> String {
         std::fs::read_to_string(self.folder.path().join(FILE))

@@ -6,7 +6,7 @@ use crate::{
     base::AccountName,
     config::{problem::KeyPlace, raw, read::At, secret::ConfigResolver},
     net::address::BaseUrl,
-    token::{AccountSettings, TokenProvider},
+    token::{AccountSettings, ForeignToken, TokenProvider},
     wechat::api::Platform,
 };
 
@@ -163,6 +163,11 @@ impl ConfigResolver<'_> {
             provider: origin?,
             api: api?,
             hosts: hosts.unwrap_or_default(),
+            foreign_token: raw.foreign_token.map(|at| match at.value {
+                raw::ForeignToken::Replace => ForeignToken::Replace,
+                raw::ForeignToken::Keep => ForeignToken::Keep,
+                raw::ForeignToken::Refuse => ForeignToken::Refuse,
+            }),
         })
     }
 

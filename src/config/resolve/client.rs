@@ -23,7 +23,7 @@ use crate::{
     proxy::settings::{ClientSettings, KeyDigest, Mode, PathPattern, Rate},
     service::Scope,
     token::AccountSettings,
-    wechat::api::{self, EndpointClass},
+    wechat::credential::{self, CallClass, Minting, Parameters},
 };
 
 /// Settings of other tables that the checks of clients need.
@@ -33,8 +33,12 @@ pub(super) struct ClientContext<'a> {
     pub(super) app_secrets: HashSet<KeyDigest>,
     /// Set if callers are asked for certificates.
     pub(super) certificates: bool,
-    /// Place of `server.allow`, if it was set.
-    pub(super) allow: Option<&'a KeyPlace>,
+    /// Set if the file sets `server.allow`.
+    pub(super) allow_is_set: bool,
+    /// Place of a network in `server.allow` that holds every address.
+    pub(super) everybody: Option<KeyPlace>,
+    /// Set if users may log in to an account: one of WeChat's.
+    pub(super) has_logins: bool,
 }
 
 /// Client, with the places of the keys that are compared with those of other clients.
@@ -71,10 +75,11 @@ impl ConfigResolver<'_> {
         context: &ClientContext<'_>,
     ) -> Vec<ClientSettings> {
         let raw = raw.map(|at| at.value).unwrap_or_default();
-        if let (Some(place), false) = (context.allow, raw.is_empty()) {
+        if let (Some(place), false) = (&context.everybody, raw.is_empty()) {
             self.report.warning(
                 place,
-                "has no effect: with a [[client]] in the file, only clients may call",
+                "has no effect: with a [[client]] in the file, only clients may call, and calls that need no key are \
+                 taken from narrower networks only",
             );
         }
         let names = self.client_names(&raw);
@@ -84,7 +89,26 @@ impl ConfigResolver<'_> {
         }
         self.same_keys(&found);
         self.shadows(&found);
+        self.unreachable_logins(&found, context);
         found.into_iter().map(|found| found.client).collect()
+    }
+
+    /// Warns if all clients are known by their keys only: the calls with a user's token that follow
+    /// a login carry no key, since no SDK has a place for one there.
+    fn unreachable_logins(&mut self, clients: &[ResolvedClient], context: &ClientContext<'_>) {
+        let by_key_only =
+            |found: &ResolvedClient| found.client.from.is_none() && found.client.cert.is_none();
+        if let Some(first) = clients.first()
+            && context.has_logins
+            && !context.allow_is_set
+            && clients.iter().all(by_key_only)
+        {
+            self.report.warning(
+                &first.key,
+                "every client is known by its key only, so calls of SDKs with a user's token (sns/userinfo, sns/auth, \
+                 sns/oauth2/refresh_token) are refused: they have no place for a key; set server.allow, or from",
+            );
+        }
     }
 
     /// Returns the name of each client, as configured or by its position; `None` for a wrong name.
@@ -315,20 +339,19 @@ impl ConfigResolver<'_> {
             );
         }
         for At { value, place } in &allow.value {
-            let message = match api::classify(value.as_str()) {
+            let class = credential::of_path(value.as_str()).class(Parameters::default());
+            let message = match class {
                 _ if deny.iter().any(|deny| deny.denies_all_of(value)) => {
                     "has no effect: deny takes away all of it"
                 }
-                EndpointClass::Token => {
+                CallClass::Minting(Minting::Classic | Minting::Stable | Minting::Wecom) => {
                     "has no effect: wxgate answers this endpoint itself, for every client"
                 }
-                EndpointClass::Guarded => {
+                CallClass::Guarded => {
                     "is open to this client, since it is named exactly: it resets what all callers share, or hands out \
                      a credential"
                 }
-                EndpointClass::TakesToken | EndpointClass::OwnCredential | EndpointClass::Login => {
-                    continue;
-                }
+                _ => continue,
             };
             self.report.warning(place, message);
         }

@@ -13,7 +13,7 @@ mod store;
 use std::fmt::Display;
 
 use super::{Config, problem::KeyPlace, raw, read::At, secret::ConfigResolver};
-use crate::{admin, net::address::ListenAddr, token};
+use crate::{admin, net::address::ListenAddr, token, wechat::api::Platform};
 
 /// Builds the settings of all modules; the caller adds the warnings.
 pub(super) fn resolve(raw: raw::File, resolver: &mut ConfigResolver<'_>) -> Config {
@@ -21,7 +21,10 @@ pub(super) fn resolve(raw: raw::File, resolver: &mut ConfigResolver<'_>) -> Conf
     let server = raw.server.map(|at| at.value).unwrap_or_default();
     let upstream = raw.upstream.map(|at| at.value).unwrap_or_default();
     let replay = raw.replay.map(|at| at.value).unwrap_or_default();
-    let allow = server.allow.as_ref().map(|at| at.place.clone());
+    let (allow_is_set, everybody) = (
+        server.allow.is_some(),
+        server::everybody(server.allow.as_ref()),
+    );
     let certificates = server
         .tls
         .as_ref()
@@ -45,7 +48,12 @@ pub(super) fn resolve(raw: raw::File, resolver: &mut ConfigResolver<'_>) -> Conf
         accounts: &names,
         app_secrets: client::app_secrets(&accounts),
         certificates,
-        allow: allow.as_ref(),
+        allow_is_set,
+        everybody,
+        has_logins: accounts
+            .iter()
+            .flatten()
+            .any(|account| account.platform == Platform::Wechat),
     };
     proxy.clients = resolver.clients(raw.client, &client_context);
     proxy.default_account = resolver.default_account(raw.default_account, &names);

@@ -59,6 +59,7 @@ impl ConfigResolver<'_> {
                 .listen
                 .map_or(default.listen, |listen| self.listen(listen)),
             workers: or(raw.workers, default.workers, |count| count.0),
+            allow_is_set: raw.allow.is_some(),
             allow: or(raw.allow, default.allow, |networks| set(&networks)),
             trusted_proxies: or(raw.trusted_proxies, default.trusted_proxies, |networks| {
                 set(&networks)
@@ -273,7 +274,7 @@ impl ConfigResolver<'_> {
 }
 
 /// Returns the place of a network that holds every address.
-fn everybody(networks: Option<&At<Vec<At<Network>>>>) -> Option<KeyPlace> {
+pub(super) fn everybody(networks: Option<&At<Vec<At<Network>>>>) -> Option<KeyPlace> {
     networks
         .and_then(|at| at.value.iter().find(|at| at.value.0.ends_with("/0")))
         .map(|at| at.place.clone())

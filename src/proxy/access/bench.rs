@@ -18,7 +18,12 @@ impl AccessBench {
     /// Makes the tables of these clients, in the order of the file.
     pub fn new(clients: Vec<ClientSettings>) -> Self {
         Self(
-            Access::new(NetworkSet::loopback(), NetworkSet::default(), clients, None),
+            Access::new(
+                NetworkSet::loopback().into(),
+                NetworkSet::default(),
+                clients,
+                None,
+            ),
             LastKey::default(),
         )
     }
@@ -45,10 +50,10 @@ impl AccessBench {
         };
         matches!(
             client.admit(
-                account,
+                Some(account),
                 Right::Path {
                     path,
-                    guarded: false
+                    guarded: None
                 }
             ),
             Decision::Admitted(_)

@@ -33,7 +33,11 @@ pub(crate) struct Client {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Right<'r> {
     /// A path of WeChat's API; a guarded path has to be allowed by its exact name.
-    Path { path: &'r str, guarded: bool },
+    Path {
+        path: &'r str,
+        /// Effect of a guarded path, as a phrase.
+        guarded: Option<&'static str>,
+    },
     /// A permission beyond proxying.
     Scope(Scope),
     /// A phantom token, which costs WeChat nothing.
@@ -42,21 +46,21 @@ pub(crate) enum Right<'r> {
 
 /// Reasons why a client is denied a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Denial {
+pub(crate) enum Denial<'r> {
     Account,
     Path,
-    Guarded,
+    Guarded { path: &'r str, effect: &'static str },
     Scope(Scope),
     Rate { retry_after: Duration },
 }
 
 /// Decision about a call.
 #[derive(Debug)]
-pub(crate) enum Decision {
+pub(crate) enum Decision<'r> {
     Admitted(Admitted),
     /// Let in because of `mode = "report"`; else the call would have been denied.
-    Reported(Admitted, Denial),
-    Denied(Denial),
+    Reported(Admitted, Denial<'r>),
+    Denied(Denial<'r>),
 }
 
 impl Client {
@@ -126,12 +130,9 @@ impl Client {
         self.settings.may.contains(scope)
     }
 
-    /// Returns the only account that the client may use, if `accounts` has a single one.
-    pub(crate) fn only_account(&self) -> Option<&AccountName> {
-        match self.settings.accounts.as_deref() {
-            Some([only]) => Some(only),
-            _ => None,
-        }
+    /// Returns the accounts that the client may use; `None` for all.
+    pub(crate) fn accounts(&self) -> Option<&[AccountName]> {
+        self.settings.accounts.as_deref()
     }
 
     /// Returns true if the client may use this account.
@@ -141,9 +142,13 @@ impl Client {
             .is_none_or(|accounts| accounts.contains(account))
     }
 
-    /// Decides about a call. Only a call that is not denied for another reason counts for the rate
+    /// Decides about a call, of an account unless it uses none. Only a call that is not denied for another reason counts for the rate
     /// limit.
-    pub(crate) fn admit(&self, account: &AccountName, right: Right<'_>) -> Decision {
+    pub(crate) fn admit<'r>(
+        &self,
+        account: Option<&AccountName>,
+        right: Right<'r>,
+    ) -> Decision<'r> {
         let denial = match (self.denial(account, right), right) {
             (Some(denial), _) => Some(denial),
             // Phantoms cost WeChat nothing, so they cost the client nothing either.
@@ -159,20 +164,25 @@ impl Client {
         }
     }
 
-    fn denial(&self, account: &AccountName, right: Right<'_>) -> Option<Denial> {
+    /// Returns true if `allow` and `deny` let a path through.
+    pub(super) fn lets_through(&self, path: &str) -> bool {
         let settings = &self.settings;
-        if !self.may_use(account) {
+        let allowed = settings
+            .allow
+            .as_ref()
+            .is_none_or(|allow| allow.iter().any(|p| p.allows(path)));
+        allowed && !settings.deny.iter().any(|pattern| pattern.denies(path))
+    }
+
+    fn denial<'r>(&self, account: Option<&AccountName>, right: Right<'r>) -> Option<Denial<'r>> {
+        let settings = &self.settings;
+        if account.is_some_and(|account| !self.may_use(account)) {
             return Some(Denial::Account);
         }
         match right {
             Right::Phantom => None,
             Right::Scope(scope) => (!settings.may.contains(scope)).then_some(Denial::Scope(scope)),
             Right::Path { path, guarded } => {
-                let allowed = settings
-                    .allow
-                    .as_ref()
-                    .is_none_or(|allow| allow.iter().any(|p| p.allows(path)));
-                let denied = settings.deny.iter().any(|pattern| pattern.denies(path));
                 let named = || {
                     settings
                         .allow
@@ -180,16 +190,17 @@ impl Client {
                         .flatten()
                         .any(|pattern| pattern.names(path))
                 };
-                if denied || !allowed {
-                    Some(Denial::Path)
+                if self.lets_through(path) {
+                    let effect = guarded.filter(|_| !named())?;
+                    Some(Denial::Guarded { path, effect })
                 } else {
-                    (guarded && !named()).then_some(Denial::Guarded)
+                    Some(Denial::Path)
                 }
             }
         }
     }
 
-    fn too_fast(&self) -> Option<Denial> {
+    fn too_fast(&self) -> Option<Denial<'static>> {
         let limiter = self.limiter.as_ref()?;
         let until = limiter.check().err()?;
         Some(Denial::Rate {
@@ -218,13 +229,17 @@ impl fmt::Debug for Client {
     }
 }
 
-impl Denial {
+impl Denial<'_> {
     /// Returns true if `mode = "report"` lets the call in all the same. Not for the real token and
     /// guarded paths, whose use cannot be undone, whatever the denial: it may hide another one.
     fn can_be_overlooked(self, right: Right<'_>) -> bool {
         let is_irreversible = matches!(
             right,
-            Right::Scope(Scope::Token) | Right::Path { guarded: true, .. }
+            Right::Scope(Scope::Token)
+                | Right::Path {
+                    guarded: Some(_),
+                    ..
+                }
         );
         !is_irreversible || matches!(self, Self::Rate { .. })
     }
@@ -248,18 +263,24 @@ pub(super) mod tests {
             .collect()
     }
 
+    const EFFECT: &str = "clears a quota";
+
     fn outcome(client: &Client, account: &str, right: Right<'_>) -> String {
-        match client.admit(&AccountName::new(account).unwrap(), right) {
+        let word = |denial| match denial {
+            Denial::Guarded { .. } => "Guarded".to_owned(),
+            denial => format!("{denial:?}"),
+        };
+        match client.admit(Some(&AccountName::new(account).unwrap()), right) {
             Decision::Admitted(_) => "in".to_owned(),
-            Decision::Reported(_, denial) => format!("reported {denial:?}"),
-            Decision::Denied(denial) => format!("{denial:?}"),
+            Decision::Reported(_, denial) => format!("reported {}", word(denial)),
+            Decision::Denied(denial) => word(denial),
         }
     }
 
     fn path(path: &str) -> Right<'_> {
         Right::Path {
             path,
-            guarded: false,
+            guarded: None,
         }
     }
 
@@ -274,7 +295,7 @@ pub(super) mod tests {
         });
         let guarded = |path| Right::Path {
             path,
-            guarded: true,
+            guarded: Some(EFFECT),
         };
         for (account, right, expected) in [
             ("shop", path("/cgi-bin/message/custom/send"), "in"),
@@ -327,7 +348,7 @@ pub(super) mod tests {
                 "shop",
                 Right::Path {
                     path: "/a",
-                    guarded: true
+                    guarded: Some(EFFECT)
                 }
             ),
             "Guarded"
@@ -355,7 +376,7 @@ pub(super) mod tests {
                 "shop",
                 Right::Path {
                     path: "/a",
-                    guarded: true
+                    guarded: Some(EFFECT)
                 }
             ),
             "Account"
@@ -370,7 +391,7 @@ pub(super) mod tests {
                 "shop",
                 Right::Path {
                     path: "/a",
-                    guarded: true
+                    guarded: Some(EFFECT)
                 }
             ),
             "in"
@@ -382,7 +403,7 @@ pub(super) mod tests {
                     "shop",
                     Right::Path {
                         path,
-                        guarded: true
+                        guarded: Some(EFFECT)
                     }
                 ),
                 "Path"
@@ -402,10 +423,11 @@ pub(super) mod tests {
         });
         let shop = AccountName::new("shop").unwrap();
         let denied: Vec<_> = (0..5)
-            .filter(|_| matches!(client.admit(&shop, path("/a")), Decision::Denied(_)))
+            .filter(|_| matches!(client.admit(Some(&shop), path("/a")), Decision::Denied(_)))
             .collect();
         assert_eq!(denied, [3, 4]);
-        let Decision::Denied(Denial::Rate { retry_after }) = client.admit(&shop, path("/a")) else {
+        let Decision::Denied(Denial::Rate { retry_after }) = client.admit(Some(&shop), path("/a"))
+        else {
             unreachable!("the bucket is empty")
         };
         assert!(retry_after > Duration::ZERO && retry_after <= Duration::from_secs(1));

@@ -33,6 +33,9 @@ pub(crate) struct Access {
     clients: Vec<Arc<Client>>,
     /// True if no client is configured.
     open: bool,
+    /// Networks of `server.allow` whose callers need no key for calls that use nothing of wxgate's,
+    /// although there are clients.
+    keyless: NetworkSet,
     // A fast hash without a secret is safe: callers cannot choose a digest.
     by_key: FxHashMap<KeyDigest, Arc<Client>>,
     by_tag: HashMap<Tag, Arc<Client>>,
@@ -61,6 +64,33 @@ pub(crate) struct Caller<'r> {
     pub(crate) key: Option<&'r str>,
 }
 
+/// `server.allow`.
+#[derive(Debug, Clone)]
+pub(crate) struct AllowedNetworks {
+    /// Networks, by default those of this machine.
+    pub(crate) networks: NetworkSet,
+    /// True if the configuration sets the key.
+    pub(crate) is_set: bool,
+}
+
+impl From<NetworkSet> for AllowedNetworks {
+    /// As by default.
+    fn from(networks: NetworkSet) -> Self {
+        Self {
+            networks,
+            is_set: false,
+        }
+    }
+}
+
+/// Reasons why a call may not be made without a key.
+pub(crate) enum KeylessDenial<'a> {
+    /// No network of a client or of `server.allow` holds the address.
+    Unknown,
+    /// This client's network does, and neither it nor another such client may call the path.
+    Path(&'a Arc<Client>),
+}
+
 /// Reasons why a caller is no client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AuthError {
@@ -77,6 +107,8 @@ pub(crate) enum AuthError {
 }
 
 const X_WXGATE_KEY: header::HeaderName = header::HeaderName::from_static("x-wxgate-key");
+/// Headers by which a proxy says for whom it calls.
+const RELAY_HEADERS: [&str; 3] = ["x-forwarded-for", "forwarded", "x-real-ip"];
 /// More trusted hops than any real chain of proxies has.
 const MAX_HOPS: usize = 20;
 /// Name of the client that stands for `server.allow` while no client is configured.
@@ -86,12 +118,21 @@ impl Access {
     /// Makes the tables, with `clients` in the order of the file. A client that is unchanged since
     /// `before` keeps the state of its rate limit.
     pub(crate) fn new(
-        allow: NetworkSet,
+        allow: AllowedNetworks,
         trusted_proxies: NetworkSet,
         clients: Vec<settings::ClientSettings>,
         before: Option<&Self>,
     ) -> Self {
         let open = clients.is_empty();
+        let AllowedNetworks {
+            networks: allow,
+            is_set,
+        } = allow;
+        let keyless = if is_set && !open {
+            allow.without_everybody()
+        } else {
+            NetworkSet::default()
+        };
         let clients = if open {
             AccountName::new(NETWORK)
                 .map(network_client)
@@ -139,6 +180,7 @@ impl Access {
             trusted_proxies,
             clients,
             open,
+            keyless,
             by_key,
             by_tag,
             by_certificate,
@@ -214,6 +256,44 @@ impl Access {
     /// again.
     pub(crate) fn may_refresh_current(&self, client: &Client) -> bool {
         !self.open && client.may(Scope::Refresh)
+    }
+
+    /// Checks that a call which uses nothing of wxgate's may be made without a key: its address is in
+    /// a client's `from`, one of which must allow the path, or in `server.allow`. A request that
+    /// passed a proxy that is not trusted is never such a call: its address says nothing of its
+    /// sender.
+    ///
+    /// # Errors
+    /// When it may not.
+    pub(crate) fn admit_keyless(
+        &self,
+        peer: &Peer,
+        address: &Peer,
+        headers: &HeaderMap,
+        path: &str,
+    ) -> Result<(), KeylessDenial<'_>> {
+        let is_relayed = RELAY_HEADERS.iter().any(|name| headers.contains_key(*name));
+        if is_relayed && !self.trusted_proxies.contains(peer) {
+            return Err(KeylessDenial::Unknown);
+        }
+        let mut near = self.clients.iter().filter(|client| {
+            let from = client.settings().from.as_ref();
+            from.is_some_and(|from| !from.holds_everybody() && from.contains(address))
+        });
+        match near.next() {
+            Some(first) if first.lets_through(path) => Ok(()),
+            Some(first) if !near.any(|client| client.lets_through(path)) => {
+                Err(KeylessDenial::Path(first))
+            }
+            Some(_) => Ok(()),
+            None if self.keyless.contains(address) => Ok(()),
+            None => Err(KeylessDenial::Unknown),
+        }
+    }
+
+    /// Returns true if some client has a key.
+    pub(crate) fn has_keys(&self) -> bool {
+        !self.by_key.is_empty()
     }
 
     /// Returns true if no client is configured, so that all callers are the same client.
@@ -358,7 +438,7 @@ mod tests {
 
     fn access(clients: Vec<settings::ClientSettings>) -> Access {
         Access::new(
-            NetworkSet::loopback(),
+            NetworkSet::loopback().into(),
             networks(&["10.0.0.0/8"]),
             clients,
             None,
@@ -420,8 +500,14 @@ mod tests {
         }
         assert_eq!(caller("10.0.0.1", &[]), "10.0.0.1");
         let said = headers(&[("x-forwarded-for", "203.0.113.9")]);
-        let trusting =
-            |entry| Access::new(NetworkSet::default(), networks(&[entry]), Vec::new(), None);
+        let trusting = |entry| {
+            Access::new(
+                NetworkSet::default().into(),
+                networks(&[entry]),
+                Vec::new(),
+                None,
+            )
+        };
         let over_a_socket = |entry| trusting(entry).caller(Peer::Unix, &said).to_string();
         assert_eq!(
             (over_a_socket("loopback"), over_a_socket("127.0.0.0/8")),
@@ -659,7 +745,7 @@ mod tests {
             .collect();
         clients[0].mode = Mode::Report;
         let after = Access::new(
-            NetworkSet::default(),
+            NetworkSet::default().into(),
             NetworkSet::default(),
             clients,
             Some(&before),

@@ -3,7 +3,7 @@
 //! Sent at most twice, the second time only with a newer token. No loop could make it three times:
 //! [`OutboundCall::with_token`] has two lines that send.
 
-use std::{mem, sync::Arc};
+use std::sync::Arc;
 
 use hyper::{
     Response,
@@ -11,76 +11,106 @@ use hyper::{
 };
 
 use super::{
+    Answered,
     attempt::{Inspected, OutboundCall},
+    carried_call,
     exchange::Exchange,
-    request::{Request, unknown_client},
+    foreign_token,
+    request::{ApiClass, Request, unknown_client},
+    sdk_ticket,
 };
 use crate::{
     proxy::{
         access::{Admitted, Client, Right},
-        body::{self, Payload},
-        bulkhead::InFlightPermit,
+        body::Payload,
         error::ProxyError,
-        headers,
-        inject::{self, LoginParameters, QueryCredential, RemovedParameters},
+        inject::{self, LoginParameters, QueryNames, RemovedParameters},
         inspect::InspectedBody,
         retry::{self, TokenVerdict},
-        route::Account,
+        route::{Account, Selection},
         runtime_config::RuntimeConfig,
-        upstream::Headers,
     },
     token::{Refresh, Token, TokenRefresher},
-    wechat::api::{EndpointClass, Platform},
+    wechat::api::Platform,
 };
 
 /// Takes a call to WeChat and brings the answer back.
 pub(super) async fn answer<'r>(
     exchange: &mut Exchange<'r>,
     request: &Request<'r>,
-    endpoint: EndpointClass,
+    class: ApiClass,
     incoming: Incoming,
-) -> Result<(Response<InspectedBody>, InFlightPermit), ProxyError> {
+) -> Result<Answered, ProxyError> {
     let (config, query) = (exchange.config, exchange.uri.query());
     let (phantom_account, phantom_client) = request.phantom(exchange)?;
-    let login = if endpoint == EndpointClass::Login {
+    let login = if class == ApiClass::Login {
         inject::login(query)?
     } else {
         LoginParameters::default()
     };
     let client = request
         .identify(exchange, login.secret.as_deref(), phantom_client)
-        .map_err(unknown_client)?;
+        .map_err(|error| match class {
+            ApiClass::Token | ApiClass::Ticket(_) => request.unknown_caller(exchange, error),
+            ApiClass::Guarded { .. } | ApiClass::Login => unknown_client(error),
+        })?;
     exchange.set_client(client)?;
-    let account = match request.selected_account(exchange, phantom_account)? {
-        Some(account) => account,
-        None => config
-            .accounts
-            .fallback(login.appid.as_deref(), client.only_account())?,
+    let selection = request.selection(exchange, phantom_account)?;
+    if is_login_elsewhere(config, &login, selection) {
+        return Box::pin(carried_call::forward(
+            exchange,
+            request,
+            Some(client),
+            selection,
+            incoming,
+        ))
+        .await;
+    }
+    let account = match selection.account {
+        Some(account) => Ok(account),
+        None => config.accounts.fallback(
+            login.appid.as_deref(),
+            client.accounts(),
+            selection.platform,
+        ),
     };
+    if matches!(class, ApiClass::Token | ApiClass::Ticket(_))
+        && request.names.brings_token()
+        && foreign_token::is_kept(exchange, request, account.as_ref().ok(), phantom_account)?
+    {
+        return Box::pin(carried_call::forward(
+            exchange,
+            request,
+            Some(client),
+            selection,
+            incoming,
+        ))
+        .await;
+    }
+    let account = account?;
     exchange.set_account(account)?;
     let path = request.path.check()?;
     let right = Right::Path {
         path: path.as_str(),
-        guarded: endpoint == EndpointClass::Guarded,
+        guarded: match class {
+            ApiClass::Guarded { effect } => Some(effect),
+            _ => None,
+        },
     };
-    let admitted = exchange.admit(client, account, right)?;
-    let credential = Credential::of_call(endpoint, account, client, &login, query).await?;
+    let admitted = exchange.admit(client, Some(account), right)?;
+    if let ApiClass::Ticket(minting) = class
+        && let Some(ticket) = sdk_ticket::managed(exchange, minting, account)
+    {
+        return Box::pin(sdk_ticket::answer(exchange, ticket))
+            .await
+            .map(Answered::Own);
+    }
+    let credential = Credential::of_call(class, request.names, account, client, &login).await?;
     credential.keep_secrets(config, client, query, &incoming)?;
-    let (payload, permit) = accept_body(exchange, account, client, incoming).await?;
-    exchange.log.body_unread = !payload.is_complete();
-    headers::to_upstream(exchange.headers, exchange.present);
-    exchange.worker.proxy.loop_mark.put(exchange.headers);
-    let mut call = OutboundCall {
-        worker: exchange.worker,
-        config,
-        account,
-        method: exchange.method,
-        path: &path,
-        query,
-        headers: Headers::new(mem::take(exchange.headers)),
-        payload,
-        log: &mut *exchange.log,
-    };
+    let (payload, permit) = exchange
+        .accept_body(Some(account), Some(client), incoming)
+        .await?;
+    let mut call = OutboundCall::new(exchange, account, &path, payload);
     let answer = match credential {
         Credential::AccountToken { own, token } => call.with_token(admitted, own, token).await,
         // The rarer calls in a box each, so that the future of the others stays small.
@@ -89,7 +119,23 @@ pub(super) async fn answer<'r>(
         }
         Credential::OfCaller => Box::pin(call.untouched()).await,
     };
-    answer.map(|answer| (answer, permit))
+    answer.map(|answer| Answered::Upstream(answer, permit))
+}
+
+/// Returns true if a login brings the AppSecret of an appid that the request is not for.
+fn is_login_elsewhere(
+    config: &RuntimeConfig,
+    login: &LoginParameters<'_>,
+    selection: Selection<'_>,
+) -> bool {
+    let (Some(appid), Some(secret)) = (login.appid.as_deref(), login.secret.as_deref()) else {
+        return false;
+    };
+    let is_here = match selection.account {
+        Some(account) => account.appid == appid,
+        None => !config.accounts.with_appid(appid).is_empty(),
+    };
+    !is_here && config.access.with_key(secret).is_none()
 }
 
 /// Credential that a call takes.
@@ -103,42 +149,37 @@ enum Credential {
 }
 
 impl Credential {
-    /// Chooses the credential by the class of the path and the query. The only `match` on a class:
-    /// a new class gets its credential here. Waits for the token, since the body need not be read
-    /// without one.
+    /// Chooses the credential. Waits for the token, since the body need not be read without one.
     async fn of_call(
-        endpoint: EndpointClass,
+        class: ApiClass,
+        names: QueryNames,
         account: &Account,
         client: &Client,
         login: &LoginParameters<'_>,
-        query: Option<&str>,
     ) -> Result<Self, ProxyError> {
-        match endpoint {
-            EndpointClass::Token => Err(ProxyError::TokenEndpoint),
-            EndpointClass::OwnCredential => Ok(Self::OfCaller),
-            EndpointClass::TakesToken | EndpointClass::Guarded => match inject::examine(query)? {
-                QueryCredential::TakesToken { own } => Ok(Self::AccountToken {
-                    own,
+        match class {
+            ApiClass::Token | ApiClass::Guarded { .. } | ApiClass::Ticket(_) => {
+                Ok(Self::AccountToken {
+                    own: names.own()?,
                     token: current_token(&account.refresher).await?,
-                }),
-                QueryCredential::OwnCredential => Ok(Self::OfCaller),
-            },
-            EndpointClass::Login => Self::of_login(account, client, login),
+                })
+            }
+            ApiClass::Login => Self::of_login(account, client, login),
         }
     }
 
-    /// Chooses the credential of a login code exchange: the AppSecret, if the caller sends no secret
-    /// or its client's key in place of one.
+    /// Chooses the credential of a login code exchange: the AppSecret, if the caller sends no secret,
+    /// its client's key in place of one, or, where something else says which client it is, a text
+    /// that is no AppSecret.
     fn of_login(
         account: &Account,
         client: &Client,
         login: &LoginParameters<'_>,
     ) -> Result<Self, ProxyError> {
         let is_filled_in = account.platform == Platform::Wechat && account.secret.is_some();
-        let brings_secret = login
-            .secret
-            .as_ref()
-            .is_some_and(|secret| !client.has_key(secret));
+        let brings_secret = login.secret.as_ref().is_some_and(|secret| {
+            !client.has_key(secret) && (client.key().is_some() || is_app_secret(secret))
+        });
         if !is_filled_in || brings_secret {
             return Ok(Self::OfCaller);
         }
@@ -147,7 +188,7 @@ impl Credential {
                 appid: Some(account.appid.clone()),
             }),
             Some(appid) if appid == account.appid => Ok(Self::AppSecret { appid: None }),
-            Some(_) => Err(ProxyError::AccountConflict),
+            Some(appid) => Err(ProxyError::AppidUnknown(appid.chars().take(64).collect())),
         }
     }
 
@@ -204,23 +245,9 @@ async fn current_token(refresher: &TokenRefresher) -> Result<Arc<Token>, ProxyEr
     }
 }
 
-/// Takes the body over, and a permit for the account and the client.
-async fn accept_body(
-    exchange: &Exchange<'_>,
-    account: &Account,
-    client: &Client,
-    incoming: Incoming,
-) -> Result<(Payload, InFlightPermit), ProxyError> {
-    let (config, conn) = (exchange.config, exchange.conn);
-    let terms = body::Terms {
-        max_body: config.max_body,
-        min_rate: config.min_rate,
-        replay: &config.replay,
-        spool: &exchange.worker.spool,
-        sender: &conn.state,
-    };
-    let enter = || config.enter(account, client, conn);
-    Payload::accept(incoming, terms, enter).await
+/// Returns true if a text has the form of an AppSecret.
+fn is_app_secret(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// An answer, and its verdict on the token that was sent.
@@ -284,15 +311,6 @@ impl OutboundCall<'_> {
         };
         let (path, query) = (self.path, self.query);
         let target = || inject::fill_login(path, query, appid, secret.expose());
-        let Inspected { answer, .. } = self.attempt(&target).await?;
-        Ok(answer)
-    }
-
-    /// Sends a call that brings its own credential: its answer is not judged, and it is not sent
-    /// again.
-    async fn untouched(&mut self) -> Result<Response<InspectedBody>, ProxyError> {
-        let (path, query) = (self.path, self.query);
-        let target = || inject::untouched(path, query);
         let Inspected { answer, .. } = self.attempt(&target).await?;
         Ok(answer)
     }

@@ -1,12 +1,14 @@
 //! A call that can be sent, and one attempt of it: to the first API host that can be reached, and a look at the answer.
 
+use std::mem;
+
 use hyper::{
     Method, Response, Version,
     ext::ReasonPhrase,
     http::{response, uri::PathAndQuery},
 };
 
-use super::request_log::LogFields;
+use super::{exchange::Exchange, request_log::LogFields};
 use crate::{
     base::Secret,
     proxy::{
@@ -15,6 +17,7 @@ use crate::{
         headers,
         inject::QueryError,
         inspect::{self, InspectedBody},
+        metrics::AccountMetrics,
         path::ApiPath,
         route::Account,
         runtime_config::RuntimeConfig,
@@ -27,7 +30,10 @@ use crate::{
 pub(super) struct OutboundCall<'c> {
     pub(super) worker: &'c Worker,
     pub(super) config: &'c RuntimeConfig,
+    /// Account that the call uses, or that lends its way to WeChat.
     pub(super) account: &'c Account,
+    /// Counters of the account, unless the call uses none.
+    pub(super) metrics: &'c AccountMetrics,
     pub(super) method: &'c Method,
     pub(super) path: &'c ApiPath<'c>,
     pub(super) query: Option<&'c str>,
@@ -42,7 +48,31 @@ pub(super) struct Inspected {
     pub(super) errcode: Option<i64>,
 }
 
-impl OutboundCall<'_> {
+impl<'c> OutboundCall<'c> {
+    /// Makes the call, whose headers go out of the exchange.
+    pub(super) fn new(
+        exchange: &'c mut Exchange<'_>,
+        account: &'c Account,
+        path: &'c ApiPath<'c>,
+        payload: Payload,
+    ) -> Self {
+        exchange.log.body_unread = !payload.is_complete();
+        headers::to_upstream(exchange.headers, exchange.present);
+        exchange.worker.proxy.loop_mark.put(exchange.headers);
+        Self {
+            worker: exchange.worker,
+            config: exchange.config,
+            account,
+            metrics: &account.metrics,
+            method: exchange.method,
+            path,
+            query: exchange.uri.query(),
+            headers: Headers::new(mem::take(exchange.headers)),
+            payload,
+            log: exchange.log,
+        }
+    }
+
     /// Sends once, to the first API host that can be reached, and looks at the answer.
     pub(super) async fn attempt(
         &mut self,
@@ -83,7 +113,7 @@ impl OutboundCall<'_> {
             head.version = Version::HTTP_11;
             mask(self.account, &mut head);
             if let Some(errcode) = errcode {
-                self.account.metrics.errcode(errcode);
+                self.metrics.errcode(errcode);
             }
             self.log.errcode = errcode;
             return Ok(Inspected {

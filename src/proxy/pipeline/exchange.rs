@@ -4,18 +4,24 @@ use std::sync::Arc;
 
 use hyper::{
     HeaderMap, Method, Uri, Version,
+    body::Incoming,
     http::{Extensions, request::Parts},
 };
 
 use super::request_log::{LogFields, RequestLog};
-use crate::proxy::{
-    access::{Admitted, Client, Decision, Denial, Right},
-    client_conn::ClientConn,
-    error::ProxyError,
-    headers::{HeaderKind, PresentHeaders},
-    route::Account,
-    runtime_config::RuntimeConfig,
-    worker_state::Worker,
+use crate::{
+    base::AccountName,
+    proxy::{
+        access::{Admitted, Client, Decision, Denial, Right},
+        body::{self, Payload},
+        bulkhead::InFlightPermit,
+        client_conn::ClientConn,
+        error::ProxyError,
+        headers::{HeaderKind, PresentHeaders},
+        route::Account,
+        runtime_config::RuntimeConfig,
+        worker_state::Worker,
+    },
 };
 
 /// Everything that answers one request, except its body.
@@ -84,14 +90,16 @@ impl<'r> Exchange<'r> {
         check_authority(account, self.uri)
     }
 
-    /// Asks whether the client may, and notes a denial that is overlooked.
+    /// Asks whether the client may, on this account unless the call uses none, and notes a denial
+    /// that is overlooked.
     pub(super) fn admit(
         &mut self,
         client: &Client,
-        account: &Account,
+        account: Option<&Account>,
         right: Right<'_>,
     ) -> Result<Admitted, ProxyError> {
-        match client.admit(&account.name, right) {
+        let account = account.map(|account| &account.name);
+        match client.admit(account, right) {
             Decision::Admitted(admitted) => Ok(admitted),
             Decision::Reported(admitted, denial) => {
                 self.log.overlooked = Some(denied(client, account, denial).slug());
@@ -101,20 +109,46 @@ impl<'r> Exchange<'r> {
         }
     }
 
+    /// Takes the body over, and a permit for the account and the client; `None` for a call that uses
+    /// no account, and for one without a key.
+    pub(super) async fn accept_body(
+        &self,
+        account: Option<&Account>,
+        client: Option<&Client>,
+        incoming: Incoming,
+    ) -> Result<(Payload, InFlightPermit), ProxyError> {
+        let (config, conn) = (self.config, self.conn);
+        let terms = body::Terms {
+            max_body: config.max_body,
+            min_rate: config.min_rate,
+            replay: &config.replay,
+            spool: &self.worker.spool,
+            sender: &conn.state,
+        };
+        let enter = || config.enter(account, client, conn);
+        Payload::accept(incoming, terms, enter).await
+    }
+
     /// Returns the headers if one of this kind is among them.
     pub(super) fn headers_with(&self, kind: HeaderKind) -> Option<&HeaderMap> {
         self.present.has(kind).then_some(&*self.headers)
     }
 }
 
-fn denied(client: &Client, account: &Account, denial: Denial) -> ProxyError {
-    let (client, account) = (client.name().clone(), account.name.clone());
-    match denial {
-        Denial::Account => ProxyError::AccountDenied { client, account },
-        Denial::Path => ProxyError::PathDenied { client },
-        Denial::Guarded => ProxyError::GuardedEndpoint,
-        Denial::Scope(scope) => ProxyError::ScopeDenied { client, scope },
-        Denial::Rate { retry_after } => ProxyError::RateLimited {
+fn denied(client: &Client, account: Option<&AccountName>, denial: Denial<'_>) -> ProxyError {
+    let client = client.name().clone();
+    match (denial, account) {
+        (Denial::Account, Some(account)) => ProxyError::AccountDenied {
+            client,
+            account: account.clone(),
+        },
+        (Denial::Account | Denial::Path, _) => ProxyError::PathDenied { client },
+        (Denial::Guarded { path, effect }, _) => ProxyError::GuardedEndpoint {
+            path: path.to_owned(),
+            effect,
+        },
+        (Denial::Scope(scope), _) => ProxyError::ScopeDenied { client, scope },
+        (Denial::Rate { retry_after }, _) => ProxyError::RateLimited {
             client,
             retry_after,
         },
@@ -124,7 +158,7 @@ fn denied(client: &Client, account: &Account, denial: Denial) -> ProxyError {
 /// Checks `GET http://api.weixin.qq.com/… HTTP/1.1`, which clients send that take wxgate for an
 /// HTTP proxy: it may name the account's own hosts only. The address to dial comes from the
 /// configuration in any case.
-fn check_authority(account: &Account, uri: &Uri) -> Result<(), ProxyError> {
+pub(super) fn check_authority(account: &Account, uri: &Uri) -> Result<(), ProxyError> {
     let Some(authority) = uri.authority() else {
         return Ok(());
     };

@@ -1,16 +1,20 @@
 //! The way of a request, from its head to the answer.
 //!
-//! [`handle`] reads each request as one of three kinds, and each kind has a file that goes through the stages
-//! from top to bottom: [`token_endpoint`], [`service_request`], [`api_call`]. Only this folder
+//! [`handle`] reads each request as one of four kinds, and each kind has a file that goes through the
+//! stages from top to bottom: [`token_endpoint`], [`service_request`], [`api_call`], and
+//! [`carried_call`] for calls that use no account. Only this folder
 //! knows the order of the stages; they do not know each other. Errors leave by `?` and become
 //! answers here, where every request is counted and logged.
 
 mod api_call;
 mod attempt;
+mod carried_call;
 mod delivery;
 mod exchange;
+mod foreign_token;
 mod request;
 mod request_log;
+mod sdk_ticket;
 mod service_request;
 mod token_endpoint;
 
@@ -91,9 +95,16 @@ async fn answer(exchange: &mut Exchange<'_>, body: Incoming) -> Result<Answered,
     let request = Request::read(exchange)?;
     // The rarer kinds in a box each, so that the future of an API call stays small.
     match request.kind {
-        RequestKind::Api(endpoint) => api_call::answer(exchange, &request, endpoint, body)
+        RequestKind::Api(class) => api_call::answer(exchange, &request, class, body).await,
+        RequestKind::Carried { may_be_keyless } => {
+            Box::pin(carried_call::answer(
+                exchange,
+                &request,
+                may_be_keyless,
+                body,
+            ))
             .await
-            .map(|(answer, permit)| Answered::Upstream(answer, permit)),
+        }
         RequestKind::Service => Box::pin(service_request::answer(exchange, &request, body))
             .await
             .map(Answered::Own),

@@ -14,11 +14,14 @@ use crate::{
         access::{AuthError, Caller, Client},
         error::ProxyError,
         headers::HeaderKind,
-        inject,
+        inject::{self, QueryNames},
         path::SplitPath,
-        route::Account,
+        route::{Account, Selection},
     },
-    wechat::api::{self, EndpointClass},
+    wechat::{
+        api::Platform,
+        credential::{self, CallClass, CallCredential, Minting},
+    },
 };
 
 /// A request whose form is right. Who sends it, and for which account, is not known yet.
@@ -27,8 +30,12 @@ pub(super) struct Request<'r> {
     /// Account prefix and path. The path is checked once the client is known: other callers are told
     /// nothing about it.
     pub(super) path: SplitPath<'r>,
+    /// Credential parameters in the query.
+    pub(super) names: QueryNames,
     /// Account whose `hosts` hold the host that the request names.
     pub(super) by_host: Option<&'r Arc<Account>>,
+    /// Platform of the host that the request names, if that is WeChat's own.
+    pub(super) host_platform: Option<Platform>,
     /// Address of the caller, behind trusted proxies.
     pub(super) caller: Peer,
 }
@@ -40,8 +47,30 @@ pub(super) enum RequestKind {
     TokenEndpoint,
     /// A path below `/-/`: [`super::service_request`].
     Service,
-    /// A call that goes to WeChat, and the class of its path: [`super::api_call`].
-    Api(EndpointClass),
+    /// A call that uses an account: [`super::api_call`].
+    Api(ApiClass),
+    /// A call that uses none, since it carries its own credential or takes none:
+    /// [`super::carried_call`].
+    Carried {
+        /// True if the call needs no client.
+        may_be_keyless: bool,
+    },
+}
+
+/// What a call uses of its account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ApiClass {
+    /// The token.
+    Token,
+    /// The token, to an effect that needs a right of its own.
+    Guarded {
+        /// The effect, as a phrase.
+        effect: &'static str,
+    },
+    /// A ticket, if wxgate manages those of the type, else the token.
+    Ticket(Minting),
+    /// The AppSecret, for the exchange of a login code.
+    Login,
 }
 
 /// Longest request target, in bytes.
@@ -65,15 +94,25 @@ impl<'r> Request<'r> {
     pub(super) fn read(exchange: &mut Exchange<'r>) -> Result<Self, ProxyError> {
         let config = exchange.config;
         check_head(exchange)?;
-        let by_host = host(exchange)?.and_then(|host| config.accounts.by_host(host));
+        let host = host(exchange)?;
+        let by_host = host.and_then(|host| config.accounts.by_host(host));
+        // The host of an absolute-form target counts before that of the header (RFC 9112, 3.2.2).
+        let host_platform = exchange
+            .uri
+            .host()
+            .or(host)
+            .and_then(|host| config.accounts.platform_of_host(host));
         check_loop(exchange)?;
         let caller = config.access.caller(exchange.conn.peer, exchange.headers);
         exchange.log.caller = Some(caller);
         let path = SplitPath::new(exchange.uri.path());
+        let names = inject::examine(exchange.uri.query());
         Ok(Self {
-            kind: RequestKind::of(&path),
+            kind: RequestKind::of(&path, names),
             path,
+            names,
             by_host,
+            host_platform,
             caller,
         })
     }
@@ -112,17 +151,48 @@ impl<'r> Request<'r> {
 
     /// Finds the account that prefix, host and header select, and `named` where the request names
     /// one by other means. All of them must agree.
-    pub(super) fn selected_account(
+    pub(super) fn selection(
         &self,
         exchange: &Exchange<'r>,
         named: Option<&'r Arc<Account>>,
-    ) -> Result<Option<&'r Arc<Account>>, ProxyError> {
+    ) -> Result<Selection<'r>, ProxyError> {
+        // A path of wxgate's own is of no platform.
+        let platform = self
+            .host_platform
+            .filter(|_| self.kind != RequestKind::Service);
         exchange.config.accounts.selected(
             named,
             self.path.prefix.as_deref(),
             self.by_host,
+            platform,
             exchange.headers_with(HeaderKind::Account),
         )
+    }
+
+    /// Returns the error for a caller of a call with the account's token who is no client. One that
+    /// brings a token, and nothing else, is an SDK whose cache still holds a token from before: told
+    /// that the token is stale, it asks for another one here.
+    pub(super) fn unknown_caller(&self, exchange: &Exchange<'r>, error: AuthError) -> ProxyError {
+        let config = exchange.config;
+        let brings_token = || inject::real_tokens(exchange.uri.query()).next().is_some();
+        if error != AuthError::NoKey || !config.access.has_keys() || !brings_token() {
+            return unknown_client(error);
+        }
+        let selected = || Some(self.selection(exchange, None).ok()?.account?.platform);
+        let platform = self
+            .host_platform
+            .or_else(selected)
+            .or_else(|| config.accounts.likely_platform());
+        match platform {
+            None => unknown_client(error),
+            Some(platform) if exchange.worker.proxy.healing.may_tell(self.caller) => {
+                ProxyError::TokenUnknown(platform)
+            }
+            Some(_) => ProxyError::ClientUnknown(
+                "this access_token is not wxgate's, and no client is known by it; let the program's token call \
+                 (cgi-bin/token, cgi-bin/stable_token, cgi-bin/gettoken) come to wxgate too, or send X-Wxgate-Key",
+            ),
+        }
     }
 }
 
@@ -132,15 +202,33 @@ pub(super) fn unknown_client(error: AuthError) -> ProxyError {
 }
 
 impl RequestKind {
-    fn of(path: &SplitPath<'_>) -> Self {
+    fn of(path: &SplitPath<'_>, names: QueryNames) -> Self {
         if path.is_service() {
             return Self::Service;
         }
-        // The only question for the class of a path. The path may still be found to be malformed:
-        // no row of the table is, so such a path is no token endpoint and no login.
-        match api::classify(path.unchecked()) {
-            EndpointClass::Token => Self::TokenEndpoint,
-            endpoint => Self::Api(endpoint),
+        // The only question for the class of a call: a new class gets its kind here. The path may
+        // still be found to be malformed: no row of the table is, so such a path is no token endpoint
+        // and no login.
+        let rule = credential::of_path(path.unchecked());
+        match rule.class(names.parameters) {
+            CallClass::Account => Self::Api(ApiClass::Token),
+            CallClass::Guarded => Self::Api(ApiClass::Guarded {
+                effect: rule.guarded_because().unwrap_or_default(),
+            }),
+            CallClass::Login => Self::Api(ApiClass::Login),
+            CallClass::Minting(Minting::Classic | Minting::Stable | Minting::Wecom) => {
+                Self::TokenEndpoint
+            }
+            CallClass::Minting(ticket) => Self::Api(ApiClass::Ticket(ticket)),
+            CallClass::User | CallClass::None | CallClass::Own(CallCredential::Token) => {
+                Self::Carried {
+                    may_be_keyless: true,
+                }
+            }
+            // Wrong secrets get the node's address banned, so their senders have to be known.
+            CallClass::Own(CallCredential::Secret | CallCredential::Nothing) => Self::Carried {
+                may_be_keyless: false,
+            },
         }
     }
 }

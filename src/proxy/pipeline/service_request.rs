@@ -38,7 +38,7 @@ pub(super) async fn answer<'r>(
     let call = ServiceCall::parse(exchange.method.as_str(), path, exchange.uri.query())?;
     let account = account_of(exchange, request, &call)?;
     exchange.set_account(account)?;
-    exchange.admit(client, account, Right::Scope(call.scope()))?;
+    exchange.admit(client, Some(account), Right::Scope(call.scope()))?;
     let body = if call.wants_body() {
         body::small(incoming, &exchange.conn.state).await?
     } else {
@@ -74,7 +74,7 @@ fn account_of<'r>(
 ) -> Result<&'r Arc<Account>, ProxyError> {
     let config = exchange.config;
     let account = config.accounts.named(call.account())?;
-    request.selected_account(exchange, Some(account))?;
+    request.selection(exchange, Some(account))?;
     Ok(account)
 }
 

@@ -39,7 +39,7 @@ pub(super) async fn answer<'r>(
         Ok(call) => call,
         Err(refusal) => return Ok(answer::refused(endpoint, &refusal)),
     };
-    let candidates = accounts_with_appid(exchange, &call);
+    let candidates = accounts_with_appid(exchange, request, &call);
     if candidates.is_empty() {
         return Ok(answer::refused(endpoint, &TokenRefusal::UnknownAppid));
     }
@@ -51,26 +51,34 @@ pub(super) async fn answer<'r>(
         }
     };
     exchange.set_client(client)?;
-    let selected = request.selected_account(exchange, None)?;
-    let account = match choose(&candidates, selected, client) {
+    let selected = request.selection(exchange, None)?.account;
+    let account = match choose(&candidates, selected, client, call.secret.as_deref()) {
         Ok(account) => account,
         Err(refusal) => return Ok(answer::refused(endpoint, &refusal)),
     };
     exchange.set_account(account)?;
-    exchange.admit(client, account, Right::Phantom)?;
+    exchange.admit(client, Some(account), Right::Phantom)?;
+    exchange.worker.proxy.healing.token_given(request.caller);
     let config = exchange.config;
     let phantom = config.phantom_key(account, client).mint(config.now());
     Ok(answer::granted(endpoint, &phantom))
 }
 
 /// Returns the accounts with the appid of the call, on the platform that has the endpoint.
-fn accounts_with_appid<'r>(exchange: &Exchange<'r>, call: &TokenRequest) -> Vec<&'r Arc<Account>> {
-    let config = exchange.config;
+fn accounts_with_appid<'r>(
+    exchange: &Exchange<'r>,
+    request: &Request<'r>,
+    call: &TokenRequest,
+) -> Vec<&'r Arc<Account>> {
+    let (config, platform) = (exchange.config, call.endpoint.platform());
+    if request.host_platform.is_some_and(|host| host != platform) {
+        return Vec::new();
+    }
     config
         .accounts
         .with_appid(&call.appid)
         .iter()
-        .filter(|account| account.platform == call.endpoint.platform())
+        .filter(|account| account.platform == platform)
         .collect()
 }
 
@@ -82,12 +90,13 @@ fn unknown_client(call: &TokenRequest, error: AuthError) -> TokenRefusal {
     }
 }
 
-/// Returns the candidate that the rest of the request selects, or the only one that the client may
-/// use.
+/// Returns the candidate that the rest of the request selects, the one whose secret the call brings,
+/// if the client has no key that stands there, or the only one that the client may use.
 fn choose<'l>(
     candidates: &[&'l Arc<Account>],
     selected: Option<&'l Arc<Account>>,
     client: &Client,
+    secret: Option<&str>,
 ) -> Result<&'l Arc<Account>, TokenRefusal> {
     if let Some(selected) = selected {
         let is_one = candidates
@@ -104,6 +113,15 @@ fn choose<'l>(
         .copied()
         .filter(|account| client.may_use(&account.name));
     let usable: Vec<&'l Arc<Account>> = usable.collect();
+    let is_named = |account: &&&Arc<Account>| {
+        let own = account.secret.as_ref().zip(secret);
+        own.is_some_and(|(own, secret)| own.matches(secret))
+    };
+    if client.key().is_none()
+        && let Some(named) = usable.iter().find(is_named)
+    {
+        return Ok(named);
+    }
     match (candidates, &usable[..]) {
         // Rights are asked for later: an only one that the client may not use is another error.
         ([only], _) | (_, [only]) => Ok(only),

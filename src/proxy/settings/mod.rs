@@ -27,7 +27,10 @@ pub struct ProxySettings {
     pub workers: usize,
     /// Networks whose calls are served while there is no client.
     pub allow: NetworkSet,
-    /// AccessBench and their rights, in the order of the file. Without any, `allow` decides.
+    /// True if the configuration sets `allow`: with clients, its networks may then make calls that
+    /// use nothing of wxgate's without a key.
+    pub allow_is_set: bool,
+    /// Clients and their rights, in the order of the file. Without any, `allow` decides.
     pub clients: Vec<ClientSettings>,
     /// Networks of proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: NetworkSet,
@@ -95,6 +98,7 @@ impl Default for ProxySettings {
             listen: vec![ListenAddr::Tcp("127.0.0.1:8080".to_owned())],
             workers: 0,
             allow: NetworkSet::loopback(),
+            allow_is_set: false,
             clients: Vec::new(),
             trusted_proxies: NetworkSet::default(),
             tls: None,

@@ -125,6 +125,7 @@ fn source(provider: TokenProvider, api: Vec<BaseUrl>, timeout: Duration) -> Arc<
         provider,
         api,
         hosts: Vec::new(),
+        foreign_token: None,
     };
     for_account(
         &account,
@@ -390,6 +391,7 @@ fn no_error_shows_anything_of_a_secret() {
             provider,
             api: Vec::new(),
             hosts: Vec::new(),
+            foreign_token: None,
         };
         let client = TokenClient::new(&Egress::default(), Duration::from_secs(5)).unwrap();
         let shown = format!(
@@ -427,6 +429,7 @@ fn tickets(platform: Platform, ticket: TicketType, base: BaseUrl) -> TicketSourc
         provider: TokenProvider::Stable,
         api: vec![base],
         hosts: Vec::new(),
+        foreign_token: None,
     };
     let counters = TokenMetrics::register(&mut Registry::default()).for_account(&account.name);
     let store = Arc::new(MemoryStore::default());

@@ -170,6 +170,15 @@ impl PathRule {
 }
 
 impl Minting {
+    /// Returns the platform that has the call.
+    pub(crate) fn platform(self) -> Platform {
+        match self {
+            Self::Classic | Self::Stable => Platform::Wechat,
+            Self::Wecom | Self::JsapiTicket => Platform::Wecom,
+            Self::Ticket(platform) => platform,
+        }
+    }
+
     /// Returns the type of the managed ticket that the call asks for, given its parameter `type`;
     /// `None` for other types, whose calls count as [`CallClass::Account`].
     pub fn ticket(self, kind: Option<&str>) -> Option<TicketType> {
@@ -237,14 +246,6 @@ impl Parameters {
             CallCredential::Nothing
         }
     }
-}
-
-/// Returns true if a parameter of this decoded name carries another credential than the account's
-/// token.
-pub(crate) fn replaces_token(parameter: &str) -> bool {
-    let mut found = Parameters::default();
-    found.add(parameter, false);
-    found.has(Parameters::TOKEN | Parameters::SECRET)
 }
 
 fn decode(name: &str) -> Cow<'_, str> {

@@ -242,6 +242,7 @@ pub(super) fn account(kind: ProviderKind) -> AccountSettings {
         provider,
         api: vec!["https://api.weixin.qq.com".parse().unwrap()],
         hosts: Vec::new(),
+        foreign_token: None,
     }
 }
 
