@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use super::{
     leaf::{
         AppId, BoundedDuration, BoundedInteger, ByteSize, CertName, HOUR, HostName, MILLION,
-        MINUTE, Network, Plain, Portion, SECOND,
+        MINUTE, Network, PassedHeader, Plain, Portion, SECOND,
     },
     problem::KeyPlace,
     read::{At, FromNode, TreeReader, tables, words},
@@ -143,6 +143,11 @@ tables! {
         /// number.
         #[schemars(extend("default" = "75%"))]
         max_share: Portion,
+        /// Names of headers of callers that go on to WeChat besides Accept*, Content-*, User-Agent,
+        /// Range, If-* and Wechatmp-*. Not those that wxgate writes itself, and not Authorization
+        /// and Cookie.
+        #[schemars(extend("default" = []))]
+        headers: Vec<At<PassedHeader>>,
     }
 
     /// Times of token fetches.

@@ -213,6 +213,9 @@ impl ConfigResolver<'_> {
             max_in_flight,
             max_share: max_share.of(max_in_flight),
         }
+            headers: or(raw.headers, default.headers, |names| {
+                names.into_iter().map(|at| at.value.0).collect()
+            }),
     }
 
     fn fixed_addresses(

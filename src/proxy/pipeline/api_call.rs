@@ -68,7 +68,7 @@ pub(super) async fn answer<'r>(
     credential.keep_secrets(config, client, query, &incoming)?;
     let (payload, permit) = accept_body(exchange, account, client, incoming).await?;
     exchange.log.body_unread = !payload.is_complete();
-    headers::to_upstream(exchange.headers, exchange.present);
+    headers::to_upstream(exchange.headers, exchange.present, &config.headers);
     exchange.worker.proxy.loop_mark.put(exchange.headers);
     let mut call = OutboundCall {
         worker: exchange.worker,

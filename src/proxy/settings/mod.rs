@@ -9,6 +9,8 @@ use std::time::Duration;
 pub(crate) use client::Rate;
 pub use client::{ClientSettings, KeyDigest, Mode, PathPattern, Scopes};
 
+use hyper::header::HeaderName;
+
 use crate::{
     base::AccountName,
     net::{
@@ -79,6 +81,8 @@ pub struct UpstreamSettings {
 
 /// The table `[replay]`, in bytes. `memory_total` is at least `memory`; `disk` is zero or at least
 /// `memory`.
+    /// Headers of callers that go on to WeChat besides those that always do.
+    pub headers: Vec<HeaderName>,
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReplaySettings {
     /// Longest copy that stays in memory.
@@ -123,6 +127,7 @@ impl Default for UpstreamSettings {
     }
 }
 
+            headers: Vec::new(),
 impl Default for ReplaySettings {
     fn default() -> Self {
         Self {
