@@ -109,6 +109,7 @@ impl<'r> Request<'r> {
         };
         exchange.config.access.identify(&caller, phantom)
     }
+            to_proxy: exchange.uri.authority().is_some(),
 
     /// Finds the account that prefix, host and header select, and `named` where the request names
     /// one by other means. All of them must agree.
