@@ -83,8 +83,8 @@ tables! {
         /// 10 s after the first 10 s; slower ones are cut. 0 = none.
         #[schemars(extend("default" = "1KiB"))]
         min_rate: ByteSize<0>,
-        /// Status of error answers of wxgate itself. The body has errcode in both styles.
-        #[schemars(extend("default" = "http"))]
+        /// Status of error answers of wxgate itself. The body has errcode in all styles.
+        #[schemars(extend("default" = "auto"))]
         error_style: ErrorStyle,
     }
 
@@ -312,6 +312,9 @@ tables! {
 words! {
     /// Status of error answers of wxgate itself.
     ErrorStyle {
+        /// Status 200 for calls that bring a token or a secret, as SDKs do; the HTTP status of the
+        /// error for all others.
+        Auto = "auto",
         /// HTTP status of the error.
         Http = "http",
         /// Status 200, as WeChat answers errors.

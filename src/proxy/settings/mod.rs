@@ -53,11 +53,15 @@ pub struct ProxySettings {
     pub replay: ReplaySettings,
 }
 
-/// Status of error answers of wxgate itself. The body has `errcode` in both styles.
+/// Status of error answers of wxgate itself. The body has `errcode` in all styles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ErrorStyle {
-    /// HTTP status of the error.
+    /// Status 200 for calls that bring a token or a secret, which come from SDKs: these show
+    /// `errcode` and `errmsg` only, and some print the URL of a call whose status is another. The
+    /// HTTP status of the error for all others.
     #[default]
+    Auto,
+    /// HTTP status of the error.
     Http,
     /// Status 200, as WeChat answers errors.
     Wechat,
@@ -77,12 +81,12 @@ pub struct UpstreamSettings {
     /// Most requests in flight of one account and of one client while others send some too, at least
     /// one.
     pub max_share: usize,
+    /// Headers of callers that go on to WeChat besides those that always do.
+    pub headers: Vec<HeaderName>,
 }
 
 /// The table `[replay]`, in bytes. `memory_total` is at least `memory`; `disk` is zero or at least
 /// `memory`.
-    /// Headers of callers that go on to WeChat besides those that always do.
-    pub headers: Vec<HeaderName>,
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReplaySettings {
     /// Longest copy that stays in memory.
@@ -123,11 +127,11 @@ impl Default for UpstreamSettings {
             pool_idle: Duration::from_secs(15),
             max_in_flight: 1024,
             max_share: 768,
+            headers: Vec::new(),
         }
     }
 }
 
-            headers: Vec::new(),
 impl Default for ReplaySettings {
     fn default() -> Self {
         Self {

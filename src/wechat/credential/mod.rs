@@ -247,6 +247,15 @@ pub(crate) fn replaces_token(parameter: &str) -> bool {
     found.has(Parameters::TOKEN | Parameters::SECRET)
 }
 
+/// Returns true if a query brings a token or a secret, of any kind and any value.
+pub(crate) fn is_brought(query: &str) -> bool {
+    query.split('&').any(|pair| {
+        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
+        let name = decode(name);
+        name == "access_token" || replaces_token(&name)
+    })
+}
+
 fn decode(name: &str) -> Cow<'_, str> {
     percent_decode_str(name).decode_utf8_lossy()
 }
