@@ -556,9 +556,54 @@ mod tests {
             ),
             (&[("x-wxgate-key", "")], "10.2.0.1", &[], "UnknownKey"),
             (
-                &[("authorization", "Basic Y3JtOmNybS1rZXk=")],
+                &[("x-wxgate-key", "crm-key"), ("x-wxgate-key", "crm-key")],
                 "192.0.2.1",
                 &[],
+                "crm",
+            ),
+            (
+                &[
+                    ("x-wxgate-key", "crm-key"),
+                    ("authorization", "Bearer erp-key"),
+                ],
+                "10.1.0.1",
+                &[],
+                "SeveralKeys",
+            ),
+            (
+                &[("x-wxgate-key", "crm-key"), ("x-wxgate-key", "no")],
+                "192.0.2.1",
+                &[],
+                "UnknownKey",
+            ),
+            (&[], "10.2.0.1", &[], "floor"),
+            (&[], "10.9.0.1", &[], "house"),
+            (&[], "unix", &[], "house"),
+            (&[], "10.2.0.1", &["pay.internal"], "pay"),
+            (&[], "192.0.2.1", &["other.internal"], "NoKey"),
+            (
+                &[("x-wxgate-key", "crm-key")],
+                "10.2.0.1",
+                &["pay.internal"],
+                "crm",
+            ),
+        ] {
+            assert_eq!(
+                identified(&house, lines, peer, names),
+                expected,
+                "{lines:?} {peer} {names:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_text_in_authorization_is_a_key_or_passed_over() {
+        let house = house();
+        for (lines, peer, names, expected) in [
+            (
+                &[("authorization", "Basic Y3JtOmNybS1rZXk=")][..],
+                "192.0.2.1",
+                &[][..],
                 "crm",
             ),
             // A text in Authorization that is no key is meant for others.
@@ -601,38 +646,6 @@ mod tests {
                 "192.0.2.1",
                 &[],
                 "NoKey",
-            ),
-            (
-                &[("x-wxgate-key", "crm-key"), ("x-wxgate-key", "crm-key")],
-                "192.0.2.1",
-                &[],
-                "crm",
-            ),
-            (
-                &[
-                    ("x-wxgate-key", "crm-key"),
-                    ("authorization", "Bearer erp-key"),
-                ],
-                "10.1.0.1",
-                &[],
-                "SeveralKeys",
-            ),
-            (
-                &[("x-wxgate-key", "crm-key"), ("x-wxgate-key", "no")],
-                "192.0.2.1",
-                &[],
-                "UnknownKey",
-            ),
-            (&[], "10.2.0.1", &[], "floor"),
-            (&[], "10.9.0.1", &[], "house"),
-            (&[], "unix", &[], "house"),
-            (&[], "10.2.0.1", &["pay.internal"], "pay"),
-            (&[], "192.0.2.1", &["other.internal"], "NoKey"),
-            (
-                &[("x-wxgate-key", "crm-key")],
-                "10.2.0.1",
-                &["pay.internal"],
-                "crm",
             ),
         ] {
             assert_eq!(
