@@ -126,7 +126,7 @@ impl App {
             &metrics,
         )?;
         let admin = Admin::from_listener(admin, &config.admin, refreshers.by_name(), metrics)
-            .with_workers(proxy.stuck_workers());
+            .with_health(proxy.health());
         let running = RunningParts {
             // No secrets here: a reload may replace them, and this copy would outlive them.
             started: Config {

@@ -84,7 +84,7 @@ pub(super) fn header_cleaning(c: &mut Criterion) {
     let mut group = c.benchmark_group("headers");
     group.bench_function("to upstream", |b| {
         let clean = |request: &mut _| {
-            headers::to_upstream(request, headers::PresentHeaders::in_request(request));
+            headers::to_upstream(request, headers::PresentHeaders::in_request(request), &[]);
         };
         b.iter_batched_ref(|| request.clone(), clean, BatchSize::SmallInput);
     });

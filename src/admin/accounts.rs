@@ -16,7 +16,7 @@ use super::answer::ApiError;
 use crate::{
     base::AccountName,
     token::{
-        AccountTokens, Cause, Condition, LastError, Refreshed, Status, TokenError, TokenRefresher,
+        AccountTokens, Cause, LastError, Refreshed, Status, TokenError, TokenRefresher,
         TokenRegistry,
     },
     wechat::ticket::TicketType,
@@ -107,17 +107,6 @@ pub(super) fn rows(accounts: &TokenRegistry) -> Vec<AccountRow> {
     accounts.iter().map(row).collect()
 }
 
-/// Returns the text for a condition in answers of the API.
-pub(super) fn state_name(condition: Condition) -> &'static str {
-    match condition {
-        Condition::Ok => "ok",
-        Condition::Waiting => "waiting",
-        Condition::Degraded => "degraded",
-        Condition::Failing => "failing",
-        Condition::Fatal => "fatal",
-    }
-}
-
 /// Answers `POST /api/accounts/NAME/refresh`. A refresh goes on when the caller hangs up.
 pub(super) async fn refresh(
     accounts: &TokenRegistry,
@@ -145,7 +134,7 @@ impl AccountRow {
     pub(super) fn of(name: &AccountName, status: Status) -> Self {
         Self {
             name: name.to_string(),
-            state: state_name(status.condition),
+            state: status.condition.as_str(),
             usable: status.usable,
             generation: status.generation,
             fingerprint: status.fingerprint,
@@ -167,7 +156,7 @@ impl From<(TicketType, Status)> for TicketRow {
     fn from((kind, status): (TicketType, Status)) -> Self {
         Self {
             r#type: kind.as_str(),
-            state: state_name(status.condition),
+            state: status.condition.as_str(),
             usable: status.usable,
             generation: status.generation,
             fingerprint: status.fingerprint,

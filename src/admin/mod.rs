@@ -10,7 +10,6 @@ mod answer;
 mod control;
 mod guard;
 mod page;
-mod readiness;
 mod reload;
 pub(crate) mod settings;
 mod site;
@@ -26,7 +25,7 @@ pub(crate) use self::{
     control::AdminControl,
     reload::{ReloadHandler, Reloaded},
 };
-use self::{readiness::NodeHealth, settings::AdminSettings, site::Site};
+use self::{settings::AdminSettings, site::Site};
 use crate::{
     net::{
         bind,
@@ -35,7 +34,8 @@ use crate::{
         local,
         serve::serve,
     },
-    telemetry::{queue::LogQueue, registry::MetricsRegistry, workers::StuckWorkers},
+    service::readiness::NodeHealth,
+    telemetry::{queue::LogQueue, registry::MetricsRegistry},
     token::TokenRegistry,
 };
 
@@ -119,10 +119,10 @@ impl Admin {
         self
     }
 
-    /// Makes readiness depend on these workers: not ready while one of them is stuck.
+    /// Shares the health of the node with the data path: not ready while a worker is stuck.
     #[must_use]
-    pub(crate) fn with_workers(mut self, workers: StuckWorkers) -> Self {
-        self.health.workers = workers;
+    pub(crate) fn with_health(mut self, health: NodeHealth) -> Self {
+        self.health = health;
         self
     }
 

@@ -6,7 +6,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{Path, RawQuery, Request, State, rejection::PathRejection},
-    http::header,
+    http::{StatusCode, header},
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
@@ -18,11 +18,11 @@ use super::{
     control::AdminControl,
     guard::AdminDenial,
     page,
-    readiness::{self, NodeHealth, Readiness, Required},
     reload::{self, ReloadHandler},
 };
 use crate::{
     net::drain::Drain,
+    service::readiness::{self, NodeHealth, Readiness, Required},
     telemetry::registry::{CONTENT_TYPE, MetricsRegistry},
     token::TokenRegistry,
 };
@@ -110,8 +110,17 @@ async fn console(State(sources): SharedSources) -> Html<String> {
     Html(page::render(&accounts::rows(&sources.accounts()), ready))
 }
 
-async fn readyz(State(sources): SharedSources, RawQuery(query): RawQuery) -> Readiness {
-    sources.readiness(readiness::required(query.as_deref()))
+async fn readyz(
+    State(sources): SharedSources,
+    RawQuery(query): RawQuery,
+) -> (StatusCode, Json<Readiness>) {
+    let readiness = sources.readiness(readiness::required(query.as_deref()));
+    let status = if readiness.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(readiness))
 }
 
 async fn metrics_page(State(sources): SharedSources) -> impl IntoResponse {

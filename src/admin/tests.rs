@@ -18,13 +18,11 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{
-    Admin, AdminBindError, control::AdminControl, readiness::NodeHealth, settings::AdminSettings,
-    site::Site,
-};
+use super::{Admin, AdminBindError, control::AdminControl, settings::AdminSettings, site::Site};
 use crate::{
     base::{AccountName, Secret},
     net::drain::{self, DrainControl, Phase},
+    service::readiness::NodeHealth,
     telemetry::registry::MetricsRegistry,
     token::{
         self, AccountSettings, TokenProvider, TokenRefresher, TokenRegistry,

@@ -76,6 +76,7 @@ fn upstream(old: &UpstreamSettings, new: &UpstreamSettings) -> Compared {
         egress,
         pool_idle,
         response_timeout: _,
+        headers: _,
         max_in_flight: _,
         max_share: _,
     } = new;

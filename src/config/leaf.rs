@@ -4,6 +4,7 @@
 
 use std::{borrow::Cow, net::IpAddr, path::PathBuf, time::Duration};
 
+use hyper::header::HeaderName;
 use percent_encoding::percent_decode_str;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
@@ -18,7 +19,7 @@ use crate::{
         address::{BaseUrl, ListenAddr, NetworkSet, split_port},
         egress::EgressProxy,
     },
-    proxy::settings::PathPattern,
+    proxy::{headers, settings::PathPattern},
 };
 
 /// Duration between two bounds in milliseconds.
@@ -47,6 +48,10 @@ pub(super) struct Network(pub(super) String);
 /// Host name in lower case, without a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HostName(pub(super) String);
+
+/// Name of a header of callers that may go on to WeChat.
+#[derive(Debug)]
+pub(super) struct PassedHeader(pub(super) HeaderName);
 
 /// Appid or corpid.
 #[derive(Debug)]
@@ -180,6 +185,8 @@ texts! {
         { "type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$" };
     HostName: Self::parse,
         { "type": "string", "pattern": "^[A-Za-z0-9_.-]{1,253}$" };
+    PassedHeader: passed_header,
+        { "type": "string", "pattern": "^[!#$%&'+.^_`|~0-9A-Za-z-]+$", "examples": ["X-Tenant"] };
     CertName: Self::parse,
         { "type": "string", "pattern": "^[!-)+-~]+$", "examples": ["crm.internal", "spiffe://internal/crm"] };
     PathPattern: Self::parse,
@@ -452,6 +459,20 @@ fn is_integer(text: &str) -> bool {
 }
 
 /// Reads the address of an egress proxy, with or without credentials.
+fn passed_header(text: &str) -> Result<PassedHeader, &'static str> {
+    // An asterisk is a letter like any other in names of headers, but is meant as a pattern here.
+    if text.contains('*') {
+        return Err("there are no patterns here: write each name out");
+    }
+    let name = HeaderName::from_bytes(text.as_bytes()).map_err(
+        |_| "expected the name of a header, such as \"X-Tenant\", without colon and value",
+    )?;
+    match headers::never_passes(name.as_str()) {
+        Some(reason) => Err(reason),
+        None => Ok(PassedHeader(name)),
+    }
+}
+
 fn egress_proxy(text: &str) -> Result<EgressProxy, EgressProxyError> {
     let rest = text.strip_prefix("http://").ok_or(EgressProxyError)?;
     let rest = rest.strip_suffix('/').unwrap_or(rest);

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use super::{
     leaf::{
         AppId, BoundedDuration, BoundedInteger, ByteSize, CertName, HOUR, HostName, MILLION,
-        MINUTE, Network, Plain, Portion, SECOND,
+        MINUTE, Network, PassedHeader, Plain, Portion, SECOND,
     },
     problem::KeyPlace,
     read::{At, FromNode, TreeReader, tables, words},
@@ -83,8 +83,8 @@ tables! {
         /// 10 s after the first 10 s; slower ones are cut. 0 = none.
         #[schemars(extend("default" = "1KiB"))]
         min_rate: ByteSize<0>,
-        /// Status of error answers of wxgate itself. The body has errcode in both styles.
-        #[schemars(extend("default" = "http"))]
+        /// Status of error answers of wxgate itself. The body has errcode in all styles.
+        #[schemars(extend("default" = "auto"))]
         error_style: ErrorStyle,
     }
 
@@ -143,6 +143,11 @@ tables! {
         /// number.
         #[schemars(extend("default" = "75%"))]
         max_share: Portion,
+        /// Names of headers of callers that go on to WeChat besides Accept*, Content-*, User-Agent,
+        /// Range, If-* and Wechatmp-*. Not those that wxgate writes itself, and not Authorization
+        /// and Cookie.
+        #[schemars(extend("default" = []))]
+        headers: Vec<At<PassedHeader>>,
     }
 
     /// Times of token fetches.
@@ -311,6 +316,9 @@ tables! {
 words! {
     /// Status of error answers of wxgate itself.
     ErrorStyle {
+        /// Status 200 for calls that bring a token or a secret, as SDKs do; the HTTP status of the
+        /// error for all others.
+        Auto = "auto",
         /// HTTP status of the error.
         Http = "http",
         /// Status 200, as WeChat answers errors.

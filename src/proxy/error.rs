@@ -1,7 +1,7 @@
 //! Errors of the data path, and their answers, which are made here only.
 //!
-//! The answers follow the contract: a slug in `x-wxgate-error`, a real status, and a body in
-//! WeChat's shape with a code outside WeChat's range. No text here ever holds a token, a secret or
+//! The answers follow the contract: a slug in `x-wxgate-error`, a real status unless
+//! `server.error_style` wants 200, and a body in WeChat's shape with a code outside WeChat's range. No text here ever holds a token, a secret or
 //! an upstream URL.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use hyper::{
     header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
 };
 
-use super::{inject::QueryError, path::PathError, settings::ErrorStyle};
+use super::{inject::QueryError, path::PathError};
 use crate::{
     base::AccountName,
     service::Scope,
@@ -121,6 +121,11 @@ pub(crate) enum ProxyError {
     KeylessTaken,
     #[error("there is nothing at this address below /-/")]
     NotFound,
+    #[error(
+        "nothing is served at this path here: probe /-/livez or /-/readyz; page, /livez, /readyz and /metrics are on the \
+             admin listener (admin.listen)"
+    )]
+    ProbeElsewhere,
     #[error("the request body is larger than {limit} bytes; raise server.max_body{hint}")]
     BodyTooLarge { limit: u64, hint: &'static str },
     #[error("the body of this call is larger than 64 KiB; it holds an order of a few lines")]
@@ -140,6 +145,8 @@ pub(crate) enum ProxyError {
     ConnectionsTaken { client: AccountName },
     #[error("{reason}")]
     UpstreamFailed { reason: String },
+    #[error("{0}")]
+    Loop(&'static str),
     #[error("WeChat did not answer within upstream.response_timeout")]
     UpstreamTimeout,
 }
@@ -181,11 +188,13 @@ impl ProxyError {
             Self::TokenEndpoint | Self::GuardedEndpoint { .. } => {
                 (StatusCode::FORBIDDEN, 990_403, "endpoint_blocked")
             }
-            Self::NotFound => (StatusCode::NOT_FOUND, 990_404, "not_found"),
+            Self::NotFound | Self::ProbeElsewhere => (StatusCode::NOT_FOUND, 990_404, "not_found"),
             Self::BodyTooLarge { .. } | Self::OrderTooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, 990_413, "body_too_large")
             }
-            Self::UpstreamFailed { .. } => (StatusCode::BAD_GATEWAY, 990_502, "upstream_failed"),
+            Self::UpstreamFailed { .. } | Self::Loop(_) => {
+                (StatusCode::BAD_GATEWAY, 990_502, "upstream_failed")
+            }
             Self::TokenUnavailable(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 990_503,
@@ -228,8 +237,8 @@ impl ProxyError {
         ) || matches!(self, Self::PhantomRefused(_) | Self::TokenUnknown(_))
     }
 
-    /// Makes the answer, without the headers that every answer gets.
-    pub(crate) fn response(&self, style: ErrorStyle) -> Response<Bytes> {
+    /// Makes the answer, without the headers that every answer gets; with status 200 if `is_ok`.
+    pub(crate) fn response(&self, is_ok: bool) -> Response<Bytes> {
         let (status, errcode, slug) = self.row();
         let prefix = match self {
             Self::PhantomRefused(Platform::Wechat) | Self::TokenUnknown(Platform::Wechat) => {
@@ -244,10 +253,7 @@ impl ProxyError {
         let mut response = Response::new(Bytes::from(format!(
             "{{\"errcode\":{errcode},\"errmsg\":{message}}}"
         )));
-        *response.status_mut() = match style {
-            ErrorStyle::Http => status,
-            ErrorStyle::Wechat => StatusCode::OK,
-        };
+        *response.status_mut() = if is_ok { StatusCode::OK } else { status };
         let headers = response.headers_mut();
         headers.insert(
             CONTENT_TYPE,

@@ -28,7 +28,7 @@ pub enum HeaderKind {
     Expect = 2,
     /// `CDN-Loop`.
     CdnLoop = 4,
-    /// `X-Wxgate-Key` or `Authorization`.
+    /// `X-Wxgate-Key`, `Authorization` or `Proxy-Authorization`.
     Credential = 8,
     /// `X-Wxgate-Account`.
     Account = 16,
@@ -49,7 +49,7 @@ impl PresentHeaders {
                 "x-request-id" => HeaderKind::RequestId,
                 "expect" => HeaderKind::Expect,
                 "cdn-loop" => HeaderKind::CdnLoop,
-                "x-wxgate-key" | "authorization" => HeaderKind::Credential,
+                "x-wxgate-key" | "authorization" | "proxy-authorization" => HeaderKind::Credential,
                 "x-wxgate-account" => HeaderKind::Account,
                 "accept-encoding" => HeaderKind::AcceptEncoding,
                 other if is_look_alike(other) => HeaderKind::LookAlike,
@@ -76,22 +76,66 @@ fn is_look_alike(name: &str) -> bool {
         || matches!(&*meant, "content-length" | "transfer-encoding")
 }
 
-/// Prepares the caller's headers for WeChat: removes hop-by-hop headers, those that `Connection`
-/// names, forwarding headers and the caller's credentials, and sets `Accept-Encoding`. `Host` stays;
-/// the upstream overwrites its value.
+/// Prepares the caller's headers for WeChat: keeps those that WeChat can use and those that
+/// `upstream.headers` names (`extra`), and sets `Accept-Encoding`. Headers that `Connection` names go
+/// in any case. `Host` stays; the upstream overwrites its value.
 ///
 /// Only gzip is asked for, and only when the caller accepts it: in any other encoding the code of a
 /// refused token could not be found.
-pub fn to_upstream(headers: &mut HeaderMap, present: PresentHeaders) {
+pub fn to_upstream(headers: &mut HeaderMap, present: PresentHeaders, extra: &[HeaderName]) {
     let gzip = present.has(HeaderKind::AcceptEncoding) && accepts_gzip(headers);
     remove(headers, |name| {
-        is_hop_by_hop(name)
-            || is_framing(name)
-            || is_private_to_caller(name)
-            || *name == header::ACCEPT_ENCODING
+        let passes = is_for_wechat(name.as_str())
+            || extra.contains(name)
+            // Stays to be overwritten, which costs less than to remove and to add it.
+            || (gzip && *name == header::ACCEPT_ENCODING);
+        !passes
     });
     if gzip {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+}
+
+/// Returns true for headers of callers that WeChat can use, and for those whose value wxgate
+/// replaces or completes (`Host`, `CDN-Loop`). All others would tell WeChat about the inside:
+/// cookies, referrers, traces, addresses, credentials.
+fn is_for_wechat(name: &str) -> bool {
+    // The first byte decides, so that most names are compared with one text.
+    match name.as_bytes().first() {
+        Some(b'a') => {
+            name == "accept" || (name.starts_with("accept-") && name != "accept-encoding")
+        }
+        // The length is stated anew from the body that is sent.
+        Some(b'c') => {
+            (name.starts_with("content-") && name != "content-length") || name == "cdn-loop"
+        }
+        Some(b'h') => name == "host",
+        Some(b'i') => name.starts_with("if-"),
+        Some(b'r') => name == "range",
+        Some(b'u') => name == "user-agent",
+        Some(b'w') => name.starts_with("wechatmp-"),
+        _ => false,
+    }
+}
+
+/// Returns the reason why a header of callers may not be named in `upstream.headers`; `name` in
+/// lower case.
+pub(crate) fn never_passes(name: &str) -> Option<&'static str> {
+    // CGI reads underscores as hyphens, and so do some servers behind it.
+    let name = name.replace('_', "-");
+    match &*name {
+        "host" | "content-length" | "transfer-encoding" | "expect" | "accept-encoding"
+        | "cdn-loop" => Some("wxgate writes this header itself: leave it out"),
+        "authorization" | "cookie" => {
+            Some("holds credentials of callers, which must not reach WeChat: leave it out")
+        }
+        name if name.starts_with("x-wxgate-") => {
+            Some("is between callers and wxgate alone: leave it out")
+        }
+        name if is_hop_by_hop(name) => {
+            Some("belongs to one connection and cannot be passed on: leave it out")
+        }
+        _ => None,
     }
 }
 
@@ -99,7 +143,7 @@ pub fn to_upstream(headers: &mut HeaderMap, present: PresentHeaders) {
 /// may set. `Content-Length` stays, because the body is unchanged.
 pub fn to_client(headers: &mut HeaderMap) {
     remove(headers, |name| {
-        is_hop_by_hop(name) || *name == header::TRANSFER_ENCODING || is_ours(name)
+        is_hop_by_hop(name.as_str()) || *name == header::TRANSFER_ENCODING || is_ours(name)
     });
 }
 
@@ -238,9 +282,9 @@ fn is_one_of(text: &[u8], list: &[&[u8]]) -> bool {
     list.iter().any(|known| text.eq_ignore_ascii_case(known))
 }
 
-fn is_hop_by_hop(name: &HeaderName) -> bool {
+fn is_hop_by_hop(name: &str) -> bool {
     matches!(
-        name.as_str(),
+        name,
         "connection"
             | "keep-alive"
             | "proxy-authenticate"
@@ -250,21 +294,6 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
             | "trailer"
             | "upgrade"
     )
-}
-
-fn is_framing(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "content-length" | "transfer-encoding" | "expect"
-    )
-}
-
-fn is_private_to_caller(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "authorization" | "forwarded" | "via" | "x-real-ip"
-    ) || is_ours(name)
-        || name.as_str().starts_with("x-forwarded-")
 }
 
 fn is_ours(name: &HeaderName) -> bool {
@@ -287,7 +316,7 @@ mod tests {
     fn sent(pairs: &[(&'static str, &'static str)]) -> Vec<String> {
         let mut headers = map(pairs);
         let present = PresentHeaders::in_request(&headers);
-        to_upstream(&mut headers, present);
+        to_upstream(&mut headers, present, &[HeaderName::from_static("x-named")]);
         let mut lines: Vec<_> = headers
             .iter()
             .map(|(n, v)| format!("{n}: {}", v.to_str().unwrap()))
@@ -297,11 +326,15 @@ mod tests {
     }
 
     #[test]
-    fn nothing_private_or_hop_by_hop_reaches_wechat() {
+    fn only_headers_that_wechat_can_use_reach_it() {
         let lines = sent(&[
             ("host", "wxgate.internal"),
-            ("connection", "close, x-internal, content-type-x, host"),
-            ("x-internal", "1"),
+            (
+                "connection",
+                "close, x-hop, if-match, content-type-x, host, content-length",
+            ),
+            ("x-hop", "1"),
+            ("if-match", "named by connection"),
             ("keep-alive", "timeout=5"),
             ("te", "trailers"),
             ("upgrade", "websocket"),
@@ -310,26 +343,69 @@ mod tests {
             ("content-length", "3"),
             ("expect", "100-continue"),
             ("x-forwarded-for", "10.0.0.1"),
-            ("x-forwarded-host", "a"),
             ("forwarded", "for=a"),
             ("via", "1.1 a"),
-            ("x-real-ip", "10.0.0.1"),
             ("authorization", "Bearer k"),
             ("x-wxgate-key", "k"),
-            ("x-wxgate-account", "shop"),
+            ("cookie", "a=b"),
+            ("referer", "http://inside/"),
+            ("traceparent", "00-1-2-01"),
+            ("x-request-id", "r"),
+            ("accept_encoding", "br"),
+            ("range-x", "1"),
+            ("user-agent-x", "1"),
+            ("x-named", "passes"),
             ("content-type", "application/json"),
+            ("content-encoding", "gzip"),
+            ("accept", "*/*"),
+            ("accept-language", "zh"),
+            ("if-none-match", "e"),
+            ("range", "bytes=0-1"),
+            ("user-agent", "shop/1"),
+            ("cdn-loop", "other"),
             ("wechatmp-signature", "s"),
         ]);
-        let host = "host: wxgate.internal";
         assert_eq!(
             lines,
             [
+                "accept-language: zh",
+                "accept: */*",
+                "cdn-loop: other",
+                "content-encoding: gzip",
                 "content-type: application/json",
-                host,
-                "wechatmp-signature: s"
-            ],
-            "its value is replaced"
+                "host: wxgate.internal",
+                "if-none-match: e",
+                "range: bytes=0-1",
+                "user-agent: shop/1",
+                "wechatmp-signature: s",
+                "x-named: passes",
+            ]
         );
+    }
+
+    #[test]
+    fn headers_that_never_pass_cannot_be_named() {
+        for name in [
+            "host",
+            "content-length",
+            "content_length",
+            "transfer-encoding",
+            "te",
+            "connection",
+            "proxy-authorization",
+            "authorization",
+            "cookie",
+            "x-wxgate-key",
+            "x_wxgate_anything",
+            "cdn-loop",
+            "accept-encoding",
+            "expect",
+        ] {
+            assert!(never_passes(name).is_some(), "{name}");
+        }
+        for name in ["x-request-id", "traceparent", "user-agent", "x-tenant_id"] {
+            assert_eq!(never_passes(name), None, "{name}");
+        }
     }
 
     #[test]
@@ -343,7 +419,7 @@ mod tests {
         ] {
             let mut headers = map(&[("accept-encoding", theirs)]);
             let present = PresentHeaders::in_request(&headers);
-            to_upstream(&mut headers, present);
+            to_upstream(&mut headers, present, &[]);
             assert_eq!(
                 headers.get("accept-encoding").map(|v| v.to_str().unwrap()),
                 ours,

@@ -59,6 +59,7 @@ use crate::{
         drain::{Drain, Phase},
         listen::{BoundAddr, Listener},
     },
+    service::readiness::NodeHealth,
     telemetry::{logging::Format, output::Output, registry, workers::StuckWorkers},
     token::{AccountSettings, AccountTokens},
 };
@@ -106,7 +107,7 @@ pub(crate) struct Proxy {
     copies: Arc<spool::CopyBudget>,
     log: Option<AccessLogSettings>,
     loop_mark: LoopMark,
-    stuck: StuckWorkers,
+    health: NodeHealth,
 }
 
 /// Bound addresses of the data path. The kernel holds their connections until the data path runs.
@@ -198,7 +199,10 @@ impl Proxy {
             copies: spool::CopyBudget::new(settings.replay.memory_total),
             log,
             loop_mark: LoopMark::random(),
-            stuck: registry.register(StuckWorkers::register),
+            health: NodeHealth {
+                workers: registry.register(StuckWorkers::register),
+                ..NodeHealth::default()
+            },
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = if settings.workers == 0 {
@@ -230,9 +234,10 @@ impl BoundProxy {
             .collect()
     }
 
-    /// Returns the workers that the watchdog finds stuck.
-    pub(crate) fn stuck_workers(&self) -> StuckWorkers {
-        self.proxy.stuck.clone()
+    /// Returns the health of the node: the workers that the watchdog finds stuck, and the memory
+    /// that an account was usable.
+    pub(crate) fn health(&self) -> NodeHealth {
+        self.proxy.health.clone()
     }
 
     /// Returns a handle that changes the configuration, also of the running data path.
@@ -260,7 +265,7 @@ impl BoundProxy {
         );
         tokio::select! {
             () = drain.reached(Phase::Closing) => {}
-            () = watchdog::watch(workers, self.proxy.stuck.clone()) => {
+            () = watchdog::watch(workers, self.proxy.health.workers.clone()) => {
                 // Every worker has ended; the stop finds that out.
                 drain.reached(Phase::Closing).await;
             }

@@ -196,6 +196,11 @@ impl Accounts {
         self.own_hosts.platform(without_port(host))
     }
 
+    /// Returns all accounts, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Account>> {
+        self.by_name.values()
+    }
+
     /// Finds the account that has this host among its `hosts`.
     pub(crate) fn by_host(&self, host: &str) -> Option<&Arc<Account>> {
         // Most configurations have no hosts, and need not pay for the look-up.

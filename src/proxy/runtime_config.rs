@@ -6,6 +6,7 @@
 use std::{ops::Deref, sync::Arc, time::Duration};
 
 use dashmap::DashMap;
+use hyper::header::HeaderName;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
@@ -35,6 +36,8 @@ pub(super) struct RuntimeConfig {
     pub(super) max_body: u64,
     pub(super) response_timeout: Duration,
     pub(super) error_style: ErrorStyle,
+    /// Headers of callers that go on to WeChat besides those that always do.
+    pub(super) headers: Vec<HeaderName>,
     /// Acceptor of new connections; open ones keep the certificate they were given.
     pub(super) tls: Option<TlsAcceptor>,
     /// Limit per client, and per peer address.
@@ -180,6 +183,7 @@ impl RuntimeConfig {
             max_body: settings.max_body,
             response_timeout: settings.upstream.response_timeout,
             error_style: settings.error_style,
+            headers: settings.upstream.headers,
             tls,
             max_connections_per_client: settings.max_connections_per_client,
             min_rate: settings.min_rate,

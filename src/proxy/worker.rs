@@ -192,7 +192,7 @@ async fn accept(
     let _open = ListenerGuard {
         address: listener.address().to_string(),
         drain: service.worker.drain.clone(),
-        stuck: service.worker.proxy.stuck.clone(),
+        stuck: service.worker.proxy.health.workers.clone(),
     };
     let mut acceptor = match listener.start() {
         Ok(acceptor) => acceptor,

@@ -1,5 +1,5 @@
-//! Answers that wxgate gives itself instead of WeChat: phantom tokens, and the service API below
-//! `/-/`.
+//! Answers that wxgate gives itself instead of WeChat: phantom tokens, the service API below `/-/`,
+//! and the readiness of the node.
 //!
 //! Independent of HTTP and of permissions: `proxy` reads the request and checks the caller first.
 
@@ -7,6 +7,7 @@ mod answer;
 mod call;
 mod jssdk;
 pub(crate) mod phantom;
+pub(crate) mod readiness;
 #[cfg(test)]
 mod tests;
 

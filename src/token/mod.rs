@@ -31,8 +31,10 @@ mod tickets;
 mod value;
 
 pub(crate) use error::{Cause, TokenError};
+#[cfg(test)]
+pub(crate) use refresher::Condition;
 pub use refresher::TokenRefresher;
-pub(crate) use refresher::{Condition, GiveBackReason, LastError, Refresh, Refreshed, Status};
+pub(crate) use refresher::{GiveBackReason, LastError, Refresh, Refreshed, Status};
 pub(crate) use registry::{AccountTokens, TokenRegistry};
 pub(crate) use tickets::{TicketParts, Tickets};
 pub use value::Generation;

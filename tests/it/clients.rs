@@ -180,6 +180,7 @@ async fn every_way_of_identifying_gives_exactly_the_rights_of_the_client() {
                         "bearer",
                         get().header("authorization", format!("Bearer {key}")),
                     ));
+                    ways.push(("basic", get().basic_auth(name, Some(key))));
                 }
                 // A phantom is had only where the account may be used.
                 if name != "nobody" && may(name, account, "/") != "account_denied" && path != TICKET
@@ -197,6 +198,13 @@ async fn every_way_of_identifying_gives_exactly_the_rights_of_the_client() {
                     ways.push(("phantom and key", both));
                 }
                 for (way, request) in ways {
+                    // A text in Authorization that is no key leaves the caller to its network.
+                    let is_ignored = name == "nobody" && last == 2 && way != "key";
+                    let expected = if is_ignored {
+                        may("floor", account, path)
+                    } else {
+                        expected
+                    };
                     let (slug, asked) = outcome(&gate, account, path, request).await;
                     assert_eq!(
                         slug, expected,
@@ -606,5 +614,87 @@ async fn every_denied_call_leaves_one_line_that_says_who_what_and_why_but_no_key
     );
     for secret in ["key-0123456789", "s3cret", "wxg1_forged"] {
         assert!(!stderr.contains(secret), "{secret} in {stderr}");
+    }
+}
+
+/// Sends these fields in a request line of this form, and returns slug and account of the answer.
+async fn shown(gate: &Gate, target: &str, fields: &str) -> (u16, String) {
+    let reply = Wire::connect(gate.proxy)
+        .await
+        .ask(format!(
+            "GET {target} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n"
+        ))
+        .await
+        .expect("an answer");
+    (reply.status, reply.slug().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_may_stand_in_a_base_url_or_be_meant_for_a_proxy_and_goes_no_further() {
+    let gate = house().start().await;
+    gate.control().until(|control| control.fetches() == 2).await;
+    let port = gate.sandbox.https_addr().expect("TLS").port();
+    let origin = "/@shop/cgi-bin/user/info?openid=o".to_owned();
+    let absolute = format!("http://localhost:{port}{origin}");
+    // crm:crm-key-0123456789, and the same without a name.
+    let basic = "Basic Y3JtOmNybS1rZXktMDEyMzQ1Njc4OQ==";
+    let nameless = "Basic OmNybS1rZXktMDEyMzQ1Njc4OQ==";
+    let wrong = "Basic Y3JtOndyb25n";
+    gate.control().clear_record();
+    let known = [
+        (&origin, format!("Authorization: {basic}\r\n")),
+        (&origin, format!("Authorization: {nameless}\r\n")),
+        (&absolute, format!("Authorization: {basic}\r\n")),
+        (&absolute, format!("Proxy-Authorization: {basic}\r\n")),
+        (
+            &absolute,
+            "Proxy-Authorization: Bearer crm-key-0123456789\r\n".to_owned(),
+        ),
+        // Not ours, so meant for others.
+        (
+            &origin,
+            format!("X-Wxgate-Key: crm-key-0123456789\r\nAuthorization: {wrong}\r\n"),
+        ),
+        (
+            &absolute,
+            format!("Proxy-Authorization: {wrong}\r\nAuthorization: {basic}\r\n"),
+        ),
+    ];
+    for (target, fields) in &known {
+        assert_eq!(
+            shown(&gate, target, fields).await,
+            (200, String::new()),
+            "{fields}"
+        );
+    }
+    let records = gate.control().requests("/cgi-bin/user/info");
+    assert_eq!(records.len(), known.len());
+    for record in records {
+        for (name, _) in &record.headers {
+            assert!(
+                !name.to_ascii_lowercase().contains("authorization"),
+                "{name}"
+            );
+        }
+    }
+    let unknown = (401, "client_unknown".to_owned());
+    for (target, fields) in [
+        (&origin, format!("Authorization: {wrong}\r\n")),
+        (&origin, format!("Proxy-Authorization: {basic}\r\n")),
+        (&absolute, format!("Proxy-Authorization: {wrong}\r\n")),
+        (
+            &origin,
+            format!("Authorization: {basic}\r\nX-Wxgate-Key: erp-key-0123456789\r\n"),
+        ),
+        (
+            &origin,
+            format!("Authorization: {basic}\r\nX-Wxgate-Key: wrong\r\n"),
+        ),
+        (
+            &absolute,
+            format!("Authorization: {basic}\r\nProxy-Authorization: Bearer erp-key-0123456789\r\n"),
+        ),
+    ] {
+        assert_eq!(shown(&gate, target, &fields).await, unknown, "{fields}");
     }
 }

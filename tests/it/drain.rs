@@ -111,6 +111,13 @@ async fn a_stop_turns_readiness_off_takes_connections_for_a_moment_and_answers_w
             node.readiness().await == Some(503)
         })
         .await;
+        let told_callers = client()
+            .get(format!("http://{}/-/readyz", node.proxy))
+            .send()
+            .await
+            .expect("still served");
+        assert_eq!(told_callers.status(), 503);
+        assert_eq!(json(told_callers).await["error"], "draining");
         let late = client()
             .get(format!("http://{}/cgi-bin/user/get", node.proxy))
             .send()

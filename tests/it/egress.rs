@@ -30,7 +30,8 @@ pub fn refusing() -> (Socket, SocketAddr) {
     refusing_at(([127, 0, 0, 1], 0).into())
 }
 
-fn refusing_at(address: SocketAddr) -> (Socket, SocketAddr) {
+/// The same at this address.
+pub fn refusing_at(address: SocketAddr) -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.set_reuse_address(true).expect("an option");
     socket.bind(&address.into()).expect("a free port");

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use crate::{
-    egress::{BlackHole, refusing},
+    egress::{BlackHole, refusing, refusing_at},
     fake::{Act, Fake, Greeting},
     support::{Gate, header, json, setup},
     wire::DEADLINE,
@@ -124,6 +124,32 @@ async fn calls_return_to_a_host_that_is_back_and_none_of_them_is_the_probe() {
     let probes = no_tls.seen.connections() - dialled;
     assert!(probes <= 5, "{probes} probes in {:?}", started.elapsed());
     assert_eq!(back.seen.calls().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_connection_sends_nothing_and_is_no_attempt() {
+    let fake = Fake::start(|_| Act::Close(EMPTY.into())).await;
+    let address = fake.address;
+    let gate = gate(&[format!("http://{address}")], "2s", 1).await;
+    // The token is there before the host goes.
+    gate.warm().await;
+    fake.stopped().await;
+    let _socket = refusing_at(address);
+    for request in [
+        gate.client.get(gate.url(INFO)),
+        gate.post("/cgi-bin/menu/create").body("{}"),
+    ] {
+        let answer = request.send().await.expect("an answer");
+        assert_eq!(
+            (
+                answer.status().as_u16(),
+                header(&answer, "x-wxgate-error").as_str(),
+                header(&answer, "x-wxgate-sent").as_str(),
+                header(&answer, "x-wxgate-attempts").as_str()
+            ),
+            (502, "upstream_failed", "no", "")
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,9 +7,9 @@ use crate::{
     support::{setup, start},
 };
 
-/// Goes no further than wxgate: it speaks of this connection, of the caller, or is the caller's
-/// secret.
-const GONE: [&str; 24] = [
+/// Goes no further than wxgate: it speaks of this connection, of the caller and the inside, or is
+/// the caller's secret.
+const GONE: [&str; 33] = [
     "Connection: keep-alive, X-Internal, , x-second",
     "X-Internal: 1",
     "X-Second: 2",
@@ -34,18 +34,31 @@ const GONE: [&str; 24] = [
     "X-Wxgate-Anything: PLANTED",
     "x-wxgate-key: PLANTED-again",
     "Accept-Encoding: br, deflate, zstd",
+    "Cookie: session=PLANTED",
+    "Referer: http://crm.internal/PLANTED",
+    "Origin: http://crm.internal",
+    "X-Request-Id: caller-7",
+    "traceparent: 00-PLANTED-01",
+    "baggage: user=PLANTED",
+    "X-B3-TraceId: PLANTED",
+    "X-Empty:",
+    "accept_encoding: br",
 ];
 
 /// Passes, value for value.
-const KEPT: [(&str, &str); 9] = [
+const KEPT: [(&str, &str); 13] = [
     ("content-type", "application/json; charset=utf-8"),
     ("user-agent", "shop/1.0"),
     ("accept", "*/*"),
-    ("cookie", "a=b"),
+    ("accept-language", "zh-CN"),
+    ("content-encoding", "identity"),
+    ("content-language", "zh"),
+    ("content-disposition", ""),
+    ("if-none-match", "\"x\""),
+    ("if-modified-since", "Sun, 22 Nov 2026 12:00:00 GMT"),
+    ("if-range", "\"x\""),
     ("wechatmp-signature", "c2ln"),
     ("wechatmp-appid", "wx0123456789abcdef"),
-    ("x-request-id", "caller-7"),
-    ("x-empty", ""),
     ("range", "bytes=0-9"),
 ];
 
@@ -90,6 +103,51 @@ async fn what_is_hop_by_hop_or_the_callers_own_ends_here() {
     wanted.push(("content-length".to_owned(), "2".to_owned()));
     wanted.sort();
     assert_eq!(arrived, wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn named_headers_go_on_as_well_and_a_reload_changes_their_names() {
+    let setup = setup().set("upstream", "headers = [\"X-Tenant\", \"x-request-id\"]");
+    let gate = setup.start().await;
+    gate.warm().await;
+    let fields: Vec<String> = [
+        "X-Tenant: a",
+        "x-tenant: b",
+        "X-Request-Id: caller-7",
+        "X-Other: c",
+        "Connection: x-hop",
+        "X-Hop: d",
+    ]
+    .map(str::to_owned)
+    .into();
+    let named = async || {
+        gate.control().clear_record();
+        let mut wire = Wire::connect(gate.proxy).await;
+        let reply = wire.ask(request("GET", &fields, "")).await;
+        assert_eq!(reply.expect("an answer").status, 200);
+        let record = gate.control().requests("**").pop().expect("it arrived");
+        let headers = record.headers.into_iter();
+        let mut named: Vec<_> = headers
+            .map(|(name, value)| (name.to_ascii_lowercase(), value))
+            .filter(|(name, _)| name.starts_with("x-"))
+            .collect();
+        named.sort();
+        named
+    };
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let tenants = [pair("x-tenant", "a"), pair("x-tenant", "b")];
+    let mut wanted = vec![pair("x-request-id", "caller-7")];
+    wanted.extend(tenants);
+    assert_eq!(named().await, wanted);
+    let file = gate.file();
+    let changed = file.replace("\"X-Tenant\", \"x-request-id\"", "\"x-hop\", \"x-other\"");
+    assert_ne!(file, changed);
+    assert_eq!(gate.reload(&changed).await.status(), 200);
+    assert_eq!(
+        named().await,
+        [pair("x-other", "c")],
+        "Connection names x-hop"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

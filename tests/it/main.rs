@@ -46,6 +46,7 @@ mod paths;
 mod phantoms;
 mod phantoms_wecom;
 mod pool;
+mod probes;
 mod process;
 mod program;
 mod queries;

@@ -59,6 +59,13 @@ async fn ask(gate: &Gate, request: impl AsRef<[u8]>) -> Reply {
         .expect("an answer")
 }
 
+/// The same request with HEAD.
+async fn ask_head(gate: &Gate, request: &str) -> Reply {
+    let mut wire = Wire::connect(gate.proxy).await;
+    wire.send(request.replacen("GET", "HEAD", 1)).await;
+    wire.reply_to("HEAD").await.expect("an answer")
+}
+
 /// One gate on which everything can go wrong that needs no special limits.
 async fn prone(style: &str) -> (Gate, TcpListener) {
     // Takes connections and never answers, without a fixed port.
@@ -162,8 +169,8 @@ fn errors() -> Vec<(String, u16, i64, &'static str)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_error_has_its_status_its_code_and_its_slug_in_both_styles() {
-    for style in ["http", "wechat"] {
+async fn every_error_has_its_status_its_code_and_its_slug_in_all_styles() {
+    for style in ["http", "wechat", "auto"] {
         let (gate, _silent) = prone(style).await;
         ask(&gate, INFO.replace("/cgi-bin", "/@shop/cgi-bin")).await;
         gate.control()
@@ -178,6 +185,36 @@ async fn every_error_has_its_status_its_code_and_its_slug_in_both_styles() {
                 errcode,
                 slug,
             );
+            // The same call, as an SDK makes it.
+            let mark = if request.contains('?') { "&" } else { "?" };
+            for credential in [
+                "access_token=T",
+                "secret=s",
+                "access%5ftoken=",
+                "suite_access_token=T",
+            ] {
+                // A suite's token changes the class of an ordinary call, which may end otherwise.
+                if credential.starts_with("su") && slug != "account_unknown" {
+                    continue;
+                }
+                if credential == "secret=s" && (slug == "token_unavailable" || slug == "not_found")
+                {
+                    continue;
+                }
+                let request = request.replace(" HTTP/1.1", &format!("{mark}{credential} HTTP/1.1"));
+                let reply = ask(&gate, &request).await;
+                let expected = if style == "http" { status } else { 200 };
+                check(&reply, expected, errcode, slug);
+                let head = ask_head(&gate, &request).await;
+                let expected = if style == "wechat" { 200 } else { status };
+                if slug != "not_found" {
+                    assert_eq!(
+                        (head.status, head.slug(), head.body.len()),
+                        (expected, slug, 0),
+                        "{style} {request}"
+                    );
+                }
+            }
         }
         let (_, log) = gate.stop().await;
         for (.., slug) in errors() {

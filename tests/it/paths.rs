@@ -374,15 +374,12 @@ async fn what_is_no_path_is_told_so() {
     gate.control().clear_record();
     let long = format!("/cgi-bin/{}", "a".repeat(513 - "/cgi-bin/".len()));
     for target in [
-        "/",
-        "//",
         "/@shop",
         "/@shop/",
         "/cgi-bin/",
         "/cgi-bin/user/./info",
         "/cgi-bin/a%41",
         &long,
-        "http://localhost",
     ] {
         let mut wire = Wire::connect(gate.proxy).await;
         let reply = wire

@@ -291,7 +291,7 @@ async fn what_is_wrong_is_told_in_the_codes_of_wecom() {
     let answer = send(&gate, &good, "u").await;
     assert_eq!(
         (answer.status, answer.error.as_str()),
-        (403, "account_denied"),
+        (200, "account_denied"),
         "{answer:?}"
     );
     assert!(gate.control().requests("/**").is_empty());

@@ -241,7 +241,10 @@ async fn a_phantom_in_any_query_is_replaced_by_the_one_real_token() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_looks_like_the_token_is_refused() {
-    let gate = start().await;
+    let gate = setup()
+        .set("server", "error_style = \"http\"")
+        .start()
+        .await;
     gate.warm().await;
     let before = gate.control().counters().requests;
     let mut wire = Wire::connect(gate.proxy).await;
@@ -424,7 +427,12 @@ async fn a_key_or_a_phantom_under_another_name_is_not_sent_on() {
         "[[client]]\nname = \"crm\"\nkey = {{ value = \"crm-key-0123456789\" }}\naccounts = [\"shop\"]\n\
          [[client]]\nname = \"erp\"\nkey = {{ sha256 = \"{sha256}\" }}\naccounts = [\"shop\"]\n"
     );
-    let gate = setup().plain().more(&clients).start().await;
+    let gate = setup()
+        .plain()
+        .set("server", "error_style = \"http\"")
+        .more(&clients)
+        .start()
+        .await;
     let mut wire = Wire::connect(gate.proxy).await;
     gate.control().until(|control| control.fetches() == 1).await;
     for key in ["crm-key-0123456789", DIGESTED] {

@@ -70,6 +70,7 @@ impl ConfigResolver<'_> {
             max_connections_per_client: per_client.of(max_connections),
             min_rate: or(raw.min_rate, default.min_rate, |size| size.0),
             error_style: or(raw.error_style, default.error_style, |style| match style {
+                raw::ErrorStyle::Auto => ErrorStyle::Auto,
                 raw::ErrorStyle::Http => ErrorStyle::Http,
                 raw::ErrorStyle::Wechat => ErrorStyle::Wechat,
             }),
@@ -213,6 +214,9 @@ impl ConfigResolver<'_> {
             pool_idle: or(raw.pool_idle, default.pool_idle, |time| time.0),
             max_in_flight,
             max_share: max_share.of(max_in_flight),
+            headers: or(raw.headers, default.headers, |names| {
+                names.into_iter().map(|at| at.value.0).collect()
+            }),
         }
     }
 

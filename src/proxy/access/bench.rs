@@ -43,6 +43,7 @@ impl AccessBench {
             cert_names: &[],
             last_key: &self.1,
             headers: Some(headers),
+            to_proxy: false,
             key: None,
         };
         let Ok(client) = self.0.identify(&caller, None) else {

@@ -6,12 +6,13 @@
 
 pub(super) mod bench;
 mod client;
+mod key_headers;
 mod last_key;
 mod networks;
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
-use hyper::{HeaderMap, header};
+use hyper::HeaderMap;
 use rustc_hash::FxHashMap;
 
 pub(crate) use self::client::{Client, Decision, Denial, Right};
@@ -60,6 +61,8 @@ pub(crate) struct Caller<'r> {
     pub(crate) last_key: &'r LastKey,
     /// Headers of the request, if there are any that could hold a key.
     pub(crate) headers: Option<&'r HeaderMap>,
+    /// True for a request in absolute form, whose sender takes wxgate for its HTTP proxy.
+    pub(crate) to_proxy: bool,
     /// Value of a parameter that may hold a key. A value that is the key of no client is ignored.
     pub(crate) key: Option<&'r str>,
 }
@@ -106,7 +109,6 @@ pub(crate) enum AuthError {
     WrongOrigin,
 }
 
-const X_WXGATE_KEY: header::HeaderName = header::HeaderName::from_static("x-wxgate-key");
 /// Headers by which a proxy says for whom it calls.
 const RELAY_HEADERS: [&str; 3] = ["x-forwarded-for", "forwarded", "x-real-ip"];
 /// More trusted hops than any real chain of proxies has.
@@ -231,11 +233,13 @@ impl Access {
         let by_headers = caller
             .headers
             .into_iter()
-            .flat_map(|headers| self.keys(headers, caller.last_key));
+            .flat_map(|headers| self.keys(headers, caller));
         let mut known = phantom.map(Ok).into_iter().chain(by_headers);
         let by_key = caller.key.and_then(|key| self.with_key(key));
         let Some(first) = known.next().or(by_key.map(Ok)) else {
-            return self.keyless(caller).ok_or(AuthError::NoKey);
+            return self
+                .keyless(caller)
+                .ok_or_else(|| self.without_client(caller));
         };
         let client = first?;
         for other in known.chain(by_key.map(Ok)) {
@@ -321,30 +325,36 @@ impl Access {
         self.by_tag.get(&tag)
     }
 
-    /// Returns the client of each key in the headers. A bearer token counts as a key only if any
-    /// client has one.
+    /// Returns the client of each key in the headers. A text in `Authorization` that is no key is
+    /// passed over, since many programs send one that is meant for others.
     fn keys<'a, 'r>(
         &'a self,
         headers: &'r HeaderMap,
-        last: &'r LastKey,
+        caller: &Caller<'r>,
     ) -> impl Iterator<Item = Result<&'a Arc<Client>, AuthError>> + use<'a, 'r> {
-        let own = headers
-            .get_all(X_WXGATE_KEY)
-            .iter()
-            .map(|value| value.to_str().ok());
-        let any = !self.by_key.is_empty();
-        let bearers = any
-            .then(|| headers.get_all(header::AUTHORIZATION))
-            .into_iter()
-            .flatten();
-        let bearers = bearers
-            .filter_map(|value| bearer(value.to_str().ok()?))
-            .map(Some);
-        let known = |key: Option<&str>| {
+        let last = caller.last_key;
+        let named = key_headers::own(headers).map(|key| {
             key.and_then(|key| self.with_digest(last.digest(key)))
                 .ok_or(AuthError::UnknownKey)
-        };
-        own.chain(bearers).map(known)
+        });
+        let any = !self.by_key.is_empty();
+        let others = any.then(|| key_headers::authorization(headers, caller.to_proxy));
+        let others = others.into_iter().flatten();
+        named.chain(others.filter_map(|key| self.with_digest(last.digest(&key)).map(Ok)))
+    }
+
+    /// Returns the error for a caller whom nothing identifies.
+    fn without_client(&self, caller: &Caller<'_>) -> AuthError {
+        let shows_key = caller.headers.is_some_and(|headers| {
+            key_headers::authorization(headers, caller.to_proxy)
+                .next()
+                .is_some()
+        });
+        if shows_key && !self.by_key.is_empty() {
+            AuthError::UnknownKey
+        } else {
+            AuthError::NoKey
+        }
     }
 
     /// Finds the first client without a key that fits. A certificate goes before a network.
@@ -379,12 +389,6 @@ fn network_client(name: AccountName) -> settings::ClientSettings {
     }
 }
 
-/// Returns the token behind `Bearer`, written in any case.
-fn bearer(value: &str) -> Option<&str> {
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-}
-
 impl AuthError {
     /// Returns advice for the operator.
     pub(crate) fn advice(self) -> &'static str {
@@ -393,7 +397,8 @@ impl AuthError {
                 "callers from this address are not let in; add its network to server.allow"
             }
             Self::UnknownKey => {
-                "no client has this key; compare X-Wxgate-Key or the bearer token with the [[client]] sections"
+                "no client has this key; compare X-Wxgate-Key, the bearer token or the password of the base URL with the \
+                 [[client]] sections"
             }
             Self::SeveralKeys => "the request shows the keys of several clients; send one",
             Self::NoKey => {
@@ -559,6 +564,7 @@ mod tests {
             cert_names: &names,
             last_key: &LastKey::default(),
             headers: Some(&headers(lines)),
+            to_proxy: false,
             key: None,
         };
         match access.identify(&caller, None) {
@@ -666,6 +672,66 @@ mod tests {
                 "10.2.0.1",
                 &["pay.internal"],
                 "crm",
+            ),
+        ] {
+            assert_eq!(
+                identified(&house, lines, peer, names),
+                expected,
+                "{lines:?} {peer} {names:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_text_in_authorization_is_a_key_or_passed_over() {
+        let house = house();
+        for (lines, peer, names, expected) in [
+            (
+                &[("authorization", "Basic Y3JtOmNybS1rZXk=")][..],
+                "192.0.2.1",
+                &[][..],
+                "crm",
+            ),
+            // A text in Authorization that is no key is meant for others.
+            (&[("authorization", "Bearer no")], "10.2.0.1", &[], "floor"),
+            (
+                &[("authorization", "Bearer no")],
+                "192.0.2.1",
+                &["pay.internal"],
+                "pay",
+            ),
+            (
+                &[("authorization", "Bearer no"), ("x-wxgate-key", "crm-key")],
+                "192.0.2.1",
+                &[],
+                "crm",
+            ),
+            (
+                &[("authorization", "Bearer no")],
+                "192.0.2.1",
+                &[],
+                "UnknownKey",
+            ),
+            (
+                &[("authorization", "Basic Y3JtOm5v")],
+                "192.0.2.1",
+                &[],
+                "UnknownKey",
+            ),
+            (
+                &[
+                    ("authorization", "Basic Y3JtOmNybS1rZXk="),
+                    ("authorization", "Bearer erp-key"),
+                ],
+                "10.1.0.1",
+                &[],
+                "SeveralKeys",
+            ),
+            (
+                &[("proxy-authorization", "Bearer crm-key")],
+                "192.0.2.1",
+                &[],
+                "NoKey",
             ),
         ] {
             assert_eq!(

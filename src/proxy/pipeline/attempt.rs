@@ -57,7 +57,7 @@ impl<'c> OutboundCall<'c> {
         payload: Payload,
     ) -> Self {
         exchange.log.body_unread = !payload.is_complete();
-        headers::to_upstream(exchange.headers, exchange.present);
+        headers::to_upstream(exchange.headers, exchange.present, &exchange.config.headers);
         exchange.worker.proxy.loop_mark.put(exchange.headers);
         Self {
             worker: exchange.worker,

@@ -1,7 +1,7 @@
 //! The way of a request, from its head to the answer.
 //!
-//! [`handle`] reads each request as one of four kinds, and each kind has a file that goes through the
-//! stages from top to bottom: [`token_endpoint`], [`service_request`], [`api_call`], and
+//! [`handle`] reads each request as one of five kinds, and each kind has a file that goes through the
+//! stages from top to bottom: [`probe`], [`token_endpoint`], [`service_request`], [`api_call`], and
 //! [`carried_call`] for calls that use no account. Only this folder
 //! knows the order of the stages; they do not know each other. Errors leave by `?` and become
 //! answers here, where every request is counted and logged.
@@ -10,8 +10,10 @@ mod api_call;
 mod attempt;
 mod carried_call;
 mod delivery;
+mod error_status;
 mod exchange;
 mod foreign_token;
+mod probe;
 mod request;
 mod request_log;
 mod sdk_ticket;
@@ -43,7 +45,6 @@ use super::{
     request_id::{RequestId, X_REQUEST_ID},
     route::X_WXGATE_ACCOUNT,
     runtime_config::InFlight,
-    settings::ErrorStyle,
     worker_state::Worker,
 };
 
@@ -77,7 +78,7 @@ pub(super) async fn handle(
         Err(error) if error.is_denial() => Some(error.slug()),
         _ => log.fields.refused,
     };
-    let (mut response, outcome) = deliver(answered, in_flight, &log.fields);
+    let (mut response, outcome) = deliver(answered, in_flight, &log);
     log.audit(denied);
     log.answered(response.status().as_u16(), outcome);
     if response.body().is_streamed() {
@@ -105,6 +106,7 @@ async fn answer(exchange: &mut Exchange<'_>, body: Incoming) -> Result<Answered,
             ))
             .await
         }
+        RequestKind::Probe(probe) => probe::answer(exchange, probe).map(Answered::Own),
         RequestKind::Service => Box::pin(service_request::answer(exchange, &request, body))
             .await
             .map(Answered::Own),
@@ -128,7 +130,7 @@ fn request_id(worker: &Worker, headers: &HeaderMap, present: PresentHeaders) -> 
 fn deliver(
     answered: Result<Answered, ProxyError>,
     in_flight: InFlight,
-    log: &LogFields,
+    log: &RequestLog,
 ) -> (Response<Delivery>, &'static str) {
     match answered {
         Ok(Answered::Upstream(response, permit)) => {
@@ -142,18 +144,25 @@ fn deliver(
         }
         Ok(Answered::Own(response)) => (
             response.map(|body| Delivery::Own(Some(body))),
-            log.refused.unwrap_or("ok"),
+            match log.fields.refused {
+                Some(refused) => refused,
+                None if log.fields.is_probe => probe::OUTCOME,
+                None => "ok",
+            },
         ),
         Err(error) => {
-            let response = error_response(&error, in_flight.error_style, log.attempts);
+            // The status is all that a probe looks at.
+            let is_ok = !log.fields.is_probe
+                && error_status::is_ok(in_flight.error_style, &error, &log.head);
+            let response = error_response(&error, is_ok, log.fields.attempts);
             (response.map(|body| Delivery::Own(Some(body))), error.slug())
         }
     }
 }
 
 /// Turns an error into an answer that also says whether WeChat may have executed the request.
-fn error_response(error: &ProxyError, style: ErrorStyle, attempts: u8) -> Response<Bytes> {
-    let mut response = error.response(style);
+fn error_response(error: &ProxyError, is_ok: bool, attempts: u8) -> Response<Bytes> {
+    let mut response = error.response(is_ok);
     let sent = if attempts == 0 { "no" } else { "maybe" };
     response
         .headers_mut()

@@ -7,7 +7,7 @@ use hyper::{
     header::{self, HeaderValue},
 };
 
-use super::exchange::Exchange;
+use super::{exchange::Exchange, probe::ProbePath};
 use crate::{
     net::{address::Peer, connection::OddFraming},
     proxy::{
@@ -43,6 +43,8 @@ pub(super) struct Request<'r> {
 /// Kinds of requests, each with a file of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestKind {
+    /// The path of a probe: [`super::probe`].
+    Probe(ProbePath),
     /// A call for a token, answered with a phantom: [`super::token_endpoint`].
     TokenEndpoint,
     /// A path below `/-/`: [`super::service_request`].
@@ -107,8 +109,10 @@ impl<'r> Request<'r> {
         exchange.log.caller = Some(caller);
         let path = SplitPath::new(exchange.uri.path());
         let names = inject::examine(exchange.uri.query());
+        let kind = RequestKind::of(&path, names);
+        exchange.log.is_probe = matches!(kind, RequestKind::Probe(_));
         Ok(Self {
-            kind: RequestKind::of(&path, names),
+            kind,
             path,
             names,
             by_host,
@@ -144,6 +148,7 @@ impl<'r> Request<'r> {
             cert_names: &exchange.conn.cert_names,
             last_key: &exchange.conn.last_key,
             headers: exchange.headers_with(HeaderKind::Credential),
+            to_proxy: exchange.uri.authority().is_some(),
             key,
         };
         exchange.config.access.identify(&caller, phantom)
@@ -203,6 +208,9 @@ pub(super) fn unknown_client(error: AuthError) -> ProxyError {
 
 impl RequestKind {
     fn of(path: &SplitPath<'_>, names: QueryNames) -> Self {
+        if let Some(probe) = ProbePath::of(path) {
+            return Self::Probe(probe);
+        }
         if path.is_service() {
             return Self::Service;
         }
@@ -303,7 +311,5 @@ fn check_loop(exchange: &Exchange<'_>) -> Result<(), ProxyError> {
         return Ok(());
     };
     tracing::warn!(reason, "a request has come back");
-    Err(ProxyError::UpstreamFailed {
-        reason: reason.to_owned(),
-    })
+    Err(ProxyError::Loop(reason))
 }

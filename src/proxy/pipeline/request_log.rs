@@ -45,6 +45,8 @@ pub(super) struct LogFields {
     ///
     /// [`ProxyError`]: crate::proxy::error::ProxyError
     pub(super) refused: Option<&'static str>,
+    /// The path is that of a probe.
+    pub(super) is_probe: bool,
     /// The client has too many connections; this one is closed behind its answer.
     pub(super) must_close: bool,
     /// Some of the caller's body has not been read; the bytes that follow on its connection would

@@ -9,6 +9,8 @@ use std::time::Duration;
 pub(crate) use client::Rate;
 pub use client::{ClientSettings, KeyDigest, Mode, PathPattern, Scopes};
 
+use hyper::header::HeaderName;
+
 use crate::{
     base::AccountName,
     net::{
@@ -54,11 +56,15 @@ pub struct ProxySettings {
     pub replay: ReplaySettings,
 }
 
-/// Status of error answers of wxgate itself. The body has `errcode` in both styles.
+/// Status of error answers of wxgate itself. The body has `errcode` in all styles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ErrorStyle {
-    /// HTTP status of the error.
+    /// Status 200 for calls that bring a token or a secret, which come from SDKs: these show
+    /// `errcode` and `errmsg` only, and some print the URL of a call whose status is another. The
+    /// HTTP status of the error for all others.
     #[default]
+    Auto,
+    /// HTTP status of the error.
     Http,
     /// Status 200, as WeChat answers errors.
     Wechat,
@@ -78,6 +84,8 @@ pub struct UpstreamSettings {
     /// Most requests in flight of one account and of one client while others send some too, at least
     /// one.
     pub max_share: usize,
+    /// Headers of callers that go on to WeChat besides those that always do.
+    pub headers: Vec<HeaderName>,
 }
 
 /// The table `[replay]`, in bytes. `memory_total` is at least `memory`; `disk` is zero or at least
@@ -123,6 +131,7 @@ impl Default for UpstreamSettings {
             pool_idle: Duration::from_secs(15),
             max_in_flight: 1024,
             max_share: 768,
+            headers: Vec::new(),
         }
     }
 }

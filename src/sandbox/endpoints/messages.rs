@@ -29,8 +29,7 @@ pub(super) fn send(call: ApiCall<'_>) -> SandboxAnswer {
         return call.error(40003);
     };
     let kind = text(&body, "msgtype").unwrap_or("template".into());
-    let wants_media = matches!(&*kind, "image" | "voice" | "video" | "file" | "mpnews");
-    if wants_media && text(&body[&*kind], "media_id").is_none() {
+    if lacks_media(&kind, &body[&*kind]) {
         return call.error(40007);
     }
     let id = call.shared.recorder.deliver(|id| DeliveredMessage {
@@ -48,6 +47,20 @@ pub(super) fn send(call: ApiCall<'_>) -> SandboxAnswer {
         "/cgi-bin/message/send" => call
             .ok(&json!({"errcode": 0, "errmsg": "ok", "invaliduser": "", "msgid": id.to_string()})),
         _ => call.ok(&json!({"errcode": 0, "errmsg": "ok"})),
+    }
+}
+
+/// Returns true if the payload of a message of this kind lacks a `media_id`.
+fn lacks_media(kind: &str, payload: &Value) -> bool {
+    match kind {
+        // WeCom's articles stand in the message, each with a picture.
+        "mpnews" if payload["articles"].is_array() => {
+            let mut articles = payload["articles"].as_array().into_iter().flatten();
+            articles.any(|article| text(article, "thumb_media_id").is_none())
+        }
+        "image" | "voice" | "video" | "file" | "mpnews" => text(payload, "media_id").is_none(),
+        "music" | "miniprogrampage" => text(payload, "thumb_media_id").is_none(),
+        _ => false,
     }
 }
 

@@ -330,6 +330,25 @@ async fn members_drafts_balances_and_media_have_the_shapes_of_the_documentation(
     let custom = format!("/cgi-bin/message/custom/send?access_token={token}");
     let image = r#"{"touser":"o1","msgtype":"image","image":{"media_id":""}}"#;
     assert_eq!(world.post(&custom, image).await.errcode(), 40007);
+    for refused in [
+        r#"{"touser":"o1","msgtype":"voice","voice":{}}"#,
+        r#"{"touser":"o1","msgtype":"music","music":{"thumb_media_id":""}}"#,
+        r#"{"touser":"o1","msgtype":"miniprogrampage","miniprogrampage":{"appid":"a"}}"#,
+    ] {
+        assert_eq!(
+            world.post(&custom, refused).await.errcode(),
+            40007,
+            "{refused}"
+        );
+    }
+    let corp_send = format!("/cgi-bin/message/send?access_token={corp}");
+    let articles = |picture: &str| {
+        format!(
+            r#"{{"touser":"u1","msgtype":"mpnews","mpnews":{{"articles":[{{"title":"t","thumb_media_id":"{picture}"}}]}}}}"#
+        )
+    };
+    assert_eq!(world.post(&corp_send, &articles("")).await.errcode(), 40007);
+    assert_eq!(world.post(&corp_send, &articles("m")).await.errcode(), 0);
     assert_eq!(world.control.delivered_to("o1"), 0);
     for (token, is_text) in [(&token, false), (&corp, true)] {
         let part = "--b\r\nContent-Disposition: form-data; name=\"media\"; filename=\"a.jpg\"\r\n\r\nx\r\n--b--\r\n";

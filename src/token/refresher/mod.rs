@@ -32,7 +32,9 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-pub(crate) use self::status::{Condition, LastError, Status};
+#[cfg(test)]
+pub(crate) use self::status::Condition;
+pub(crate) use self::status::{LastError, Status};
 use self::{
     actor::{Actor, PendingWork},
     cluster::Cluster,

@@ -52,6 +52,19 @@ pub enum Condition {
     Fatal,
 }
 
+impl Condition {
+    /// Returns the word for answers and logs.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Waiting => "waiting",
+            Self::Degraded => "degraded",
+            Self::Failing => "failing",
+            Self::Fatal => "fatal",
+        }
+    }
+}
+
 /// A snapshot for people and machines; holds no token.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {

@@ -248,6 +248,17 @@ impl Parameters {
     }
 }
 
+/// Returns true if a query brings a token or a secret, of any kind and any value.
+pub(crate) fn is_brought(query: &str) -> bool {
+    query.split('&').any(|pair| {
+        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
+        let name = decode(name);
+        let mut found = Parameters::default();
+        found.add(&name, false);
+        name == "access_token" || found.has(Parameters::TOKEN | Parameters::SECRET)
+    })
+}
+
 fn decode(name: &str) -> Cow<'_, str> {
     percent_decode_str(name).decode_utf8_lossy()
 }

@@ -40,8 +40,9 @@ fn second_account() -> String {
     )
 }
 
-/// Starts, and waits for the first token of each of `accounts`.
+/// Starts with real statuses, and waits for the first token of each of `accounts`.
 async fn started(setup: Setup, accounts: u64) -> Gate {
+    let setup = setup.set("server", "error_style = \"http\"");
     let gate = setup.start().await;
     gate.control()
         .until(move |control| control.fetches() >= accounts)

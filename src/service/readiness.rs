@@ -1,21 +1,15 @@
-//! `GET /readyz`: readiness of this node for traffic, from the status of the accounts, the workers
-//! and the log.
+//! Readiness of this node for traffic, from the status of the accounts, the workers and the log:
+//! `/readyz` on the admin listener, `/-/readyz` on the data listener.
 //!
-//! Pure; the states are gathered by `site`.
+//! Pure; both listeners gather the states themselves.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-use axum::{
-    Json,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-};
 use serde::Serialize;
 
-use super::accounts::state_name;
 use crate::{
     base::AccountName,
     telemetry::{
@@ -25,43 +19,44 @@ use crate::{
     token::Status,
 };
 
-/// Answer of `/readyz`: status 200 when ready, else 503.
+/// Body of the answer, whose status is 200 when ready, else 503.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Readiness {
-    pub(super) ready: bool,
+pub(crate) struct Readiness {
+    pub(crate) ready: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) error: Option<&'static str>,
+    pub(crate) error: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) message: Option<&'static str>,
+    pub(crate) message: Option<&'static str>,
     /// Worker threads and listeners that do not answer the watchdog.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) stuck: Vec<StuckWorker>,
+    pub(crate) stuck: Vec<StuckWorker>,
     /// Trouble with the log. The node stays ready: no request waits for the log.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) log: Option<LogTrouble>,
+    pub(crate) log: Option<LogTrouble>,
     /// Accounts without a usable token; not always empty when the node is ready.
-    pub(super) lacking: Vec<UnusableAccount>,
+    pub(crate) lacking: Vec<UnusableAccount>,
 }
 
 /// Health of the parts of the node that do not belong to an account.
 #[derive(Debug, Clone, Default)]
-pub(super) struct NodeHealth {
-    pub(super) workers: StuckWorkers,
-    pub(super) log: Option<Arc<LogQueue>>,
+pub(crate) struct NodeHealth {
+    pub(crate) workers: StuckWorkers,
+    pub(crate) log: Option<Arc<LogQueue>>,
     /// Set once an account had a usable token, for the rest of the process.
-    pub(super) was_usable: Arc<AtomicBool>,
+    pub(crate) was_usable: Arc<AtomicBool>,
 }
 
 /// Worker thread or listener that does not answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct StuckWorker {
-    worker: String,
+pub(crate) struct StuckWorker {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker: Option<String>,
     seconds: u64,
 }
 
 /// State of a log that loses lines, with the count of lines lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct LogTrouble {
+pub(crate) struct LogTrouble {
     state: &'static str,
     lines_dropped: u64,
     message: String,
@@ -69,19 +64,21 @@ pub(super) struct LogTrouble {
 
 /// Account without a usable token, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct UnusableAccount {
-    account: String,
+pub(crate) struct UnusableAccount {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account: Option<String>,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     errcode: Option<i64>,
-    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_attempt_in: Option<u64>,
 }
 
 /// Accounts that must have a usable token before the node is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Required {
+pub(crate) enum Required {
     /// One account, now or at any time since the start: a failing account must not take every node
     /// out of service.
     One,
@@ -89,9 +86,12 @@ pub(super) enum Required {
     All,
 }
 
+/// Slug of a node whose accounts have no usable token.
+const NOT_READY: &str = "not_ready";
+
 /// Returns the readiness of a node with these accounts. A node that is leaving, or has no account,
 /// is never ready. `was_usable` tells that an account had a usable token before.
-pub(super) fn judge(
+pub(crate) fn judge(
     accounts: &[(AccountName, Status)],
     required: Required,
     was_usable: bool,
@@ -111,7 +111,7 @@ pub(super) fn judge(
         Some(("no_account", "no account is configured: add an [[account]]"))
     } else if !is_served {
         Some((
-            "not_ready",
+            NOT_READY,
             "accounts have no usable token: see lacking for each one's reason",
         ))
     } else {
@@ -133,7 +133,7 @@ pub(super) fn judge(
 
 impl NodeHealth {
     /// Judges the accounts, and remembers that one was usable.
-    pub(super) fn judge(
+    pub(crate) fn judge(
         &self,
         accounts: &[(AccountName, Status)],
         required: Required,
@@ -147,7 +147,7 @@ impl NodeHealth {
     }
 
     /// Adds the health of the node to the readiness of its accounts.
-    pub(super) fn complete(&self, mut readiness: Readiness) -> Readiness {
+    pub(crate) fn complete(&self, mut readiness: Readiness) -> Readiness {
         let stuck = self.workers.list();
         // A stop takes precedence: the node leaves in any case.
         if readiness.error != Some("draining") && !stuck.is_empty() {
@@ -161,13 +161,54 @@ impl NodeHealth {
         readiness.stuck = stuck
             .into_iter()
             .map(|(worker, since)| StuckWorker {
-                worker,
+                worker: Some(worker),
                 seconds: since.as_secs(),
             })
             .collect();
         let log = self.log.as_ref().map(|log| log.health());
         readiness.log = log.and_then(LogTrouble::new);
         readiness
+    }
+}
+
+impl Readiness {
+    /// Removes names and reasons, for callers without a key: of accounts and workers only their
+    /// number and state are left.
+    pub(crate) fn anonymous(self) -> Self {
+        // Destructured, so that a new field does not compile until it has been decided here.
+        let Self {
+            ready,
+            error,
+            message,
+            stuck,
+            log: _,
+            lacking,
+        } = self;
+        let stuck = stuck
+            .into_iter()
+            .map(|StuckWorker { seconds, .. }| StuckWorker {
+                worker: None,
+                seconds,
+            });
+        let lacking = lacking.into_iter().map(|account| UnusableAccount {
+            account: None,
+            state: account.state,
+            errcode: None,
+            message: None,
+            next_attempt_in: None,
+        });
+        Self {
+            ready,
+            error,
+            message: if error == Some(NOT_READY) {
+                Some("accounts have no usable token: /readyz on the admin listener tells why")
+            } else {
+                message
+            },
+            stuck: stuck.collect(),
+            log: None,
+            lacking: lacking.collect(),
+        }
     }
 }
 
@@ -205,7 +246,7 @@ impl LogTrouble {
 
 /// Reads the accounts that must be usable from a query: [`Required::All`] for `?all`, but not for
 /// `?all=0` and `?all=false`.
-pub(super) fn required(query: Option<&str>) -> Required {
+pub(crate) fn required(query: Option<&str>) -> Required {
     let asks_for_all = query.unwrap_or_default().split('&').any(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         name == "all" && !matches!(value, "0" | "false")
@@ -224,23 +265,12 @@ impl UnusableAccount {
             &error.sentence
         });
         Self {
-            account: name.to_string(),
-            state: state_name(status.condition),
+            account: Some(name.to_string()),
+            state: status.condition.as_str(),
             errcode: error.and_then(|error| error.errcode),
-            message: message.to_owned(),
+            message: Some(message.to_owned()),
             next_attempt_in: status.next_attempt_in,
         }
-    }
-}
-
-impl IntoResponse for Readiness {
-    fn into_response(self) -> Response {
-        let status = if self.ready {
-            StatusCode::OK
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        };
-        (status, Json(self)).into_response()
     }
 }
 
@@ -383,6 +413,26 @@ mod tests {
                 ],
             })
         );
+    }
+
+    #[test]
+    fn callers_without_a_key_are_told_no_name_and_no_reason() {
+        let node = NodeHealth::default();
+        node.workers.insert("wxgate-1", Instant::now());
+        let accounts = accounts(&[Condition::Fatal, Condition::Waiting]);
+        let told = |readiness: Readiness| serde_json::to_value(readiness.anonymous()).unwrap();
+        assert_eq!(
+            told(judge(&accounts, Required::One, false, false)),
+            serde_json::json!({
+                "ready": false,
+                "error": "not_ready",
+                "message": "accounts have no usable token: /readyz on the admin listener tells why",
+                "lacking": [{ "state": "fatal" }, { "state": "waiting" }],
+            })
+        );
+        let stuck = told(node.judge(&accounts, Required::One, false));
+        assert_eq!(stuck["error"], "data_path_stuck");
+        assert_eq!(stuck["stuck"], serde_json::json!([{ "seconds": 0 }]));
     }
 
     #[test]
