@@ -49,6 +49,12 @@ struct ReplayLabels {
     result: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SigningLabels {
+    account: String,
+    result: &'static str,
+}
+
 /// Metric families, registered once.
 #[derive(Debug, Clone)]
 pub(crate) struct ProxyMetrics {
@@ -59,6 +65,7 @@ pub(crate) struct ProxyMetrics {
     errcodes: Family<ErrcodeLabels, Counter>,
     stale: Family<ErrcodeLabels, Counter>,
     replays: Family<ReplayLabels, Counter>,
+    signing: Family<SigningLabels, Counter>,
     pub(crate) in_flight: Gauge<i64, AtomicI64>,
 }
 
@@ -74,6 +81,7 @@ impl ProxyMetrics {
             errcodes: Family::default(),
             stale: Family::default(),
             replays: Family::default(),
+            signing: Family::default(),
             in_flight: Gauge::default(),
         };
         registry.register(
@@ -110,6 +118,11 @@ impl ProxyMetrics {
             "wxgate_replay",
             "What became of requests whose token was refused",
             metrics.replays.clone(),
+        );
+        registry.register(
+            "wxgate_api_signing",
+            "Calls below signing.paths by what became of their signature",
+            metrics.signing.clone(),
         );
         registry.register(
             "wxgate_inflight_requests",
@@ -216,6 +229,17 @@ impl AccountMetrics {
             account: self.account.to_string(),
             errcode: codes::label(errcode),
         }
+    }
+
+    /// Counts a call below `signing.paths`: `signed`, `refused` and `unverified` by the answer of
+    /// each attempt; `by_caller`, `unsigned_method` and `unsigned_type` for calls that wxgate does
+    /// not sign.
+    pub(crate) fn signing(&self, result: &'static str) {
+        let labels = SigningLabels {
+            account: self.account.to_string(),
+            result,
+        };
+        self.families.signing.get_or_create(&labels).inc();
     }
 
     /// Counts the end of a request whose token was refused: `cured`, `stale_again`, `failed`, or the

@@ -17,6 +17,7 @@ mod error;
 pub(crate) mod headers;
 pub(crate) mod inject;
 mod inspect;
+mod log_limit;
 mod loops;
 mod metrics;
 pub(crate) mod path;

@@ -6,7 +6,7 @@ use hyper::{
     http::{response, uri::PathAndQuery},
 };
 
-use super::request_log::LogFields;
+use super::{request_log::LogFields, signed};
 use crate::{
     base::Secret,
     proxy::{
@@ -16,7 +16,7 @@ use crate::{
         inject::QueryError,
         inspect::{self, InspectedBody},
         path::ApiPath,
-        route::Account,
+        route::{Account, AccountSigning},
         runtime_config::RuntimeConfig,
         upstream::{AttemptCount, DialError, Headers, Outgoing, RequestTarget, SendError},
         worker_state::Worker,
@@ -33,6 +33,8 @@ pub(super) struct OutboundCall<'c> {
     pub(super) query: Option<&'c str>,
     pub(super) headers: Headers,
     pub(super) payload: Payload,
+    /// Set if each attempt is signed.
+    pub(super) signing: Option<&'c AccountSigning>,
     pub(super) log: &'c mut LogFields,
 }
 
@@ -82,10 +84,7 @@ impl OutboundCall<'_> {
             // connection: the caller could not tell a broken one from a whole one.
             head.version = Version::HTTP_11;
             mask(self.account, &mut head);
-            if let Some(errcode) = errcode {
-                self.account.metrics.errcode(errcode);
-            }
-            self.log.errcode = errcode;
+            self.note_errcode(errcode);
             return Ok(Inspected {
                 answer: Response::from_parts(head, answer),
                 errcode,
@@ -94,6 +93,17 @@ impl OutboundCall<'_> {
         Err(unreachable.map_or(ProxyError::UpstreamTimeout, |error| {
             proxy_error(error.into())
         }))
+    }
+}
+
+impl OutboundCall<'_> {
+    /// Counts and logs the code in an answer.
+    pub(super) fn note_errcode(&mut self, errcode: Option<i64>) {
+        if let Some(errcode) = errcode {
+            self.account.metrics.errcode(errcode);
+            signed::explain_refusal(self.account, errcode);
+        }
+        self.log.errcode = errcode;
     }
 }
 

@@ -12,6 +12,7 @@ mod exchange;
 mod request;
 mod request_log;
 mod service_request;
+mod signed;
 mod token_endpoint;
 
 use std::rc::Rc;
