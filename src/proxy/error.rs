@@ -113,7 +113,10 @@ impl ProxyError {
     /// Returns status, errcode and slug.
     fn row(&self) -> (StatusCode, u32, &'static str) {
         match self {
-            Self::BadRequest(_) | Self::Path(_) | Self::Query(_) => {
+            Self::BadRequest(_)
+            | Self::Path(_)
+            | Self::Query(_)
+            | Self::Signing(SignError::NotAnObject | SignError::Reserved) => {
                 (StatusCode::BAD_REQUEST, 990_400, "bad_request")
             }
             Self::AccountUnknown(_) | Self::AccountMissing => {
@@ -135,9 +138,6 @@ impl ProxyError {
                 (StatusCode::FORBIDDEN, 990_403, "endpoint_blocked")
             }
             Self::NotFound => (StatusCode::NOT_FOUND, 990_404, "not_found"),
-            Self::Signing(SignError::NotAnObject | SignError::Reserved) => {
-                (StatusCode::BAD_REQUEST, 990_400, "bad_request")
-            }
             Self::BodyTooLarge { .. } | Self::OrderTooLarge | Self::SignedBodyTooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, 990_413, "body_too_large")
             }

@@ -2,8 +2,10 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 /// Allows one line a minute, over all workers.
 #[derive(Debug)]
@@ -42,11 +44,11 @@ impl LogLimit {
 mod tests {
     use super::*;
 
-    #[test]
-    fn one_line_a_minute_is_allowed() {
-        let mut limit = LogLimit::default();
+    #[tokio::test(start_paused = true)]
+    async fn one_line_a_minute_is_allowed() {
+        let limit = LogLimit::default();
         assert!(limit.allows() && !limit.allows());
-        limit.since -= EVERY;
+        tokio::time::advance(EVERY).await;
         assert!(limit.allows() && !limit.allows());
     }
 }
