@@ -10,7 +10,7 @@ mod refreshers;
 mod reload;
 mod restart;
 
-use std::{future::Future, io, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::Mutex,
@@ -134,6 +134,10 @@ impl App {
                 admin: admin::settings::AdminSettings {
                     key: None,
                     ..config.admin.clone()
+                },
+                proxy: proxy::settings::ProxySettings {
+                    signing: HashMap::new(),
+                    ..config.proxy.clone()
                 },
                 ..config.clone()
             },

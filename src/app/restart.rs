@@ -54,6 +54,7 @@ fn server(old: &ProxySettings, new: &ProxySettings) -> Compared {
         max_body: _,
         error_style: _,
         default_account: _,
+        signing: _,
         upstream: _,
         replay: _,
         clients: _,

@@ -226,6 +226,42 @@ tables! {
         /// default is "keep" for calls under WeChat's own host name that select no account,
         /// "replace" for the rest.
         foreign_token: ForeignToken,
+        /// API signing and encryption (服务端 API 签名与加密) of the calls below paths; not for wecom.
+        signing: Signing,
+    }
+
+    /// Keys of API signing, from the console of WeChat (开发管理, 开发设置, API 安全), and the paths
+    /// whose calls are signed. Only RSA (RSAwithSHA256) with AES256_GCM.
+    Signing("a table { key = …, aes_key = …, … }") {
+        /// Private key of the account in PEM, whose public key is at WeChat.
+        #[schemars(required)]
+        key: SecretForm,
+        /// Serial number of this key in the console. WeChat does not ask for it: log lines name it.
+        serial: String,
+        /// Symmetric key in base64, as the console shows it.
+        #[schemars(required)]
+        aes_key: SecretForm,
+        /// Serial number of the symmetric key in the console.
+        #[schemars(required)]
+        aes_serial: String,
+        /// Platform certificates of WeChat: the one in use, and the next one before WeChat changes
+        /// to it.
+        #[schemars(required, length(min = 1, max = 2))]
+        platform_certs: Vec<At<PlatformCert>>,
+        /// Paths whose calls are signed, such as "/cgi-bin/express/intracity/**".
+        #[schemars(required, length(min = 1))]
+        paths: Vec<At<PathPattern>>,
+    }
+
+    /// Platform certificate of WeChat.
+    PlatformCert("a table { cert = …, serial = \"…\" }") {
+        /// Certificate in PEM.
+        #[schemars(required)]
+        cert: SecretForm,
+        /// Serial number of the certificate in the console, which is not that inside the
+        /// certificate.
+        #[schemars(required)]
+        serial: String,
     }
 
     /// Token that another central server keeps: wxgate reads it there and fetches none from WeChat.

@@ -22,18 +22,43 @@ pub(super) struct ConfigResolver<'c> {
     pub(super) base_dir: &'c Path,
 }
 
+/// Form of a looked-up text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TextForm {
+    /// Secret in one line.
+    Secret,
+    /// Private key in PEM, which has several lines.
+    PrivateKey,
+    /// Certificate in PEM, which is public.
+    Certificate,
+}
+
 /// Size limit of a file with a secret. A longer file is named by mistake.
 const MAX_SECRET_FILE: u64 = 64 << 10;
 
 impl ConfigResolver<'_> {
     /// Looks a secret up; `None` after a problem was reported.
     pub(super) fn secret(&mut self, form: &At<SecretForm>) -> Option<Secret> {
+        self.text(form, TextForm::Secret)
+    }
+
+    /// Looks up a private key in PEM; `None` after a problem was reported.
+    pub(super) fn private_key(&mut self, form: &At<SecretForm>) -> Option<Secret> {
+        self.text(form, TextForm::PrivateKey)
+    }
+
+    /// Looks up a certificate in PEM; `None` after a problem was reported.
+    pub(super) fn certificate(&mut self, form: &At<SecretForm>) -> Option<Secret> {
+        self.text(form, TextForm::Certificate)
+    }
+
+    fn text(&mut self, form: &At<SecretForm>, text_form: TextForm) -> Option<Secret> {
         let SecretForm { env, file, value } = &form.value;
         let (kind, text) = self.only_one(
             &form.place,
             [("env", env), ("file", file), ("value", value)],
         )?;
-        self.look_up(kind, text)
+        self.look_up_as(kind, text, text_form)
     }
 
     /// Returns the form that is set; `None` after a problem was reported.
@@ -66,12 +91,16 @@ impl ConfigResolver<'_> {
 
     /// Looks up the secret behind `env`, `file` or `value`; `None` after a problem was reported.
     pub(super) fn look_up(&mut self, kind: &str, text: &At<Plain>) -> Option<Secret> {
+        self.look_up_as(kind, text, TextForm::Secret)
+    }
+
+    fn look_up_as(&mut self, kind: &str, text: &At<Plain>, text_form: TextForm) -> Option<Secret> {
         let found = match kind {
             "env" => self.variable(&text.value.0),
             "file" => self.file(&text.value.0),
             _ => Ok(text.value.0.clone()),
         };
-        if kind == "value" && !text.is_variable() {
+        if kind == "value" && !text.is_variable() && text_form != TextForm::Certificate {
             self.report.warning(
                 &text.place,
                 "the secret stands in the file in plain text; { env = \"NAME\" } or { file = \"path\" } keeps it out",
@@ -79,7 +108,7 @@ impl ConfigResolver<'_> {
         }
         let checked = found.and_then(|text| match text {
             empty if empty.trim().is_empty() => Err("the secret is empty".to_owned()),
-            odd if odd.contains(char::is_control) => {
+            odd if text_form == TextForm::Secret && odd.contains(char::is_control) => {
                 Err("the secret holds a line break or control character".to_owned())
             }
             fine => Ok(Secret::new(fine)),

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
@@ -197,6 +197,39 @@ impl Payload {
             *self = Self::Captured(finish(source).await?);
         }
         Ok(())
+    }
+
+    /// Keeps a body that is there, like one that was read from a caller.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub(crate) fn captured(
+        body: &[u8],
+        replay: &ReplaySettings,
+        spool: &Spool,
+    ) -> Result<Self, NotReplayable> {
+        let mut copy = Capture::new(replay, Some(body.len() as u64), spool);
+        copy.push(body);
+        Ok(Self::Captured(copy.take()?))
+    }
+
+    /// Reads a body that is complete, into memory.
+    ///
+    /// # Errors
+    /// When it is still to come, or its copy cannot be read.
+    pub(crate) fn whole(&self) -> Result<Bytes, NotReplayable> {
+        match self.ready_body() {
+            Some(OutBody::Empty) => Ok(Bytes::new()),
+            Some(OutBody::Memory(bytes)) => Ok(bytes),
+            Some(OutBody::File(mut file)) => {
+                let mut whole = BytesMut::new();
+                while let Some(piece) = file.next() {
+                    whole.extend_from_slice(&piece.map_err(|_| NotReplayable::Disk)?);
+                }
+                Ok(whole.freeze())
+            }
+            Some(OutBody::Tee(_)) | None => Err(NotReplayable::Incomplete),
+        }
     }
 
     /// True if every byte has come from the caller.

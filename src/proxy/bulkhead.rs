@@ -105,7 +105,7 @@ pub(super) struct ClientCount {
 
 /// Lets one warning through per minute.
 #[derive(Debug, Default)]
-pub(super) struct WarnLimit {
+struct WarnLimit {
     /// Second of the last warning, plus 1.
     last: AtomicU32,
     left_out: AtomicU32,
@@ -316,7 +316,7 @@ impl Drop for ClientCount {
 
 impl WarnLimit {
     /// Returns the number of warnings left out since the last, if the next is due.
-    pub(super) fn due(&self, now: u32) -> Option<u32> {
+    fn due(&self, now: u32) -> Option<u32> {
         let last = self.last.load(Relaxed);
         let is_due = last == 0 || now.saturating_sub(last - 1) >= WARN_EVERY;
         if is_due

@@ -17,7 +17,7 @@ use crate::{
     base::AccountName,
     service::Scope,
     token::TokenError,
-    wechat::{api::Platform, codes},
+    wechat::{api::Platform, codes, signing::SignError},
 };
 
 /// Header that marks an error of wxgate's own.
@@ -128,6 +128,12 @@ pub(crate) enum ProxyError {
     ProbeElsewhere,
     #[error("the request body is larger than {limit} bytes; raise server.max_body{hint}")]
     BodyTooLarge { limit: u64, hint: &'static str },
+    #[error(
+        "the body of a signed call may have 1 MiB at most; send less, or take the path out of the account's signing.paths if WeChat takes it unsigned"
+    )]
+    SignedBodyTooLarge,
+    #[error("{0}")]
+    Signing(#[from] SignError),
     #[error("the body of this call is larger than 64 KiB; it holds an order of a few lines")]
     OrderTooLarge,
     #[error("{0}")]
@@ -155,7 +161,10 @@ impl ProxyError {
     /// Returns status, errcode and slug.
     fn row(&self) -> (StatusCode, u32, &'static str) {
         match self {
-            Self::BadRequest(_) | Self::Path(_) | Self::Query(_) => {
+            Self::BadRequest(_)
+            | Self::Path(_)
+            | Self::Query(_)
+            | Self::Signing(SignError::NotAnObject | SignError::Reserved) => {
                 (StatusCode::BAD_REQUEST, 990_400, "bad_request")
             }
             Self::AccountUnknown(_)
@@ -189,10 +198,10 @@ impl ProxyError {
                 (StatusCode::FORBIDDEN, 990_403, "endpoint_blocked")
             }
             Self::NotFound | Self::ProbeElsewhere => (StatusCode::NOT_FOUND, 990_404, "not_found"),
-            Self::BodyTooLarge { .. } | Self::OrderTooLarge => {
+            Self::BodyTooLarge { .. } | Self::OrderTooLarge | Self::SignedBodyTooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, 990_413, "body_too_large")
             }
-            Self::UpstreamFailed { .. } | Self::Loop(_) => {
+            Self::UpstreamFailed { .. } | Self::Loop(_) | Self::Signing(SignError::Crypto) => {
                 (StatusCode::BAD_GATEWAY, 990_502, "upstream_failed")
             }
             Self::TokenUnavailable(_) => (

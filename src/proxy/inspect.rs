@@ -155,6 +155,13 @@ fn is_file(headers: &HeaderMap) -> bool {
         })
 }
 
+/// Returns the code in a complete body that is not compressed.
+pub(crate) fn code_in(body: &[u8]) -> Option<i64> {
+    (body.len() <= WINDOW)
+        .then(|| read(Coding::Plain, body))
+        .flatten()
+}
+
 /// Returns the code in a complete body. A body that is labelled gzip and is not is read as it is.
 fn read(coding: Coding, body: &[u8]) -> Option<i64> {
     let decoded = match coding {

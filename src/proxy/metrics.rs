@@ -55,6 +55,12 @@ struct ForeignTokenLabels {
     treatment: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SigningLabels {
+    account: String,
+    result: &'static str,
+}
+
 /// Metric families, registered once.
 #[derive(Debug, Clone)]
 pub(crate) struct ProxyMetrics {
@@ -66,6 +72,7 @@ pub(crate) struct ProxyMetrics {
     stale: Family<ErrcodeLabels, Counter>,
     replays: Family<ReplayLabels, Counter>,
     foreign_tokens: Family<ForeignTokenLabels, Counter>,
+    signing: Family<SigningLabels, Counter>,
     pub(crate) in_flight: Gauge<i64, AtomicI64>,
 }
 
@@ -82,6 +89,7 @@ impl ProxyMetrics {
             stale: Family::default(),
             replays: Family::default(),
             foreign_tokens: Family::default(),
+            signing: Family::default(),
             in_flight: Gauge::default(),
         };
         registry.register(
@@ -123,6 +131,11 @@ impl ProxyMetrics {
             "wxgate_foreign_token",
             "Calls with an access_token that no account here has",
             metrics.foreign_tokens.clone(),
+        );
+        registry.register(
+            "wxgate_api_signing",
+            "Calls below signing.paths by what became of their signature",
+            metrics.signing.clone(),
         );
         registry.register(
             "wxgate_inflight_requests",
@@ -238,6 +251,17 @@ impl AccountMetrics {
             treatment,
         };
         self.families.foreign_tokens.get_or_create(&labels).inc();
+    }
+
+    /// Counts a call below `signing.paths`: `signed`, `refused` and `unverified` by the answer of
+    /// each attempt; `by_caller`, `unsigned_method` and `unsigned_type` for calls that wxgate does
+    /// not sign.
+    pub(crate) fn signing(&self, result: &'static str) {
+        let labels = SigningLabels {
+            account: self.account.to_string(),
+            result,
+        };
+        self.families.signing.get_or_create(&labels).inc();
     }
 
     /// Counts the end of a request whose token was refused: `cured`, `stale_again`, `failed`, or the

@@ -19,6 +19,7 @@ mod healing;
 pub(crate) mod inject;
 mod inspect;
 mod keyless;
+mod log_limit;
 mod loops;
 mod metrics;
 pub(crate) mod path;

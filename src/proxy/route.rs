@@ -14,9 +14,11 @@ use prometheus_client::registry::Registry;
 use rustc_hash::FxHashMap;
 
 use super::{
-    bulkhead::{Holder, WarnLimit},
+    bulkhead::Holder,
     error::ProxyError,
+    log_limit::LogLimit,
     metrics::{AccountMetrics, ProxyMetrics},
+    settings::SigningSettings,
     upstream::UpstreamOrigin,
 };
 use crate::{
@@ -43,12 +45,26 @@ pub(crate) struct Account {
     pub(crate) metrics: AccountMetrics,
     /// Treatment of foreign tokens; `None` leaves it to the way of the call.
     pub(crate) foreign_token: Option<ForeignToken>,
-    pub(super) foreign_warned: WarnLimit,
+    /// Limit for log lines about foreign tokens.
+    pub(crate) foreign_token_log: LogLimit,
+    /// API signing; in a box, since few accounts have it.
+    pub(crate) signing: Option<Box<AccountSigning>>,
+    /// Limit for log lines about refusals of WeChat's signature layer.
+    pub(crate) signature_log: LogLimit,
     /// Count of the account's requests in flight.
     pub(crate) holder: Arc<Holder>,
     api: Vec<BaseUrl>,
     /// API hosts, the preferred one first.
     origins: Vec<Arc<UpstreamOrigin>>,
+}
+
+/// API signing of an account.
+pub(crate) struct AccountSigning {
+    pub(crate) settings: SigningSettings,
+    /// Limit for log lines about calls that go unsigned.
+    pub(crate) unsigned_log: LogLimit,
+    /// Limit for log lines about a certificate that WeChat is about to retire.
+    pub(crate) deprecated_log: LogLimit,
 }
 
 /// All accounts.
@@ -103,7 +119,9 @@ impl Account {
             tickets: tokens.tickets,
             metrics,
             foreign_token: settings.foreign_token,
-            foreign_warned: WarnLimit::default(),
+            foreign_token_log: LogLimit::default(),
+            signing: None,
+            signature_log: LogLimit::default(),
             holder: Holder::named(settings.name.as_str()),
             api: settings.api.clone(),
             origins,
@@ -113,6 +131,18 @@ impl Account {
     /// Returns the API hosts as configured, the preferred one first.
     pub(crate) fn origins(&self) -> &[Arc<UpstreamOrigin>] {
         &self.origins
+    }
+
+    /// Adds API signing.
+    pub(crate) fn with_signing(self, settings: Option<&SigningSettings>) -> Self {
+        let signing = settings.map(|settings| {
+            Box::new(AccountSigning {
+                settings: settings.clone(),
+                unsigned_log: LogLimit::default(),
+                deprecated_log: LogLimit::default(),
+            })
+        });
+        Self { signing, ..self }
     }
 
     /// Keeps the count of the account of this name before a reload.

@@ -153,8 +153,12 @@ impl RuntimeConfig {
             .into_iter()
             .zip(refreshers)
             .map(|((account, origins), tokens)| {
-                let route = match before.and_then(|before| before.accounts.kept(&account, &tokens))
-                {
+                let signing = settings.signing.get(&account.name);
+                let kept = before
+                    .and_then(|before| before.accounts.kept(&account, &tokens))
+                    // Keys are not compared: a route with or for signing is made anew.
+                    .filter(|kept| kept.signing.is_none() && signing.is_none());
+                let route = match kept {
                     Some(unchanged) => Arc::clone(unchanged),
                     None => {
                         let changed =
@@ -162,6 +166,7 @@ impl RuntimeConfig {
                         let metrics = metrics.for_account(&account.name);
                         Arc::new(
                             Account::new(&account, tokens, metrics, origins)
+                                .with_signing(signing)
                                 .continuing(changed.map(Arc::as_ref)),
                         )
                     }

@@ -22,6 +22,7 @@ use super::{
     deliver::{AnswerMode, ConnectionEnd, DeliveryPlan, deliver},
     effect::{self, Effect, LINGER, WireOutcome},
     endpoints::{self, ApiCall, media, token},
+    envelope,
     failures::{self, FailedCall},
     faults::{AfterEarly, Fault},
     multipart::MultipartScanner,
@@ -345,7 +346,9 @@ impl<W: ResettableStream> SandboxConnection<'_, W> {
     /// Reads the body. A truncated body is recorded here, because no answer will be.
     async fn body(&mut self, head: &RequestHead) -> io::Result<Received> {
         let on = self.shared.recorder.on;
-        let keep = endpoints::keep(head.path()).max(if on { MAX_RECORDED_BODY } else { 0 });
+        let keep = endpoints::keep(head.path())
+            .max(if on { MAX_RECORDED_BODY } else { 0 })
+            .max(envelope::keep(head));
         let scanner = if media::takes_file(head.path()) {
             head.field("content-type")
                 .and_then(|kind| MultipartScanner::new(kind, self.shared.media_keep))

@@ -19,6 +19,7 @@ use super::{
     answer::{BodySource, JSON_ENCODING, SandboxAnswer},
     body::Received,
     endpoints::ApiCall,
+    request::RequestHead,
     script::path_matches,
     state::TokenState,
 };
@@ -44,6 +45,18 @@ pub struct ApiSigning {
 const ORIGIN: &str = "https://api.weixin.qq.com";
 /// Maximum difference between a call's timestamp and the sandbox clock, in seconds.
 const WINDOW: u64 = 300;
+
+/// Longest signed body that is verified, in bytes.
+const MAX_SIGNED_BODY: usize = 4 << 20;
+
+/// Returns the number of bytes of a body that are kept for the signature.
+pub(super) fn keep(head: &RequestHead) -> usize {
+    if head.field("Wechatmp-Signature").is_some() {
+        MAX_SIGNED_BODY
+    } else {
+        0
+    }
+}
 
 impl fmt::Debug for ApiSigning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

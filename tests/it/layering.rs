@@ -131,12 +131,16 @@ const REVEALERS: &[&str] = &[
     "cli/token.rs",
     // A client's key into its digest.
     "config/resolve/client.rs",
+    // Keys of API signing into their parser.
+    "config/resolve/signing.rs",
     // Proxy-Authorization on the way out.
     "net/egress.rs",
     // The token, or the AppSecret of a login code exchange, into the query of one call.
     "proxy/pipeline/api_call.rs",
     // Both into the search for them in the headers of an answer.
     "proxy/pipeline/attempt.rs",
+    // The token into the query of a signed call.
+    "proxy/pipeline/signed.rs",
     // The real token or a ticket, to a caller that may have it.
     "service/answer.rs",
     // The ticket into the hash that signs a page.

@@ -63,6 +63,7 @@ mod sealing;
 mod secrets;
 mod selection;
 mod service_api;
+mod signed_calls;
 mod signing;
 mod slow_clients;
 #[cfg(feature = "sql")]

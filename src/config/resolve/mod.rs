@@ -8,6 +8,7 @@ mod account;
 mod client;
 mod external;
 mod server;
+mod signing;
 mod store;
 
 use std::fmt::Display;
@@ -42,6 +43,7 @@ pub(super) fn resolve(raw: raw::File, resolver: &mut ConfigResolver<'_>) -> Conf
         &proxy.listen,
         &whole,
     );
+    proxy.signing = resolver.signing(raw.account.as_ref());
     let accounts = resolver.accounts(raw.account, &whole);
     let names = account::AccountNames::new(&accounts);
     let client_context = client::ClientContext {

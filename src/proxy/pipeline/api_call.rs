@@ -112,7 +112,12 @@ pub(super) async fn answer<'r>(
         .await?;
     let mut call = OutboundCall::new(exchange, account, &path, payload);
     let answer = match credential {
-        Credential::AccountToken { own, token } => call.with_token(admitted, own, token).await,
+        Credential::AccountToken { own, token } => {
+            if let Some(signing) = &account.signing {
+                Box::pin(call.prepare_signing(signing)).await?;
+            }
+            call.with_token(admitted, own, token).await
+        }
         // The rarer calls in a box each, so that the future of the others stays small.
         Credential::AppSecret { appid } => {
             Box::pin(call.with_secret(admitted, appid.as_deref())).await
@@ -317,9 +322,14 @@ impl OutboundCall<'_> {
 
     /// Sends with this token, and judges the token by the answer.
     async fn judged_attempt(&mut self, own: usize, token: &Token) -> Result<Judged, ProxyError> {
-        let (path, query) = (self.path, self.query);
-        let target = || inject::inject(path, query, own, token.query_value());
-        let Inspected { answer, errcode } = self.attempt(&target).await?;
+        let Inspected { answer, errcode } = if let Some(signing) = self.signing {
+            // In a box, so that the future of the other calls stays small.
+            Box::pin(self.signed_attempt(signing, token)).await?
+        } else {
+            let (path, query) = (self.path, self.query);
+            let target = || inject::inject(path, query, own, token.query_value());
+            self.attempt(&target).await?
+        };
         let verdict = retry::judge(self.account.platform, answer.status(), errcode);
         if verdict == TokenVerdict::Accepted {
             self.account.refresher.accepted(token.generation());

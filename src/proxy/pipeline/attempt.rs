@@ -8,7 +8,7 @@ use hyper::{
     http::{response, uri::PathAndQuery},
 };
 
-use super::{exchange::Exchange, request_log::LogFields};
+use super::{exchange::Exchange, request_log::LogFields, signed};
 use crate::{
     base::Secret,
     proxy::{
@@ -19,7 +19,7 @@ use crate::{
         inspect::{self, InspectedBody},
         metrics::AccountMetrics,
         path::ApiPath,
-        route::Account,
+        route::{Account, AccountSigning},
         runtime_config::RuntimeConfig,
         upstream::{AttemptCount, DialError, Headers, Outgoing, RequestTarget, SendError},
         worker_state::Worker,
@@ -39,6 +39,8 @@ pub(super) struct OutboundCall<'c> {
     pub(super) query: Option<&'c str>,
     pub(super) headers: Headers,
     pub(super) payload: Payload,
+    /// Set if each attempt is signed.
+    pub(super) signing: Option<&'c AccountSigning>,
     pub(super) log: &'c mut LogFields,
 }
 
@@ -69,6 +71,7 @@ impl<'c> OutboundCall<'c> {
             query: exchange.uri.query(),
             headers: Headers::new(mem::take(exchange.headers)),
             payload,
+            signing: None,
             log: exchange.log,
         }
     }
@@ -112,10 +115,7 @@ impl<'c> OutboundCall<'c> {
             // connection: the caller could not tell a broken one from a whole one.
             head.version = Version::HTTP_11;
             mask(self.account, &mut head);
-            if let Some(errcode) = errcode {
-                self.metrics.errcode(errcode);
-            }
-            self.log.errcode = errcode;
+            self.note_errcode(errcode);
             return Ok(Inspected {
                 answer: Response::from_parts(head, answer),
                 errcode,
@@ -124,6 +124,17 @@ impl<'c> OutboundCall<'c> {
         Err(unreachable.map_or(ProxyError::UpstreamTimeout, |error| {
             proxy_error(error.into())
         }))
+    }
+}
+
+impl OutboundCall<'_> {
+    /// Counts and logs the code in an answer.
+    pub(super) fn note_errcode(&mut self, errcode: Option<i64>) {
+        if let Some(errcode) = errcode {
+            self.metrics.errcode(errcode);
+            signed::explain_refusal(self.account, errcode);
+        }
+        self.log.errcode = errcode;
     }
 }
 

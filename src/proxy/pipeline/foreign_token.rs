@@ -52,11 +52,10 @@ pub(super) fn is_kept<'r>(
     };
     let treatment = account.foreign_token.unwrap_or(by_default);
     account.metrics.foreign_token(treatment.as_str());
-    if let Some(left_out) = account.foreign_warned.due(config.load.seconds()) {
+    if account.foreign_token_log.allows() {
         tracing::warn!(
             account = account.name.as_str(),
             treatment = treatment.as_str(),
-            left_out,
             "a call brings an access_token that wxgate did not hand out; foreign_token says what becomes of such calls",
         );
     }

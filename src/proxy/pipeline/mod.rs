@@ -18,6 +18,7 @@ mod request;
 mod request_log;
 mod sdk_ticket;
 mod service_request;
+mod signed;
 mod token_endpoint;
 
 use std::rc::Rc;

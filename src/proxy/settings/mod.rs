@@ -3,11 +3,13 @@
 //! Values only. `config` reads them from the file.
 
 mod client;
+mod signing;
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 pub(crate) use client::Rate;
 pub use client::{ClientSettings, KeyDigest, Mode, PathPattern, Scopes};
+pub(crate) use signing::SigningSettings;
 
 use hyper::header::HeaderName;
 
@@ -50,6 +52,8 @@ pub struct ProxySettings {
     pub error_style: ErrorStyle,
     /// Account of requests that select none. One of the configured accounts.
     pub default_account: Option<AccountName>,
+    /// API signing, by the account. Only of configured accounts.
+    pub signing: HashMap<AccountName, SigningSettings>,
     /// Connections to WeChat.
     pub upstream: UpstreamSettings,
     /// Copies of request bodies, for a replay.
@@ -116,6 +120,7 @@ impl Default for ProxySettings {
             min_rate: 1024,
             error_style: ErrorStyle::default(),
             default_account: None,
+            signing: HashMap::new(),
             upstream: UpstreamSettings::default(),
             replay: ReplaySettings::default(),
         }

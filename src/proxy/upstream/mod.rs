@@ -137,6 +137,25 @@ impl Headers {
         }
     }
 
+    /// Returns the first value of this name, in lower case.
+    pub(crate) fn get(&self, name: &str) -> Option<&HeaderValue> {
+        let mut all = self.spare.iter();
+        all.find(|(known, _)| known == name).map(|(_, value)| value)
+    }
+
+    /// Removes headers from the attempts to come.
+    pub(crate) fn remove(&mut self, goes: impl Fn(&HeaderName) -> bool) {
+        self.spare.retain(|(name, _)| !goes(name));
+        // The list is the whole truth, and the map is made from it again.
+        self.whole = None;
+    }
+
+    /// Adds a header to the attempts to come.
+    pub(crate) fn add(&mut self, name: HeaderName, value: HeaderValue) {
+        self.spare.push((name, value));
+        self.whole = None;
+    }
+
     fn take(&mut self) -> HeaderMap {
         self.whole.take().unwrap_or_else(|| {
             let mut again = HeaderMap::with_capacity(self.spare.len());

@@ -108,7 +108,6 @@ pub enum AnswerError {
 
 /// Explains a refusal of the signature layer. Such a refusal is final: neither a new token nor a
 /// second attempt helps.
-#[allow(dead_code)]
 pub(crate) fn explain(code: i64) -> Option<&'static str> {
     Some(match code {
         40230..=40233 => {

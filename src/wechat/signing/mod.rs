@@ -25,7 +25,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-pub(crate) use self::error::{AnswerError, SignError, SigningKeyError};
+pub(crate) use self::error::{AnswerError, SignError, SigningKeyError, explain};
 use self::json::{RESERVED, content, members};
 use super::verdict;
 
@@ -111,12 +111,36 @@ pub(crate) const SERIAL: &str = "wechatmp-serial";
 /// certificate.
 pub(crate) const SIGNATURE_DEPRECATED: &str = "wechatmp-signature-deprecated";
 /// Header of an answer: serial number of the certificate of [`SIGNATURE_DEPRECATED`].
-#[allow(dead_code)]
 pub(crate) const SERIAL_DEPRECATED: &str = "wechatmp-serial-deprecated";
 /// Maximum age of an answer in seconds, as in WeChat's own samples. The samples do not check the
 /// other direction; wxgate does, because with a slow clock every replay would look fresh.
 const MAX_SKEW: u64 = 300;
 const TAG_LEN: usize = 16;
+
+/// Returns the address in the signed text of a call, whichever API host the call is sent to.
+pub(crate) fn signed_url(path: &str) -> String {
+    format!("https://api.weixin.qq.com{path}")
+}
+
+/// Returns true if a body can be signed: a JSON object, or nothing.
+pub(crate) fn is_signable(body: &[u8]) -> bool {
+    body.trim_ascii().is_empty() || members(body).is_some()
+}
+
+/// Checks a private key in PEM, apart from the other keys, so that a problem can name its place.
+pub(crate) fn check_private_key(pem: &[u8]) -> Result<(), SigningKeyError> {
+    keys::private(pem).map(drop)
+}
+
+/// Checks a symmetric key in base64.
+pub(crate) fn check_aes_key(text: &str) -> Result<(), SigningKeyError> {
+    keys::symmetric(text).map(drop)
+}
+
+/// Checks a platform certificate in PEM.
+pub(crate) fn check_platform_cert(pem: &[u8]) -> Result<(), SigningKeyError> {
+    keys::platform(pem).map(drop)
+}
 
 impl SigningKeys {
     /// Parses the keys of the account with this appid.
