@@ -23,7 +23,7 @@ use crate::{
     base::{AccountName, Secret},
     net::address::{BaseUrl, split_port},
     service::phantom::Tag,
-    token::{AccountSettings, AccountTokens, Tickets, TokenRefresher},
+    token::{AccountSettings, AccountTokens, PhantomKeys, Tickets, TokenRefresher},
     wechat::api::Platform,
 };
 
@@ -40,6 +40,7 @@ pub(crate) struct Account {
     pub(crate) secret: Option<Secret>,
     pub(crate) refresher: TokenRefresher,
     pub(crate) tickets: Option<Arc<Tickets>>,
+    pub(crate) phantoms: Arc<PhantomKeys>,
     pub(crate) metrics: AccountMetrics,
     /// Count of the account's requests in flight.
     pub(crate) holder: Arc<Holder>,
@@ -76,6 +77,7 @@ impl Account {
             secret: settings.secret.clone(),
             refresher: tokens.token,
             tickets: tokens.tickets,
+            phantoms: tokens.phantoms,
             metrics,
             holder: Holder::named(settings.name.as_str()),
             api: settings.api.clone(),

@@ -59,7 +59,8 @@ pub(super) async fn answer<'r>(
     exchange.set_account(account)?;
     exchange.admit(client, account, Right::Phantom)?;
     let config = exchange.config;
-    let phantom = config.phantom_key(account, client).mint(config.now());
+    let place = request.shown_key(exchange, call.secret.as_deref(), client);
+    let phantom = config.mint_phantom(account, client, place);
     Ok(answer::granted(endpoint, &phantom))
 }
 

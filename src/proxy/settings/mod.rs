@@ -7,7 +7,7 @@ mod client;
 use std::time::Duration;
 
 pub(crate) use client::Rate;
-pub use client::{ClientSettings, KeyDigest, Mode, PathPattern, Scopes};
+pub use client::{ClientKey, ClientSettings, KeyDigest, Mode, PathPattern, Scopes};
 
 use crate::{
     base::AccountName,
