@@ -9,6 +9,7 @@ mod loops;
 mod refreshers;
 mod reload;
 mod restart;
+mod rotation;
 
 use std::{collections::HashMap, future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
@@ -21,7 +22,7 @@ pub use self::{
     loops::{LoopError, NameLookup, check_written as check_loops},
     reload::{Loader, Reloader},
 };
-use self::{refreshers::Refreshers, reload::RunningParts};
+use self::{refreshers::Refreshers, reload::RunningParts, rotation::Successors};
 
 use crate::{
     admin::{self, Admin},
@@ -53,6 +54,9 @@ pub struct Grace {
 
 /// Time in which worker threads report the number of requests that they have cut.
 const ABORT_TIME: Duration = Duration::from_secs(1);
+
+/// Longest wait at the start for the keys of phantoms that the store keeps.
+const PHANTOM_WAIT: Duration = Duration::from_secs(1);
 
 impl Default for Grace {
     fn default() -> Self {
@@ -117,7 +121,7 @@ impl App {
         let admin = Admin::listen(&config.admin)?;
         let token_metrics = metrics.register(token::metrics::TokenMetrics::register);
         let mut refreshers = Refreshers::new(client, store, token_metrics);
-        let _ = refreshers.follow(config);
+        let _ = refreshers.follow(config, Successors::default());
         let proxy = Proxy::build(
             listeners,
             &config.proxy,
@@ -204,12 +208,16 @@ impl App {
             proxy,
             admin,
             // Held until the end, with the handles of all accounts.
-            running: _running,
+            running,
             control,
             drain,
             grace,
         } = self;
         let admin = admin.start(drain.clone()).await?;
+        // Else the first requests after a restart with another AppSecret would find their phantoms
+        // refused. A store that is down must not hold up the start for long.
+        let loaded = running.lock().await.refreshers.phantoms_loaded();
+        let _ = timeout(PHANTOM_WAIT, loaded).await;
         let proxy = proxy.run(drain);
         tokio::pin!(proxy, stop, abort);
         tokio::select! {

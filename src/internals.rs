@@ -37,7 +37,7 @@ pub mod proxy {
     }
     pub mod settings {
         pub use crate::proxy::settings::{
-            ClientSettings, ErrorStyle, KeyDigest, Mode, PathPattern, Scopes,
+            ClientKey, ClientSettings, ErrorStyle, KeyDigest, Mode, PathPattern, Scopes,
         };
     }
 }

@@ -10,7 +10,7 @@ use wxgate::internals::{
     net::address::NetworkSet,
     proxy::{
         AccessBench, inject,
-        settings::{ClientSettings, KeyDigest, PathPattern},
+        settings::{ClientKey, ClientSettings, PathPattern},
     },
     service::phantom::{Phantom, PhantomKey},
 };
@@ -28,7 +28,7 @@ fn client(place: usize, accounts: usize) -> ClientSettings {
         .unwrap();
     let by_key = place.is_multiple_of(2);
     ClientSettings {
-        key: by_key.then(|| KeyDigest::of(&key)),
+        keys: by_key.then(|| ClientKey::of(&key)).into_iter().collect(),
         from: (!by_key).then_some(from),
         accounts: Some((0..accounts).map(|place| account(place).name).collect()),
         allow: Some(vec![

@@ -74,6 +74,8 @@ pub(super) struct LastFailure {
 #[serde(default, deny_unknown_fields)]
 struct RefreshRequest {
     force: bool,
+    /// Ends the time of phantoms that were made under a former AppSecret.
+    revoke: bool,
 }
 
 /// Answer to a refresh.
@@ -113,11 +115,16 @@ pub(super) async fn refresh(
     name: &str,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let refresher = AccountName::new(name)
+    let tokens = AccountName::new(name)
         .and_then(|name| accounts.get(&name))
-        .map(|tokens| &tokens.token)
         .ok_or_else(unknown_account)?;
+    let refresher = &tokens.token;
     let request = read_refresh_request(body).await?;
+    if request.revoke {
+        // First, since it must not depend on an answer of WeChat.
+        tokens.phantoms.revoke().await;
+        tracing::info!(account = %refresher.name(), "phantoms of former AppSecrets were revoked by hand");
+    }
     // The refresher works on when this future is dropped.
     let result = refresher.refresh_now(request.force).await;
     log_refresh(refresher, request.force, &result);
@@ -193,7 +200,7 @@ fn bad_refresh_request() -> ApiError {
     ApiError::new(
         StatusCode::BAD_REQUEST,
         "bad_request",
-        "the body must be empty or {\"force\":true} or {\"force\":false}",
+        "the body must be empty, or an object with \"force\" and \"revoke\", each true or false",
     )
 }
 

@@ -5,12 +5,14 @@ use std::{
     sync::Arc,
 };
 
+use super::rotation::Successors;
 use crate::{
     base::AccountName,
     config::Config,
     token::{
-        self, AccountSettings, AccountTokens, TicketParts, Tickets, TokenRefresher, TokenRegistry,
-        source::{self, TokenClient},
+        self, AccountSettings, AccountTokens, PhantomKeys, RefresherParts, TicketParts, Tickets,
+        Token, TokenRefresher, TokenRegistry, TokenSettings,
+        source::{self, TokenClient, TokenSource},
         store::TokenStore,
     },
 };
@@ -52,8 +54,13 @@ impl Refreshers {
     }
 
     /// Keeps the refreshers of accounts that are unchanged and starts the others. With other token
-    /// settings all are started anew; the store gives them their tokens back.
-    pub(super) fn follow(&mut self, config: &Config) -> (Changes, Leaving) {
+    /// settings all are started anew; the store gives them their tokens back. Accounts whose
+    /// AppSecret changed go on with their successors.
+    pub(super) fn follow(
+        &mut self,
+        config: &Config,
+        mut successors: Successors,
+    ) -> (Changes, Leaving) {
         let same_settings = self.settings == config.token;
         self.settings = config.token;
         let mut before: Vec<Option<(AccountSettings, AccountTokens)>> =
@@ -66,7 +73,10 @@ impl Refreshers {
         let mut changes = Changes::default();
         for account in &config.accounts {
             let old = places.get(&account.name).and_then(|at| before.get_mut(*at));
-            let existed = old.is_some();
+            let former = old
+                .as_ref()
+                .and_then(|old| old.as_ref())
+                .map(|(_, tokens)| Arc::clone(&tokens.phantoms));
             let reusable = |(old, _): &mut (AccountSettings, AccountTokens)| {
                 same_settings && old.share_refresher(account)
             };
@@ -74,13 +84,14 @@ impl Refreshers {
             {
                 refresher
             } else {
-                let list = if existed {
+                let list = if former.is_some() {
                     &mut changes.changed
                 } else {
                     &mut changes.added
                 };
                 list.push(account.name.to_string());
-                self.spawn(account)
+                let successor = successors.take(&account.name);
+                self.spawn(account, successor, former)
             };
             self.running.push((account.clone(), refresher));
         }
@@ -97,6 +108,7 @@ impl Refreshers {
         for (account, refresher) in leaving.0 {
             refresher.retire();
             if !running.contains(&account.name) {
+                refresher.phantoms.forget();
                 self.metrics.forget(&account.name);
             }
         }
@@ -117,29 +129,82 @@ impl Refreshers {
         )
     }
 
-    fn spawn(&self, account: &AccountSettings) -> AccountTokens {
-        let source = source::for_account(
-            account,
-            self.client
-                .clone()
-                .with_timeout(self.settings.fetch_timeout),
-        );
+    /// Resolves when the keys of all accounts' phantoms are known, as far as the store tells.
+    pub(super) fn phantoms_loaded(&self) -> impl Future<Output = ()> + use<> {
+        let phantoms: Vec<_> = self
+            .running
+            .iter()
+            .map(|(_, tokens)| Arc::clone(&tokens.phantoms))
+            .collect();
+        async move {
+            for phantoms in phantoms {
+                phantoms.loaded().await;
+            }
+        }
+    }
+
+    /// Starts a refresher that tries another AppSecret of an account, see
+    /// [`TokenRefresher::spawn_trial`].
+    pub(super) fn spawn_trial(
+        &self,
+        account: &AccountSettings,
+        settings: TokenSettings,
+        current: Option<Arc<Token>>,
+    ) -> TokenRefresher {
+        let source = self.source(account, settings);
         let counters = self.metrics.for_account(&account.name);
-        let store = || Arc::clone(&self.store);
-        let token =
-            TokenRefresher::spawn(account.clone(), self.settings, source, store(), counters);
+        let parts = RefresherParts::of(account.clone(), settings, source, self.store(), counters);
+        TokenRefresher::spawn_trial(parts, current)
+    }
+
+    fn source(&self, account: &AccountSettings, settings: TokenSettings) -> Arc<dyn TokenSource> {
+        let client = self.client.clone().with_timeout(settings.fetch_timeout);
+        source::for_account(account, client)
+    }
+
+    fn store(&self) -> Arc<dyn TokenStore> {
+        Arc::clone(&self.store)
+    }
+
+    /// Starts what an account needs, with the refresher that has tried its AppSecret, and with the
+    /// keys of its phantoms until now.
+    fn spawn(
+        &self,
+        account: &AccountSettings,
+        successor: Option<TokenRefresher>,
+        former: Option<Arc<PhantomKeys>>,
+    ) -> AccountTokens {
+        let token = if let Some(successor) = successor {
+            successor.confirm();
+            successor
+        } else {
+            let source = self.source(account, self.settings);
+            let counters = self.metrics.for_account(&account.name);
+            TokenRefresher::spawn(
+                account.clone(),
+                self.settings,
+                source,
+                self.store(),
+                counters,
+            )
+        };
+        let phantoms = match former {
+            Some(unchanged) if unchanged.are_of(account) => unchanged,
+            former => PhantomKeys::start(account, self.store(), former.as_deref()),
+        };
         let (client, metrics) = (self.client.clone(), self.metrics.clone());
         let parts = TicketParts {
             account: account.clone(),
             settings: self.settings,
             client,
-            store: store(),
+            store: self.store(),
             metrics,
         };
         let tickets = Tickets::new(parts, &token);
         AccountTokens {
             token,
             tickets: Some(Arc::new(tickets)),
+            phantoms,
         }
     }
 }
@@ -208,12 +273,17 @@ mod tests {
     async fn only_what_concerns_the_token_costs_an_account_its_refresher() {
         let mut refreshers = refreshers();
         assert_eq!(
-            refreshers.follow(&config(&[("a", ""), ("b", "")], "")).0,
+            refreshers
+                .follow(&config(&[("a", ""), ("b", "")], ""), Successors::default())
+                .0,
             changes(&["a", "b"], &[], &[])
         );
         let before = handles(&refreshers);
         let hosts = config(&[("b", ""), ("a", "hosts = [\"a.internal\"]")], "");
-        assert_eq!(refreshers.follow(&hosts).0, changes(&[], &[], &[]));
+        assert_eq!(
+            refreshers.follow(&hosts, Successors::default()).0,
+            changes(&[], &[], &[])
+        );
         let after = handles(&refreshers);
         assert!(
             after[0].token.is_same_as(&before[1].token)
@@ -227,7 +297,10 @@ mod tests {
         ] {
             assert_eq!(
                 refreshers
-                    .follow(&config(&[("a", changed), ("b", "")], ""))
+                    .follow(
+                        &config(&[("a", changed), ("b", "")], ""),
+                        Successors::default()
+                    )
                     .0,
                 changes(&[], &["a"], &[])
             );
@@ -241,9 +314,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn other_token_settings_renew_every_refresher() {
         let mut refreshers = refreshers();
-        let _ = refreshers.follow(&config(&[("a", ""), ("b", "")], ""));
+        let _ = refreshers.follow(&config(&[("a", ""), ("b", "")], ""), Successors::default());
         let renewed = refreshers
-            .follow(&config(&[("a", ""), ("b", "")], "wait = \"1s\""))
+            .follow(
+                &config(&[("a", ""), ("b", "")], "wait = \"1s\""),
+                Successors::default(),
+            )
             .0;
         assert_eq!(renewed, changes(&[], &["a", "b"], &[]));
     }
@@ -251,7 +327,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_tickets_of_an_account_retire_with_it() {
         let mut refreshers = refreshers();
-        let _ = refreshers.follow(&config(&[("a", "")], ""));
+        let _ = refreshers.follow(&config(&[("a", "")], ""), Successors::default());
         let refresher = handles(&refreshers).remove(0);
         let pass = async |seconds| tokio::time::sleep(Duration::from_secs(seconds)).await;
         let failures = || {
@@ -268,7 +344,7 @@ mod tests {
         assert_eq!(failures(), 0);
         pass(600).await;
         assert!(failures() > 3, "{} attempts", failures());
-        let (_, leaving) = refreshers.follow(&config(&[("b", "")], ""));
+        let (_, leaving) = refreshers.follow(&config(&[("b", "")], ""), Successors::default());
         refreshers.dismiss(leaving);
         pass(60).await;
         let before = failures();
@@ -282,7 +358,8 @@ mod tests {
         let mut refreshers = refreshers();
         refreshers.metrics = token::metrics::TokenMetrics::register(&mut registry);
         let page = |refreshers: &mut Refreshers, accounts: &[(&str, &str)]| {
-            let (changes, leaving) = refreshers.follow(&config(accounts, ""));
+            let (changes, leaving) =
+                refreshers.follow(&config(accounts, ""), Successors::default());
             refreshers.dismiss(leaving);
             let mut text = String::new();
             prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

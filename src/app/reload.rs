@@ -104,11 +104,17 @@ impl RunningParts {
         if let Err(error) = loops::check(&config.accounts, egress, &self.own, NameLookup::Resolve) {
             return refused(&error);
         }
+        // Blocks this thread, which is there for it, and no other. Last of what can fail, since a
+        // fetch may end the token before.
+        let successors = match Handle::current().block_on(self.refreshers.try_secrets(&config)) {
+            Ok(successors) => successors,
+            Err(problems) => return Reloaded::Refused { problems },
+        };
         // From here on nothing can fail.
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        let (changes, leaving) = self.refreshers.follow(&config);
+        let (changes, leaving) = self.refreshers.follow(&config, successors);
         self.proxy.switch(
             prepared,
             self.refreshers

@@ -293,6 +293,10 @@ tables! {
         /// Key that the caller shows in X-Wxgate-Key or Authorization: Bearer; visible ASCII,
         /// different for each client.
         key: KeyForm,
+        /// Several keys in place of one, while callers move from one to the next: each of them
+        /// names this client.
+        #[schemars(extend("minItems" = 1))]
+        keys: Vec<At<KeyForm>>,
         /// Networks of the caller: CIDRs, addresses, "loopback" (Unix sockets too) and "private".
         from: Vec<At<Network>>,
         /// DNS or URI name in the certificate of the caller, compared without case; needs

@@ -169,7 +169,8 @@ impl<T: FromNode> FromNode for Vec<At<T>> {
                 split = list(text, node);
                 &split
             }
-            Value::Table(_) if T::IS_TABLE => {
+            // Tables within a table stand in a list in one line: its path has an index already.
+            Value::Table(_) if T::IS_TABLE && !place.path.contains('[') => {
                 let message = format!(
                     "there may be several of these: write [[{}]] in double brackets",
                     place.path

@@ -25,7 +25,7 @@ use crate::{
     base::{AccountName, Secret},
     net::address::{BaseUrl, split_port},
     service::phantom::Tag,
-    token::{AccountSettings, AccountTokens, ForeignToken, Tickets, TokenRefresher},
+    token::{AccountSettings, AccountTokens, ForeignToken, PhantomKeys, Tickets, TokenRefresher},
     wechat::api::Platform,
 };
 
@@ -42,6 +42,7 @@ pub(crate) struct Account {
     pub(crate) secret: Option<Secret>,
     pub(crate) refresher: TokenRefresher,
     pub(crate) tickets: Option<Arc<Tickets>>,
+    pub(crate) phantoms: Arc<PhantomKeys>,
     pub(crate) metrics: AccountMetrics,
     /// Treatment of foreign tokens; `None` leaves it to the way of the call.
     pub(crate) foreign_token: Option<ForeignToken>,
@@ -117,6 +118,7 @@ impl Account {
             secret: settings.secret.clone(),
             refresher: tokens.token,
             tickets: tokens.tickets,
+            phantoms: tokens.phantoms,
             metrics,
             foreign_token: settings.foreign_token,
             foreign_token_log: LogLimit::default(),

@@ -18,10 +18,11 @@ use super::{
     error::ProxyError,
     metrics::ProxyMetrics,
     route::{Account, Accounts},
-    settings::{ErrorStyle, KeyDigest, ProxySettings, ReplaySettings},
+    settings::{ErrorStyle, ProxySettings, ReplaySettings},
     upstream::{DialSetupError, UpstreamOrigin, UpstreamOrigins},
 };
 use crate::{
+    base::Secret,
     service::phantom::{Phantom, PhantomKey, Tag},
     token::{AccountSettings, AccountTokens, clock::WallClock},
     wechat::{api::Platform, credential},
@@ -48,8 +49,9 @@ pub(super) struct RuntimeConfig {
     pub(super) load: Arc<Load>,
     /// True once another configuration is in force.
     superseded: watch::Sender<bool>,
-    /// Keys of phantom tokens by account and client, derived when first needed.
-    phantoms: DashMap<(Tag, Tag), Arc<PhantomKey>>,
+    /// Keys of phantom tokens by account and client, derived when first needed: one for each key of
+    /// the client, in their order.
+    phantoms: DashMap<(Tag, Tag), Arc<[PhantomKey]>>,
 }
 
 /// A request under way, counted until its answer has been delivered or dropped, with the
@@ -202,24 +204,23 @@ impl RuntimeConfig {
         }
     }
 
-    /// Returns the key of a client's phantom tokens for an account.
-    pub(super) fn phantom_key(&self, account: &Account, client: &Client) -> Arc<PhantomKey> {
-        let (account_name, client_name) = (account.name.as_str(), client.name().as_str());
-        let key = || {
-            let client_key = client.key().map(KeyDigest::as_bytes);
-            Arc::new(PhantomKey::new(
-                account_name,
-                account.secret.as_ref(),
-                client_name,
-                client_key,
-            ))
-        };
-        Arc::clone(
-            &self
-                .phantoms
-                .entry((Tag::of(account_name), Tag::of(client_name)))
-                .or_insert_with(key),
-        )
+    /// Creates the phantom token of a client for an account, under the client's key at this place.
+    pub(super) fn mint_phantom(&self, account: &Account, client: &Client, place: usize) -> String {
+        let keys = self.phantom_keys(account, client);
+        // Never empty, and the place is one of the client's own keys.
+        keys.get(place)
+            .or_else(|| keys.first())
+            .map(|key| key.mint(self.now()))
+            .unwrap_or_default()
+    }
+
+    fn phantom_keys(&self, account: &Account, client: &Client) -> Arc<[PhantomKey]> {
+        let names = (
+            Tag::of(account.name.as_str()),
+            Tag::of(client.name().as_str()),
+        );
+        let keys = || phantom_keys(account, account.phantoms.root(), client).into();
+        Arc::clone(&self.phantoms.entry(names).or_insert_with(keys))
     }
 
     /// Finds the account and the client of a phantom token.
@@ -253,9 +254,17 @@ impl RuntimeConfig {
         let known = self
             .phantoms
             .get(&(phantom.account(), phantom.client()))
-            .map(|key| Arc::clone(&key));
-        let key = known.unwrap_or_else(|| self.phantom_key(account, client));
-        key.accepts(phantom, self.now()).then_some(client)
+            .map(|keys| Arc::clone(&keys));
+        let keys = known.unwrap_or_else(|| self.phantom_keys(account, client));
+        let now = self.now();
+        let is_good = keys.iter().any(|key| key.accepts(phantom, now))
+            // Keys of another AppSecret are derived anew each time: they are few, and soon over.
+            || account.phantoms.any_other(now, |root| {
+                phantom_keys(account, Some(root), client)
+                    .iter()
+                    .any(|key| key.accepts(phantom, now))
+            });
+        is_good.then_some(client)
     }
 
     /// Returns the wall-clock time since 1970: validity windows of phantoms must agree on all nodes.
@@ -314,6 +323,19 @@ impl RuntimeConfig {
             .subscribe()
             .wait_for(|superseded| *superseded)
             .await;
+    }
+}
+
+/// Derives the keys of a client's phantom tokens for an account from a root of its AppSecret: one
+/// for each key of the client, or a single one for a client that is known otherwise.
+fn phantom_keys(account: &Account, root: Option<&Secret>, client: &Client) -> Vec<PhantomKey> {
+    let (account, name) = (account.name.as_str(), client.name().as_str());
+    match client.keys() {
+        [] => vec![PhantomKey::new(account, root, name, None)],
+        keys => keys
+            .iter()
+            .map(|key| PhantomKey::new(account, root, name, Some(key.digest.as_bytes())))
+            .collect(),
     }
 }
 

@@ -2,9 +2,9 @@
 //! without state.
 //!
 //! A phantom holds its account, its client and a window of 24 hours, and ends in a MAC whose key
-//! derives from the account's AppSecret and the digest of the client's key. So every node can
-//! verify a phantom, and a change of either secret revokes it. Accounts, clients and permissions
-//! are `proxy`'s business.
+//! derives from a root, which derives from the account's AppSecret, and from the digest of the
+//! client's key. So every node can verify a phantom, and a change of the client's key revokes it.
+//! Roots are `token`'s business; accounts, clients and permissions are `proxy`'s.
 //!
 //! SDKs limit the form of a token: more than 50 characters, since shorter ones are taken for
 //! account names; only `[A-Za-z0-9_-]`; at most 128, since some databases have narrow columns.
@@ -64,20 +64,20 @@ impl Tag {
 }
 
 impl PhantomKey {
-    /// Derives the key. `secret` is the account's AppSecret, `client_key` the digest of the
+    /// Derives the key. `root` comes of the account's AppSecret, `client_key` is the digest of the
     /// client's key. With neither, a phantom still names account and client, but only the caller's
     /// network vouches for it.
     pub fn new(
         account: &str,
-        secret: Option<&Secret>,
+        root: Option<&Secret>,
         client: &str,
         client_key: Option<&[u8]>,
     ) -> Self {
-        let root = hmac::Key::new(
+        let root_key = hmac::Key::new(
             HMAC_SHA256,
-            secret.map_or(&[], |secret| secret.expose().as_bytes()),
+            root.map_or(&[], |root| root.expose().as_bytes()),
         );
-        let mut context = hmac::Context::with_key(&root);
+        let mut context = hmac::Context::with_key(&root_key);
         context.update(b"wxgate phantom 1");
         // Each part is preceded by its length, so that no two lists of parts collide.
         for part in [

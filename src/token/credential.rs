@@ -14,6 +14,8 @@ pub enum CredentialType {
     Token,
     /// Ticket. Costs no token budget, and WeChat never rejects a ticket towards wxgate.
     Ticket(TicketType),
+    /// Keys that verify phantom tokens. No refresher has them.
+    PhantomKeys,
 }
 
 /// Key of a credential's record in a store.
@@ -33,6 +35,7 @@ impl CredentialType {
             Self::Ticket(TicketType::Jsapi) => "jsapi ticket",
             Self::Ticket(TicketType::WxCard) => "wx_card ticket",
             Self::Ticket(TicketType::AgentConfig) => "agent_config ticket",
+            Self::PhantomKeys => "keys of phantom tokens",
         }
     }
 }
@@ -59,6 +62,7 @@ impl fmt::Display for RecordKey {
         match self.credential {
             CredentialType::Token => self.account.fmt(f),
             CredentialType::Ticket(kind) => write!(f, "{}.{}", self.account, kind.as_str()),
+            CredentialType::PhantomKeys => write!(f, "{}.phantoms", self.account),
         }
     }
 }
@@ -88,5 +92,6 @@ mod tests {
             TicketType::ALL.map(|kind| name(CredentialType::Ticket(kind))),
             ["shop.jsapi", "shop.wx_card", "shop.agent_config"]
         );
+        assert_eq!(name(CredentialType::PhantomKeys), "shop.phantoms");
     }
 }

@@ -21,6 +21,7 @@ mod error;
 mod limiter;
 pub(crate) mod metrics;
 pub(crate) mod pacer;
+mod phantom_keys;
 mod published;
 pub(crate) mod refresher;
 mod registry;
@@ -31,8 +32,10 @@ mod tickets;
 mod value;
 
 pub(crate) use error::{Cause, TokenError};
+pub(crate) use phantom_keys::PhantomKeys;
 #[cfg(test)]
 pub(crate) use refresher::Condition;
+pub(crate) use refresher::RefresherParts;
 pub use refresher::TokenRefresher;
 pub(crate) use refresher::{GiveBackReason, LastError, Refresh, Refreshed, Status};
 pub(crate) use registry::{AccountTokens, TokenRegistry};
@@ -163,6 +166,14 @@ impl AccountSettings {
     /// Kind of the token provider.
     pub fn kind(&self) -> ProviderKind {
         self.provider.kind()
+    }
+
+    /// True if `next` is the same account with another AppSecret, which wxgate can try by a fetch.
+    pub fn rotates_to(&self, next: &Self) -> bool {
+        let is_same = self.platform == next.platform
+            && self.appid == next.appid
+            && self.kind() == next.kind();
+        is_same && self.kind().is_ours() && self.secret != next.secret
     }
 
     /// True if a refresher that was started with these settings also serves `next`.

@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{refresher::TokenRefresher, tickets::Tickets};
+use super::{phantom_keys::PhantomKeys, refresher::TokenRefresher, tickets::Tickets};
 use crate::base::AccountName;
 
 /// Access token of one account, and the tickets that are fetched with that token. Cheap to clone.
@@ -15,6 +15,8 @@ pub(crate) struct AccountTokens {
     pub token: TokenRefresher,
     /// Refreshers of the tickets; `None` where the account gives none.
     pub tickets: Option<Arc<Tickets>>,
+    /// Keys that verify the account's phantom tokens.
+    pub phantoms: Arc<PhantomKeys>,
 }
 
 /// Map from account names to tokens.
@@ -35,11 +37,12 @@ impl AccountTokens {
 }
 
 impl From<TokenRefresher> for AccountTokens {
-    /// Tokens of an account without tickets.
+    /// Tokens of an account without tickets and without an AppSecret.
     fn from(token: TokenRefresher) -> Self {
         Self {
             token,
             tickets: None,
+            phantoms: PhantomKeys::none(),
         }
     }
 }

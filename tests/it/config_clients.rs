@@ -44,7 +44,10 @@ fn clients_get_what_they_say() {
         panic!("{clients:?}")
     };
     assert_eq!((crm.name.as_str(), crm.mode), ("crm", Mode::Enforce));
-    assert!(crm.key.unwrap().matches(&KeyDigest::of("a-key-of-the-crm")));
+    let [key] = crm.keys.as_slice() else {
+        panic!("{crm:?}")
+    };
+    assert!(key.digest.matches(&KeyDigest::of("a-key-of-the-crm")));
     let from = crm.from.as_ref().unwrap();
     assert!(from.contains(&Peer::Unix) && from.contains(&Peer::Ip([10, 1, 2, 3].into())));
     assert!(!from.contains(&Peer::Ip([10, 2, 0, 1].into())));
@@ -62,8 +65,8 @@ fn clients_get_what_they_say() {
         Some((50, 100))
     );
     assert_eq!(
-        (erp.key, erp.mode, erp.accounts.as_deref()),
-        (None, Mode::Report, Some(&[][..]))
+        (erp.keys.len(), erp.mode, erp.accounts.as_deref()),
+        (0, Mode::Report, Some(&[][..]))
     );
     assert_eq!(
         erp.rate
@@ -85,9 +88,8 @@ fn a_key_is_the_same_whether_it_stands_there_or_its_digest_does() {
     );
     let config = parse(&file, &[]).unwrap();
     assert!(
-        config.proxy.clients[0]
-            .key
-            .unwrap()
+        config.proxy.clients[0].keys[0]
+            .digest
             .matches(&KeyDigest::of("foo"))
     );
     assert!(!format!("{config:?}").contains("2c26"));

@@ -148,6 +148,8 @@ const REVEALERS: &[&str] = &[
     // The AppSecret into the key of phantom tokens.
     "service/phantom.rs",
     // The AppSecret into a token call.
+    "token/phantom_keys/mod.rs",
+    "token/phantom_keys/record.rs",
     "token/source/classic.rs",
     "token/source/stable.rs",
     "token/source/wecom.rs",

@@ -58,6 +58,7 @@ mod reload;
 mod replayed_bodies;
 mod response_headers;
 mod restarts;
+mod rotation;
 mod sdk;
 mod sealing;
 mod secrets;

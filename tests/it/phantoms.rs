@@ -170,7 +170,7 @@ impl PopLast for String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_key_or_secret_revokes_it_and_a_second_node_knows_it() {
+async fn another_key_or_name_revokes_it_and_a_second_node_knows_it() {
     let gate = setup().more(CLIENT).start().await;
     let twin = setup().more(CLIENT).start().await;
     let phantom = token(&classic(&gate, DEFAULT_APPID, KEY).await);
@@ -195,9 +195,6 @@ async fn another_key_or_secret_revokes_it_and_a_second_node_knows_it() {
         "o",
         "the old key makes it good again"
     );
-    let changed = file.replace("sandbox0sandbox0sandbox0sandbox0", "another-secret");
-    assert_eq!(gate.reload(&changed).await.status(), 200);
-    assert_eq!(errcode().await, 40001);
     let removed = file.replace("name = \"crm\"", "name = \"other\"");
     assert_eq!(gate.reload(&removed).await.status(), 200);
     assert_eq!(errcode().await, 40001);

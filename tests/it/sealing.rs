@@ -273,7 +273,7 @@ async fn a_key_is_replaced_under_load_without_a_failure_or_a_fetch() {
             let state = place.as_ref().expect("it runs").folder.path().join("state");
             assert_eq!(
                 holding(&state, &format!("\"sealed\":\"{}:", id_of(OTHER))),
-                ["shop.json"]
+                ["shop.json", "shop.phantoms.json"]
             );
             assert_eq!(
                 holding(&state, &format!("\"sealed\":\"{}:", id_of(KEY))),

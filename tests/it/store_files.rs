@@ -461,12 +461,14 @@ async fn every_write_syncs_the_file_renames_it_and_syncs_the_folder_in_this_orde
     file_until(&place.record(), generation(2)).await;
     assert_eq!(serving.program.stop().status, Some(0));
     let written = fs::read_to_string(&log).expect("readable");
+    let is_new =
+        |line: &str| line.contains("shop.json.new") || line.contains("shop.phantoms.json.new");
     let steps: Vec<_> = written
         .lines()
         .filter(|line| line.contains("state"))
         .map(|line| match line {
-            line if line.contains("rename") && line.contains("shop.json.new") => "rename",
-            line if line.contains("fsync") && line.contains("shop.json.new") => "sync the file",
+            line if line.contains("rename") && is_new(line) => "rename",
+            line if line.contains("fsync") && is_new(line) => "sync the file",
             line if line.contains("fsync") && line.contains("/state>") => "sync the folder",
             other => panic!("{other}"),
         })

@@ -44,6 +44,7 @@ pub struct Setup {
     root: String,
     tables: BTreeMap<String, String>,
     account: String,
+    secret: String,
     more: String,
     sandbox: sandbox::SandboxSettings,
     plain: bool,
@@ -64,6 +65,7 @@ pub fn setup() -> Setup {
         root: String::new(),
         tables,
         account: String::new(),
+        secret: DEFAULT_SECRET.to_owned(),
         more: String::new(),
         sandbox: sandbox::SandboxSettings::default(),
         plain: false,
@@ -101,6 +103,12 @@ impl Setup {
     /// Adds a line to the account.
     pub fn account(mut self, line: &str) -> Self {
         let _ = writeln!(self.account, "{line}");
+        self
+    }
+
+    /// Sets the AppSecret of the account.
+    pub fn secret(mut self, secret: &str) -> Self {
+        secret.clone_into(&mut self.secret);
         self
     }
 
@@ -147,8 +155,8 @@ impl Setup {
         }
         let _ = write!(
             text,
-            "[[account]]\nname = \"shop\"\nappid = \"{DEFAULT_APPID}\"\nsecret = {{ value = \"{DEFAULT_SECRET}\" }}\n{}",
-            self.account
+            "[[account]]\nname = \"shop\"\nappid = \"{DEFAULT_APPID}\"\nsecret = {{ value = \"{}\" }}\n{}",
+            self.secret, self.account
         );
         if !self.account.contains("api =") {
             let _ = writeln!(text, "api = [\"{api}\"]");

@@ -20,7 +20,7 @@ use crate::{
         secret::ConfigResolver,
     },
     net::address::NetworkSet,
-    proxy::settings::{ClientSettings, KeyDigest, Mode, PathPattern, Rate},
+    proxy::settings::{ClientKey, ClientSettings, KeyDigest, Mode, PathPattern, Rate},
     service::Scope,
     token::AccountSettings,
     wechat::credential::{self, CallClass, Minting, Parameters},
@@ -45,7 +45,8 @@ pub(super) struct ClientContext<'a> {
 struct ResolvedClient {
     client: ClientSettings,
     path: String,
-    key: KeyPlace,
+    /// Place of each key, in the order of the client's keys.
+    keys: Vec<KeyPlace>,
     from: KeyPlace,
     cert: KeyPlace,
 }
@@ -98,13 +99,13 @@ impl ConfigResolver<'_> {
     fn unreachable_logins(&mut self, clients: &[ResolvedClient], context: &ClientContext<'_>) {
         let by_key_only =
             |found: &ResolvedClient| found.client.from.is_none() && found.client.cert.is_none();
-        if let Some(first) = clients.first()
+        if let Some(place) = clients.first().and_then(|first| first.keys.first())
             && context.has_logins
             && !context.allow_is_set
             && clients.iter().all(by_key_only)
         {
             self.report.warning(
-                &first.key,
+                place,
                 "every client is known by its key only, so calls of SDKs with a user's token (sns/userinfo, sns/auth, \
                  sns/oauth2/refresh_token) are refused: they have no place for a key; set server.allow, or from",
             );
@@ -165,14 +166,9 @@ impl ConfigResolver<'_> {
         self.recognisable(&raw, &place, context);
         let place_of =
             |key: &str, set: Option<&KeyPlace>| set.cloned().unwrap_or_else(|| place.child(key));
-        let key_place = place_of("key", raw.key.as_ref().map(|at| &at.place));
         let from_place = place_of("from", raw.from.as_ref().map(|at| &at.place));
         let cert_place = place_of("cert", raw.cert.as_ref().map(|at| &at.place));
-        let key = raw
-            .key
-            // `Err` for a key that is wrong, as opposed to none: that client is left out.
-            .map(|form| self.client_key(&form, context).ok_or(()))
-            .transpose();
+        let keys = self.client_keys(raw.key, raw.keys, context);
         let rate = raw.rate.map(|rate| self.rate(&rate).ok_or(())).transpose();
         let deny: Vec<_> = raw
             .deny
@@ -181,10 +177,7 @@ impl ConfigResolver<'_> {
             .into_iter()
             .map(|at| at.value)
             .collect();
-        let (key, key_length) = match key.ok()? {
-            Some((digest, length)) => (Some(digest), length),
-            None => (None, None),
-        };
+        let (keys, key_places) = keys?.into_iter().unzip();
         let client = ClientSettings {
             from: raw.from.map(|from| self.client_networks(&from)),
             cert: raw.cert.map(|at| at.value.0),
@@ -197,15 +190,14 @@ impl ConfigResolver<'_> {
                 .unwrap_or_default(),
             mode: self.client_mode(raw.mode),
             name: name?,
-            key,
-            key_length,
+            keys,
             rate: rate.ok()?,
         };
         self.open_to_everybody(&client, &from_place);
         Some(ResolvedClient {
             client,
             path: place.path,
-            key: key_place,
+            keys: key_places,
             from: from_place,
             cert: cert_place,
         })
@@ -217,7 +209,7 @@ impl ConfigResolver<'_> {
             .from
             .as_ref()
             .is_some_and(NetworkSet::holds_everybody);
-        if is_everybody && client.key.is_none() && client.cert.is_none() {
+        if is_everybody && client.keys.is_empty() && client.cert.is_none() {
             let message = "everybody who can reach server.listen is this client, without a key: name the networks of \
                            the caller, or give it a key";
             self.report.warning(from, message);
@@ -226,8 +218,9 @@ impl ConfigResolver<'_> {
 
     /// Reports a client that no caller can be.
     fn recognisable(&mut self, raw: &raw::Client, place: &KeyPlace, context: &ClientContext<'_>) {
-        if raw.key.is_none() && raw.from.is_none() && raw.cert.is_none() {
-            let said = ["key", "from", "cert"]
+        let has_key = raw.key.is_some() || raw.keys.is_some();
+        if !has_key && raw.from.is_none() && raw.cert.is_none() {
+            let said = ["key", "keys", "from", "cert"]
                 .iter()
                 .any(|key| self.report.concerns(&place.child(key)));
             if !said {
@@ -244,12 +237,42 @@ impl ConfigResolver<'_> {
         }
     }
 
-    /// Returns the digest of a key, and its length unless the file has the digest alone.
+    /// Returns the keys of `key` or `keys` with their places; `None` if one of them is wrong, as
+    /// opposed to none at all: that client is left out.
+    fn client_keys(
+        &mut self,
+        key: Option<At<raw::KeyForm>>,
+        keys: Option<At<Vec<At<raw::KeyForm>>>>,
+        context: &ClientContext<'_>,
+    ) -> Option<Vec<(ClientKey, KeyPlace)>> {
+        let forms = match (key, keys) {
+            (Some(_), Some(keys)) => {
+                let message =
+                    "stands beside key: put every key of the client into keys, and take key out";
+                self.report.problem(&keys.place, message);
+                return None;
+            }
+            (None, Some(keys)) if keys.value.is_empty() => {
+                let message = "the list is empty: name the keys of the client, or leave keys out";
+                self.report.problem(&keys.place, message);
+                return None;
+            }
+            (None, Some(keys)) => keys.value,
+            (key, None) => key.into_iter().collect(),
+        };
+        // Each form is looked at, also after a wrong one: all problems are told at once.
+        let found: Vec<_> = forms
+            .iter()
+            .map(|form| Some((self.client_key(form, context)?, form.place.clone())))
+            .collect();
+        found.into_iter().collect()
+    }
+
     fn client_key(
         &mut self,
         form: &At<raw::KeyForm>,
         context: &ClientContext<'_>,
-    ) -> Option<(KeyDigest, Option<usize>)> {
+    ) -> Option<ClientKey> {
         let raw::KeyForm {
             env,
             file,
@@ -263,7 +286,7 @@ impl ConfigResolver<'_> {
             ("sha256", sha256),
         ];
         let (kind, text) = self.only_one(&form.place, given)?;
-        let (digest, length) = if kind == "sha256" {
+        let key = if kind == "sha256" {
             let digest = KeyDigest::from_hex(&text.value.0);
             if digest.is_none() {
                 self.report.problem(
@@ -271,7 +294,10 @@ impl ConfigResolver<'_> {
                     "expected 64 hex digits, as `printf %s \"$KEY\" | sha256sum` prints them",
                 );
             }
-            (digest?, None)
+            ClientKey {
+                digest: digest?,
+                length: None,
+            }
         } else {
             let key = self.look_up(kind, text)?;
             let key = key.expose();
@@ -285,14 +311,14 @@ impl ConfigResolver<'_> {
                                rand -hex 16` prints";
                 self.report.warning(&text.place, message);
             }
-            (KeyDigest::of(key), Some(key.len()))
+            ClientKey::of(key)
         };
-        if context.app_secrets.contains(&digest) {
+        if context.app_secrets.contains(&key.digest) {
             let message = "is an account's AppSecret, with which the caller can get tokens from WeChat past wxgate: give it \
                            a key of its own";
             self.report.warning(&form.place, message);
         }
-        Some((digest, length))
+        Some(key)
     }
 
     fn client_networks(&mut self, from: &At<Vec<At<Network>>>) -> NetworkSet {
@@ -394,17 +420,21 @@ impl ConfigResolver<'_> {
         })
     }
 
-    /// Reports keys that two clients share.
+    /// Reports keys that two clients share, and keys that one client has twice.
     fn same_keys(&mut self, found: &[ResolvedClient]) {
         let mut keys: HashMap<KeyDigest, &str> = HashMap::new();
         for found in found {
-            if let Some(key) = found.client.key
-                && let Some(first) = keys.insert(key, &found.path)
-            {
-                let message = format!(
-                    "is the key of {first} too: a key names one client, so each needs its own"
-                );
-                self.report.problem(&found.key, message);
+            for (key, place) in found.client.keys.iter().zip(&found.keys) {
+                let message = match keys.insert(key.digest, &found.path) {
+                    None => continue,
+                    Some(first) if first == found.path => {
+                        "stands in the list already: each key once".to_owned()
+                    }
+                    Some(first) => format!(
+                        "is the key of {first} too: a key names one client, so each needs its own"
+                    ),
+                };
+                self.report.problem(place, message);
             }
         }
     }
@@ -414,7 +444,7 @@ impl ConfigResolver<'_> {
     fn shadows(&mut self, found: &[ResolvedClient]) {
         // Clients can take callers of each other only if both have the same certificate, or none.
         let mut by_certificate: HashMap<Option<&str>, Vec<&ResolvedClient>> = HashMap::new();
-        for later in found.iter().filter(|found| found.client.key.is_none()) {
+        for later in found.iter().filter(|found| found.client.keys.is_empty()) {
             let earlier = by_certificate
                 .entry(later.client.cert.as_deref())
                 .or_default();

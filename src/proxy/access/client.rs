@@ -11,7 +11,7 @@ use crate::{
     net::address::NetworkSet,
     proxy::{
         bulkhead::Holder,
-        settings::{self, KeyDigest, Mode, Rate},
+        settings::{self, ClientKey, KeyDigest, Mode, Rate},
     },
     service::Scope,
 };
@@ -101,28 +101,30 @@ impl Client {
         &self.settings.name
     }
 
-    /// Returns the digest of the key.
-    pub(crate) fn key(&self) -> Option<&KeyDigest> {
-        self.settings.key.as_ref()
+    /// Returns the keys in the order of the file; none for a client that is known otherwise.
+    pub(crate) fn keys(&self) -> &[ClientKey] {
+        &self.settings.keys
     }
 
-    /// Returns true if a text has the form of the key. If the configuration has only its digest, any
-    /// text of [`MIN_DIGESTED_KEY`] or more has.
+    /// Returns true if a text has the form of a key. If the configuration has only the digest of a
+    /// key, any text of [`MIN_DIGESTED_KEY`] or more has.
     pub(crate) fn key_may_be(&self, text: &str) -> bool {
-        let settings = &self.settings;
-        settings.key.is_some()
-            && match settings.key_length {
-                Some(length) => text.len() == length,
-                None => {
-                    text.len() >= MIN_DIGESTED_KEY && text.bytes().all(|b| b.is_ascii_graphic())
-                }
-            }
+        self.keys().iter().any(|key| match key.length {
+            Some(length) => text.len() == length,
+            None => text.len() >= MIN_DIGESTED_KEY && text.bytes().all(|b| b.is_ascii_graphic()),
+        })
     }
 
-    /// Returns true if a text is the key.
+    /// Returns true if a text is one of the keys.
     pub(crate) fn has_key(&self, text: &str) -> bool {
-        self.key()
-            .is_some_and(|own| own.matches(&KeyDigest::of(text)))
+        !self.keys().is_empty() && self.place_of(&KeyDigest::of(text)).is_some()
+    }
+
+    /// Returns the place of a key among the keys.
+    pub(super) fn place_of(&self, digest: &KeyDigest) -> Option<usize> {
+        self.keys()
+            .iter()
+            .position(|own| own.digest.matches(digest))
     }
 
     /// Returns true if `may` names this scope.

@@ -159,7 +159,8 @@ impl Access {
         let clients: Vec<Arc<Client>> = clients.into_iter().map(make).collect();
         let by_key = clients
             .iter()
-            .filter_map(|client| Some((*client.key()?, Arc::clone(client))))
+            .flat_map(|client| client.keys().iter().map(move |key| (key, client)))
+            .map(|(key, client)| (key.digest, Arc::clone(client)))
             .collect();
         let by_tag = clients
             .iter()
@@ -170,7 +171,7 @@ impl Access {
         for (index, client) in clients
             .iter()
             .enumerate()
-            .filter(|(_, client)| client.key().is_none())
+            .filter(|(_, client)| client.keys().is_empty())
         {
             match &client.settings().cert {
                 Some(name) => by_certificate.entry(name.clone()).or_default().push(index),
@@ -233,7 +234,8 @@ impl Access {
         let by_headers = caller
             .headers
             .into_iter()
-            .flat_map(|headers| self.keys(headers, caller));
+            .flat_map(|headers| self.keys(headers, caller))
+            .map(|known| known.map(|(client, _)| client));
         let mut known = phantom.map(Ok).into_iter().chain(by_headers);
         let by_key = caller.key.and_then(|key| self.with_key(key));
         let Some(first) = known.next().or(by_key.map(Ok)) else {
@@ -253,6 +255,23 @@ impl Access {
         } else {
             Err(AuthError::WrongOrigin)
         }
+    }
+
+    /// Returns the place of the key that the caller shows among those of its client; the first place
+    /// for a caller that shows none.
+    pub(crate) fn shown_key(&self, client: &Client, caller: &Caller<'_>) -> usize {
+        let by_headers = caller
+            .headers
+            .into_iter()
+            .flat_map(|headers| self.keys(headers, caller))
+            .filter_map(|known| Some(known.ok()?.1));
+        caller
+            .key
+            .map(KeyDigest::of)
+            .into_iter()
+            .chain(by_headers)
+            .find_map(|digest| client.place_of(&digest))
+            .unwrap_or(0)
     }
 
     /// Returns true if the caller may have the current token replaced without naming it, which only
@@ -314,10 +333,7 @@ impl Access {
         // The time of the look-up tells a caller nothing about the key, only about a digest that it
         // cannot choose. Compared in constant time all the same.
         let client = self.by_key.get(&digest)?;
-        client
-            .key()
-            .is_some_and(|own| own.matches(&digest))
-            .then_some(client)
+        client.place_of(&digest).map(|_| client)
     }
 
     /// Finds the client of a phantom token.
@@ -325,22 +341,24 @@ impl Access {
         self.by_tag.get(&tag)
     }
 
-    /// Returns the client of each key in the headers. A text in `Authorization` that is no key is
-    /// passed over, since many programs send one that is meant for others.
+    /// Returns the client of each key in the headers, and the key's digest. A text in `Authorization`
+    /// that is no key is passed over, since many programs send one that is meant for others.
     fn keys<'a, 'r>(
         &'a self,
         headers: &'r HeaderMap,
         caller: &Caller<'r>,
-    ) -> impl Iterator<Item = Result<&'a Arc<Client>, AuthError>> + use<'a, 'r> {
+    ) -> impl Iterator<Item = Result<(&'a Arc<Client>, KeyDigest), AuthError>> + use<'a, 'r> {
         let last = caller.last_key;
-        let named = key_headers::own(headers).map(|key| {
-            key.and_then(|key| self.with_digest(last.digest(key)))
-                .ok_or(AuthError::UnknownKey)
-        });
+        let client_of = move |key: &str| {
+            let digest = last.digest(key);
+            Some((self.with_digest(digest)?, digest))
+        };
+        let named = key_headers::own(headers)
+            .map(move |key| key.and_then(client_of).ok_or(AuthError::UnknownKey));
         let any = !self.by_key.is_empty();
         let others = any.then(|| key_headers::authorization(headers, caller.to_proxy));
         let others = others.into_iter().flatten();
-        named.chain(others.filter_map(|key| self.with_digest(last.digest(&key)).map(Ok)))
+        named.chain(others.filter_map(move |key| client_of(&key).map(Ok)))
     }
 
     /// Returns the error for a caller whom nothing identifies.
@@ -431,7 +449,7 @@ mod tests {
     use hyper::header::{HeaderName, HeaderValue};
 
     use super::{client::tests::client, *};
-    use crate::proxy::settings::Mode;
+    use crate::proxy::settings::{ClientKey, Mode};
 
     fn networks(entries: &[&str]) -> NetworkSet {
         let mut set = NetworkSet::default();
@@ -576,11 +594,11 @@ mod tests {
     fn house() -> Access {
         access(vec![
             settings::ClientSettings {
-                key: Some(KeyDigest::of("crm-key")),
+                keys: vec![ClientKey::of("crm-key"), ClientKey::of("crm-next")],
                 ..client("crm")
             },
             settings::ClientSettings {
-                key: Some(KeyDigest::of("erp-key")),
+                keys: vec![ClientKey::of("erp-key")],
                 from: Some(networks(&["10.1.0.0/16"])),
                 ..client("erp")
             },
@@ -611,6 +629,15 @@ mod tests {
             ),
             (
                 &[("authorization", "Bearer crm-key")],
+                "192.0.2.1",
+                &[],
+                "crm",
+            ),
+            (
+                &[
+                    ("x-wxgate-key", "crm-next"),
+                    ("authorization", "Bearer crm-key"),
+                ],
                 "192.0.2.1",
                 &[],
                 "crm",

@@ -183,7 +183,7 @@ impl Credential {
     ) -> Result<Self, ProxyError> {
         let is_filled_in = account.platform == Platform::Wechat && account.secret.is_some();
         let brings_secret = login.secret.as_ref().is_some_and(|secret| {
-            !client.has_key(secret) && (client.key().is_some() || is_app_secret(secret))
+            !client.has_key(secret) && (!client.keys().is_empty() || is_app_secret(secret))
         });
         if !is_filled_in || brings_secret {
             return Ok(Self::OfCaller);

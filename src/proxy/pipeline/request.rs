@@ -143,15 +143,30 @@ impl<'r> Request<'r> {
         key: Option<&str>,
         phantom: Option<&'r Arc<Client>>,
     ) -> Result<&'r Arc<Client>, AuthError> {
-        let caller = Caller {
+        let caller = self.evidence(exchange, key);
+        exchange.config.access.identify(&caller, phantom)
+    }
+
+    /// Returns the place of the key that the caller shows among those of its client.
+    pub(super) fn shown_key(
+        &self,
+        exchange: &Exchange<'r>,
+        key: Option<&str>,
+        client: &Client,
+    ) -> usize {
+        let caller = self.evidence(exchange, key);
+        exchange.config.access.shown_key(client, &caller)
+    }
+
+    fn evidence<'e>(&self, exchange: &'e Exchange<'r>, key: Option<&'e str>) -> Caller<'e> {
+        Caller {
             address: self.caller,
             cert_names: &exchange.conn.cert_names,
             last_key: &exchange.conn.last_key,
             headers: exchange.headers_with(HeaderKind::Credential),
             to_proxy: exchange.uri.authority().is_some(),
             key,
-        };
-        exchange.config.access.identify(&caller, phantom)
+        }
     }
 
     /// Finds the account that prefix, host and header select, and `named` where the request names

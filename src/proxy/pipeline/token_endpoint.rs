@@ -60,7 +60,8 @@ pub(super) async fn answer<'r>(
     exchange.admit(client, Some(account), Right::Phantom)?;
     exchange.worker.proxy.healing.token_given(request.caller);
     let config = exchange.config;
-    let phantom = config.phantom_key(account, client).mint(config.now());
+    let place = request.shown_key(exchange, call.secret.as_deref(), client);
+    let phantom = config.mint_phantom(account, client, place);
     Ok(answer::granted(endpoint, &phantom))
 }
 
@@ -117,7 +118,7 @@ fn choose<'l>(
         let own = account.secret.as_ref().zip(secret);
         own.is_some_and(|(own, secret)| own.matches(secret))
     };
-    if client.key().is_none()
+    if client.keys().is_empty()
         && let Some(named) = usable.iter().find(is_named)
     {
         return Ok(named);

@@ -11,16 +11,14 @@ use aws_lc_rs::{
 
 use crate::{base::AccountName, net::address::NetworkSet, service::Scope};
 
-/// Settings of a `[[client]]`, validated. All that is set of `key`, `from` and `cert` must fit the
+/// Settings of a `[[client]]`, validated. All that is set of `keys`, `from` and `cert` must fit the
 /// caller; at least one is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientSettings {
     /// Unique name, also a label of metrics.
     pub name: AccountName,
-    /// Key that the caller shows; no two clients have the same.
-    pub key: Option<KeyDigest>,
-    /// Length of the key; `None` where the configuration has only its digest.
-    pub key_length: Option<usize>,
+    /// Keys of which the caller shows one; no two clients have the same.
+    pub keys: Vec<ClientKey>,
     /// Networks of the caller.
     pub from: Option<NetworkSet>,
     /// DNS or URI name in the caller's certificate, in lower case.
@@ -37,6 +35,15 @@ pub struct ClientSettings {
     pub mode: Mode,
     /// Rate limit.
     pub rate: Option<Rate>,
+}
+
+/// One key of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientKey {
+    /// Digest of the key.
+    pub digest: KeyDigest,
+    /// Length of the key; `None` where the configuration has only its digest.
+    pub length: Option<usize>,
 }
 
 /// SHA-256 of a client's key. The key itself is not kept.
@@ -91,8 +98,7 @@ impl ClientSettings {
     pub fn named(name: AccountName) -> Self {
         Self {
             name,
-            key: None,
-            key_length: None,
+            keys: Vec::new(),
             from: None,
             cert: None,
             accounts: None,
@@ -101,6 +107,16 @@ impl ClientSettings {
             may: Scopes::default(),
             mode: Mode::Enforce,
             rate: None,
+        }
+    }
+}
+
+impl ClientKey {
+    /// Makes a key whose length is known.
+    pub fn of(key: &str) -> Self {
+        Self {
+            digest: KeyDigest::of(key),
+            length: Some(key.len()),
         }
     }
 }

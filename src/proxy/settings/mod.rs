@@ -8,7 +8,7 @@ mod signing;
 use std::{collections::HashMap, time::Duration};
 
 pub(crate) use client::Rate;
-pub use client::{ClientSettings, KeyDigest, Mode, PathPattern, Scopes};
+pub use client::{ClientKey, ClientSettings, KeyDigest, Mode, PathPattern, Scopes};
 pub(crate) use signing::SigningSettings;
 
 use hyper::header::HeaderName;

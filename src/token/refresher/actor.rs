@@ -126,6 +126,8 @@ impl Actor {
                 Event::Ordered { operator, force }
             }
             RefresherCommand::Retire => Event::Retired,
+            RefresherCommand::Confirm => Event::Confirmed,
+            RefresherCommand::Inherit(token) => Event::Inherited(token),
             RefresherCommand::Want => Event::Wanted,
             RefresherCommand::TokenReplaced => Event::TokenReplaced,
             RefresherCommand::Replicated(record) => Event::Replicated(record),

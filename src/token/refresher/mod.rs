@@ -142,6 +142,10 @@ enum RefresherCommand {
         reply: oneshot::Sender<Result<Refreshed, TokenError>>,
     },
     Retire,
+    /// The AppSecret that was tried is in force.
+    Confirm,
+    /// Token that a trial of another AppSecret brought, or found in force.
+    Inherit(Arc<Token>),
     Want,
     TokenReplaced,
     /// Content of the shared store.
@@ -158,8 +162,34 @@ pub(crate) struct RefresherParts {
     pub(crate) chance: Chance,
 }
 
+/// Trial of another AppSecret of an account.
+struct Trial {
+    /// Token that requests get until the trial brings another one.
+    current: Option<Arc<Token>>,
+}
+
 /// From this many failures in a row on, requests do not wait for the next attempt any more.
 const BREAKER: u32 = 3;
+
+impl RefresherParts {
+    /// Parts with clock and random numbers of the system.
+    pub(crate) fn of(
+        account: AccountSettings,
+        settings: TokenSettings,
+        source: Arc<dyn TokenSource>,
+        store: Arc<dyn TokenStore>,
+        metrics: CredentialMetrics,
+    ) -> Self {
+        Self {
+            account,
+            settings,
+            source,
+            store,
+            metrics,
+            chance: Chance::system(),
+        }
+    }
+}
 
 impl TokenRefresher {
     /// Starts the refresher of an account's token on the current runtime, which must not be one
@@ -171,22 +201,24 @@ impl TokenRefresher {
         store: Arc<dyn TokenStore>,
         metrics: CredentialMetrics,
     ) -> Self {
-        Self::spawn_from(RefresherParts {
-            account,
-            settings,
-            source,
-            store,
-            metrics,
-            chance: Chance::system(),
-        })
+        Self::spawn_from(RefresherParts::of(
+            account, settings, source, store, metrics,
+        ))
     }
 
     /// As [`TokenRefresher::spawn`], with a clock and random numbers of one's own.
     pub(crate) fn spawn_from(parts: RefresherParts) -> Self {
-        Self::start(CredentialType::Token, parts)
+        Self::start(CredentialType::Token, parts, None)
     }
 
-    fn start(credential: CredentialType, parts: RefresherParts) -> Self {
+    /// Starts a refresher that tries another AppSecret of an account, and serves requests with the
+    /// `current` token of the account meanwhile. Before [`TokenRefresher::confirm`] it asks for a
+    /// token only when it is ordered to.
+    pub(crate) fn spawn_trial(parts: RefresherParts, current: Option<Arc<Token>>) -> Self {
+        Self::start(CredentialType::Token, parts, Some(Trial { current }))
+    }
+
+    fn start(credential: CredentialType, parts: RefresherParts, trial: Option<Trial>) -> Self {
         let RefresherParts {
             account,
             settings,
@@ -209,14 +241,20 @@ impl TokenRefresher {
         if let Some(cluster) = cluster.clone() {
             tokio::spawn(cluster.watch(mailbox.downgrade(), chance.jitter));
         }
+        let mut life = Life::new(
+            &account,
+            policy,
+            settings.refresh_before,
+            cluster.is_some(),
+            chance.moment(0),
+        );
+        if let Some(Trial { current }) = trial {
+            life.begin_trial(current.clone());
+            // At once, so that no request finds this refresher without a token.
+            shared.token.store(current);
+        }
         let actor = Actor {
-            life: Life::new(
-                &account,
-                policy,
-                settings.refresh_before,
-                cluster.is_some(),
-                chance.moment(0),
-            ),
+            life,
             shared: Arc::clone(&shared),
             publish,
             chance,
@@ -378,6 +416,18 @@ impl TokenRefresher {
     /// requests in flight cause fetches, so that two refreshers do not replace each other's tokens.
     pub fn retire(&self) {
         let _ = self.mailbox.send(RefresherCommand::Retire);
+    }
+
+    /// Has a refresher that was started by [`TokenRefresher::spawn_trial`] go on by itself: its
+    /// AppSecret is in force.
+    pub(crate) fn confirm(&self) {
+        let _ = self.mailbox.send(RefresherCommand::Confirm);
+    }
+
+    /// Has the refresher go on with a token that a trial of another AppSecret brought.
+    pub(crate) fn inherit(&self, token: &Arc<Token>) {
+        let command = RefresherCommand::Inherit(Arc::clone(token));
+        let _ = self.mailbox.send(command);
     }
 
     /// True if both are handles of one refresher.

@@ -153,7 +153,8 @@ impl Policy {
             (CredentialType::Token, ProviderKind::Wecom) => &WECOM,
             (CredentialType::Token, ProviderKind::External) => &EXTERNAL,
             (CredentialType::Ticket(_), ProviderKind::External) => &TICKET_OF_EXTERNAL,
-            (CredentialType::Ticket(_), _) => &TICKET,
+            // Phantom keys have no refresher, so their row is never asked for.
+            (CredentialType::Ticket(_) | CredentialType::PhantomKeys, _) => &TICKET,
         }
     }
 

@@ -27,7 +27,7 @@ impl TokenRefresher {
         token: &Self,
         made_with: Arc<AtomicU64>,
     ) -> Self {
-        let ticket = Self::start(CredentialType::Ticket(kind), parts);
+        let ticket = Self::start(CredentialType::Ticket(kind), parts, None);
         tokio::spawn(follow(
             token.state.clone(),
             ticket.state.clone(),

@@ -61,6 +61,10 @@ pub(crate) enum Event {
     Ordered { operator: OperatorId, force: bool },
     /// The account is gone or has another refresher.
     Retired,
+    /// The AppSecret that was tried is in force.
+    Confirmed,
+    /// A trial of another AppSecret has ended in vain; this token was in force during it.
+    Inherited(Arc<Token>),
     /// A ticket was asked for and is not there.
     Wanted,
     /// The token of a ticket was rejected and replaced, or is there at last.

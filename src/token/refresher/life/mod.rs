@@ -3,12 +3,13 @@
 //!
 //! No I/O, no clock, no task and no timer: [`Life::deadline`] says when the next event is due. The
 //! requests that wait are numbers here. `requests` has what callers and operators cause,
-//! `transitions` the outcomes of the steps of a refresh, `replication` the records of other nodes.
+//! `rotation` a change of the AppSecret, `transitions` the outcomes of the steps of a refresh, `replication` the records of other nodes.
 
 mod conflict;
 mod events;
 mod replication;
 mod requests;
+mod rotation;
 #[cfg(test)]
 mod tests;
 mod transitions;
@@ -91,6 +92,8 @@ enum LifePhase {
     Active,
     /// No request for the ticket lately: it is left to expire. Only requests that wait are served.
     Dormant,
+    /// The AppSecret is being tried. Only the order to fetch and requests that wait are served.
+    Trial,
     /// The account is gone. Only requests that wait are served.
     Retired,
 }
@@ -202,6 +205,8 @@ impl Life {
             } => self.on_replay_rejected(generation, &path, accepted),
             Event::Ordered { operator, force } => self.on_ordered(operator, force),
             Event::Retired => self.run = LifePhase::Retired,
+            Event::Confirmed => self.on_confirmed(),
+            Event::Inherited(token) => self.on_inherited(&token),
             Event::Wanted => self.on_wanted(),
             Event::TokenReplaced => self.on_token_replaced(),
             Event::Replicated(record) => self.on_replicated(record.as_deref()),
@@ -214,7 +219,7 @@ impl Life {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let may_start = match self.run {
             LifePhase::Active => true,
-            LifePhase::Dormant | LifePhase::Retired => !self.callers.is_empty(),
+            LifePhase::Dormant | LifePhase::Trial | LifePhase::Retired => !self.callers.is_empty(),
         };
         (may_start && self.in_flight.is_none()).then_some(self.next_attempt)
     }
@@ -255,7 +260,10 @@ impl Life {
     fn on_loaded(&mut self, stored: Option<&TokenRecord>) {
         let Some(stored) = stored else { return };
         self.learn(stored);
-        if stored.identity == self.record.identity
+        // A trial begins with a token, which is not to be replaced by an older one.
+        let is_newer = self.token.is_none() || stored.generation > self.generation();
+        if is_newer
+            && stored.identity == self.record.identity
             && let Some(token) = stored.revive(self.at.time)
         {
             self.take_over(token, stored);

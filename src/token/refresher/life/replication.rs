@@ -219,6 +219,8 @@ impl Life {
         if let FetchError::Refused { code, .. } = *error
             && self.peers.is_some()
             && self.policy.shares_refusals
+            // What is refused here may never come into force.
+            && self.run != LifePhase::Trial
             && error.is_true_for_every_node()
         {
             let until_ms = self.at.time.to_unix_ms(until);
@@ -232,7 +234,7 @@ impl Life {
     }
 
     /// Writes the token in use again, after the store has lost it.
-    fn write_back(&mut self) {
+    pub(super) fn write_back(&mut self) {
         if self.is_in_use() && self.in_flight.is_none() {
             self.out.save = true;
         }

@@ -217,6 +217,7 @@ fn name(key: &RecordKey) -> [SqlValue; 2] {
     let credential = match key.credential {
         CredentialType::Token => "token",
         CredentialType::Ticket(kind) => kind.as_str(),
+        CredentialType::PhantomKeys => "phantoms",
     };
     [key.account.as_str().into(), credential.into()]
 }

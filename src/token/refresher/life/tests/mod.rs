@@ -2,6 +2,7 @@
 //! invariants of all sequences of events.
 
 mod properties;
+mod rotation;
 mod table;
 
 use std::time::Duration;
