@@ -75,18 +75,13 @@ impl AccessLog {
             Format::Json => json(lines, second, record),
         }
         if lines.len() >= BATCH {
-            self.output.write_lines(lines);
-            lines.clear();
+            self.output.write_batch(lines);
         }
     }
 
     /// Hands over what has been collected.
     pub(crate) fn flush(&self) {
-        let mut batch = self.batch.borrow_mut();
-        if !batch.lines.is_empty() {
-            self.output.write_lines(&batch.lines);
-            batch.lines.clear();
-        }
+        self.output.write_batch(&mut self.batch.borrow_mut().lines);
     }
 }
 
