@@ -7,6 +7,8 @@ use std::fmt;
 
 use memchr::memchr;
 
+use super::byte_set::ByteSet;
+
 /// Raw query, formatted with every value replaced: `openid=…&access_token=…`. Bytes outside
 /// printable ASCII, quotes and backslashes in a name are shown as `?`, so that the result can stand
 /// in one line of text or in a JSON string as it is. A name that may be a value is hidden too: a
@@ -18,6 +20,10 @@ pub(crate) struct MaskedQuery<'q>(pub &'q str);
 const MAX_NAME: usize = 32;
 /// Longest name that is shown without a value beside it.
 const MAX_FLAG: usize = 16;
+/// Bytes that can stand in a line of text and in a JSON string as they are.
+pub(crate) static PLAIN: ByteSet = ByteSet::graphic_without(b"\"\\");
+/// Bytes of a name that is shown as it is.
+static PLAIN_NAME: ByteSet = ByteSet::graphic_without(b"\"\\%");
 
 impl MaskedQuery<'_> {
     /// Appends the text, as UTF-8.
@@ -34,19 +40,18 @@ impl MaskedQuery<'_> {
 }
 
 fn append_pair(out: &mut Vec<u8>, pair: &[u8]) {
-    let end = memchr(b'=', pair);
+    // Names are short, so plain loops are over before a vectorized search has begun.
+    let end = pair.iter().position(|byte| *byte == b'=');
     let name = &pair[..end.unwrap_or(pair.len())];
     // Without `=` the whole pair could be a value without its name; an AppSecret has 32 characters.
     let longest = if end.is_some() { MAX_NAME } else { MAX_FLAG };
     let shown = if name.len() > longest { &[] } else { name };
     let before = out.len();
-    // `fold` instead of `all`: without an early exit the compiler can vectorize the loop.
-    let stays = |byte: u8| is_plain(byte) && byte != b'%';
-    if shown.iter().fold(true, |all, byte| all & stays(*byte)) {
+    if PLAIN_NAME.contains_all(shown) {
         out.extend_from_slice(shown);
     } else {
         let until = shown.iter().take_while(|byte| **byte != b'%');
-        out.extend(until.map(|byte| if is_plain(*byte) { *byte } else { b'?' }));
+        out.extend(until.map(|byte| if PLAIN.contains(*byte) { *byte } else { b'?' }));
     }
     if out.len() - before < name.len() {
         out.extend_from_slice("…".as_bytes());
@@ -54,11 +59,6 @@ fn append_pair(out: &mut Vec<u8>, pair: &[u8]) {
     if end.is_some() {
         out.extend_from_slice("=…".as_bytes());
     }
-}
-
-/// True if a byte can stand in a line of text and in a JSON string as it is.
-pub(crate) fn is_plain(byte: u8) -> bool {
-    byte.is_ascii_graphic() && byte != b'"' && byte != b'\\'
 }
 
 impl fmt::Display for MaskedQuery<'_> {

@@ -4,6 +4,7 @@
 
 pub(crate) mod account_name;
 pub(crate) mod backoff;
+pub(crate) mod byte_set;
 pub(crate) mod mask;
 pub(crate) mod secret;
 pub(crate) mod units;

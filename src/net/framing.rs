@@ -97,7 +97,12 @@ impl FramingWatch {
     }
 
     fn take_line<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
-        let Some(end) = memchr(b'\n', bytes) else {
+        let end = match bytes {
+            // The end of a head needs no search.
+            [b'\r', b'\n', ..] => Some(1),
+            _ => memchr(b'\n', bytes),
+        };
+        let Some(end) = end else {
             self.keep(bytes);
             return &[];
         };

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    base::mask::{MaskedQuery, is_plain},
+    base::mask::{MaskedQuery, PLAIN},
     telemetry::{logging::Format, output::Output},
 };
 
@@ -75,18 +75,13 @@ impl AccessLog {
             Format::Json => json(lines, second, record),
         }
         if lines.len() >= BATCH {
-            self.output.write_lines(lines);
-            lines.clear();
+            self.output.write_batch(lines);
         }
     }
 
     /// Hands over what has been collected.
     pub(crate) fn flush(&self) {
-        let mut batch = self.batch.borrow_mut();
-        if !batch.lines.is_empty() {
-            self.output.write_lines(&batch.lines);
-            batch.lines.clear();
-        }
+        self.output.write_batch(&mut self.batch.borrow_mut().lines);
     }
 }
 
@@ -217,14 +212,13 @@ fn milliseconds(out: &mut Vec<u8>, took: Duration) {
 
 /// At most 256 characters, the odd ones as `?`.
 fn printable(out: &mut Vec<u8>, text: &str) {
-    // Does not stop at the first odd byte, so that one instruction looks at many.
-    if text.len() <= 256 && text.bytes().fold(true, |all, b| all & is_plain(b)) {
+    if text.len() <= 256 && PLAIN.contains_all(text.as_bytes()) {
         out.extend_from_slice(text.as_bytes());
     } else {
         out.extend(text.chars().take(256).map(|c| {
             u8::try_from(c)
                 .ok()
-                .filter(|b| is_plain(*b))
+                .filter(|b| PLAIN.contains(*b))
                 .unwrap_or(b'?')
         }));
     }

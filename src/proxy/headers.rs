@@ -180,6 +180,11 @@ pub(crate) fn mask(headers: &mut HeaderMap, secret: &str) {
 /// Returns the text with each occurrence of the secret masked, `None` if there is none. An echo may
 /// have been encoded up to twice more than the secret was when sent.
 fn masked(text: &[u8], secret: &[u8]) -> Option<Vec<u8>> {
+    // An AppSecret is as long as the content type of WeChat's JSON. Comparing the two costs a tenth
+    // of a search, and an encoded secret would be longer.
+    if text.len() == secret.len() && text != secret {
+        return None;
+    }
     // Nearly every value ends here, without an allocation.
     if memchr(b'%', text).is_none() && memmem::find(text, secret).is_none() {
         return None;

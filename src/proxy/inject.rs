@@ -12,7 +12,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{
     path::ApiPath,
-    query::{decode, decoded, encoded_name, pairs},
+    query::{decode, decoded, encoded_name, pairs, split},
 };
 use crate::{
     service::phantom::{self, Phantom},
@@ -161,7 +161,7 @@ pub(crate) fn keep_secrets(
     let is_plain = query.is_none_or(|query| memchr2(b'%', b';', query.as_bytes()).is_none());
     let suspect = |value: &str| value.starts_with(phantom::PREFIX) || may_be_key(value);
     for pair in pairs(query) {
-        let (name, value) = pair.split_once('=').unwrap_or(("", pair));
+        let (name, value) = split(pair).unwrap_or(("", pair));
         // Nearly all pairs end here.
         if is_plain && !suspect(value) && !suspect(pair) {
             continue;
@@ -195,8 +195,7 @@ pub(crate) fn keep_secrets(
 fn readings(value: &str) -> impl Iterator<Item = &str> {
     let is_split = memchr(b';', value.as_bytes()).is_some();
     let parts = is_split.then(|| value.split(';')).into_iter().flatten();
-    let parts =
-        parts.flat_map(|part| [part, part.split_once('=').map_or(part, |(_, value)| value)]);
+    let parts = parts.flat_map(|part| [part, split(part).map_or(part, |(_, value)| value)]);
     std::iter::once(value).chain(parts)
 }
 
@@ -359,7 +358,7 @@ fn may_hold_phantom(query: &str) -> bool {
 
 /// Returns the value of `access_token` if it is a phantom.
 fn phantom_in(pair: &str) -> Option<&str> {
-    let (name, value) = pair.split_once('=')?;
+    let (name, value) = split(pair)?;
     (is_phantom(value) && decode(name) == NAME).then_some(value)
 }
 

@@ -7,12 +7,13 @@
 
 use std::{
     io::Read as _,
+    mem,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use flate2::read::GzDecoder;
 use hyper::{
     HeaderMap, Method,
@@ -202,11 +203,9 @@ impl Body for InspectedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Whole(bytes) => {
-                Poll::Ready(Some(Ok(Frame::data(bytes.copy_to_bytes(bytes.len())))))
-            }
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(mem::take(bytes))))),
             Self::Begun(seen, _) if !seen.is_empty() => {
-                Poll::Ready(Some(Ok(Frame::data(seen.copy_to_bytes(seen.len())))))
+                Poll::Ready(Some(Ok(Frame::data(mem::take(seen)))))
             }
             Self::Begun(_, rest) => Pin::new(rest).poll_frame(cx),
         }

@@ -5,8 +5,12 @@
 
 use std::{borrow::Cow, fmt};
 
+use crate::base::byte_set::ByteSet;
+
 /// Longest path, in bytes.
 const MAX_LEN: usize = 512;
+/// Bytes of a segment.
+static SEGMENT: ByteSet = ByteSet::alphanumeric_and(b"_.~-");
 
 /// A path that fits the grammar: `/`-separated segments of `[A-Za-z0-9_.~-]+`, no `.` or `..`, no
 /// trailing slash.
@@ -99,10 +103,7 @@ impl<'r> SplitPath<'r> {
                 return Err(PathError::DotSegment);
             }
             // Folding left no empty segment behind.
-            if !segment
-                .iter()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'~' | b'-'))
-            {
+            if !SEGMENT.contains_all(segment) {
                 return Err(PathError::OddByte);
             }
         }

@@ -61,6 +61,17 @@ impl Output {
         }
     }
 
+    /// Writes the whole lines of a batch like [`Output::write_lines`], and leaves the batch empty.
+    pub(crate) fn write_batch(&self, batch: &mut Vec<u8>) {
+        match self {
+            Self::Queue(queue) => queue.push_batch(batch),
+            Self::Memory(_) => {
+                self.write_lines(batch);
+                batch.clear();
+            }
+        }
+    }
+
     /// Waits until all lines are written; see [`LogQueue::flush`].
     pub fn flush(&self, limit: Option<Duration>) {
         if let Self::Queue(queue) = self {

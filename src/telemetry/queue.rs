@@ -157,6 +157,24 @@ impl LogQueue {
         self.filled.notify_one();
     }
 
+    /// Queues the whole lines of a batch like [`LogQueue::push`], and leaves the batch empty.
+    pub(crate) fn push_batch(&self, batch: &mut Vec<u8>) {
+        if batch.is_empty() {
+            return;
+        }
+        let mut state = self.lock();
+        if state.pending.is_empty() {
+            // Nothing waits, so the buffers change places and no line is copied.
+            mem::swap(&mut state.pending, batch);
+            drop(state);
+            self.filled.notify_one();
+        } else {
+            drop(state);
+            self.push(batch);
+            batch.clear();
+        }
+    }
+
     /// Waits until all lines are written, for `limit` at most. With a limit, returns at once if the
     /// reader has stalled.
     pub fn flush(&self, limit: Option<Duration>) {

@@ -135,15 +135,17 @@ impl<I: AsyncRead + Unpin> AsyncRead for MeteredStream<I> {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        this.io.set_limit(if this.large.held {
-            u64::MAX
+        // hyper's first buffer is smaller than the limit, and most requests fit into that.
+        let polled = if this.large.held || (buf.remaining() as u64) < MAX_SMALL_READ {
+            Pin::new(this.io.get_mut()).poll_read(cx, buf)
         } else {
-            MAX_SMALL_READ
-        });
-        let polled = Pin::new(&mut this.io).poll_read(cx, buf);
-        if this.io.limit() == 0 {
-            this.large.acquire();
-        }
+            this.io.set_limit(MAX_SMALL_READ);
+            let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+            if this.io.limit() == 0 {
+                this.large.acquire();
+            }
+            polled
+        };
         this.activity.starved.set(polled.is_pending());
         let new = &buf.filled()[before..];
         let is_end = matches!(polled, Poll::Ready(Ok(()))) && new.is_empty();

@@ -107,7 +107,8 @@ pub(super) struct UpstreamConnection {
     tcp: Rc<TcpStream>,
     traffic: Rc<Traffic>,
     pub(super) driver: ConnectionDriver,
-    born: Instant,
+    /// Moment from which on the connection is not used again.
+    retires: Instant,
     idle_since: Instant,
     reused: bool,
 }
@@ -231,7 +232,7 @@ impl UpstreamPool {
         }
         connection.idle_since = Instant::now();
         connection.reused = true;
-        if connection.idle_since - connection.born > MAX_AGE {
+        if connection.idle_since > connection.retires {
             return;
         }
         self.hand_out(connection);
@@ -391,7 +392,7 @@ impl UpstreamPool {
             tcp,
             traffic,
             driver: ConnectionDriver::new(driving),
-            born: now,
+            retires: now + MAX_AGE,
             idle_since: now,
             reused: false,
         }))

@@ -167,6 +167,33 @@ fn short_writes_lose_nothing() {
 }
 
 #[test]
+fn a_batch_is_taken_over_whether_lines_wait_or_not() {
+    let (sink, queue) = start(Format::Text);
+    sink.change(|inner| inner.shut = true);
+    queue.push(b"one\n");
+    // The writer has taken the first line and waits for the sink.
+    while queue.lock().writing_since.is_none() {
+        thread::yield_now();
+    }
+    for line in ["two\n", "three\n", ""] {
+        let mut batch = line.as_bytes().to_vec();
+        queue.push_batch(&mut batch);
+        assert!(batch.is_empty());
+    }
+    let mut batch = "x\n".repeat(MAX_PENDING).into_bytes();
+    queue.push_batch(&mut batch);
+    assert!(batch.is_empty(), "a full queue drops the lines");
+    sink.change(|inner| inner.shut = false);
+    queue.flush(None);
+    let text = sink.text();
+    assert!(text.starts_with("one\ntwo\nthree\n"), "{text}");
+    assert!(
+        text.ends_with(&format!("dropped={MAX_PENDING}\n")),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_flush_ends_at_its_limit_and_at_once_where_the_reader_has_stalled() {
     let (sink, queue) = start(Format::Text);
     sink.change(|inner| inner.shut = true);
