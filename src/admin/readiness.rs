@@ -3,9 +3,12 @@
 //!
 //! Pure; the states are gathered by `site`.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use axum::{
@@ -13,6 +16,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
 use super::accounts::state_name;
@@ -22,7 +26,7 @@ use crate::{
         queue::{LogHealth, LogQueue},
         workers::StuckWorkers,
     },
-    token::Status,
+    token::{Condition, Status},
 };
 
 /// Answer of `/readyz`: status 200 when ready, else 503.
@@ -40,7 +44,11 @@ pub(super) struct Readiness {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) log: Option<LogTrouble>,
     /// Accounts without a usable token; not always empty when the node is ready.
-    pub(super) lacking: Vec<UnusableAccount>,
+    pub(super) lacking: Vec<FailingAccount>,
+    /// Accounts with a token that cannot be renewed, or with calls that WeChat refuses. The node
+    /// stays ready.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) degraded: Vec<FailingAccount>,
 }
 
 /// Health of the parts of the node that do not belong to an account.
@@ -67,13 +75,16 @@ pub(super) struct LogTrouble {
     message: String,
 }
 
-/// Account without a usable token, with the reason.
+/// Account that is not as it should be, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct UnusableAccount {
+pub(super) struct FailingAccount {
     account: String,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     errcode: Option<i64>,
+    /// Source address that WeChat refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ip: Option<IpAddr>,
     message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_attempt_in: Option<u64>,
@@ -87,6 +98,17 @@ pub(super) enum Required {
     One,
     /// Every account.
     All,
+    /// Every account, and none of them degraded.
+    AllSound,
+}
+
+/// Question that a probe asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Question {
+    /// Readiness of the node.
+    Node(Required),
+    /// Readiness of one account, by its name.
+    Account(String),
 }
 
 /// Returns the readiness of a node with these accounts. A node that is leaving, or has no account,
@@ -97,10 +119,11 @@ pub(super) fn judge(
     was_usable: bool,
     leaving: bool,
 ) -> Readiness {
-    let mut usable = accounts.iter().map(|(_, status)| status.usable);
+    let mut statuses = accounts.iter().map(|(_, status)| status);
     let is_served = match required {
-        Required::One => was_usable || usable.any(|usable| usable),
-        Required::All => usable.all(|usable| usable),
+        Required::One => was_usable || statuses.any(|status| status.usable),
+        Required::All => statuses.all(|status| status.usable),
+        Required::AllSound => statuses.all(|status| status.condition == Condition::Ok),
     };
     let trouble = if leaving {
         Some((
@@ -109,6 +132,11 @@ pub(super) fn judge(
         ))
     } else if accounts.is_empty() {
         Some(("no_account", "no account is configured: add an [[account]]"))
+    } else if !is_served && required == Required::AllSound {
+        Some((
+            "account_failing",
+            "calls of this account fail, or will soon: see lacking and degraded for the reason",
+        ))
     } else if !is_served {
         Some((
             "not_ready",
@@ -117,17 +145,20 @@ pub(super) fn judge(
     } else {
         None
     };
-    let lacking = accounts
-        .iter()
-        .filter(|(_, status)| !status.usable)
-        .map(|(name, status)| UnusableAccount::new(name, status));
+    let failing = |picks: fn(&Status) -> bool| {
+        let picked = accounts.iter().filter(move |(_, status)| picks(status));
+        picked
+            .map(|(name, status)| FailingAccount::new(name, status))
+            .collect()
+    };
     Readiness {
         ready: trouble.is_none(),
         error: trouble.map(|(slug, _)| slug),
         message: trouble.map(|(_, message)| message),
         stuck: Vec::new(),
         log: None,
-        lacking: lacking.collect(),
+        lacking: failing(|status| !status.usable),
+        degraded: failing(|status| status.condition == Condition::Degraded),
     }
 }
 
@@ -203,32 +234,42 @@ impl LogTrouble {
     }
 }
 
-/// Reads the accounts that must be usable from a query: [`Required::All`] for `?all`, but not for
-/// `?all=0` and `?all=false`.
-pub(super) fn required(query: Option<&str>) -> Required {
-    let asks_for_all = query.unwrap_or_default().split('&').any(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        name == "all" && !matches!(value, "0" | "false")
-    });
-    if asks_for_all {
-        Required::All
-    } else {
-        Required::One
+impl Question {
+    /// Reads a query: `account=NAME`, or `all`, but not `all=0` and `all=false`.
+    pub(super) fn read(query: Option<&str>) -> Self {
+        let mut required = Required::One;
+        for pair in query.unwrap_or_default().split('&') {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            match name {
+                "account" => {
+                    return Self::Account(percent_decode_str(value).decode_utf8_lossy().into());
+                }
+                "all" if !matches!(value, "0" | "false") => required = Required::All,
+                _ => {}
+            }
+        }
+        Self::Node(required)
     }
 }
 
-impl UnusableAccount {
+impl FailingAccount {
     fn new(name: &AccountName, status: &Status) -> Self {
         let error = status.last_error.as_ref();
-        let message = error.map_or("a token is being fetched: wait a moment", |error| {
-            &error.sentence
-        });
+        let message = match error {
+            Some(error) => &error.sentence,
+            None if status.usable => {
+                "WeChat refuses the token and gives no other: see the log, or refresh the account by hand"
+            }
+            None => "a token is being fetched: wait a moment",
+        };
         Self {
             account: name.to_string(),
             state: state_name(status.condition),
             errcode: error.and_then(|error| error.errcode),
+            ip: error.and_then(|error| error.ip),
             message: message.to_owned(),
-            next_attempt_in: status.next_attempt_in,
+            // A token that is good is renewed in time, which says nothing of a refused address.
+            next_attempt_in: status.next_attempt_in.filter(|_| !status.usable),
         }
     }
 }
@@ -252,7 +293,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::token::{Condition, LastError};
+    use crate::token::LastError;
 
     const CONDITIONS: [Condition; 5] = [
         Condition::Ok,
@@ -277,6 +318,7 @@ mod tests {
             last_error: refused.then(|| LastError {
                 label: "40164",
                 errcode: Some(40164),
+                ip: Some([47, 94, 148, 108].into()),
                 sentence: "WeChat refused the IP 47.94.148.108 with errcode 40164: add it to the whitelist".into(),
                 failures: 1,
             }),
@@ -371,6 +413,7 @@ mod tests {
                         "account": "a1",
                         "state": "fatal",
                         "errcode": 40164,
+                        "ip": "47.94.148.108",
                         "message": "WeChat refused the IP 47.94.148.108 with errcode 40164: add it to the whitelist",
                         "next_attempt_in": 5,
                     },
@@ -437,20 +480,56 @@ mod tests {
     }
 
     #[test]
-    fn all_is_a_flag() {
-        for yes in ["all", "all=1", "all=true", "all=", "verbose&all"] {
-            assert_eq!(required(Some(yes)), Required::All, "{yes}");
+    fn one_account_is_ready_only_without_any_trouble() {
+        use Condition::{Degraded, Failing, Fatal, Ok, Waiting};
+        assert!(ready(&[Ok], Required::AllSound));
+        for condition in [Waiting, Degraded, Failing, Fatal] {
+            let judged = judge(&accounts(&[condition]), Required::AllSound, true, false);
+            assert_eq!(
+                (judged.ready, judged.error),
+                (false, Some("account_failing")),
+                "{condition:?}"
+            );
         }
-        for no in [
-            None,
-            Some(""),
-            Some("all=0"),
-            Some("all=false"),
-            Some("ALL"),
-            Some("wall"),
-            Some("x=all"),
+    }
+
+    #[test]
+    fn a_degraded_account_is_named_and_leaves_the_node_ready() {
+        let conditions = [Condition::Ok, Condition::Degraded];
+        let judged = judge(&accounts(&conditions), Required::One, false, false);
+        assert_eq!(
+            serde_json::to_value(&judged).unwrap(),
+            serde_json::json!({
+                "ready": true,
+                "lacking": [],
+                "degraded": [{
+                    "account": "a1",
+                    "state": "degraded",
+                    "errcode": 40164,
+                    "ip": "47.94.148.108",
+                    "message": "WeChat refused the IP 47.94.148.108 with errcode 40164: add it to the whitelist",
+                }],
+            })
+        );
+    }
+
+    #[test]
+    fn a_query_asks_for_the_node_all_accounts_or_one() {
+        let asks = |query: &str| Question::read(Some(query));
+        for yes in ["all", "all=1", "all=true", "all=", "verbose&all"] {
+            assert_eq!(asks(yes), Question::Node(Required::All), "{yes}");
+        }
+        for no in ["", "all=0", "all=false", "ALL", "wall", "x=all"] {
+            assert_eq!(asks(no), Question::Node(Required::One), "{no:?}");
+        }
+        assert_eq!(Question::read(None), Question::Node(Required::One));
+        for (query, name) in [
+            ("account=shop", "shop"),
+            ("all&account=a%2Db", "a-b"),
+            ("account=", ""),
+            ("account", ""),
         ] {
-            assert_eq!(required(no), Required::One, "{no:?}");
+            assert_eq!(asks(query), Question::Account(name.to_owned()), "{query}");
         }
     }
 

@@ -18,7 +18,7 @@ use super::{
     control::AdminControl,
     guard::AdminDenial,
     page,
-    readiness::{self, NodeHealth, Readiness, Required},
+    readiness::{NodeHealth, Question, Readiness, Required},
     reload::{self, ReloadHandler},
 };
 use crate::{
@@ -110,8 +110,14 @@ async fn console(State(sources): SharedSources) -> Html<String> {
     Html(page::render(&accounts::rows(&sources.accounts()), ready))
 }
 
-async fn readyz(State(sources): SharedSources, RawQuery(query): RawQuery) -> Readiness {
-    sources.readiness(readiness::required(query.as_deref()))
+async fn readyz(
+    State(sources): SharedSources,
+    RawQuery(query): RawQuery,
+) -> Result<Readiness, ApiError> {
+    match Question::read(query.as_deref()) {
+        Question::Node(required) => Ok(sources.readiness(required)),
+        Question::Account(name) => sources.account_readiness(&name),
+    }
 }
 
 async fn metrics_page(State(sources): SharedSources) -> impl IntoResponse {
@@ -145,5 +151,13 @@ impl Sources {
         let accounts = accounts::statuses(&self.accounts());
         self.health
             .judge(&accounts, required, self.drain.is_leaving())
+    }
+
+    fn account_readiness(&self, name: &str) -> Result<Readiness, ApiError> {
+        let accounts = self.accounts();
+        let tokens = accounts::named(&accounts, name)?;
+        let status = [(tokens.token.name().clone(), tokens.token.status())];
+        let leaving = self.drain.is_leaving();
+        Ok(self.health.judge(&status, Required::AllSound, leaving))
     }
 }

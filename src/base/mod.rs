@@ -6,6 +6,7 @@ pub(crate) mod account_name;
 pub(crate) mod backoff;
 pub(crate) mod mask;
 pub(crate) mod secret;
+pub(crate) mod secret_finder;
 pub(crate) mod units;
 
 pub use account_name::AccountName;

@@ -18,6 +18,7 @@ pub(crate) mod headers;
 pub(crate) mod inject;
 mod inspect;
 mod loops;
+mod mask;
 mod metrics;
 pub(crate) mod path;
 mod pipeline;

@@ -16,11 +16,12 @@ use rustc_hash::FxHashMap;
 use super::{
     bulkhead::Holder,
     error::ProxyError,
+    mask::CredentialMask,
     metrics::{AccountMetrics, ProxyMetrics},
     upstream::UpstreamOrigin,
 };
 use crate::{
-    base::{AccountName, Secret},
+    base::{AccountName, Secret, secret_finder::SecretFinder},
     net::address::{BaseUrl, split_port},
     service::phantom::Tag,
     token::{AccountSettings, AccountTokens, Tickets, TokenRefresher},
@@ -38,6 +39,8 @@ pub(crate) struct Account {
     pub(crate) platform: Platform,
     pub(crate) appid: String,
     pub(crate) secret: Option<Secret>,
+    /// Search for `secret` in answers.
+    secret_finder: Option<SecretFinder>,
     pub(crate) refresher: TokenRefresher,
     pub(crate) tickets: Option<Arc<Tickets>>,
     pub(crate) metrics: AccountMetrics,
@@ -74,12 +77,21 @@ impl Account {
             platform: settings.platform,
             appid: settings.appid.clone(),
             secret: settings.secret.clone(),
+            secret_finder: settings.secret.as_ref().and_then(SecretFinder::new),
             refresher: tokens.token,
             tickets: tokens.tickets,
             metrics,
             holder: Holder::named(settings.name.as_str()),
             api: settings.api.clone(),
             origins,
+        }
+    }
+
+    /// Returns the credentials that reach no caller in an answer.
+    pub(crate) fn mask(&self) -> CredentialMask<'_> {
+        CredentialMask {
+            tokens: &self.refresher,
+            secret: self.secret_finder.as_ref(),
         }
     }
 

@@ -8,10 +8,11 @@ use std::{mem, sync::Arc};
 use hyper::{
     Response,
     body::{Body as _, Incoming},
+    header::{self, HeaderName},
 };
 
 use super::{
-    attempt::{Inspected, OutboundCall},
+    attempt::{Inspected, MaskedPart, OutboundCall},
     exchange::Exchange,
     request::{Request, unknown_client},
 };
@@ -29,8 +30,12 @@ use crate::{
         runtime_config::RuntimeConfig,
         upstream::Headers,
     },
+    service::Scope,
     token::{Refresh, Token, TokenRefresher},
-    wechat::api::{EndpointClass, Platform},
+    wechat::{
+        api::{EndpointClass, Platform},
+        credential,
+    },
 };
 
 /// Takes a call to WeChat and brings the answer back.
@@ -64,6 +69,7 @@ pub(super) async fn answer<'r>(
         guarded: endpoint == EndpointClass::Guarded,
     };
     let admitted = exchange.admit(client, account, right)?;
+    let masked = masked_part(exchange, client, path.as_str())?;
     let credential = Credential::of_call(endpoint, account, client, &login, query).await?;
     credential.keep_secrets(config, client, query, &incoming)?;
     let (payload, permit) = accept_body(exchange, account, client, incoming).await?;
@@ -79,6 +85,7 @@ pub(super) async fn answer<'r>(
         query,
         headers: Headers::new(mem::take(exchange.headers)),
         payload,
+        masked,
         log: &mut *exchange.log,
     };
     let answer = match credential {
@@ -193,6 +200,31 @@ impl Credential {
     }
 }
 
+/// Decides how much of the answer is masked, and prepares a call whose answer repeats another call:
+/// the URL in it may hold the account's token.
+fn masked_part(
+    exchange: &mut Exchange<'_>,
+    client: &Client,
+    path: &str,
+) -> Result<MaskedPart, ProxyError> {
+    if !credential::of_path(path).repeats_another_call() {
+        return Ok(MaskedPart::Window);
+    }
+    // A part of the answer could begin in the middle of the token.
+    exchange.headers.remove(header::RANGE);
+    exchange.headers.remove(header::IF_RANGE);
+    if client.may(Scope::Token) {
+        return Ok(MaskedPart::AllIfPossible);
+    }
+    let is_encrypted = |name: &HeaderName| name.as_str().starts_with("wechatmp-");
+    if exchange.headers.keys().any(is_encrypted) {
+        return Err(ProxyError::EncryptedRepetition {
+            client: client.name().clone(),
+        });
+    }
+    Ok(MaskedPart::All)
+}
+
 /// Returns the token, at once if there is one.
 async fn current_token(refresher: &TokenRefresher) -> Result<Arc<Token>, ProxyError> {
     match refresher.token() {
@@ -262,7 +294,7 @@ impl OutboundCall<'_> {
             .metrics
             .replay(match second.as_ref().map(|second| second.verdict) {
                 Ok(TokenVerdict::Stale { .. }) => "stale_again",
-                Ok(TokenVerdict::Accepted | TokenVerdict::Unproven) => "cured",
+                Ok(_) => "cured",
                 Err(_) => "failed",
             });
         let second = second?;
@@ -301,10 +333,15 @@ impl OutboundCall<'_> {
     async fn judged_attempt(&mut self, own: usize, token: &Token) -> Result<Judged, ProxyError> {
         let (path, query) = (self.path, self.query);
         let target = || inject::inject(path, query, own, token.query_value());
-        let Inspected { answer, errcode } = self.attempt(&target).await?;
-        let verdict = retry::judge(self.account.platform, answer.status(), errcode);
-        if verdict == TokenVerdict::Accepted {
-            self.account.refresher.accepted(token.generation());
+        let Inspected { answer, finding } = self.attempt(&target).await?;
+        let verdict = retry::judge(self.account.platform, answer.status(), finding.as_ref());
+        let refresher = &self.account.refresher;
+        match verdict {
+            TokenVerdict::Accepted => refresher.accepted(token.generation()),
+            TokenVerdict::AddressRefused { errcode, ip } => {
+                refresher.address_refused(self.account.platform, errcode, ip);
+            }
+            TokenVerdict::Unproven | TokenVerdict::Stale { .. } => {}
         }
         Ok(Judged { answer, verdict })
     }
