@@ -62,13 +62,13 @@ impl SecretFinder {
 /// is none. Costs one search per secret, and one for escapes, in nearly every text.
 pub(crate) fn masked<'f>(
     text: &[u8],
-    secrets: impl Iterator<Item = &'f SecretFinder> + Clone,
+    secrets: &(impl Iterator<Item = &'f SecretFinder> + Clone),
 ) -> Option<Vec<u8>> {
     let mut result = None;
     for secret in secrets.clone() {
         mask_all(text, secret, &mut result, text, |found| found);
     }
-    if !may_encode(text, secrets.clone()) {
+    if !may_encode(text, secrets) {
         return result;
     }
     let mut decoded = Decoded::of(text);
@@ -108,7 +108,7 @@ fn mask_all(
 
 /// Returns true if an escape in the text stands for a byte of a secret, or for the begin of another
 /// escape. Most escapes do not: URLs keep letters, digits, `-` and `_` as they are, and so does JSON.
-fn may_encode<'f>(text: &[u8], secrets: impl Iterator<Item = &'f SecretFinder> + Clone) -> bool {
+fn may_encode<'f>(text: &[u8], secrets: &(impl Iterator<Item = &'f SecretFinder> + Clone)) -> bool {
     let shortest = secrets.clone().map(SecretFinder::length).min();
     if shortest.is_none_or(|shortest| text.len() < shortest) {
         return false;
@@ -230,7 +230,7 @@ mod tests {
 
     fn shown(text: &str, secrets: &[&str]) -> String {
         let finders: Vec<SecretFinder> = secrets.iter().map(|secret| finder(secret)).collect();
-        let masked = masked(text.as_bytes(), finders.iter());
+        let masked = masked(text.as_bytes(), &finders.iter());
         masked.map_or_else(
             || text.to_owned(),
             |masked| String::from_utf8(masked).unwrap(),
@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn only_escapes_that_could_hide_a_secret_cost_more_than_a_search() {
         let secret = finder("85_Token-x");
-        let may = |text: &str| may_encode(text.as_bytes(), [&secret].into_iter());
+        let may = |text: &str| may_encode(text.as_bytes(), &[&secret].into_iter());
         for plain in [
             r#"{"name":"\u4e2d\u6587","url":"http:\/\/h\/132"}"#,
             "https%3A%2F%2Fh%2F%3Fa%3D1%26b",
@@ -333,7 +333,7 @@ mod tests {
                 })
                 .collect();
             let text = format!("{before}{echo}{behind}");
-            let masked = masked(text.as_bytes(), [&finder(&secret)].into_iter()).unwrap();
+            let masked = masked(text.as_bytes(), &[&finder(&secret)].into_iter()).unwrap();
             prop_assert_eq!(masked.len(), text.len());
             let stars = &masked[before.len()..before.len() + echo.len()];
             prop_assert!(stars.iter().all(|byte| *byte == b'*'), "{} {:?}", text, masked);
@@ -341,7 +341,7 @@ mod tests {
 
         #[test]
         fn nothing_else_is_changed(text in "[ -~é]{0,200}") {
-            prop_assert!(masked(text.as_bytes(), [&finder("85_Token-x")].into_iter()).is_none());
+            prop_assert!(masked(text.as_bytes(), &[&finder("85_Token-x")].into_iter()).is_none());
         }
     }
 }

@@ -63,11 +63,11 @@ pub(crate) fn judge(
 mod tests {
     use super::*;
 
-    fn errcode(code: i64, message: &str) -> Option<Finding> {
-        Some(Finding {
+    fn errcode(code: i64, message: &str) -> Finding {
+        Finding {
             code: Code::Errcode(code),
             message: Some(message.to_owned()),
-        })
+        }
     }
 
     #[test]
@@ -76,17 +76,32 @@ mod tests {
         let ok = StatusCode::OK;
         let refused = |errcode| AddressRefused { errcode, ip: None };
         for (platform, status, finding, verdict) in [
-            (Wechat, ok, errcode(40001, ""), Stale { errcode: 40001 }),
-            (Wecom, ok, errcode(40001, ""), Accepted),
-            (Wechat, ok, errcode(48001, ""), Accepted),
+            (
+                Wechat,
+                ok,
+                Some(errcode(40001, "")),
+                Stale { errcode: 40001 },
+            ),
+            (Wecom, ok, Some(errcode(40001, "")), Accepted),
+            (Wechat, ok, Some(errcode(48001, "")), Accepted),
             (Wechat, ok, None, Accepted),
-            (Wechat, ok, errcode(40164, ""), refused(40164)),
-            (Wechat, ok, errcode(45035, ""), refused(45035)),
-            (Wechat, ok, errcode(61004, "no clientip"), refused(61004)),
-            (Wechat, ok, errcode(61004, "api unauthorized"), Accepted),
-            (Wecom, ok, errcode(60020, ""), refused(60020)),
-            (Wechat, ok, errcode(60020, ""), Accepted),
-            (Wechat, ok, errcode(41001, ""), Unproven),
+            (Wechat, ok, Some(errcode(40164, "")), refused(40164)),
+            (Wechat, ok, Some(errcode(45035, "")), refused(45035)),
+            (
+                Wechat,
+                ok,
+                Some(errcode(61004, "no clientip")),
+                refused(61004),
+            ),
+            (
+                Wechat,
+                ok,
+                Some(errcode(61004, "api unauthorized")),
+                Accepted,
+            ),
+            (Wecom, ok, Some(errcode(60020, "")), refused(60020)),
+            (Wechat, ok, Some(errcode(60020, "")), Accepted),
+            (Wechat, ok, Some(errcode(41001, "")), Unproven),
             (Wechat, StatusCode::BAD_GATEWAY, None, Unproven),
         ] {
             assert_eq!(
@@ -104,7 +119,7 @@ mod tests {
             judge(
                 Platform::Wechat,
                 StatusCode::OK,
-                errcode(40164, message).as_ref()
+                Some(&errcode(40164, message))
             ),
             TokenVerdict::AddressRefused {
                 errcode: 40164,

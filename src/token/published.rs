@@ -54,14 +54,15 @@ impl Published {
     pub(super) fn masked(&self, text: &[u8], also: Option<&SecretFinder>) -> Option<Vec<u8>> {
         let known = self.known.load();
         let all = known.iter().map(|known| &known.finder).chain(also);
-        let masked = secret_finder::masked(text, all)?;
+        let masked = secret_finder::masked(text, &all)?;
         // Time is asked for only once something was found, which is rare.
         let now = Instant::now();
         if known.iter().all(|known| known.is_recent(now)) {
             return Some(masked);
         }
         let recent = known.iter().filter(|known| known.is_recent(now));
-        secret_finder::masked(text, recent.map(|known| &known.finder).chain(also))
+        let recent = recent.map(|known| &known.finder).chain(also);
+        secret_finder::masked(text, &recent)
     }
 
     /// Length of the shortest text that [`Published::masked`] may mask; `None` for none.
