@@ -2,7 +2,7 @@
 //!
 //! The JSON types here are separate from [`Status`], so that a change there breaks no script.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use axum::{
     Json,
@@ -65,6 +65,9 @@ pub(super) struct Budgets {
 pub(super) struct LastFailure {
     pub(super) label: &'static str,
     pub(super) errcode: Option<i64>,
+    /// Source address that WeChat refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ip: Option<IpAddr>,
     pub(super) sentence: String,
     pub(super) failures: u32,
 }
@@ -109,15 +112,23 @@ pub(super) fn rows(accounts: &TokenRegistry) -> Vec<AccountRow> {
     accounts.iter().map(row).collect()
 }
 
+/// Returns the tokens of the account of this name.
+pub(super) fn named<'a>(
+    accounts: &'a TokenRegistry,
+    name: &str,
+) -> Result<&'a AccountTokens, ApiError> {
+    AccountName::new(name)
+        .and_then(|name| accounts.get(&name))
+        .ok_or_else(unknown_account)
+}
+
 /// Answers `POST /api/accounts/NAME/refresh`. A refresh goes on when the caller hangs up.
 pub(super) async fn refresh(
     accounts: &TokenRegistry,
     name: &str,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let tokens = AccountName::new(name)
-        .and_then(|name| accounts.get(&name))
-        .ok_or_else(unknown_account)?;
+    let tokens = named(accounts, name)?;
     let refresher = &tokens.token;
     let request = read_refresh_request(body).await?;
     if request.revoke {
@@ -178,6 +189,7 @@ impl From<LastError> for LastFailure {
         Self {
             label: error.label,
             errcode: error.errcode,
+            ip: error.ip,
             sentence: error.sentence,
             failures: error.failures,
         }

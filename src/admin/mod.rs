@@ -8,6 +8,7 @@
 mod accounts;
 mod answer;
 mod control;
+mod degraded;
 mod guard;
 mod page;
 mod reload;
@@ -25,7 +26,7 @@ pub(crate) use self::{
     control::AdminControl,
     reload::{ReloadHandler, Reloaded},
 };
-use self::{settings::AdminSettings, site::Site};
+use self::{degraded::DegradedAccounts, settings::AdminSettings, site::Site};
 use crate::{
     net::{
         bind,
@@ -103,9 +104,12 @@ impl Admin {
         accounts: Arc<TokenRegistry>,
         metrics: MetricsRegistry,
     ) -> Self {
+        let control = AdminControl::new(settings, accounts);
+        let degraded = Box::new(DegradedAccounts(control.clone()));
+        metrics.register(|registry| registry.register_collector(degraded));
         Self {
             listener,
-            control: AdminControl::new(settings, accounts),
+            control,
             metrics,
             health: NodeHealth::default(),
             reload: None,

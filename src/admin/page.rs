@@ -135,6 +135,7 @@ mod tests {
             last_error: Some(LastFailure {
                 label: "other",
                 errcode: Some(1),
+                ip: None,
                 sentence: sentence.into(),
                 failures: 1,
             }),

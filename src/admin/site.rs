@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     net::drain::Drain,
-    service::readiness::{self, NodeHealth, Readiness, Required},
+    service::readiness::{NodeHealth, Question, Readiness, Required},
     telemetry::registry::{CONTENT_TYPE, MetricsRegistry},
     token::TokenRegistry,
 };
@@ -113,14 +113,17 @@ async fn console(State(sources): SharedSources) -> Html<String> {
 async fn readyz(
     State(sources): SharedSources,
     RawQuery(query): RawQuery,
-) -> (StatusCode, Json<Readiness>) {
-    let readiness = sources.readiness(readiness::required(query.as_deref()));
+) -> Result<(StatusCode, Json<Readiness>), ApiError> {
+    let readiness = match Question::read(query.as_deref()) {
+        Question::Node(required) => sources.readiness(required),
+        Question::Account(name) => sources.account_readiness(&name)?,
+    };
     let status = if readiness.ready {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (status, Json(readiness))
+    Ok((status, Json(readiness)))
 }
 
 async fn metrics_page(State(sources): SharedSources) -> impl IntoResponse {
@@ -154,5 +157,13 @@ impl Sources {
         let accounts = accounts::statuses(&self.accounts());
         self.health
             .judge(&accounts, required, self.drain.is_leaving())
+    }
+
+    fn account_readiness(&self, name: &str) -> Result<Readiness, ApiError> {
+        let accounts = self.accounts();
+        let tokens = accounts::named(&accounts, name)?;
+        let status = [(tokens.token.name().clone(), tokens.token.status())];
+        let leaving = self.drain.is_leaving();
+        Ok(self.health.judge(&status, Required::AllSound, leaving))
     }
 }

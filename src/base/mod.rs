@@ -7,6 +7,7 @@ pub(crate) mod backoff;
 pub(crate) mod byte_set;
 pub(crate) mod mask;
 pub(crate) mod secret;
+pub(crate) mod secret_finder;
 pub(crate) mod units;
 
 pub use account_name::AccountName;

@@ -91,6 +91,11 @@ pub(crate) enum ProxyError {
     #[error("client {client} lacks the scope {scope}; give it by may = [\"{scope}\"] in its [[client]] section", scope = scope.as_str())]
     ScopeDenied { client: AccountName, scope: Scope },
     #[error(
+        "this call repeats the URL of another one, and the token in it cannot be masked once it is encrypted; send the \
+             call without Wechatmp-Signature, or give client {client} may = [\"token\"] in its [[client]] section"
+    )]
+    EncryptedRepetition { client: AccountName },
+    #[error(
         "client {client} calls faster than its rate allows; slow down, or raise rate in its [[client]] section"
     )]
     RateLimited {
@@ -190,7 +195,9 @@ impl ProxyError {
             Self::ClientUnknown(_) => (StatusCode::UNAUTHORIZED, 990_401, "client_unknown"),
             Self::AccountDenied { .. } => (StatusCode::FORBIDDEN, 990_403, "account_denied"),
             Self::PathDenied { .. } => (StatusCode::FORBIDDEN, 990_403, "path_denied"),
-            Self::ScopeDenied { .. } => (StatusCode::FORBIDDEN, 990_403, "scope_denied"),
+            Self::ScopeDenied { .. } | Self::EncryptedRepetition { .. } => {
+                (StatusCode::FORBIDDEN, 990_403, "scope_denied")
+            }
             Self::RateLimited { .. } | Self::KeylessTooFast { .. } => {
                 (StatusCode::TOO_MANY_REQUESTS, 990_429, "rate_limited")
             }

@@ -3,14 +3,10 @@
 //! Pure functions on header maps. Framing (`Content-Length`, `Transfer-Encoding`) of a request is
 //! never copied: hyper states it anew from the body that is really sent.
 
-use std::borrow::Cow;
-
 use hyper::{
     HeaderMap,
     header::{self, HeaderName, HeaderValue},
 };
-use memchr::{memchr, memmem};
-use percent_encoding::percent_decode_str;
 use smallvec::SmallVec;
 
 /// Kinds of headers in a request, of those that wxgate itself reads. Found in one walk, because
@@ -147,92 +143,6 @@ pub fn to_client(headers: &mut HeaderMap) {
     });
 }
 
-/// Returns the length of the longest header value, which no longer secret can be in.
-pub(crate) fn longest_value(headers: &HeaderMap) -> usize {
-    headers.values().map(HeaderValue::len).max().unwrap_or(0)
-}
-
-/// Replaces a secret in header values by as many `*`, however it is percent-encoded. `secret` may be
-/// percent-encoded itself, as it stood in the query.
-pub(crate) fn mask(headers: &mut HeaderMap, secret: &str) {
-    // Decoding walks byte by byte, and few secrets are encoded.
-    let secret: Cow<'_, [u8]> = if memchr(b'%', secret.as_bytes()).is_some() {
-        percent_decode_str(secret).into()
-    } else {
-        secret.as_bytes().into()
-    };
-    if secret.is_empty() {
-        return;
-    }
-    for value in headers.values_mut() {
-        if value.len() < secret.len() {
-            continue;
-        }
-        // Asterisks can stand in every header value.
-        if let Some(masked) = masked(value.as_bytes(), &secret)
-            && let Ok(masked) = HeaderValue::from_bytes(&masked)
-        {
-            *value = masked;
-        }
-    }
-}
-
-/// Returns the text with each occurrence of the secret masked, `None` if there is none. An echo may
-/// have been encoded up to twice more than the secret was when sent.
-fn masked(text: &[u8], secret: &[u8]) -> Option<Vec<u8>> {
-    // An AppSecret is as long as the content type of WeChat's JSON. Comparing the two costs a tenth
-    // of a search, and an encoded secret would be longer.
-    if text.len() == secret.len() && text != secret {
-        return None;
-    }
-    // Nearly every value ends here, without an allocation.
-    if memchr(b'%', text).is_none() && memmem::find(text, secret).is_none() {
-        return None;
-    }
-    let mut result: Option<Vec<u8>> = None;
-    // `places[i]` is the offset in `text` at which the encoded form of `decoded[i]` begins.
-    let mut decoded = text.to_vec();
-    let mut places: Vec<usize> = (0..=text.len()).collect();
-    for _ in 0..4 {
-        let mut from = 0;
-        while let Some(found) = memmem::find(&decoded[from..], secret) {
-            let start = from + found;
-            let encoded = places[start]..places[start + secret.len()];
-            result.get_or_insert_with(|| text.to_vec())[encoded].fill(b'*');
-            // Two occurrences may overlap.
-            from = start + 1;
-        }
-        if memchr(b'%', &decoded).is_none() {
-            break;
-        }
-        (decoded, places) = decode_once(&decoded, &places);
-    }
-    result
-}
-
-/// Percent-decodes a text once, and keeps the origin of each byte.
-fn decode_once(text: &[u8], places: &[usize]) -> (Vec<u8>, Vec<usize>) {
-    let (mut decoded, mut from) = (Vec::with_capacity(text.len()), Vec::new());
-    let digit = |at: usize| char::from(*text.get(at)?).to_digit(16);
-    let mut at = 0;
-    while let Some(byte) = text.get(at) {
-        from.push(places[at]);
-        match (byte, digit(at + 1), digit(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                // Two hex digits fit a byte.
-                decoded.push(u8::try_from(high * 16 + low).unwrap_or_default());
-                at += 3;
-            }
-            _ => {
-                decoded.push(*byte);
-                at += 1;
-            }
-        }
-    }
-    from.push(places[text.len()]);
-    (decoded, from)
-}
-
 /// Returns true if the caller accepts gzip: named, with a weight above zero.
 fn accepts_gzip(headers: &HeaderMap) -> bool {
     headers
@@ -307,8 +217,6 @@ fn is_ours(name: &HeaderName) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -430,64 +338,6 @@ mod tests {
                 ours,
                 "{theirs}"
             );
-        }
-    }
-
-    #[test]
-    fn a_secret_is_masked_in_every_header_however_it_is_encoded() {
-        for (value, shown) in [
-            ("8_a/b-c", "*******"),
-            ("x8_a/b-cy 8_a/b-c", "x*******y *******"),
-            (
-                "https://h/p?ACCESS%5FTOKEN=8_a%2Fb-c&a=%31",
-                "https://h/p?ACCESS%5FTOKEN=*********&a=%31",
-            ),
-            (
-                "https://h/?to=https%3A%2F%2Fh%2F%3Faccess_token%3D8_a%252Fb-c%26",
-                "https://h/?to=https%3A%2F%2Fh%2F%3Faccess_token%3D***********%26",
-            ),
-            ("/%38_a%2fb%2Dc", "/*************"),
-            ("%2525388_a/b-c%", "%252538*******%"),
-            ("8_a%2Fb-d", "8_a%2Fb-d"),
-            ("8_a/b-", "8_a/b-"),
-            ("%", "%"),
-        ] {
-            let mut headers = map(&[("location", value), ("x-other", value), ("server", "nginx")]);
-            headers.append("set-cookie", HeaderValue::from_static(value));
-            headers.append("set-cookie", HeaderValue::from_static("a=b"));
-            mask(&mut headers, "8_a%2Fb-c");
-            assert_eq!(
-                (&headers["location"], &headers["x-other"]),
-                (&shown.parse().unwrap(), &shown.parse().unwrap())
-            );
-            let cookies: Vec<_> = headers.get_all("set-cookie").iter().collect();
-            assert_eq!(cookies, [shown, "a=b"]);
-            assert_eq!(headers["server"], "nginx");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_encoding_of_a_secret_is_left(
-            secret in "[A-Za-z0-9_/+=-]{1,20}",
-            before in "[ -$&-~]{0,8}",
-            behind in "[ -~]{0,8}",
-            coded in prop::collection::vec(0..4_u8, 20),
-        ) {
-            let echo: String = secret
-                .bytes()
-                .zip(coded)
-                .map(|(byte, times)| match times {
-                    0 => char::from(byte).to_string(),
-                    times => format!("%{}{byte:02X}", "25".repeat(usize::from(times) - 1)),
-                })
-                .collect();
-            let text = format!("{before}{echo}{behind}");
-            let masked = masked(text.as_bytes(), secret.as_bytes()).unwrap();
-            prop_assert_eq!(masked.len(), text.len());
-            prop_assert!(masked.windows(echo.len()).all(|part| part != echo.as_bytes() || part.contains(&b'*')));
-            let stars = &masked[before.len()..before.len() + echo.len()];
-            prop_assert!(stars.iter().all(|byte| *byte == b'*'), "{} {:?}", text, masked);
         }
     }
 

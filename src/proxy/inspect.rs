@@ -1,9 +1,10 @@
-//! Inspection of an answer's body: complete or not, and the error code in it.
+//! Inspection of an answer's body: complete or not, the error code in it, and credentials.
 //!
 //! A body of up to 64 KiB is read to its end before its head goes on, so that a broken body can
-//! still become an error. Only a body that can be a small JSON object is searched for a code. A
-//! longer body is streamed, and so is one without a length that pauses. The bytes are delivered as
-//! they came. `retry` decides about the meaning of a code.
+//! still become an error. Only a body that can be a small JSON object is searched, for a code and
+//! for the account's credentials, which are masked. A longer body is streamed, and so is one without
+//! a length that pauses. All other bytes are delivered as they came. `retry` decides about the
+//! meaning of a code.
 
 use std::{
     io::Read as _,
@@ -14,26 +15,34 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use flate2::read::GzDecoder;
+use flate2::bufread::GzDecoder;
 use hyper::{
     HeaderMap, Method,
     body::{Body, Frame, SizeHint},
-    header,
+    header::{self, HeaderName},
     http::response::Parts,
 };
 use tokio::time::Instant;
 
-use super::upstream::AnswerBody;
-use crate::wechat::{
-    codes,
-    verdict::{self, Code, WINDOW},
-};
+use super::{mask::CredentialMask, upstream::AnswerBody};
+use crate::wechat::verdict::{self, Finding, WINDOW};
 
 /// Longest body that is complete before its head goes on, in bytes.
 const MAX_HELD: usize = 64 * 1024;
-/// Longest time for which a body without a length is held back, unless it may hold a code: it may
-/// be a stream of events.
+/// Longest body that [`look_at_all`] masks, in bytes, unpacked too.
+const MAX_MASKED: usize = 1024 * 1024;
+/// Longest time for which a body without a length is held back, unless it is searched: it may be a
+/// stream of events.
 const MAX_PAUSE: Duration = Duration::from_millis(250);
+const GZIP_MAGIC: &[u8] = b"\x1f\x8b";
+/// Headers that are wrong for other bytes than those that WeChat sent.
+const DIGESTS: [HeaderName; 5] = [
+    header::ETAG,
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("digest"),
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("repr-digest"),
+];
 
 /// Body of an answer on its way to the caller.
 pub(crate) enum InspectedBody {
@@ -41,6 +50,14 @@ pub(crate) enum InspectedBody {
     Whole(Bytes),
     /// The beginning of a body, and the rest, which is still to come.
     Begun(Bytes, AnswerBody),
+}
+
+/// Result of [`look_at_all`].
+pub(crate) enum Masking {
+    /// The body is complete, and masked.
+    Complete(InspectedBody, Option<Finding>),
+    /// The body cannot be masked, for this reason.
+    Impossible(InspectedBody, &'static str),
 }
 
 /// Inspects the body of an answer. A body is held back for `patience` at most; a complete one gets
@@ -53,7 +70,8 @@ pub(crate) async fn look(
     head: &mut Parts,
     mut body: AnswerBody,
     patience: Duration,
-) -> hyper::Result<(InspectedBody, Option<i64>)> {
+    mask: CredentialMask<'_>,
+) -> hyper::Result<(InspectedBody, Option<Finding>)> {
     let length = body.size_hint().exact();
     if *method == Method::HEAD
         || body.is_end_stream()
@@ -62,13 +80,12 @@ pub(crate) async fn look(
         return Ok((InspectedBody::Begun(Bytes::new(), body), None));
     }
     let coding = Coding::of(&head.headers);
-    let mut may_hold_code = head.status.is_success()
-        && coding != Coding::Opaque
-        && length.is_none_or(|length| length <= WINDOW as u64);
+    let mut is_searched =
+        coding != Coding::Opaque && length.is_none_or(|length| length <= WINDOW as u64);
     let mut waiting_since = None;
     let mut seen = Bytes::new();
     loop {
-        let limit = if length.is_some() || may_hold_code {
+        let limit = if length.is_some() || is_searched {
             patience
         } else {
             MAX_PAUSE.min(patience)
@@ -79,9 +96,7 @@ pub(crate) async fn look(
             None => return Ok((InspectedBody::Begun(seen, body), None)),
             Some(None) => {
                 // The body is complete, so a chunked answer gets a length.
-                head.headers.remove(header::TRANSFER_ENCODING);
-                head.headers
-                    .insert(header::CONTENT_LENGTH, seen.len().into());
+                set_length(head, seen.len());
                 true
             }
             Some(Some(frame)) => {
@@ -91,19 +106,134 @@ pub(crate) async fn look(
                 body.is_end_stream()
             }
         };
-        may_hold_code = may_hold_code
+        is_searched = is_searched
             && seen.len() <= WINDOW
             && (coding != Coding::Plain || verdict::may_be_object(&seen) != Some(false));
         if is_over {
-            let errcode = may_hold_code
-                .then(|| judge(&head.headers, coding, &seen))
-                .flatten();
-            return Ok((InspectedBody::Whole(seen), errcode));
+            return Ok(if is_searched {
+                search(head, coding, seen, mask)
+            } else {
+                (InspectedBody::Whole(seen), None)
+            });
         }
         if seen.len() > MAX_HELD {
             return Ok((InspectedBody::Begun(seen, body), None));
         }
     }
+}
+
+/// Reads a body of up to 1 MiB to its end, whatever it is, and masks it: the answer to a call that
+/// repeats another call.
+///
+/// # Errors
+/// When the body breaks off.
+pub(crate) async fn look_at_all(
+    head: &mut Parts,
+    mut body: AnswerBody,
+    patience: Duration,
+    mask: CredentialMask<'_>,
+) -> hyper::Result<Masking> {
+    let coding = Coding::of(&head.headers);
+    let until = Instant::now() + patience;
+    let is_too_long = |length: u64| length > MAX_MASKED as u64;
+    let mut seen = Bytes::new();
+    let reason = loop {
+        if is_too_long((seen.len() as u64).max(body.size_hint().lower())) {
+            break "is longer than 1 MiB";
+        }
+        if body.is_end_stream() {
+            return Ok(mask_all(head, coding, seen, mask));
+        }
+        match body.frame_before(|| until).await {
+            None => break "did not come within upstream.response_timeout",
+            Some(None) => return Ok(mask_all(head, coding, seen, mask)),
+            Some(Some(frame)) => {
+                if let Ok(data) = frame?.into_data() {
+                    seen = append(seen, data);
+                }
+            }
+        }
+    };
+    Ok(Masking::Impossible(
+        InspectedBody::Begun(seen, body),
+        reason,
+    ))
+}
+
+/// Masks a complete body.
+fn mask_all(head: &mut Parts, coding: Coding, seen: Bytes, mask: CredentialMask<'_>) -> Masking {
+    set_length(head, seen.len());
+    let unpacked = match coding {
+        Coding::Opaque => Unpacked::Unknown,
+        Coding::Gzip => gunzip(&seen, MAX_MASKED),
+        Coding::Plain => Unpacked::NotPacked,
+    };
+    let text = match &unpacked {
+        Unpacked::Whole(text) => text.as_slice(),
+        Unpacked::NotPacked => &seen,
+        Unpacked::TooLong => {
+            return Masking::Impossible(InspectedBody::Whole(seen), "is longer than 1 MiB");
+        }
+        Unpacked::Unknown => {
+            return Masking::Impossible(InspectedBody::Whole(seen), "is packed in an unknown way");
+        }
+    };
+    let finding = verdict::find(text);
+    let masked = mask.masked(text);
+    let body = replace(head, &unpacked, seen, masked);
+    Masking::Complete(body, finding)
+}
+
+/// Searches a complete body, within the window, for a code and for credentials. Not a file:
+/// `media/get` may deliver a JSON document that a user uploaded.
+fn search(
+    head: &mut Parts,
+    coding: Coding,
+    seen: Bytes,
+    mask: CredentialMask<'_>,
+) -> (InspectedBody, Option<Finding>) {
+    let unpacked = match coding {
+        Coding::Gzip => gunzip(&seen, WINDOW),
+        Coding::Plain | Coding::Opaque => Unpacked::NotPacked,
+    };
+    let text = match &unpacked {
+        Unpacked::Whole(text) => text.as_slice(),
+        Unpacked::NotPacked | Unpacked::Unknown => &seen,
+        Unpacked::TooLong => return (InspectedBody::Whole(seen), None),
+    };
+    let finding = verdict::find(text).filter(|_| head.status.is_success());
+    let masked = mask.masked(text);
+    // The header last, since few answers hold a code or a credential at all.
+    if (finding.is_some() || masked.is_some()) && is_file(&head.headers) {
+        return (InspectedBody::Whole(seen), None);
+    }
+    (replace(head, &unpacked, seen, masked), finding)
+}
+
+/// Returns the body that goes on: the masked one if there is one, with headers that fit it.
+fn replace(
+    head: &mut Parts,
+    unpacked: &Unpacked,
+    seen: Bytes,
+    masked: Option<Vec<u8>>,
+) -> InspectedBody {
+    let Some(masked) = masked else {
+        return InspectedBody::Whole(seen);
+    };
+    if matches!(unpacked, Unpacked::Whole(_)) {
+        head.headers.remove(header::CONTENT_ENCODING);
+    }
+    for name in DIGESTS {
+        head.headers.remove(name);
+    }
+    set_length(head, masked.len());
+    InspectedBody::Whole(masked.into())
+}
+
+/// Gives a complete body its length.
+fn set_length(head: &mut Parts, length: usize) {
+    head.headers.remove(header::TRANSFER_ENCODING);
+    head.headers.insert(header::CONTENT_LENGTH, length.into());
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,13 +245,15 @@ enum Coding {
 
 impl Coding {
     fn of(headers: &HeaderMap) -> Self {
-        match headers.get(header::CONTENT_ENCODING) {
-            None => Self::Plain,
-            Some(value) => match value.as_bytes().trim_ascii() {
+        let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+        match (codings.next(), codings.next()) {
+            (None, _) => Self::Plain,
+            (Some(value), None) => match value.as_bytes().trim_ascii() {
                 b"" | b"identity" => Self::Plain,
                 b"gzip" | b"x-gzip" => Self::Gzip,
                 _ => Self::Opaque,
             },
+            (Some(_), Some(_)) => Self::Opaque,
         }
     }
 }
@@ -133,13 +265,6 @@ fn append(seen: Bytes, data: Bytes) -> Bytes {
     let mut both = BytesMut::from(seen);
     both.extend_from_slice(&data);
     both.freeze()
-}
-
-/// Returns the code in an answer that is no file: `media/get` may deliver a JSON document that a
-/// user uploaded.
-fn judge(headers: &HeaderMap, coding: Coding, body: &[u8]) -> Option<i64> {
-    // The header last, since few answers hold a code at all.
-    read(coding, body).filter(|_| !is_file(headers))
 }
 
 fn is_file(headers: &HeaderMap) -> bool {
@@ -156,41 +281,36 @@ fn is_file(headers: &HeaderMap) -> bool {
         })
 }
 
-/// Returns the code in a complete body that is not compressed.
-pub(crate) fn code_in(body: &[u8]) -> Option<i64> {
-    (body.len() <= WINDOW)
-        .then(|| read(Coding::Plain, body))
-        .flatten()
+/// Text of a body.
+#[derive(Debug, PartialEq, Eq)]
+enum Unpacked {
+    Whole(Vec<u8>),
+    TooLong,
+    /// The body is the text.
+    NotPacked,
+    /// The body cannot be read.
+    Unknown,
 }
 
-/// Returns the code in a complete body. A body that is labelled gzip and is not is read as it is.
-fn read(coding: Coding, body: &[u8]) -> Option<i64> {
-    let decoded = match coding {
-        Coding::Gzip => gunzip(body)?,
-        Coding::Plain | Coding::Opaque => None,
-    };
-    match verdict::code(decoded.as_deref().unwrap_or(body))? {
-        // As `ret`, the numbers of refused tokens mean something else.
-        Code::Ret(code) if codes::says_something_of_tokens(code) => None,
-        Code::Errcode(code) | Code::Ret(code) => Some(code),
+/// Decompresses up to `limit` bytes. A body that is labelled gzip and is not is its own text.
+fn gunzip(body: &[u8], limit: usize) -> Unpacked {
+    if !body.starts_with(GZIP_MAGIC) {
+        return Unpacked::NotPacked;
     }
-}
-
-/// Decompresses up to [`WINDOW`] bytes: `None` if there are more, `Some(None)` if the body is no gzip.
-#[allow(
-    clippy::option_option,
-    reason = "two different ways to have nothing decoded"
-)]
-fn gunzip(body: &[u8]) -> Option<Option<Vec<u8>>> {
-    let mut decoded = Vec::new();
-    match GzDecoder::new(body)
-        .take(WINDOW as u64 + 1)
-        .read_to_end(&mut decoded)
-    {
-        Ok(_) if decoded.len() > WINDOW => None,
-        Ok(_) => Some(Some(decoded)),
-        Err(_) => Some(None),
+    let (mut decoded, mut rest) = (Vec::new(), body);
+    // A second member would hide what it holds.
+    while rest.starts_with(GZIP_MAGIC) {
+        let room = (limit - decoded.len()) as u64 + 1;
+        let mut member = GzDecoder::new(rest).take(room);
+        if member.read_to_end(&mut decoded).is_err() {
+            return Unpacked::Unknown;
+        }
+        if decoded.len() > limit {
+            return Unpacked::TooLong;
+        }
+        rest = member.into_inner().into_inner();
     }
+    Unpacked::Whole(decoded)
 }
 
 impl Body for InspectedBody {
@@ -248,17 +368,6 @@ mod tests {
     }
 
     #[test]
-    fn a_ret_is_passed_on_unless_it_would_be_judged() {
-        let code = |body: &[u8]| read(Coding::Plain, body);
-        assert_eq!(code(br#"{"base_resp":{"ret":45009}}"#), Some(45009));
-        assert_eq!(code(br#"{"ret":2009}"#), Some(2009));
-        for judged in [40001, 40014, 42001, 41001, 40164, 45035, 60020, 61004] {
-            let body = format!(r#"{{"ret":{judged}}}"#);
-            assert_eq!(code(body.as_bytes()), None, "{judged}");
-        }
-    }
-
-    #[test]
     fn a_file_is_told_by_its_disposition() {
         let is_file = |value: &str| {
             let mut headers = HeaderMap::new();
@@ -273,23 +382,27 @@ mod tests {
 
     #[test]
     fn gzip_is_read_within_the_window_only() {
+        let unpacked = |body: &[u8]| gunzip(body, WINDOW);
         let error = br#"{"errcode":42001,"errmsg":"access_token expired"}"#;
-        assert_eq!(read(Coding::Gzip, &gzip(error)), Some(42001));
-        assert_eq!(
-            read(Coding::Gzip, error),
-            Some(42001),
-            "labelled gzip and is not"
-        );
+        let whole = |text: &[u8]| Unpacked::Whole(text.to_vec());
+        assert_eq!(unpacked(&gzip(error)), whole(error));
+        assert_eq!(unpacked(error), Unpacked::NotPacked);
         let mut padded = error.to_vec();
         padded.resize(WINDOW, b' ');
-        assert_eq!(read(Coding::Gzip, &gzip(&padded)), Some(42001));
+        assert_eq!(unpacked(&gzip(&padded)), whole(&padded));
         padded.resize(WINDOW + 1, b' ');
-        assert_eq!(read(Coding::Gzip, &gzip(&padded)), None);
-        assert_eq!(
-            read(Coding::Gzip, &gzip(&vec![b' '; 4 << 20])),
-            None,
-            "a bomb stops at the window"
-        );
-        assert_eq!(read(Coding::Gzip, &gzip(error)[..20]), None, "cut short");
+        assert_eq!(unpacked(&gzip(&padded)), Unpacked::TooLong);
+        let bomb = gzip(&vec![b' '; 4 << 20]);
+        assert_eq!(unpacked(&bomb), Unpacked::TooLong, "stops at the window");
+        assert_eq!(unpacked(&gzip(error)[..20]), Unpacked::Unknown, "cut short");
+    }
+
+    #[test]
+    fn every_member_of_a_gzip_body_is_read() {
+        let members = [gzip(b"{\"a\":"), gzip(b""), gzip(b"1}")].concat();
+        assert_eq!(gunzip(&members, 7), Unpacked::Whole(b"{\"a\":1}".to_vec()));
+        assert_eq!(gunzip(&members, 6), Unpacked::TooLong);
+        let garbage = [gzip(b"{}"), b"garbage".to_vec()].concat();
+        assert_eq!(gunzip(&garbage, 7), Unpacked::Whole(b"{}".to_vec()));
     }
 }

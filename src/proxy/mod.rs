@@ -21,6 +21,7 @@ mod inspect;
 mod keyless;
 mod log_limit;
 mod loops;
+mod mask;
 mod metrics;
 pub(crate) mod path;
 mod pipeline;

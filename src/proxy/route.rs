@@ -17,12 +17,13 @@ use super::{
     bulkhead::Holder,
     error::ProxyError,
     log_limit::LogLimit,
+    mask::CredentialMask,
     metrics::{AccountMetrics, ProxyMetrics},
     settings::SigningSettings,
     upstream::UpstreamOrigin,
 };
 use crate::{
-    base::{AccountName, Secret},
+    base::{AccountName, Secret, secret_finder::SecretFinder},
     net::address::{BaseUrl, split_port},
     service::phantom::Tag,
     token::{AccountSettings, AccountTokens, ForeignToken, PhantomKeys, Tickets, TokenRefresher},
@@ -40,6 +41,8 @@ pub(crate) struct Account {
     pub(crate) platform: Platform,
     pub(crate) appid: String,
     pub(crate) secret: Option<Secret>,
+    /// Search for `secret` in answers.
+    secret_finder: Option<SecretFinder>,
     pub(crate) refresher: TokenRefresher,
     pub(crate) tickets: Option<Arc<Tickets>>,
     pub(crate) phantoms: Arc<PhantomKeys>,
@@ -116,6 +119,7 @@ impl Account {
             platform: settings.platform,
             appid: settings.appid.clone(),
             secret: settings.secret.clone(),
+            secret_finder: settings.secret.as_ref().and_then(SecretFinder::new),
             refresher: tokens.token,
             tickets: tokens.tickets,
             phantoms: tokens.phantoms,
@@ -127,6 +131,14 @@ impl Account {
             holder: Holder::named(settings.name.as_str()),
             api: settings.api.clone(),
             origins,
+        }
+    }
+
+    /// Returns the credentials that reach no caller in an answer.
+    pub(crate) fn mask(&self) -> CredentialMask<'_> {
+        CredentialMask {
+            tokens: &self.refresher,
+            secret: self.secret_finder.as_ref(),
         }
     }
 
@@ -160,10 +172,7 @@ impl Account {
 
     /// Returns true if a text is the current token, or was until less than 7200 s ago.
     pub(crate) fn has_token(&self, text: &str) -> bool {
-        self.refresher
-            .known_tokens(text.len())
-            .iter()
-            .any(|token| token.matches(text))
+        self.refresher.is_known(text)
     }
 
     /// Returns true if an absolute-form request for this authority is meant for the account's API.

@@ -3,11 +3,15 @@
 //!
 //! Pure; both listeners gather the states themselves.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
 use crate::{
@@ -16,7 +20,7 @@ use crate::{
         queue::{LogHealth, LogQueue},
         workers::StuckWorkers,
     },
-    token::Status,
+    token::{Condition, Status},
 };
 
 /// Body of the answer, whose status is 200 when ready, else 503.
@@ -34,7 +38,11 @@ pub(crate) struct Readiness {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log: Option<LogTrouble>,
     /// Accounts without a usable token; not always empty when the node is ready.
-    pub(crate) lacking: Vec<UnusableAccount>,
+    pub(crate) lacking: Vec<FailingAccount>,
+    /// Accounts with a token that cannot be renewed, or with calls that WeChat refuses. The node
+    /// stays ready.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) degraded: Vec<FailingAccount>,
 }
 
 /// Health of the parts of the node that do not belong to an account.
@@ -62,14 +70,17 @@ pub(crate) struct LogTrouble {
     message: String,
 }
 
-/// Account without a usable token, with the reason.
+/// Account that is not as it should be, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct UnusableAccount {
+pub(crate) struct FailingAccount {
     #[serde(skip_serializing_if = "Option::is_none")]
     account: Option<String>,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     errcode: Option<i64>,
+    /// Source address that WeChat refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ip: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,6 +95,17 @@ pub(crate) enum Required {
     One,
     /// Every account.
     All,
+    /// Every account, and none of them degraded.
+    AllSound,
+}
+
+/// Question that a probe asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Question {
+    /// Readiness of the node.
+    Node(Required),
+    /// Readiness of one account, by its name.
+    Account(String),
 }
 
 /// Slug of a node whose accounts have no usable token.
@@ -97,10 +119,11 @@ pub(crate) fn judge(
     was_usable: bool,
     leaving: bool,
 ) -> Readiness {
-    let mut usable = accounts.iter().map(|(_, status)| status.usable);
+    let mut statuses = accounts.iter().map(|(_, status)| status);
     let is_served = match required {
-        Required::One => was_usable || usable.any(|usable| usable),
-        Required::All => usable.all(|usable| usable),
+        Required::One => was_usable || statuses.any(|status| status.usable),
+        Required::All => statuses.all(|status| status.usable),
+        Required::AllSound => statuses.all(|status| status.condition == Condition::Ok),
     };
     let trouble = if leaving {
         Some((
@@ -109,6 +132,11 @@ pub(crate) fn judge(
         ))
     } else if accounts.is_empty() {
         Some(("no_account", "no account is configured: add an [[account]]"))
+    } else if !is_served && required == Required::AllSound {
+        Some((
+            "account_failing",
+            "calls of this account fail, or will soon: see lacking and degraded for the reason",
+        ))
     } else if !is_served {
         Some((
             NOT_READY,
@@ -117,17 +145,20 @@ pub(crate) fn judge(
     } else {
         None
     };
-    let lacking = accounts
-        .iter()
-        .filter(|(_, status)| !status.usable)
-        .map(|(name, status)| UnusableAccount::new(name, status));
+    let failing = |picks: fn(&Status) -> bool| {
+        let picked = accounts.iter().filter(move |(_, status)| picks(status));
+        picked
+            .map(|(name, status)| FailingAccount::new(name, status))
+            .collect()
+    };
     Readiness {
         ready: trouble.is_none(),
         error: trouble.map(|(slug, _)| slug),
         message: trouble.map(|(_, message)| message),
         stuck: Vec::new(),
         log: None,
-        lacking: lacking.collect(),
+        lacking: failing(|status| !status.usable),
+        degraded: failing(|status| status.condition == Condition::Degraded),
     }
 }
 
@@ -183,6 +214,7 @@ impl Readiness {
             stuck,
             log: _,
             lacking,
+            degraded,
         } = self;
         let stuck = stuck
             .into_iter()
@@ -190,13 +222,17 @@ impl Readiness {
                 worker: None,
                 seconds,
             });
-        let lacking = lacking.into_iter().map(|account| UnusableAccount {
-            account: None,
-            state: account.state,
-            errcode: None,
-            message: None,
-            next_attempt_in: None,
-        });
+        let unnamed = |accounts: Vec<FailingAccount>| {
+            let unnamed = |account: FailingAccount| FailingAccount {
+                account: None,
+                state: account.state,
+                errcode: None,
+                ip: None,
+                message: None,
+                next_attempt_in: None,
+            };
+            accounts.into_iter().map(unnamed).collect()
+        };
         Self {
             ready,
             error,
@@ -207,7 +243,8 @@ impl Readiness {
             },
             stuck: stuck.collect(),
             log: None,
-            lacking: lacking.collect(),
+            lacking: unnamed(lacking),
+            degraded: unnamed(degraded),
         }
     }
 }
@@ -244,32 +281,42 @@ impl LogTrouble {
     }
 }
 
-/// Reads the accounts that must be usable from a query: [`Required::All`] for `?all`, but not for
-/// `?all=0` and `?all=false`.
-pub(crate) fn required(query: Option<&str>) -> Required {
-    let asks_for_all = query.unwrap_or_default().split('&').any(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        name == "all" && !matches!(value, "0" | "false")
-    });
-    if asks_for_all {
-        Required::All
-    } else {
-        Required::One
+impl Question {
+    /// Reads a query: `account=NAME`, or `all`, but not `all=0` and `all=false`.
+    pub(crate) fn read(query: Option<&str>) -> Self {
+        let mut required = Required::One;
+        for pair in query.unwrap_or_default().split('&') {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            match name {
+                "account" => {
+                    return Self::Account(percent_decode_str(value).decode_utf8_lossy().into());
+                }
+                "all" if !matches!(value, "0" | "false") => required = Required::All,
+                _ => {}
+            }
+        }
+        Self::Node(required)
     }
 }
 
-impl UnusableAccount {
+impl FailingAccount {
     fn new(name: &AccountName, status: &Status) -> Self {
         let error = status.last_error.as_ref();
-        let message = error.map_or("a token is being fetched: wait a moment", |error| {
-            &error.sentence
-        });
+        let message = match error {
+            Some(error) => &error.sentence,
+            None if status.usable => {
+                "WeChat refuses the token and gives no other: see the log, or refresh the account by hand"
+            }
+            None => "a token is being fetched: wait a moment",
+        };
         Self {
             account: Some(name.to_string()),
             state: status.condition.as_str(),
             errcode: error.and_then(|error| error.errcode),
+            ip: error.and_then(|error| error.ip),
             message: Some(message.to_owned()),
-            next_attempt_in: status.next_attempt_in,
+            // A token that is good is renewed in time, which says nothing of a refused address.
+            next_attempt_in: status.next_attempt_in.filter(|_| !status.usable),
         }
     }
 }
@@ -282,7 +329,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::token::{Condition, LastError};
+    use crate::token::LastError;
 
     const CONDITIONS: [Condition; 5] = [
         Condition::Ok,
@@ -307,6 +354,7 @@ mod tests {
             last_error: refused.then(|| LastError {
                 label: "40164",
                 errcode: Some(40164),
+                ip: Some([47, 94, 148, 108].into()),
                 sentence: "WeChat refused the IP 47.94.148.108 with errcode 40164: add it to the whitelist".into(),
                 failures: 1,
             }),
@@ -401,6 +449,7 @@ mod tests {
                         "account": "a1",
                         "state": "fatal",
                         "errcode": 40164,
+                        "ip": "47.94.148.108",
                         "message": "WeChat refused the IP 47.94.148.108 with errcode 40164: add it to the whitelist",
                         "next_attempt_in": 5,
                     },
@@ -487,20 +536,56 @@ mod tests {
     }
 
     #[test]
-    fn all_is_a_flag() {
-        for yes in ["all", "all=1", "all=true", "all=", "verbose&all"] {
-            assert_eq!(required(Some(yes)), Required::All, "{yes}");
+    fn one_account_is_ready_only_without_any_trouble() {
+        use Condition::{Degraded, Failing, Fatal, Ok, Waiting};
+        assert!(ready(&[Ok], Required::AllSound));
+        for condition in [Waiting, Degraded, Failing, Fatal] {
+            let judged = judge(&accounts(&[condition]), Required::AllSound, true, false);
+            assert_eq!(
+                (judged.ready, judged.error),
+                (false, Some("account_failing")),
+                "{condition:?}"
+            );
         }
-        for no in [
-            None,
-            Some(""),
-            Some("all=0"),
-            Some("all=false"),
-            Some("ALL"),
-            Some("wall"),
-            Some("x=all"),
+    }
+
+    #[test]
+    fn a_degraded_account_is_named_and_leaves_the_node_ready() {
+        let conditions = [Condition::Ok, Condition::Degraded];
+        let judged = judge(&accounts(&conditions), Required::One, false, false);
+        assert_eq!(
+            serde_json::to_value(&judged).unwrap(),
+            serde_json::json!({
+                "ready": true,
+                "lacking": [],
+                "degraded": [{
+                    "account": "a1",
+                    "state": "degraded",
+                    "errcode": 40164,
+                    "ip": "47.94.148.108",
+                    "message": "WeChat refused the IP 47.94.148.108 with errcode 40164: add it to the whitelist",
+                }],
+            })
+        );
+    }
+
+    #[test]
+    fn a_query_asks_for_the_node_all_accounts_or_one() {
+        let asks = |query: &str| Question::read(Some(query));
+        for yes in ["all", "all=1", "all=true", "all=", "verbose&all"] {
+            assert_eq!(asks(yes), Question::Node(Required::All), "{yes}");
+        }
+        for no in ["", "all=0", "all=false", "ALL", "wall", "x=all"] {
+            assert_eq!(asks(no), Question::Node(Required::One), "{no:?}");
+        }
+        assert_eq!(Question::read(None), Question::Node(Required::One));
+        for (query, name) in [
+            ("account=shop", "shop"),
+            ("all&account=a%2Db", "a-b"),
+            ("account=", ""),
+            ("account", ""),
         ] {
-            assert_eq!(required(no), Required::One, "{no:?}");
+            assert_eq!(asks(query), Question::Account(name.to_owned()), "{query}");
         }
     }
 

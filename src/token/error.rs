@@ -1,6 +1,6 @@
 //! Errors of a request that gets no token, in words for the operator.
 
-use std::{fmt, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use super::{ProviderKind, budget::BudgetKind, credential::CredentialType, source::FetchError};
 use crate::base::AccountName;
@@ -87,6 +87,16 @@ impl Cause {
             Self::Fetch(FetchError::Refused { code, .. } | FetchError::NoTicket { code, .. }) => {
                 Some(*code)
             }
+            _ => None,
+        }
+    }
+}
+
+impl Cause {
+    /// Source address of the call as WeChat saw it, if WeChat refused that.
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Fetch(FetchError::Refused { ip, .. }) => *ip,
             _ => None,
         }
     }

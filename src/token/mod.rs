@@ -33,11 +33,10 @@ mod value;
 
 pub(crate) use error::{Cause, TokenError};
 pub(crate) use phantom_keys::PhantomKeys;
-#[cfg(test)]
-pub(crate) use refresher::Condition;
-pub(crate) use refresher::RefresherParts;
 pub use refresher::TokenRefresher;
-pub(crate) use refresher::{GiveBackReason, LastError, Refresh, Refreshed, Status};
+pub(crate) use refresher::{
+    Condition, GiveBackReason, LastError, Refresh, Refreshed, RefresherParts, Status,
+};
 pub(crate) use registry::{AccountTokens, TokenRegistry};
 pub(crate) use tickets::{TicketParts, Tickets};
 pub use value::Generation;

@@ -73,11 +73,6 @@ impl Token {
         self.query.expose()
     }
 
-    /// Length of the token in bytes, not percent-encoded.
-    pub(crate) fn length(&self) -> usize {
-        self.secret.expose().len()
-    }
-
     /// Token as WeChat gave it.
     pub fn secret(&self) -> &Secret {
         &self.secret

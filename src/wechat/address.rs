@@ -11,14 +11,17 @@ use super::api::Platform;
 ///
 /// 61004 is documented as "API not authorised" but means the address in practice, for third-party
 /// platforms and 微信小店; other uses of the number do not mention a `clientip`.
-#[allow(dead_code)]
 pub(crate) fn is_refused(platform: Platform, code: i64, message: &str) -> bool {
     may_be_refused(platform, code) && (code != 61004 || message.contains("clientip"))
 }
 
-/// Returns true if a code can refuse the calling address. Suffices to rule out that the answer
-/// accepts the token; [`is_refused`] also reads the text.
-pub(crate) const fn may_be_refused(platform: Platform, code: i64) -> bool {
+/// Returns true if a code can refuse the calling address on any platform, so that the text of the
+/// answer matters.
+pub(crate) const fn is_refusal_anywhere(code: i64) -> bool {
+    may_be_refused(Platform::Wechat, code) || may_be_refused(Platform::Wecom, code)
+}
+
+const fn may_be_refused(platform: Platform, code: i64) -> bool {
     match platform {
         Platform::Wechat => matches!(code, 40164 | 45035 | 61004),
         Platform::Wecom => code == 60020,

@@ -10,6 +10,8 @@ use std::{borrow::Cow, sync::LazyLock};
 
 use memchr::memmem;
 
+use super::address;
+
 /// Error code of an answer, under the name of its field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
@@ -20,6 +22,14 @@ pub(crate) enum Code {
     Ret(i64),
 }
 
+/// Code of an answer, with the text that explains it where the code alone does not say enough.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Finding {
+    pub(crate) code: Code,
+    /// Read only for codes that can refuse the calling address.
+    pub(crate) message: Option<String>,
+}
+
 /// Codes of an object and of the `base_resp` in it.
 #[derive(Default)]
 struct FoundCodes {
@@ -27,6 +37,15 @@ struct FoundCodes {
     ret: Option<i64>,
     nested_errcode: Option<i64>,
     nested_ret: Option<i64>,
+}
+
+impl Code {
+    /// Returns the number, whatever the name of its field.
+    pub(crate) fn number(self) -> i64 {
+        match self {
+            Self::Errcode(number) | Self::Ret(number) => number,
+        }
+    }
 }
 
 struct CodeScanner<'b> {
@@ -78,6 +97,17 @@ pub(crate) fn code(body: &[u8]) -> Option<Code> {
         .or_else(|| found.ret.or(found.nested_ret).map(Code::Ret))
 }
 
+/// Finds the code like [`code`], and the message that belongs to it.
+pub(crate) fn find(body: &[u8]) -> Option<Finding> {
+    let code = code(body)?;
+    let message = match code {
+        // The message is read for these few codes alone: every answer pays for a second reading.
+        Code::Errcode(number) if address::is_refusal_anywhere(number) => message(body),
+        _ => None,
+    };
+    Some(Finding { code, message })
+}
+
 /// Finds the code like [`code`], but only under `errcode`.
 pub fn errcode(body: &[u8]) -> Option<i64> {
     match code(body)? {
@@ -88,8 +118,7 @@ pub fn errcode(body: &[u8]) -> Option<i64> {
 
 /// Extracts the text that explains the code: `errmsg`, or `err_msg` beside a `ret`, at the top
 /// level or in `base_resp`. Reads the body a second time, so only for answers with a code.
-#[allow(dead_code)]
-pub(crate) fn message(body: &[u8]) -> Option<String> {
+fn message(body: &[u8]) -> Option<String> {
     let mut scanner = CodeScanner {
         rest: skip_bom(body),
     };
@@ -135,7 +164,6 @@ impl<'b> CodeScanner<'b> {
     }
 
     /// Reads an object like [`Self::object`] and returns its message.
-    #[allow(dead_code)]
     fn message(&mut self, level: Level) -> Option<String> {
         if !self.eat(b'{') {
             return None;
@@ -384,6 +412,17 @@ mod tests {
         ] {
             assert_eq!(message(body.as_bytes()).as_deref(), expected, "{body}");
         }
+    }
+
+    #[test]
+    fn the_message_comes_with_refusals_of_the_address_only() {
+        let found = |body: &str| find(body.as_bytes()).unwrap();
+        let refused = found(r#"{"errcode":40164,"errmsg":"invalid ip 1.2.3.4"}"#);
+        assert_eq!(refused.code.number(), 40164);
+        assert_eq!(refused.message.as_deref(), Some("invalid ip 1.2.3.4"));
+        assert_eq!(found(r#"{"errcode":40001,"errmsg":"x"}"#).message, None);
+        assert_eq!(found(r#"{"ret":40164,"err_msg":"x"}"#).message, None);
+        assert_eq!(find(b"{}"), None);
     }
 
     #[test]

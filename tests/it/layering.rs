@@ -127,6 +127,8 @@ const CONDUCTORS: &[&str] = &[
 const REVEALERS: &[&str] = &[
     // Compares in constant time.
     "base/secret.rs",
+    // Token and AppSecret into the search for them in answers.
+    "base/secret_finder.rs",
     // The admin key, on its way to the admin listener.
     "cli/token.rs",
     // A client's key into its digest.
@@ -137,8 +139,6 @@ const REVEALERS: &[&str] = &[
     "net/egress.rs",
     // The token, or the AppSecret of a login code exchange, into the query of one call.
     "proxy/pipeline/api_call.rs",
-    // Both into the search for them in the headers of an answer.
-    "proxy/pipeline/attempt.rs",
     // The token into the query of a signed call.
     "proxy/pipeline/signed.rs",
     // The real token or a ticket, to a caller that may have it.

@@ -128,7 +128,7 @@ impl Client {
     }
 
     /// Returns true if `may` names this scope.
-    pub(super) fn may(&self, scope: Scope) -> bool {
+    pub(crate) fn may(&self, scope: Scope) -> bool {
         self.settings.may.contains(scope)
     }
 

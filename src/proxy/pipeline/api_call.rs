@@ -8,11 +8,12 @@ use std::sync::Arc;
 use hyper::{
     Response,
     body::{Body as _, Incoming},
+    header::{self, HeaderName},
 };
 
 use super::{
     Answered,
-    attempt::{Inspected, OutboundCall},
+    attempt::{Inspected, MaskedPart, OutboundCall},
     carried_call,
     exchange::Exchange,
     foreign_token,
@@ -30,6 +31,7 @@ use crate::{
         route::{Account, Selection},
         runtime_config::RuntimeConfig,
     },
+    service::Scope,
     token::{Refresh, Token, TokenRefresher},
     wechat::api::Platform,
 };
@@ -105,12 +107,18 @@ pub(super) async fn answer<'r>(
             .await
             .map(Answered::Own);
     }
+    let masked = if request.rule.repeats_another_call() {
+        masked_part(exchange, client)?
+    } else {
+        MaskedPart::Window
+    };
     let credential = Credential::of_call(class, request.names, account, client, &login).await?;
     credential.keep_secrets(config, client, query, &incoming)?;
     let (payload, permit) = exchange
         .accept_body(Some(account), Some(client), incoming)
         .await?;
     let mut call = OutboundCall::new(exchange, account, &path, payload);
+    call.masked = masked;
     let answer = match credential {
         Credential::AccountToken { own, token } => {
             if let Some(signing) = &account.signing {
@@ -239,6 +247,24 @@ impl Credential {
     }
 }
 
+/// Decides how much of the answer is masked to a call whose answer repeats another call, and prepares
+/// the call: the URL in the answer may hold the account's token.
+fn masked_part(exchange: &mut Exchange<'_>, client: &Client) -> Result<MaskedPart, ProxyError> {
+    // A part of the answer could begin in the middle of the token.
+    exchange.headers.remove(header::RANGE);
+    exchange.headers.remove(header::IF_RANGE);
+    if client.may(Scope::Token) {
+        return Ok(MaskedPart::AllIfPossible);
+    }
+    let is_encrypted = |name: &HeaderName| name.as_str().starts_with("wechatmp-");
+    if exchange.headers.keys().any(is_encrypted) {
+        return Err(ProxyError::EncryptedRepetition {
+            client: client.name().clone(),
+        });
+    }
+    Ok(MaskedPart::All)
+}
+
 /// Returns the token, at once if there is one.
 async fn current_token(refresher: &TokenRefresher) -> Result<Arc<Token>, ProxyError> {
     match refresher.token() {
@@ -294,7 +320,7 @@ impl OutboundCall<'_> {
             .metrics
             .replay(match second.as_ref().map(|second| second.verdict) {
                 Ok(TokenVerdict::Stale { .. }) => "stale_again",
-                Ok(TokenVerdict::Accepted | TokenVerdict::Unproven) => "cured",
+                Ok(_) => "cured",
                 Err(_) => "failed",
             });
         let second = second?;
@@ -322,7 +348,7 @@ impl OutboundCall<'_> {
 
     /// Sends with this token, and judges the token by the answer.
     async fn judged_attempt(&mut self, own: usize, token: &Token) -> Result<Judged, ProxyError> {
-        let Inspected { answer, errcode } = if let Some(signing) = self.signing {
+        let Inspected { answer, finding } = if let Some(signing) = self.signing {
             // In a box, so that the future of the other calls stays small.
             Box::pin(self.signed_attempt(signing, token)).await?
         } else {
@@ -330,9 +356,14 @@ impl OutboundCall<'_> {
             let target = || inject::inject(path, query, own, token.query_value());
             self.attempt(&target).await?
         };
-        let verdict = retry::judge(self.account.platform, answer.status(), errcode);
-        if verdict == TokenVerdict::Accepted {
-            self.account.refresher.accepted(token.generation());
+        let verdict = retry::judge(self.account.platform, answer.status(), finding.as_ref());
+        let refresher = &self.account.refresher;
+        match verdict {
+            TokenVerdict::Accepted => refresher.accepted(token.generation()),
+            TokenVerdict::AddressRefused { errcode, ip } => {
+                refresher.address_refused(self.account.platform, errcode, ip);
+            }
+            TokenVerdict::Unproven | TokenVerdict::Stale { .. } => {}
         }
         Ok(Judged { answer, verdict })
     }

@@ -10,20 +10,22 @@ use hyper::{
 
 use super::{exchange::Exchange, request_log::LogFields, signed};
 use crate::{
-    base::Secret,
     proxy::{
         body::Payload,
         error::ProxyError,
         headers,
         inject::QueryError,
-        inspect::{self, InspectedBody},
+        inspect::{self, InspectedBody, Masking},
         metrics::AccountMetrics,
         path::ApiPath,
         route::{Account, AccountSigning},
         runtime_config::RuntimeConfig,
-        upstream::{AttemptCount, DialError, Headers, Outgoing, RequestTarget, SendError},
+        upstream::{
+            AnswerBody, AttemptCount, DialError, Headers, Outgoing, RequestTarget, SendError,
+        },
         worker_state::Worker,
     },
+    wechat::verdict::Finding,
 };
 
 /// A call, ready to be sent.
@@ -41,13 +43,25 @@ pub(super) struct OutboundCall<'c> {
     pub(super) payload: Payload,
     /// Set if each attempt is signed.
     pub(super) signing: Option<&'c AccountSigning>,
+    pub(super) masked: MaskedPart,
     pub(super) log: &'c mut LogFields,
+}
+
+/// Part of an answer's body in which the account's credentials are masked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MaskedPart {
+    /// The JSON that is searched for a code anyway.
+    Window,
+    /// All of the body; a body that cannot be masked is refused.
+    All,
+    /// All of the body; one that cannot be masked goes to the caller, who may have the token.
+    AllIfPossible,
 }
 
 /// WeChat's answer, and the code that it holds.
 pub(super) struct Inspected {
     pub(super) answer: Response<InspectedBody>,
-    pub(super) errcode: Option<i64>,
+    pub(super) finding: Option<Finding>,
 }
 
 impl<'c> OutboundCall<'c> {
@@ -72,6 +86,7 @@ impl<'c> OutboundCall<'c> {
             headers: Headers::new(mem::take(exchange.headers)),
             payload,
             signing: None,
+            masked: MaskedPart::Window,
             log: exchange.log,
         }
     }
@@ -106,51 +121,87 @@ impl<'c> OutboundCall<'c> {
                 }
                 Err(error) => return Err(proxy_error(error)),
             };
-            let held_back = self.config.longest_hold();
-            let (answer, errcode) = inspect::look(self.method, &mut head, body, held_back)
+            let (answer, finding) = self
+                .look(&mut head, body)
                 .await
-                .map_err(|_| proxy_error(SendError::broken_body(&candidate)))?;
+                .map_err(|error| error.into_proxy_error(|| SendError::broken_body(&candidate)))?;
             headers::to_client(&mut head.headers);
             // An answer in HTTP/1.0 would be passed on as such, and its body end with the
             // connection: the caller could not tell a broken one from a whole one.
             head.version = Version::HTTP_11;
             mask(self.account, &mut head);
-            self.note_errcode(errcode);
+            self.note_code(finding.as_ref());
             return Ok(Inspected {
                 answer: Response::from_parts(head, answer),
-                errcode,
+                finding,
             });
         }
         Err(unreachable.map_or(ProxyError::UpstreamTimeout, |error| {
             proxy_error(error.into())
         }))
     }
+
+    /// Looks at the body of an answer, and masks it.
+    async fn look(
+        &self,
+        head: &mut response::Parts,
+        body: AnswerBody,
+    ) -> Result<(InspectedBody, Option<Finding>), LookError> {
+        let (patience, mask) = (self.config.longest_hold(), self.account.mask());
+        if self.masked == MaskedPart::Window || *self.method == Method::HEAD {
+            return inspect::look(self.method, head, body, patience, mask)
+                .await
+                .map_err(|_| LookError::Broken);
+        }
+        // Rare; in a box, so that the future of the others stays small.
+        match Box::pin(inspect::look_at_all(head, body, patience, mask)).await {
+            Ok(Masking::Complete(body, finding)) => Ok((body, finding)),
+            Ok(Masking::Impossible(body, _)) if self.masked == MaskedPart::AllIfPossible => {
+                Ok((body, None))
+            }
+            Ok(Masking::Impossible(_, reason)) => Err(LookError::Unmaskable(reason)),
+            Err(_) => Err(LookError::Broken),
+        }
+    }
 }
 
 impl OutboundCall<'_> {
     /// Counts and logs the code in an answer.
-    pub(super) fn note_errcode(&mut self, errcode: Option<i64>) {
-        if let Some(errcode) = errcode {
-            self.metrics.errcode(errcode);
-            signed::explain_refusal(self.account, errcode);
+    pub(super) fn note_code(&mut self, finding: Option<&Finding>) {
+        let code = finding.map(|finding| finding.code.number());
+        if let Some(code) = code {
+            self.metrics.errcode(code);
+            signed::explain_refusal(self.account, code);
         }
-        self.log.errcode = errcode;
+        self.log.errcode = code;
     }
 }
 
-/// Masks the account's credentials in the head of an answer: servers echo what they were asked.
+/// Reasons why an answer that has come does not go on.
+enum LookError {
+    Broken,
+    Unmaskable(&'static str),
+}
+
+impl LookError {
+    fn into_proxy_error(self, broken: impl FnOnce() -> SendError) -> ProxyError {
+        match self {
+            Self::Broken => proxy_error(broken()),
+            Self::Unmaskable(reason) => ProxyError::UpstreamFailed {
+                reason: format!(
+                    "WeChat's answer repeats another call and {reason}, so the token in it cannot \
+                     be masked; a client with may = [\"token\"] gets it all the same"
+                ),
+            },
+        }
+    }
+}
+
+/// Masks the account's credentials in the head of an answer.
 fn mask(account: &Account, head: &mut response::Parts) {
     // Nobody needs the reason phrase, so it goes unread.
     head.extensions.remove::<ReasonPhrase>();
-    let longest = headers::longest_value(&head.headers);
-    for token in account.refresher.known_tokens(longest) {
-        headers::mask(&mut head.headers, token.query_value());
-    }
-    if let Some(secret) = account.secret.as_ref().map(Secret::expose)
-        && longest >= secret.len()
-    {
-        headers::mask(&mut head.headers, secret);
-    }
+    account.mask().mask_headers(&mut head.headers);
 }
 
 /// Logs a failure of the upstream, and turns it into the error for the caller.

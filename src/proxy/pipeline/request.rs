@@ -21,7 +21,7 @@ use crate::{
     },
     wechat::{
         api::Platform,
-        credential::{self, CallClass, CallCredential, Minting},
+        credential::{self, CallClass, CallCredential, Minting, PathRule},
     },
 };
 
@@ -31,6 +31,8 @@ pub(super) struct Request<'r> {
     /// Account prefix and path. The path is checked once the client is known: other callers are told
     /// nothing about it.
     pub(super) path: SplitPath<'r>,
+    /// Rule of the path in the table of credentials.
+    pub(super) rule: PathRule,
     /// Credential parameters in the query.
     pub(super) names: QueryNames,
     /// Account whose `hosts` hold the host that the request names.
@@ -112,11 +114,15 @@ impl<'r> Request<'r> {
         exchange.log.caller = Some(caller);
         let path = SplitPath::new(exchange.uri.path());
         let names = inject::examine(exchange.uri.query());
-        let kind = RequestKind::of(&path, names);
+        // The only question for a path, which may still be found to be malformed: no row of the
+        // table is, so such a path is no token endpoint and no login.
+        let rule = credential::of_path(path.unchecked());
+        let kind = RequestKind::of(&path, rule, names);
         exchange.log.is_probe = matches!(kind, RequestKind::Probe(_));
         Ok(Self {
             kind,
             path,
+            rule,
             names,
             by_host,
             host_platform,
@@ -225,17 +231,14 @@ pub(super) fn unknown_client(error: AuthError) -> ProxyError {
 }
 
 impl RequestKind {
-    fn of(path: &SplitPath<'_>, names: QueryNames) -> Self {
+    fn of(path: &SplitPath<'_>, rule: PathRule, names: QueryNames) -> Self {
         if let Some(probe) = ProbePath::of(path) {
             return Self::Probe(probe);
         }
         if path.is_service() {
             return Self::Service;
         }
-        // The only question for the class of a call: a new class gets its kind here. The path may
-        // still be found to be malformed: no row of the table is, so such a path is no token endpoint
-        // and no login.
-        let rule = credential::of_path(path.unchecked());
+        // The only question for the class of a call: a new class gets its kind here.
         match rule.class(names.parameters) {
             CallClass::Account => Self::Api(ApiClass::Token),
             CallClass::Guarded => Self::Api(ApiClass::Guarded {

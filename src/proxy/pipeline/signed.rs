@@ -23,7 +23,7 @@ use crate::{
         body::{NotReplayable, Payload},
         error::ProxyError,
         inject,
-        inspect::{self, InspectedBody},
+        inspect::InspectedBody,
         query,
         route::{Account, AccountSigning},
         upstream::Headers,
@@ -35,6 +35,7 @@ use crate::{
             self, APPID, AnswerHeaders, Opened, SERIAL, SERIAL_DEPRECATED, SIGNATURE,
             SIGNATURE_DEPRECATED, Signed, TIMESTAMP,
         },
+        verdict,
     },
 };
 
@@ -145,7 +146,7 @@ impl<'c> OutboundCall<'c> {
         url: &str,
         inspected: Inspected,
     ) -> Result<Inspected, ProxyError> {
-        let Inspected { answer, errcode } = inspected;
+        let Inspected { answer, finding } = inspected;
         let (mut head, body) = answer.into_parts();
         let patience = self.config.response_timeout;
         let body = match timeout(patience, Limited::new(body, MAX_ANSWER).collect()).await {
@@ -169,10 +170,10 @@ impl<'c> OutboundCall<'c> {
         let now = self.config.now().as_secs();
         let keys = &signing.settings.keys;
         let opened = keys.open(url, signature_headers(&head.headers), &body, now);
-        let (body, errcode) = match opened {
+        let (body, finding) = match opened {
             Ok(Opened::Refusal) => {
                 self.account.metrics.signing("refused");
-                (body, errcode)
+                (body, finding)
             }
             Ok(Opened::Content {
                 body,
@@ -186,16 +187,19 @@ impl<'c> OutboundCall<'c> {
                          some time only: download the new one under API 安全 and add it",
                     );
                 }
-                let errcode = inspect::code_in(&body);
-                self.note_errcode(errcode);
-                (body.into(), errcode)
+                let body = self.account.mask().masked(&body).unwrap_or(body);
+                let finding = (body.len() <= verdict::WINDOW)
+                    .then(|| verdict::find(&body))
+                    .flatten();
+                self.note_code(finding.as_ref());
+                (body.into(), finding)
             }
             Err(error) => return Err(self.unverified(&error)),
         };
         plain_headers(&mut head.headers, body.len());
         Ok(Inspected {
             answer: Response::from_parts(head, InspectedBody::Whole(body)),
-            errcode,
+            finding,
         })
     }
 

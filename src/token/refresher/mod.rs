@@ -6,6 +6,7 @@
 //! lives on the one where it was started. All decisions are made in `life`.
 
 mod actor;
+mod address;
 mod cluster;
 mod expiry_warning;
 mod life;
@@ -20,6 +21,7 @@ mod writer;
 
 use std::{
     fmt,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -32,11 +34,10 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-#[cfg(test)]
-pub(crate) use self::status::Condition;
-pub(crate) use self::status::{LastError, Status};
+pub(crate) use self::status::{Condition, LastError, Status};
 use self::{
     actor::{Actor, PendingWork},
+    address::AddressWatch,
     cluster::Cluster,
     life::Life,
     notices::Journal,
@@ -52,11 +53,14 @@ use super::{
     metrics::CredentialMetrics,
     pacer::Turn,
     published::Published,
-    source::TokenSource,
+    source::{FetchError, TokenSource},
     store::{TokenRecord, TokenStore},
     value::{Generation, Token},
 };
-use crate::base::AccountName;
+use crate::{
+    base::{AccountName, secret_finder::SecretFinder},
+    wechat::api::Platform,
+};
 
 /// Handle of the refresher of one credential. The last handle that is dropped ends the actor, after
 /// a refresh that is under way.
@@ -114,6 +118,7 @@ struct RefresherShared {
     /// Limit for a request that waits for a newer token.
     patience: Duration,
     token: Published,
+    address: AddressWatch,
     /// Turn among the first fetches of the API host.
     turn: Turn,
     /// Generation that was accepted since the actor last cleared this; 0 for none.
@@ -288,14 +293,20 @@ impl TokenRefresher {
             .filter(|token| token.is_alive())
     }
 
-    /// Returns the current token and those replaced less than 7200 s ago, if a text of this length
-    /// can hold one of them.
-    pub(crate) fn known_tokens(&self, length: usize) -> Vec<Arc<Token>> {
-        if self.shared.token.fits_into(length) {
-            self.shared.token.known()
-        } else {
-            Vec::new()
-        }
+    /// Masks the current token, those replaced less than 7200 s ago and `also` by as many `*`; `None`
+    /// if the text holds none of them. Takes no lock.
+    pub(crate) fn masked(&self, text: &[u8], also: Option<&SecretFinder>) -> Option<Vec<u8>> {
+        self.shared.token.masked(text, also)
+    }
+
+    /// Returns true if a text is the current token or one that was replaced less than 7200 s ago.
+    pub(crate) fn is_known(&self, text: &str) -> bool {
+        self.shared.token.is_known(text)
+    }
+
+    /// Length of the shortest text that [`TokenRefresher::masked`] may mask; `None` for none.
+    pub(crate) fn shortest_masked(&self, also: Option<&SecretFinder>) -> Option<usize> {
+        self.shared.token.shortest(also)
     }
 
     /// Returns the current token. Waits for at most `token.wait` if there is none.
@@ -346,6 +357,14 @@ impl TokenRefresher {
         if self.shared.evidence.load(Ordering::Relaxed) < generation.0 {
             self.shared.evidence.store(generation.0, Ordering::Relaxed);
         }
+        self.shared.address.accepted(&self.shared.name);
+    }
+
+    /// Notes that WeChat refused the address of this node, in an answer that says nothing about the
+    /// token. The account is degraded until the next [`TokenRefresher::accepted`].
+    pub(crate) fn address_refused(&self, platform: Platform, code: i64, ip: Option<IpAddr>) {
+        let cause = Cause::Fetch(FetchError::Refused { platform, code, ip });
+        self.shared.address.refused(&self.shared.name, cause);
     }
 
     /// Reports that WeChat rejected this generation on `path`, and waits for a newer token, which
@@ -442,7 +461,11 @@ impl TokenRefresher {
 
     /// Snapshot of the state.
     pub fn status(&self) -> Status {
-        Status::of(&self.state.borrow(), self.shared.token.load().as_deref())
+        Status::of(
+            &self.state.borrow(),
+            self.shared.token.load().as_deref(),
+            self.shared.address.error(),
+        )
     }
 
     /// Name of the account.
@@ -486,6 +509,7 @@ impl RefresherShared {
             wait: settings.wait,
             patience: settings.fetch_timeout + settings.wait,
             token: Published::default(),
+            address: AddressWatch::default(),
             turn,
             evidence: AtomicU64::new(0),
             started: Instant::now(),

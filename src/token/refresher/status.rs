@@ -1,6 +1,6 @@
 //! Status of a credential for health checks, the admin API and requests that wait.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -44,7 +44,8 @@ pub enum Condition {
     Ok,
     /// The first token is on its way.
     Waiting,
-    /// There is a token, but it cannot be renewed at present, or WeChat rejects it.
+    /// There is a token, but it cannot be renewed at present, or WeChat rejects it or the address
+    /// of this node.
     Degraded,
     /// No token, and attempts fail in a way that may pass by itself.
     Failing,
@@ -80,7 +81,8 @@ pub struct Status {
     pub expires_in: Option<u64>,
     /// Seconds since it was asked for.
     pub age: Option<u64>,
-    /// Last failure, until the next success.
+    /// Last failure, until the next success. A refusal of the address in answers to requests comes
+    /// before a failed renewal, since it fails requests now.
     pub last_error: Option<LastError>,
     /// Seconds until the next attempt; 0 while one is under way.
     pub next_attempt_in: Option<u64>,
@@ -99,6 +101,8 @@ pub struct LastError {
     pub label: &'static str,
     /// WeChat's own code.
     pub errcode: Option<i64>,
+    /// Source address as WeChat saw it, if that is what was refused.
+    pub ip: Option<IpAddr>,
     /// Cause, and what to do.
     pub sentence: String,
     /// Failures of this kind in a row.
@@ -117,11 +121,28 @@ impl LastFailure {
     }
 }
 
+impl LastError {
+    pub(super) fn new(cause: &Cause, failures: u32) -> Self {
+        Self {
+            label: cause.label(),
+            errcode: cause.errcode(),
+            ip: cause.ip(),
+            sentence: cause.to_string(),
+            failures,
+        }
+    }
+}
+
 impl Status {
-    pub(super) fn of(state: &PublishedState, token: Option<&Token>) -> Self {
+    /// Describes the state. `refused` is the refusal of the address in answers to requests.
+    pub(super) fn of(
+        state: &PublishedState,
+        token: Option<&Token>,
+        refused: Option<LastError>,
+    ) -> Self {
         let usable = token.is_some_and(Token::is_alive);
         let condition = match &state.fault {
-            None if usable && !state.dead => Condition::Ok,
+            None if usable && !state.dead && refused.is_none() => Condition::Ok,
             _ if usable => Condition::Degraded,
             None => Condition::Waiting,
             Some(fault) if fault.transient => Condition::Failing,
@@ -136,11 +157,9 @@ impl Status {
             fingerprint: token.map(|token| token.fingerprint().to_owned()),
             expires_in: token.map(|token| seconds(token.expires_in())),
             age: token.map(|token| seconds(now.saturating_duration_since(token.sent()))),
-            last_error: state.fault.as_ref().map(|fault| LastError {
-                label: fault.cause.label(),
-                errcode: fault.cause.errcode(),
-                sentence: fault.cause.to_string(),
-                failures: fault.failures,
+            last_error: refused.filter(|_| usable).or_else(|| {
+                let fault = state.fault.as_ref()?;
+                Some(LastError::new(&fault.cause, fault.failures))
             }),
             next_attempt_in: if state.refreshing {
                 Some(0)

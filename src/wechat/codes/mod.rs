@@ -10,7 +10,7 @@ mod labels;
 #[cfg(test)]
 pub(crate) use self::labels::known;
 pub(crate) use self::labels::label;
-use super::{address, api::Platform};
+use super::api::Platform;
 
 /// Consequence of a token endpoint's refusal for the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -265,16 +265,6 @@ pub(crate) const fn is_stale(platform: Platform, code: i64) -> bool {
         Platform::Wechat => matches!(code, 40001 | 40014 | 42001),
         Platform::Wecom => matches!(code, 40014 | 42001),
     }
-}
-
-/// Returns true if the number, as an `errcode`, concerns the token or the calling address on any
-/// platform.
-pub(crate) const fn says_something_of_tokens(code: i64) -> bool {
-    code == 41001
-        || is_stale(Platform::Wechat, code)
-        || is_stale(Platform::Wecom, code)
-        || address::may_be_refused(Platform::Wechat, code)
-        || address::may_be_refused(Platform::Wecom, code)
 }
 
 /// Returns the code that reports a dead phantom token, so that an SDK fetches a new one. SDKs of
