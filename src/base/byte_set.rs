@@ -1,7 +1,7 @@
 //! Sets of bytes, for checks that every request pays for.
 
 /// Set of bytes as a table. A look-up is a single load, where a pattern is a chain of comparisons.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ByteSet([bool; 256]);
 
 impl ByteSet {
@@ -25,6 +25,11 @@ impl ByteSet {
             byte += 1;
         }
         set.with(excluded, false)
+    }
+
+    /// Makes the set of the bytes of a text.
+    pub(crate) const fn of(bytes: &[u8]) -> Self {
+        Self([false; 256]).with(bytes, true)
     }
 
     const fn with(mut self, bytes: &[u8], is_in: bool) -> Self {

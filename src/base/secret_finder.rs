@@ -8,7 +8,7 @@ use std::ops::Range;
 use aws_lc_rs::constant_time;
 use memchr::{memchr2_iter, memmem};
 
-use super::Secret;
+use super::{Secret, byte_set::ByteSet};
 
 /// Prepared search for one secret. Holds a copy of the secret, which is not wiped when dropped.
 #[derive(Clone)]
@@ -16,10 +16,6 @@ pub(crate) struct SecretFinder {
     plain: memmem::Finder<'static>,
     bytes: ByteSet,
 }
-
-/// Set of bytes: a bit each.
-#[derive(Clone, Copy, Default)]
-struct ByteSet([u64; 4]);
 
 /// Text with one layer of encoding after another taken off.
 struct Decoded {
@@ -124,7 +120,8 @@ fn may_encode<'f>(text: &[u8], secrets: &(impl Iterator<Item = &'f SecretFinder>
     memchr2_iter(b'%', b'\\', text).any(|at| {
         Escape::at(text, at).is_some_and(|escape| {
             let byte = escape.meaning[0];
-            matches!(byte, b'%' | b'\\') || secrets.clone().any(|secret| secret.bytes.has(byte))
+            matches!(byte, b'%' | b'\\')
+                || secrets.clone().any(|secret| secret.bytes.contains(byte))
         })
     })
 }
@@ -206,20 +203,6 @@ impl Escape {
 
     fn meaning(&self) -> &[u8] {
         &self.meaning[..self.meaning_length]
-    }
-}
-
-impl ByteSet {
-    fn of(bytes: &[u8]) -> Self {
-        let mut set = Self::default();
-        for byte in bytes {
-            set.0[usize::from(byte >> 6)] |= 1 << (byte & 63);
-        }
-        set
-    }
-
-    fn has(self, byte: u8) -> bool {
-        self.0[usize::from(byte >> 6)] & (1 << (byte & 63)) != 0
     }
 }
 

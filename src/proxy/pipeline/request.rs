@@ -9,7 +9,6 @@ use hyper::{
 
 use super::{exchange::Exchange, probe::ProbePath};
 use crate::{
-    base::byte_set::ByteSet,
     net::{address::Peer, connection::OddFraming},
     proxy::{
         access::{AuthError, Caller, Client},
@@ -78,8 +77,6 @@ pub(super) enum ApiClass {
     Login,
 }
 
-/// Bytes of a host name with its port.
-static HOST: ByteSet = ByteSet::alphanumeric_and(b".-_:[]");
 /// Longest request target, in bytes.
 const MAX_TARGET: usize = 16 * 1024;
 
@@ -313,9 +310,12 @@ fn host<'e>(exchange: &'e Exchange<'_>) -> Result<Option<&'e str>, ProxyError> {
 }
 
 fn host_name(host: &HeaderValue) -> Result<&str, ProxyError> {
-    let text = str::from_utf8(host.as_bytes())
+    let allowed =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    let text = host
+        .to_str()
         .ok()
-        .filter(|text| text.len() <= 255 && HOST.contains_all(text.as_bytes()));
+        .filter(|text| text.len() <= 255 && text.bytes().all(allowed));
     text.ok_or(ProxyError::BadRequest("the Host header is not a host name"))
 }
 
