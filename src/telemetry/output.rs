@@ -63,6 +63,9 @@ impl Output {
 
     /// Writes the whole lines of a batch like [`Output::write_lines`], and leaves the batch empty.
     pub(crate) fn write_batch(&self, batch: &mut Vec<u8>) {
+        if batch.is_empty() {
+            return;
+        }
         match self {
             Self::Queue(queue) => queue.push_batch(batch),
             Self::Memory(_) => {
