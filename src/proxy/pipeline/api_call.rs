@@ -43,10 +43,10 @@ pub(super) async fn answer<'r>(
     class: ApiClass,
     incoming: Incoming,
 ) -> Result<Answered, ProxyError> {
-    let (config, query) = (exchange.config, exchange.uri.query());
+    let config = exchange.config;
     let (phantom_account, phantom_client) = request.phantom(exchange)?;
     let login = if class == ApiClass::Login {
-        inject::login(query)?
+        inject::login(exchange.uri.query())?
     } else {
         LoginParameters::default()
     };
@@ -58,16 +58,6 @@ pub(super) async fn answer<'r>(
         })?;
     exchange.set_client(client)?;
     let selection = request.selection(exchange, phantom_account)?;
-    if is_login_elsewhere(config, &login, selection) {
-        return Box::pin(carried_call::forward(
-            exchange,
-            request,
-            Some(client),
-            selection,
-            incoming,
-        ))
-        .await;
-    }
     let account = match selection.account {
         Some(account) => Ok(account),
         None => config.accounts.fallback(
@@ -76,63 +66,94 @@ pub(super) async fn answer<'r>(
             selection.platform,
         ),
     };
-    if matches!(class, ApiClass::Token | ApiClass::Ticket(_))
-        && request.names.brings_token()
-        && foreign_token::is_kept(exchange, request, account.as_ref().ok(), phantom_account)?
+    let may_be_foreign =
+        matches!(class, ApiClass::Token | ApiClass::Ticket(_)) && request.names.brings_token();
+    let known = account.as_ref().ok().copied();
+    if is_login_elsewhere(config, &login, selection)
+        || may_be_foreign && foreign_token::is_kept(exchange, request, known, phantom_account)?
     {
-        return Box::pin(carried_call::forward(
-            exchange,
-            request,
-            Some(client),
-            selection,
-            incoming,
-        ))
-        .await;
+        let lender = Selection {
+            account: known,
+            ..selection
+        };
+        let call = carried_call::forward(exchange, request, Some(client), lender, incoming);
+        return Box::pin(call).await;
     }
-    let account = account?;
-    exchange.set_account(account)?;
-    let path = request.path.check()?;
-    let right = Right::Path {
-        path: path.as_str(),
-        guarded: match class {
-            ApiClass::Guarded { effect } => Some(effect),
-            _ => None,
-        },
+    let call = AccountCall {
+        class,
+        account: account?,
+        client,
+        login,
     };
-    let admitted = exchange.admit(client, Some(account), right)?;
-    if let ApiClass::Ticket(minting) = class
-        && let Some(ticket) = sdk_ticket::managed(exchange, minting, account)
-    {
-        return Box::pin(sdk_ticket::answer(exchange, ticket))
-            .await
-            .map(Answered::Own);
-    }
-    let masked = if request.rule.repeats_another_call() {
-        masked_part(exchange, client)?
-    } else {
-        MaskedPart::Window
-    };
-    let credential = Credential::of_call(class, request.names, account, client, &login).await?;
-    credential.keep_secrets(config, client, query, &incoming)?;
-    let (payload, permit) = exchange
-        .accept_body(Some(account), Some(client), incoming)
-        .await?;
-    let mut call = OutboundCall::new(exchange, account, &path, payload);
-    call.masked = masked;
-    let answer = match credential {
-        Credential::AccountToken { own, token } => {
-            if let Some(signing) = &account.signing {
-                Box::pin(call.prepare_signing(signing)).await?;
+    call.answer(exchange, request, incoming).await
+}
+
+/// A call of a known client that uses an account.
+struct AccountCall<'r> {
+    class: ApiClass,
+    account: &'r Arc<Account>,
+    client: &'r Arc<Client>,
+    login: LoginParameters<'r>,
+}
+
+impl<'r> AccountCall<'r> {
+    /// Asks for the rights, chooses the credential, and sends the call.
+    async fn answer(
+        self,
+        exchange: &mut Exchange<'r>,
+        request: &Request<'r>,
+        incoming: Incoming,
+    ) -> Result<Answered, ProxyError> {
+        let Self {
+            class,
+            account,
+            client,
+            login,
+        } = self;
+        exchange.set_account(account)?;
+        let path = request.path.check()?;
+        let right = Right::Path {
+            path: path.as_str(),
+            guarded: match class {
+                ApiClass::Guarded { effect } => Some(effect),
+                _ => None,
+            },
+        };
+        let admitted = exchange.admit(client, Some(account), right)?;
+        if let ApiClass::Ticket(minting) = class
+            && let Some(ticket) = sdk_ticket::managed(exchange, minting, account)
+        {
+            return Box::pin(sdk_ticket::answer(exchange, ticket))
+                .await
+                .map(Answered::Own);
+        }
+        let masked = if request.rule.repeats_another_call() {
+            masked_part(exchange, client)?
+        } else {
+            MaskedPart::Window
+        };
+        let credential = Credential::of_call(class, request.names, account, client, &login).await?;
+        credential.keep_secrets(exchange.config, client, exchange.uri.query(), &incoming)?;
+        let (payload, permit) = exchange
+            .accept_body(Some(account), Some(client), incoming)
+            .await?;
+        let mut call = OutboundCall::new(exchange, account, &path, payload);
+        call.masked = masked;
+        let answer = match credential {
+            Credential::AccountToken { own, token } => {
+                if let Some(signing) = &account.signing {
+                    Box::pin(call.prepare_signing(signing)).await?;
+                }
+                call.with_token(admitted, own, token).await
             }
-            call.with_token(admitted, own, token).await
-        }
-        // The rarer calls in a box each, so that the future of the others stays small.
-        Credential::AppSecret { appid } => {
-            Box::pin(call.with_secret(admitted, appid.as_deref())).await
-        }
-        Credential::OfCaller => Box::pin(call.untouched()).await,
-    };
-    answer.map(|answer| Answered::Upstream(answer, permit))
+            // The rarer calls in a box each, so that the future of the others stays small.
+            Credential::AppSecret { appid } => {
+                Box::pin(call.with_secret(admitted, appid.as_deref())).await
+            }
+            Credential::OfCaller => Box::pin(call.untouched()).await,
+        };
+        answer.map(|answer| Answered::Upstream(answer, permit))
+    }
 }
 
 /// Returns true if a login brings the AppSecret of an appid that the request is not for.

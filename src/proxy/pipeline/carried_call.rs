@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hyper::body::Incoming;
+use hyper::{Response, body::Incoming};
 
 use super::{
     Answered,
@@ -18,6 +18,7 @@ use crate::{
         access::{AuthError, Client, KeylessDenial, Right},
         error::ProxyError,
         inject::{self, RemovedParameters},
+        inspect::InspectedBody,
         route::Selection,
     },
     wechat::credential,
@@ -105,9 +106,7 @@ fn admit_keyless(exchange: &Exchange<'_>, request: &Request<'_>) -> Result<(), P
 
 impl OutboundCall<'_> {
     /// Sends a call as it came, once; its answer is not judged.
-    pub(super) async fn untouched(
-        &mut self,
-    ) -> Result<hyper::Response<crate::proxy::inspect::InspectedBody>, ProxyError> {
+    pub(super) async fn untouched(&mut self) -> Result<Response<InspectedBody>, ProxyError> {
         let (path, query) = (self.path, self.query);
         let target = || inject::untouched(path, query);
         let Inspected { answer, .. } = self.attempt(&target).await?;

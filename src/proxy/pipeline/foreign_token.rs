@@ -33,11 +33,11 @@ const MIN_TOKEN: usize = 64;
 pub(super) fn is_kept<'r>(
     exchange: &Exchange<'r>,
     request: &Request<'r>,
-    account: Option<&&'r Arc<Account>>,
+    account: Option<&'r Arc<Account>>,
     phantom: Option<&Arc<Account>>,
 ) -> Result<bool, ProxyError> {
     let config = exchange.config;
-    let account = account.map(|account| &***account);
+    let account = account.map(|account| &**account);
     match token_in(exchange.uri.query(), account, &config.accounts) {
         QueryToken::Own => return Ok(false),
         QueryToken::OfOther => return Err(ProxyError::TokenOfOtherAccount),
