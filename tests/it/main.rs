@@ -23,6 +23,7 @@ mod config_files;
 mod credentials;
 mod degraded;
 mod descriptors;
+mod documentation;
 mod drain;
 mod early_answers;
 mod egress;

@@ -73,12 +73,13 @@ pub(crate) const TOKEN_CODES: &[TokenCode] = &[
     line(
         40125,
         RefusalClass::Credential,
-        "the AppSecret is invalid: correct the account's secret, or reset it at WeChat",
+        "the AppSecret is invalid: correct the account's secret, or reset it in the console if it is lost",
     ),
     line(
         40164,
         RefusalClass::Address,
-        "the calling IP is not on the account's whitelist: add it at mp.weixin.qq.com under basic configuration, IP whitelist",
+        "the calling IP is not on the account's IP whitelist (IP白名单): add it, for 公众号 and 服务号 at developers.weixin.qq.com/platform \
+         (我的业务, 基础信息, 开发密钥), for 小程序 and 小游戏 at mp.weixin.qq.com (开发管理, 开发设置, 开发者ID)",
     ),
     line(
         40234,
@@ -88,7 +89,8 @@ pub(crate) const TOKEN_CODES: &[TokenCode] = &[
     line(
         40243,
         RefusalClass::Frozen,
-        "the AppSecret is frozen: unfreeze it at mp.weixin.qq.com (takes effect after about 10 minutes)",
+        "the AppSecret is frozen: unfreeze it, for 公众号 and 服务号 at developers.weixin.qq.com/platform (我的业务, 基础信息, 开发密钥), for \
+         小程序 and 小游戏 at mp.weixin.qq.com (开发管理, 开发设置); takes effect after about 10 minutes",
     ),
     line(
         41002,
@@ -118,7 +120,7 @@ pub(crate) const TOKEN_CODES: &[TokenCode] = &[
     line(
         45035,
         RefusalClass::Address,
-        "the calling IP is not on the shop's whitelist: add it in the backend of the shop (微信小店)",
+        "the calling IP is not on the shop's whitelist: add it in the backend of 微信小店 (服务市场, 经营工具, 我的服务, 自研)",
     ),
     line(
         48001,
@@ -138,7 +140,8 @@ pub(crate) const TOKEN_CODES: &[TokenCode] = &[
     line(
         61004,
         RefusalClass::Address,
-        "the calling IP is not on the third-party platform's whitelist: add it at open.weixin.qq.com",
+        "the calling IP is not on the whitelist of the third-party platform or the shop: add it at open.weixin.qq.com (第三方平台, 详情, \
+         开发资料, 白名单IP地址列表), or in the backend of 微信小店 (服务市场, 经营工具, 我的服务, 自研)",
     ),
     line(
         61024,
@@ -218,7 +221,8 @@ pub(crate) const WECOM_TOKEN_CODES: &[TokenCode] = &[
     line(
         60020,
         RefusalClass::Address,
-        "the calling IP is not trusted by the WeCom app: add it to the app's trusted IPs (企业可信IP)",
+        "the calling IP is not trusted by the WeCom app: add it to the app's trusted IPs (应用管理, the app, 企业可信IP), where only \
+         addresses of the company itself are taken",
     ),
     line(
         301_002,
@@ -314,6 +318,35 @@ mod tests {
                 !is_stale(Platform::Wechat, code) && !is_stale(Platform::Wecom, code),
                 "{code}"
             );
+        }
+    }
+
+    /// The consoles moved in 2025: 公众号 and 服务号 have AppSecret and IP list on
+    /// developers.weixin.qq.com, 小程序 still on mp.weixin.qq.com.
+    #[test]
+    fn advice_on_addresses_and_frozen_secrets_names_the_console_of_each_kind_of_account() {
+        for (platform, code, parts) in [
+            (
+                Platform::Wechat,
+                40164,
+                &[
+                    "公众号 and 服务号 at developers.weixin.qq.com/platform",
+                    "小程序 and 小游戏 at mp.weixin.qq.com",
+                ][..],
+            ),
+            (
+                Platform::Wechat,
+                40243,
+                &["developers.weixin.qq.com/platform", "mp.weixin.qq.com"],
+            ),
+            (Platform::Wechat, 45035, &["微信小店", "自研"]),
+            (Platform::Wechat, 61004, &["open.weixin.qq.com", "微信小店"]),
+            (Platform::Wecom, 60020, &["应用管理", "企业可信IP"]),
+        ] {
+            let advice = token_code(platform, code).advice;
+            for part in parts {
+                assert!(advice.contains(part), "{part} is not in {advice}");
+            }
         }
     }
 
