@@ -65,6 +65,8 @@ pub(super) struct TokenLedger {
     pub(super) used_codes: HashSet<String>,
     /// Tokens of users (`sns/*`), unrelated to those of accounts.
     pub(super) user_tokens: HashSet<String>,
+    /// Refresh tokens of users, each with the appid and the openid that it is for.
+    pub(super) user_refresh_tokens: HashMap<String, (String, String)>,
     /// Tokens of components, suites, providers and devices.
     pub(super) others: HashMap<String, TokenOwner>,
     /// Keys of API signing by appid.

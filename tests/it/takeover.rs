@@ -17,10 +17,12 @@ use crate::{
     support::{Gate, Setup, setup},
 };
 
-/// Whose name is taken over.
+/// Host that the tests here call.
 pub const HOST: &str = "api.weixin.qq.com";
+/// WeCom's host, which leads to wxgate too.
+const WECOM_HOST: &str = "qyapi.weixin.qq.com";
 
-/// A folder with `server.pem` and `server.key` for the host, signed by the authority in `ca.pem`,
+/// A folder with `server.pem` and `server.key` for both hosts, signed by the authority in `ca.pem`,
 /// and with another authority in `stranger.pem`.
 fn certificates() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
@@ -29,7 +31,8 @@ fn certificates() -> TempDir {
     let (pem, issuer) = authority();
     write("ca.pem", pem);
     write("stranger.pem", authority().0);
-    let mut leaf = CertificateParams::new(vec![HOST.to_owned()]).expect("a name");
+    let mut leaf =
+        CertificateParams::new(vec![HOST.to_owned(), WECOM_HOST.to_owned()]).expect("two names");
     leaf.distinguished_name.push(DnType::CommonName, HOST);
     leaf.use_authority_key_identifier_extension = true;
     leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -50,7 +53,9 @@ fn authority() -> (String, Issuer<'static, KeyPair>) {
     root.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     root.name_constraints = Some(NameConstraints {
-        permitted_subtrees: vec![GeneralSubtree::DnsName(HOST.to_owned())],
+        permitted_subtrees: [HOST, WECOM_HOST]
+            .map(|host| GeneralSubtree::DnsName(host.to_owned()))
+            .to_vec(),
         excluded_subtrees: Vec::new(),
     });
     let key = KeyPair::generate().expect("a key");
@@ -58,13 +63,23 @@ fn authority() -> (String, Issuer<'static, KeyPair>) {
     (pem, Issuer::new(root, key))
 }
 
-/// wxgate in the place of the host.
+/// wxgate in the place of the hosts.
 pub async fn start(setup: Setup) -> Gate {
     let setup = setup.set(
         "server",
         "tls = { cert = \"server.pem\", key = \"server.key\" }",
     );
     reaching_the_host(setup.start_sandbox().await, setup, certificates()).await
+}
+
+/// The variables by which a script finds the gate under WeChat's own names, and trusts it.
+pub fn ways(gate: &Gate) -> [(&'static str, String); 3] {
+    let authority = gate.folder.path().join("ca.pem").display().to_string();
+    [
+        ("WXGATE_TEST_TAKEOVER", gate.proxy.to_string()),
+        ("REQUESTS_CA_BUNDLE", authority.clone()),
+        ("NODE_EXTRA_CA_CERTS", authority),
+    ]
 }
 
 /// wxgate, for which the name leads to the sandbox; that shows a certificate for it too.

@@ -520,6 +520,39 @@ async fn logins_take_the_secret_and_a_code_that_works_once() {
 }
 
 #[tokio::test]
+async fn a_web_login_is_refreshed_without_the_secret() {
+    let world = TestSandbox::new().await;
+    let target =
+        format!("/sns/oauth2/access_token?appid={DEFAULT_APPID}&secret={DEFAULT_SECRET}&code=c4");
+    let first = world.get(&target).await.json();
+    let refresh = |appid: &str, grant: &str, token: &str| {
+        format!("/sns/oauth2/refresh_token?appid={appid}&grant_type={grant}&refresh_token={token}")
+    };
+    let good = first["refresh_token"].as_str().unwrap();
+    let again = world
+        .get(&refresh(DEFAULT_APPID, "refresh_token", good))
+        .await
+        .json();
+    assert_eq!(
+        (&again["openid"], &again["refresh_token"]),
+        (&first["openid"], &first["refresh_token"])
+    );
+    assert_ne!(again["access_token"], first["access_token"]);
+    let token = again["access_token"].as_str().unwrap();
+    let checked = world
+        .get(&format!("/sns/auth?access_token={token}&openid=o1"))
+        .await;
+    assert_eq!(checked.errcode(), 0);
+    for (target, code) in [
+        (refresh(DEFAULT_APPID, "refresh_token", "other"), 40030),
+        (refresh("wx1", "refresh_token", good), 40030),
+        (refresh(DEFAULT_APPID, "authorization_code", good), 40002),
+    ] {
+        assert_eq!(world.get(&target).await.errcode(), code, "{target}");
+    }
+}
+
+#[tokio::test]
 async fn wecom_speaks_its_own_dialect() {
     let accounts = vec![
         SandboxAccount::wecom("ww1", "agent1"),

@@ -10,6 +10,8 @@ use std::{
     process::Command,
 };
 
+use serde_json::Value;
+
 /// What a machine needs; shown when something of it is missing.
 const NEEDED: &str = "this test runs other people's clients: install python3 with venv and pip, nodejs, npm and curl \
                       (Debian: apt-get install python3-venv python3-pip nodejs npm curl), or let scripts/test do it";
@@ -42,6 +44,30 @@ pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     }
     command.env("PYTHONDONTWRITEBYTECODE", "1");
     command
+}
+
+/// A command that runs a script below `tests/sdk` with the SDKs.
+pub fn script(path: &str) -> Command {
+    let script = repository("tests/sdk").join(path);
+    if path.ends_with(".py") {
+        let mut python = command(python());
+        python.arg(script);
+        return python;
+    }
+    let mut node = command("node");
+    node.env("NODE_PATH", node_modules())
+        .arg("--require")
+        .arg(repository("tests/sdk/node/takeover.js"))
+        .arg(script);
+    node
+}
+
+/// Runs a script, which ends in an error if its SDK has one to report, and returns what it saw.
+pub async fn seen(mut script: Command) -> Value {
+    let printed = tokio::task::spawn_blocking(move || run(&mut script))
+        .await
+        .expect("the SDK raised nothing");
+    serde_json::from_slice(&printed).expect("JSON")
 }
 
 /// Runs a command that must succeed, and returns what it printed.
@@ -80,6 +106,7 @@ pub fn python() -> OsString {
             "-m",
             "pip",
             "install",
+            "--no-deps",
             "--no-input",
             "--disable-pip-version-check",
             "--quiet",

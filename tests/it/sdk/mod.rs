@@ -4,8 +4,6 @@
 //! Each has a script in `tests/sdk` that uses it as a service does. The key of a client stands
 //! where the AppSecret would, so the SDKs fetch a token of their own, from wxgate.
 
-use std::process::Command;
-
 use serde_json::{Value, json};
 use wxgate::sandbox::{SandboxControl, TokenState};
 
@@ -14,10 +12,14 @@ use crate::{
     takeover,
 };
 
+mod agents;
 pub mod environments;
+mod login;
+mod shared;
+mod signed;
 mod wecom;
 
-use environments::{command, node_modules, python, repository, run};
+use environments::{script, seen};
 
 const USER: &str = "o-sdk-user";
 const KEY: &str = "sdk-key-0123456789abcdef";
@@ -73,21 +75,6 @@ const NODE_EASYWECHAT_STABLE: Sdk = Sdk {
 };
 
 impl Sdk {
-    fn command(&self) -> Command {
-        let script = repository("tests/sdk").join(self.script);
-        if self.script.ends_with(".py") {
-            let mut python = command(python());
-            python.arg(script);
-            return python;
-        }
-        let mut node = command("node");
-        node.env("NODE_PATH", node_modules())
-            .arg("--require")
-            .arg(repository("tests/sdk/node/takeover.js"))
-            .arg(script);
-        node
-    }
-
     /// Runs the script, which ends in an error if the SDK has one to report, and returns what it
     /// saw.
     async fn calls(
@@ -97,16 +84,13 @@ impl Sdk {
         key: Option<&str>,
         ways: &[(&str, String)],
     ) -> Value {
-        let mut command = self.command();
+        let mut command = script(self.script);
         command
             .args([base, &gate.sandbox.http_url().expect("it listens")])
             .args(key)
             .args(self.more);
         command.envs(ways.iter().map(|(name, value)| (name, value)));
-        let printed = tokio::task::spawn_blocking(move || run(&mut command))
-            .await
-            .expect("the SDK raised nothing");
-        serde_json::from_slice(&printed).expect("JSON")
+        seen(command).await
     }
 
     fn assert_all_went_well(&self, seen: &Value, control: &SandboxControl) {
@@ -303,18 +287,12 @@ async fn sdks_that_know_only_wechats_own_host_do_their_work_where_its_name_leads
     ] {
         let gate = takeover::start(setup().more(CLIENT)).await;
         gate.control().until(|control| control.fetches() == 1).await;
-        let authority = gate.folder.path().join("ca.pem").display().to_string();
-        let ways = [
-            ("WXGATE_TEST_TAKEOVER", gate.proxy.to_string()),
-            ("REQUESTS_CA_BUNDLE", authority.clone()),
-            ("NODE_EXTRA_CA_CERTS", authority),
-        ];
         let seen = sdk
             .calls(
                 &gate,
                 &format!("https://{}", takeover::HOST),
                 Some(KEY),
-                &ways,
+                &takeover::ways(&gate),
             )
             .await;
         sdk.assert_all_went_well(&seen, gate.control());

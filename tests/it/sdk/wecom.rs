@@ -1,10 +1,10 @@
 //! The same for 企业微信: two agents of one corp, each behind a client key, and an SDK that takes them
 //! for secrets.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use wxgate::sandbox::SandboxAccount;
 
-use super::{command, python, repository, run};
+use super::{script, seen};
 use crate::support::{header, json as body, setup};
 
 const CORP: &str = "ww0123456789abcdef";
@@ -30,18 +30,14 @@ async fn wechatpy_enterprise_takes_a_client_key_for_the_secret_of_its_agent() {
         .await;
     gate.control().until(|control| control.fetches() == 3).await;
     gate.control().clear_record();
-    let mut script = command(python());
-    script.arg(repository("tests/sdk").join("wechatpy_enterprise_calls.py"));
-    script.args([
+    let mut calls = script("wechatpy_enterprise_calls.py");
+    calls.args([
         &gate.url(""),
         &gate.sandbox.http_url().expect("it listens"),
         CORP,
         AGENT_KEY,
     ]);
-    let printed = tokio::task::spawn_blocking(move || run(&mut script))
-        .await
-        .expect("the SDK raised nothing");
-    let seen: Value = serde_json::from_slice(&printed).expect("JSON");
+    let seen = seen(calls).await;
     assert_eq!(seen["codes"], json!([0, 0, 0, 0, 0, 0]), "{seen}");
     assert_eq!(gate.control().uploads().len(), 1, "{seen}");
     assert!(
@@ -103,4 +99,42 @@ async fn wechatpy_enterprise_takes_a_client_key_for_the_secret_of_its_agent() {
     ))
     .await;
     assert_eq!(wrong["errcode"], 40001, "{wrong}");
+}
+
+/// Pitfall: WeCom writes `created_at` as a text, and a model that wants one fails at a number.
+#[tokio::test(flavor = "multi_thread")]
+async fn py_wecom_toolkit_uploads_a_picture() {
+    let gate = setup()
+        .sandbox(|s| {
+            s.accounts
+                .push(SandboxAccount::wecom(CORP, "secret-of-agent"))
+        })
+        .more(&agent("agent"))
+        .start()
+        .await;
+    // A token that a call was accepted with is renewed at once when it dies.
+    let member = gate
+        .client
+        .get(gate.url("/cgi-bin/user/get?userid=zhangsan"))
+        .header("x-wxgate-key", AGENT_KEY);
+    let member = body(member.send().await.expect("an answer")).await;
+    assert_eq!(member["errcode"], 0, "{member}");
+    gate.control().revoke(CORP);
+    let mut upload = script("py_wecom_toolkit_upload.py");
+    upload.args([&gate.url(""), CORP, AGENT_KEY]);
+    upload.arg(gate.folder.path().join("cache"));
+    let seen = seen(upload).await;
+    assert_eq!(seen["ok"], true, "{seen}");
+    assert!(seen["created_at"].is_string(), "{seen}");
+    let uploads = gate.control().uploads();
+    assert_eq!(
+        uploads.len(),
+        1,
+        "the first met a dead token, and was sent again"
+    );
+    assert_eq!(
+        (&seen["media_id"], &seen["sha256"]),
+        (&json!(uploads[0].media_id), &json!(uploads[0].sha256)),
+        "{seen}"
+    );
 }
