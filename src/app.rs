@@ -22,7 +22,10 @@ pub use self::{
     loops::{LoopError, NameLookup, check_written as check_loops},
     reload::{Loader, Reloader},
 };
-use self::{refreshers::Refreshers, reload::RunningParts, rotation::Successors};
+use self::{
+    refreshers::{Refreshers, Successors},
+    reload::RunningParts,
+};
 
 use crate::{
     admin::{self, Admin},

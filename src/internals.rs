@@ -51,8 +51,8 @@ pub mod service {
 }
 
 pub mod telemetry {
-    pub mod logging {
-        pub use crate::telemetry::logging::Format;
+    pub mod format {
+        pub use crate::telemetry::format::Format;
     }
     pub mod output {
         pub use crate::telemetry::output::Output;

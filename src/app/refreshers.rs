@@ -5,7 +5,6 @@ use std::{
     sync::Arc,
 };
 
-use super::rotation::Successors;
 use crate::{
     base::AccountName,
     config::Config,
@@ -34,8 +33,23 @@ pub(super) struct Changes {
     pub(super) removed: Vec<String>,
 }
 
+/// Refreshers that have tried a changed AppSecret and are to take over.
+#[derive(Default)]
+pub(super) struct Successors(HashMap<AccountName, TokenRefresher>);
+
 /// Refreshers that nothing asks any more once the new configuration is in force.
 pub(super) struct Leaving(Vec<(AccountSettings, AccountTokens)>);
+
+impl Successors {
+    pub(super) fn new(refreshers: impl Iterator<Item = (AccountName, TokenRefresher)>) -> Self {
+        Self(refreshers.collect())
+    }
+
+    /// Takes the refresher that follows on this account's, if its AppSecret changed.
+    fn take(&mut self, account: &AccountName) -> Option<TokenRefresher> {
+        self.0.remove(account)
+    }
+}
 
 impl Refreshers {
     /// Empty, until [`Refreshers::follow`].

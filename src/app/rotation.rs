@@ -9,16 +9,11 @@ use std::{collections::HashMap, time::Duration};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::refreshers::Refreshers;
+use super::refreshers::{Refreshers, Successors};
 use crate::{
-    base::AccountName,
     config::Config,
     token::{AccountSettings, Cause, TokenError, TokenRefresher, source::FetchError},
 };
-
-/// Refreshers that have tried a changed AppSecret and are to take over.
-#[derive(Default)]
-pub(super) struct Successors(HashMap<AccountName, TokenRefresher>);
 
 /// Refresher that tries a changed AppSecret.
 struct Trial<'a> {
@@ -75,14 +70,7 @@ impl Refreshers {
         let taken = trials
             .into_iter()
             .map(|trial| (trial.account.name.clone(), trial.next));
-        Ok(Successors(taken.collect()))
-    }
-}
-
-impl Successors {
-    /// Takes the refresher that follows on this account's, if its AppSecret changed.
-    pub(super) fn take(&mut self, account: &AccountName) -> Option<TokenRefresher> {
-        self.0.remove(account)
+        Ok(Successors::new(taken))
     }
 }
 

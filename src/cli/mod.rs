@@ -25,10 +25,7 @@ use crate::{
     base::AccountName,
     config::{self, Config, ProcessEnvironment},
     net::address::ListenAddr,
-    telemetry::{
-        logging::{self, Format},
-        output::Output,
-    },
+    telemetry::{format::Format, logging, output::Output},
 };
 
 /// A reverse proxy that gives WeChat's server API its access_token.

@@ -11,7 +11,7 @@ use super::{CommandError, ConfigFile, StopSignals, background_runtime};
 use crate::{
     app::{App, Reloader, StartError, descriptors},
     proxy::AccessLogSettings,
-    telemetry::{logging::Format, output::Output},
+    telemetry::{format::Format, output::Output},
 };
 
 pub(super) fn run(file: &ConfigFile, format: Format, log: &Output) -> Result<(), CommandError> {

@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     base::mask::{MaskedQuery, PLAIN},
-    telemetry::{logging::Format, output::Output},
+    telemetry::{format::Format, output::Output},
 };
 
 /// A batch is handed over when it has grown to this many bytes, or at the next tick of the worker.

@@ -62,7 +62,7 @@ use crate::{
         listen::{BoundAddr, Listener},
     },
     service::readiness::NodeHealth,
-    telemetry::{logging::Format, output::Output, registry, workers::StuckWorkers},
+    telemetry::{format::Format, output::Output, registry, workers::StuckWorkers},
     token::{AccountSettings, AccountTokens},
 };
 

@@ -13,11 +13,10 @@ use super::{
     SandboxShared,
     clock::millis,
     endpoints::media::Upload,
-    envelope::ApiSigning,
     faults::Rule,
     record::{Counters, DeliveredMessage, PathCount, RecordedRequest},
     script::{RuleView, path_matches},
-    settings::{SandboxAccount, SandboxPlatform},
+    settings::{ApiSigning, SandboxAccount, SandboxPlatform},
     state::{Revoked, TokenKind, TokenState, overwritten_code},
 };
 

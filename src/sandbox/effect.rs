@@ -6,8 +6,9 @@ use bytes::Bytes;
 
 use super::{
     answer::{BodySource, JSON_ENCODING, SandboxAnswer},
+    call::ApiCall,
     deliver::{AnswerFraming, ConnectionEnd, DeliveryPlan, reason},
-    endpoints::{self, ApiCall, token},
+    endpoints::{self, token},
     faults::{Ending, Fault, Response},
     settings::SandboxPlatform,
     shape::{ErrorShape, compressed},

@@ -1,10 +1,7 @@
 //! API signing on WeChat's side: verifies the envelope of a call, has the call answered, and seals
 //! the answer. Written from the documentation, independently of `wechat::signing`.
 
-use std::{
-    fmt,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
@@ -18,28 +15,12 @@ use serde_json::{Map, Value, json};
 use super::{
     answer::{BodySource, JSON_ENCODING, SandboxAnswer},
     body::Received,
-    endpoints::ApiCall,
+    call::ApiCall,
     request::RequestHead,
     script::path_matches,
+    settings::ApiSigning,
     state::TokenState,
 };
-
-/// Keys of an account at WeChat under API 安全.
-#[derive(Clone)]
-pub struct ApiSigning {
-    /// Paths that must be signed; `*` and `**` as in [`super::Rule::path`].
-    pub paths: Vec<String>,
-    /// Public key of the account, SPKI in DER.
-    pub public_key: Vec<u8>,
-    /// Symmetric key, AES-256.
-    pub aes_key: [u8; 32],
-    /// Serial number of the symmetric key.
-    pub aes_serial: String,
-    /// Private key of WeChat, PKCS#8 in DER.
-    pub platform_key: Vec<u8>,
-    /// Serial number of the certificate of WeChat's key.
-    pub platform_serial: String,
-}
 
 /// Origin in the signed text, whichever address the sandbox has.
 const ORIGIN: &str = "https://api.weixin.qq.com";
@@ -55,14 +36,6 @@ pub(super) fn keep(head: &RequestHead) -> usize {
         MAX_SIGNED_BODY
     } else {
         0
-    }
-}
-
-impl fmt::Debug for ApiSigning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiSigning")
-            .field("paths", &self.paths)
-            .finish_non_exhaustive()
     }
 }
 

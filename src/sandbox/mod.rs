@@ -26,6 +26,7 @@ use crate::net::{
 
 mod answer;
 mod body;
+mod call;
 mod clock;
 mod connection;
 mod control;
@@ -59,13 +60,12 @@ pub use endpoints::{
         SECRET as OTHERS_SECRET, SUITE,
     },
 };
-pub use envelope::ApiSigning;
 pub use faults::{AfterEarly, Ending, Fault, Response, Rule};
 pub use record::{Counters, DeliveredMessage, PathCount, RecordedRequest};
 pub use request::Framing;
 pub use script::RuleView;
 pub use settings::{
-    CertificateFiles, DEFAULT_APPID, DEFAULT_SECRET, SandboxAccount, SandboxPlatform,
+    ApiSigning, CertificateFiles, DEFAULT_APPID, DEFAULT_SECRET, SandboxAccount, SandboxPlatform,
     SandboxSettings,
 };
 pub use shape::{ErrorShape, JsonShape};

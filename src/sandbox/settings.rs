@@ -1,6 +1,6 @@
 //! Settings of a sandbox. Every default is the limit that WeChat documents.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -76,11 +76,36 @@ pub enum SandboxPlatform {
     Wecom,
 }
 
+/// Keys of an account at WeChat under API 安全.
+#[derive(Clone)]
+pub struct ApiSigning {
+    /// Paths that must be signed; `*` and `**` as in [`super::Rule::path`].
+    pub paths: Vec<String>,
+    /// Public key of the account, SPKI in DER.
+    pub public_key: Vec<u8>,
+    /// Symmetric key, AES-256.
+    pub aes_key: [u8; 32],
+    /// Serial number of the symmetric key.
+    pub aes_serial: String,
+    /// Private key of WeChat, PKCS#8 in DER.
+    pub platform_key: Vec<u8>,
+    /// Serial number of the certificate of WeChat's key.
+    pub platform_serial: String,
+}
+
 /// Appid of the account of a default sandbox.
 pub const DEFAULT_APPID: &str = "wx0123456789abcdef";
 
 /// AppSecret of the account of a default sandbox; worthless elsewhere.
 pub const DEFAULT_SECRET: &str = "sandbox0sandbox0sandbox0sandbox0";
+
+impl fmt::Debug for ApiSigning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiSigning")
+            .field("paths", &self.paths)
+            .finish_non_exhaustive()
+    }
+}
 
 impl SandboxAccount {
     /// Creates an account at api.weixin.qq.com.

@@ -13,9 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     clock::{Millis, RandomSource, SandboxClock, millis},
-    endpoints::others::TokenOwner,
-    envelope::ApiSigning,
-    settings::{SandboxAccount, SandboxPlatform, SandboxSettings},
+    settings::{ApiSigning, SandboxAccount, SandboxPlatform, SandboxSettings},
 };
 use crate::base::Secret;
 
@@ -145,6 +143,16 @@ pub(super) enum CredentialCheck {
     WrongSecret,
     /// Secret of another account.
     ForeignSecret,
+}
+
+/// Owner of a token that is not of an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TokenOwner {
+    Component,
+    Suite,
+    Provider,
+    Device,
+    Model,
 }
 
 /// Number of tokens that are kept; older ones become unknown, which WeChat answers like overwritten

@@ -4,8 +4,6 @@
 //! tokens travel in URLs. Their level is therefore capped at `info` in code, and no filter can
 //! raise it.
 
-use std::str::FromStr;
-
 #[cfg(test)]
 use tracing::subscriber::DefaultGuard;
 use tracing::{Level, Metadata, Subscriber, level_filters::LevelFilter};
@@ -17,7 +15,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use super::output::Output;
+use super::{format::Format, output::Output};
 
 /// Targets of the libraries that would print tokens at `debug` or `trace`.
 const CAPPED: [&str; 9] = [
@@ -31,28 +29,6 @@ const CAPPED: [&str; 9] = [
     "axum",
     "mio",
 ];
-
-/// Format of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Format {
-    /// Text for people.
-    #[default]
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
-impl FromStr for Format {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            _ => Err("expected text or json".to_owned()),
-        }
-    }
-}
 
 /// Sets the log up for the whole process. `directives` has the syntax of `RUST_LOG`; the default is
 /// `info`.

@@ -3,6 +3,7 @@
 //! Defines no metrics of other modules: these stand in the folder that they measure, and are
 //! registered in a registry that is passed in.
 
+pub(crate) mod format;
 pub(crate) mod logging;
 pub(crate) mod output;
 pub(crate) mod queue;

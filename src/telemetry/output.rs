@@ -11,7 +11,7 @@ use std::{
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::{
-    logging::Format,
+    format::Format,
     queue::{LogQueue, RawStderr},
 };
 

@@ -20,7 +20,7 @@ use prometheus_client::{
 };
 use tokio::time::Instant;
 
-use super::logging::Format;
+use super::format::Format;
 
 /// Bounded queue of log lines with a writer thread behind it.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use wxgate::{
     internals::{
         net::egress::Egress,
         proxy::AccessLogSettings,
-        telemetry::{logging::Format, output::Output},
+        telemetry::{format::Format, output::Output},
     },
     sandbox::{self, DEFAULT_APPID, DEFAULT_SECRET, Sandbox, SandboxControl},
 };

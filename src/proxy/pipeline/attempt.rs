@@ -8,7 +8,7 @@ use hyper::{
     http::{response, uri::PathAndQuery},
 };
 
-use super::{exchange::Exchange, request_log::LogFields, signed};
+use super::{exchange::Exchange, request_log::LogFields};
 use crate::{
     proxy::{
         body::Payload,
@@ -25,7 +25,7 @@ use crate::{
         },
         worker_state::Worker,
     },
-    wechat::verdict::Finding,
+    wechat::{api::Platform, signing, verdict::Finding},
 };
 
 /// A call, ready to be sent.
@@ -171,7 +171,7 @@ impl OutboundCall<'_> {
         let code = finding.map(|finding| finding.code.number());
         if let Some(code) = code {
             self.metrics.errcode(code);
-            signed::explain_refusal(self.account, code);
+            explain_refusal(self.account, code);
         }
         self.log.errcode = code;
     }
@@ -195,6 +195,28 @@ impl LookError {
             },
         }
     }
+}
+
+/// Explains a refusal of WeChat's signature layer in the log, once a minute. Accounts without
+/// `signing` meet these refusals too, for calls that must be signed.
+fn explain_refusal(account: &Account, errcode: i64) {
+    if account.platform != Platform::Wechat {
+        return;
+    }
+    let Some(advice) = signing::explain(errcode) else {
+        return;
+    };
+    if !account.signature_log.allows() {
+        return;
+    }
+    let settings = account.signing.as_ref().map(|signing| &signing.settings);
+    tracing::warn!(
+        account = %account.name,
+        errcode,
+        serial = settings.and_then(|settings| settings.serial.as_deref()),
+        aes_serial = settings.map(|settings| settings.aes_serial.as_str()),
+        "{advice}",
+    );
 }
 
 /// Masks the account's credentials in the head of an answer.

@@ -25,12 +25,11 @@ use crate::{
         inject,
         inspect::InspectedBody,
         query,
-        route::{Account, AccountSigning},
+        route::AccountSigning,
         upstream::Headers,
     },
     token::Token,
     wechat::{
-        api::Platform,
         signing::{
             self, APPID, AnswerHeaders, Opened, SERIAL, SERIAL_DEPRECATED, SIGNATURE,
             SIGNATURE_DEPRECATED, Signed, TIMESTAMP,
@@ -215,28 +214,6 @@ impl<'c> OutboundCall<'c> {
             reason: reason.to_string(),
         }
     }
-}
-
-/// Explains a refusal of WeChat's signature layer in the log, once a minute. Accounts without
-/// `signing` meet these refusals too, for calls that must be signed.
-pub(super) fn explain_refusal(account: &Account, errcode: i64) {
-    if account.platform != Platform::Wechat {
-        return;
-    }
-    let Some(advice) = signing::explain(errcode) else {
-        return;
-    };
-    if !account.signature_log.allows() {
-        return;
-    }
-    let settings = account.signing.as_ref().map(|signing| &signing.settings);
-    tracing::warn!(
-        account = %account.name,
-        errcode,
-        serial = settings.and_then(|settings| settings.serial.as_deref()),
-        aes_serial = settings.map(|settings| settings.aes_serial.as_str()),
-        "{advice}",
-    );
 }
 
 /// Returns false for types that are never JSON, such as those of uploads. SDKs send JSON as text

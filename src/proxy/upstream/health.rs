@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::dial::DialError;
+use super::dial_error::DialError;
 
 /// Between the end of one probe of a host that is down and the begin of the next.
 const PROBE_PAUSE: Duration = Duration::from_secs(5);

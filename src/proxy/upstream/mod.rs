@@ -7,6 +7,7 @@ pub(super) mod bench;
 mod candidates;
 mod counted_stream;
 mod dial;
+mod dial_error;
 mod driver;
 mod health;
 mod origins;
@@ -34,7 +35,8 @@ use tokio::time::Instant;
 
 pub(crate) use self::{
     candidates::Candidate,
-    dial::{DialError, DialSetupError, Dialer, UpstreamOrigin},
+    dial::{DialSetupError, Dialer, UpstreamOrigin},
+    dial_error::DialError,
     origins::UpstreamOrigins,
 };
 use self::{

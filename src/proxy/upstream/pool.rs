@@ -17,7 +17,8 @@ use tokio::{net::TcpStream, sync::oneshot, task::spawn_local, time::Instant};
 use super::{
     super::body::OutBody,
     counted_stream::{self, ByteCounts, Traffic},
-    dial::{DialError, Dialer, UpstreamOrigin},
+    dial::{Dialer, UpstreamOrigin},
+    dial_error::DialError,
     driver::ConnectionDriver,
     health::AttemptFailure,
     timer::Timer,

@@ -7,15 +7,13 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::{
-    SandboxShared,
-    answer::{JSON_CHARSET, JSON_ENCODING, SandboxAnswer, TEXT, content_type, message, wording},
-    body::Received,
+    answer::{SandboxAnswer, wording},
+    call::ApiCall,
     envelope,
     recorder::Total,
-    request::{Framing, RequestHead},
+    request::Framing,
     settings::SandboxPlatform,
-    shape::SEEN_IP,
-    state::{JudgedToken, TokenState, overwritten_code},
+    state::{TokenState, overwritten_code},
 };
 
 mod holdings;
@@ -25,17 +23,6 @@ pub(super) mod others;
 mod sns;
 mod tickets;
 pub(super) mod token;
-
-/// Request that was read, with the judgement on its token.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ApiCall<'c> {
-    pub(super) shared: &'c SandboxShared,
-    pub(super) head: &'c RequestHead,
-    pub(super) body: &'c Received,
-    pub(super) judged: &'c JudgedToken,
-    /// Value of the next issued token, set by a fault.
-    pub(super) value: Option<&'c str>,
-}
 
 /// Longest JSON body that endpoints read, in bytes.
 const MAX_JSON_BODY: usize = 8 << 20;
@@ -196,44 +183,6 @@ fn refused(call: ApiCall<'_>, code: i64) -> SandboxAnswer {
         };
     }
     call.error(code)
-}
-
-impl ApiCall<'_> {
-    /// Creates an error in the text and the content type of platform and path.
-    pub(super) fn error(&self, code: i64) -> SandboxAnswer {
-        let platform = self.judged.platform;
-        let text = message(platform, code, SEEN_IP, &self.shared.state.rid());
-        let content_type = match (platform, code) {
-            (SandboxPlatform::Wecom, _) => JSON_CHARSET,
-            (_, 41001) => TEXT,
-            (_, 40001 | 42001) => JSON_ENCODING,
-            _ => content_type(self.head.path()),
-        };
-        SandboxAnswer::error(code, &text, content_type)
-    }
-
-    fn ok(&self, value: &Value) -> SandboxAnswer {
-        match self.judged.platform {
-            SandboxPlatform::Wechat => SandboxAnswer::done_with(self.head.path(), value),
-            SandboxPlatform::Wecom => {
-                let mut whole = json!({"errcode": 0, "errmsg": "ok"});
-                if let (Some(whole), Some(value)) = (whole.as_object_mut(), value.as_object()) {
-                    whole.extend(value.clone());
-                }
-                SandboxAnswer::done_with(self.head.path(), &whole).with_content_type(JSON_CHARSET)
-            }
-        }
-    }
-
-    fn json(&self) -> Option<Value> {
-        serde_json::from_slice(&self.body.kept)
-            .ok()
-            .filter(Value::is_object)
-    }
-
-    fn account(&self) -> &str {
-        self.judged.account.as_deref().unwrap_or("")
-    }
 }
 
 /// Returns the text of a field; `None` if empty or absent.

@@ -14,17 +14,8 @@ use crate::sandbox::{
     issue::Grant,
     settings::{SandboxAccount, SandboxPlatform},
     shape::SEEN_IP,
+    state::TokenOwner,
 };
-
-/// Owner of a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::sandbox) enum TokenOwner {
-    Component,
-    Suite,
-    Provider,
-    Device,
-    Model,
-}
 
 /// Credential that a path takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,6 +17,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 mod ticket;
+mod trigger;
 mod writer;
 
 use std::{

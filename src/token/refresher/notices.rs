@@ -2,10 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{
-    life::{Conflict, Trigger},
-    status::LastFailure,
-};
+use super::{life::conflict::Conflict, status::LastFailure, trigger::Trigger};
 use crate::token::{
     ProviderKind, Token, budget::BudgetKind, credential::RecordKey, error::Cause,
     metrics::CredentialMetrics, source::FetchError,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::life::Trigger;
+use super::trigger::Trigger;
 use crate::token::{
     ProviderKind,
     budget::{BudgetKind, DailyBudget, Exhausted},

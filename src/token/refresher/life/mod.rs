@@ -5,7 +5,7 @@
 //! requests that wait are numbers here. `requests` has what callers and operators cause,
 //! `rotation` a change of the AppSecret, `transitions` the outcomes of the steps of a refresh, `replication` the records of other nodes.
 
-mod conflict;
+pub(super) mod conflict;
 mod events;
 mod replication;
 mod requests;
@@ -18,11 +18,9 @@ use std::{mem, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-pub(super) use self::conflict::Conflict;
 use self::conflict::ConflictDetector;
 pub(super) use self::events::{
     Blocked, CallerId, Effects, Event, Known, Moment, OperatorId, Preflight, Step, StepOutcome,
-    Trigger,
 };
 use super::{
     GiveBackReason,
@@ -30,6 +28,7 @@ use super::{
     notices::Notice,
     policy::{Overspent, Policy, Renewal},
     status::{LastFailure, PublishedState},
+    trigger::Trigger,
 };
 use crate::token::{
     AccountSettings, Generation,
