@@ -241,28 +241,25 @@ impl App {
         };
         control.advance(Phase::Aborting);
         let admin = timeout(ABORT_TIME, admin);
-        match drained {
+        let aborted = match drained {
+            Some(Err(_)) => tokio::join!(timeout(ABORT_TIME, proxy), admin).0,
             Some(Ok(ended)) => {
                 let _ = admin.await;
-                ended.map(|_| ())
-            }
-            Some(Err(_)) => {
-                // The workers say how many requests they cut. None: the last one ended just in
-                // time.
-                let (ended, _) = tokio::join!(timeout(ABORT_TIME, proxy), admin);
-                match ended {
-                    Ok(Ok(0)) => Ok(()),
-                    _ => Err(io::Error::other(
-                        "requests were still in flight at the end of the grace and were cut",
-                    )),
-                }
+                return ended.map(|_| ());
             }
             None => {
                 let _ = admin.await;
-                Err(io::Error::other(
+                return Err(io::Error::other(
                     "stopped at once; requests in flight were cut",
-                ))
+                ));
             }
+        };
+        // The workers say how many requests they cut. None: the last one ended just in time.
+        match aborted {
+            Ok(Ok(0)) => Ok(()),
+            _ => Err(io::Error::other(
+                "requests were still in flight at the end of the grace and were cut",
+            )),
         }
     }
 }

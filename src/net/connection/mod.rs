@@ -8,6 +8,7 @@
 
 mod activity;
 mod io;
+mod timer;
 
 use std::{
     cell::{Cell, RefCell},
@@ -32,13 +33,14 @@ use pin_project_lite::pin_project;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
-    time::{Instant, Sleep, sleep},
+    time::sleep,
 };
 
 pub(crate) use self::activity::{ConnectionLimits, CutReason};
 use self::{
-    activity::{Activity, ConnectionWatch, TICK, WatchVerdict},
+    activity::{Activity, TICK},
     io::{LargeReads, MeteredStream},
+    timer::{ConnectionTimer, HyperEnd},
 };
 
 /// The most header lines of a request; more is answered 431.
@@ -231,22 +233,47 @@ impl ConnectionState {
     }
 }
 
-/// Serves one connection until either side is done with it. `handler` never fails; `leaving` says
-/// whether answers should ask their client to close. Returns the stream if the body of an answer
-/// broke off: closed as it is, it could look like the end of a whole one.
-pub async fn serve<I, H, F, B>(
+/// Stream of a connection.
+pub trait ClientStream: AsyncRead + AsyncWrite + Unpin + 'static {}
+
+impl<I: AsyncRead + AsyncWrite + Unpin + 'static> ClientStream for I {}
+
+/// Handler of the requests of a connection, which never fails: any function of head and body with
+/// an answer.
+pub trait RequestHandler {
+    /// Body of an answer. If it fails, the answer breaks off.
+    type Body: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>> + 'static;
+
+    /// Answers a request.
+    fn handle(
+        &self,
+        head: Box<Parts>,
+        body: Incoming,
+    ) -> impl Future<Output = Response<Self::Body>>;
+}
+
+impl<H, F, B> RequestHandler for H
+where
+    H: Fn(Box<Parts>, Incoming) -> F,
+    F: Future<Output = Response<B>>,
+    B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>> + 'static,
+{
+    type Body = B;
+
+    fn handle(&self, head: Box<Parts>, body: Incoming) -> impl Future<Output = Response<B>> {
+        self(head, body)
+    }
+}
+
+/// Serves one connection until either side is done with it. `leaving` says whether answers should
+/// ask their client to close. Returns the stream if the body of an answer broke off: closed as it
+/// is, it could look like the end of a whole one.
+pub async fn serve<I: ClientStream>(
     io: I,
     connections: &Connections,
     leaving: impl Fn() -> bool,
-    handler: H,
-) -> Option<I>
-where
-    I: AsyncRead + AsyncWrite + Unpin + 'static,
-    H: Fn(Box<Parts>, Incoming) -> F,
-    F: Future<Output = Response<B>>,
-    B: Body + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+    handler: impl RequestHandler,
+) -> Option<I> {
     connections.enter().serve(io, leaving, handler).await
 }
 
@@ -257,182 +284,112 @@ impl OpenConnection {
     }
 
     /// Serves this connection, see [`serve`].
-    pub(crate) async fn serve<I, H, F, B>(
+    pub(crate) async fn serve<I: ClientStream>(
         &self,
         io: I,
         leaving: impl Fn() -> bool,
-        handler: H,
-    ) -> Option<I>
-    where
-        I: AsyncRead + AsyncWrite + Unpin + 'static,
-        H: Fn(Box<Parts>, Incoming) -> F,
-        F: Future<Output = Response<B>>,
-        B: Body + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+        handler: impl RequestHandler,
+    ) -> Option<I> {
         let ConnectionSet {
             limits,
             large_reads,
+            min_rate,
             ..
         } = &*self.connections.0;
-        let mut io =
-            MeteredStream::new(io, Rc::clone(&self.activity), LargeReads::new(large_reads));
-        let mut tick = pin!(sleep(TICK));
-        let mut watch = ConnectionWatch::new(Instant::now(), *limits, leaving());
+        let activity = &self.activity;
+        let mut io = MeteredStream::new(io, Rc::clone(activity), LargeReads::new(large_reads));
+        let sleep = pin!(sleep(TICK));
+        let mut timer = ConnectionTimer::new(activity, min_rate, *limits, leaving(), sleep);
+        let requests = RequestLoop {
+            activity,
+            leaving,
+            handler,
+        };
         loop {
             // On the heap, so that a parked connection holds none of this memory.
-            let active = Box::pin(active(
-                io,
-                self,
-                &mut watch,
-                tick.as_mut(),
-                &leaving,
-                &handler,
-            ));
-            match active.await {
-                ActiveEnd::Idle(idle) => io = idle,
-                ActiveEnd::Broken(io) => return Some(io.into_inner()),
-                ActiveEnd::Over => return None,
+            match Box::pin(requests.run(io, &mut timer)).await {
+                RequestsEnd::Idle(idle) => io = idle,
+                RequestsEnd::Broken(io) => return Some(io.into_inner()),
+                RequestsEnd::Over => return None,
             }
-            if !parked(&mut io, &self.activity, &watch, tick.as_mut()).await {
+            if !parked(&mut io, activity, &mut timer).await {
                 return None;
             }
         }
     }
 }
 
-/// The state in which [`active`] leaves a connection.
-enum ActiveEnd<I> {
+/// The requests of a connection, from one time in which it is parked to the next.
+struct RequestLoop<'a, L, H> {
+    activity: &'a Rc<Activity>,
+    /// True if answers should ask their client to close.
+    leaving: L,
+    handler: H,
+}
+
+/// The state in which [`RequestLoop::run`] leaves a connection.
+enum RequestsEnd<I> {
     Idle(MeteredStream<I>),
     /// The body of an answer broke off.
     Broken(MeteredStream<I>),
     Over,
 }
 
-/// Serves requests until the connection is over or idle.
-async fn active<I, H, F, B>(
-    io: MeteredStream<I>,
-    entered: &OpenConnection,
-    watch: &mut ConnectionWatch,
-    mut tick: Pin<&mut Sleep>,
-    leaving: &impl Fn() -> bool,
-    handler: &H,
-) -> ActiveEnd<I>
-where
-    I: AsyncRead + AsyncWrite + Unpin + 'static,
-    H: Fn(Box<Parts>, Incoming) -> F,
-    F: Future<Output = Response<B>>,
-    B: Body + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let OpenConnection {
-        activity,
-        connections,
-        ..
-    } = entered;
-    let service = service_fn(|request: Request<Incoming>| {
+impl<L: Fn() -> bool, H: RequestHandler> RequestLoop<'_, L, H> {
+    /// Serves requests until the connection is over or idle.
+    async fn run<I: ClientStream>(
+        &self,
+        io: MeteredStream<I>,
+        timer: &mut ConnectionTimer<'_>,
+    ) -> RequestsEnd<I> {
+        let service = service_fn(|request| self.answer(request));
+        let mut connection = limited().serve_connection(TokioIo::new(io), service);
+        timer.start();
+        let ended =
+            poll_fn(|cx| timer.poll_requests(cx, |cx| Pin::new(&mut connection).poll(cx))).await;
+        if ended == HyperEnd::Over {
+            return RequestsEnd::Over;
+        }
+        let parts = connection.into_parts();
+        let mut io = parts.io.into_inner();
+        if ended == HyperEnd::Broken {
+            return RequestsEnd::Broken(io);
+        }
+        // hyper's buffer is gone, and with it the reason for large reads.
+        io.read_small();
+        io.put_back(parts.read_buf);
+        RequestsEnd::Idle(io)
+    }
+
+    /// Answers a request, and follows it until hyper has all of the answer.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<TrackedBody<H::Body>>, Infallible>> {
         let (mut head, body) = request.into_parts();
-        let odd = activity.count_request();
+        let odd = self.activity.count_request();
         if odd {
             head.extensions.insert(OddFraming);
         }
         // In a box, because each future that it goes through would keep a place for it.
         let head = Box::new(head);
-        let handling = HandlingGuard::begin(activity);
+        let handling = HandlingGuard::begin(self.activity);
         async move {
             // Called in here, so that its future is made where it will stay: it is large.
-            let mut response = handler(head, body).await;
-            if odd || leaving() || activity.closing.get() {
+            let mut response = self.handler.handle(head, body).await;
+            if odd || (self.leaving)() || self.activity.closing.get() {
                 response
                     .headers_mut()
                     .insert(CONNECTION, HeaderValue::from_static("close"));
             }
             drop(handling);
-            let delivery = DeliveryGuard::begin(activity);
-            Ok::<_, Infallible>(response.map(|body| TrackedBody {
+            let delivery = DeliveryGuard::begin(self.activity);
+            Ok(response.map(|body| TrackedBody {
                 body,
                 _delivery: delivery,
             }))
         }
-    });
-    let mut connection = limited().serve_connection(TokioIo::new(io), service);
-    tick.as_mut().reset(Instant::now() + TICK);
-    let mut told = false;
-    let mut armed = false;
-    let idle = poll_fn(|cx| {
-        activity.waker.register(cx.waker());
-        if activity.evicted.get() {
-            return Poll::Ready(HyperEnd::Over);
-        }
-        // hyper's own graceful shutdown would close a connection that has said nothing yet, or half
-        // a head. Here it is closed where it would be parked, which only an idle one is.
-        if !told && activity.closing.get() {
-            told = true;
-            tick.as_mut().reset(Instant::now() + activity.tick());
-            armed = false;
-        }
-        'serving: loop {
-            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
-                let Err(error) = ended else {
-                    return Poll::Ready(HyperEnd::Over);
-                };
-                tracing::debug!(%error, "connection ended early");
-                // The handler never fails, so it is the body of an answer that did.
-                return Poll::Ready(if error.is_user() {
-                    HyperEnd::Broken
-                } else {
-                    HyperEnd::Over
-                });
-            }
-            // Asked once, it wakes this task. Asking it again at each of a thousand requests would
-            // only cost.
-            while (!armed || tick.is_elapsed()) && tick.as_mut().poll(cx).is_ready() {
-                let now = Instant::now();
-                let verdict = watch.look(activity, connections.0.min_rate.get(), now);
-                if let WatchVerdict::Close(cut) = verdict {
-                    activity.cut.set(Some(cut));
-                    // An answer under way must not look as if it were whole.
-                    return Poll::Ready(match cut {
-                        CutReason::SlowReader | CutReason::SlowAnswer => HyperEnd::Broken,
-                        CutReason::Silent | CutReason::SlowRequest => HyperEnd::Over,
-                    });
-                }
-                if watch.is_idle(activity) {
-                    return Poll::Ready(HyperEnd::Idle);
-                }
-                tick.as_mut().reset(now + activity.tick());
-                armed = false;
-                if verdict == WatchVerdict::TellHandler {
-                    activity.too_slow.set(true);
-                    // The handler hears of it when it is polled.
-                    continue 'serving;
-                }
-            }
-            armed = true;
-            return Poll::Pending;
-        }
-    });
-    let ended = idle.await;
-    if ended == HyperEnd::Over {
-        return ActiveEnd::Over;
     }
-    let parts = connection.into_parts();
-    let mut io = parts.io.into_inner();
-    if ended == HyperEnd::Broken {
-        return ActiveEnd::Broken(io);
-    }
-    // hyper's buffer is gone, and with it the reason for large reads.
-    io.read_small();
-    io.put_back(parts.read_buf);
-    ActiveEnd::Idle(io)
-}
-
-/// The way in which hyper's part of a connection ends.
-#[derive(PartialEq, Eq)]
-enum HyperEnd {
-    Idle,
-    Broken,
-    Over,
 }
 
 /// hyper with the limits that it can watch itself; its timer would be set for each request.
@@ -447,13 +404,12 @@ fn limited() -> http1::Builder {
 }
 
 /// Waits until the client of an idle connection sends something; `false` if it does not.
-async fn parked<I: AsyncRead + AsyncWrite + Unpin>(
+async fn parked<I: ClientStream>(
     io: &mut MeteredStream<I>,
     activity: &Activity,
-    watch: &ConnectionWatch,
-    mut tick: Pin<&mut Sleep>,
+    timer: &mut ConnectionTimer<'_>,
 ) -> bool {
-    tick.as_mut().reset(watch.idle_until());
+    timer.start_parked();
     activity.parked.set(true);
     let woken = poll_fn(|cx| {
         activity.waker.register(cx.waker());
@@ -465,7 +421,7 @@ async fn parked<I: AsyncRead + AsyncWrite + Unpin>(
             Poll::Ready(true) => Poll::Ready(ParkedEnd::Woken),
             Poll::Ready(false) => Poll::Ready(ParkedEnd::Closing),
             Poll::Pending if activity.closing.get() => Poll::Ready(ParkedEnd::Closing),
-            Poll::Pending => tick.as_mut().poll(cx).map(|()| ParkedEnd::TimedOut),
+            Poll::Pending => timer.poll_parked(cx).map(|()| ParkedEnd::TimedOut),
         }
     });
     let woken = woken.await;

@@ -143,20 +143,7 @@ impl Access {
         } else {
             clients
         };
-        let former = before.into_iter().flat_map(|before| &before.clients);
-        let former: HashMap<_, _> = former.map(|client| (client.name(), client)).collect();
-        let kept = |settings: &settings::ClientSettings| {
-            let same = former.get(&settings.name)?;
-            (same.settings() == settings).then(|| Arc::clone(same))
-        };
-        let make = |settings: settings::ClientSettings| {
-            kept(&settings).unwrap_or_else(|| {
-                let tag = Tag::of(settings.name.as_str());
-                let changed = before.and_then(|before| before.named(tag));
-                Arc::new(Client::new(settings).continuing(changed.map(Arc::as_ref)))
-            })
-        };
-        let clients: Vec<Arc<Client>> = clients.into_iter().map(make).collect();
+        let clients = following(clients, before);
         let by_key = clients
             .iter()
             .flat_map(|client| client.keys().iter().map(move |key| (key, client)))
@@ -395,6 +382,21 @@ impl Access {
             .or_else(|| self.by_network.first(&caller.address));
         self.clients.get(index?)
     }
+}
+
+/// Makes the clients. One that is unchanged since `before` is that of before.
+fn following(clients: Vec<settings::ClientSettings>, before: Option<&Access>) -> Vec<Arc<Client>> {
+    let former = before.into_iter().flat_map(|before| &before.clients);
+    let former: HashMap<_, _> = former.map(|client| (client.name(), client)).collect();
+    let make = |settings: settings::ClientSettings| match former.get(&settings.name) {
+        Some(same) if *same.settings() == settings => Arc::clone(same),
+        _ => {
+            let tag = Tag::of(settings.name.as_str());
+            let changed = before.and_then(|before| before.named(tag));
+            Arc::new(Client::new(settings).continuing(changed.map(Arc::as_ref)))
+        }
+    };
+    clients.into_iter().map(make).collect()
 }
 
 /// Makes the client that stands for `server.allow`: it may use all accounts, request refreshes and

@@ -147,25 +147,8 @@ impl<'c> OutboundCall<'c> {
     ) -> Result<Inspected, ProxyError> {
         let Inspected { answer, finding } = inspected;
         let (mut head, body) = answer.into_parts();
-        let patience = self.config.response_timeout;
-        let body = match timeout(patience, Limited::new(body, MAX_ANSWER).collect()).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                return Err(self.unverified(&"WeChat's signed answer is longer than 4 MiB"));
-            }
-            Ok(Err(_)) => {
-                return Err(self.unverified(&"WeChat's signed answer broke off"));
-            }
-            Err(_) => return Err(ProxyError::UpstreamTimeout),
-        };
-        // gzip was not asked for. A proxy on the way may have packed the answer all the same.
-        let body = if head.headers.contains_key(CONTENT_ENCODING) {
-            gunzip(&body).ok_or_else(|| {
-                self.unverified(&"WeChat's signed answer is compressed in a way that is not gzip")
-            })?
-        } else {
-            body
-        };
+        let packed = head.headers.contains_key(CONTENT_ENCODING);
+        let body = self.whole_answer(body, packed).await?;
         let now = self.config.now().as_secs();
         let keys = &signing.settings.keys;
         let opened = keys.open(url, signature_headers(&head.headers), &body, now);
@@ -199,6 +182,28 @@ impl<'c> OutboundCall<'c> {
         Ok(Inspected {
             answer: Response::from_parts(head, InspectedBody::Whole(body)),
             finding,
+        })
+    }
+
+    /// Reads an answer as a whole; `packed` if it is compressed.
+    async fn whole_answer(&self, body: InspectedBody, packed: bool) -> Result<Bytes, ProxyError> {
+        let patience = self.config.response_timeout;
+        let body = match timeout(patience, Limited::new(body, MAX_ANSWER).collect()).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                return Err(self.unverified(&"WeChat's signed answer is longer than 4 MiB"));
+            }
+            Ok(Err(_)) => {
+                return Err(self.unverified(&"WeChat's signed answer broke off"));
+            }
+            Err(_) => return Err(ProxyError::UpstreamTimeout),
+        };
+        if !packed {
+            return Ok(body);
+        }
+        // gzip was not asked for. A proxy on the way may have packed the answer all the same.
+        gunzip(&body).ok_or_else(|| {
+            self.unverified(&"WeChat's signed answer is compressed in a way that is not gzip")
         })
     }
 

@@ -233,9 +233,8 @@ impl TokenRefresher {
             metrics,
             chance,
         } = parts;
-        let name = account.name.clone();
-        let shared = RefresherShared::new(name, credential, settings, source.turn());
-        let shared = Arc::new(shared);
+        let (name, turn) = (account.name.clone(), source.turn());
+        let shared = Arc::new(RefresherShared::new(name, credential, settings, turn));
         let (mailbox, commands) = mpsc::unbounded_channel();
         let (publish, state) = watch::channel(PublishedState::default());
         let key = RecordKey {
