@@ -8,7 +8,10 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use tempfile::TempDir;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use wxgate::{app::Grace, sandbox};
 
@@ -18,6 +21,12 @@ use crate::{
 };
 
 const INFO: &str = "GET /cgi-bin/user/info?openid=o HTTP/1.1\r\nHost: gate\r\n\r\n";
+
+/// Status of one call over a stream.
+async fn status_over(stream: impl AsyncRead + AsyncWrite + Unpin) -> u16 {
+    let reply = Wire::over(stream).ask(INFO).await;
+    reply.expect("an answer").status
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_free_port_of_either_family_is_taken_and_named() {
@@ -86,15 +95,7 @@ async fn a_unix_socket_counts_as_loopback_and_only_as_that() {
         let stream = UnixStream::connect(gate.folder.path().join("gate.sock"))
             .await
             .expect("the socket is there");
-        assert_eq!(
-            Wire::over(stream)
-                .ask(INFO)
-                .await
-                .expect("an answer")
-                .status,
-            status,
-            "{allow}"
-        );
+        assert_eq!(status_over(stream).await, status, "{allow}");
     }
 }
 
@@ -303,14 +304,7 @@ async fn with_a_client_authority_nobody_without_its_certificate_is_heard() {
             let stream = dial(&gate, Some("client"), version)
                 .await
                 .expect("a handshake");
-            assert_eq!(
-                Wire::over(stream)
-                    .ask(INFO)
-                    .await
-                    .expect("an answer")
-                    .status,
-                200
-            );
+            assert_eq!(status_over(stream).await, 200);
         }
     }
 }
@@ -327,14 +321,7 @@ async fn a_unix_socket_stays_plain_beside_tls() {
     let stream = UnixStream::connect(gate.folder.path().join("gate.sock"))
         .await
         .expect("the socket is there");
-    assert_eq!(
-        Wire::over(stream)
-            .ask(INFO)
-            .await
-            .expect("an answer")
-            .status,
-        200
-    );
+    assert_eq!(status_over(stream).await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -75,9 +75,24 @@ async fn cut_after(client: &mut DuplexStream) -> u64 {
     started.elapsed().as_secs()
 }
 
+/// Sends bytes that are read at once.
+async fn send(client: &mut DuplexStream, bytes: &[u8]) {
+    client.write_all(bytes).await.expect("it is read");
+}
+
+/// Reads until the other end closes.
+async fn rest_of(client: &mut DuplexStream) -> String {
+    let mut text = String::new();
+    client
+        .read_to_string(&mut text)
+        .await
+        .expect("an answer and an end");
+    text
+}
+
 /// Sends a request and reads its answer up to the last byte, which the caller knows.
 async fn ask(client: &mut DuplexStream, request: &[u8], last: &[u8]) {
-    client.write_all(request).await.expect("it is read");
+    send(client, request).await;
     let mut answer = Vec::new();
     while !answer.ends_with(last) {
         let read = timeout(Duration::from_secs(600), client.read_buf(&mut answer))
@@ -122,7 +137,7 @@ async fn whoever_does_not_finish_the_first_head_is_cut_within_ten_seconds() {
             b"\x16\x03\x01",
         ] {
             let (mut client, serving) = connect(&connections);
-            client.write_all(begin).await.expect("it is read");
+            send(&mut client, begin).await;
             let seconds = cut_after(&mut client).await;
             assert!(seconds <= 10, "{begin:?}: {seconds} s");
             serving.await.expect("it ended");
@@ -162,7 +177,7 @@ async fn a_later_head_that_stops_half_way_is_cut_and_an_idle_connection_much_lat
         let connections = Connections::default();
         let (mut half, _a) = connect(&connections);
         ask(&mut half, ASK, b"\r\n\r\n").await;
-        half.write_all(&ASK[..10]).await.expect("it is read");
+        send(&mut half, &ASK[..10]).await;
         let seconds = cut_after(&mut half).await;
         assert!((5..=15).contains(&seconds), "{seconds} s");
         let (mut idle, _b) = connect(&connections);
@@ -180,17 +195,13 @@ async fn whoever_never_reads_is_cut_and_whoever_reads_slowly_is_not() {
     local(async {
         let connections = Connections::default();
         let (mut deaf, serving) = connect(&connections);
-        deaf.write_all(b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n")
-            .await
-            .expect("it is read");
+        send(&mut deaf, b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n").await;
         let started = Instant::now();
         serving.await.expect("it ended");
         let seconds = started.elapsed().as_secs();
         assert!((60..=80).contains(&seconds), "{seconds} s");
         let (mut slow, _serving) = connect(&connections);
-        slow.write_all(b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n")
-            .await
-            .expect("it is read");
+        send(&mut slow, b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n").await;
         let (mut read, mut buffer) = (0, vec![0; 4 * 1024]);
         // A byte a second on average, and never nothing for long.
         while read < 1 << 20 {
@@ -220,10 +231,7 @@ async fn an_answer_may_take_its_time_and_one_that_never_comes_ends() {
             b"0\r\n\r\n",
         )
         .await;
-        client
-            .write_all(b"GET /wait/100000 HTTP/1.1\r\nHost: h\r\n\r\n")
-            .await
-            .expect("it is read");
+        send(&mut client, b"GET /wait/100000 HTTP/1.1\r\nHost: h\r\n\r\n").await;
         let seconds = cut_after(&mut client).await;
         assert!((170..=200).contains(&seconds), "{seconds} s");
     })
@@ -240,10 +248,7 @@ async fn an_answer_under_way_is_not_cut_for_bytes_that_came_behind_the_request()
             (b"GET /wait/1 HTTP/1.1\r\nHost: h\r\n\r\n", b"waited"),
         ] {
             let (mut client, _serving) = connect(&connections);
-            client
-                .write_all(b"GET /trickle/60 HTTP/1.1\r\nHost: h\r\n\r\n")
-                .await
-                .expect("it is read");
+            send(&mut client, b"GET /trickle/60 HTTP/1.1\r\nHost: h\r\n\r\n").await;
             sleep(Duration::from_secs(3)).await;
             ask(&mut client, early, last).await;
         }
@@ -265,10 +270,7 @@ async fn hundreds_of_slow_clients_hold_up_no_healthy_one() {
         let mut slow = Vec::new();
         for n in 0..500 {
             let (mut client, serving) = connect(&connections);
-            client
-                .write_all(begins[n % begins.len()])
-                .await
-                .expect("it is read");
+            send(&mut client, begins[n % begins.len()]).await;
             slow.push((client, serving));
         }
         let (mut healthy, _serving) = connect(&connections);
@@ -294,21 +296,16 @@ async fn a_drain_ends_idle_and_stalled_connections_and_lets_requests_end() {
         ask(&mut idle, ASK, b"\r\n\r\n").await;
         let (mut silent, _b) = connect(&connections);
         let (mut half, _c) = connect(&connections);
-        half.write_all(&ASK[..20]).await.expect("it is read");
+        send(&mut half, &ASK[..20]).await;
         let (mut busy, _d) = connect(&connections);
-        busy.write_all(b"GET /wait/20 HTTP/1.1\r\nHost: h\r\n\r\n")
-            .await
-            .expect("it is read");
+        send(&mut busy, b"GET /wait/20 HTTP/1.1\r\nHost: h\r\n\r\n").await;
         sleep(Duration::from_secs(1)).await;
         assert_eq!(connections.count(), 4);
         connections.close_idle();
         assert_eq!(cut_after(&mut idle).await, 0);
         let (seconds, _) = tokio::join!(cut_after(&mut silent), cut_after(&mut half));
         assert!(seconds <= 15, "{seconds} s");
-        let mut answer = String::new();
-        busy.read_to_string(&mut answer)
-            .await
-            .expect("an answer and an end");
+        let answer = rest_of(&mut busy).await;
         assert!(
             answer.contains("connection: close\r\n") && answer.ends_with("waited"),
             "{answer}"
@@ -318,11 +315,8 @@ async fn a_drain_ends_idle_and_stalled_connections_and_lets_requests_end() {
             .expect("all gone");
         // Whoever comes later gets one answer.
         let (mut late, _e) = connect(&connections);
-        late.write_all(ASK).await.expect("it is read");
-        let mut answer = String::new();
-        late.read_to_string(&mut answer)
-            .await
-            .expect("an answer and an end");
+        send(&mut late, ASK).await;
+        let answer = rest_of(&mut late).await;
         assert!(
             answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"),
             "{answer}"
@@ -337,14 +331,14 @@ async fn a_request_that_has_begun_when_idle_connections_are_closed_is_answered()
         let connections = Connections::default();
         let (mut kept, _a) = connect(&connections);
         ask(&mut kept, ASK, b"\r\n\r\n").await;
-        kept.write_all(&ASK[..20]).await.expect("it is read");
+        send(&mut kept, &ASK[..20]).await;
         let (mut woken, _b) = connect(&connections);
         ask(&mut woken, ASK, b"\r\n\r\n").await;
         parked(&connections, 1).await;
-        woken.write_all(&ASK[..1]).await.expect("it is read");
+        send(&mut woken, &ASK[..1]).await;
         let (mut body, _c) = connect(&connections);
         let post = b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbo";
-        body.write_all(post).await.expect("it is read");
+        send(&mut body, post).await;
         let (mut silent, _d) = connect(&connections);
         sleep(Duration::from_secs(1)).await;
         connections.close_idle();
@@ -354,12 +348,8 @@ async fn a_request_that_has_begun_when_idle_connections_are_closed_is_answered()
             .into_iter()
             .zip(rests)
         {
-            client.write_all(rest).await.expect("it is read");
-            let mut answer = String::new();
-            client
-                .read_to_string(&mut answer)
-                .await
-                .expect("an answer and an end");
+            send(client, rest).await;
+            let answer = rest_of(client).await;
             assert!(
                 answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"),
                 "{answer}"
@@ -380,7 +370,7 @@ async fn a_connection_taken_during_a_stop_may_be_silent_until_its_end() {
             connection::serve(theirs, &all, || true, handle).await;
         });
         sleep(Duration::from_secs(24)).await;
-        client.write_all(&ASK[..20]).await.expect("it is read");
+        send(&mut client, &ASK[..20]).await;
         sleep(Duration::from_secs(5)).await;
         ask(&mut client, &ASK[20..], b"\r\n\r\n").await;
         assert_eq!(cut_after(&mut client).await, 0);
@@ -397,12 +387,8 @@ async fn a_connection_that_was_closed_by_its_answer_is_neither_parked_nor_served
         tokio::task::spawn_local(async move {
             connection::serve(theirs, &all, || true, handle).await;
         });
-        client.write_all(ASK).await.expect("it is read");
-        let mut answer = String::new();
-        client
-            .read_to_string(&mut answer)
-            .await
-            .expect("an answer and an end");
+        send(&mut client, ASK).await;
+        let answer = rest_of(&mut client).await;
         assert!(answer.contains("connection: close"), "{answer}");
         // The client keeps its side open. It gets time to read, and no more than that.
         let closed = Instant::now();
@@ -420,9 +406,7 @@ async fn the_oldest_connection_that_is_not_answered_makes_room() {
     local(async {
         let connections = Connections::default();
         let (mut busy, _a) = connect(&connections);
-        busy.write_all(b"GET /wait/5 HTTP/1.1\r\nHost: h\r\n\r\n")
-            .await
-            .expect("it is read");
+        send(&mut busy, b"GET /wait/5 HTTP/1.1\r\nHost: h\r\n\r\n").await;
         let (mut idle, _b) = connect(&connections);
         ask(&mut idle, ASK, b"\r\n\r\n").await;
         parked(&connections, 1).await;
@@ -433,10 +417,7 @@ async fn the_oldest_connection_that_is_not_answered_makes_room() {
         assert_eq!(connections.count(), 2);
         connections.close_unanswered();
         assert_eq!(cut_after(&mut silent).await, 0);
-        let mut answer = String::new();
-        busy.read_to_string(&mut answer)
-            .await
-            .expect("an answer and an end");
+        let answer = rest_of(&mut busy).await;
         assert!(answer.ends_with("waited"), "{answer}");
         connections.all_gone().await;
     })
@@ -451,12 +432,8 @@ async fn a_drain_in_front_asks_every_client_to_close() {
         tokio::task::spawn_local(async move {
             connection::serve(theirs, &connections, || true, handle).await;
         });
-        client.write_all(ASK).await.expect("it is read");
-        let mut answer = String::new();
-        client
-            .read_to_string(&mut answer)
-            .await
-            .expect("an answer and an end");
+        send(&mut client, ASK).await;
+        let answer = rest_of(&mut client).await;
         assert!(
             answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"),
             "{answer}"
@@ -490,7 +467,7 @@ async fn an_idle_connection_is_parked_and_answers_when_it_is_asked_again() {
             parked(&connections, 1).await;
         }
         // Its first bytes, then the rest: it is awake in between, and in one piece.
-        client.write_all(&ASK[..7]).await.expect("it is read");
+        send(&mut client, &ASK[..7]).await;
         parked(&connections, 0).await;
         sleep(Duration::from_secs(9)).await;
         assert_eq!(connections.parked(), 0, "half a head is no idleness");
@@ -528,21 +505,18 @@ async fn nothing_is_parked_while_something_is_under_way() {
         let (_silent, _fourth) = connect(&connections);
         // An answer that is not read: hyper still has most of it.
         let (mut lazy, _fifth) = connect(&connections);
-        waiting
-            .write_all(b"GET /wait/8 HTTP/1.1\r\nHost: h\r\n\r\n")
-            .await
-            .expect("it is read");
-        trickling
-            .write_all(b"GET /trickle/8 HTTP/1.1\r\nHost: h\r\n\r\n")
-            .await
-            .expect("it is read");
-        sending
-            .write_all(b"POST /wait/1 HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nhalf")
-            .await
-            .expect("it is read");
-        lazy.write_all(b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n")
-            .await
-            .expect("it is read");
+        send(&mut waiting, b"GET /wait/8 HTTP/1.1\r\nHost: h\r\n\r\n").await;
+        send(
+            &mut trickling,
+            b"GET /trickle/8 HTTP/1.1\r\nHost: h\r\n\r\n",
+        )
+        .await;
+        send(
+            &mut sending,
+            b"POST /wait/1 HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nhalf",
+        )
+        .await;
+        send(&mut lazy, b"GET /huge HTTP/1.1\r\nHost: h\r\n\r\n").await;
         for _ in 0..70 {
             sleep(Duration::from_millis(100)).await;
             assert_eq!(connections.parked(), 0);
@@ -587,10 +561,11 @@ async fn bodies_below_the_minimum_rate_are_cut_in_both_directions() {
         // A request that drips, and one that stops.
         for drips in [true, false] {
             let (mut client, serving) = connect(&connections);
-            client
-                .write_all(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n")
-                .await
-                .expect("it is read");
+            send(
+                &mut client,
+                b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n",
+            )
+            .await;
             let started = Instant::now();
             let dripping = async {
                 if drips {
@@ -605,10 +580,11 @@ async fn bodies_below_the_minimum_rate_are_cut_in_both_directions() {
         // An answer that trickles, and a caller that reads half a KiB a second.
         for (target, every) in [("trickle/300", 1), ("huge", 8)] {
             let (mut client, serving) = connect(&connections);
-            client
-                .write_all(format!("GET /{target} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes())
-                .await
-                .expect("it is read");
+            send(
+                &mut client,
+                format!("GET /{target} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes(),
+            )
+            .await;
             let started = Instant::now();
             let reading = async {
                 let mut buffer = vec![0; 4 * 1024];
@@ -630,13 +606,14 @@ async fn bodies_above_the_minimum_rate_may_take_their_time() {
     local(async {
         let connections = paced();
         let (mut client, _serving) = connect(&connections);
-        client
-            .write_all(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 120000\r\n\r\n")
-            .await
-            .expect("it is read");
+        send(
+            &mut client,
+            b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 120000\r\n\r\n",
+        )
+        .await;
         for _ in 0..60 {
             sleep(Duration::from_secs(1)).await;
-            client.write_all(&[b'a'; 2000]).await.expect("it is read");
+            send(&mut client, &[b'a'; 2000]).await;
         }
         let (mut read, mut buffer) = (0, vec![0; 2000]);
         while read < 120_000 {
