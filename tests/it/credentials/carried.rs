@@ -5,8 +5,8 @@ use serde_json::json;
 use wxgate::sandbox::{DEFAULT_APPID, DEFAULT_SECRET, Fault, Rule};
 
 use super::{KEY, keyed, second_account, started, target, two_platforms};
-use crate::{
-    support::{Gate, header, setup},
+use crate::support::{
+    Gate, header, setup,
     token_tools::{get, said},
 };
 

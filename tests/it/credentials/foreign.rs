@@ -5,8 +5,8 @@ use wxgate::sandbox::{DEFAULT_APPID, Fault, Rule, TokenKind};
 use super::{
     CORP, KEY, keyed, second_account, started, strange_token, target, token_call, two_platforms,
 };
-use crate::{
-    support::{Gate, header, json, setup},
+use crate::support::{
+    Gate, header, json, setup,
     token_tools::{Said, get, said},
 };
 

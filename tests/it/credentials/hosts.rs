@@ -1,8 +1,8 @@
 //! WeChat's own host names, which say the platform and no account.
 
 use super::{CORP, KEY, keyed, second_account, started, two_platforms};
-use crate::{
-    support::{Gate, json, setup},
+use crate::support::{
+    Gate, json, setup,
     token_tools::{Said, said},
 };
 

@@ -4,10 +4,11 @@
 use std::collections::HashSet;
 
 use super::{CORP, KEY, strange_token, token_call};
-use crate::{
+use crate::support::{
+    Gate,
     fake::{Act, FAKE_TOKEN, Fake},
     raw::{Reply, Wire},
-    support::{Gate, setup},
+    setup,
 };
 
 const ROWS: &str = include_str!("../../data/wechat/credential-paths.tsv");

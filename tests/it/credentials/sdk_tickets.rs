@@ -4,8 +4,8 @@ use serde_json::Value;
 use wxgate::sandbox::{Fault, Rule};
 
 use super::{CORP, started, strange_token, two_platforms};
-use crate::{
-    support::{Gate, header, json, setup},
+use crate::support::{
+    Gate, header, json, setup,
     token_tools::{all, get, spawned},
 };
 

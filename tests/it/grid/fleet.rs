@@ -18,10 +18,7 @@ use tokio::{
 };
 use wxgate::sandbox::{Fault, Rule, SandboxControl};
 
-use crate::{
-    support::{Gate, json, setup},
-    token_tools::said,
-};
+use crate::support::{Gate, json, setup, token_tools::said};
 
 const INFO: &str = "/cgi-bin/user/info";
 /// Between two calls of one caller.

@@ -27,7 +27,7 @@ use self::{
     fleet::{Calls, Fleet},
     site::{Fault, Site},
 };
-use crate::token_tools::eventually;
+use crate::support::token_tools::eventually;
 
 const RECORD: &str = "wxgate:{shop}";
 /// How long a fault lasts at least: longer than nodes need to notice.

@@ -14,7 +14,7 @@ use tokio::{
 use wxgate::sandbox::DEFAULT_APPID;
 
 use super::{HOLD, fleet::Fleet, recovered, site::Site};
-use crate::{redis::RedisServer, token_tools::eventually};
+use crate::support::{redis::RedisServer, token_tools::eventually};
 
 const NODES: u64 = 2;
 const STORE: &str = "10.231.77.2";

@@ -17,7 +17,7 @@ use super::{
     RECORD,
     road::{Road, Way},
 };
-use crate::{
+use crate::support::{
     redis::{RedisServer, Sentinel, free_port},
     token_tools::eventually,
 };

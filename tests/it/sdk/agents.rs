@@ -9,7 +9,7 @@ use wxgate::sandbox::SandboxAccount;
 use super::environments::{script, seen};
 use crate::{
     support::{Gate, Setup, json as body, setup},
-    takeover,
+    upstream::takeover,
 };
 
 const CORP: &str = "ww0123456789abcdef";

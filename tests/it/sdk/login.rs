@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     support::{Gate, Setup, setup},
-    takeover,
+    upstream::takeover,
 };
 
 const SCRIPTS: [&str; 2] = ["wechatpy_login.py", "node/wechat_oauth_login.js"];

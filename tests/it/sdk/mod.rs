@@ -9,7 +9,7 @@ use wxgate::sandbox::{SandboxControl, TokenState};
 
 use crate::{
     support::{Gate, setup, start},
-    takeover,
+    upstream::takeover,
 };
 
 mod agents;

@@ -24,7 +24,7 @@ use self::{
 };
 use crate::{
     store_contract::{keeps_the_contract, sample, token_of},
-    token_tools::DEADLINE,
+    support::token_tools::DEADLINE,
 };
 
 /// No call takes longer, whatever the server does: half a second, a second where a connection or a

@@ -22,7 +22,7 @@ use wxgate::internals::{
 use super::servers::{PASSWORD, Server};
 use crate::{
     store_contract::{self, KEY, ring, token_of},
-    token_tools::DEADLINE,
+    support::token_tools::DEADLINE,
 };
 
 /// Where records lie.

@@ -6,8 +6,8 @@ use super::{
     places::{Place, postgres_url},
     servers::Server,
 };
-use crate::{
-    support::{Gate, Setup, setup},
+use crate::support::{
+    Gate, Setup, setup,
     token_tools::{Said, all, get, spawned},
 };
 

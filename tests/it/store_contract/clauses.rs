@@ -345,7 +345,7 @@ pub async fn of_rivals_with_one_generation_a_single_one_wins(place: impl Place) 
 }
 
 pub async fn foreign_content_is_never_taken_for_a_record(mut place: impl Place) {
-    let mut noise = crate::token_tools::noise(100_000);
+    let mut noise = crate::support::token_tools::noise(100_000);
     noise.push(0);
     let contents: [&[u8]; 9] = [
         b"",

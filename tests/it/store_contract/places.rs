@@ -23,7 +23,7 @@ use wxgate::internals::{
 };
 
 use super::Place;
-use crate::token_tools::DEADLINE;
+use crate::support::token_tools::DEADLINE;
 
 /// A key for the tests, in base64.
 pub const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";

@@ -17,7 +17,7 @@ use wxgate::internals::{
     wechat::ticket::TicketType,
 };
 
-use crate::token_tools::{DEADLINE, eventually};
+use crate::support::token_tools::{DEADLINE, eventually};
 
 pub const NOON_MS: u64 = 20_000 * 86_400_000 + 4 * 3_600_000;
 

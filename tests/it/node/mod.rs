@@ -1,0 +1,13 @@
+//! A node in operation: listeners, start and stop, the command line, the admin listener, logs, metrics.
+
+mod access_log;
+mod admin;
+mod cli;
+mod descriptors;
+mod drain;
+pub mod listeners;
+mod metrics;
+pub mod process;
+mod stalled_log;
+mod stops_under_load;
+mod watchdog;
