@@ -1,6 +1,6 @@
 'use strict';
 
-// Stands for a DNS that sends WeChat's hosts to wxgate; loaded with --require.
+// Stands for a DNS that sends WeChat's host to wxgate; loaded with --require.
 //
 // Only where the connection goes to changes: the caller goes on speaking TLS with api.weixin.qq.com, and checks the
 // certificate for that name. WXGATE_TEST_TAKEOVER is the address in its place.
