@@ -2,6 +2,7 @@
 
 mod carried;
 mod foreign;
+mod hostile;
 mod hosts;
 mod matrix;
 mod sdk_tickets;
