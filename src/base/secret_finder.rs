@@ -188,7 +188,17 @@ impl Escape {
                     meaning_length,
                 })
             }
-            b'\\' => Some(Self::of_byte(2, *text.get(at + 1)?)),
+            b'\\' => {
+                let byte = match *text.get(at + 1)? {
+                    b'n' => b'\n',
+                    b'r' => b'\r',
+                    b't' => b'\t',
+                    b'b' => 0x08,
+                    b'f' => 0x0c,
+                    byte => byte,
+                };
+                Some(Self::of_byte(2, byte))
+            }
             _ => None,
         }
     }
@@ -283,6 +293,7 @@ mod tests {
             r#"{"name":"\u4e2d\u6587","url":"http:\/\/h\/132"}"#,
             "https%3A%2F%2Fh%2F%3Fa%3D1%26b",
             r#"{\"errcode\":0}---"#,
+            r#"{"text":"a line\nand a\ttab and so on"}"#,
             "%5F",
         ] {
             assert!(!may(plain), "{plain}");

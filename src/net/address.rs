@@ -100,6 +100,21 @@ pub enum Peer {
     Unix,
 }
 
+impl Peer {
+    /// Returns the address that limits count for: of IPv6 the first 64 bits, since one host may have
+    /// any number of addresses behind them.
+    #[must_use]
+    pub fn counted(self) -> Self {
+        match self {
+            Self::Ip(ip) => Self::Ip(match ip.to_canonical() {
+                IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
+                v4 @ IpAddr::V4(_) => v4,
+            }),
+            Self::Unix => Self::Unix,
+        }
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -189,15 +204,18 @@ impl NetworkSet {
         })
     }
 
-    /// Returns the set without the networks that hold all addresses of a family.
+    /// Returns the set without the networks of a family of which it holds all addresses.
     #[must_use]
     pub fn without_everybody(&self) -> Self {
+        let whole: Vec<bool> = IpNet::aggregate(&self.nets)
+            .iter()
+            .filter(|net| net.prefix_len() == 0)
+            .map(|net| net.addr().is_ipv4())
+            .collect();
+        let nets = self.nets.iter().copied();
         Self {
-            nets: self
-                .nets
-                .iter()
-                .filter(|net| net.prefix_len() > 0)
-                .copied()
+            nets: nets
+                .filter(|net| !whole.contains(&net.addr().is_ipv4()))
                 .collect(),
             ..self.clone()
         }

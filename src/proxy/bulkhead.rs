@@ -164,8 +164,11 @@ impl Load {
         client: &Arc<Holder>,
     ) -> Result<InFlightPermit, LimitReached> {
         let now = self.seconds();
-        let others_accounts = self.accounts.note(account.id, now);
-        let others_clients = self.clients.note(client.id, now);
+        // Calls without an account or a key have no share, and leave a sole holder the whole.
+        let is_keyless = Arc::ptr_eq(client, &self.keyless);
+        let others_accounts =
+            !Arc::ptr_eq(account, &self.without_account) && self.accounts.note(account.id, now);
+        let others_clients = !is_keyless && self.clients.note(client.id, now);
         let before = self.in_flight.fetch_add(1, Relaxed);
         let of_account = account.in_flight.fetch_add(1, Relaxed);
         let of_client = client.in_flight.fetch_add(1, Relaxed);
@@ -176,7 +179,7 @@ impl Load {
             client: Arc::clone(client),
         };
         // The narrower limit first: its error names the account or client that fills it.
-        if Arc::ptr_eq(client, &self.keyless) && of_client >= (limits.in_flight / 8).max(1) {
+        if is_keyless && of_client >= (limits.in_flight / 8).max(1) {
             Err(LimitReached::Keyless)
         } else if others_accounts && of_account >= limits.share {
             Err(LimitReached::Account)
@@ -377,6 +380,22 @@ mod tests {
         load.seconds.store(RECENT + 2, Relaxed);
         let all: Vec<_> = (0..4).map(|_| enter(&a).expect("alone")).collect();
         drop(all);
+    }
+
+    #[test]
+    fn calls_without_an_account_or_a_key_leave_a_sole_holder_everything() {
+        let load = load();
+        let [a, crm] = ["a", "crm"].map(Holder::named);
+        let carried = load.enter(LIMITS, &load.without_account, &load.keyless);
+        drop(carried.expect("there is room"));
+        let all: Vec<_> = (0..4)
+            .map(|_| load.enter(LIMITS, &a, &crm).expect("alone"))
+            .collect();
+        drop(all);
+        let held = load.enter(LIMITS, &load.without_account, &load.keyless);
+        let second = load.enter(LIMITS, &load.without_account, &load.keyless);
+        assert_eq!(second.err(), Some(LimitReached::Keyless));
+        drop(held);
     }
 
     #[test]

@@ -37,7 +37,7 @@ const MAX_ADDRESSES: usize = 4096;
 impl Healing {
     /// Counts an answer for this address, and returns true if it may be given.
     pub(super) fn may_tell(&self, address: Peer) -> bool {
-        let now = Instant::now();
+        let (now, address) = (Instant::now(), address.counted());
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.len() >= MAX_ADDRESSES && !told.contains_key(&address) {
             told.retain(|_, told| now - told.since < WINDOW);
@@ -61,7 +61,7 @@ impl Healing {
     /// Notes that a token call of this address was answered.
     pub(super) fn token_given(&self, address: Peer) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.remove(&address);
+        told.remove(&address.counted());
     }
 }
 
@@ -92,6 +92,16 @@ mod tests {
         assert_eq!([1; 4].map(tell), [true, true, true, false]);
         healing.token_given(address(1));
         assert!(tell(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_addresses_of_an_ipv6_host_count_as_one() {
+        let healing = Healing::default();
+        let tell = |last: u16| {
+            let ip = std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, last);
+            healing.may_tell(Peer::Ip(IpAddr::V6(ip)))
+        };
+        assert_eq!([1, 2, 3, 4].map(tell), [true, true, true, false]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -38,7 +38,7 @@ impl KeylessRate {
             self.0.retain_recent();
         }
         self.0
-            .check_key(&address)
+            .check_key(&address.counted())
             .map_err(|until| until.wait_time_from(self.0.clock().now()))
     }
 }

@@ -33,6 +33,8 @@ pub(crate) fn judge(
     status: StatusCode,
     finding: Option<&Finding>,
 ) -> TokenVerdict {
+    // An error status may come from behind the call's execution, so it is never replayed.
+    let finding = finding.filter(|_| status.is_success());
     // A `ret` is a code of the interface's own: the numbers of refused tokens mean something else.
     if let Some(Finding {
         code: Code::Errcode(errcode),
@@ -81,6 +83,18 @@ mod tests {
                 ok,
                 Some(errcode(40001, "")),
                 Stale { errcode: 40001 },
+            ),
+            (
+                Wechat,
+                StatusCode::BAD_GATEWAY,
+                Some(errcode(40001, "")),
+                Unproven,
+            ),
+            (
+                Wechat,
+                StatusCode::INTERNAL_SERVER_ERROR,
+                Some(errcode(40164, "")),
+                Unproven,
             ),
             (Wecom, ok, Some(errcode(40001, "")), Accepted),
             (Wechat, ok, Some(errcode(48001, "")), Accepted),

@@ -121,7 +121,7 @@ impl<'r> AccountCall<'r> {
         };
         let admitted = exchange.admit(client, Some(account), right)?;
         if let ApiClass::Ticket(minting) = class
-            && let Some(ticket) = sdk_ticket::managed(exchange, minting, account)
+            && let Some(ticket) = sdk_ticket::managed(exchange, minting, account)?
         {
             return Box::pin(sdk_ticket::answer(exchange, ticket))
                 .await

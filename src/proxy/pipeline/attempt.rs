@@ -154,6 +154,7 @@ impl<'c> OutboundCall<'c> {
                 .map_err(|_| LookError::Broken);
         }
         // Rare; in a box, so that the future of the others stays small.
+        let patience = self.config.response_timeout;
         match Box::pin(inspect::look_at_all(head, body, patience, mask)).await {
             Ok(Masking::Complete(body, finding)) => Ok((body, finding)),
             Ok(Masking::Impossible(body, _)) if self.masked == MaskedPart::AllIfPossible => {

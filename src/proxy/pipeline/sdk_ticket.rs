@@ -22,14 +22,18 @@ pub(super) fn managed<'r>(
     exchange: &Exchange<'r>,
     minting: Minting,
     account: &'r Account,
-) -> Option<&'r TokenRefresher> {
-    if minting.platform() != account.platform
-        || !matches!(*exchange.method, Method::GET | Method::POST)
-    {
-        return None;
+) -> Result<Option<&'r TokenRefresher>, ProxyError> {
+    if minting.platform() != account.platform {
+        return Ok(None);
     }
-    let kind = minting.ticket(type_in(exchange.uri.query()).as_deref())?;
-    account.tickets.as_ref()?.get(kind)
+    let kind = minting.ticket(type_in(exchange.uri.query()).as_deref());
+    let ticket = kind.and_then(|kind| account.tickets.as_ref()?.get(kind));
+    match *exchange.method {
+        Method::GET | Method::POST | Method::HEAD => Ok(ticket),
+        // At WeChat, it would cost a fetch of the day's few.
+        _ if ticket.is_some() => Err(ProxyError::TokenEndpoint),
+        _ => Ok(None),
+    }
 }
 
 /// Answers with the ticket, or with WeChat's refusal of it.

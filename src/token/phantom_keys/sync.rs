@@ -148,6 +148,10 @@ impl RootSync {
     }
 
     async fn carry_out(&self, work: Work) -> Result<(), Failed> {
+        if matches!(work, Work::Revoke | Work::Forget) {
+            // Here at once, whatever the store does.
+            self.roots.others.store(Arc::default());
+        }
         for _ in 0..MAX_TRIES {
             let stored = self.load().await?;
             let now_ms = self.clock.now_ms();

@@ -60,6 +60,12 @@ async fn calls_without_a_key_come_from_named_networks_only() {
         ("allow = [\"loopback\"]", keyed(), None, 200),
         ("allow = [\"loopback\"]", keyed(), Some("127.0.0.1"), 401),
         ("allow = [\"0.0.0.0/0\"]", keyed(), None, 401),
+        (
+            "allow = [\"0.0.0.0/1\", \"128.0.0.0/1\"]",
+            keyed(),
+            None,
+            401,
+        ),
         ("allow = [\"10.0.0.0/8\"]", keyed(), None, 401),
         ("", from("127.0.0.0/8"), None, 200),
         ("", from("0.0.0.0/0"), None, 401),
@@ -82,6 +88,25 @@ async fn calls_without_a_key_come_from_named_networks_only() {
             robot.error == "client_unknown" || robot.error == "path_denied",
             is_let_in
         );
+    }
+}
+
+/// A program's own `Authorization`, meant for somebody else, takes nothing away.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authorization_for_others_does_not_hinder_a_call_without_a_key() {
+    let gate = started(
+        setup()
+            .set("server", "allow = [\"loopback\"]")
+            .more(&keyed()),
+        1,
+    )
+    .await;
+    for (name, value, error) in [
+        ("authorization", "Bearer their-own-token", ""),
+        ("x-wxgate-key", "no-such-key-0123456789", "client_unknown"),
+    ] {
+        let call = gate.client.get(gate.url(USER_CALLS[0])).header(name, value);
+        assert_eq!(said(call).await.error, error, "{name}");
     }
 }
 

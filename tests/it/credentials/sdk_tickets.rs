@@ -106,6 +106,18 @@ async fn a_refusal_is_passed_on_with_wechats_code() {
     assert_eq!(answer.error, "");
 }
 
+/// Other methods would cost a fetch of the day's few.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_methods_are_not_forwarded() {
+    let gate = started(setup(), 1).await;
+    let url = gate.url(&format!("{GETTICKET}?type=jsapi"));
+    let head = gate.client.head(&url).send().await.expect("an answer");
+    assert_eq!(head.status(), 200);
+    let put = gate.client.put(&url).send().await.expect("an answer");
+    assert_eq!(header(&put, "x-wxgate-error"), "endpoint_blocked");
+    assert_eq!(fetches(&gate, GETTICKET), 1);
+}
+
 /// Whoever may not call the path gets no ticket.
 #[tokio::test(flavor = "multi_thread")]
 async fn rights_are_those_of_the_path() {
