@@ -78,6 +78,7 @@ fn upstream(old: &UpstreamSettings, new: &UpstreamSettings) -> Compared {
         pool_idle,
         response_timeout: _,
         headers: _,
+        warm: _,
         max_in_flight: _,
         max_share: _,
     } = new;

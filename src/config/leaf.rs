@@ -347,6 +347,22 @@ impl<const MIN: u64> JsonSchema for ByteSize<MIN> {
     }
 }
 
+impl FromNode for bool {
+    fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
+        match &node.value {
+            Value::Boolean(value) => Some(*value),
+            Value::Text(_) => reader.text(node, place, |text| {
+                let parsed = text.trim().parse();
+                parsed.map_err(|_| "expected true or false")
+            }),
+            _ => {
+                reader.mismatch(node, place, "true or false");
+                None
+            }
+        }
+    }
+}
+
 impl<const MIN: u64, const MAX: u64> FromNode for BoundedInteger<MIN, MAX> {
     fn from_node(node: &Node, place: &KeyPlace, reader: &mut TreeReader<'_>) -> Option<Self> {
         let number = match &node.value {

@@ -148,6 +148,9 @@ tables! {
         /// and Cookie.
         #[schemars(extend("default" = []))]
         headers: Vec<At<PassedHeader>>,
+        /// Keep one connection per API host ready while it was used in the last 30 minutes.
+        #[schemars(extend("default" = true))]
+        warm: bool,
     }
 
     /// Times of token fetches.

@@ -25,7 +25,7 @@ pub(super) enum Value {
     Text(String),
     /// `None` for a number that does not fit 64 bits.
     Integer(Option<i64>),
-    Boolean,
+    Boolean(bool),
     Float,
     Datetime,
     Array(Vec<Node>),
@@ -80,7 +80,7 @@ impl Node {
         match self.value {
             Value::String(_) | Value::Text(_) => "text",
             Value::Integer(_) => "a whole number",
-            Value::Boolean => "true or false",
+            Value::Boolean(_) => "true or false",
             Value::Float => "a fraction",
             Value::Datetime => "a date or time",
             Value::Array(_) => "a list",
@@ -97,7 +97,7 @@ fn node(value: Spanned<DeValue<'_>>, origin: &dyn Fn(Range<usize>) -> ValueOrigi
             Value::Integer(i64::from_str_radix(number.as_str(), number.radix()).ok())
         }
         DeValue::Float(_) => Value::Float,
-        DeValue::Boolean(_) => Value::Boolean,
+        DeValue::Boolean(value) => Value::Boolean(value),
         DeValue::Datetime(_) => Value::Datetime,
         DeValue::Array(items) => {
             Value::Array(items.into_iter().map(|item| node(item, origin)).collect())

@@ -39,6 +39,8 @@ pub(super) struct RuntimeConfig {
     pub(super) error_style: ErrorStyle,
     /// Headers of callers that go on to WeChat besides those that always do.
     pub(super) headers: Vec<HeaderName>,
+    /// One connection per API host in use is kept ready.
+    pub(super) warm: bool,
     /// Acceptor of new connections; open ones keep the certificate they were given.
     pub(super) tls: Option<TlsAcceptor>,
     /// Limit per client, and per peer address.
@@ -191,6 +193,7 @@ impl RuntimeConfig {
             response_timeout: settings.upstream.response_timeout,
             error_style: settings.error_style,
             headers: settings.upstream.headers,
+            warm: settings.upstream.warm,
             tls,
             max_connections_per_client: settings.max_connections_per_client,
             min_rate: settings.min_rate,

@@ -48,8 +48,9 @@ impl Worker {
         if let Some(log) = &self.access_log {
             log.flush();
         }
-        self.upstream.reap();
+        let config = self.proxy.config.load();
+        self.upstream.run_housekeeping(config.warm);
         self.spool.reap();
-        self.proxy.config.load().load.tick();
+        config.load.tick();
     }
 }

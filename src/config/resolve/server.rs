@@ -217,6 +217,7 @@ impl ConfigResolver<'_> {
             headers: or(raw.headers, default.headers, |names| {
                 names.into_iter().map(|at| at.value.0).collect()
             }),
+            warm: or(raw.warm, default.warm, |warm| warm),
         }
     }
 

@@ -90,6 +90,8 @@ pub struct UpstreamSettings {
     pub max_share: usize,
     /// Headers of callers that go on to WeChat besides those that always do.
     pub headers: Vec<HeaderName>,
+    /// Keep one connection per API host ready while it is in use.
+    pub warm: bool,
 }
 
 /// The table `[replay]`, in bytes. `memory_total` is at least `memory`; `disk` is zero or at least
@@ -137,6 +139,7 @@ impl Default for UpstreamSettings {
             max_in_flight: 1024,
             max_share: 768,
             headers: Vec::new(),
+            warm: true,
         }
     }
 }

@@ -215,10 +215,14 @@ impl Upstream {
         }
     }
 
-    /// Closes connections that have been idle for too long.
-    pub(crate) fn reap(&self) {
+    /// Closes connections that have been idle for too long. `warm` keeps one ready for each host in
+    /// use.
+    pub(crate) fn run_housekeeping(&self, warm: bool) {
         for pool in self.pools.borrow().iter().flatten() {
             pool.reap();
+            if warm && !self.pool_idle.is_zero() {
+                pool.keep_warm();
+            }
         }
     }
 

@@ -7,7 +7,12 @@
 //! could not be told from a request that was executed.
 
 use std::{
-    cell::RefCell, collections::VecDeque, future::Future, rc::Rc, sync::Arc, time::Duration,
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::Future,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
 };
 
 use hyper::client::conn::http1;
@@ -43,12 +48,25 @@ const LEARNED_FOR: Duration = Duration::from_secs(300);
 /// at once, at any age.
 const ONE_EVENT: Duration = Duration::from_millis(100);
 
+/// A host that was not used for so long gets no warm connection any more.
+const WARM_FOR: Duration = Duration::from_secs(30 * 60);
+/// A warm connection is replaced this long before it would be too old.
+const WARM_AHEAD: Duration = Duration::from_secs(1);
+/// Wait for a connection to come back, before one is dialled in its place.
+const RETURN_WITHIN: Duration = Duration::from_secs(1);
+/// Pause after a warm connection that could not be made, or was closed before it was so old.
+const WARM_PAUSE: Duration = Duration::from_secs(5);
+
 /// Connections of a worker to an API host.
 pub(super) struct UpstreamPool {
     origin: Arc<UpstreamOrigin>,
     dialer: Dialer,
     max_idle: Duration,
     state: RefCell<PoolState>,
+    /// Held by each open connection too.
+    open: Rc<()>,
+    last_used: Cell<Instant>,
+    last_returned: Cell<Instant>,
 }
 
 #[derive(Default)]
@@ -58,6 +76,9 @@ struct PoolState {
     waiters: VecDeque<Waiter>,
     dialing: usize,
     closings: Closings,
+    warming: bool,
+    /// No warm connection is dialled before.
+    warm_from: Option<Instant>,
 }
 
 /// A call that waits for a connection.
@@ -112,6 +133,7 @@ pub(super) struct UpstreamConnection {
     retires: Instant,
     idle_since: Instant,
     reused: bool,
+    _open: Rc<()>,
 }
 
 impl UpstreamConnection {
@@ -147,11 +169,15 @@ impl UpstreamConnection {
 
 impl UpstreamPool {
     pub(super) fn new(origin: Arc<UpstreamOrigin>, dialer: Dialer, max_idle: Duration) -> Rc<Self> {
+        let now = Instant::now();
         Rc::new(Self {
             origin,
             dialer,
             max_idle,
             state: RefCell::default(),
+            open: Rc::new(()),
+            last_used: Cell::new(now),
+            last_returned: Cell::new(now),
         })
     }
 
@@ -161,6 +187,7 @@ impl UpstreamPool {
 
     /// An idle connection that is ready for a request.
     pub(super) fn idle(&self, now: Instant) -> Option<Box<UpstreamConnection>> {
+        self.last_used.set(now);
         let mut connection = self.take_idle(now)?;
         connection.reused = true;
         connection.is_ready().then_some(connection)
@@ -233,13 +260,14 @@ impl UpstreamPool {
         }
         connection.idle_since = Instant::now();
         connection.reused = true;
+        self.last_returned.set(connection.idle_since);
         if connection.idle_since > connection.retires {
             return;
         }
         self.hand_out(connection);
     }
 
-    /// Closes what has been idle for too long. Called every few seconds.
+    /// Closes what has been idle for too long. Called several times a second.
     pub(super) fn reap(&self) {
         let now = Instant::now();
         let mut state = self.state.borrow_mut();
@@ -247,10 +275,65 @@ impl UpstreamPool {
         for mut connection in idle {
             if connection.is_closed() {
                 Self::learn(&mut state, &connection);
+                if !connection.reused && now - connection.idle_since < WARM_PAUSE {
+                    state.warm_from = Some(now + WARM_PAUSE);
+                }
             } else if now - connection.idle_since < self.max_idle {
                 state.idle.push_back(connection);
             }
         }
+    }
+
+    /// Dials in the background if no connection is ready, and this worker was the last of the node
+    /// to use the host. Called several times a second.
+    pub(super) fn keep_warm(self: &Rc<Self>) {
+        let now = Instant::now();
+        if now - self.last_used.get() > WARM_FOR || !self.origin.is_latest_use(self.last_used.get())
+        {
+            return;
+        }
+        let mut state = self.state.borrow_mut();
+        if state.warming
+            || state.dialing > 0
+            || state.warm_from.is_some_and(|from| now < from)
+            || self.is_warm(&state, now)
+        {
+            return;
+        }
+        // A host that is down has attempts of its own, at a pace that all workers share.
+        if self.origin.health.is_down() {
+            drop(state);
+            return self.probe();
+        }
+        state.warming = true;
+        let pool = Rc::clone(self);
+        spawn_local(async move {
+            let dialled = pool.dial().await;
+            pool.state.borrow_mut().warming = false;
+            match dialled {
+                Ok(connection) => pool.hand_out(connection),
+                Err(_) => {
+                    pool.state.borrow_mut().warm_from = Some(Instant::now() + WARM_PAUSE);
+                }
+            }
+        });
+    }
+
+    /// True if a connection is ready and will be for a while, or one in use is about to come back.
+    fn is_warm(&self, state: &PoolState, now: Instant) -> bool {
+        let limit = self.idle_limit(state, now);
+        let lasts = limit.saturating_sub(WARM_AHEAD.min(limit / 4));
+        let mut idle = state.idle.iter();
+        if idle.any(|connection| now - connection.idle_since < lasts && now < connection.retires) {
+            return true;
+        }
+        let in_use = Rc::strong_count(&self.open) - 1 - state.idle.len();
+        in_use > 0 && now - self.last_returned.get().max(self.last_used.get()) < RETURN_WITHIN
+    }
+
+    fn idle_limit(&self, state: &PoolState, now: Instant) -> Duration {
+        let learned = state.closings.limit(now);
+        learned.map_or(self.max_idle, |limit| limit.min(self.max_idle))
     }
 
     fn take_idle(&self, now: Instant) -> Option<Box<UpstreamConnection>> {
@@ -261,10 +344,7 @@ impl UpstreamPool {
                 continue;
             }
             let idle = now - connection.idle_since;
-            let limit = state
-                .closings
-                .limit(now)
-                .map_or(self.max_idle, |limit| limit.min(self.max_idle));
+            let limit = self.idle_limit(&state, now);
             if idle < limit && (idle < TRUSTED_IDLE || counted_stream::is_quiet(&connection.tcp)) {
                 return Some(connection);
             }
@@ -396,13 +476,67 @@ impl UpstreamPool {
             retires: now + MAX_AGE,
             idle_since: now,
             reused: false,
+            _open: Rc::clone(&self.open),
         }))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::LocalSet;
+
     use super::*;
+    use crate::net::egress::Egress;
+
+    /// Pools of two workers to a host that refuses connections.
+    fn pools() -> [Rc<UpstreamPool>; 2] {
+        let origin = UpstreamOrigin::new(0, "http://127.0.0.1:1".parse().unwrap());
+        let origin = Arc::new(origin.unwrap());
+        let dialer = Dialer::new(&Egress::default()).unwrap();
+        [(); 2].map(|()| {
+            UpstreamPool::new(Arc::clone(&origin), dialer.clone(), Duration::from_secs(15))
+        })
+    }
+
+    fn warms(pool: &Rc<UpstreamPool>) -> bool {
+        pool.keep_warm();
+        pool.state.borrow().warming
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_latest_worker_to_use_a_host_dials_and_only_while_it_is_in_use() {
+        let local = LocalSet::new();
+        let _entered = local.enter();
+        let [first, second] = pools();
+        tokio::time::advance(Duration::from_millis(1)).await;
+        second.idle(Instant::now());
+        assert!(warms(&second));
+        assert!(!warms(&first), "the other worker used the host after it");
+
+        let [only, _] = pools();
+        tokio::time::advance(WARM_FOR + Duration::from_millis(1)).await;
+        assert!(!warms(&only), "the host was not used for half an hour");
+        only.idle(Instant::now());
+        assert!(warms(&only));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_followed_by_a_pause() {
+        let local = LocalSet::new();
+        local
+            .run_until(async {
+                let [pool, _] = pools();
+                assert!(warms(&pool));
+                while pool.state.borrow().warming {
+                    tokio::task::yield_now().await;
+                }
+                assert!(!warms(&pool));
+                pool.origin.health.succeed();
+                tokio::time::advance(WARM_PAUSE).await;
+                assert!(warms(&pool));
+            })
+            .await;
+    }
 
     #[test]
     fn an_idle_limit_is_learned_from_two_events_and_forgotten() {

@@ -8,3 +8,4 @@ mod pool;
 pub mod takeover;
 mod upstream_faults;
 mod upstream_tls;
+mod warm;

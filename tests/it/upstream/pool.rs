@@ -103,7 +103,7 @@ async fn a_burst_is_answered_and_its_connections_serve_the_next_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_connection_is_closed_after_pool_idle() {
     let gate = setup()
-        .set("upstream", "pool_idle = \"300ms\"")
+        .set("upstream", "pool_idle = \"300ms\"\nwarm = false")
         .start()
         .await;
     gate.sandbox.control().set_idle_close(None);
@@ -135,6 +135,7 @@ async fn without_pool_idle_no_connection_is_kept() {
 /// runs for a minute.
 async fn learned(setup: Setup, idle: Duration) -> Gate {
     let gate = setup
+        .set("upstream", "warm = false")
         .sandbox(|sandbox| sandbox.idle_close = Some(idle))
         .start()
         .await;
