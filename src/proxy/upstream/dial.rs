@@ -4,19 +4,8 @@
 //! Certificates are always verified, and no byte of HTTP is written before they are.
 
 use std::{
-    collections::HashMap,
-    fmt::Write as _,
-    future::Future,
-    io,
-    net::IpAddr,
-    pin::Pin,
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    task,
-    time::Duration,
+    collections::HashMap, fmt::Write as _, future::Future, io, net::IpAddr, pin::Pin, rc::Rc,
+    sync::Arc, task, time::Duration,
 };
 
 use hyper::{Uri, header::HeaderValue, http::uri};
@@ -26,10 +15,7 @@ use hyper_util::client::legacy::connect::{
     proxy::Tunnel,
 };
 use rustls::pki_types::ServerName;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout},
-};
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
@@ -54,9 +40,6 @@ pub(crate) struct UpstreamOrigin {
     /// Value of the `Host` header.
     pub(crate) host: HeaderValue,
     pub(super) health: HostHealth,
-    epoch: Instant,
-    /// Nanoseconds from `epoch` to the latest use by any worker, as its housekeeping told it.
-    latest_use: AtomicU64,
 }
 
 /// Reason why the dialler could not be built.
@@ -87,17 +70,7 @@ impl UpstreamOrigin {
             server_name,
             host,
             health: HostHealth::new(),
-            epoch: Instant::now(),
-            latest_use: AtomicU64::new(0),
         })
-    }
-
-    /// Notes the latest use of the host by a worker. Returns true if no other worker has told of a
-    /// later one.
-    pub(super) fn is_latest_use(&self, at: Instant) -> bool {
-        let since = at.saturating_duration_since(self.epoch).as_nanos();
-        let at = u64::try_from(since).unwrap_or(u64::MAX);
-        self.latest_use.fetch_max(at, Relaxed) <= at
     }
 
     /// Host name, for messages.

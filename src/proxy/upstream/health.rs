@@ -33,6 +33,8 @@ pub(super) struct HostHealth {
     epoch: Instant,
     /// Milliseconds since `epoch`.
     next_probe: AtomicU64,
+    /// Nanoseconds from `epoch` to the latest use by any worker, as its housekeeping told it.
+    latest_use: AtomicU64,
 }
 
 impl HostHealth {
@@ -43,6 +45,7 @@ impl HostHealth {
             failures: watch::Sender::new(None),
             epoch: Instant::now(),
             next_probe: AtomicU64::new(0),
+            latest_use: AtomicU64::new(0),
         }
     }
 
@@ -87,6 +90,14 @@ impl HostHealth {
                 .next_probe
                 .compare_exchange(due, next, Relaxed, Relaxed)
                 .is_ok()
+    }
+
+    /// Notes the latest use of the host by a worker. Returns true if no other worker has told of a
+    /// later one.
+    pub(super) fn is_latest_use(&self, at: Instant) -> bool {
+        let since = at.saturating_duration_since(self.epoch).as_nanos();
+        let at = u64::try_from(since).unwrap_or(u64::MAX);
+        self.latest_use.fetch_max(at, Relaxed) <= at
     }
 
     /// The failures from now on.

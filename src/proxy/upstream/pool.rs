@@ -288,7 +288,8 @@ impl UpstreamPool {
     /// to use the host. Called several times a second.
     pub(super) fn keep_warm(self: &Rc<Self>) {
         let now = Instant::now();
-        if now - self.last_used.get() > WARM_FOR || !self.origin.is_latest_use(self.last_used.get())
+        if now - self.last_used.get() > WARM_FOR
+            || !self.origin.health.is_latest_use(self.last_used.get())
         {
             return;
         }

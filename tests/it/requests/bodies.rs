@@ -396,7 +396,7 @@ async fn a_caller_that_breaks_off_its_upload_takes_the_upstream_connection_with_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_breaks_off_its_download_stops_the_reading_from_wechat() {
-    let gate = setup().start().await;
+    let gate = setup().set("upstream", "warm = false").start().await;
     gate.warm().await;
     for reset in [false, true] {
         let mut caller = Caller::connect(gate.proxy).await;
