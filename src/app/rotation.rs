@@ -107,7 +107,7 @@ impl Trial<'_> {
 }
 
 /// Returns true if WeChat refused the AppSecret itself.
-fn is_of_secret(cause: Cause) -> bool {
+fn is_of_secret(cause: &Cause) -> bool {
     // 40125 invalid appsecret; 40001 of a token endpoint means the same, and is WeCom's only word.
     matches!(
         cause,

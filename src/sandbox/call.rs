@@ -1,5 +1,7 @@
 //! Call of an endpoint: the request with the judgement on its token, and the answers of its platform.
 
+use std::{borrow::Cow, net::IpAddr, sync::atomic::Ordering};
+
 use serde_json::{Value, json};
 
 use super::{
@@ -19,6 +21,8 @@ pub(super) struct ApiCall<'c> {
     pub(super) head: &'c RequestHead,
     pub(super) body: &'c Received,
     pub(super) judged: &'c JudgedToken,
+    /// Address that the call comes from.
+    pub(super) peer: IpAddr,
     /// Value of the next issued token, set by a fault.
     pub(super) value: Option<&'c str>,
 }
@@ -27,7 +31,7 @@ impl ApiCall<'_> {
     /// Creates an error in the text and the content type of platform and path.
     pub(super) fn error(&self, code: i64) -> SandboxAnswer {
         let platform = self.judged.platform;
-        let text = message(platform, code, SEEN_IP, &self.shared.state.rid());
+        let text = message(platform, code, &self.seen_ip(), &self.shared.state.rid());
         let content_type = match (platform, code) {
             (SandboxPlatform::Wecom, _) => JSON_CHARSET,
             (_, 41001) => TEXT,
@@ -35,6 +39,16 @@ impl ApiCall<'_> {
             _ => content_type(self.head.path()),
         };
         SandboxAnswer::error(code, &text, content_type)
+    }
+
+    /// Returns the address that errors name: that of the call once an account has a whitelist, else
+    /// one for documentation.
+    pub(super) fn seen_ip(&self) -> Cow<'static, str> {
+        if self.shared.state.lists_addresses.load(Ordering::Relaxed) {
+            Cow::Owned(self.peer.to_string())
+        } else {
+            Cow::Borrowed(SEEN_IP)
+        }
     }
 
     pub(super) fn ok(&self, value: &Value) -> SandboxAnswer {

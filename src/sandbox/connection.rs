@@ -4,6 +4,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -67,7 +68,7 @@ impl ResettableStream for TlsStream<ClientStream> {
 pub(super) async fn serve<W: ResettableStream>(
     wire: W,
     shared: &Arc<SandboxShared>,
-    id: u64,
+    (id, peer): (u64, IpAddr),
     transport: Transport,
 ) {
     let _open = shared.recorder.open_connection();
@@ -76,6 +77,7 @@ pub(super) async fn serve<W: ResettableStream>(
         buffer: BytesMut::with_capacity(READ_SPACE),
         shared,
         id,
+        peer,
         transport,
     };
     let next = loop {
@@ -95,6 +97,7 @@ struct SandboxConnection<'s, W> {
     buffer: BytesMut,
     shared: &'s Arc<SandboxShared>,
     id: u64,
+    peer: IpAddr,
     transport: Transport,
 }
 
@@ -231,6 +234,7 @@ impl<W: ResettableStream> SandboxConnection<'_, W> {
             head: &head,
             body: &body,
             judged: &caller.judged,
+            peer: self.peer,
             value: None,
         };
         let effect = match &hit {

@@ -16,7 +16,7 @@ use super::{
     faults::Rule,
     record::{Counters, DeliveredMessage, PathCount, RecordedRequest},
     script::{RuleView, path_matches},
-    settings::{ApiSigning, SandboxAccount, SandboxPlatform},
+    settings::{ApiSigning, IpWhitelist, SandboxAccount, SandboxPlatform},
     state::{Revoked, TokenKind, TokenState, overwritten_code},
 };
 
@@ -95,6 +95,18 @@ impl SandboxControl {
         ledger.signing.insert(appid.to_owned(), signing);
         // Set under the lock after the insert, so that a call which sees the flag finds the keys.
         self.0.state.signs.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives the account an IP whitelist; `None` takes it away.
+    pub fn set_whitelist(&self, appid: &str, list: Option<IpWhitelist>) {
+        let mut ledger = self.0.state.ledger();
+        match list {
+            Some(list) => ledger.whitelists.insert(appid.to_owned(), list),
+            None => ledger.whitelists.remove(appid),
+        };
+        let any = !ledger.whitelists.is_empty();
+        // Under the lock, for the reason above.
+        self.0.state.lists_addresses.store(any, Ordering::Relaxed);
     }
 
     /// Revokes the current tokens at once. Returns their number.

@@ -51,6 +51,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod whitelist;
 
 pub use control::{AccountView, Revocation, SandboxControl, TokenFilter, TokenView};
 pub use endpoints::{
@@ -65,8 +66,8 @@ pub use record::{Counters, DeliveredMessage, PathCount, RecordedRequest};
 pub use request::Framing;
 pub use script::RuleView;
 pub use settings::{
-    ApiSigning, CertificateFiles, DEFAULT_APPID, DEFAULT_SECRET, SandboxAccount, SandboxPlatform,
-    SandboxSettings,
+    ApiSigning, CertificateFiles, CheckedCalls, DEFAULT_APPID, DEFAULT_SECRET, IpWhitelist,
+    SandboxAccount, SandboxPlatform, SandboxSettings,
 };
 pub use shape::{ErrorShape, JsonShape};
 pub use state::{TokenKind, TokenState};
@@ -239,12 +240,13 @@ async fn accept(listener: Listener, tls: Option<TlsAcceptor>, shared: Arc<Sandbo
 }
 
 async fn serve(accepted: Accepted, tls: Option<TlsAcceptor>, shared: Arc<SandboxShared>, id: u64) {
+    let peer = whitelist::seen(accepted.peer);
     let stream = accepted.stream;
     let Some(tls) = tls else {
-        return connection::serve(stream, &shared, id, connection::Transport::Plain).await;
+        return connection::serve(stream, &shared, (id, peer), connection::Transport::Plain).await;
     };
     if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-        connection::serve(stream, &shared, id, connection::Transport::Tls).await;
+        connection::serve(stream, &shared, (id, peer), connection::Transport::Tls).await;
     } else {
         shared.recorder.count(recorder::Total::FailedHandshakes);
         // Failed handshakes are not recorded as requests, so waiters are woken here.

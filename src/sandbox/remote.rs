@@ -11,7 +11,7 @@ use super::{
     control::{Revocation, SandboxControl, TokenFilter},
     faults::Rule,
     request::RequestHead,
-    settings::{SandboxAccount, SandboxPlatform},
+    settings::{IpWhitelist, SandboxAccount, SandboxPlatform},
     state::TokenKind,
 };
 
@@ -54,6 +54,13 @@ struct ConnectionsOrder {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WhitelistOrder {
+    account: String,
+    list: Option<IpWhitelist>,
+}
+
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum RulesOrder {
     Many(Vec<Value>),
@@ -89,6 +96,7 @@ GET    /sandbox/faults           the rules and what they hit
 POST   /sandbox/faults           a rule, or a list of rules
 POST   /sandbox/faults/ID/release
 DELETE /sandbox/faults[/ID]
+POST   /sandbox/whitelist        {\"account\":\"wx…\",\"list\":{\"addresses\":[\"192.0.2.0/24\"],\"checked\":\"all\"}}  list null: none
 POST   /sandbox/connections      {\"idle_close\":\"20s\",\"close_each\":false}
 GET    /sandbox/counters         totals, and per path
 GET    /sandbox/requests         ?path=/cgi-bin/**&limit=100
@@ -174,6 +182,10 @@ fn order(control: &SandboxControl, path: &str, body: &[u8]) -> Result<Value, Ord
             control.add_account(&account);
         }
         "advance" => control.advance(parse::<AdvanceOrder>(body)?.by),
+        "whitelist" => {
+            let order: WhitelistOrder = parse(body)?;
+            control.set_whitelist(&order.account, order.list);
+        }
         "connections" => {
             let connections: ConnectionsOrder = parse(body)?;
             control.set_idle_close(connections.idle_close);

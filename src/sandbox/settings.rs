@@ -2,6 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{base::Secret, net::address::ListenAddr};
@@ -91,6 +92,32 @@ pub struct ApiSigning {
     pub platform_key: Vec<u8>,
     /// Serial number of the certificate of WeChat's key.
     pub platform_serial: String,
+}
+
+/// IP whitelist of an account, as its console keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IpWhitelist {
+    /// Networks whose calls are answered.
+    pub addresses: Vec<IpNet>,
+    /// Calls whose address is looked at; `None` for what the account's platform does.
+    #[serde(default)]
+    pub checked: Option<CheckedCalls>,
+    /// Error code of a refusal; `None` for 40164, at WeCom 60020.
+    #[serde(default)]
+    pub code: Option<i64>,
+}
+
+/// Calls whose address is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckedCalls {
+    /// All calls: 公众号 and 服务号, the default on wechat.
+    All,
+    /// Calls that bring the AppSecret: 小程序 and 小游戏.
+    WithSecret,
+    /// All but the token endpoints: WeCom.
+    ExceptTokens,
 }
 
 /// Appid of the account of a default sandbox.

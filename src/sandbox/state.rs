@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     clock::{Millis, RandomSource, SandboxClock, millis},
-    settings::{ApiSigning, SandboxAccount, SandboxPlatform, SandboxSettings},
+    settings::{ApiSigning, IpWhitelist, SandboxAccount, SandboxPlatform, SandboxSettings},
 };
 use crate::base::Secret;
 
@@ -37,6 +37,8 @@ pub(super) struct SandboxState {
     pub(super) noise: RandomSource,
     /// True if any account signs. Read without the lock, so that other calls take no lock.
     pub(super) signs: AtomicBool,
+    /// True if any account has an IP whitelist; as `signs`.
+    pub(super) lists_addresses: AtomicBool,
     inner: Mutex<TokenLedger>,
 }
 
@@ -69,6 +71,8 @@ pub(super) struct TokenLedger {
     pub(super) others: HashMap<String, TokenOwner>,
     /// Keys of API signing by appid.
     pub(super) signing: HashMap<String, Arc<ApiSigning>>,
+    /// IP whitelists by appid.
+    pub(super) whitelists: HashMap<String, IpWhitelist>,
 }
 
 #[derive(Debug)]
@@ -166,6 +170,7 @@ impl SandboxState {
             clock: SandboxClock::start(),
             noise: RandomSource::new(settings.seed),
             signs: AtomicBool::new(false),
+            lists_addresses: AtomicBool::new(false),
             inner: Mutex::default(),
         };
         for account in &settings.accounts {
@@ -190,6 +195,14 @@ impl SandboxState {
 }
 
 impl TokenLedger {
+    /// Returns the platform of an appid or corpid.
+    pub(super) fn platform_of(&self, appid: &str) -> Option<SandboxPlatform> {
+        let mut accounts = self.accounts.iter();
+        accounts
+            .find(|account| *account.appid == *appid)
+            .map(|account| account.platform)
+    }
+
     /// Adds the account. An account with the same appid gets the new secret instead, except at
     /// WeCom, where agents share a corpid.
     pub(super) fn put_account(&mut self, account: &SandboxAccount) {

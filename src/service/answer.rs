@@ -250,11 +250,15 @@ pub(crate) async fn sdk_ticket(
             (body, None)
         }
         Err(error) => {
-            let Cause::Fetch(FetchError::NoTicket { code, .. }) = error.cause() else {
+            let Cause::Fetch(FetchError::NoTicket { code, said, .. }) = error.cause() else {
                 return Err(error);
             };
-            let body = json!({"errcode": code, "errmsg": format!("wxgate: {error}")});
-            (body, Some(code))
+            let message = match said {
+                Some(said) => said.to_string(),
+                None => format!("wxgate: {error}"),
+            };
+            let body = json!({"errcode": code, "errmsg": message});
+            (body, Some(*code))
         }
     };
     Ok((body.to_string().into_bytes(), refusal))

@@ -16,7 +16,7 @@ pub struct TokenError {
 }
 
 /// Cause of a [`TokenError`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
     /// The last fetch failed.
     Fetch(FetchError),
@@ -53,8 +53,8 @@ impl TokenError {
     }
 
     /// Cause of the error.
-    pub fn cause(&self) -> Cause {
-        self.cause
+    pub fn cause(&self) -> &Cause {
+        &self.cause
     }
 
     /// WeChat's `errcode`, if WeChat refused.
@@ -195,7 +195,7 @@ mod tests {
             Cause::Waiting,
             Cause::Stopped,
         ] {
-            assert!(error(cause).to_string().contains(": "), "{cause}");
+            assert!(error(cause.clone()).to_string().contains(": "), "{cause}");
         }
         let long = TokenError::new(
             AccountName::new("a").unwrap(),

@@ -363,7 +363,13 @@ impl OutboundCall<'_> {
         };
         let (path, query) = (self.path, self.query);
         let target = || inject::fill_login(path, query, appid, secret.expose());
-        let Inspected { answer, .. } = self.attempt(&target).await?;
+        let Inspected { answer, finding } = self.attempt(&target).await?;
+        // A login proves nothing about the token; the address that is refused is this node's.
+        let verdict = retry::judge(self.account.platform, answer.status(), finding.as_ref());
+        if let TokenVerdict::AddressRefused { errcode, ip } = verdict {
+            let refresher = &self.account.refresher;
+            refresher.address_refused(self.account.platform, errcode, ip);
+        }
         Ok(answer)
     }
 

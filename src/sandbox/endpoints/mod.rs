@@ -14,6 +14,7 @@ use super::{
     request::Framing,
     settings::SandboxPlatform,
     state::{TokenState, overwritten_code},
+    whitelist::{self, Brings},
 };
 
 mod holdings;
@@ -97,7 +98,12 @@ fn with_token(call: ApiCall<'_>) -> SandboxAnswer {
         TokenState::Unknown => others::unknown_token(call)
             .unwrap_or_else(|| refused(call, overwritten_code(call.judged.platform))),
         TokenState::Stale(code) => refused(call, code),
-        TokenState::Current | TokenState::Overlapping => business(call),
+        TokenState::Current | TokenState::Overlapping => {
+            match whitelist::refusal(call, call.account(), Brings::Token) {
+                Some(code) => call.error(code),
+                None => business(call),
+            }
+        }
     }
 }
 

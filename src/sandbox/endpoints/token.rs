@@ -11,8 +11,8 @@ use crate::sandbox::{
     issue::Grant,
     recorder::{Recorder, Total},
     settings::SandboxPlatform,
-    shape::SEEN_IP,
     state::CredentialCheck,
+    whitelist::{self, Brings},
 };
 
 pub(in crate::sandbox) const CLASSIC: &str = "/cgi-bin/token";
@@ -112,6 +112,9 @@ pub(super) fn wecom(call: ApiCall<'_>) -> SandboxAnswer {
         CredentialCheck::UnknownAppid => wecom_error(call, 40013),
         CredentialCheck::WrongSecret | CredentialCheck::ForeignSecret => wecom_error(call, 40001),
         CredentialCheck::Good(account) => {
+            if let Some(code) = whitelist::refusal(call, &corpid, Brings::Secret) {
+                return wecom_error(call, code);
+            }
             match call.shared.state.grant_wecom(account, call.value) {
                 Grant::Token {
                     token, expires_in, ..
@@ -182,8 +185,12 @@ pub(super) fn identify(
     if grant_type != Some(GRANT) {
         return Err(40002);
     }
-    match ledger.credential(SandboxPlatform::Wechat, &appid, &secret.ok_or(41004)?) {
-        CredentialCheck::Good(account) => Ok(account),
+    let credential = ledger.credential(SandboxPlatform::Wechat, &appid, &secret.ok_or(41004)?);
+    drop(ledger);
+    match credential {
+        CredentialCheck::Good(account) => {
+            whitelist::refusal(call, &appid, Brings::Secret).map_or(Ok(account), Err)
+        }
         CredentialCheck::UnknownAppid => Err(40013),
         CredentialCheck::WrongSecret => Err(40125),
         CredentialCheck::ForeignSecret => Err(40001),
@@ -223,7 +230,7 @@ fn token_error(call: ApiCall<'_>, code: i64) -> SandboxAnswer {
         _ => message(
             SandboxPlatform::Wechat,
             code,
-            SEEN_IP,
+            &call.seen_ip(),
             &call.shared.state.rid(),
         ),
     };
@@ -235,11 +242,13 @@ fn wecom_error(call: ApiCall<'_>, code: i64) -> SandboxAnswer {
         40001 => "invalid credential",
         40013 => "invalid corpid",
         41004 => "corpsecret missing",
+        60020 => "not allow to access from your ip",
         _ => "api freq out of limit",
     };
     let rid = call.shared.state.rid();
     let more = format!(
-        "from ip: {SEEN_IP}, more info at https://open.work.weixin.qq.com/devtool/query?e={code}"
+        "from ip: {}, more info at https://open.work.weixin.qq.com/devtool/query?e={code}",
+        call.seen_ip()
     );
     SandboxAnswer::error(
         code,

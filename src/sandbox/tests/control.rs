@@ -328,3 +328,58 @@ async fn the_manual_tells_the_truth() {
         assert_eq!(world.get(&format!("/sandbox/{path}")).await.status, 200);
     }
 }
+
+#[tokio::test]
+async fn calls_from_addresses_that_are_not_listed_are_refused_by_kind_of_account() {
+    const CORP: &str = "ww0123456789abcdef";
+    let world = TestSandbox::with(SandboxSettings {
+        accounts: vec![
+            SandboxAccount::new(DEFAULT_APPID, DEFAULT_SECRET),
+            SandboxAccount::wecom(CORP, "s"),
+        ],
+        ..SandboxSettings::default()
+    })
+    .await;
+    let gettoken = format!("/cgi-bin/gettoken?corpid={CORP}&corpsecret=s");
+    let token = world.token().await;
+    let corp = world.get(&gettoken).await.json()["access_token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let codes = async || {
+        [
+            world.stable(false).await.errcode(),
+            errcode(&world, &token).await,
+            world.get(&gettoken).await.errcode(),
+            errcode(&world, &corp).await,
+        ]
+    };
+    let list = async |account: &str, list: Value| {
+        let body = json!({"account": account, "list": list});
+        assert_eq!(order(&world, "whitelist", &body).await.status, 200);
+    };
+    assert_eq!(codes().await, [0; 4]);
+    for account in [DEFAULT_APPID, CORP] {
+        list(account, json!({"addresses": ["192.0.2.0/24"]})).await;
+    }
+    assert_eq!(codes().await, [40164, 40164, 0, 60020]);
+    let said = world.stable(false).await.json()["errmsg"].to_string();
+    assert!(said.contains("invalid ip 127.0.0.1 ipv6"), "{said}");
+    list(
+        DEFAULT_APPID,
+        json!({"addresses": [], "checked": "with_secret"}),
+    )
+    .await;
+    list(CORP, json!({"addresses": ["127.0.0.0/8"]})).await;
+    assert_eq!(codes().await, [40164, 0, 0, 0]);
+    list(
+        DEFAULT_APPID,
+        json!({"addresses": [], "checked": "except_tokens", "code": 61004}),
+    )
+    .await;
+    assert_eq!(codes().await, [0, 61004, 0, 0]);
+    list(DEFAULT_APPID, Value::Null).await;
+    assert_eq!(codes().await, [0; 4]);
+    let bad = json!({"account": CORP, "list": {"addresses": ["nonsense"]}});
+    assert_eq!(order(&world, "whitelist", &bad).await.status, 400);
+}

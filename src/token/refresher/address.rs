@@ -38,7 +38,7 @@ const LOG_EVERY: Duration = Duration::from_secs(60);
 
 impl AddressWatch {
     /// Notes an answer that refused the address, and logs it at most once a minute.
-    pub(super) fn refused(&self, account: &AccountName, cause: Cause) {
+    pub(super) fn refused(&self, account: &AccountName, cause: &Cause) {
         let now = Instant::now();
         let mut refusal = self.refusal();
         // Set under the lock, so that the flag and the refusal cannot part.
@@ -49,7 +49,7 @@ impl AddressWatch {
             .map(|before| before.logged)
             .filter(|logged| now.duration_since(*logged) < LOG_EVERY);
         *refusal = Some(AddressRefusal {
-            cause,
+            cause: cause.clone(),
             answers,
             logged: logged.unwrap_or(now),
         });
@@ -100,8 +100,8 @@ mod tests {
                 ip: Some(ip.into()),
             })
         };
-        watch.refused(&shop, cause([203, 0, 113, 8]));
-        watch.refused(&shop, cause([203, 0, 113, 9]));
+        watch.refused(&shop, &cause([203, 0, 113, 8]));
+        watch.refused(&shop, &cause([203, 0, 113, 9]));
         let error = watch.error().unwrap();
         assert_eq!((error.errcode, error.failures), (Some(40164), 2));
         assert_eq!(error.ip, Some([203, 0, 113, 9].into()), "the latest");

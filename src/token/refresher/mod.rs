@@ -364,7 +364,7 @@ impl TokenRefresher {
     /// token. The account is degraded until the next [`TokenRefresher::accepted`].
     pub(crate) fn address_refused(&self, platform: Platform, code: i64, ip: Option<IpAddr>) {
         let cause = Cause::Fetch(FetchError::Refused { platform, code, ip });
-        self.shared.address.refused(&self.shared.name, cause);
+        self.shared.address.refused(&self.shared.name, &cause);
     }
 
     /// Reports that WeChat rejected this generation on `path`, and waits for a newer token, which
@@ -484,7 +484,7 @@ impl TokenRefresher {
     fn last_error(&self, state: &PublishedState) -> TokenError {
         match &state.fault {
             Some(fault) => self.error(
-                fault.cause,
+                fault.cause.clone(),
                 fault.until.saturating_duration_since(Instant::now()),
             ),
             None => self.error(Cause::Waiting, Duration::from_secs(1)),

@@ -46,7 +46,7 @@ pub(super) enum Notice {
 }
 
 /// Result of a fetch, for metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum FetchResult {
     New,
     Same,
@@ -126,7 +126,7 @@ impl Journal {
             account,
             credential: kept,
         } = &self.key;
-        let (cause, failures, valid_for) = (fault.cause, fault.failures, valid_for.as_secs());
+        let (cause, failures, valid_for) = (&fault.cause, fault.failures, valid_for.as_secs());
         if failures == 1 && !fault.transient {
             tracing::error!(%account, %kept, valid_for, "{cause}");
         } else {

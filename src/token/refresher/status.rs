@@ -26,7 +26,7 @@ pub(super) struct PublishedState {
 }
 
 /// The last failure, until the next success.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LastFailure {
     pub(super) cause: Cause,
     pub(super) transient: bool,
@@ -117,7 +117,7 @@ impl LastFailure {
 
     /// True if any other node of the account would be refused too.
     pub(super) fn holds_for_every_node(&self) -> bool {
-        matches!(self.cause, Cause::Fetch(error) if error.is_true_for_every_node())
+        matches!(&self.cause, Cause::Fetch(error) if error.is_true_for_every_node())
     }
 }
 

@@ -78,7 +78,12 @@ async fn follow(
         let Ok(lacks) = ticket
             .wait_for(|state| !state.refreshing)
             .await
-            .map(|state| state.fault.is_some_and(|fault| fault.lacks_token()))
+            .map(|state| {
+                state
+                    .fault
+                    .as_ref()
+                    .is_some_and(super::status::LastFailure::lacks_token)
+            })
         else {
             return;
         };

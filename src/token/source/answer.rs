@@ -2,7 +2,7 @@
 //!
 //! Lenient about the form of an answer, strict about the token, which becomes part of requests.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::Value;
 
@@ -98,6 +98,31 @@ fn refusal(platform: Platform, code: i64, answer: &Value) -> FetchError {
     FetchError::Refused { platform, code, ip }
 }
 
+/// Reads `errmsg`: at most 256 characters, none of them a control character. A word so long that it
+/// may be a credential (a request id has 26 characters) is masked.
+pub(super) fn words(body: &[u8]) -> Option<Arc<str>> {
+    const LONGEST: usize = 256;
+    const LONGEST_WORD: usize = 27;
+    let answer = serde_json::from_slice::<Value>(body).ok()?;
+    let text = answer.get("errmsg")?.as_str()?;
+    let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let mut words = String::new();
+    for part in text.split_inclusive(|c| !is_word(c)) {
+        let word = part.trim_end_matches(|c| !is_word(c));
+        if word.len() > LONGEST_WORD {
+            words.push_str(&part.replacen(word, "***", 1));
+        } else {
+            words.push_str(part);
+        }
+    }
+    let words: String = words
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(LONGEST)
+        .collect();
+    (!words.is_empty()).then(|| words.into())
+}
+
 /// Checks that `token` can be an access token: 1 to 2048 bytes without control characters, and no
 /// placeholder.
 ///
@@ -187,6 +212,24 @@ mod tests {
     }
 
     #[test]
+    fn words_are_passed_without_what_may_be_a_credential() {
+        let token = "7".repeat(64);
+        let said = |text: &str| {
+            words(&serde_json::to_vec(&serde_json::json!({"errcode": 1, "errmsg": text})).unwrap())
+        };
+        assert_eq!(
+            said("api unauthorized rid: 5fab84d2-09424a07-00bd7fe3").as_deref(),
+            Some("api unauthorized rid: 5fab84d2-09424a07-00bd7fe3")
+        );
+        assert_eq!(
+            said(&format!("no \u{7}such token={token}, {token}")).as_deref(),
+            Some("no such token=***, ***")
+        );
+        assert_eq!(said(&"a ".repeat(1000)).map(|text| text.len()), Some(256));
+        assert_eq!((said(""), words(b"[]"), words(b"{")), (None, None, None));
+    }
+
+    #[test]
     fn lifetimes_are_believed_from_1_to_7200_seconds_and_nothing_else_is() {
         for (text, believed) in [
             ("7200", 7200),
@@ -266,7 +309,7 @@ mod tests {
     fn a_placeholder_of_another_wxgate_is_no_token() {
         let error = read(r#"{"access_token":"wxg1_abc","expires_in":7200}"#).unwrap_err();
         assert_eq!(
-            (error, error.is_transient(), error.label()),
+            (error.clone(), error.is_transient(), error.label()),
             (FetchError::Phantom, false, "phantom")
         );
         assert!(error.to_string().contains("upstream.resolve"), "{error}");

@@ -91,7 +91,7 @@ pub enum Probe {
 }
 
 /// Error of a fetch. Holds no URL and no text of a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
     /// WeChat answered with an `errcode`.
     #[error("errcode {code}: {advice}", advice = codes::token_code(*platform, *code).advice)]
@@ -111,6 +111,8 @@ pub enum FetchError {
         platform: Platform,
         /// WeChat's `errcode`.
         code: i64,
+        /// WeChat's `errmsg`, shortened and without what may be a credential.
+        said: Option<Arc<str>>,
     },
     /// There was no access token for the call for a ticket.
     #[error("there is no access token to ask with: see the account's own error")]
@@ -194,7 +196,7 @@ impl FetchError {
     pub fn class(&self) -> Option<RefusalClass> {
         match self {
             Self::Refused { platform, code, .. } => Some(codes::token_code(*platform, *code).class),
-            Self::NoTicket { platform, code } => Some(tickets::refusal(*platform, *code).0),
+            Self::NoTicket { platform, code, .. } => Some(tickets::refusal(*platform, *code).0),
             Self::Phantom => Some(RefusalClass::Other),
             _ => None,
         }

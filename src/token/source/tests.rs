@@ -264,7 +264,7 @@ async fn odd_answers_are_failures_with_the_right_name() {
             http("200 OK", "[]"),
             FetchError::Malformed("no access_token"),
         ),
-        (http("200 OK", ip), refused),
+        (http("200 OK", ip), refused.clone()),
         (chunked(ip), refused),
         (redirect, FetchError::Redirect),
         (cut, FetchError::Broken),
@@ -317,7 +317,7 @@ async fn a_host_that_cannot_be_reached_is_passed_over_for_the_next() {
         .await
         .unwrap_err();
     assert_eq!(
-        (error, error.is_lost_answer()),
+        (error.clone(), error.is_lost_answer()),
         (FetchError::Connect, false)
     );
 }
@@ -332,7 +332,7 @@ async fn an_answer_of_the_first_host_is_final_even_when_it_is_bad() {
         .await
         .unwrap_err();
     assert_eq!(
-        (error, error.is_lost_answer()),
+        (error.clone(), error.is_lost_answer()),
         (FetchError::Status(500), true)
     );
     assert!(
@@ -498,6 +498,7 @@ async fn a_refused_ticket_has_advice_of_its_own_except_for_the_address() {
             FetchError::NoTicket {
                 platform: Platform::Wecom,
                 code: 48001,
+                said: Some("x".into()),
             },
         ),
         // WeCom uses this code for something else than a stale token.
@@ -506,6 +507,7 @@ async fn a_refused_ticket_has_advice_of_its_own_except_for_the_address() {
             FetchError::NoTicket {
                 platform: Platform::Wecom,
                 code: 40001,
+                said: Some("x".into()),
             },
         ),
         (

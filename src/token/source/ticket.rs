@@ -65,9 +65,9 @@ impl TicketSource {
             .current()
             .await
             .map_err(|_| FetchError::NoToken)?;
-        let first = self.ask(endpoint, &token).await;
+        let (first, said) = self.ask(endpoint, &token).await;
         let Some(code) = self.stale(&first) else {
-            return first.map_err(as_ticket);
+            return first.map_err(|error| as_ticket(error, said));
         };
         let Refresh::Replay(newer) = self
             .refresher
@@ -77,17 +77,23 @@ impl TicketSource {
             return Err(FetchError::NoTicket {
                 platform: self.platform,
                 code,
+                said,
             });
         };
-        let second = self.ask(endpoint, &newer).await;
+        let (second, said) = self.ask(endpoint, &newer).await;
         if self.stale(&second).is_some() {
             self.refresher
                 .replay_was_stale(newer.generation(), endpoint.path);
         }
-        second.map_err(as_ticket)
+        second.map_err(|error| as_ticket(error, said))
     }
 
-    async fn ask(&self, endpoint: TicketEndpoint, token: &Token) -> Result<Fetched, FetchError> {
+    /// Asks for the ticket; returns WeChat's words for a refusal too.
+    async fn ask(
+        &self,
+        endpoint: TicketEndpoint,
+        token: &Token,
+    ) -> (Result<Fetched, FetchError>, Option<Arc<str>>) {
         // Stored before the call, for the refresher that compares it after the answer. Relaxed is
         // enough: the task that reads it is woken by the end of this call.
         self.made_with
@@ -101,7 +107,10 @@ impl TicketSource {
         let call = self.client.call(&self.api, |http, base| {
             http.get(format!("{base}{path}?{}", query.expose()))
         });
-        let (status, body) = call.await?;
+        let (status, body) = match call.await {
+            Ok(answered) => answered,
+            Err(error) => return (Err(error), None),
+        };
         let answer = answer::ticket(self.platform, status, &body);
         // 41001 says that the token got lost on the way, so it proves nothing about the token.
         let arrived = !matches!(
@@ -114,7 +123,9 @@ impl TicketSource {
         if status == 200 && arrived && self.stale(&answer).is_none() {
             self.refresher.accepted(token.generation());
         }
-        answer
+        let is_refusal = matches!(answer, Err(FetchError::Refused { .. }));
+        let said = is_refusal.then(|| answer::words(&body)).flatten();
+        (answer, said)
     }
 
     /// `errcode` of an answer that calls the token stale.
@@ -130,12 +141,16 @@ impl TicketSource {
 
 /// Turns a refusal into one of a ticket: codes have other meanings here than at the token endpoint,
 /// except for those about the address.
-fn as_ticket(error: FetchError) -> FetchError {
+fn as_ticket(error: FetchError, said: Option<Arc<str>>) -> FetchError {
     match error {
         FetchError::Refused { platform, code, .. }
             if error.class() != Some(RefusalClass::Address) =>
         {
-            FetchError::NoTicket { platform, code }
+            FetchError::NoTicket {
+                platform,
+                code,
+                said,
+            }
         }
         other => other,
     }

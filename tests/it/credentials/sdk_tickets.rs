@@ -104,6 +104,12 @@ async fn a_refusal_is_passed_on_with_wechats_code() {
     let answer = get(&gate, &format!("{GETTICKET}?type=jsapi")).await;
     assert_eq!((answer.status, answer.errcode()), (200, Some(48001)));
     assert_eq!(answer.error, "");
+    // In WeChat's words, with the id that its support asks for.
+    let text = answer.text();
+    assert!(
+        text.contains("\"api unauthorized rid: ") && !text.contains("wxgate"),
+        "{text}"
+    );
 }
 
 /// Other methods would cost a fetch of the day's few.

@@ -2,7 +2,7 @@
 //! `errcode`: what operators get to see.
 
 use serde_json::{Value, json};
-use wxgate::sandbox::{DEFAULT_APPID, Fault, Response, Rule, SandboxAccount};
+use wxgate::sandbox::{DEFAULT_APPID, Fault, IpWhitelist, Response, Rule, SandboxAccount};
 
 use crate::support::{
     Gate, Setup, json as body,
@@ -319,4 +319,47 @@ async fn the_log_names_the_refused_address_once_a_minute() {
         "{}",
         ended.stderr
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_is_refused_for_the_address_degrades_the_account_too() {
+    let gate = two_platforms().start().await;
+    assert_eq!(get(&gate, &format!("/@shop{USER}")).await.status, 200);
+    let rule = Rule::new("/sns/jscode2session", Fault::errcode(40164)).always();
+    gate.control().fault(rule);
+    let answer = get(
+        &gate,
+        "/@shop/sns/jscode2session?js_code=c&grant_type=authorization_code",
+    )
+    .await;
+    assert_eq!(answer.errcode(), Some(40164));
+    let row = account(&gate, "shop").await;
+    assert_eq!(row["state"], "degraded", "{row}");
+    assert_eq!(row["last_error"]["ip"], "203.0.113.9");
+}
+
+/// The whitelist of an account as its console keeps it: each kind of account checks other calls.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whitelist_that_lacks_the_node_degrades_the_account_and_names_the_node() {
+    let gate = two_platforms().start().await;
+    for (name, appid, code) in [("shop", DEFAULT_APPID, 40164), ("corp", CORP, 60020)] {
+        let call = format!("/@{name}{USER}");
+        assert_eq!(get(&gate, &call).await.errcode().unwrap_or(0), 0);
+        let list = IpWhitelist {
+            addresses: vec!["192.0.2.0/24".parse().expect("a network")],
+            checked: None,
+            code: None,
+        };
+        gate.control().set_whitelist(appid, Some(list));
+        assert_eq!(get(&gate, &call).await.errcode(), Some(code));
+        let row = account(&gate, name).await;
+        assert_eq!(
+            (&row["state"], &row["last_error"]["ip"]),
+            (&json!("degraded"), &json!("127.0.0.1")),
+            "{row}"
+        );
+        gate.control().set_whitelist(appid, None);
+        assert_eq!(get(&gate, &call).await.errcode().unwrap_or(0), 0);
+        assert_eq!(account(&gate, name).await["state"], "ok");
+    }
 }

@@ -154,7 +154,7 @@ pub(crate) struct Effects {
 }
 
 /// Reason why an operator's order was not carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Blocked {
     pub(crate) cause: Cause,
     pub(crate) retry_after: Duration,

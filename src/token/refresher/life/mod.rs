@@ -238,7 +238,7 @@ impl Life {
         let wall = self.at.time.wall_ms;
         let left = |kind, left: u32| (self.policy.budget == Some(kind)).then_some(left);
         PublishedState {
-            fault: self.fault,
+            fault: self.fault.clone(),
             refreshing: self.is_refreshing(),
             next_attempt: Some(self.next_attempt),
             dead: self.dead,
@@ -448,6 +448,7 @@ impl Life {
         let now = self.now();
         let failures = self
             .fault
+            .as_ref()
             .map_or(1, |fault| fault.failures.saturating_add(1));
         self.fault = Some(LastFailure {
             cause: Cause::Budget(budget),

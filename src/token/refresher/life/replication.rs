@@ -193,7 +193,7 @@ impl Life {
             let until = self.now() + left;
             self.record.refusal = Some(refusal);
             self.fault = Some(LastFailure {
-                cause,
+                cause: cause.clone(),
                 transient: false,
                 failures: refusal.failures.max(1),
                 until,
@@ -207,7 +207,11 @@ impl Life {
 
     /// Another node was not refused any more.
     fn on_pardoned(&mut self) {
-        if self.fault.is_some_and(|fault| fault.holds_for_every_node()) {
+        if self
+            .fault
+            .as_ref()
+            .is_some_and(LastFailure::holds_for_every_node)
+        {
             self.fault = None;
             let now = self.now();
             self.next_attempt = self.token.as_ref().map_or(now, |token| self.due(token));

@@ -32,7 +32,7 @@ impl Life {
             return;
         }
         let retry_is_due = !self.callers.is_empty();
-        let failing = self.fault.filter(|fault| now < fault.until);
+        let failing = self.fault.as_ref().filter(|fault| now < fault.until);
         let denial = match (&self.in_flight, failing) {
             (Some(_), _) => None,
             (None, Some(fault)) if !(fault.transient && self.answer_lost) => {
@@ -89,7 +89,10 @@ impl Life {
         if self.run == LifePhase::Dormant {
             self.run = LifePhase::Active;
             let now = self.now();
-            self.next_attempt = self.fault.map_or(now, |fault| fault.until.max(now));
+            self.next_attempt = self
+                .fault
+                .as_ref()
+                .map_or(now, |fault| fault.until.max(now));
         }
     }
 
@@ -125,14 +128,17 @@ impl Life {
     }
 
     pub(super) fn refuse_operators(&mut self, Overspent { budget, after }: Overspent) {
-        self.block_operators(Blocked {
+        self.block_operators(&Blocked {
             cause: Cause::Budget(budget),
             retry_after: after,
         });
     }
 
-    pub(super) fn block_operators(&mut self, blocked: Blocked) {
-        let blocked = self.operators.drain(..).map(|o| (o.id, Err(blocked)));
+    pub(super) fn block_operators(&mut self, blocked: &Blocked) {
+        let blocked = self
+            .operators
+            .drain(..)
+            .map(|o| (o.id, Err(blocked.clone())));
         self.out.reports.extend(blocked);
     }
 

@@ -40,10 +40,10 @@ impl Life {
             }
             (Stage::Fetch, StepOutcome::Fetched { sent, result }) => match result {
                 Ok(fetched) => self.on_fetched(attempt, sent, fetched),
-                Err(error) => self.on_failed(attempt, error),
+                Err(error) => self.on_failed(attempt, &error),
             },
             (Stage::Fetch | Stage::Write(_), StepOutcome::Panicked) => {
-                self.on_failed(attempt, FetchError::Panicked);
+                self.on_failed(attempt, &FetchError::Panicked);
             }
             (Stage::Probe, StepOutcome::Probed(probe)) => self.on_probed(probe),
             (Stage::Probe, StepOutcome::Panicked) => self.on_probed(Probe::Unknown),
@@ -251,14 +251,14 @@ impl Life {
 
     /// No token came. The one that is there stays; how long to leave WeChat alone depends on what
     /// went wrong.
-    fn on_failed(&mut self, attempt: RefreshAttempt, error: FetchError) {
-        self.count(attempt, FetchResult::Failed(error));
+    fn on_failed(&mut self, attempt: RefreshAttempt, error: &FetchError) {
+        self.count(attempt, FetchResult::Failed(error.clone()));
         let now = self.now();
         let transient = error.is_transient();
-        let is_alike = |last: FetchError| {
+        let is_alike = |last: &FetchError| {
             last.is_transient() == transient && (transient || last.class() == error.class())
         };
-        let failures = match self.fault {
+        let failures = match &self.fault {
             Some(LastFailure {
                 cause: Cause::Fetch(last),
                 failures,
@@ -268,22 +268,28 @@ impl Life {
         };
         let until = now + schedule::pause_after(error.class(), failures, (self.at.jitter)());
         let fault = LastFailure {
-            cause: Cause::Fetch(error),
+            cause: Cause::Fetch(error.clone()),
             transient,
             failures,
             until,
         };
-        self.fault = Some(fault);
+        self.fault = Some(fault.clone());
         self.next_attempt = until;
         // Only the first lost answer in a row earns the next rejection a fetch without delay.
         self.answer_lost = error.is_lost_answer() && failures == 1;
-        self.share_refusal(&error, failures, until);
+        self.share_refusal(error, failures, until);
         let valid_for = self.left();
-        self.notify(Notice::Failed { fault, valid_for });
+        self.notify(Notice::Failed {
+            fault: fault.clone(),
+            valid_for,
+        });
         if self.warning.is_due(now, valid_for) {
-            self.notify(Notice::HalfLifeOver { fault, valid_for });
+            self.notify(Notice::HalfLifeOver {
+                fault: fault.clone(),
+                valid_for,
+            });
         }
-        self.block_operators(Blocked {
+        self.block_operators(&Blocked {
             cause: fault.cause,
             retry_after: until.saturating_duration_since(now),
         });

@@ -166,7 +166,7 @@ async fn the_store_keeps_the_count_and_not_the_token() {
 async fn an_operator_can_have_it_looked_up_and_cannot_force_it() {
     let bench = Bench::ready(ProviderKind::External).await;
     let error = bench.refresher.refresh_now(true).await.unwrap_err();
-    assert_eq!(error.cause(), Cause::CannotForce(ProviderKind::External));
+    assert_eq!(*error.cause(), Cause::CannotForce(ProviderKind::External));
     bench.world.revoke();
     assert!(bench.refresher.refresh_now(false).await.unwrap().refreshed);
 }

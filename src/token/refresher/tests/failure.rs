@@ -15,7 +15,7 @@ const BAD_SECRET: FetchError = FetchError::Refused {
 };
 
 fn fails(error: FetchError, times: usize) -> impl Iterator<Item = Scripted> {
-    (0..times).map(move |_| Scripted::Fails(error))
+    (0..times).map(move |_| Scripted::Fails(error.clone()))
 }
 
 #[tokio::test(start_paused = true)]
@@ -28,7 +28,7 @@ async fn an_endpoint_that_is_down_does_no_harm_while_the_token_is_valid() {
         BAD_SECRET,
     ] {
         let bench = Bench::ready(ProviderKind::Stable).await;
-        bench.world.script(fails(error, 10_000));
+        bench.world.script(fails(error.clone(), 10_000));
         let start = Instant::now();
         while start.elapsed() < secs(7150) {
             assert_eq!(

@@ -150,7 +150,7 @@ impl World {
             let scripted = state.script.pop_front();
             let left = state.dies.saturating_duration_since(Instant::now());
             match &scripted {
-                Some(Scripted::Fails(error)) => return Err(*error),
+                Some(Scripted::Fails(error)) => return Err(error.clone()),
                 Some(Scripted::Panics) => panic!("a source that panics, as the test wants it"),
                 _ => {}
             }

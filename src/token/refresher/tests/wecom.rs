@@ -46,7 +46,7 @@ async fn a_path_that_lies_is_found_out_by_one_fetch_and_one_probe() {
 async fn an_operator_is_told_that_nothing_can_be_forced() {
     let bench = Bench::ready(ProviderKind::Wecom).await;
     let error = bench.refresher.refresh_now(true).await.unwrap_err();
-    assert_eq!(error.cause(), Cause::CannotForce(ProviderKind::Wecom));
+    assert_eq!(*error.cause(), Cause::CannotForce(ProviderKind::Wecom));
     assert_eq!(bench.world.fetches(), 1);
     assert!(!bench.refresher.refresh_now(false).await.unwrap().refreshed);
     assert_eq!(bench.world.fetches(), 2);

@@ -99,7 +99,7 @@ const fn refusal(code: i64) -> FetchError {
 fn end() -> impl Strategy<Value = End> {
     let fetched = prop_oneof![
         3 => (any::<bool>(), 1_u64..7200).prop_map(Ok),
-        2 => select(&ERRORS[..]).prop_map(Err),
+        2 => select(ERRORS.to_vec()).prop_map(Err),
     ];
     let probe = select(vec![
         Probe::Fine,
@@ -273,7 +273,10 @@ impl Run {
             }
             Step::Fetch { .. } => StepOutcome::Fetched {
                 sent,
-                result: end.fetched.map(|(same, life)| self.mint(same, life)),
+                result: end
+                    .fetched
+                    .clone()
+                    .map(|(same, life)| self.mint(same, life)),
             },
             Step::Probe(_) => StepOutcome::Probed(end.probe),
             Step::Write => StepOutcome::Written { newer: None },
