@@ -90,11 +90,11 @@ pub enum RootsError {
 }
 
 impl Egress {
-    /// The TLS client settings: platform roots and `ca_file`, TLS 1.2 and 1.3, HTTP/1.1 only.
+    /// The trusted roots: the platform's and those of `ca_file`.
     ///
     /// # Errors
     /// When `ca_file` cannot be used, or there is no root at all.
-    pub fn tls(&self) -> Result<Arc<ClientConfig>, RootsError> {
+    pub(crate) fn roots(&self) -> Result<RootCertStore, RootsError> {
         let mut roots = RootCertStore::empty();
         // A broken entry in the platform's store is not ours to complain about; an empty store is.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -113,6 +113,14 @@ impl Egress {
         if roots.is_empty() {
             return Err(RootsError::None);
         }
+        Ok(roots)
+    }
+
+    /// The TLS client settings: platform roots and `ca_file`, TLS 1.2 and 1.3, HTTP/1.1 only.
+    ///
+    /// # Errors
+    /// When `ca_file` cannot be used, or there is no root at all.
+    pub fn tls(&self) -> Result<Arc<ClientConfig>, RootsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -120,7 +128,7 @@ impl Egress {
                 path: PathBuf::new(),
                 reason: error.to_string(),
             })?
-            .with_root_certificates(roots)
+            .with_root_certificates(self.roots()?)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Arc::new(config))

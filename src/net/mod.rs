@@ -5,6 +5,8 @@
 
 pub(crate) mod address;
 pub(crate) mod bind;
+pub(crate) mod certificate;
+pub(crate) mod connect_error;
 pub(crate) mod connection;
 pub(crate) mod drain;
 pub(crate) mod egress;
@@ -13,3 +15,4 @@ pub(crate) mod listen;
 pub(crate) mod local;
 pub(crate) mod serve;
 pub(crate) mod tls;
+pub(crate) mod trace;

@@ -23,6 +23,10 @@ use crate::{
 /// Header that marks an error of wxgate's own.
 pub(crate) const X_WXGATE_ERROR: HeaderName = HeaderName::from_static("x-wxgate-error");
 
+/// Longest wait that is asked of a caller for a token. HTTP libraries sleep as long as they are told,
+/// and an operator may have mended the account long before its next fetch.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
+
 /// Reasons why wxgate answers with an error of its own.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProxyError {
@@ -233,7 +237,7 @@ impl ProxyError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::TokenUnavailable(error) => Some(error.retry_after()),
+            Self::TokenUnavailable(error) => Some(error.retry_after().min(MAX_RETRY_AFTER)),
             Self::Overloaded(_)
             | Self::ShareTaken(_)
             | Self::KeylessTaken
@@ -282,5 +286,22 @@ impl ProxyError {
             headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::{Cause, budget::BudgetKind};
+
+    #[test]
+    fn a_caller_without_a_token_is_never_told_to_sleep_for_minutes() {
+        let name = AccountName::new("shop").unwrap();
+        for (wait, told) in [(4, "4"), (30, "30"), (31, "30"), (600, "30")] {
+            let cause = Cause::Budget(BudgetKind::Forced);
+            let error = TokenError::new(name.clone(), cause, Duration::from_secs(wait));
+            let response = ProxyError::TokenUnavailable(error).response(false);
+            assert_eq!(response.headers()[RETRY_AFTER], told);
+        }
     }
 }

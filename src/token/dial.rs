@@ -6,13 +6,15 @@
 
 use std::{io, sync::Arc};
 
-use redis::ConnectionAddr;
+use redis::{ConnectionAddr, RedisError};
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
 };
 use tokio_rustls::TlsConnector;
+
+use crate::net::connect_error::{ConnectError, TcpFailure, TlsFailure};
 
 /// Byte stream in both directions.
 pub(crate) trait RedisStream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -43,4 +45,26 @@ async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Cause of an error of [`open`].
+pub(crate) fn cause(error: &io::Error) -> ConnectError {
+    match TlsFailure::of_io(error) {
+        TlsFailure::Closed | TlsFailure::TimedOut => {}
+        failure => return ConnectError::Tls(failure),
+    }
+    // The resolver's errors alone have neither a code of the system nor a kind.
+    let kind = error.kind();
+    let is_lookup = error.raw_os_error().is_none() && error.to_string().contains("lookup");
+    ConnectError::Host(if is_lookup {
+        TcpFailure::of_lookup(error)
+    } else {
+        TcpFailure::of_kind(kind)
+    })
+}
+
+/// Tells if the server refused to switch to the database of the URL, which the client library says
+/// in its own words.
+pub(crate) fn is_of_select(error: &RedisError) -> bool {
+    error.to_string().contains("refused to switch database")
 }

@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn every_sentence_says_what_to_do_and_waits_a_bounded_time() {
         for cause in [
-            Cause::Fetch(FetchError::Connect),
+            Cause::Fetch(FetchError::REFUSED),
             Cause::Fetch(FetchError::Timeout),
             Cause::Fetch(FetchError::Malformed("no JSON")),
             Cause::Fetch(FetchError::Refused {

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::Value;
 
-use super::{FetchError, Fetched, Probe};
+use super::{FetchError, Fetched, Probe, Trial};
 use crate::{
     base::{PHANTOM_PREFIX, Secret},
     wechat::{
@@ -149,6 +149,28 @@ pub(super) fn probe(platform: Platform, status: u16, body: &[u8]) -> Probe {
         Some(0) => Probe::Fine,
         None if status == 200 && answer.get("ip_list").is_some() => Probe::Fine,
         _ => Probe::Unknown,
+    }
+}
+
+/// Reads the answer to a harmless call with a token.
+pub(super) fn trial(platform: Platform, status: u16, body: &[u8]) -> Trial {
+    if (300..400).contains(&status) {
+        return Trial::Failed(FetchError::Redirect);
+    }
+    let Ok(answer) = serde_json::from_slice::<Value>(body) else {
+        return Trial::Failed(match status {
+            200 => FetchError::Malformed("no JSON"),
+            other => FetchError::Status(other),
+        });
+    };
+    match errcode(&answer) {
+        Some(code) if codes::is_stale(platform, code) => Trial::Stale { code },
+        Some(code) if code != 0 => match refusal(platform, code, &answer) {
+            FetchError::Refused { ip, .. } => Trial::Refused { code, ip },
+            other => Trial::Failed(other),
+        },
+        _ if status == 200 && answer.get("ip_list").is_some() => Trial::Accepted,
+        _ => Trial::Failed(FetchError::Malformed("no ip_list")),
     }
 }
 

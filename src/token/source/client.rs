@@ -19,7 +19,9 @@ use super::FetchError;
 use crate::{
     net::{
         address::BaseUrl,
+        connect_error::{ConnectError, TcpFailure, TunnelFailure},
         egress::{Egress, RootsError},
+        trace,
     },
     token::pacer::Pacer,
 };
@@ -31,6 +33,7 @@ pub(crate) struct TokenClient {
     /// Client without the egress proxy and the source address that WeChat expects.
     direct: Client,
     tls: Arc<ClientConfig>,
+    egress: Arc<Egress>,
     timeout: Duration,
     silent: Arc<SilentHosts>,
     /// Shared by all clones, since all accounts use the same API hosts.
@@ -95,6 +98,7 @@ impl TokenClient {
             http: builder.build().map_err(|_| ClientError::Build)?,
             direct,
             tls,
+            egress: Arc::new(egress.clone()),
             timeout,
             silent: Arc::default(),
             pacer: Pacer::default(),
@@ -133,7 +137,9 @@ impl TokenClient {
         let attempt = async {
             match request(&self.direct).send().await {
                 Ok(response) => read(response).await,
-                Err(error) if error.is_connect() => Err(FetchError::Connect),
+                Err(error) if error.is_connect() => {
+                    Err(FetchError::Connect(ConnectError::of(&error, false)))
+                }
                 Err(error) => Err(lost(&error)),
             }
         };
@@ -151,6 +157,7 @@ impl TokenClient {
     ) -> Result<(u16, Vec<u8>), FetchError> {
         // Outside the future, which the time limit drops in the middle of an attempt.
         let mut asked = None;
+        let mut failure = ConnectError::Host(TcpFailure::UnknownName);
         let attempts = async {
             for base in self.silent.order(bases) {
                 asked = Some(base);
@@ -161,13 +168,14 @@ impl TokenClient {
                     }
                     Err(error) if error.is_connect() => {
                         self.silent.note(base);
-                        tracing::warn!(host = %base.host, "no connection to the token endpoint");
+                        failure = self.cause(&error, base).await;
+                        tracing::warn!(host = %base.host, "no connection to the token endpoint: {failure}");
                     }
                     // Once sent, a request may have made a token: no second host is asked.
                     Err(error) => return Err(lost(&error)),
                 }
             }
-            Err(FetchError::Connect)
+            Err(FetchError::Connect(failure))
         };
         match tokio::time::timeout(self.timeout, attempts).await {
             Ok(outcome) => outcome,
@@ -178,6 +186,18 @@ impl TokenClient {
                 Err(FetchError::Timeout)
             }
         }
+    }
+
+    /// Cause of a connection that could not be opened.
+    async fn cause(&self, error: &reqwest::Error, base: &BaseUrl) -> ConnectError {
+        let with_proxy = base.tls && self.egress.proxy.is_some();
+        let cause = ConnectError::of(error, with_proxy);
+        if cause != ConnectError::Tunnel(TunnelFailure::Refused) {
+            return cause;
+        }
+        // The HTTP library hides the proxy's status, which is what its administrator asks for.
+        let status = trace::refusal_of_tunnel(&self.egress, base).await;
+        status.unwrap_or(cause)
     }
 }
 

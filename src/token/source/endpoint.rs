@@ -6,7 +6,7 @@
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Client, RequestBuilder};
 
-use super::{FetchError, Fetched, Probe, TokenClient, answer};
+use super::{FetchError, Fetched, Probe, TokenClient, Trial, answer};
 use crate::{
     base::Secret,
     net::address::BaseUrl,
@@ -54,22 +54,34 @@ impl TokenEndpoint {
         answer::token(self.platform, status, &body)
     }
 
+    /// Asks by a harmless call if WeChat accepts a token.
+    pub(super) async fn probe(&self, token: &Secret) -> Probe {
+        let answer = self.harmless_call(token).await;
+        answer.map_or(Probe::Unknown, |(status, body)| {
+            answer::probe(self.platform, status, &body)
+        })
+    }
+
+    /// The same, with all that WeChat says.
+    pub(super) async fn try_token(&self, token: &Secret) -> Trial {
+        match self.harmless_call(token).await {
+            Ok((status, body)) => answer::trial(self.platform, status, &body),
+            Err(error) => Trial::Failed(error),
+        }
+    }
+
     /// Calls `GET /cgi-bin/get_api_domain_ip`, which needs a token, has no effect and a large quota
     /// on both platforms.
-    pub(super) async fn probe(&self, token: &Secret) -> Probe {
+    async fn harmless_call(&self, token: &Secret) -> Result<(u16, Vec<u8>), FetchError> {
         let query = Secret::new(format!("access_token={}", encoded(token.expose())));
-        let answer = self
-            .client
+        self.client
             .call(&self.api, |http, base| {
                 http.get(format!(
                     "{base}/cgi-bin/get_api_domain_ip?{}",
                     query.expose()
                 ))
             })
-            .await;
-        answer.map_or(Probe::Unknown, |(status, body)| {
-            answer::probe(self.platform, status, &body)
-        })
+            .await
     }
 }
 

@@ -23,8 +23,11 @@ pub(crate) use ticket::TicketSource;
 pub(crate) use wecom::WecomSource;
 
 use super::{AccountSettings, TokenProvider, pacer::Turn};
+#[cfg(test)]
+use crate::net::connect_error::TcpFailure;
 use crate::{
     base::Secret,
+    net::connect_error::ConnectError,
     wechat::{
         api::Platform,
         codes::{self, RefusalClass},
@@ -117,11 +120,10 @@ pub enum FetchError {
     /// There was no access token for the call for a ticket.
     #[error("there is no access token to ask with: see the account's own error")]
     NoToken,
-    /// Nothing was sent: name resolution, connection or TLS failed at every base URL.
-    #[error(
-        "no connection to the token endpoint: check DNS, the way out of this network and upstream.ca_file"
-    )]
-    Connect,
+    /// Nothing was sent: name resolution, connection or TLS failed at every base URL. The cause is
+    /// that of the last one.
+    #[error("no connection to the token endpoint: {0}")]
+    Connect(ConnectError),
     /// No complete answer within the time limit.
     #[error(
         "the token endpoint did not answer in time: check the network, or raise token.fetch_timeout"
@@ -160,12 +162,16 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// Any connection that could not be opened, for tests.
+    #[cfg(test)]
+    pub(crate) const REFUSED: Self = Self::Connect(ConnectError::Host(TcpFailure::Refused));
+
     /// Label for metrics, from a closed set.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Refused { code, .. } | Self::NoTicket { code, .. } => codes::label(*code),
             Self::NoToken => "no_token",
-            Self::Connect => "connect",
+            Self::Connect(_) => "connect",
             Self::Timeout => "timeout",
             Self::Broken => "broken",
             Self::Status(_) => "status",
@@ -185,7 +191,7 @@ impl FetchError {
             Self::Refused { .. }
                 | Self::NoTicket { .. }
                 | Self::NoToken
-                | Self::Connect
+                | Self::Connect(_)
                 | Self::Phantom
                 | Self::External(_)
         )
@@ -223,6 +229,34 @@ impl FetchError {
             _ => matches!(self.class(), None | Some(RefusalClass::Busy)),
         }
     }
+}
+
+/// What WeChat says to a harmless call with a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Trial {
+    Accepted,
+    /// The token is dead.
+    Stale {
+        code: i64,
+    },
+    /// Refused for another reason than the token.
+    Refused {
+        code: i64,
+        ip: Option<IpAddr>,
+    },
+    /// No answer, or one that no endpoint of WeChat's gives.
+    Failed(FetchError),
+}
+
+/// Makes a harmless call of the account's API with a token.
+pub(crate) async fn try_token(
+    account: &AccountSettings,
+    client: TokenClient,
+    token: &Secret,
+) -> Trial {
+    endpoint::TokenEndpoint::new(account, client)
+        .try_token(token)
+        .await
 }
 
 /// Makes the source for the account's token provider.

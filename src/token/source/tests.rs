@@ -318,7 +318,7 @@ async fn a_host_that_cannot_be_reached_is_passed_over_for_the_next() {
         .unwrap_err();
     assert_eq!(
         (error.clone(), error.is_lost_answer()),
-        (FetchError::Connect, false)
+        (FetchError::REFUSED, false)
     );
 }
 
@@ -354,7 +354,7 @@ async fn plain_http_where_tls_is_expected_sends_nothing_secret() {
     .await
     .unwrap_err();
     assert!(
-        matches!(error, FetchError::Connect | FetchError::Timeout),
+        matches!(error, FetchError::Connect(_) | FetchError::Timeout),
         "{error:?}"
     );
     assert!(server.requests.try_recv().is_err());

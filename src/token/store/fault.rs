@@ -73,6 +73,11 @@ pub enum ServerFault {
     /// No connection.
     #[error("no connection to the server: check store.url, the network, and whether it runs")]
     Unreachable,
+    /// The host name has no address.
+    #[error(
+        "the host name in store.url does not resolve: correct it, or check the DNS servers of this machine"
+    )]
+    UnknownHost,
     /// No answer in time.
     #[error("the server did not answer in time: check its load and the network")]
     Timeout,
@@ -89,6 +94,12 @@ pub enum ServerFault {
         "the server does not let wxgate in: check user and password in store.url, and the rights of that user"
     )]
     Denied,
+    /// The server refuses the database that the URL names.
+    #[error(
+        "the server refuses SELECT for the database that store.url names: give the user +select in its ACL, or name a \
+         database that the server has"
+    )]
+    Database,
     /// The server is a replica.
     #[error("the server is a read-only replica: name the primary, or Sentinels, in store.url")]
     ReadOnly,
@@ -162,10 +173,12 @@ impl ServerFault {
     pub fn label(self) -> &'static str {
         match self {
             Self::Unreachable => "unreachable",
+            Self::UnknownHost => "unknown_host",
             Self::Timeout => "timeout",
             Self::Broken => "broken",
             Self::Untrusted => "untrusted",
             Self::Denied => "denied",
+            Self::Database => "database",
             Self::ReadOnly => "read_only",
             Self::Full => "full",
             Self::Busy => "busy",

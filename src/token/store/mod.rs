@@ -16,7 +16,7 @@ mod server;
 #[cfg(feature = "sql")]
 mod sql;
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use tokio::sync::watch;
 
@@ -72,6 +72,19 @@ pub enum StoreLocation {
     /// Database, which several nodes may share.
     #[cfg(feature = "sql")]
     Sql(SqlSettings),
+}
+
+impl fmt::Display for StoreLocation {
+    /// Writes the kind, and the folder of files; nothing of a URL.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory"),
+            Self::File(folder) => write!(f, "file:{}", folder.display()),
+            Self::Redis(_) => f.write_str("redis"),
+            #[cfg(feature = "sql")]
+            Self::Sql(_) => f.write_str("sql"),
+        }
+    }
 }
 
 impl StoreSettings {

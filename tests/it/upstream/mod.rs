@@ -7,5 +7,5 @@ mod loops;
 mod pool;
 pub mod takeover;
 mod upstream_faults;
-mod upstream_tls;
+pub mod upstream_tls;
 mod warm;

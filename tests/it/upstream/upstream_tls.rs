@@ -26,14 +26,14 @@ use crate::support::{
 const INFO: &str = "/cgi-bin/user/info?openid=a";
 
 /// An authority of the tests' own.
-struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub pem: String,
     der: CertificateDer<'static>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut root = CertificateParams::new(Vec::new()).unwrap();
         root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -47,7 +47,7 @@ impl Authority {
     }
 
     /// A server that shows a certificate of this authority for `localhost`, changed in one way.
-    fn greeting(&self, change: impl FnOnce(&mut CertificateParams)) -> Greeting {
+    pub fn greeting(&self, change: impl FnOnce(&mut CertificateParams)) -> Greeting {
         let key = KeyPair::generate().unwrap();
         let mut leaf = leaf();
         change(&mut leaf);

@@ -1,11 +1,14 @@
 //! Tokens that another server keeps: read there at an interval, never fetched from WeChat.
 
 use super::*;
-use crate::token::{
-    Cause,
-    refresher::Condition,
-    source::external::ExternalError,
-    store::{RecordKey, TokenRecord, TokenStore as _},
+use crate::{
+    net::connect_error::{ConnectError, TcpFailure},
+    token::{
+        Cause,
+        refresher::Condition,
+        source::external::ExternalError,
+        store::{RecordKey, TokenRecord, TokenStore as _},
+    },
 };
 
 const MISSING: FetchError = FetchError::External(ExternalError::Missing);
@@ -107,9 +110,10 @@ async fn a_look_that_began_before_the_rejection_is_followed_by_another() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_has_died_takes_no_good_token_away_and_is_found_again() {
     let bench = Bench::ready(ProviderKind::External).await;
-    bench.world.script(
-        (0..10_000).map(|_| Scripted::Fails(FetchError::External(ExternalError::Unreachable))),
-    );
+    let gone = ExternalError::Unreachable(ConnectError::Host(TcpFailure::UnknownName));
+    bench
+        .world
+        .script((0..10_000).map(|_| Scripted::Fails(FetchError::External(gone))));
     for _ in 0..100 {
         sleep(secs(60)).await;
         assert_eq!(bench.call("/a").await, Outcome::Ok { calls: 1 });

@@ -21,7 +21,7 @@ fn fails(error: FetchError, times: usize) -> impl Iterator<Item = Scripted> {
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_that_is_down_does_no_harm_while_the_token_is_valid() {
     for error in [
-        FetchError::Connect,
+        FetchError::REFUSED,
         FetchError::Timeout,
         FetchError::Status(500),
         FetchError::Malformed("no JSON"),
@@ -54,7 +54,7 @@ async fn an_endpoint_that_is_down_does_no_harm_while_the_token_is_valid() {
 #[tokio::test(start_paused = true)]
 async fn with_the_token_gone_requests_fail_fast_and_recover() {
     let bench = Bench::ready(ProviderKind::Stable).await;
-    bench.world.script(fails(FetchError::Connect, 12));
+    bench.world.script(fails(FetchError::REFUSED, 12));
     sleep(secs(7201)).await;
     let start = Instant::now();
     let error = bench.refresher.current().await.unwrap_err();

@@ -146,7 +146,7 @@ async fn losers_wait_for_a_slow_winner() {
 #[tokio::test(start_paused = true)]
 async fn when_the_winner_fails_the_next_one_tries_at_once() {
     let nodes = Nodes::ready(ProviderKind::Classic, 3).await;
-    nodes.world.script([Scripted::Fails(FetchError::Connect)]);
+    nodes.world.script([Scripted::Fails(FetchError::REFUSED)]);
     nodes.world.revoke();
     let start = Instant::now();
     nodes.all_fine(1, 2).await;

@@ -191,7 +191,7 @@ async fn a_ticket_waits_for_the_token_and_no_longer() {
     let mut bench = Bench::start(World::new(ProviderKind::Stable));
     bench
         .world
-        .script((0..12).map(|_| Scripted::Fails(FetchError::Connect)));
+        .script((0..12).map(|_| Scripted::Fails(FetchError::REFUSED)));
     let (refresher, office) = ticket(&mut bench);
     sleep(secs(30)).await;
     assert_eq!(refresher.status().last_error.unwrap().label, "no_token");

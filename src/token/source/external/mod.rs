@@ -16,6 +16,7 @@ use std::{sync::Arc, time::Duration};
 pub use self::http::ExternalHttpSettings;
 pub(crate) use self::{http::Header, redis::ExternalRedisSettings};
 use super::{FetchError, TokenClient, TokenSource};
+use crate::net::connect_error::{ConnectError, TcpFailure, TlsFailure};
 
 /// Address of an external token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,10 +32,8 @@ pub enum ExternalSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ExternalError {
     /// No connection.
-    #[error(
-        "no connection to the server that keeps the token: check the account's token.url, and whether it runs"
-    )]
-    Unreachable,
+    #[error("no connection to the server that keeps the token: {}", unreachable(*.0))]
+    Unreachable(ConnectError),
     /// No answer in time.
     #[error(
         "the server that keeps the token did not answer in time: check whether it runs, or raise token.fetch_timeout"
@@ -51,6 +50,12 @@ pub enum ExternalError {
          token.header show, and the rights there"
     )]
     Denied,
+    /// The server refuses the database that the URL names.
+    #[error(
+        "the server that keeps the token refuses SELECT for the database that token.url names: give the user +select in \
+         its ACL, or name a database that the server has"
+    )]
+    Database,
     /// Nothing is stored at this address.
     #[error(
         "the other server keeps no token there: check token.key or token.url, and the program that should keep it"
@@ -106,10 +111,11 @@ impl ExternalError {
     /// Label for metrics, from a closed set.
     pub fn label(self) -> &'static str {
         match self {
-            Self::Unreachable => "connect",
+            Self::Unreachable(_) => "connect",
             Self::Timeout => "timeout",
             Self::Broken => "broken",
             Self::Denied => "denied",
+            Self::Database => "database",
             Self::Missing => "missing",
             Self::Ended => "ended",
             Self::Status(_) => "status",
@@ -120,9 +126,40 @@ impl ExternalError {
     /// True for faults of the network or a busy server, false for faults of the stored data.
     pub fn is_transient(self) -> bool {
         match self {
-            Self::Unreachable | Self::Timeout | Self::Broken => true,
+            Self::Unreachable(_) | Self::Timeout | Self::Broken => true,
             Self::Status(status) => status >= 500 || status == 429,
-            Self::Denied | Self::Missing | Self::Ended | Self::Shape(_) => false,
+            Self::Denied | Self::Database | Self::Missing | Self::Ended | Self::Shape(_) => false,
+        }
+    }
+}
+
+/// Sentence on a connection to the server that keeps a token, which is no host of WeChat's and is
+/// reached directly.
+fn unreachable(cause: ConnectError) -> &'static str {
+    match cause {
+        ConnectError::Host(TcpFailure::UnknownName) => {
+            "its host name does not resolve; check the account's token.url and the DNS servers of this machine"
+        }
+        ConnectError::Host(TcpFailure::DnsSilent) => {
+            "DNS does not answer; check the DNS servers of this machine (/etc/resolv.conf)"
+        }
+        ConnectError::Host(TcpFailure::TimedOut | TcpFailure::NoRoute) => {
+            "it cannot be reached; check the account's token.url, the firewall and the routes"
+        }
+        ConnectError::Host(_) | ConnectError::Proxy(_) | ConnectError::Tunnel(_) => {
+            "it refuses the connection; check the account's token.url, and whether it runs"
+        }
+        ConnectError::Tls(TlsFailure::Untrusted) => {
+            "its certificate comes from an authority that is not trusted here; put the root into upstream.ca_file"
+        }
+        ConnectError::Tls(TlsFailure::Expired | TlsFailure::NotYetValid) => {
+            "its certificate is not valid today; have it renewed, and check the clock of this machine"
+        }
+        ConnectError::Tls(TlsFailure::WrongName) => {
+            "its certificate is for another name; check the host in the account's token.url"
+        }
+        ConnectError::Tls(_) => {
+            "there is no TLS session with it; check the account's token.url and the server's certificate"
         }
     }
 }
@@ -154,7 +191,7 @@ fn life(known: [Option<Duration>; 2]) -> Result<Duration, ExternalError> {
 /// error.
 fn translated(error: FetchError) -> FetchError {
     match error {
-        FetchError::Connect => ExternalError::Unreachable.into(),
+        FetchError::Connect(cause) => ExternalError::Unreachable(cause).into(),
         FetchError::Timeout => ExternalError::Timeout.into(),
         FetchError::Broken => ExternalError::Broken.into(),
         FetchError::Malformed(what) => ExternalError::Shape(what).into(),

@@ -83,10 +83,10 @@ impl RedisTokenSource {
     }
 
     async fn read(&self) -> Result<Fetched, FetchError> {
-        let info = connection(&self.settings.url).map_err(|_| ExternalError::Unreachable)?;
+        let info = connection(&self.settings.url).map_err(|_| ExternalError::Broken)?;
         let stream = dial::open(info.addr(), self.client.tls())
             .await
-            .map_err(|_| ExternalError::Unreachable)?;
+            .map_err(|error| ExternalError::Unreachable(dial::cause(&error)))?;
         self.talk(&info, stream).await
     }
 
@@ -162,6 +162,9 @@ fn text(bytes: Vec<u8>) -> Result<String, ExternalError> {
 }
 
 fn error_of(error: &RedisError) -> ExternalError {
+    if dial::is_of_select(error) {
+        return ExternalError::Database;
+    }
     match error.code() {
         Some("NOAUTH" | "WRONGPASS" | "NOPERM") => ExternalError::Denied,
         Some("MOVED" | "ASK") => {

@@ -5,7 +5,10 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::base::Secret;
+use crate::{
+    base::Secret,
+    net::connect_error::{ConnectError, TcpFailure, TlsFailure},
+};
 
 const TOKEN: &str = "81_x6W-0mdkvE_Pq2bFnrT9s";
 
@@ -202,7 +205,9 @@ fn the_shortest_life_counts_and_none_is_ten_minutes() {
 #[test]
 fn every_reason_says_what_to_do_and_shows_nothing() {
     for absent in [
-        ExternalError::Unreachable,
+        ExternalError::Unreachable(ConnectError::Host(TcpFailure::UnknownName)),
+        ExternalError::Unreachable(ConnectError::Tls(TlsFailure::Untrusted)),
+        ExternalError::Database,
         ExternalError::Timeout,
         ExternalError::Broken,
         ExternalError::Denied,

@@ -12,7 +12,7 @@ use std::{
 use rustix::fs::OFlags;
 
 use super::super::{
-    RecordKey, StoreError,
+    RecordKey, StoreError, TokenRecord,
     codec::{Codec, Damage, Decoded},
 };
 
@@ -74,6 +74,24 @@ pub(super) fn read(
         );
     }
     Ok(None)
+}
+
+/// Reads the record and leaves everything as it is; `None` for a file that is missing or damaged.
+pub(super) fn peek(
+    folder: &Path,
+    key: &RecordKey,
+    codec: &Codec,
+) -> Result<Option<TokenRecord>, StoreError> {
+    let path = folder.join(format!("{key}.json"));
+    let bytes = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|error| failed("read", &path, &error))?,
+    };
+    match codec.decode(key, &bytes) {
+        Ok(Decoded { record, .. }) => Ok(Some(record)),
+        Err(Damage::Sealed(refusal)) => Err(refusal.into()),
+        Err(Damage::Content | Damage::Version) => Ok(None),
+    }
 }
 
 fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {

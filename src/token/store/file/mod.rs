@@ -123,6 +123,19 @@ impl FileStore {
             }),
         })
     }
+
+    /// Reads a record without the lock of the folder, beside the process that has it. Changes
+    /// nothing, and takes a record that is being replaced as it is then.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or the keys do not open it.
+    pub(crate) fn peek(
+        folder: &Path,
+        keys: Option<Keyring>,
+        key: &RecordKey,
+    ) -> Result<Option<TokenRecord>, StoreError> {
+        disk::peek(folder, key, &Codec::new(keys))
+    }
 }
 
 fn lock(

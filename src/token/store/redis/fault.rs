@@ -1,11 +1,19 @@
 //! Faults behind errors of the client library. Their text is examined, never repeated.
 
+use std::io;
+
 use redis::{ErrorKind, RedisError};
 
-use crate::token::store::ServerFault;
+use crate::{
+    net::connect_error::{ConnectError, TcpFailure},
+    token::{dial, store::ServerFault},
+};
 
 /// Fault behind an error.
 pub(super) fn of(error: &RedisError) -> ServerFault {
+    if dial::is_of_select(error) {
+        return ServerFault::Database;
+    }
     // Before Redis 7, errors inside a script come as ERR with the code in the text.
     let inside = error.detail().unwrap_or_default();
     let code = match error.code() {
@@ -29,6 +37,15 @@ pub(super) fn of(error: &RedisError) -> ServerFault {
         _ if error.is_timeout() => ServerFault::Timeout,
         _ if error.is_io_error() || error.kind() == ErrorKind::Parse => ServerFault::Broken,
         _ => ServerFault::Refused,
+    }
+}
+
+/// Fault behind an error of [`dial::open`].
+pub(super) fn of_dialling(error: &io::Error) -> ServerFault {
+    match dial::cause(error) {
+        ConnectError::Tls(_) => ServerFault::Untrusted,
+        ConnectError::Host(TcpFailure::UnknownName) => ServerFault::UnknownHost,
+        _ => ServerFault::Unreachable,
     }
 }
 

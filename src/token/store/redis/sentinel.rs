@@ -71,7 +71,7 @@ async fn ask(
 ) -> Result<Option<ConnectionAddr>, ServerFault> {
     let stream = dial::open(sentinel, Arc::clone(tls))
         .await
-        .map_err(|_| ServerFault::Unreachable)?;
+        .map_err(|error| fault::of_dialling(&error))?;
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
     let nobody = RedisConnectionInfo::default().set_skip_set_lib_name();
     let made = MultiplexedConnection::new_with_config(&nobody, stream, config).await;

@@ -61,7 +61,7 @@ impl RedisSession {
         }
         let stream = dial::open(&endpoint.address, Arc::clone(tls))
             .await
-            .map_err(|_| ServerFault::Unreachable)?;
+            .map_err(|error| fault::of_dialling(&error))?;
         let mut pubsub = PubSub::new(&login, stream)
             .await
             .map_err(|error| fault::of(&error))?;
@@ -179,7 +179,7 @@ async fn connect(
 ) -> Result<(MultiplexedConnection, ConnectionDriver), ServerFault> {
     let stream = dial::open(address, Arc::clone(tls))
         .await
-        .map_err(|_| ServerFault::Unreachable)?;
+        .map_err(|error| fault::of_dialling(&error))?;
     let config = AsyncConnectionConfig::new().set_response_timeout(None);
     let made = MultiplexedConnection::new_with_config(login, stream, config).await;
     let (connection, driver) = made.map_err(|error| fault::of(&error))?;

@@ -79,7 +79,7 @@ struct Spent {
 }
 
 const ERRORS: [FetchError; 7] = [
-    FetchError::Connect,
+    FetchError::REFUSED,
     FetchError::Broken,
     FetchError::NoToken,
     FetchError::Panicked,
@@ -392,7 +392,7 @@ impl Run {
     /// Lets every step fail until no request waits.
     fn drain(&mut self) {
         let fails = End {
-            fetched: Err(FetchError::Connect),
+            fetched: Err(FetchError::REFUSED),
             probe: Probe::Unknown,
             peers: None,
             leased: false,

@@ -51,7 +51,7 @@ fn a_trial_asks_when_it_is_ordered_to_and_leaves_no_trace_when_it_is_refused() {
 fn a_trial_that_is_confirmed_goes_on_with_the_token_it_has() {
     let mut machine = trial().then(ordered(1, false)).then(heard());
     let sent = machine.at.time.now;
-    machine.on(failed(sent, FetchError::Connect));
+    machine.on(failed(sent, FetchError::REFUSED));
     let effects = machine.on(Event::Confirmed);
     assert!(effects.save && machine.life.deadline().is_some());
     let stored = machine.life.record().token.clone().unwrap();

@@ -10,7 +10,7 @@ use crate::{
 /// Machine at the beginning of a row.
 type From = fn() -> Machine;
 
-const CONNECT: FetchError = FetchError::Connect;
+const CONNECT: FetchError = FetchError::REFUSED;
 const WRONG_SECRET: FetchError = FetchError::Refused {
     platform: Platform::Wechat,
     code: 40125,

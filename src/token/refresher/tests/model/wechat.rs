@@ -261,7 +261,7 @@ impl TokenSource for Remote {
                     .await
                     .map_err(|error| match error.kind() {
                         io::ErrorKind::TimedOut => FetchError::Timeout,
-                        io::ErrorKind::ConnectionRefused => FetchError::Connect,
+                        io::ErrorKind::ConnectionRefused => FetchError::REFUSED,
                         _ => FetchError::Broken,
                     })?;
             let answer = String::from_utf8(answer).unwrap();
