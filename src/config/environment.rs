@@ -5,12 +5,13 @@
 //! ignored, except `WXGATE_DEFAULT_ACCOUNT`. The values are interpreted in `read`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
 use super::{
     problem::{Report, ValueOrigin},
+    raw,
     tree::{Node, TableEntry, Value},
 };
 
@@ -28,6 +29,16 @@ pub trait Environment {
 pub struct ProcessEnvironment;
 
 const PREFIX: &str = "WXGATE_";
+/// Tables whose keys variables can set.
+const TABLES: [&str; 6] = ["Server", "Admin", "Upstream", "Token", "Replay", "Store"];
+/// Variables that the program itself reads.
+const OWN: [&str; 5] = [
+    "WXGATE_ADMIN_KEY",
+    "WXGATE_APPID",
+    "WXGATE_LOG",
+    "WXGATE_LOG_FORMAT",
+    "WXGATE_SECRET",
+];
 
 /// Puts the overrides into the tree, where their keys are checked like those of the file.
 pub(super) fn overlay(root: &mut Node, environment: &dyn Environment, report: &mut Report) {
@@ -60,6 +71,69 @@ pub(super) fn overlay(root: &mut Node, environment: &dyn Environment, report: &m
             );
         }
     }
+}
+
+/// Warns of variables that would set a key if they had one underscore more, unless a secret of the
+/// configuration has that name.
+pub(super) fn warn_of_single_underscores(
+    root: &Node,
+    environment: &dyn Environment,
+    report: &mut Report,
+) {
+    let mut secrets = HashSet::new();
+    collect_secrets(root, &mut secrets);
+    let mut names = environment.names();
+    names.sort();
+    for name in names {
+        if OWN.contains(&name.as_str()) || secrets.contains(name.as_str()) {
+            continue;
+        }
+        if let Some(meant) = name.strip_prefix(PREFIX).and_then(with_underscores) {
+            let origin = ValueOrigin::Variable(Arc::from(name.as_str()));
+            let message =
+                format!("sets nothing; did you mean {PREFIX}{meant}, with two underscores?");
+            report.warning(&report.whole().from(&origin), message);
+        }
+    }
+}
+
+/// Adds the names of the variables from which the configuration takes its secrets.
+fn collect_secrets<'n>(node: &'n Node, names: &mut HashSet<&'n str>) {
+    match &node.value {
+        Value::Table(entries) => {
+            for entry in entries {
+                match &entry.node.value {
+                    Value::String(name) | Value::Text(name) if entry.key == "env" => {
+                        names.insert(name);
+                    }
+                    _ => collect_secrets(&entry.node, names),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| collect_secrets(item, names)),
+        _ => {}
+    }
+}
+
+/// Returns the variable that sets the key which `rest` spells with single underscores.
+fn with_underscores(rest: &str) -> Option<String> {
+    let tables = raw::KEYS.iter().filter(|(table, _)| TABLES.contains(table));
+    for (table, keys) in tables {
+        for key in *keys {
+            let (table, key) = (table.to_uppercase(), key.to_uppercase());
+            if rest == format!("{table}_{key}") {
+                let form = match (table.as_str(), key.as_str()) {
+                    ("STORE", "URL" | "ENCRYPTION_KEY") => "__VALUE",
+                    _ => "",
+                };
+                return Some(format!("{table}__{key}{form}"));
+            }
+        }
+    }
+    let tls = rest.strip_prefix("SERVER_TLS_")?;
+    ["CERT", "KEY", "CLIENT_CA"]
+        .contains(&tls)
+        .then(|| format!("SERVER__TLS__{tls}"))
 }
 
 /// Inserts a value at a path. Returns false if another variable has set a table on the path as a

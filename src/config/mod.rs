@@ -5,6 +5,7 @@
 //! key and line. The modules below this one do not know the file; this module writes, binds and
 //! dials nothing.
 
+mod admin_access;
 mod environment;
 mod leaf;
 mod problem;
@@ -21,6 +22,7 @@ use std::{
     sync::Arc,
 };
 
+pub(crate) use admin_access::admin_access;
 pub use environment::{Environment, ProcessEnvironment};
 pub use problem::{Problem, Problems, ValueOrigin};
 pub use schema::schema;
@@ -155,6 +157,7 @@ fn build(
     mut report: Report,
 ) -> Result<Config, Problems> {
     environment::overlay(&mut root, environment, &mut report);
+    environment::warn_of_single_underscores(&root, environment, &mut report);
     let whole = report.whole();
     let raw = raw::File::from_node(
         &root,

@@ -267,8 +267,7 @@ macro_rules! tables {
             }
         )*
 
-        /// Keys that the readers take, by table, for the comparison with the schema.
-        #[cfg(test)]
+        /// Keys that the readers take, by table.
         pub(super) const KEYS: &[(&str, &[&str])] = &[$((stringify!($name), &[$(stringify!($key)),*]),)*];
     };
 }

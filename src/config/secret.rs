@@ -27,6 +27,8 @@ pub(super) struct ConfigResolver<'c> {
 enum TextForm {
     /// Secret in one line.
     Secret,
+    /// AppSecret, copied from WeChat's pages: what editors and pages put around it is removed.
+    AppSecret,
     /// Private key in PEM, which has several lines.
     PrivateKey,
     /// Certificate in PEM, which is public.
@@ -40,6 +42,12 @@ impl ConfigResolver<'_> {
     /// Looks a secret up; `None` after a problem was reported.
     pub(super) fn secret(&mut self, form: &At<SecretForm>) -> Option<Secret> {
         self.text(form, TextForm::Secret)
+    }
+
+    /// Looks an AppSecret up, without what a copy may have around it; `None` after a problem was
+    /// reported.
+    pub(super) fn app_secret(&mut self, form: &At<SecretForm>) -> Option<Secret> {
+        self.text(form, TextForm::AppSecret)
     }
 
     /// Looks up a private key in PEM; `None` after a problem was reported.
@@ -106,9 +114,15 @@ impl ConfigResolver<'_> {
                 "the secret stands in the file in plain text; { env = \"NAME\" } or { file = \"path\" } keeps it out",
             );
         }
+        let found = match found {
+            Ok(found) if text_form == TextForm::AppSecret => Ok(self.cleaned(found, &text.place)),
+            other => other,
+        };
         let checked = found.and_then(|text| match text {
             empty if empty.trim().is_empty() => Err("the secret is empty".to_owned()),
-            odd if text_form == TextForm::Secret && odd.contains(char::is_control) => {
+            odd if matches!(text_form, TextForm::Secret | TextForm::AppSecret)
+                && odd.contains(char::is_control) =>
+            {
                 Err("the secret holds a line break or control character".to_owned())
             }
             fine => Ok(Secret::new(fine)),
@@ -116,6 +130,21 @@ impl ConfigResolver<'_> {
         checked
             .map_err(|message| self.report.problem(&text.place, message))
             .ok()
+    }
+
+    /// Removes blanks, invisible characters and one pair of quotes around an AppSecret, with a
+    /// warning.
+    fn cleaned(&mut self, text: String, place: &KeyPlace) -> String {
+        let (clean, removed) = clean(&text);
+        if removed.is_empty() {
+            return text;
+        }
+        let message = format!(
+            "{} around the AppSecret was removed: write the secret alone",
+            removed.join(" and ")
+        );
+        self.report.warning(place, message);
+        clean.to_owned()
     }
 
     fn variable(&self, name: &str) -> Result<String, String> {
@@ -150,6 +179,46 @@ impl ConfigResolver<'_> {
     }
 }
 
+/// Returns the text without what stands around it, and the names of what was removed.
+fn clean(text: &str) -> (&str, Vec<&'static str>) {
+    const PAIRS: [(char, char); 4] = [
+        ('"', '"'),
+        ('\'', '\''),
+        ('\u{201c}', '\u{201d}'),
+        ('\u{2018}', '\u{2019}'),
+    ];
+    let is_invisible = |c: char| {
+        matches!(
+            c,
+            '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{ad}' | '\u{feff}'
+        )
+    };
+    let around = |c: char| c.is_whitespace() || is_invisible(c);
+    let bare = text.trim_matches(around);
+    let unquoted = PAIRS
+        .into_iter()
+        .find_map(|(open, close)| bare.strip_prefix(open)?.strip_suffix(close));
+    let inner = unquoted.map_or(bare, |inner| inner.trim_matches(around));
+    let mut removed = Vec::new();
+    let outside = || {
+        let begin = inner.as_ptr().addr() - text.as_ptr().addr();
+        let (before, rest) = text.split_at(begin);
+        before.chars().chain(rest[inner.len()..].chars())
+    };
+    if text.starts_with('\u{feff}') {
+        removed.push("a byte order mark");
+    } else if outside().any(is_invisible) {
+        removed.push("an invisible character (such as U+200B)");
+    }
+    if outside().any(char::is_whitespace) {
+        removed.push("a blank");
+    }
+    if unquoted.is_some() {
+        removed.push("a pair of quotes");
+    }
+    (inner, removed)
+}
+
 impl<T> At<T> {
     fn is_variable(&self) -> bool {
         matches!(self.place.origin, ValueOrigin::Variable(_))
@@ -159,4 +228,39 @@ impl<T> At<T> {
 /// True for text that looks like an AppSecret, which has 32 hex digits, or like a part of one.
 fn looks_like_a_secret(text: &str) -> bool {
     text.len() >= 16 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::clean;
+
+    #[test]
+    fn what_a_copy_has_around_it_is_removed_and_named() {
+        for (text, inner, removed) in [
+            ("abc", "abc", &[][..]),
+            ("\u{feff}abc", "abc", &["a byte order mark"]),
+            (" abc\t", "abc", &["a blank"]),
+            ("abc\u{a0}", "abc", &["a blank"]),
+            ("\u{3000}abc", "abc", &["a blank"]),
+            (
+                "abc\u{200b}",
+                "abc",
+                &["an invisible character (such as U+200B)"],
+            ),
+            ("\"abc\"", "abc", &["a pair of quotes"]),
+            ("'abc'", "abc", &["a pair of quotes"]),
+            ("\u{201c}abc\u{201d}", "abc", &["a pair of quotes"]),
+            (
+                "\u{feff} \"abc \"",
+                "abc",
+                &["a byte order mark", "a blank", "a pair of quotes"],
+            ),
+            ("\"\"abc\"\"", "\"abc\"", &["a pair of quotes"]),
+            ("\"abc", "\"abc", &[]),
+            ("\"", "\"", &[]),
+            ("a b", "a b", &[]),
+        ] {
+            assert_eq!(clean(text), (inner, removed.to_vec()), "{text:?}");
+        }
+    }
 }

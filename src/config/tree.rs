@@ -41,7 +41,8 @@ pub(super) struct TableEntry {
 }
 
 impl Node {
-    /// Reads a whole file. `None` after syntax errors, all of which are reported.
+    /// Reads a whole file. `None` after a syntax error; the first one is reported, since a missing
+    /// quote or bracket makes the parser find fault with all that follows.
     pub(super) fn from_file(text: &str, name: &Arc<str>, report: &mut Report) -> Option<Self> {
         let lines = LineIndex::of(text);
         let origin = |span: Range<usize>| ValueOrigin::File {
@@ -49,16 +50,17 @@ impl Node {
             line: Some(lines.line(span.start)),
         };
         let (root, errors) = DeTable::parse_recoverable(text);
-        for error in &errors {
+        let first = errors
+            .iter()
+            .min_by_key(|error| error.span().map_or(usize::MAX, |span| span.start));
+        if let Some(error) = first {
             let mut place = report.whole();
-            if let Some(span) = error.span() {
-                place.origin = origin(span);
-            }
-            // The parser names one kind of strings where all kinds are possible.
-            let message = error
-                .message()
-                .trim_end_matches(", expected literal string");
-            report.problem(&place, format!("this is not TOML: {message}"));
+            let start = error.span().map_or(0, |span| span.start);
+            place.origin = origin(start..start);
+            report.problem(
+                &place,
+                format!("this is not TOML: {}", syntax_fault(text, start, error)),
+            );
         }
         errors.is_empty().then(|| {
             let whole = report.whole().origin;
@@ -87,6 +89,48 @@ impl Node {
             Value::Table(_) => "a table",
         }
     }
+}
+
+/// Describes a syntax error at `offset` in one line, with its column and without the text there,
+/// which may be a secret.
+fn syntax_fault(text: &str, offset: usize, error: &toml::de::Error) -> String {
+    let before = text.get(..offset).unwrap_or_default();
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    let rest = text.get(offset..).unwrap_or_default();
+    // A key or value may begin well before the character that makes it none.
+    let word = rest.split(['\n', '"', '\'']).next().unwrap_or_default();
+    let foreign = word
+        .char_indices()
+        .find_map(|(at, found)| Some((at, found, ascii_for(found)?)));
+    if let Some((at, found, wanted)) = foreign {
+        let column = line.chars().count() + word[..at].chars().count() + 1;
+        return format!(
+            "column {column} has the character {found} (U+{:04X}) of a Chinese keyboard: write {wanted} instead",
+            u32::from(found)
+        );
+    }
+    // The parser names one kind of strings where all kinds are possible.
+    let message = error
+        .message()
+        .trim_end_matches(", expected literal string");
+    format!("{message} (column {})", line.chars().count() + 1)
+}
+
+/// Character of TOML's syntax in whose place an input method writes `found`.
+fn ascii_for(found: char) -> Option<&'static str> {
+    Some(match found {
+        '\u{201c}' | '\u{201d}' | '\u{ff02}' | '\u{300c}' | '\u{300d}' => "a straight quote (\")",
+        '\u{2018}' | '\u{2019}' | '\u{ff07}' => "a straight quote (')",
+        '\u{ff1d}' | '\u{ff1a}' => "=",
+        '\u{ff0c}' | '\u{3001}' => "a comma (,)",
+        '\u{ff3b}' | '\u{3010}' => "[",
+        '\u{ff3d}' | '\u{3011}' => "]",
+        '\u{ff5b}' => "{",
+        '\u{ff5d}' => "}",
+        '\u{ff03}' => "#",
+        '\u{3000}' | '\u{a0}' => "a blank",
+        _ => return None,
+    })
 }
 
 fn node(value: Spanned<DeValue<'_>>, origin: &dyn Fn(Range<usize>) -> ValueOrigin) -> Node {

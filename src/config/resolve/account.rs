@@ -150,7 +150,14 @@ impl ConfigResolver<'_> {
             );
         }
         // `None` also for a secret that cannot be found: a problem has been reported then.
-        let secret = raw.secret.and_then(|form| self.secret(&form));
+        let secret = raw.secret.and_then(|form| {
+            let secret = self.app_secret(&form)?;
+            self.judge_secret(&form.place, &secret, platform);
+            Some(secret)
+        });
+        if let Some(at) = &raw.appid {
+            self.judge_appid(&at.place, &at.value.0, platform);
+        }
         let api = self.api(raw.api, platform);
         let hosts = raw
             .hosts

@@ -7,6 +7,7 @@
 mod account;
 mod client;
 mod external;
+mod form;
 mod server;
 mod signing;
 mod store;
@@ -58,6 +59,7 @@ pub(super) fn resolve(raw: raw::File, resolver: &mut ConfigResolver<'_>) -> Conf
             .any(|account| account.platform == Platform::Wechat),
     };
     proxy.clients = resolver.clients(raw.client, &client_context);
+    resolver.judge_default(raw.default_account.is_some(), accounts.len());
     proxy.default_account = resolver.default_account(raw.default_account, &names);
     Config {
         proxy,

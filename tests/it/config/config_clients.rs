@@ -12,8 +12,7 @@ use wxgate::{
     },
 };
 
-const ACCOUNT: &str =
-    "[[account]]\nname = \"shop\"\nappid = \"wx1\"\nsecret = { env = \"SHOP_SECRET\" }\n";
+const ACCOUNT: &str = "[[account]]\nname = \"shop\"\nappid = \"wx00000000000000a1\"\nsecret = { env = \"SHOP_SECRET\" }\n";
 
 type Variables = BTreeMap<String, String>;
 
@@ -24,7 +23,7 @@ fn parse(text: &str, more: &[(&str, &str)]) -> Result<Config, Problems> {
         .collect();
     environment.insert(
         "SHOP_SECRET".to_owned(),
-        "the secret of the shop".to_owned(),
+        "0123456789abcdef0123456789abcdef".to_owned(),
     );
     config::parse(text, Path::new("."), "wxgate.toml", &environment)
 }
@@ -129,7 +128,7 @@ fn clients_with_certificates_are_told_apart_by_the_first_that_fits() {
     };
     let environment = Variables::from([(
         "SHOP_SECRET".to_owned(),
-        "the secret of the shop".to_owned(),
+        "0123456789abcdef0123456789abcdef".to_owned(),
     )]);
     let load = |clients: &[String]| {
         let tls =

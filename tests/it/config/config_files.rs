@@ -24,7 +24,7 @@ use wxgate::{
 };
 
 const DATA: &str = "tests/data/config";
-const PLANTED: &str = "PLANTED-5a1d0c";
+const PLANTED: &str = "5a1d0c5a1d0c5a1d0c5a1d0c5a1d0c5a";
 const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 
 type Variables = BTreeMap<String, String>;
@@ -46,7 +46,7 @@ fn parse(text: &str, environment: &Variables) -> Result<Config, Problems> {
 
 fn account(more: &str) -> String {
     format!(
-        "[[account]]\nname = \"shop\"\nappid = \"wx1\"\nsecret = {{ env = \"SHOP_SECRET\" }}\n{more}\n"
+        "[[account]]\nname = \"shop\"\nappid = \"wx00000000000000a1\"\nsecret = {{ env = \"SHOP_SECRET\" }}\n{more}\n"
     )
 }
 
@@ -362,7 +362,7 @@ fn a_secret_from_the_environment_replaces_whatever_form_the_file_has() {
 fn without_a_file_two_variables_make_an_account() {
     let folder = tempfile::tempdir().unwrap();
     let environment = variables([
-        ("WXGATE_APPID", "wx1"),
+        ("WXGATE_APPID", "wx00000000000000a1"),
         ("WXGATE_SECRET", PLANTED),
         ("WXGATE_SERVER__WORKERS", "2"),
     ]);
@@ -374,7 +374,7 @@ fn without_a_file_two_variables_make_an_account() {
             account.appid.as_str(),
             account.secret.as_ref().unwrap().expose()
         ),
-        ("default", "wx1", PLANTED)
+        ("default", "wx00000000000000a1", PLANTED)
     );
     assert_eq!((config.accounts.len(), config.proxy.workers), (1, 2));
     assert_eq!(
@@ -398,7 +398,7 @@ fn without_a_file_and_the_two_variables_the_ways_out_are_named() {
          `wxgate demo`"
     );
     let half = variables([
-        ("WXGATE_APPID", "wx1"),
+        ("WXGATE_APPID", "wx00000000000000a1"),
         ("WXGATE_SECRET", ""),
         ("WXGATE_SERVER__WORKERS", "-1"),
     ]);
@@ -423,7 +423,7 @@ fn the_default_file_is_found_and_its_paths_start_from_its_folder() {
     fs::create_dir(&config_dir).unwrap();
     fs::write(config_dir.join("shop.secret"), "from-file\n").unwrap();
     let file = "[server]\nlisten = [\"unix:gate.sock\"]\n[store]\npath = \"state\"\n[[account]]\nname = \"shop\"\n\
-                appid = \"wx1\"\nsecret = { file = \"shop.secret\" }\n";
+                appid = \"wx00000000000000a1\"\nsecret = { file = \"shop.secret\" }\n";
     fs::write(config_dir.join("wxgate.toml"), file).unwrap();
     let config = config::load(None, folder.path(), &Variables::new()).unwrap();
     assert_eq!(

@@ -302,7 +302,7 @@ async fn a_file_that_cannot_be_used_changes_nothing_and_every_problem_is_named()
     gate.warm().await;
     let good = gate.file();
     let bad = format!(
-        "{}[token]\nwait = \"fast\"\n[[account]]\nname = \"two words\"\nappid = \"wx1\"\nsecret = {{ file = \"{PLANTED}\" }}\n\
+        "{}[token]\nwait = \"fast\"\n[[account]]\nname = \"two words\"\nappid = \"wx00000000000000a1\"\nsecret = {{ file = \"{PLANTED}\" }}\n\
          [[account]]\nname = \"b\"\nappid = \"{OTHER_APPID}\"\nsecret = \"{PLANTED}\"\n",
         good.replace("[server]", "[server]\nallow = [\"nowhere\"]")
             .replace(DEFAULT_SECRET, PLANTED),
