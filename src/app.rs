@@ -288,7 +288,10 @@ async fn drain_in_steps<T>(
 
 /// Opens the store of a configuration. Only a file store can fail here: servers are connected to in
 /// the background, so that wxgate starts without them.
-fn open_store(config: &Config, client: &TokenClient) -> Result<Arc<dyn TokenStore>, OpenError> {
+pub(crate) fn open_store(
+    config: &Config,
+    client: &TokenClient,
+) -> Result<Arc<dyn TokenStore>, OpenError> {
     let keys = config.store.keys.clone();
     Ok(match &config.store.location {
         StoreLocation::Memory => Arc::new(MemoryStore::default()),

@@ -3,23 +3,29 @@
 //! Exit status: 0 success, 1 failure while running, 2 bad usage, 78 bad configuration. Each command
 //! has a file of its own; the service is built in `app`.
 
+mod admin_client;
 mod check;
 mod demo;
+mod doctor;
+mod health;
 mod log;
+mod man;
+mod reload;
 mod sandbox;
 mod serve;
+mod status;
 mod token;
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use self::log::LogAtExit;
+use self::{admin_client::AdminArguments, log::LogAtExit};
 use crate::{
     app::Loader,
     base::AccountName,
@@ -53,9 +59,16 @@ enum CliCommand {
     Check {
         #[command(flatten)]
         file: ConfigFile,
-        /// Also fetch a token for each account and print what WeChat says (costs one fetch each)
+        /// Also look at everything that calls need: for each account DNS, egress proxy, TCP, TLS,
+        /// clock, a token and a harmless call with it; the store; the listeners
+        ///
+        /// Exit status 1 if something is broken. Harmless beside a running wxgate.
         #[arg(long)]
         live: bool,
+        /// With --live: fetch a token for accounts with token = "classic" too, which ends the token
+        /// that a running wxgate has
+        #[arg(long, requires = "live")]
+        fetch: bool,
     },
     /// Try wxgate on this machine: a fake WeChat, the proxy and a few calls, no account and no
     /// internet needed
@@ -66,7 +79,14 @@ enum CliCommand {
     },
     /// Run the fake WeChat alone, to test your own services with it
     Sandbox(sandbox::Arguments),
+    /// Ask a running wxgate how its accounts are
+    ///
+    /// Exit status: 0 all are well, 1 an account needs attention, 3 no account has a usable token, or
+    /// no wxgate answers. Needs the admin key only, no AppSecret.
+    Status(AdminArguments),
     /// Ask a running wxgate how an account's token is
+    ///
+    /// Needs the admin key only, no AppSecret; the token itself is never shown.
     Token {
         /// Name of the account
         account: String,
@@ -74,7 +94,21 @@ enum CliCommand {
         #[arg(long)]
         refresh: bool,
         #[command(flatten)]
-        file: ConfigFile,
+        admin: AdminArguments,
+    },
+    /// Have a running wxgate load its configuration again
+    ///
+    /// A bad configuration changes nothing; its problems are printed.
+    Reload(AdminArguments),
+    /// Look once whether a wxgate runs, for images and units
+    ///
+    /// Asks /livez of the admin listener. Exit status 0 if it is fine, else 1. Needs no key.
+    Health {
+        /// Ask /readyz instead: whether it should get traffic
+        #[arg(long)]
+        ready: bool,
+        #[command(flatten)]
+        admin: AdminArguments,
     },
     /// Print the JSON Schema of the configuration file
     Schema,
@@ -83,8 +117,12 @@ enum CliCommand {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
-    Man,
+    /// Print the manual pages, or write one per command into a folder
+    Man {
+        /// Folder for wxgate.1, wxgate-serve.1 and so on
+        #[arg(value_name = "FOLDER")]
+        folder: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -100,6 +138,11 @@ pub(crate) enum CommandError {
     Running(String),
     Usage(String),
     Config(String),
+    /// With an exit status of the command's own.
+    Exit {
+        message: String,
+        status: u8,
+    },
 }
 
 /// Exit status for a bad configuration (`EX_CONFIG` of sysexits.h).
@@ -146,6 +189,7 @@ pub fn main() -> ExitCode {
                 CommandError::Running(message) => (message, 1),
                 CommandError::Usage(message) => (message, 2),
                 CommandError::Config(message) => (message, EXIT_CONFIG),
+                CommandError::Exit { message, status } => (message, status),
             };
             // If standard error is closed, the exit status alone reports the failure.
             log.output.write_lines(format!("{message}\n").as_bytes());
@@ -173,9 +217,10 @@ fn run(cli: Cli, output: &Output) -> Result<(), CommandError> {
             log("info")?;
             serve::run(&file, format, output)
         }
-        CliCommand::Check { file, live } => {
-            log("warn")?;
-            check::run(&file.load()?, live)
+        CliCommand::Check { file, live, fetch } => {
+            // Of what fails, the doctor speaks itself.
+            log(if live { "off" } else { "warn" })?;
+            check::run(&file.load()?, live.then_some(doctor::Options { fetch }))
         }
         CliCommand::Demo { once } => {
             log("error")?;
@@ -185,10 +230,14 @@ fn run(cli: Cli, output: &Output) -> Result<(), CommandError> {
             log("info")?;
             sandbox::run(arguments)
         }
+        CliCommand::Status(admin) => {
+            log("warn")?;
+            status::run(&admin)
+        }
         CliCommand::Token {
             account,
             refresh,
-            file,
+            admin,
         } => {
             log("warn")?;
             let Some(account) = AccountName::new(&account) else {
@@ -196,7 +245,15 @@ fn run(cli: Cli, output: &Output) -> Result<(), CommandError> {
                     "{account:?} is not the name of an account"
                 )));
             };
-            token::run(&file.load()?, &account, refresh)
+            token::run(&admin, &account, refresh)
+        }
+        CliCommand::Reload(admin) => {
+            log("warn")?;
+            reload::run(&admin)
+        }
+        CliCommand::Health { ready, admin } => {
+            log("warn")?;
+            health::run(&admin, ready)
         }
         CliCommand::Schema => print(config::schema().as_bytes()),
         CliCommand::Completions { shell } => {
@@ -204,17 +261,22 @@ fn run(cli: Cli, output: &Output) -> Result<(), CommandError> {
             clap_complete::generate(shell, &mut Cli::command(), "wxgate", &mut script);
             print(&script)
         }
-        CliCommand::Man => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
-            print(&page)
-        }
+        CliCommand::Man { folder } => man::run(folder.as_deref()),
     }
 }
 
 impl ConfigFile {
     fn load(&self) -> Result<Config, CommandError> {
         self.loader()?().map_err(|problems| CommandError::Config(problems.to_string()))
+    }
+
+    /// Name of the file that is read, for messages.
+    fn shown(&self) -> String {
+        match &self.config {
+            Some(file) => file.display().to_string(),
+            None if Path::new(config::DEFAULT_FILE).exists() => config::DEFAULT_FILE.to_owned(),
+            None => "none".to_owned(),
+        }
     }
 
     /// Returns a function that loads the configuration. If the default file exists now, the

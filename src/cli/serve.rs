@@ -10,6 +10,7 @@ use tokio::{
 use super::{CommandError, ConfigFile, StopSignals, background_runtime};
 use crate::{
     app::{App, Reloader, StartError, descriptors},
+    config::Config,
     proxy::AccessLogSettings,
     telemetry::{format::Format, output::Output},
 };
@@ -37,6 +38,7 @@ pub(super) fn run(file: &ConfigFile, format: Format, log: &Output) -> Result<(),
         })?;
         let (app, reloader) = app.with_log(log).reloading(load);
         tokio::spawn(reload_at(hangup, reloader));
+        log_start(file, &config, &app);
         for address in app.addresses() {
             tracing::info!(%address, "serving WeChat's API; no token is needed here");
         }
@@ -47,6 +49,20 @@ pub(super) fn run(file: &ConfigFile, format: Format, log: &Output) -> Result<(),
         tracing::info!("stopped; every request in flight was answered");
         Ok(())
     })
+}
+
+/// Logs in one line what runs here: the first thing that is asked about a log.
+fn log_start(file: &ConfigFile, config: &Config, app: &App) {
+    let listen: Vec<String> = app.addresses().iter().map(ToString::to_string).collect();
+    tracing::info!(
+        version = env!("WXGATE_VERSION"),
+        file = file.shown(),
+        accounts = config.accounts.len(),
+        store = %config.store.location,
+        listen = listen.join(","),
+        admin = %app.admin_address(),
+        "wxgate has started"
+    );
 }
 
 /// Reloads at each SIGHUP. A signal during a reload causes one more, since the file may have

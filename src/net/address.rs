@@ -39,6 +39,16 @@ pub(crate) fn is_loopback_host(host: &str) -> bool {
         || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// Returns the address at which a listener is reached from this machine: loopback for one on all
+/// addresses.
+pub(crate) fn reachable(address: &str) -> String {
+    match split_port(address) {
+        Some(("0.0.0.0", Some(port))) => format!("127.0.0.1:{port}"),
+        Some(("[::]", Some(port))) => format!("[::1]:{port}"),
+        _ => address.to_owned(),
+    }
+}
+
 /// Address of a listener: `"host:port"` or `"unix:/path"`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddr {

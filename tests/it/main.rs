@@ -14,6 +14,7 @@
 mod callers;
 mod config;
 mod credentials;
+mod doctor;
 mod grid;
 mod node;
 mod requests;

@@ -131,9 +131,11 @@ const REVEALERS: &[&str] = &[
     // Token and AppSecret into the search for them in answers.
     "base/secret_finder.rs",
     // The admin key, on its way to the admin listener.
-    "cli/token.rs",
+    "cli/admin_client.rs",
     // A client's key into its digest.
     "config/resolve/client.rs",
+    // An AppSecret, whose form is judged.
+    "config/resolve/form.rs",
     // Keys of API signing into their parser.
     "config/resolve/signing.rs",
     // Proxy-Authorization on the way out.
