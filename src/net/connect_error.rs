@@ -302,8 +302,8 @@ impl fmt::Display for TunnelFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(407) => f.write_str(
-                "upstream.proxy wants a user and password (HTTP status 407); write them as \
-                 http://user:password@host:port, or correct them",
+                "upstream.proxy wants a user and password (HTTP status 407); write them before its host, as in \
+                 user:password@host:port, or correct them",
             ),
             Self::Status(403) => f.write_str(
                 "upstream.proxy does not let this machine through to the host (HTTP status 403); have the proxy allow \
@@ -324,8 +324,8 @@ impl fmt::Display for TunnelFailure {
                  check that what answers there is a proxy",
             ),
             Self::Closed => f.write_str(
-                "upstream.proxy ends the connection without an answer; check that it is a proxy for http:// (not \
-                 https:// or SOCKS), and its address and port",
+                "upstream.proxy ends the connection without an answer; check that it is a proxy for \
+                 plain HTTP (not TLS, not SOCKS), and its address and port",
             ),
         }
     }
