@@ -2,9 +2,9 @@
 //!
 //! Needs its address and the admin key, and no other secret.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use reqwest::{Client, ClientBuilder, Method, StatusCode};
+use reqwest::{Client, ClientBuilder, Method, StatusCode, redirect::Policy};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 
@@ -77,11 +77,13 @@ impl AdminUrl {
             };
         }
         let (scheme, authority) = text.split_once("://").unwrap_or(("http", text));
-        let authority = authority.trim_end_matches('/');
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        // Without a scheme a port is wanted, so that the path of a socket is not taken for a host.
+        let has_scheme = text.contains("://");
         let is_address = split_port(authority)
-            .is_some_and(|(host, port)| !host.is_empty() && (port.is_some() || scheme != text));
-        if !matches!(scheme, "http" | "https") || !is_address || authority.contains(['@', '?', '#'])
-        {
+            .is_some_and(|(host, port)| !host.is_empty() && (has_scheme || port.is_some()));
+        let has_more = authority.contains(['/', '@', '?', '#']);
+        if !matches!(scheme, "http" | "https") || !is_address || has_more {
             return Err("expected http://host:port, https://host:port or unix:/path".to_owned());
         }
         Ok(Self::Http(format!("{scheme}://{}", reachable(authority))))
@@ -124,29 +126,32 @@ impl AdminClient {
 
     fn with_key(
         arguments: &AdminArguments,
-        mut key: Option<Secret>,
+        key: Option<Secret>,
         needs_key: bool,
     ) -> Result<Self, CommandError> {
-        let mut url = arguments.admin.clone();
         let wants_key = needs_key && key.is_none();
-        if url.is_none() || wants_key {
-            let here = std::env::current_dir()?;
-            let file = arguments.file.config.as_deref();
-            let access = config::admin_access(file, &here, &ProcessEnvironment, wants_key);
-            let access = access.map_err(|problems| {
-                CommandError::Config(format!(
-                    "{problems}\nthe admin listener and its key can also be given by --admin URL and --key-file FILE or \
-                     {ADMIN_KEY}"
-                ))
-            })?;
-            key = key.or(access.key);
-            url.get_or_insert_with(|| AdminUrl::of(&access.listen));
-        }
-        let url = url.unwrap_or_else(|| AdminUrl::Http("http://127.0.0.1:8081".to_owned()));
+        let (url, key) = match &arguments.admin {
+            Some(url) if !wants_key => (url.clone(), key),
+            given => {
+                let here = std::env::current_dir()?;
+                let file = arguments.file.config.as_deref();
+                let access = config::admin_access(file, &here, &ProcessEnvironment, wants_key);
+                let access = access.map_err(|problems| {
+                    CommandError::Config(format!(
+                        "{problems}\nthe admin listener and its key can also be given by --admin URL and --key-file \
+                         FILE or {ADMIN_KEY}"
+                    ))
+                })?;
+                let url = given
+                    .clone()
+                    .unwrap_or_else(|| AdminUrl::of(&access.listen));
+                (url, key.or(access.key))
+            }
+        };
         let (client, base) = match &url {
-            AdminUrl::Http(base) => (builder(), base.clone()),
+            AdminUrl::Http(base) => (builder(&url), base.clone()),
             AdminUrl::Unix(path) => (
-                builder().unix_socket(path.clone()),
+                builder(&url).unix_socket(path.clone()),
                 "http://localhost".to_owned(),
             ),
         };
@@ -247,23 +252,23 @@ impl From<AdminError> for CommandError {
     }
 }
 
-fn builder() -> ClientBuilder {
-    // Plain HTTP needs no roots, and an image may have none.
-    let tls = Egress::default().tls().or_else(|_| {
-        ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .map(|tls| {
-                let no_roots = RootCertStore::empty();
-                tls.with_root_certificates(no_roots).with_no_client_auth()
-            })
-            .map(std::sync::Arc::new)
-    });
+fn builder(url: &AdminUrl) -> ClientBuilder {
+    // Plain HTTP needs no roots, which take a while to load and which an image may lack.
+    let roots = match url {
+        AdminUrl::Http(base) if base.starts_with("https:") => Egress::default().roots().ok(),
+        _ => None,
+    };
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let mut builder = Client::builder();
     if let Ok(tls) = tls {
-        builder = builder.tls_backend_preconfigured((*tls).clone());
+        let roots = roots.unwrap_or_else(RootCertStore::empty);
+        let tls = tls.with_root_certificates(roots).with_no_client_auth();
+        builder = builder.tls_backend_preconfigured(tls);
     }
-    // Without a proxy from the environment, which would get to see the admin key.
-    builder.no_proxy().timeout(TIMEOUT)
+    // The admin key goes to this address alone: to no proxy from the environment, and nowhere that
+    // an answer leads to.
+    builder.no_proxy().redirect(Policy::none()).timeout(TIMEOUT)
 }
 
 fn key_of_file(path: &PathBuf) -> Result<Secret, CommandError> {
@@ -279,4 +284,38 @@ fn key_of_file(path: &PathBuf) -> Result<Secret, CommandError> {
         return Err(bad("expected the key alone, in one line"));
     }
     Ok(Secret::new(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::AdminUrl;
+
+    #[test]
+    fn an_address_is_a_listener_and_nothing_more() {
+        for (text, shown) in [
+            ("127.0.0.1:8081", "http://127.0.0.1:8081"),
+            ("http://gate:8081/", "http://gate:8081"),
+            ("https://gate.internal", "https://gate.internal"),
+            ("0.0.0.0:8081", "http://127.0.0.1:8081"),
+            ("http://[::]:8081", "http://[::1]:8081"),
+            ("unix:/run/wxgate/admin.sock", "unix:/run/wxgate/admin.sock"),
+        ] {
+            let url = AdminUrl::parse(text).map(|url| url.to_string());
+            assert_eq!(url.as_deref(), Ok(shown));
+        }
+        for odd in [
+            "",
+            "gate",
+            ":8081",
+            "unix:",
+            "/run/wxgate/admin.sock",
+            "http://",
+            "http://gate:8081/api",
+            "http://key@gate:8081",
+            "http://gate:port",
+            "ftp://gate:8081",
+        ] {
+            assert!(AdminUrl::parse(odd).is_err(), "{odd}");
+        }
+    }
 }

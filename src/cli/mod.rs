@@ -1,7 +1,7 @@
 //! Command line: parses arguments, sets the log up and runs the command.
 //!
-//! Exit status: 0 success, 1 failure while running, 2 bad usage, 78 bad configuration. Each command
-//! has a file of its own; the service is built in `app`.
+//! Exit status: 0 success, 1 failure while running, 2 bad usage, 78 bad configuration; `status` has
+//! one more of its own. Each command has a file; the service is built in `app`.
 
 mod admin_client;
 mod check;
