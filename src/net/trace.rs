@@ -183,7 +183,7 @@ pub(crate) async fn tls(
 pub(crate) enum Trust {
     /// Those that webpki verifies.
     Roots(Arc<WebPkiServerVerifier>),
-    /// This one alone, whatever its names.
+    /// This one alone, whatever its names: that of a listener here, for a probe without any secret.
     Only(CertificateDer<'static>),
 }
 

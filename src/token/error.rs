@@ -195,7 +195,9 @@ mod tests {
             Cause::Waiting,
             Cause::Stopped,
         ] {
-            assert!(error(cause.clone()).to_string().contains(": "), "{cause}");
+            let text = error(cause).to_string();
+            assert!(text.contains(": "), "{text}");
+            assert!(!text.contains("://"), "{text}");
         }
         let long = TokenError::new(
             AccountName::new("a").unwrap(),

@@ -5,10 +5,13 @@ use wxgate::sandbox::{
 };
 
 use super::Patient;
-use crate::support::{
-    fake::{Act, Fake},
-    program::{Program, finish, serve},
-    redis::RedisServer,
+use crate::{
+    support::{
+        fake::{Act, Fake},
+        program::{Program, finish, serve},
+        redis::RedisServer,
+    },
+    upstream::egress::refusing,
 };
 
 fn fault(text: &str) -> Fault {
@@ -120,11 +123,20 @@ async fn a_token_that_another_server_keeps() {
     let from = |url: String, key: &str| {
         format!("token = {{ from = \"redis\", url = {{ value = \"{url}\" }}, key = \"{key}\" }}")
     };
+    let (_socket, refused) = refusing();
+    let http = format!(
+        "token = {{ from = \"http\", url = {{ value = \"http://{refused}/token\" }}, field = \"token\" }}"
+    );
     for (case, line, parts) in [
+        (
+            "HTTP server down",
+            http,
+            &["server that keeps the token", "refuses the connection"][..],
+        ),
         (
             "server down",
             from(gone_url, "wx:token"),
-            &["server that keeps the token", "refuses the connection"][..],
+            &["server that keeps the token", "refuses the connection"],
         ),
         (
             "SELECT not allowed",

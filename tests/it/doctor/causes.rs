@@ -11,7 +11,7 @@ use crate::{
         program::{Program, folder, serve},
         setup,
     },
-    upstream::egress::refusing,
+    upstream::egress::{BlackHole, refusing},
 };
 
 const INFO: &str = "/cgi-bin/user/info?openid=a";
@@ -39,6 +39,7 @@ async fn assert_cause(case: &str, setup: Setup, cause: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_cause_is_told_to_the_caller_and_to_the_operator() {
     let (_socket, refused) = refusing();
+    let hole = BlackHole::start();
     let proxy = |address: &str| format!("proxy = \"http://u:hunter2@{address}\"");
     let answering = |status: &str| {
         let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
@@ -64,6 +65,11 @@ async fn each_cause_is_told_to_the_caller_and_to_the_operator() {
             "does not let this machine through to the host (HTTP status 403)",
         ),
         (
+            "proxy that is silent",
+            proxy(&hole.address.to_string()),
+            "upstream.proxy did not answer within upstream.connect_timeout",
+        ),
+        (
             "proxy's name",
             proxy("egress.wxgate.invalid:3128"),
             "upstream.proxy",
@@ -81,6 +87,11 @@ async fn each_cause_is_told_to_the_caller_and_to_the_operator() {
             "refused",
             format!("https://{refused}"),
             "the host refuses the connection",
+        ),
+        (
+            "blackhole",
+            format!("https://{}", hole.address),
+            "the host did not answer within upstream.connect_timeout",
         ),
     ] {
         let setup = setup().account(&format!("api = [\"{api}\"]"));

@@ -4,6 +4,8 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use super::Patient;
 use crate::support::redis::{RedisServer, free_port};
+#[cfg(feature = "sql")]
+use crate::upstream::egress::refusing;
 
 fn redis(url: &str) -> String {
     format!("kind = \"redis\"\nurl = {{ value = \"{url}\" }}")
@@ -113,7 +115,7 @@ async fn a_server_that_does_not() {
         (
             "no such host",
             "redis://redis.wxgate.invalid:6379/0".to_owned(),
-            &["store.url", "check"],
+            &["the host name in store.url does not resolve"],
         ),
         (
             "wrong password",
@@ -182,4 +184,38 @@ async fn a_folder_that_cannot_be_used() {
     patient.suffers_from("nowhere", &["cannot be made", "store.path"]);
     let patient = with_store(&file("/proc/self")).await;
     patient.suffers_from("read-only", &["cannot write into /proc/self"]);
+}
+
+#[cfg(feature = "sql")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_cannot_be_used() {
+    let sql = |url: &str| format!("kind = \"sql\"\nurl = {{ value = \"{url}\" }}");
+    let (_socket, refused) = refusing();
+    for (case, url, parts) in [
+        (
+            "no folder",
+            "sqlite://missing/tokens.db".to_owned(),
+            &["the database file cannot be used"][..],
+        ),
+        (
+            "another file",
+            "sqlite://wxgate.toml".to_owned(),
+            &["the database file cannot be used", "that it is SQLite's"],
+        ),
+        (
+            "PostgreSQL down",
+            format!("postgres://wxgate:hunter2@{refused}/wxgate?sslmode=disable"),
+            &["no connection to the server", "whether it runs"],
+        ),
+        (
+            "MariaDB down",
+            format!("mysql://wxgate:hunter2@{refused}/wxgate?sslmode=disable"),
+            &["no connection to the server", "whether it runs"],
+        ),
+    ] {
+        let patient = with_store(&sql(&url)).await;
+        patient.suffers_from(case, parts);
+    }
+    let patient = with_store(&sql("sqlite://tokens.db")).await;
+    patient.is_well(&["store: the server is there"]);
 }

@@ -44,7 +44,9 @@ pub(super) fn of(error: &RedisError) -> ServerFault {
 pub(super) fn of_dialling(error: &io::Error) -> ServerFault {
     match dial::cause(error) {
         ConnectError::Tls(_) => ServerFault::Untrusted,
-        ConnectError::Host(TcpFailure::UnknownName) => ServerFault::UnknownHost,
+        ConnectError::Host(TcpFailure::UnknownName | TcpFailure::DnsSilent) => {
+            ServerFault::UnknownHost
+        }
         _ => ServerFault::Unreachable,
     }
 }
