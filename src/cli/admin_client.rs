@@ -311,6 +311,7 @@ mod tests {
             "/run/wxgate/admin.sock",
             "http://",
             "http://gate:8081/api",
+            "http://gate/api",
             "http://key@gate:8081",
             "http://gate:port",
             "ftp://gate:8081",

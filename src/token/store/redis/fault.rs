@@ -122,4 +122,20 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn a_name_without_an_address_is_told_whether_dns_answers_or_not() {
+        for (text, fault) in [
+            ("Name or service not known", ServerFault::UnknownHost),
+            (
+                "Temporary failure in name resolution",
+                ServerFault::UnknownHost,
+            ),
+        ] {
+            let text = format!("failed to lookup address information: {text}");
+            assert_eq!(of_dialling(&io::Error::other(text)), fault);
+        }
+        let refused = io::Error::from_raw_os_error(111);
+        assert_eq!(of_dialling(&refused), ServerFault::Unreachable);
+    }
 }
