@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use super::budget::{Bucket, Exhausted};
 use crate::base::backoff::Backoff;
 
-/// Limiter of one account. A token that WeChat accepted at least once is replaced at once. A token
-/// that was never accepted waits for a back-off of 30 s, doubling to 5 min, since age cannot be the
-/// cause of its rejection. A [`Bucket`] limits both.
+/// Limiter of one account. A token that WeChat accepted at least once is replaced at once, and so is
+/// the first one. Any other token that was never accepted waits for a back-off of 30 s, doubling to
+/// 5 min, since age cannot be the cause of its rejection. A [`Bucket`] limits all.
 #[derive(Debug)]
 pub(crate) struct RefreshLimiter {
     accepted: bool,
@@ -24,6 +24,17 @@ pub(crate) struct RefreshLimiter {
     external: bool,
     /// Set if the last read of that server brought no other token.
     found_nothing: bool,
+}
+
+/// Way in which a token came to replace another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RenewedBy {
+    /// There was no token before.
+    Start,
+    /// WeChat rejected the token before.
+    Rejection,
+    /// The schedule, an operator, another node or another AppSecret.
+    Other,
 }
 
 /// Reason against a refresh now.
@@ -70,13 +81,14 @@ impl RefreshLimiter {
         self.rejections = 0;
     }
 
-    /// Notes that another token replaced the current one at `now`, after a rejection or as
-    /// scheduled.
-    pub(crate) fn renewed(&mut self, now: Instant, after_rejection: bool) {
-        self.rejections = if after_rejection && !self.accepted {
-            self.rejections.saturating_add(1)
-        } else {
-            1
+    /// Notes that another token replaced the current one at `now`.
+    pub(crate) fn renewed(&mut self, now: Instant, by: RenewedBy) {
+        self.rejections = match by {
+            // Somebody may have ended it before its first call: that is worth one more fetch.
+            RenewedBy::Start => 0,
+            RenewedBy::Rejection if !self.accepted => self.rejections.saturating_add(1),
+            // Nodes whose tokens are always refused must not go on replacing each other's.
+            RenewedBy::Rejection | RenewedBy::Other => 1,
         };
         self.accepted = false;
         self.found_nothing = false;
@@ -85,7 +97,7 @@ impl RefreshLimiter {
 
     /// Notes that a refresh brought no other token.
     pub(crate) fn unchanged(&mut self, now: Instant) {
-        self.renewed(now, true);
+        self.renewed(now, RenewedBy::Rejection);
         self.found_nothing = true;
     }
 
@@ -141,7 +153,7 @@ mod tests {
             limiter.accept();
             let now = start + Duration::from_millis(n * 400);
             assert_eq!(limiter.admit(now, false), Ok(()));
-            limiter.renewed(now, true);
+            limiter.renewed(now, RenewedBy::Rejection);
         }
     }
 
@@ -149,15 +161,19 @@ mod tests {
     fn a_token_that_was_never_accepted_waits_longer_each_time() {
         let start = Instant::now();
         let mut limiter = RefreshLimiter::new(start);
-        limiter.renewed(start, false);
+        limiter.renewed(start, RenewedBy::Start);
         let mut replaced = Vec::new();
         for second in 0..1200 {
             if limiter.admit(start + secs(second), false).is_ok() {
-                limiter.renewed(start + secs(second), true);
+                limiter.renewed(start + secs(second), RenewedBy::Rejection);
                 replaced.push(second);
             }
         }
-        assert_eq!(replaced, [30, 90, 210, 450, 750, 1050]);
+        assert_eq!(
+            replaced,
+            [0, 30, 90, 210, 450, 750, 1050],
+            "the first one at once"
+        );
     }
 
     #[test]
@@ -167,7 +183,7 @@ mod tests {
         let mut limiter = RefreshLimiter::external(now);
         for _ in 0..100 {
             assert_eq!(limiter.admit(now, false), Ok(()));
-            limiter.renewed(now, true);
+            limiter.renewed(now, RenewedBy::Rejection);
         }
         limiter.unchanged(now);
         limiter.accept();
@@ -185,7 +201,7 @@ mod tests {
     fn a_suspect_token_passes_the_back_off_but_not_the_bucket() {
         let now = Instant::now();
         let mut limiter = RefreshLimiter::new(now);
-        limiter.renewed(now, false);
+        limiter.renewed(now, RenewedBy::Other);
         assert_eq!(limiter.admit(now, false), Err(RefreshDenied::Backoff));
         for _ in 0..Bucket::SIZE {
             assert_eq!(limiter.admit(now, true), Ok(()));

@@ -35,7 +35,7 @@ use crate::token::{
     budget::{BudgetKind, DailyBudget, Forcer},
     denylist::PathDenylist,
     error::Cause,
-    limiter::RefreshLimiter,
+    limiter::{RefreshLimiter, RenewedBy},
     schedule,
     source::FetchMode,
     store::{AccountIdentity, StoredToken, TokenRecord},
@@ -364,7 +364,7 @@ impl Life {
         self.record.token.clone_from(&stored.token);
         self.record.asked_ms = stored.asked_ms;
         self.install(token);
-        self.limiter.renewed(self.now(), false);
+        self.limiter.renewed(self.now(), RenewedBy::Other);
         self.acceptance = if trusted {
             self.limiter.accept();
             Acceptance::Proven {

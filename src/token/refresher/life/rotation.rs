@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::{Acceptance, Life, LifePhase};
-use crate::token::{Generation, value::Token};
+use crate::token::{Generation, limiter::RenewedBy, value::Token};
 
 impl Life {
     /// Begins as a trial, with the account's current token.
@@ -52,7 +52,7 @@ impl Life {
         self.record.token = self.stored(&token);
         self.out.save = true;
         self.next_attempt = self.due(&token);
-        self.limiter.renewed(self.now(), false);
+        self.limiter.renewed(self.now(), RenewedBy::Other);
         self.acceptance = Acceptance::Unproven;
         self.dead = false;
         self.clear_evidence();

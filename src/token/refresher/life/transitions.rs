@@ -12,6 +12,7 @@ use super::{
 use crate::token::{
     Generation,
     error::Cause,
+    limiter::RenewedBy,
     refresher::{
         GiveBackReason, Refreshed,
         expiry_warning::ExpiryWarning,
@@ -117,7 +118,12 @@ impl Life {
         } else {
             self.next_attempt = self.due(&token);
             self.note_acceptance();
-            self.limiter.renewed(self.now(), after_rejection);
+            let by = match &self.token {
+                _ if after_rejection => RenewedBy::Rejection,
+                None => RenewedBy::Start,
+                Some(_) => RenewedBy::Other,
+            };
+            self.limiter.renewed(self.now(), by);
             self.acceptance = Acceptance::Unproven;
             self.clear_evidence();
             self.install(token);

@@ -365,10 +365,20 @@ fn a_rejection() {
             "clear evidence, fetch past",
         ),
         (
-            "a token that was never accepted",
+            "a first token that was never accepted",
             || unproven(ProviderKind::Stable),
             |_| rejected(1, 1, "/a"),
-            "clear evidence, give back 1: backoff",
+            "clear evidence, fetch past",
+        ),
+        (
+            "a token that came after a rejection and was never accepted",
+            || {
+                let machine = curing(ProviderKind::Stable);
+                let sent = machine.at.time.now;
+                machine.then(fetched("T2", sent, 7200)).then(written())
+            },
+            |_| rejected(2, 2, "/a"),
+            "clear evidence, give back 2: backoff",
         ),
         (
             "a refresh is under way",
