@@ -157,9 +157,8 @@ impl ConfigResolver<'_> {
         Some(tls)
     }
 
-    /// Resolves the table `[upstream]`.
-    pub(super) fn upstream(&mut self, raw: raw::Upstream) -> UpstreamSettings {
-        let default = UpstreamSettings::default();
+    /// Reports what is wrong or unwise in `[upstream]`.
+    fn judge_upstream(&mut self, raw: &raw::Upstream) {
         if let Some(at) = &raw.ca_file
             && let Err(error) = read_certificates(&at.value)
         {
@@ -191,6 +190,12 @@ impl ConfigResolver<'_> {
                            can be lost";
             self.report.warning(&at.place, message);
         }
+    }
+
+    /// Resolves the table `[upstream]`.
+    pub(super) fn upstream(&mut self, raw: raw::Upstream) -> UpstreamSettings {
+        self.judge_upstream(&raw);
+        let default = UpstreamSettings::default();
         let max_in_flight = or(raw.max_in_flight, default.max_in_flight, |count| count.0);
         let max_share = or(raw.max_share, Portion::Percent(75), |portion| portion);
         UpstreamSettings {
