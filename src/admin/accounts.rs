@@ -12,7 +12,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::answer::ApiError;
+use super::{answer::ApiError, control::AdminState};
 use crate::{
     base::AccountName,
     token::{
@@ -39,6 +39,9 @@ pub(super) struct AccountRow {
     pub(super) last_error: Option<LastFailure>,
     /// Tickets that were requested since the start.
     pub(super) tickets: Vec<TicketRow>,
+    /// Set if calls without a selector go here only until the next restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) warning: Option<String>,
 }
 
 /// Ticket of an account. Times are in seconds.
@@ -101,15 +104,16 @@ pub(super) fn statuses(accounts: &TokenRegistry) -> Vec<(AccountName, Status)> {
 }
 
 /// Returns every account in the form of the API, in the order of the configuration.
-pub(super) fn rows(accounts: &TokenRegistry) -> Vec<AccountRow> {
+pub(super) fn rows(state: &AdminState) -> Vec<AccountRow> {
     let row = |(name, tokens): (&AccountName, &AccountTokens)| {
         let tickets = tokens.tickets.iter().flat_map(|tickets| tickets.statuses());
         AccountRow {
             tickets: tickets.map(TicketRow::from).collect(),
+            warning: state.warnings.get(name).cloned(),
             ..AccountRow::of(name, tokens.token.status())
         }
     };
-    accounts.iter().map(row).collect()
+    state.accounts.iter().map(row).collect()
 }
 
 /// Returns the tokens of the account of this name.
@@ -166,6 +170,7 @@ impl AccountRow {
             conflicts: status.conflicts,
             last_error: status.last_error.map(LastFailure::from),
             tickets: Vec::new(),
+            warning: None,
         }
     }
 }

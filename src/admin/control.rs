@@ -1,17 +1,19 @@
 //! Parts of the admin listener that a reload replaces: the guard and the accounts.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 
 use super::{guard::Guard, settings::AdminSettings};
-use crate::token::TokenRegistry;
+use crate::{base::AccountName, token::TokenRegistry};
 
 /// Guard and accounts of one configuration.
 #[derive(Debug)]
 pub(super) struct AdminState {
     pub(super) guard: Guard,
     pub(super) accounts: Arc<TokenRegistry>,
+    /// Warnings about accounts that calls without a selector go to because of a reload.
+    pub(super) warnings: HashMap<AccountName, String>,
 }
 
 /// Handle that replaces guard and accounts of a running admin listener. Cheap to clone.
@@ -29,6 +31,7 @@ impl AdminControl {
         let state = AdminState {
             guard: Guard::new(settings),
             accounts,
+            warnings: HashMap::new(),
         };
         Self {
             state: Arc::new(ArcSwap::from_pointee(state)),
@@ -36,8 +39,13 @@ impl AdminControl {
         }
     }
 
-    /// Replaces key, hosts and accounts. Takes effect with the next request.
-    pub(crate) fn switch(&self, settings: &AdminSettings, accounts: Arc<TokenRegistry>) {
+    /// Replaces key, hosts, accounts and the warnings about them. Takes effect with the next request.
+    pub(crate) fn switch(
+        &self,
+        settings: &AdminSettings,
+        accounts: Arc<TokenRegistry>,
+        warnings: HashMap<AccountName, String>,
+    ) {
         // Settings without a key are for a local address, which only a restart can bind. Until then
         // the listener that other machines can reach keeps its key.
         let guard = if self.exposed && settings.key.is_none() {
@@ -45,7 +53,11 @@ impl AdminControl {
         } else {
             Guard::new(settings)
         };
-        self.state.store(Arc::new(AdminState { guard, accounts }));
+        self.state.store(Arc::new(AdminState {
+            guard,
+            accounts,
+            warnings,
+        }));
     }
 }
 
@@ -83,17 +95,29 @@ mod tests {
         let control =
             AdminControl::new(&settings("127.0.0.1:1", Some("old"), "one"), Arc::default());
         assert!(lets_in(&control, "one", "Bearer old") && !lets_in(&control, "two", "Bearer old"));
-        control.switch(&settings("127.0.0.1:1", Some("new"), "two"), Arc::default());
+        control.switch(
+            &settings("127.0.0.1:1", Some("new"), "two"),
+            Arc::default(),
+            HashMap::new(),
+        );
         assert!(lets_in(&control, "two", "Bearer new"));
         assert!(!lets_in(&control, "two", "Bearer old") && !lets_in(&control, "one", "Bearer new"));
-        control.switch(&settings("127.0.0.1:1", None, "two"), Arc::default());
+        control.switch(
+            &settings("127.0.0.1:1", None, "two"),
+            Arc::default(),
+            HashMap::new(),
+        );
         assert!(lets_in(&control, "two", "none"));
     }
 
     #[test]
     fn a_listener_that_others_can_reach_never_loses_its_key() {
         let control = AdminControl::new(&settings("0.0.0.0:1", Some("old"), "one"), Arc::default());
-        control.switch(&settings("127.0.0.1:1", None, "two"), Arc::default());
+        control.switch(
+            &settings("127.0.0.1:1", None, "two"),
+            Arc::default(),
+            HashMap::new(),
+        );
         assert!(lets_in(&control, "two", "Bearer old") && !lets_in(&control, "two", "none"));
     }
 }

@@ -140,6 +140,7 @@ mod tests {
                 failures: 1,
             }),
             tickets: Vec::new(),
+            warning: None,
         }
     }
 

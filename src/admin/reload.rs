@@ -30,6 +30,9 @@ pub enum Reloaded {
         accounts: Vec<AccountName>,
         /// Keys that were changed and keep their old value until the next start.
         restart_needed: Vec<&'static str>,
+        /// Warnings about the new configuration, and about the accounts that calls without a
+        /// selector go to.
+        warnings: Vec<String>,
     },
     /// The old configuration stays in force.
     Refused {
@@ -43,6 +46,7 @@ struct DoneBody {
     reloaded: bool,
     accounts: Vec<String>,
     restart_needed: Vec<&'static str>,
+    warnings: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -69,12 +73,14 @@ impl IntoResponse for Reloaded {
             Self::Done {
                 accounts,
                 restart_needed,
+                warnings,
             } => {
                 let accounts = accounts.iter().map(ToString::to_string).collect();
                 Json(DoneBody {
                     reloaded: true,
                     accounts,
                     restart_needed,
+                    warnings,
                 })
                 .into_response()
             }
@@ -116,12 +122,13 @@ mod tests {
         assert_eq!(
             told(Some(Reloaded::Done {
                 accounts,
-                restart_needed: vec!["server.listen"]
+                restart_needed: vec!["server.listen"],
+                warnings: vec!["one".into()],
             }))
             .await,
             (
                 200,
-                json!({"reloaded": true, "accounts": ["shop"], "restart_needed": ["server.listen"]})
+                json!({"reloaded": true, "accounts": ["shop"], "restart_needed": ["server.listen"], "warnings": ["one"]})
             )
         );
         let (status, refused) = told(Some(Reloaded::Refused {

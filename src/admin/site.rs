@@ -107,7 +107,10 @@ impl Site {
 
 async fn console(State(sources): SharedSources) -> Html<String> {
     let ready = sources.readiness(Required::One).ready;
-    Html(page::render(&accounts::rows(&sources.accounts()), ready))
+    Html(page::render(
+        &accounts::rows(&sources.control.state.load()),
+        ready,
+    ))
 }
 
 async fn readyz(
@@ -134,7 +137,7 @@ async fn metrics_page(State(sources): SharedSources) -> impl IntoResponse {
 }
 
 async fn list(State(sources): SharedSources) -> Json<Vec<AccountRow>> {
-    Json(accounts::rows(&sources.accounts()))
+    Json(accounts::rows(&sources.control.state.load()))
 }
 
 async fn refresh(

@@ -4,7 +4,13 @@
 //! changes nothing. The changes themselves are made by `proxy`, `admin` and `refreshers`; here is only
 //! their order.
 
-use std::{fmt::Display, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{
+    fmt::Display,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use tokio::{runtime::Handle, sync::Mutex};
 
@@ -15,12 +21,16 @@ use super::{
 };
 use crate::{
     admin::{self, Reloaded},
+    base::AccountName,
     config::{Config, Problems},
     proxy,
 };
 
 /// Function that reads the configuration from the same source as at the start. May block.
 pub type Loader = Box<dyn Fn() -> Result<Config, Problems> + Send + Sync>;
+
+/// Time between two reminders of what a reload left to be decided.
+const REMINDER: Duration = Duration::from_secs(3600);
 
 /// Handle that reloads the configuration. Cheap to clone.
 #[derive(Clone)]
@@ -48,10 +58,12 @@ pub(super) struct RunningParts {
 impl Reloader {
     /// Must be called inside the runtime for background work.
     pub(super) fn new(load: Loader, running: Arc<Mutex<RunningParts>>) -> Self {
+        let background = Handle::current();
+        background.spawn(remind(Arc::downgrade(&running)));
         Self(Arc::new(ReloaderInner {
             load,
             running,
-            background: Handle::current(),
+            background,
         }))
     }
 
@@ -111,9 +123,6 @@ impl RunningParts {
             Err(problems) => return Reloaded::Refused { problems },
         };
         // From here on nothing can fail.
-        for warning in &config.warnings {
-            tracing::warn!("{warning}");
-        }
         let (changes, leaving) = self.refreshers.follow(&config, successors);
         self.proxy.switch(
             prepared,
@@ -122,7 +131,12 @@ impl RunningParts {
                 .iter()
                 .map(|(_, refresher)| refresher.clone()),
         );
-        self.admin.switch(&config.admin, self.refreshers.by_name());
+        let former_only = self.former_only();
+        self.admin.switch(
+            &config.admin,
+            self.refreshers.by_name(),
+            former_only.iter().cloned().collect(),
+        );
         // Last, since requests ask the old ones until proxy and admin have switched.
         self.refreshers.dismiss(leaving);
         tracing::info!(
@@ -131,13 +145,35 @@ impl RunningParts {
             removed = changes.removed.join(","),
             "the configuration was loaded again and is in force"
         );
+        let accounts = config.accounts.iter();
+        let warnings = config.warnings.iter().map(ToString::to_string);
         Reloaded::Done {
-            accounts: config
-                .accounts
-                .iter()
-                .map(|account| account.name.clone())
-                .collect(),
+            accounts: accounts.map(|account| account.name.clone()).collect(),
             restart_needed: restart::needed(&self.started, &config),
+            warnings: warnings
+                .chain(former_only.into_iter().map(|(_, warning)| warning))
+                .collect(),
+        }
+    }
+
+    /// Returns a warning for each account that calls without a selector go to because of a reload.
+    fn former_only(&self) -> Vec<(AccountName, String)> {
+        let accounts = self.proxy.former_only_accounts().into_iter();
+        accounts
+            .map(|account| (account.name.clone(), account.to_string()))
+            .collect()
+    }
+}
+
+/// Repeats the warnings that a reload left, until the parts are dropped.
+async fn remind(running: Weak<Mutex<RunningParts>>) {
+    loop {
+        tokio::time::sleep(REMINDER).await;
+        let Some(running) = running.upgrade() else {
+            return;
+        };
+        for (account, warning) in running.lock().await.former_only() {
+            tracing::warn!(%account, "{warning}");
         }
     }
 }
@@ -157,7 +193,14 @@ fn broken() -> Reloaded {
 
 fn log_outcome(outcome: &Reloaded) {
     match outcome {
-        Reloaded::Done { restart_needed, .. } => {
+        Reloaded::Done {
+            restart_needed,
+            warnings,
+            ..
+        } => {
+            for warning in warnings {
+                tracing::warn!("{warning}");
+            }
             for key in restart_needed {
                 tracing::warn!(
                     "{key} was changed and keeps its old value until wxgate is restarted"
@@ -180,6 +223,7 @@ fn log_outcome(outcome: &Reloaded) {
 mod tests {
     use std::{
         collections::BTreeMap,
+        io,
         path::Path,
         sync::{
             Mutex as StdMutex,
@@ -189,7 +233,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{app::App, base::AccountName, config, net::local};
+    use crate::{app::App, config, net::local};
 
     fn config(names: &[&str]) -> Result<Config, Problems> {
         let account = |name: &&str| {
@@ -210,15 +254,18 @@ mod tests {
         )
     }
 
-    fn done(names: &[&str]) -> Reloaded {
-        let accounts = names
-            .iter()
-            .map(|name| AccountName::new(name).unwrap())
-            .collect();
-        Reloaded::Done {
-            accounts,
-            restart_needed: Vec::new(),
+    /// Names of the accounts after a reload, if it was not refused.
+    fn loaded(outcome: Reloaded) -> Option<Vec<String>> {
+        match outcome {
+            Reloaded::Done { accounts, .. } => {
+                Some(accounts.iter().map(ToString::to_string).collect())
+            }
+            Reloaded::Refused { .. } => None,
         }
+    }
+
+    fn names(names: &[&str]) -> Option<Vec<String>> {
+        Some(names.iter().map(ToString::to_string).collect())
     }
 
     #[tokio::test]
@@ -251,7 +298,7 @@ mod tests {
         beginnings.recv().await.unwrap();
         // The second reload has begun, so the first one has ended although nobody waited for it.
         go.send(&["b", "c"]).unwrap();
-        assert_eq!(next.await.unwrap(), done(&["b", "c"]));
+        assert_eq!(loaded(next.await.unwrap()), names(&["b", "c"]));
         let running = reloader.0.running.lock().await;
         assert_eq!(running.refreshers.running().len(), 2);
     }
@@ -268,7 +315,7 @@ mod tests {
             "asking".to_owned(),
             move || async move { asking.reload().await },
         );
-        assert_eq!(ended.await.unwrap().await.unwrap(), done(&["b"]));
+        assert_eq!(loaded(ended.await.unwrap().await.unwrap()), names(&["b"]));
         let refresher = {
             let running = reloader.0.running.lock().await;
             running.refreshers.running()[0].1.token.clone()
@@ -295,6 +342,44 @@ mod tests {
                 .as_str(),
             "a"
         );
-        assert_eq!(reloader.reload().await, done(&["b"]));
+        assert_eq!(loaded(reloader.reload().await), names(&["b"]));
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<StdMutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_default_that_only_a_reload_left_is_said_every_hour() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .finish();
+        let _subscribed = tracing::subscriber::set_default(subscriber);
+        let reminders = || {
+            let lines = String::from_utf8(log.0.lock().unwrap().split_off(0)).unwrap();
+            lines.matches("default_account is missing").count()
+        };
+        let load: Loader = Box::new(|| config(&["a", "b"]));
+        let (_app, reloader) = App::build(&config(&["a"]).unwrap(), None)
+            .unwrap()
+            .reloading(load);
+        tokio::time::sleep(REMINDER * 2).await;
+        assert_eq!(reminders(), 0);
+        assert!(loaded(reloader.reload().await).is_some());
+        assert_eq!(reminders(), 1, "by the reload itself");
+        tokio::time::sleep(REMINDER * 3 + REMINDER / 2).await;
+        assert_eq!(reminders(), 3);
     }
 }

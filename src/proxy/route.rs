@@ -4,7 +4,11 @@
 //! decide. The tables are made once per configuration, so that the cost of a request does not grow
 //! with the number of accounts.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    fmt::{self, Display, Formatter},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use hyper::{
     HeaderMap,
@@ -81,7 +85,7 @@ pub(crate) struct Accounts {
     by_host: FxHashMap<String, Arc<Account>>,
     /// Names of WeChat's own hosts.
     own_hosts: OwnHosts,
-    fallback: Option<Arc<Account>>,
+    fallback: Option<Fallback>,
     wechat: PlatformAccounts,
     wecom: PlatformAccounts,
 }
@@ -91,8 +95,32 @@ pub(crate) struct Accounts {
 struct PlatformAccounts {
     /// First account of the file.
     first: Option<Arc<Account>>,
-    /// The default account, or the only one.
-    fallback: Option<Arc<Account>>,
+    fallback: Option<Fallback>,
+}
+
+/// Account of requests that select none.
+struct Fallback {
+    account: Arc<Account>,
+    source: FallbackSource,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FallbackSource {
+    /// `default_account`.
+    Configured,
+    /// There is no other account.
+    Only,
+    /// There was no other account until a reload added one.
+    FormerOnly,
+}
+
+/// Account that requests without a selector go to because it was the only one before a reload. A restart
+/// ends that.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct FormerOnlyAccount {
+    pub(crate) name: AccountName,
+    /// Set if only requests to a host of this platform go there.
+    pub(crate) platform: Option<Platform>,
 }
 
 /// Account that a request selects, and the platform that it must be of.
@@ -187,20 +215,27 @@ impl Account {
 }
 
 impl Accounts {
-    /// Makes the tables. `default` is `default_account`.
+    /// Makes the tables. `default` is `default_account`; `before` are the accounts until this reload.
     pub(crate) fn new(
         accounts: Vec<(AccountSettings, Arc<Account>)>,
         default: Option<&AccountName>,
+        before: Option<&Self>,
     ) -> Self {
         let mut by_name = FxHashMap::default();
         let mut by_host = FxHashMap::default();
-        let fallback = match default {
-            Some(name) => accounts.iter().find(|(settings, _)| settings.name == *name),
-            None if accounts.len() == 1 => accounts.first(),
-            None => None,
+        let all = || accounts.iter().map(|(_, account)| account);
+        let default = default.and_then(|name| all().find(|account| account.name == *name));
+        let former = before.and_then(|before| before.fallback.as_ref());
+        let fallback = Fallback::choose(default, all(), former);
+        let of_platform = |platform| {
+            let own = all().filter(move |account| account.platform == platform);
+            let default = default.filter(|account| account.platform == platform);
+            let former = before.and_then(|before| before.on(platform).fallback.as_ref());
+            PlatformAccounts {
+                first: own.clone().next().cloned(),
+                fallback: Fallback::choose(default, own, former),
+            }
         };
-        let fallback = fallback.map(|(_, account)| Arc::clone(account));
-        let of_platform = |platform| PlatformAccounts::new(platform, &accounts, fallback.as_ref());
         let (wechat, wecom) = (of_platform(Platform::Wechat), of_platform(Platform::Wecom));
         let own_hosts = OwnHosts::new(accounts.iter().map(|(_, account)| &**account));
         let mut by_appid: FxHashMap<String, Vec<Arc<Account>>> = FxHashMap::default();
@@ -251,16 +286,15 @@ impl Accounts {
         self.by_host.get(&without_port(host).to_ascii_lowercase())
     }
 
-    /// Finds the account that the request selects: `named` by other means (a phantom, the path of
-    /// the service API), by prefix, host and header. All that select one must agree.
+    /// Finds the account that the request selects: `found` already (by its host, a phantom, or the
+    /// path of the service API), by prefix and by header. All that select one must agree.
     ///
     /// # Errors
     /// When they disagree with each other or with `platform`, or a name is unknown.
     pub(crate) fn selected<'a>(
         &'a self,
-        named: Option<&'a Arc<Account>>,
+        found: [Option<&'a Arc<Account>>; 2],
         prefix: Option<&str>,
-        by_host: Option<&'a Arc<Account>>,
         platform: Option<Platform>,
         headers: Option<&HeaderMap>,
     ) -> Result<Selection<'a>, ProxyError> {
@@ -270,13 +304,8 @@ impl Accounts {
             .flat_map(|headers| headers.get_all(X_WXGATE_ACCOUNT))
             .map(|name| self.named(&String::from_utf8_lossy(name.as_bytes())));
         let mut selected: Option<&Arc<Account>> = None;
-        for candidate in named
-            .into_iter()
-            .chain(by_prefix)
-            .chain(by_host)
-            .map(Ok)
-            .chain(by_header)
-        {
+        let found = found.into_iter().flatten().chain(by_prefix).map(Ok);
+        for candidate in found.chain(by_header) {
             let candidate = candidate?;
             if selected.is_some_and(|account| !Arc::ptr_eq(account, candidate)) {
                 return Err(ProxyError::AccountConflict);
@@ -299,8 +328,8 @@ impl Accounts {
     }
 
     /// Finds the account of a request that selects none: the account with the appid in the call, the
-    /// only one among those that the client may use (`None`: it may use all), the default account, the only account; of the platform only, if
-    /// the request names one.
+    /// only one among those that the client may use (`None`: it may use all), the default account,
+    /// the only account; of the platform only, if the request names one.
     ///
     /// # Errors
     /// When there is none of these.
@@ -319,9 +348,12 @@ impl Accounts {
                 .filter(fits);
             usable.next().filter(|_| usable.next().is_none())
         };
-        let found = by_appid.or_else(only).or_else(|| match platform {
-            Some(platform) => self.on(platform).fallback.as_ref(),
-            None => self.fallback.as_ref(),
+        let found = by_appid.or_else(only).or_else(|| {
+            let fallback = match platform {
+                Some(platform) => &self.on(platform).fallback,
+                None => &self.fallback,
+            };
+            fallback.as_ref().map(|fallback| &fallback.account)
         });
         found.ok_or_else(|| match platform {
             Some(platform) if self.on(platform).first.is_none() => {
@@ -387,11 +419,34 @@ impl Accounts {
         self.by_appid.get(appid).map_or(&[], Vec::as_slice)
     }
 
+    /// Returns the accounts that take calls without a selector only because each was the only one, of
+    /// all or of its platform, before a reload added others.
+    pub(crate) fn former_only(&self) -> Vec<FormerOnlyAccount> {
+        let kept = |fallback: &Option<Fallback>, platform| {
+            let fallback = fallback.as_ref()?;
+            (fallback.source == FallbackSource::FormerOnly).then(|| FormerOnlyAccount {
+                name: fallback.account.name.clone(),
+                platform,
+            })
+        };
+        let of_all = kept(&self.fallback, None);
+        let of_platform = |platform| {
+            kept(&self.on(platform).fallback, Some(platform))
+                // Said once: setting `default_account` settles both.
+                .filter(|kept| of_all.as_ref().is_none_or(|all| all.name != kept.name))
+        };
+        let of_platforms = [Platform::Wechat, Platform::Wecom].map(of_platform);
+        of_all
+            .into_iter()
+            .chain(of_platforms.into_iter().flatten())
+            .collect()
+    }
+
     /// Guesses the platform of an unknown caller: that of the default account, or the only one
     /// configured.
     pub(crate) fn likely_platform(&self) -> Option<Platform> {
         match &self.fallback {
-            Some(account) => Some(account.platform),
+            Some(fallback) => Some(fallback.account.platform),
             None => self.sole_platform(),
         }
     }
@@ -433,22 +488,51 @@ impl Accounts {
     }
 }
 
-impl PlatformAccounts {
-    fn new(
-        platform: Platform,
-        accounts: &[(AccountSettings, Arc<Account>)],
-        default: Option<&Arc<Account>>,
-    ) -> Self {
-        let mut own = accounts
-            .iter()
-            .map(|(_, account)| account)
-            .filter(|account| account.platform == platform);
-        let first = own.next();
-        let only = first.filter(|_| own.next().is_none());
-        let default = default.filter(|account| account.platform == platform);
-        Self {
-            first: first.cloned(),
-            fallback: default.or(only).cloned(),
+impl Fallback {
+    /// Chooses the configured account, the only one, or the one that was the only one `before` a
+    /// reload. One that was configured before is not kept: whoever removes `default_account` wants
+    /// it gone.
+    fn choose<'a>(
+        configured: Option<&Arc<Account>>,
+        mut accounts: impl Iterator<Item = &'a Arc<Account>> + Clone,
+        before: Option<&Self>,
+    ) -> Option<Self> {
+        let only = || {
+            let mut accounts = accounts.clone();
+            accounts.next().filter(|_| accounts.next().is_none())
+        };
+        let (account, source) = if let Some(account) = configured {
+            (account, FallbackSource::Configured)
+        } else if let Some(account) = only() {
+            (account, FallbackSource::Only)
+        } else {
+            let before = before.filter(|before| before.source != FallbackSource::Configured)?;
+            let same = accounts.find(|account| account.name == before.account.name)?;
+            (same, FallbackSource::FormerOnly)
+        };
+        Some(Self {
+            account: Arc::clone(account),
+            source,
+        })
+    }
+}
+
+impl Display for FormerOnlyAccount {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let name = &self.name;
+        match self.platform.map(Platform::as_str) {
+            None => write!(
+                f,
+                "default_account is missing: calls that name no account still go to {name}, which was the only \
+                 account before a reload, and are refused after the next restart; set default_account = \
+                 \"{name}\", or let each call name its account"
+            ),
+            Some(platform) => write!(
+                f,
+                "calls to {platform}'s own host that name no account still go to {name}, which was the only \
+                 account of {platform} before a reload, and are refused after the next restart; let each of \
+                 these calls name its account, or set default_account = \"{name}\""
+            ),
         }
     }
 }
@@ -537,6 +621,7 @@ impl SelectionBench {
         Self(Accounts::new(
             accounts.into_iter().map(account).collect(),
             default,
+            None,
         ))
     }
 
@@ -550,11 +635,12 @@ impl SelectionBench {
         let by_host = host.and_then(|host| self.0.by_host(host));
         let selected = self
             .0
-            .selected(None, prefix, by_host, None, Some(headers))
+            .selected([by_host, None], prefix, None, Some(headers))
             .ok()?;
+        let fallback = || self.0.fallback.as_ref().map(|fallback| &fallback.account);
         selected
             .account
-            .or(self.0.fallback.as_ref())
+            .or_else(fallback)
             .map(|account| &account.name)
     }
 }

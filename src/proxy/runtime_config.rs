@@ -3,7 +3,7 @@
 //! A request loads the pointer once and keeps that configuration to its end. Settings that only a
 //! restart can change (addresses, workers, egress) are not here.
 
-use std::{ops::Deref, sync::Arc, time::Duration};
+use std::{collections::HashMap, ops::Deref, sync::Arc, time::Duration};
 
 use dashmap::DashMap;
 use hyper::header::HeaderName;
@@ -17,12 +17,12 @@ use super::{
     client_conn::ClientConn,
     error::ProxyError,
     metrics::ProxyMetrics,
-    route::{Account, Accounts},
-    settings::{ErrorStyle, ProxySettings, ReplaySettings},
+    route::{Account, Accounts, FormerOnlyAccount},
+    settings::{ErrorStyle, ProxySettings, ReplaySettings, SigningSettings},
     upstream::{DialSetupError, UpstreamOrigin, UpstreamOrigins},
 };
 use crate::{
-    base::Secret,
+    base::{AccountName, Secret},
     service::phantom::{Phantom, PhantomKey, Tag},
     token::{AccountSettings, AccountTokens, clock::WallClock},
     wechat::{api::Platform, credential},
@@ -114,6 +114,11 @@ impl ProxyControl {
         self.0.config.store(Arc::new(next));
         config.superseded.send_replace(true);
     }
+
+    /// Returns the accounts that calls without a selector go to because of a reload alone.
+    pub(crate) fn former_only_accounts(&self) -> Vec<FormerOnlyAccount> {
+        self.0.config.load().accounts.former_only()
+    }
 }
 
 /// Time that a body has before its rate is looked at.
@@ -139,6 +144,37 @@ impl PreparedConfig {
     }
 }
 
+/// Pairs the settings of each account with the account itself: the one of `before`, if nothing of it
+/// has changed.
+fn routed(
+    accounts: impl Iterator<Item = ((AccountSettings, Vec<Arc<UpstreamOrigin>>), AccountTokens)>,
+    signing: &HashMap<AccountName, SigningSettings>,
+    metrics: &ProxyMetrics,
+    before: Option<&Accounts>,
+) -> Vec<(AccountSettings, Arc<Account>)> {
+    let route = |((account, origins), tokens): ((AccountSettings, _), AccountTokens)| {
+        let signing = signing.get(&account.name);
+        let kept = before
+            .and_then(|before| before.kept(&account, &tokens))
+            // Keys are not compared: a route with or for signing is made anew.
+            .filter(|kept| kept.signing.is_none() && signing.is_none());
+        let route = match kept {
+            Some(unchanged) => Arc::clone(unchanged),
+            None => {
+                let changed = before.and_then(|before| before.by_name(&account.name));
+                let metrics = metrics.for_account(&account.name);
+                Arc::new(
+                    Account::new(&account, tokens, metrics, origins)
+                        .with_signing(signing)
+                        .continuing(changed.map(Arc::as_ref)),
+                )
+            }
+        };
+        (account, route)
+    };
+    accounts.map(route).collect()
+}
+
 impl RuntimeConfig {
     /// Makes the next configuration from `before`, which was in force until now.
     pub(super) fn new(
@@ -153,32 +189,18 @@ impl RuntimeConfig {
             accounts,
             tls,
         } = prepared;
-        let routed = accounts
-            .into_iter()
-            .zip(refreshers)
-            .map(|((account, origins), tokens)| {
-                let signing = settings.signing.get(&account.name);
-                let kept = before
-                    .and_then(|before| before.accounts.kept(&account, &tokens))
-                    // Keys are not compared: a route with or for signing is made anew.
-                    .filter(|kept| kept.signing.is_none() && signing.is_none());
-                let route = match kept {
-                    Some(unchanged) => Arc::clone(unchanged),
-                    None => {
-                        let changed =
-                            before.and_then(|before| before.accounts.by_name(&account.name));
-                        let metrics = metrics.for_account(&account.name);
-                        Arc::new(
-                            Account::new(&account, tokens, metrics, origins)
-                                .with_signing(signing)
-                                .continuing(changed.map(Arc::as_ref)),
-                        )
-                    }
-                };
-                (account, route)
-            });
+        let routed = routed(
+            accounts.into_iter().zip(refreshers),
+            &settings.signing,
+            metrics,
+            before.map(|before| &before.accounts),
+        );
         Self {
-            accounts: Accounts::new(routed.collect(), settings.default_account.as_ref()),
+            accounts: Accounts::new(
+                routed,
+                settings.default_account.as_ref(),
+                before.map(|before| &before.accounts),
+            ),
             access: Access::new(
                 AllowedNetworks {
                     networks: settings.allow,

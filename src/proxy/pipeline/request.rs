@@ -187,9 +187,8 @@ impl<'r> Request<'r> {
             .host_platform
             .filter(|_| self.kind != RequestKind::Service);
         exchange.config.accounts.selected(
-            named,
+            [named, self.by_host],
             self.path.prefix.as_deref(),
-            self.by_host,
             platform,
             exchange.headers_with(HeaderKind::Account),
         )
