@@ -123,19 +123,23 @@ impl System {
 
     /// Returns the command that listens on this port, and writes its configuration.
     pub(crate) fn command(self, world: &World, port: u16) -> Outcome<Command> {
+        self.command_to(world, world.upstream_port, port)
+    }
+
+    fn command_to(self, world: &World, upstream: u16, port: u16) -> Outcome<Command> {
         let mut command;
         match self {
             Self::Nginx | Self::NginxCopy | Self::NginxLua => {
                 command = program("nginx");
                 command
                     .args(["-e", "stderr", "-c"])
-                    .arg(self.configuration(world, port)?);
+                    .arg(self.configuration(world, upstream, port)?);
             }
             Self::Haproxy => {
                 command = program("haproxy");
                 command
                     .args(["-db", "-f"])
-                    .arg(self.configuration(world, port)?);
+                    .arg(self.configuration(world, upstream, port)?);
             }
             Self::Envoy => {
                 command = program("envoy");
@@ -147,7 +151,7 @@ impl System {
                     "error",
                     "-c",
                 ]);
-                command.arg(self.configuration(world, port)?);
+                command.arg(self.configuration(world, upstream, port)?);
             }
             Self::Bare | Self::BareCopy | Self::Legacy => {
                 command = Command::new(&world.exe);
@@ -156,7 +160,7 @@ impl System {
                     "--port",
                     &port.to_string(),
                     "--upstream",
-                    &world.upstream_port.to_string(),
+                    &upstream.to_string(),
                     "--ca",
                 ]);
                 command.arg(world.path("ca.pem"));
@@ -165,7 +169,7 @@ impl System {
                 command = Command::new(&world.wxgate);
                 command
                     .args(["serve", "--config"])
-                    .arg(self.configuration(world, port)?);
+                    .arg(self.configuration(world, upstream, port)?);
                 for (name, _) in
                     env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WXGATE_"))
                 {
@@ -176,7 +180,7 @@ impl System {
         Ok(command)
     }
 
-    fn configuration(self, world: &World, port: u16) -> Outcome<PathBuf> {
+    fn configuration(self, world: &World, upstream: u16, port: u16) -> Outcome<PathBuf> {
         let (template, ending) = match self {
             Self::Nginx | Self::NginxCopy => (include_str!("conf/nginx.conf"), "conf"),
             Self::NginxLua => (include_str!("conf/nginx-lua.conf"), "conf"),
@@ -194,7 +198,7 @@ impl System {
             ("@CA@", world.path("ca.pem").display().to_string()),
             ("@MODULES@", nginx_modules().display().to_string()),
             ("@PORT@", port.to_string()),
-            ("@UPSTREAM@", world.upstream_port.to_string()),
+            ("@UPSTREAM@", upstream.to_string()),
             ("@TOKEN@", TOKEN.to_owned()),
             ("@HOST@", HOST.to_owned()),
             ("@CLIENT@", client),
@@ -212,8 +216,13 @@ impl System {
 
     /// Starts the system on the core for the proxy, and checks that it answers.
     pub(crate) fn start(self, world: &World) -> Outcome<Running> {
+        self.start_to(world, world.upstream_port)
+    }
+
+    /// Starts the system with this port as its upstream.
+    pub(crate) fn start_to(self, world: &World, upstream: u16) -> Outcome<Running> {
         let port = free_port()?;
-        let mut command = pinned(&self.command(world, port)?, world.proxy_core);
+        let mut command = pinned(&self.command_to(world, upstream, port)?, world.proxy_core);
         let output = world.path(&format!("{}.out", self.name()));
         let mut child = Child::spawn(&mut command, &output)?;
         child.listens(port, Duration::from_secs(15))?;

@@ -1,5 +1,5 @@
 //! Growth of wxgate with accounts, clients, connections, requests in flight, uploads, a dying
-//! token, a refresh, nodes.
+//! token, a refresh, faulty neighbours, silence, nodes.
 //!
 //! Measures wxgate alone. Counts instructions instead of times where these answer the question, so
 //! that the curves can be made on a busy machine. Has no limits, except for the storm, which fails
@@ -13,6 +13,7 @@ mod isolation;
 mod nodes;
 mod plan;
 mod refresh;
+mod silence;
 mod storm;
 mod subject;
 
@@ -49,6 +50,8 @@ enum Curve {
     Refresh,
     /// Latency of a healthy account beside a faulty neighbour.
     Isolation,
+    /// First call after 20 s without one, to a distant upstream.
+    Silence,
     /// 10 to 1,000 accounts on three nodes that share a Redis.
     Nodes,
 }
@@ -72,6 +75,7 @@ pub(crate) fn run(options: &Options, product: Option<PathBuf>) -> Outcome {
             Curve::Storm => storm::run(&world),
             Curve::Refresh => refresh::run(&world),
             Curve::Isolation => isolation::run(&world),
+            Curve::Silence => silence::run(&world),
             Curve::Nodes => nodes::run(&world),
         };
         if let Err(reason) = outcome {

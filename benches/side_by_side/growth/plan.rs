@@ -27,6 +27,8 @@ pub(super) struct Plan {
     pub(super) neighbour: bool,
     /// Base URL, if not that of the upstream of the comparison.
     pub(super) api: Option<String>,
+    /// `upstream.warm`.
+    pub(super) warm: bool,
     /// Table `[store]`.
     pub(super) store: String,
 }
@@ -39,6 +41,7 @@ impl Plan {
             by: By::Network,
             neighbour: false,
             api: None,
+            warm: true,
             store: "kind = \"memory\"\n".to_owned(),
         }
     }
@@ -65,9 +68,10 @@ impl Plan {
             "{default}[server]\nlisten = [\"127.0.0.1:{port}\"]\nworkers = 1\nmax_connections = 12000\n\
              [admin]\nlisten = \"127.0.0.1:{admin}\"\n\
              [upstream]\nca_file = \"{}\"\nresolve = {{ \"{HOST}\" = [\"127.0.0.1\"] }}\nmax_in_flight = 6000\n\
-             connect_timeout = \"60s\"\nresponse_timeout = \"60s\"\n\
+             warm = {}\nconnect_timeout = \"60s\"\nresponse_timeout = \"60s\"\n\
              [token]\nfetch_timeout = \"60s\"\nwait = \"60s\"\n[store]\n{}",
             ca.display(),
+            self.warm,
             self.store
         );
         let api = self

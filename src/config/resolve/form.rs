@@ -39,8 +39,8 @@ impl ConfigResolver<'_> {
     pub(super) fn judge_default(&mut self, is_set: bool, accounts: usize) {
         if accounts > 1 && !is_set {
             let place = self.report.whole().child("default_account");
-            let message = "is not set, with several accounts: a call that names none of them (by prefix, header, Host or \
-                           client) is refused; set it to the account of such calls";
+            let message = "is not set, with several accounts: after a start, a call that names none of them (by prefix, header, \
+                           Host or client) is refused; set it to the account of such calls";
             self.report.warning(&place, message);
         }
     }
