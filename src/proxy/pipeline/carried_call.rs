@@ -100,7 +100,10 @@ fn admit_keyless(exchange: &Exchange<'_>, request: &Request<'_>) -> Result<(), P
     access
         .admit_keyless(&exchange.conn.peer, &request.caller, exchange.headers, path)
         .map_err(|denial| match denial {
-            KeylessDenial::Unknown => unknown_client(AuthError::NoKey),
+            KeylessDenial::Unknown => ProxyError::ClientUnknown(
+                "this call needs nothing of wxgate, but its sender is unknown: send X-Wxgate-Key, or add the \
+                 sender's network to server.allow",
+            ),
             KeylessDenial::Path(client) => ProxyError::PathDenied {
                 client: client.name().clone(),
             },

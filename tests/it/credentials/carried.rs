@@ -88,6 +88,9 @@ async fn calls_without_a_key_come_from_named_networks_only() {
             robot.error == "client_unknown" || robot.error == "path_denied",
             is_let_in
         );
+        if robot.error == "client_unknown" {
+            assert!(robot.text().contains("server.allow"), "{}", robot.text());
+        }
     }
 }
 
