@@ -84,8 +84,9 @@ fn corpid_fault(corpid: &str) -> Option<String> {
 }
 
 fn secret_fault(secret: &str, platform: Platform) -> Option<String> {
-    let name = secret.split_once('=').map(|(name, _)| name);
-    if name.is_some_and(is_variable_name) {
+    let line = secret.split_once('=');
+    // A `=` at the end is that of base64.
+    if line.is_some_and(|(name, value)| is_variable_name(name) && !value.is_empty()) {
         return Some("reads NAME=…: write what stands behind the = alone".to_owned());
     }
     // The form of a secret of WeCom is documented nowhere.

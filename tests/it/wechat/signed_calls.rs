@@ -627,10 +627,11 @@ fn keys_come_from_the_environment_and_from_the_file_itself() {
     let environment = BTreeMap::from([
         ("SIGN_KEY".to_owned(), key.serialize_pem()),
         ("AES_KEY".to_owned(), STANDARD.encode(AES)),
+        ("SECRET".to_owned(), "0123456789abcdef".repeat(2)),
     ]);
     let file = |signing: &str| {
         format!(
-            "[[account]]\nname = \"shop\"\nappid = \"{DEFAULT_APPID}\"\nsecret = {{ env = \"AES_KEY\" }}\n\
+            "[[account]]\nname = \"shop\"\nappid = \"{DEFAULT_APPID}\"\nsecret = {{ env = \"SECRET\" }}\n\
              [account.signing]\n{signing}\nkey = {{ env = \"SIGN_KEY\" }}\naes_key = {{ env = \"AES_KEY\" }}\n\
              aes_serial = \"5e\"\npaths = [\"/cgi-bin/*/send\"]\n\
              [[account.signing.platform_certs]]\ncert = {{ value = \"\"\"{cert}\"\"\" }}\nserial = \"0f\"\n"
