@@ -1,5 +1,6 @@
-//! The source itself: which parts know each other, how it is built, and the links of its documentation.
+//! The source itself: which parts know each other, how it is built, and its documentation.
 
+mod book;
 mod documentation;
 mod layering;
 mod packaging;
