@@ -4,6 +4,7 @@ mod access_log;
 mod admin;
 mod cli;
 mod descriptors;
+mod documented;
 mod drain;
 pub mod listeners;
 mod metrics;
