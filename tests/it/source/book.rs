@@ -5,6 +5,7 @@ use std::{
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use serde_json::{Map, Value};
@@ -143,6 +144,23 @@ fn every_page_is_in_the_table_of_contents() {
         .filter(|page| !page.ends_with("SUMMARY.md") && !is_listed(page))
         .collect::<Vec<_>>();
     assert!(missing.is_empty(), "not in docs/SUMMARY.md: {missing:?}");
+}
+
+#[test]
+fn the_pages_of_the_book_can_be_put_together() {
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let ended = Command::new(Path::new(ROOT).join("scripts/docs"))
+        .args(["--pages", "--out"])
+        .arg(out.path())
+        .output()
+        .expect("the script runs");
+    assert!(ended.status.success(), "{ended:?}");
+    let source = out.path().join("src");
+    let contents = fs::read_to_string(source.join("SUMMARY.md")).expect("contents");
+    for page in ["docs/quick-start.md", "docs/zh/runbook.md", "SECURITY.md"] {
+        assert!(contents.contains(&format!("]({page})")), "{contents}");
+        assert!(source.join(page).is_file(), "{page}");
+    }
 }
 
 #[test]
