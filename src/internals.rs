@@ -21,10 +21,10 @@ pub mod net {
 }
 
 pub mod proxy {
-    pub use crate::proxy::{AccessBench, AccessLogSettings, PoolBench};
+    pub use crate::proxy::{AccessBench, AccessLogSettings, PoolBench, read_answer_head};
 
     pub mod headers {
-        pub use crate::proxy::headers::{PresentHeaders, to_client, to_upstream};
+        pub use crate::proxy::headers::{PresentHeaders, RequestHeaders};
     }
     pub mod inject {
         pub use crate::proxy::inject::{examine, inject, phantom};

@@ -16,9 +16,9 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Frame, Incoming};
 use tokio::time::timeout;
 
 use super::{
@@ -497,32 +497,22 @@ impl OutBody {
     }
 }
 
-impl Body for OutBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
-            Self::Empty => Poll::Ready(None),
-            Self::Memory(bytes) => {
-                let data = bytes.copy_to_bytes(bytes.len());
-                Poll::Ready((!data.is_empty()).then(|| Ok(Frame::data(data))))
+impl OutBody {
+    /// Bytes to come, known for every body.
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::Empty => 0,
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File(file) => file.remaining(),
+            Self::Tee(source) => {
+                let source = source.borrow();
+                source.total - source.read
             }
-            Self::File(file) => Poll::Ready(
-                file.next()
-                    .map(|read| read.map(Frame::data).map_err(BodyError::Disk)),
-            ),
-            Self::Tee(source) => source
-                .borrow_mut()
-                .poll_data(cx)
-                .map(|data| data.map(|data| data.map(Frame::data))),
         }
     }
 
-    fn is_end_stream(&self) -> bool {
+    /// True if no more is to come.
+    pub(crate) fn is_ended(&self) -> bool {
         match self {
             Self::Empty => true,
             Self::Memory(bytes) => bytes.is_empty(),
@@ -531,16 +521,20 @@ impl Body for OutBody {
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(match self {
-            Self::Empty => 0,
-            Self::Memory(bytes) => bytes.len() as u64,
-            Self::File(file) => file.remaining(),
-            Self::Tee(source) => {
-                let source = source.borrow();
-                source.total - source.read
+    /// The next piece.
+    pub(crate) fn poll_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, BodyError>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Memory(bytes) => {
+                let piece = std::mem::take(bytes);
+                Poll::Ready((!piece.is_empty()).then_some(Ok(piece)))
             }
-        })
+            Self::File(file) => Poll::Ready(file.next().map(|read| read.map_err(BodyError::Disk))),
+            Self::Tee(source) => source.borrow_mut().poll_data(cx),
+        }
     }
 }
 

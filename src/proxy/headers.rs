@@ -72,29 +72,99 @@ fn is_look_alike(name: &str) -> bool {
         || matches!(&*meant, "content-length" | "transfer-encoding")
 }
 
-/// Prepares the caller's headers for WeChat: keeps those that WeChat can use and those that
-/// `upstream.headers` names (`extra`), and sets `Accept-Encoding`. Headers that `Connection` names go
-/// in any case. `Host` stays; the upstream overwrites its value.
-///
-/// Only gzip is asked for, and only when the caller accepts it: in any other encoding the code of a
-/// refused token could not be found.
-pub fn to_upstream(headers: &mut HeaderMap, present: PresentHeaders, extra: &[HeaderName]) {
-    let gzip = present.has(HeaderKind::AcceptEncoding) && accepts_gzip(headers);
-    remove(headers, |name| {
-        let passes = is_for_wechat(name.as_str())
-            || extra.contains(name)
-            // Stays to be overwritten, which costs less than to remove and to add it.
-            || (gzip && *name == header::ACCEPT_ENCODING);
-        !passes
-    });
-    if gzip {
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+/// Headers of a request to WeChat, written for each attempt anew: those of the caller that WeChat can
+/// use, those that `upstream.headers` names (`extra`), and wxgate's own. `Host` and the length of the
+/// body are written by the upstream.
+#[derive(Debug)]
+pub struct RequestHeaders<'r> {
+    caller: &'r HeaderMap,
+    extra: &'r [HeaderName],
+    loop_mark: &'r HeaderValue,
+    /// Only gzip is asked for, and only when the caller accepts it: in any other encoding the code
+    /// of a refused token could not be found.
+    gzip: bool,
+    /// Names in the caller's `Connection`.
+    hops: SmallVec<[HeaderName; 2]>,
+    /// Headers of a signed body, in place of the caller's about its own.
+    signed: Option<SignedHeaders>,
+}
+
+/// Headers of the body of a signed call.
+pub(crate) type SignedHeaders = [(&'static str, String); 4];
+
+impl<'r> RequestHeaders<'r> {
+    /// Takes the headers of a caller.
+    pub fn new(
+        caller: &'r HeaderMap,
+        present: PresentHeaders,
+        extra: &'r [HeaderName],
+        loop_mark: &'r HeaderValue,
+    ) -> Self {
+        let connection = caller.get_all(header::CONNECTION).iter();
+        Self {
+            caller,
+            extra,
+            loop_mark,
+            gzip: present.has(HeaderKind::AcceptEncoding) && accepts_gzip(caller),
+            hops: connection
+                .flat_map(|value| named_by_connection(value.as_bytes()))
+                .collect(),
+            signed: None,
+        }
+    }
+
+    /// Returns the first of the caller's values of a header that passes, by its name in lower case.
+    pub(crate) fn get(&self, name: &str) -> Option<&HeaderValue> {
+        let mut passing = self.passing();
+        passing.find_map(|(known, value)| (known == name).then_some(value))
+    }
+
+    /// Sets the headers of a signed body. gzip is not asked for then: the signature is over the
+    /// bytes of the envelope.
+    pub(crate) fn sign(&mut self, headers: SignedHeaders) {
+        self.signed = Some(headers);
+        self.gzip = false;
+    }
+
+    /// Appends the lines of the headers.
+    pub fn write(&self, head: &mut Vec<u8>) {
+        for (name, value) in self.passing() {
+            let is_replaced = self.signed.is_some()
+                && (name.as_str().starts_with("wechatmp-") || is_about_body(name));
+            if !is_replaced {
+                write_header(head, name.as_str(), value.as_bytes());
+            }
+        }
+        for (name, value) in self.signed.iter().flatten() {
+            write_header(head, name, value.as_bytes());
+        }
+        if self.gzip {
+            head.extend_from_slice(b"accept-encoding: gzip\r\n");
+        }
+        write_header(head, "cdn-loop", self.loop_mark.as_bytes());
+    }
+
+    fn passing(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.caller.iter().filter(|(name, _)| {
+            (is_for_wechat(name.as_str()) || self.extra.contains(name)) && !self.hops.contains(name)
+        })
     }
 }
 
-/// Returns true for headers of callers that WeChat can use, and for those whose value wxgate
-/// replaces or completes (`Host`, `CDN-Loop`). All others would tell WeChat about the inside:
-/// cookies, referrers, traces, addresses, credentials.
+/// Appends the line of a header.
+fn write_header(head: &mut Vec<u8>, name: &str, value: &[u8]) {
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        head.extend_from_slice(part);
+    }
+}
+
+fn is_about_body(name: &HeaderName) -> bool {
+    *name == header::CONTENT_TYPE || *name == header::CONTENT_ENCODING
+}
+
+/// Returns true for headers of callers that WeChat can use, and for `CDN-Loop`, to which wxgate adds
+/// itself. All others would tell WeChat about the inside: cookies, referrers, traces, addresses,
+/// credentials.
 fn is_for_wechat(name: &str) -> bool {
     // The first byte decides, so that most names are compared with one text.
     match name.as_bytes().first() {
@@ -105,7 +175,6 @@ fn is_for_wechat(name: &str) -> bool {
         Some(b'c') => {
             (name.starts_with("content-") && name != "content-length") || name == "cdn-loop"
         }
-        Some(b'h') => name == "host",
         Some(b'i') => name.starts_with("if-"),
         Some(b'r') => name == "range",
         Some(b'u') => name == "user-agent",
@@ -135,12 +204,10 @@ pub(crate) fn never_passes(name: &str) -> Option<&'static str> {
     }
 }
 
-/// Prepares WeChat's headers for the caller: removes hop-by-hop headers and those that only wxgate
-/// may set. `Content-Length` stays, because the body is unchanged.
-pub fn to_client(headers: &mut HeaderMap) {
-    remove(headers, |name| {
-        is_hop_by_hop(name.as_str()) || *name == header::TRANSFER_ENCODING || is_ours(name)
-    });
+/// Returns true for headers of WeChat that go on to the caller: neither hop-by-hop nor such as only
+/// wxgate may set. `Content-Length` goes on, because the body is unchanged.
+pub(crate) fn passes_to_client(name: &HeaderName) -> bool {
+    !(is_hop_by_hop(name.as_str()) || *name == header::TRANSFER_ENCODING || is_ours(name))
 }
 
 /// Returns true if the caller accepts gzip: named, with a weight above zero.
@@ -163,39 +230,21 @@ fn is_gzip(coding: &str) -> bool {
     name.trim().eq_ignore_ascii_case("gzip") && !is_refused
 }
 
-fn remove(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
-    let mut names = SmallVec::<[HeaderName; 4]>::new();
-    for (name, value) in &*headers {
-        if goes(name) {
-            names.push(name.clone());
-        }
-        // `keep-alive` and `close`, by far the most frequent values, name no header.
-        if *name == header::CONNECTION && !is_one_of(value.as_bytes(), &PERSISTENCE) {
-            names.extend(named_by_connection(value));
-        }
-    }
-    for name in names {
-        headers.remove(name);
-    }
-}
-
 /// Returns the headers that `Connection` names, which are hop-by-hop as well, save those that frame
 /// or route the message.
-fn named_by_connection(value: &HeaderValue) -> impl Iterator<Item = HeaderName> {
-    let tokens = value
-        .as_bytes()
-        .split(|b| *b == b',')
-        .map(<[u8]>::trim_ascii);
+pub(crate) fn named_by_connection(value: &[u8]) -> impl Iterator<Item = HeaderName> {
+    // `keep-alive` and `close`, by far the most frequent values, name no header.
+    let is_plain = PERSISTENCE
+        .iter()
+        .any(|known| value.eq_ignore_ascii_case(known));
+    let value = if is_plain { b"" } else { value };
+    let tokens = value.split(|b| *b == b',').map(<[u8]>::trim_ascii);
     let named = tokens.filter_map(|token| HeaderName::from_bytes(token).ok());
     named.filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
 }
 
 /// Values of `Connection` that name no header.
 const PERSISTENCE: [&[u8]; 2] = [b"keep-alive", b"close"];
-
-fn is_one_of(text: &[u8], list: &[&[u8]]) -> bool {
-    list.iter().any(|known| text.eq_ignore_ascii_case(known))
-}
 
 fn is_hop_by_hop(name: &str) -> bool {
     matches!(
@@ -226,67 +275,78 @@ mod tests {
             .collect()
     }
 
-    fn sent(pairs: &[(&'static str, &'static str)]) -> Vec<String> {
-        let mut headers = map(pairs);
-        let present = PresentHeaders::in_request(&headers);
-        to_upstream(&mut headers, present, &[HeaderName::from_static("x-named")]);
-        let mut lines: Vec<_> = headers
-            .iter()
-            .map(|(n, v)| format!("{n}: {}", v.to_str().unwrap()))
-            .collect();
+    /// The lines that are sent, in alphabetical order.
+    fn sent(pairs: &[(&'static str, &'static str)], signed: Option<SignedHeaders>) -> Vec<String> {
+        let caller = map(pairs);
+        let (present, mark) = (
+            PresentHeaders::in_request(&caller),
+            HeaderValue::from_static("wxgate"),
+        );
+        let extra = [HeaderName::from_static("x-named")];
+        let mut headers = RequestHeaders::new(&caller, present, &extra, &mark);
+        if let Some(signed) = signed {
+            headers.sign(signed);
+        }
+        let mut head = Vec::new();
+        headers.write(&mut head);
+        let text = String::from_utf8(head).unwrap();
+        let mut lines: Vec<_> = text.split_terminator("\r\n").map(str::to_owned).collect();
         lines.sort();
         lines
     }
 
     #[test]
     fn only_headers_that_wechat_can_use_reach_it() {
-        let lines = sent(&[
-            ("host", "wxgate.internal"),
-            (
-                "connection",
-                "close, x-hop, if-match, content-type-x, host, content-length",
-            ),
-            ("x-hop", "1"),
-            ("if-match", "named by connection"),
-            ("keep-alive", "timeout=5"),
-            ("te", "trailers"),
-            ("upgrade", "websocket"),
-            ("proxy-authorization", "Basic x"),
-            ("transfer-encoding", "chunked"),
-            ("content-length", "3"),
-            ("expect", "100-continue"),
-            ("x-forwarded-for", "10.0.0.1"),
-            ("forwarded", "for=a"),
-            ("via", "1.1 a"),
-            ("authorization", "Bearer k"),
-            ("x-wxgate-key", "k"),
-            ("cookie", "a=b"),
-            ("referer", "http://inside/"),
-            ("traceparent", "00-1-2-01"),
-            ("x-request-id", "r"),
-            ("accept_encoding", "br"),
-            ("range-x", "1"),
-            ("user-agent-x", "1"),
-            ("x-named", "passes"),
-            ("content-type", "application/json"),
-            ("content-encoding", "gzip"),
-            ("accept", "*/*"),
-            ("accept-language", "zh"),
-            ("if-none-match", "e"),
-            ("range", "bytes=0-1"),
-            ("user-agent", "shop/1"),
-            ("cdn-loop", "other"),
-            ("wechatmp-signature", "s"),
-        ]);
+        let lines = sent(
+            &[
+                ("host", "wxgate.internal"),
+                (
+                    "connection",
+                    "close, x-hop, if-match, content-type-x, host, content-length",
+                ),
+                ("x-hop", "1"),
+                ("if-match", "named by connection"),
+                ("keep-alive", "timeout=5"),
+                ("te", "trailers"),
+                ("upgrade", "websocket"),
+                ("proxy-authorization", "Basic x"),
+                ("transfer-encoding", "chunked"),
+                ("content-length", "3"),
+                ("expect", "100-continue"),
+                ("x-forwarded-for", "10.0.0.1"),
+                ("forwarded", "for=a"),
+                ("via", "1.1 a"),
+                ("authorization", "Bearer k"),
+                ("x-wxgate-key", "k"),
+                ("cookie", "a=b"),
+                ("referer", "http://inside/"),
+                ("traceparent", "00-1-2-01"),
+                ("x-request-id", "r"),
+                ("accept_encoding", "br"),
+                ("range-x", "1"),
+                ("user-agent-x", "1"),
+                ("x-named", "passes"),
+                ("content-type", "application/json"),
+                ("content-encoding", "gzip"),
+                ("accept", "*/*"),
+                ("accept-language", "zh"),
+                ("if-none-match", "e"),
+                ("range", "bytes=0-1"),
+                ("user-agent", "shop/1"),
+                ("cdn-loop", "other"),
+                ("wechatmp-signature", "s"),
+            ],
+            None,
+        );
         assert_eq!(
             lines,
             [
                 "accept-language: zh",
                 "accept: */*",
                 "cdn-loop: other",
+                "cdn-loop: wxgate",
                 "content-encoding: gzip",
                 "content-type: application/json",
-                "host: wxgate.internal",
                 "if-none-match: e",
                 "range: bytes=0-1",
                 "user-agent: shop/1",
@@ -330,40 +390,39 @@ mod tests {
             ("gzip;q=0", None),
             ("identity, gzip; q=0.000", None),
         ] {
-            let mut headers = map(&[("accept-encoding", theirs)]);
-            let present = PresentHeaders::in_request(&headers);
-            to_upstream(&mut headers, present, &[]);
-            assert_eq!(
-                headers.get("accept-encoding").map(|v| v.to_str().unwrap()),
-                ours,
-                "{theirs}"
-            );
+            let lines = sent(&[("accept-encoding", theirs)], None);
+            let asked = lines
+                .iter()
+                .find_map(|line| line.strip_prefix("accept-encoding: "));
+            assert_eq!(asked, ours, "{theirs}");
         }
     }
 
     #[test]
-    fn the_answer_loses_hops_and_ours() {
-        let mut headers = map(&[
-            ("connection", "keep-alive, x-hop"),
-            ("x-hop", "1"),
-            ("transfer-encoding", "chunked"),
-            ("x-wxgate-error", "forged"),
-            ("content-length", "2"),
-            ("location", "https://h/p?a=1#f"),
-            ("logicret", "40164"),
-        ]);
-        to_client(&mut headers);
-        let mut lines: Vec<_> = headers
-            .iter()
-            .map(|(n, v)| format!("{n}: {}", v.to_str().unwrap()))
-            .collect();
-        lines.sort();
+    fn a_signed_body_has_headers_of_its_own() {
+        let signed = [
+            ("content-type", "application/json".to_owned()),
+            ("wechatmp-appid", "wx1".to_owned()),
+            ("wechatmp-timestamp", "1".to_owned()),
+            ("wechatmp-signature", "ours".to_owned()),
+        ];
+        let caller = [
+            ("accept-encoding", "gzip"),
+            ("content-encoding", "gzip"),
+            ("content-type", "text/plain"),
+            ("wechatmp-signature", "theirs"),
+            ("wechatmp-other", "theirs"),
+            ("accept", "*/*"),
+        ];
         assert_eq!(
-            lines,
+            sent(&caller, Some(signed)),
             [
-                "content-length: 2",
-                "location: https://h/p?a=1#f",
-                "logicret: 40164"
+                "accept: */*",
+                "cdn-loop: wxgate",
+                "content-type: application/json",
+                "wechatmp-appid: wx1",
+                "wechatmp-signature: ours",
+                "wechatmp-timestamp: 1",
             ]
         );
     }

@@ -5,8 +5,6 @@
 
 use std::{borrow::Cow, sync::LazyLock};
 
-use bytes::BytesMut;
-use hyper::http::uri::PathAndQuery;
 use memchr::{memchr, memchr2, memmem};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -209,7 +207,7 @@ pub(crate) fn fill_login(
     query: Option<&str>,
     appid: Option<&str>,
     secret: &str,
-) -> Result<PathAndQuery, QueryError> {
+) -> Result<String, QueryError> {
     let mut target = format!(
         "{path}?secret={}",
         utf8_percent_encode(secret, NON_ALPHANUMERIC)
@@ -223,7 +221,7 @@ pub(crate) fn fill_login(
     for pair in pairs(query).filter(stays) {
         target.extend(["&", pair]);
     }
-    PathAndQuery::from_maybe_shared(bytes::Bytes::from(target)).map_err(|_| QueryError::NotAQuery)
+    checked(target)
 }
 
 /// Examines the names in the caller's query.
@@ -267,26 +265,39 @@ pub fn inject(
     query: Option<&str>,
     own: usize,
     token: &str,
-) -> Result<PathAndQuery, QueryError> {
+) -> Result<String, QueryError> {
     let path = path.as_str();
     let rest = query.unwrap_or_default();
-    let mut target =
-        BytesMut::with_capacity(path.len() + NAME.len() + token.len() + rest.len() + 3);
-    target.extend_from_slice(path.as_bytes());
-    target.extend_from_slice(b"?access_token=");
-    target.extend_from_slice(token.as_bytes());
+    let mut target = String::with_capacity(path.len() + NAME.len() + token.len() + rest.len() + 3);
+    target.push_str(path);
+    target.push_str("?access_token=");
+    target.push_str(token);
     if own == 0 {
         if !rest.is_empty() {
-            target.extend_from_slice(b"&");
-            target.extend_from_slice(rest.as_bytes());
+            target.push('&');
+            target.push_str(rest);
         }
     } else {
         for pair in pairs(query).filter(|pair| !matches!(name_of(pair), NameKind::Token)) {
-            target.extend_from_slice(b"&");
-            target.extend_from_slice(pair.as_bytes());
+            target.push('&');
+            target.push_str(pair);
         }
     }
-    PathAndQuery::from_maybe_shared(target.freeze()).map_err(|_| QueryError::NotAQuery)
+    checked(target)
+}
+
+/// Returns a target that can stand in a request line. All of it was checked where it came from; a
+/// mistake there must not become a second request.
+fn checked(target: String) -> Result<String, QueryError> {
+    // All are counted, since a search that ends early would take one byte at a time.
+    let bad = target
+        .bytes()
+        .filter(|byte| matches!(byte, 0..=b' ' | 0x7f | b'#'));
+    if bad.count() > 0 {
+        Err(QueryError::NotAQuery)
+    } else {
+        Ok(target)
+    }
 }
 
 /// Builds the request target as the caller wrote it, for calls that take no token; only phantom
@@ -294,10 +305,7 @@ pub fn inject(
 ///
 /// # Errors
 /// [`QueryError::NotAQuery`].
-pub(crate) fn untouched(
-    path: &ApiPath<'_>,
-    query: Option<&str>,
-) -> Result<PathAndQuery, QueryError> {
+pub(crate) fn untouched(path: &ApiPath<'_>, query: Option<&str>) -> Result<String, QueryError> {
     let path = path.as_str();
     let target = match query {
         None => path.to_owned(),
@@ -311,7 +319,7 @@ pub(crate) fn untouched(
             format!("{path}?{}", kept.join("&"))
         }
     };
-    PathAndQuery::from_maybe_shared(bytes::Bytes::from(target)).map_err(|_| QueryError::NotAQuery)
+    checked(target)
 }
 
 /// Kinds of parameters, by their name.
@@ -379,7 +387,7 @@ mod tests {
     fn rewritten(query: Option<&str>) -> Result<String, QueryError> {
         let path = SplitPath::new("/p").check().unwrap();
         let own = examine(query).own()?;
-        inject(&path, query, own, "T").map(|t| t.to_string())
+        inject(&path, query, own, "T")
     }
 
     #[test]
@@ -498,7 +506,7 @@ mod tests {
     #[test]
     fn a_phantom_does_not_pass_where_no_token_is_injected_and_a_users_own_token_does() {
         let path = SplitPath::new("/sns/userinfo").check().unwrap();
-        let target = |query| untouched(&path, Some(query)).unwrap().to_string();
+        let target = |query| untouched(&path, Some(query)).unwrap();
         assert_eq!(
             target("access_token=wxg1_x&openid=o"),
             "/sns/userinfo?openid=o"
@@ -512,7 +520,7 @@ mod tests {
     #[test]
     fn a_login_gets_the_credential_of_its_account() {
         let path = SplitPath::new("/sns/jscode2session").check().unwrap();
-        let filled = |query, appid| fill_login(&path, query, appid, "s+e").unwrap().to_string();
+        let filled = |query, appid| fill_login(&path, query, appid, "s+e").unwrap();
         assert_eq!(
             filled(Some("appid=a&secret=k&js_code=c"), None),
             "/sns/jscode2session?secret=s%2Be&appid=a&js_code=c"

@@ -24,7 +24,10 @@ use hyper::{
 };
 use tokio::time::Instant;
 
-use super::{mask::CredentialMask, upstream::AnswerBody};
+use super::{
+    mask::CredentialMask,
+    upstream::{AnswerBody, ExchangeError},
+};
 use crate::wechat::verdict::{self, Finding, WINDOW};
 
 /// Longest body that is complete before its head goes on, in bytes.
@@ -71,7 +74,7 @@ pub(crate) async fn look(
     mut body: AnswerBody,
     patience: Duration,
     mask: CredentialMask<'_>,
-) -> hyper::Result<(InspectedBody, Option<Finding>)> {
+) -> Result<(InspectedBody, Option<Finding>), ExchangeError> {
     let length = body.size_hint().exact();
     if *method == Method::HEAD
         || body.is_end_stream()
@@ -132,7 +135,7 @@ pub(crate) async fn look_at_all(
     mut body: AnswerBody,
     patience: Duration,
     mask: CredentialMask<'_>,
-) -> hyper::Result<Masking> {
+) -> Result<Masking, ExchangeError> {
     let coding = Coding::of(&head.headers);
     let until = Instant::now() + patience;
     let is_too_long = |length: u64| length > MAX_MASKED as u64;
@@ -315,12 +318,12 @@ fn gunzip(body: &[u8], limit: usize) -> Unpacked {
 
 impl Body for InspectedBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ExchangeError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
         match self.get_mut() {
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(mem::take(bytes))))),

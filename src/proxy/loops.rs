@@ -59,9 +59,9 @@ impl LoopMark {
         )
     }
 
-    /// Adds the mark to an outgoing request, behind those of other proxies.
-    pub(super) fn put(&self, headers: &mut HeaderMap) {
-        headers.append(CDN_LOOP, self.value.clone());
+    /// Value that an outgoing request gets, behind those of other proxies.
+    pub(super) fn value(&self) -> &HeaderValue {
+        &self.value
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
     fn a_request_is_known_again_by_the_process_that_sent_it_and_by_no_other() {
         let (one, other) = (LoopMark::random(), LoopMark::random());
         let mut sent = headers(&["cdn.example; v=1"]);
-        one.put(&mut sent);
+        sent.append(CDN_LOOP, one.value().clone());
         let lines: Vec<_> = sent
             .get_all(CDN_LOOP)
             .iter()

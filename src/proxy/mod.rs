@@ -43,7 +43,10 @@ use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
 pub(crate) use self::runtime_config::{PreparedConfig, ProxyControl};
-pub use self::{access::bench::AccessBench, upstream::bench::PoolBench};
+pub use self::{
+    access::bench::AccessBench,
+    upstream::bench::{PoolBench, read_answer_head},
+};
 use self::{
     access_log::AccessLog,
     bulkhead::{Load, PeerConnections},

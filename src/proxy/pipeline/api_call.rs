@@ -361,8 +361,7 @@ impl OutboundCall<'_> {
         let Some(secret) = &self.account.secret else {
             return self.untouched().await;
         };
-        let (path, query) = (self.path, self.query);
-        let target = || inject::fill_login(path, query, appid, secret.expose());
+        let target = inject::fill_login(self.path, self.query, appid, secret.expose())?;
         let Inspected { answer, finding } = self.attempt(&target).await?;
         // A login proves nothing about the token; the address that is refused is this node's.
         let verdict = retry::judge(self.account.platform, answer.status(), finding.as_ref());
@@ -379,8 +378,7 @@ impl OutboundCall<'_> {
             // In a box, so that the future of the other calls stays small.
             Box::pin(self.signed_attempt(signing, token)).await?
         } else {
-            let (path, query) = (self.path, self.query);
-            let target = || inject::inject(path, query, own, token.query_value());
+            let target = inject::inject(self.path, self.query, own, token.query_value())?;
             self.attempt(&target).await?
         };
         let verdict = retry::judge(self.account.platform, answer.status(), finding.as_ref());

@@ -1,28 +1,19 @@
 //! A call that can be sent, and one attempt of it: to the first API host that can be reached, and a look at the answer.
 
-use std::mem;
-
-use hyper::{
-    Method, Response, Version,
-    ext::ReasonPhrase,
-    http::{response, uri::PathAndQuery},
-};
+use hyper::{Method, Response, http::response};
 
 use super::{exchange::Exchange, request_log::LogFields};
 use crate::{
     proxy::{
         body::Payload,
         error::ProxyError,
-        headers,
-        inject::QueryError,
+        headers::RequestHeaders,
         inspect::{self, InspectedBody, Masking},
         metrics::AccountMetrics,
         path::ApiPath,
         route::{Account, AccountSigning},
         runtime_config::RuntimeConfig,
-        upstream::{
-            AnswerBody, AttemptCount, DialError, Headers, Outgoing, RequestTarget, SendError,
-        },
+        upstream::{AnswerBody, AttemptCount, DialError, Outgoing, SendError},
         worker_state::Worker,
     },
     wechat::{api::Platform, signing, verdict::Finding},
@@ -39,7 +30,7 @@ pub(super) struct OutboundCall<'c> {
     pub(super) method: &'c Method,
     pub(super) path: &'c ApiPath<'c>,
     pub(super) query: Option<&'c str>,
-    pub(super) headers: Headers,
+    pub(super) headers: RequestHeaders<'c>,
     pub(super) payload: Payload,
     /// Set if each attempt is signed.
     pub(super) signing: Option<&'c AccountSigning>,
@@ -65,7 +56,7 @@ pub(super) struct Inspected {
 }
 
 impl<'c> OutboundCall<'c> {
-    /// Makes the call, whose headers go out of the exchange.
+    /// Makes the call.
     pub(super) fn new(
         exchange: &'c mut Exchange<'_>,
         account: &'c Account,
@@ -73,8 +64,12 @@ impl<'c> OutboundCall<'c> {
         payload: Payload,
     ) -> Self {
         exchange.log.body_unread = !payload.is_complete();
-        headers::to_upstream(exchange.headers, exchange.present, &exchange.config.headers);
-        exchange.worker.proxy.loop_mark.put(exchange.headers);
+        let headers = RequestHeaders::new(
+            exchange.headers,
+            exchange.present,
+            &exchange.config.headers,
+            exchange.worker.proxy.loop_mark.value(),
+        );
         Self {
             worker: exchange.worker,
             config: exchange.config,
@@ -83,7 +78,7 @@ impl<'c> OutboundCall<'c> {
             method: exchange.method,
             path,
             query: exchange.uri.query(),
-            headers: Headers::new(mem::take(exchange.headers)),
+            headers,
             payload,
             signing: None,
             masked: MaskedPart::Window,
@@ -92,15 +87,12 @@ impl<'c> OutboundCall<'c> {
     }
 
     /// Sends once, to the first API host that can be reached, and looks at the answer.
-    pub(super) async fn attempt(
-        &mut self,
-        target: &dyn Fn() -> Result<PathAndQuery, QueryError>,
-    ) -> Result<Inspected, ProxyError> {
-        let again = || target().ok();
+    pub(super) async fn attempt(&mut self, target: &str) -> Result<Inspected, ProxyError> {
+        let headers = &self.headers;
         let mut outgoing = Outgoing {
             method: self.method,
-            target: RequestTarget::new(target()?, &again),
-            headers: &mut self.headers,
+            target,
+            headers: &|head| headers.write(head),
             attempt: AttemptCount::new(&mut self.log.attempts),
         };
         let patience = self.config.response_timeout;
@@ -125,11 +117,7 @@ impl<'c> OutboundCall<'c> {
                 .look(&mut head, body)
                 .await
                 .map_err(|error| error.into_proxy_error(|| SendError::broken_body(&candidate)))?;
-            headers::to_client(&mut head.headers);
-            // An answer in HTTP/1.0 would be passed on as such, and its body end with the
-            // connection: the caller could not tell a broken one from a whole one.
-            head.version = Version::HTTP_11;
-            mask(self.account, &mut head);
+            self.account.mask().mask_headers(&mut head.headers);
             self.note_code(finding.as_ref());
             return Ok(Inspected {
                 answer: Response::from_parts(head, answer),
@@ -218,13 +206,6 @@ fn explain_refusal(account: &Account, errcode: i64) {
         aes_serial = settings.map(|settings| settings.aes_serial.as_str()),
         "{advice}",
     );
-}
-
-/// Masks the account's credentials in the head of an answer.
-fn mask(account: &Account, head: &mut response::Parts) {
-    // Nobody needs the reason phrase, so it goes unread.
-    head.extensions.remove::<ReasonPhrase>();
-    account.mask().mask_headers(&mut head.headers);
 }
 
 /// Logs a failure of the upstream, and turns it into the error for the caller.

@@ -116,8 +116,7 @@ fn admit_keyless(exchange: &Exchange<'_>, request: &Request<'_>) -> Result<(), P
 impl OutboundCall<'_> {
     /// Sends a call as it came, once; its answer is not judged.
     pub(super) async fn untouched(&mut self) -> Result<Response<InspectedBody>, ProxyError> {
-        let (path, query) = (self.path, self.query);
-        let target = || inject::untouched(path, query);
+        let target = inject::untouched(self.path, self.query)?;
         let Inspected { answer, .. } = self.attempt(&target).await?;
         Ok(answer)
     }

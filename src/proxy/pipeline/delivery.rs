@@ -9,7 +9,10 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::request_log::RequestLog;
-use crate::proxy::{bulkhead::InFlightPermit, inspect::InspectedBody, runtime_config::InFlight};
+use crate::proxy::{
+    bulkhead::InFlightPermit, inspect::InspectedBody, runtime_config::InFlight,
+    upstream::ExchangeError,
+};
 
 /// Body of an answer: WeChat's, or one that wxgate made itself.
 pub(in crate::proxy) enum Delivery {
@@ -47,12 +50,12 @@ impl Delivery {
 
 impl Body for Delivery {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ExchangeError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
         match self.get_mut() {
             Self::Upstream { answer, log, .. } => {
                 let polled = Pin::new(answer).poll_frame(cx);

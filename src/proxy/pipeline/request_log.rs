@@ -9,7 +9,7 @@ use crate::{
     net::{address::Peer, connection::CutReason},
     proxy::{
         access::Client, access_log::AccessRecord, client_conn::ClientConn, request_id::RequestId,
-        route::Account, worker_state::Worker,
+        route::Account, upstream::ExchangeError, worker_state::Worker,
     },
 };
 
@@ -103,7 +103,7 @@ impl RequestLog {
     }
 
     /// Notes that WeChat's answer has broken off; its head, at least, is on the way to the caller.
-    pub(super) fn break_off(&mut self, error: &hyper::Error) {
+    pub(super) fn break_off(&mut self, error: &ExchangeError) {
         if let Some(answered) = &mut self.answered {
             answered.outcome = UPSTREAM_BROKEN;
         }

@@ -11,9 +11,7 @@ use flate2::read::GzDecoder;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::{
     HeaderMap, Method, Response,
-    header::{
-        ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue,
-    },
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue},
 };
 use tokio::time::timeout;
 
@@ -26,13 +24,12 @@ use crate::{
         inspect::InspectedBody,
         query,
         route::AccountSigning,
-        upstream::Headers,
     },
     token::Token,
     wechat::{
         signing::{
             self, APPID, AnswerHeaders, Opened, SERIAL, SERIAL_DEPRECATED, SIGNATURE,
-            SIGNATURE_DEPRECATED, Signed, TIMESTAMP,
+            SIGNATURE_DEPRECATED, TIMESTAMP,
         },
         verdict,
     },
@@ -110,13 +107,12 @@ impl<'c> OutboundCall<'c> {
         signing: &AccountSigning,
         token: &Token,
     ) -> Result<Inspected, ProxyError> {
-        let path = self.path;
-        let url = signing::signed_url(path.as_str());
+        let url = signing::signed_url(self.path.as_str());
+        // All other parameters are inside the envelope.
+        let target = inject::inject(self.path, None, 0, token.query_value())?;
         let sealed = self.sealed(signing, &url)?;
         // The caller's body is needed again for a replay.
         let plain = mem::replace(&mut self.payload, sealed);
-        // All other parameters are inside the envelope.
-        let target = || inject::inject(path, None, 0, token.query_value());
         let sent = self.attempt(&target).await;
         self.payload = plain;
         self.opened(signing, &url, sent?).await
@@ -133,7 +129,12 @@ impl<'c> OutboundCall<'c> {
         let now = self.config.now().as_secs();
         let keys = &signing.settings.keys;
         let signed = keys.sign(url, &parameters, &plain, now)?;
-        set_headers(&mut self.headers, &self.account.appid, &signed);
+        self.headers.sign([
+            (CONTENT_TYPE.as_str(), "application/json".to_owned()),
+            (APPID, self.account.appid.clone()),
+            (TIMESTAMP, signed.timestamp.to_string()),
+            (SIGNATURE, signed.signature),
+        ]);
         let (replay, spool) = (&self.config.replay, &self.worker.spool);
         Payload::captured(signed.body.as_bytes(), replay, spool).map_err(|_| NO_ROOM)
     }
@@ -234,28 +235,6 @@ fn may_be_json(content_type: Option<&HeaderValue>) -> bool {
         || essence.ends_with(b"json")
         || essence.starts_with(b"text/")
         || essence == b"application/x-www-form-urlencoded"
-}
-
-fn set_headers(headers: &mut Headers, appid: &str, signed: &Signed) {
-    // gzip is not asked for: the signature is over the bytes of the envelope.
-    headers.remove(|name| {
-        *name == ACCEPT_ENCODING
-            || *name == CONTENT_ENCODING
-            || *name == CONTENT_TYPE
-            || name.as_str().starts_with(PREFIX)
-    });
-    let json = HeaderValue::from_static("application/json");
-    headers.add(CONTENT_TYPE, json);
-    for (name, value) in [
-        (APPID, appid),
-        (TIMESTAMP, &signed.timestamp.to_string()),
-        (SIGNATURE, &signed.signature),
-    ] {
-        // An appid has letters, digits, _ and - only, the other two are number and base64.
-        if let Ok(value) = HeaderValue::from_str(value) {
-            headers.add(HeaderName::from_static(name), value);
-        }
-    }
 }
 
 fn signature_headers(headers: &HeaderMap) -> AnswerHeaders<'_> {

@@ -3,8 +3,17 @@
 
 use std::{rc::Rc, time::Duration};
 
-use super::{Dialer, UpstreamOrigins, pool::UpstreamPool};
+use hyper::Method;
+
+use super::{Dialer, UpstreamOrigins, answer_head, http1::Buffers, pool::UpstreamPool};
 use crate::net::{address::BaseUrl, egress::Egress};
+
+/// Reads the head of an answer to a GET. Returns the number of headers that go on to the caller, if
+/// the head is complete.
+pub fn read_answer_head(bytes: &[u8]) -> Option<usize> {
+    let (_, head) = answer_head::parse(bytes, &Method::GET).ok()?;
+    Some(head?.headers.len())
+}
 
 /// Connections to one host.
 pub struct PoolBench(Rc<UpstreamPool>);
@@ -17,6 +26,7 @@ impl PoolBench {
         Some(Self(UpstreamPool::new(
             origin,
             dialer,
+            Buffers::new(),
             Duration::from_secs(15),
         )))
     }

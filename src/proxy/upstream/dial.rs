@@ -4,8 +4,8 @@
 //! Certificates are always verified, and no byte of HTTP is written before they are.
 
 use std::{
-    collections::HashMap, fmt::Write as _, future::Future, io, net::IpAddr, pin::Pin, rc::Rc,
-    sync::Arc, task, time::Duration,
+    collections::HashMap, fmt::Write as _, future::Future, io, net::IpAddr, pin::Pin, sync::Arc,
+    task, time::Duration,
 };
 
 use hyper::{Uri, header::HeaderValue, http::uri};
@@ -15,14 +15,14 @@ use hyper_util::client::legacy::connect::{
     proxy::Tunnel,
 };
 use rustls::pki_types::ServerName;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 use super::{
-    counted_stream::{CountedStream, SharedTcp},
     dial_error::DialError,
     health::HostHealth,
+    stream::{Tcp, UpstreamStream},
 };
 use crate::net::{
     address::BaseUrl,
@@ -142,10 +142,7 @@ impl Dialer {
     }
 
     /// Opens one connection within `upstream.connect_timeout`.
-    pub(super) async fn dial(
-        &self,
-        origin: &UpstreamOrigin,
-    ) -> Result<(CountedStream, Rc<TcpStream>), DialError> {
+    pub(super) async fn dial(&self, origin: &UpstreamOrigin) -> Result<UpstreamStream, DialError> {
         timeout(self.timeout, self.dial_untimed(origin))
             .await
             .unwrap_or_else(|_| {
@@ -155,10 +152,7 @@ impl Dialer {
             })
     }
 
-    async fn dial_untimed(
-        &self,
-        origin: &UpstreamOrigin,
-    ) -> Result<(CountedStream, Rc<TcpStream>), DialError> {
+    async fn dial_untimed(&self, origin: &UpstreamOrigin) -> Result<UpstreamStream, DialError> {
         let host = || origin.name().to_owned();
         let failed = |error: &(dyn std::error::Error + 'static)| {
             if is_timeout(error) {
@@ -180,18 +174,16 @@ impl Dialer {
                 .await
                 .map_err(|error| failed(&error)),
         };
-        let tcp = connected?.into_inner();
-        let tcp = Rc::new(tcp);
-        let shared = SharedTcp(Rc::clone(&tcp));
+        let tcp = Tcp::new(connected?.into_inner());
         if !origin.base.tls {
-            return Ok((CountedStream::plain(shared), tcp));
+            return Ok(UpstreamStream::Plain(tcp));
         }
-        let tls = self.tls.connect(origin.server_name.clone(), shared).await;
+        let tls = self.tls.connect(origin.server_name.clone(), tcp).await;
         let tls = tls.map_err(|error| DialError::Tls {
             host: host(),
             reason: chain(&error),
         })?;
-        Ok((CountedStream::tls(tls), tcp))
+        Ok(UpstreamStream::tls(tls))
     }
 }
 

@@ -3,15 +3,21 @@
 //! Decides whether a request that failed on a reused connection may move to a fresh one; knows
 //! nothing of tokens or of replays after a stale answer. One instance per worker thread.
 
+mod answer_body;
+mod answer_decoder;
+mod answer_head;
 pub(super) mod bench;
 mod candidates;
-mod counted_stream;
 mod dial;
 mod dial_error;
-mod driver;
 mod health;
+mod http1;
+mod idle_watch;
 mod origins;
 mod pool;
+mod stream;
+#[cfg(test)]
+mod tests;
 mod timer;
 
 use std::{
@@ -20,51 +26,49 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::Poll,
     time::Duration,
 };
 
-use bytes::Bytes;
-use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode,
-    body::{Body, Frame, Incoming, SizeHint},
-    header::{self, HeaderName, HeaderValue},
-    http::uri::PathAndQuery,
-};
+use hyper::{Method, Response};
 use tokio::time::Instant;
 
 pub(crate) use self::{
+    answer_body::AnswerBody,
     candidates::Candidate,
     dial::{DialSetupError, Dialer, UpstreamOrigin},
     dial_error::DialError,
+    http1::ExchangeError,
     origins::UpstreamOrigins,
 };
 use self::{
     candidates::Candidates,
+    http1::{Buffers, RequestHead},
     pool::{UpstreamConnection, UpstreamPool},
     timer::Timer,
 };
-use super::body::{NotReplayable, OutBody, Pace, Payload};
+use super::body::{NotReplayable, Pace, Payload};
 
 /// The connections of one worker, a pool for each API host that it has called.
 pub(crate) struct Upstream {
     /// By the index of their origin.
     pools: RefCell<Vec<Option<Rc<UpstreamPool>>>>,
     dialer: Dialer,
+    buffers: Rc<Buffers>,
     pool_idle: Duration,
 }
 
 /// A request as it goes out, without its body.
 pub(crate) struct Outgoing<'r> {
     pub(crate) method: &'r Method,
-    pub(crate) target: RequestTarget<'r>,
-    pub(crate) headers: &'r mut Headers,
+    pub(crate) target: &'r str,
+    /// Appends the lines of the headers, save those of the host and of the length.
+    pub(crate) headers: &'r dyn Fn(&mut Vec<u8>),
     pub(crate) attempt: AttemptCount<'r>,
 }
 
-/// An attempt's place in the count of attempts. It is taken before the first byte of the request is
-/// written, since the request may be dropped at any moment from then on, and given back if nothing
-/// was written.
+/// An attempt's place in the count of attempts, taken with the first byte that is written: the
+/// request may be dropped at any moment from then on.
 pub(crate) struct AttemptCount<'r> {
     count: &'r mut u8,
     is_counted: bool,
@@ -78,94 +82,11 @@ impl<'r> AttemptCount<'r> {
         }
     }
 
-    /// Returns false if an earlier connection of the same attempt has written something already.
-    fn begin(&mut self) -> bool {
-        if self.is_counted {
-            return false;
+    fn take(&mut self) {
+        if !self.is_counted {
+            self.is_counted = true;
+            *self.count += 1;
         }
-        self.is_counted = true;
-        *self.count += 1;
-        true
-    }
-
-    fn take_back(&mut self) {
-        self.is_counted = false;
-        *self.count -= 1;
-    }
-}
-
-/// The target of a request that may have to be sent more than once.
-pub(crate) struct RequestTarget<'r> {
-    whole: Option<PathAndQuery>,
-    again: &'r dyn Fn() -> Option<PathAndQuery>,
-}
-
-impl<'r> RequestTarget<'r> {
-    /// `again` makes the same target anew: that is rare, and a copy for it would cost every
-    /// request.
-    pub(crate) fn new(whole: PathAndQuery, again: &'r dyn Fn() -> Option<PathAndQuery>) -> Self {
-        Self {
-            whole: Some(whole),
-            again,
-        }
-    }
-
-    fn take(&mut self) -> Result<PathAndQuery, SendError> {
-        self.whole
-            .take()
-            .or_else(self.again)
-            .ok_or(SendError::RequestTarget)
-    }
-}
-
-/// The headers of a request that may have to be sent more than once.
-#[derive(Debug)]
-pub(crate) struct Headers {
-    /// Until the first time. It has the room that it came with, which a copy has not.
-    whole: Option<HeaderMap>,
-    /// A list instead of a map: no header is looked up here.
-    spare: Vec<(HeaderName, HeaderValue)>,
-}
-
-impl Headers {
-    pub(crate) fn new(whole: HeaderMap) -> Self {
-        let spare = whole
-            .iter()
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect();
-        Self {
-            whole: Some(whole),
-            spare,
-        }
-    }
-
-    /// Returns the first value of this name, in lower case.
-    pub(crate) fn get(&self, name: &str) -> Option<&HeaderValue> {
-        let mut all = self.spare.iter();
-        all.find(|(known, _)| known == name).map(|(_, value)| value)
-    }
-
-    /// Removes headers from the attempts to come.
-    pub(crate) fn remove(&mut self, goes: impl Fn(&HeaderName) -> bool) {
-        self.spare.retain(|(name, _)| !goes(name));
-        // The list is the whole truth, and the map is made from it again.
-        self.whole = None;
-    }
-
-    /// Adds a header to the attempts to come.
-    pub(crate) fn add(&mut self, name: HeaderName, value: HeaderValue) {
-        self.spare.push((name, value));
-        self.whole = None;
-    }
-
-    fn take(&mut self) -> HeaderMap {
-        self.whole.take().unwrap_or_else(|| {
-            let mut again = HeaderMap::with_capacity(self.spare.len());
-            for (name, value) in &self.spare {
-                again.append(name, value.clone());
-            }
-            again
-        })
     }
 }
 
@@ -187,9 +108,6 @@ pub(crate) enum SendError {
     /// The caller's body broke off or came too slowly.
     #[error("the caller's body broke off")]
     Caller,
-    /// The request has to be sent again and its target cannot be made anew.
-    #[error("the target of the request could not be made a second time")]
-    RequestTarget,
     /// The body is needed again and there is no copy.
     #[error("the request body cannot be sent again")]
     NotReplayable(#[from] NotReplayable),
@@ -211,6 +129,7 @@ impl Upstream {
         Self {
             pools: RefCell::default(),
             dialer,
+            buffers: Buffers::new(),
             pool_idle,
         }
     }
@@ -261,7 +180,12 @@ impl Upstream {
             pools.resize(origin.index + 1, None);
         }
         let pool = pools[origin.index].get_or_insert_with(|| {
-            UpstreamPool::new(Arc::clone(origin), self.dialer.clone(), self.pool_idle)
+            UpstreamPool::new(
+                Arc::clone(origin),
+                self.dialer.clone(),
+                Rc::clone(&self.buffers),
+                self.pool_idle,
+            )
         });
         Rc::clone(pool)
     }
@@ -321,50 +245,16 @@ async fn exchange(
     payload: &mut Payload,
     patience: &mut Patience,
 ) -> Result<Response<AnswerBody>, SendError> {
-    let mut connection = match pool.idle(now) {
+    let connection = match pool.idle(now) {
         Some(connection) => connection,
-        // Waiting is rare, and needs so much room that every request would pay for it.
         None => {
+            // In a box, since it is rare: it would be the largest part of each request's future.
             let checkout = Box::pin(pool.checkout(patience.may_move_on));
             patience.with(&mut Timer::default(), checkout).await??
         }
     };
-    let before = connection.begin();
-    let body = match payload.ready_body() {
-        Some(body) => body,
-        None => {
-            patience
-                .with(&mut Timer::default(), Box::pin(payload.body()))
-                .await??
-        }
-    };
-    // In one place from here on: a request is large, and so is what hyper makes of it.
-    let answer = pin!(
-        connection
-            .sender
-            .send_request(request(pool, outgoing, body)?)
-    );
-    let is_first = outgoing.attempt.begin();
-    let failure = match answered(&mut connection, answer, patience).await {
-        Ok(Ok(answer)) => return deliver(pool, connection, answer, payload),
-        Ok(Err(error)) => Ok(error),
-        Err(error) => Err(error),
-    };
-    let after = connection.mark();
-    if is_first && after.written == before.written {
-        outgoing.attempt.take_back();
-    }
-    let error = failure?;
-    let unanswered = connection.is_reused() && after.read == before.read;
-    let harmless = matches!(*outgoing.method, Method::GET | Method::HEAD) && payload.len() == 0;
-    let may_move = unanswered && (after.written == before.written || harmless);
-    // The body's first reader must be gone before a second one starts.
-    drop(connection);
-    if payload.caller_failed() {
-        return Err(SendError::Caller);
-    }
-    if !may_move {
-        return Err(broken(pool, &error));
+    if let Some(answer) = answer(pool, connection, outgoing, payload, patience).await? {
+        return Ok(answer);
     }
     tracing::debug!(
         host = pool.origin().name(),
@@ -380,196 +270,79 @@ async fn once_more(
     payload: &mut Payload,
     patience: &mut Patience,
 ) -> Result<Response<AnswerBody>, SendError> {
-    let body = patience
+    // Before the connection, which may not be kept waiting.
+    patience
         .with(&mut Timer::default(), pin!(payload.body()))
         .await??;
     let dialling = pin!(pool.dial_fresh(patience.may_move_on));
-    let mut connection = patience.with(&mut Timer::default(), dialling).await??;
-    let before = connection.begin();
-    let answer = pin!(
-        connection
-            .sender
-            .send_request(request(pool, outgoing, body)?)
-    );
-    let is_first = outgoing.attempt.begin();
-    let failure = match answered(&mut connection, answer, patience).await {
-        Ok(Ok(answer)) => return deliver(pool, connection, answer, payload),
-        Ok(Err(error)) => broken(pool, &error),
-        Err(error) => error,
-    };
-    if is_first && connection.mark().written == before.written {
-        outgoing.attempt.take_back();
-    }
-    if payload.caller_failed() {
-        return Err(SendError::Caller);
-    }
-    Err(failure)
+    let connection = patience.with(&mut Timer::default(), dialling).await??;
+    let answer = answer(pool, connection, outgoing, payload, patience).await?;
+    answer.ok_or_else(|| broken(pool, &ExchangeError::Closed))
 }
 
-/// The outer error: there was no answer in time. The inner one: the connection broke.
-async fn answered<A: Future>(
-    connection: &mut UpstreamConnection,
-    mut answer: Pin<&mut A>,
-    patience: &mut Patience,
-) -> Result<A::Output, SendError> {
-    let UpstreamConnection { timer, driver, .. } = connection;
-    let answer = poll_fn(|cx| driver.turn(cx, |cx| answer.as_mut().poll(cx)));
-    patience.with(timer, answer).await
-}
-
-fn request(
-    pool: &UpstreamPool,
-    outgoing: &mut Outgoing<'_>,
-    body: OutBody,
-) -> Result<Request<OutBody>, SendError> {
-    let length = body.size_hint().exact().unwrap_or_default();
-    let mut request = Request::new(body);
-    *request.method_mut() = outgoing.method.clone();
-    *request.uri_mut() = outgoing.target.take()?.into();
-    *request.headers_mut() = outgoing.headers.take();
-    request
-        .headers_mut()
-        .insert(header::HOST, pool.origin().host.clone());
-    // WeChat answers 412 to a body without a length, so every request that may have one states it.
-    if length > 0 || !matches!(*outgoing.method, Method::GET | Method::HEAD) {
-        request
-            .headers_mut()
-            .insert(header::CONTENT_LENGTH, length.into());
-    }
-    Ok(request)
-}
-
-fn broken(pool: &UpstreamPool, error: &hyper::Error) -> SendError {
-    let what = if error.is_parse() {
-        "answered with something that is not HTTP"
-    } else if error.is_incomplete_message() {
-        "closed the connection before it answered"
-    } else {
-        "broke the connection before it answered"
-    };
-    SendError::Broken {
-        host: pool.origin().name().to_owned(),
-        what,
-    }
-}
-
-fn deliver(
+/// Sends the request over this connection. Returns `None` if it may move to another one.
+async fn answer(
     pool: &Rc<UpstreamPool>,
     mut connection: Box<UpstreamConnection>,
-    answer: Response<Incoming>,
-    payload: &Payload,
-) -> Result<Response<AnswerBody>, SendError> {
-    let unusable = |what| {
-        Err(SendError::Unusable {
-            host: pool.origin().name().to_owned(),
-            what,
-        })
-    };
-    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return unusable("101 was not asked for");
-    }
-    let headers = answer.headers();
-    if headers.contains_key(header::TRANSFER_ENCODING)
-        && headers.contains_key(header::CONTENT_LENGTH)
-    {
-        return unusable("both Transfer-Encoding and Content-Length");
-    }
-    // While the upload still runs, the connection cannot carry another request.
-    let reusable = payload.is_complete();
-    if !reusable {
-        // A caller may want to get rid of all of it before it reads anything.
-        connection.driver.set_apart();
-    }
-    let held = BorrowedConnection {
-        connection,
-        pool: Rc::clone(pool),
-        reusable,
-    };
-    Ok(answer.map(|incoming| AnswerBody::new(incoming, held)))
-}
-
-/// The body of an answer. Its connection goes back to the pool when the body has been read to its
-/// end, and is closed when it has not.
-pub(crate) struct AnswerBody {
-    incoming: Incoming,
-    held: Option<BorrowedConnection>,
-}
-
-struct BorrowedConnection {
-    connection: Box<UpstreamConnection>,
-    pool: Rc<UpstreamPool>,
-    reusable: bool,
-}
-
-impl AnswerBody {
-    fn new(incoming: Incoming, held: BorrowedConnection) -> Self {
-        let mut body = Self {
-            incoming,
-            held: Some(held),
-        };
-        body.release_at_end();
-        body
-    }
-
-    /// The next frame; the outer `None` when the deadline comes first, which is asked for once it
-    /// matters.
-    pub(crate) async fn frame_before(
-        &mut self,
-        mut deadline: impl FnMut() -> Instant,
-    ) -> Option<Option<hyper::Result<Frame<Bytes>>>> {
-        poll_fn(|cx| match Pin::new(&mut *self).poll_frame(cx) {
-            Poll::Ready(frame) => Poll::Ready(Some(frame)),
-            Poll::Pending => match &mut self.held {
-                Some(held) => held
-                    .connection
-                    .timer
-                    .poll_passed(cx, deadline())
-                    .map(|()| None),
-                None => Poll::Pending,
-            },
-        })
-        .await
-    }
-
-    fn release_at_end(&mut self) {
-        if self.incoming.is_end_stream()
-            && let Some(held) = self.held.take()
-            && held.reusable
-        {
-            held.pool.give_back(held.connection);
+    outgoing: &mut Outgoing<'_>,
+    payload: &mut Payload,
+    patience: &mut Patience,
+) -> Result<Option<Response<AnswerBody>>, SendError> {
+    let body = match payload.ready_body() {
+        Some(body) => body,
+        None => {
+            patience
+                .with(&mut Timer::default(), Box::pin(payload.body()))
+                .await??
         }
+    };
+    let request = RequestHead {
+        method: outgoing.method,
+        target: outgoing.target,
+        host: &pool.origin().host,
+        headers: outgoing.headers,
+    };
+    connection.http.begin(request, body);
+    let UpstreamConnection { http, timer, .. } = &mut *connection;
+    let answered = poll_fn(|cx| {
+        let answered = http.poll_answer(cx);
+        if http.has_written() {
+            outgoing.attempt.take();
+        }
+        answered
+    });
+    let error = match patience.with(timer, answered).await? {
+        Ok((head, beginning)) => {
+            let body = AnswerBody::new(connection, pool, head.decoder, beginning);
+            let mut answer = Response::new(body);
+            *answer.status_mut() = head.status;
+            *answer.headers_mut() = head.headers;
+            return Ok(Some(answer));
+        }
+        Err(error) => error,
+    };
+    let harmless = matches!(*outgoing.method, Method::GET | Method::HEAD) && payload.len() == 0;
+    let may_move = connection.is_reused()
+        && !connection.http.is_answered()
+        && (!connection.http.has_written() || harmless);
+    // The body's first reader must be gone before a second one starts.
+    drop(connection);
+    if payload.caller_failed() {
+        Err(SendError::Caller)
+    } else if may_move {
+        Ok(None)
+    } else {
+        Err(broken(pool, &error))
     }
 }
 
-impl Body for AnswerBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { incoming, held } = &mut *self;
-        let mut ask = |cx: &mut Context<'_>| Pin::new(&mut *incoming).poll_frame(cx);
-        let polled = match held {
-            Some(held) => held.connection.driver.turn(cx, ask),
-            None => ask(cx),
-        };
-        match &polled {
-            // hyper's server stops asking at the stated length, so the end may never be polled for.
-            Poll::Ready(Some(Ok(_)) | None) => self.release_at_end(),
-            // The connection carries nothing more.
-            Poll::Ready(Some(Err(_))) => drop(self.held.take()),
-            Poll::Pending => {}
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
+fn broken(pool: &UpstreamPool, error: &ExchangeError) -> SendError {
+    let host = pool.origin().name().to_owned();
+    let what = match error {
+        ExchangeError::Unusable(what) => return SendError::Unusable { host, what },
+        ExchangeError::NotHttp => "answered with something that is not HTTP",
+        ExchangeError::Closed => "closed the connection before it answered",
+        ExchangeError::Io(_) | ExchangeError::Body(_) => "broke the connection before it answered",
+    };
+    SendError::Broken { host, what }
 }

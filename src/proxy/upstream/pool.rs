@@ -15,22 +15,18 @@ use std::{
     time::Duration,
 };
 
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::{
-    net::TcpStream,
     sync::oneshot,
     task::spawn_local,
     time::{Instant, timeout},
 };
 
 use super::{
-    super::body::OutBody,
-    counted_stream::{self, ByteCounts, Traffic},
     dial::{Dialer, UpstreamOrigin},
     dial_error::DialError,
-    driver::ConnectionDriver,
     health::AttemptFailure,
+    http1::{Buffers, Http1},
+    idle_watch::IdleWatch,
     timer::Timer,
 };
 
@@ -42,11 +38,11 @@ const MAX_DIALS: usize = 32;
 /// would hold up everybody: so it was beside an account that hangs, whose calls take one connection
 /// after another out of the pool.
 const DIAL_AFTER: Duration = Duration::from_millis(2);
+/// Connections that may be found dead before a call gives up: nothing was sent, but a host that ends
+/// each at once must not be dialled for as long as the call may last.
+const MAX_DEAD: u32 = 3;
 /// Idle connections kept at the most.
 const MAX_IDLE: usize = 512;
-/// Largest size of the buffers of a connection: one fills with an answer that its caller reads slowly,
-/// the other with an upload that WeChat takes slowly.
-const MAX_BUFFER: usize = 64 * 1024;
 /// A connection older than this is not used again, so that a change in DNS is followed.
 const MAX_AGE: Duration = Duration::from_secs(300);
 /// A connection idle for less than this is taken without asking the kernel whether the other end
@@ -71,6 +67,7 @@ const WARM_PAUSE: Duration = Duration::from_secs(5);
 pub(super) struct UpstreamPool {
     origin: Arc<UpstreamOrigin>,
     dialer: Dialer,
+    buffers: Rc<Buffers>,
     max_idle: Duration,
     state: RefCell<PoolState>,
     /// Held by each open connection too.
@@ -135,12 +132,10 @@ impl Closings {
 
 /// One connection. Dropping it closes it at once.
 pub(super) struct UpstreamConnection {
-    pub(super) sender: http1::SendRequest<OutBody>,
+    pub(super) http: Http1,
     /// For the deadlines of its exchanges, one after another.
     pub(super) timer: Timer,
-    tcp: Rc<TcpStream>,
-    traffic: Rc<Traffic>,
-    pub(super) driver: ConnectionDriver,
+    watch: IdleWatch,
     /// Moment from which on the connection is not used again.
     retires: Instant,
     idle_since: Instant,
@@ -154,37 +149,24 @@ impl UpstreamConnection {
         self.reused
     }
 
-    /// Byte counts before a request.
-    pub(super) fn begin(&self) -> ByteCounts {
-        self.traffic.begin()
-    }
-
-    /// Current byte counts.
-    pub(super) fn mark(&self) -> ByteCounts {
-        self.traffic.mark()
-    }
-
-    /// True if the connection can carry the request that is about to begin. A server that answered
-    /// before it had been sent the whole request may read no further, or close without a word, so it is
-    /// not asked again here.
-    fn is_ready(&mut self) -> bool {
-        self.driver.set_idle(false);
-        self.sender.is_ready() && !self.traffic.has_overlapped()
-    }
-
-    /// True if the other end has closed the connection.
-    fn is_closed(&mut self) -> bool {
-        self.driver.catch_up();
-        self.sender.is_closed()
+    /// Moment when the other end closed the connection, while it is idle.
+    fn ended_at(&mut self) -> Option<Instant> {
+        self.watch.ended_at(&mut self.http)
     }
 }
 
 impl UpstreamPool {
-    pub(super) fn new(origin: Arc<UpstreamOrigin>, dialer: Dialer, max_idle: Duration) -> Rc<Self> {
+    pub(super) fn new(
+        origin: Arc<UpstreamOrigin>,
+        dialer: Dialer,
+        buffers: Rc<Buffers>,
+        max_idle: Duration,
+    ) -> Rc<Self> {
         let now = Instant::now();
         Rc::new(Self {
             origin,
             dialer,
+            buffers,
             max_idle,
             state: RefCell::default(),
             open: Rc::new(()),
@@ -202,7 +184,7 @@ impl UpstreamPool {
         self.last_used.set(now);
         let mut connection = self.take_idle(now)?;
         connection.reused = true;
-        connection.is_ready().then_some(connection)
+        Some(connection)
     }
 
     /// A connection that is ready for a request: an idle one, or whichever comes first. A call that
@@ -211,6 +193,7 @@ impl UpstreamPool {
         self: &Rc<Self>,
         may_move_on: bool,
     ) -> Result<Box<UpstreamConnection>, DialError> {
+        let mut dead = 0;
         loop {
             let (mut connection, waited) = match self.take_idle(Instant::now()) {
                 Some(connection) => (connection, false),
@@ -219,9 +202,13 @@ impl UpstreamPool {
                     (self.unless_down(may_move_on, waiting).await?, true)
                 }
             };
-            if connection.is_ready() {
+            if connection.ended_at().is_none() {
                 connection.reused |= !waited;
                 return Ok(connection);
+            }
+            dead += u32::from(!connection.reused);
+            if dead == MAX_DEAD {
+                return Err(self.dead());
             }
         }
     }
@@ -266,8 +253,7 @@ impl UpstreamPool {
 
     /// Takes a connection back whose answer has been read to its end.
     pub(super) fn give_back(&self, mut connection: Box<UpstreamConnection>) {
-        connection.driver.set_idle(true);
-        if connection.sender.is_closed() {
+        if !connection.watch.begin(&mut connection.http) {
             return;
         }
         connection.idle_since = Instant::now();
@@ -285,8 +271,8 @@ impl UpstreamPool {
         let mut state = self.state.borrow_mut();
         let idle = std::mem::take(&mut state.idle);
         for mut connection in idle {
-            if connection.is_closed() {
-                Self::learn(&mut state, &connection);
+            if let Some(ended) = connection.ended_at() {
+                Self::learn(&mut state, &connection, ended);
                 if !connection.reused && now - connection.idle_since < WARM_PAUSE {
                     state.warm_from = Some(now + WARM_PAUSE);
                 }
@@ -357,13 +343,13 @@ impl UpstreamPool {
     fn take_idle(&self, now: Instant) -> Option<Box<UpstreamConnection>> {
         let mut state = self.state.borrow_mut();
         while let Some(mut connection) = state.idle.pop_back() {
-            if connection.is_closed() {
-                Self::learn(&mut state, &connection);
+            if let Some(ended) = connection.ended_at() {
+                Self::learn(&mut state, &connection, ended);
                 continue;
             }
             let idle = now - connection.idle_since;
             let limit = self.idle_limit(&state, now);
-            if idle < limit && (idle < TRUSTED_IDLE || counted_stream::is_quiet(&connection.tcp)) {
+            if idle < limit && (idle < TRUSTED_IDLE || connection.http.is_quiet()) {
                 return Some(connection);
             }
         }
@@ -371,12 +357,9 @@ impl UpstreamPool {
     }
 
     /// The other end closed an idle connection: remember after how long.
-    fn learn(state: &mut PoolState, connection: &UpstreamConnection) {
-        let Some(closed_at) = connection.driver.ended_at() else {
-            return;
-        };
-        if let Some(lasted) = closed_at.checked_duration_since(connection.idle_since) {
-            state.closings.note(lasted, closed_at);
+    fn learn(state: &mut PoolState, connection: &UpstreamConnection, ended: Instant) {
+        if let Some(lasted) = ended.checked_duration_since(connection.idle_since) {
+            state.closings.note(lasted, ended);
         }
     }
 
@@ -496,28 +479,29 @@ impl UpstreamPool {
     }
 
     async fn connect(&self) -> Result<Box<UpstreamConnection>, DialError> {
-        let (stream, tcp) = self.dialer.dial(&self.origin).await?;
-        let traffic = stream.traffic();
-        let handshake = http1::Builder::new()
-            .max_buf_size(MAX_BUFFER)
-            .handshake(TokioIo::new(stream))
-            .await;
-        let (sender, driving) = handshake.map_err(|error| DialError::Connect {
-            host: self.origin.name().to_owned(),
-            reason: error.to_string(),
-        })?;
+        let stream = self.dialer.dial(&self.origin).await?;
         let now = Instant::now();
-        Ok(Box::new(UpstreamConnection {
-            sender,
+        let mut connection = Box::new(UpstreamConnection {
+            http: Http1::new(stream, Rc::clone(&self.buffers)),
             timer: Timer::default(),
-            tcp,
-            traffic,
-            driver: ConnectionDriver::new(driving),
+            watch: IdleWatch::new(),
             retires: now + MAX_AGE,
             idle_since: now,
             reused: false,
             _open: Rc::clone(&self.open),
-        }))
+        });
+        // Bytes that came before any request would be read as the answer to the first one.
+        if !connection.watch.begin(&mut connection.http) {
+            return Err(self.dead());
+        }
+        Ok(connection)
+    }
+
+    fn dead(&self) -> DialError {
+        DialError::Connect {
+            host: self.origin.name().to_owned(),
+            reason: "closed, or written to, before any request".to_owned(),
+        }
     }
 }
 
@@ -537,7 +521,12 @@ mod tests {
         let origin = Arc::new(origin.unwrap());
         let dialer = Dialer::new(&Egress::default()).unwrap();
         [(); 2].map(|()| {
-            UpstreamPool::new(Arc::clone(&origin), dialer.clone(), Duration::from_secs(15))
+            UpstreamPool::new(
+                Arc::clone(&origin),
+                dialer.clone(),
+                Buffers::new(),
+                Duration::from_secs(15),
+            )
         })
     }
 

@@ -190,9 +190,9 @@ const LOCAL: &[&str] = &[
 
 /// The exceptions in [`LOCAL`].
 const SHARED_BY_WORKERS: &[&str] = &[
-    // `Wake` demands `Sync`.
-    "proxy/upstream/driver.rs",
     "proxy/upstream/health.rs",
+    // `Wake` demands `Sync`.
+    "proxy/upstream/idle_watch.rs",
     "proxy/upstream/origins.rs",
 ];
 

@@ -307,7 +307,11 @@ async fn a_kept_connection_that_died_while_idle_costs_no_call() {
             own.clone()
         })
         .await;
-        let gate = setup().account(&fake.api()).start().await;
+        let gate = setup()
+            .set("upstream", "warm = false")
+            .account(&fake.api())
+            .start()
+            .await;
         for round in 0..30 {
             let call = if round % 2 == 0 {
                 gate.send_message("u")
