@@ -31,6 +31,7 @@ use crate::{
     net::{
         bind,
         drain::Drain,
+        inherit::{InheritedListeners, ListenerRole},
         listen::{BoundAddr, Listener},
         local,
         serve::serve,
@@ -79,22 +80,44 @@ impl Admin {
         metrics: MetricsRegistry,
     ) -> Result<Self, AdminBindError> {
         Ok(Self::from_listener(
-            Self::listen(settings)?,
+            Self::listen(settings, &mut InheritedListeners::default())?,
             settings,
             accounts,
             metrics,
         ))
     }
 
-    /// Binds the address alone, before the accounts exist: a start that cannot have the address
-    /// must not spend a token fetch.
-    pub(crate) fn listen(settings: &AdminSettings) -> Result<Listener, AdminBindError> {
+    /// Binds the address alone, unless a passed listener stands for it; before the accounts exist:
+    /// a start that cannot have the address must not spend a token fetch.
+    pub(crate) fn listen(
+        settings: &AdminSettings,
+        passed: &mut InheritedListeners,
+    ) -> Result<Listener, AdminBindError> {
         let address = settings.listen.to_string();
         if settings.key.is_none() && !settings.listen.is_local() {
             return Err(AdminBindError::KeyMissing { address });
         }
-        Listener::bind(&settings.listen)
-            .map_err(|source| AdminBindError::Listen { address, source })
+        let failed = |source| AdminBindError::Listen {
+            address: address.clone(),
+            source,
+        };
+        let taken = passed
+            .take(ListenerRole::Admin, std::slice::from_ref(&settings.listen))
+            .map_err(|error| failed(bind::BindError::Other(error)))?;
+        let listener = match taken.into_iter().flatten().next() {
+            Some(passed) => passed,
+            None => Listener::bind(&settings.listen).map_err(failed)?,
+        };
+        // A listener that was passed by name may stand elsewhere than the configuration says.
+        let is_local = listener
+            .address()
+            .tcp()
+            .is_none_or(|bound| bound.ip().to_canonical().is_loopback());
+        if settings.key.is_none() && !is_local {
+            let address = listener.address().to_string();
+            return Err(AdminBindError::KeyMissing { address });
+        }
+        Ok(listener)
     }
 
     /// Admin listener on an address that [`Admin::listen`] has bound.

@@ -159,14 +159,14 @@ impl Sources {
     fn readiness(&self, required: Required) -> Readiness {
         let accounts = accounts::statuses(&self.accounts());
         self.health
-            .judge(&accounts, required, self.drain.is_leaving())
+            .judge(&accounts, required, self.drain.is_out_of_service())
     }
 
     fn account_readiness(&self, name: &str) -> Result<Readiness, ApiError> {
         let accounts = self.accounts();
         let tokens = accounts::named(&accounts, name)?;
         let status = [(tokens.token.name().clone(), tokens.token.status())];
-        let leaving = self.drain.is_leaving();
+        let leaving = self.drain.is_out_of_service();
         Ok(self.health.judge(&status, Required::AllSound, leaving))
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct Refreshers {
     store: Arc<dyn TokenStore>,
     metrics: token::metrics::TokenMetrics,
     settings: token::TokenSettings,
+    /// Another process fetches; refreshers begin on standby.
+    pub(super) on_standby: bool,
     running: Vec<(AccountSettings, AccountTokens)>,
 }
 
@@ -63,8 +65,29 @@ impl Refreshers {
             store,
             metrics,
             settings: token::TokenSettings::default(),
+            on_standby: false,
             running: Vec::new(),
         }
+    }
+
+    /// Leaves the fetches to another process until [`Refreshers::resume`].
+    #[must_use]
+    pub(super) fn on_standby(mut self, on_standby: bool) -> Self {
+        self.on_standby = on_standby;
+        self
+    }
+
+    /// True if an account has a usable token.
+    pub(super) fn is_any_usable(&self) -> bool {
+        let mut tokens = self.running.iter().map(|(_, tokens)| &tokens.token);
+        tokens.any(|token| token.status().usable)
+    }
+
+    /// Number of accounts with a usable token, and of all.
+    pub(super) fn usable(&self) -> (usize, usize) {
+        let tokens = self.running.iter().map(|(_, tokens)| &tokens.token);
+        let usable = tokens.filter(|token| token.status().usable).count();
+        (usable, self.running.len())
     }
 
     /// Keeps the refreshers of accounts that are unchanged and starts the others. With other token
@@ -176,7 +199,7 @@ impl Refreshers {
         source::for_account(account, client)
     }
 
-    fn store(&self) -> Arc<dyn TokenStore> {
+    pub(super) fn store(&self) -> Arc<dyn TokenStore> {
         Arc::clone(&self.store)
     }
 
@@ -194,13 +217,13 @@ impl Refreshers {
         } else {
             let source = self.source(account, self.settings);
             let counters = self.metrics.for_account(&account.name);
-            TokenRefresher::spawn(
-                account.clone(),
-                self.settings,
-                source,
-                self.store(),
-                counters,
-            )
+            let (account, settings) = (account.clone(), self.settings);
+            let parts = RefresherParts::of(account, settings, source, self.store(), counters);
+            if self.on_standby {
+                TokenRefresher::spawn_on_standby(parts)
+            } else {
+                TokenRefresher::spawn_from(parts)
+            }
         };
         let phantoms = match former {
             Some(unchanged) if unchanged.are_of(account) => unchanged,

@@ -8,7 +8,7 @@ use std::{
     fmt::Display,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -16,8 +16,10 @@ use tokio::{runtime::Handle, sync::Mutex};
 
 use super::{
     loops::{self, NameLookup},
+    open_store::StoreParts,
     refreshers::Refreshers,
     restart,
+    service_manager::ServiceManager,
 };
 use crate::{
     admin::{self, Reloaded},
@@ -42,6 +44,7 @@ struct ReloaderInner {
     /// Runtime of the token refreshers. A reload starts some, and may be asked for on another
     /// runtime, which can end earlier.
     background: Handle,
+    manager: ServiceManager,
 }
 
 /// Configuration in force, and the handles of the parts that a reload changes.
@@ -51,19 +54,29 @@ pub(super) struct RunningParts {
     /// Addresses of the data listeners.
     pub(super) own: Vec<SocketAddr>,
     pub(super) refreshers: Refreshers,
+    pub(super) store: StoreParts,
+    /// An account had a usable token at some time, as far as a probe has asked.
+    pub(super) was_usable: Arc<AtomicBool>,
+    /// Another process serves in the place of this one.
+    pub(super) is_replaced: bool,
     pub(super) proxy: proxy::ProxyControl,
     pub(super) admin: admin::AdminControl,
 }
 
 impl Reloader {
     /// Must be called inside the runtime for background work.
-    pub(super) fn new(load: Loader, running: Arc<Mutex<RunningParts>>) -> Self {
+    pub(super) fn new(
+        load: Loader,
+        running: Arc<Mutex<RunningParts>>,
+        manager: ServiceManager,
+    ) -> Self {
         let background = Handle::current();
         background.spawn(remind(Arc::downgrade(&running)));
         Self(Arc::new(ReloaderInner {
             load,
             running,
             background,
+            manager,
         }))
     }
 
@@ -75,11 +88,17 @@ impl Reloader {
         // In a task, so that a caller that hangs up does not cancel a reload halfway.
         let reloading = self.0.background.spawn(async move {
             let mut running = Arc::clone(&inner.running).lock_owned().await;
+            if running.is_replaced {
+                return refused(&"another process serves in the place of this one: ask that one");
+            }
+            inner.manager.reloading();
+            let manager = inner.manager.clone();
             // Blocking, since files are read and names looked up. The lock moves along, so that the
             // next reload waits for the end of this one.
             let outcome = tokio::task::spawn_blocking(move || running.follow((inner.load)())).await;
             let outcome = outcome.unwrap_or_else(|_| broken());
             log_outcome(&outcome);
+            manager.ready();
             outcome
         });
         reloading.await.unwrap_or_else(|_| broken())

@@ -9,18 +9,22 @@ use tokio::{
 
 use super::{CommandError, ConfigFile, StopSignals, background_runtime};
 use crate::{
-    app::{App, Reloader, StartError, descriptors},
+    app::{App, Inheritance, Program, Reloader, Replacer, ServiceManager, StartError, descriptors},
     config::Config,
     proxy::AccessLogSettings,
     telemetry::{format::Format, output::Output},
 };
 
 pub(super) fn run(file: &ConfigFile, format: Format, log: &Output) -> Result<(), CommandError> {
+    // Before other threads look at the environment, and before the file can be replaced.
+    let inheritance = Inheritance::of_this_process()?;
+    let program = Program::of_this_process();
     keep_memory_private();
     descriptors::raise_limit();
     background_runtime()?.block_on(async {
-        // Before everything else: until there is a handler, a SIGHUP ends the process.
+        // Before everything else: until there is a handler, a SIGHUP or SIGUSR2 ends the process.
         let hangup = signal(SignalKind::hangup())?;
+        let replace = signal(SignalKind::user_defined2())?;
         // A single set of handlers for `stop` and `abort`: handlers installed after the first
         // signal would miss a second signal right behind it.
         let signals = Mutex::new(StopSignals::listen()?);
@@ -32,12 +36,19 @@ pub(super) fn run(file: &ConfigFile, format: Format, log: &Output) -> Result<(),
         if let Some(shortage) = descriptors::shortage(&config.proxy) {
             tracing::warn!("{shortage}");
         }
-        let app = App::build(&config, access_log(format, log)).map_err(|error| match error {
-            StartError::Loop(_) => CommandError::Config(error.to_string()),
-            _ => CommandError::Running(error.to_string()),
-        })?;
-        let (app, reloader) = app.with_log(log).reloading(load);
+        let log_settings = access_log(format, log);
+        let app = App::build_with(&config, log_settings, inheritance).map_err(
+            |error| match error {
+                StartError::Loop(_) => CommandError::Config(error.to_string()),
+                _ => CommandError::Running(error.to_string()),
+            },
+        )?;
+        let app = app
+            .with_log(log)
+            .with_service_manager(ServiceManager::from_environment());
+        let (app, reloader) = app.reloading(load);
         tokio::spawn(reload_at(hangup, reloader));
+        tokio::spawn(replace_at(replace, app.replaceable(program)));
         log_start(file, &config, &app);
         for address in app.addresses() {
             tracing::info!(%address, "serving WeChat's API; no token is needed here");
@@ -71,6 +82,15 @@ async fn reload_at(mut hangup: Signal, reloader: Reloader) {
     while hangup.recv().await.is_some() {
         tracing::info!("SIGHUP: loading the configuration again");
         reloader.reload().await;
+    }
+}
+
+/// Replaces the program at each SIGUSR2. A signal during a replacement is told and passed over.
+async fn replace_at(mut signal: Signal, replacer: Replacer) {
+    while signal.recv().await.is_some() {
+        tracing::info!("SIGUSR2: replacing the program");
+        let replacer = replacer.clone();
+        tokio::spawn(async move { replacer.replace().await });
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 /// Connections that the kernel may hold before they are accepted.
 const BACKLOG: i32 = 4096;
@@ -100,11 +100,16 @@ pub(super) struct SocketFile {
 }
 
 impl SocketFile {
-    fn of(path: &Path) -> Self {
+    pub(super) fn of(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
             identity: identity(path),
         }
+    }
+
+    /// Leaves the file to another process that listens on the same socket.
+    pub(super) fn leave(mut self) {
+        self.identity = None;
     }
 }
 
@@ -145,15 +150,20 @@ fn listen_tcp(address: &SockAddr) -> io::Result<TcpListener> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(address.domain(), kind, None)?;
     socket.set_reuse_address(true)?;
-    // Handed down to every connection that is accepted.
+    set_options(&SockRef::from(&socket))?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Sets the options of a TCP listener that are handed down to every connection that is accepted.
+pub(super) fn set_options(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     // Else the kernel takes megabytes of an answer at once, and nothing shows that its caller reads
     // slowly, or not at all.
     #[cfg(target_os = "linux")]
     let _ = socket.set_tcp_notsent_lowat(MAX_UNSENT);
-    socket.bind(address)?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(())
 }
 
 /// Binds a socket file, in the place of one that a dead process has left behind.

@@ -7,7 +7,10 @@
 use std::{
     fmt, io,
     net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream},
-    os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+    },
     path::PathBuf,
     pin::Pin,
     task::{Context, Poll},
@@ -44,6 +47,16 @@ const DROP_SYN: [SockFilter; 5] = [
 pub(crate) struct Listener {
     socket: ListenerSocket<StdTcpListener, StdUnixListener>,
     address: BoundAddr,
+    custody: Custody,
+}
+
+/// Party that closes the socket of a listener for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Custody {
+    /// This process, unless another wxgate replaces it.
+    Own,
+    /// The service manager, which passes the socket to the next process too.
+    Manager,
 }
 
 #[derive(Debug)]
@@ -57,6 +70,7 @@ enum ListenerSocket<T, U> {
 pub(crate) struct Acceptor {
     socket: ListenerSocket<TcpListener, UnixListener>,
     address: BoundAddr,
+    custody: Custody,
     errors: AcceptErrors,
 }
 
@@ -164,6 +178,7 @@ impl Listener {
                 Ok(Self {
                     socket: ListenerSocket::Tcp(listener),
                     address: BoundAddr::Tcp(address),
+                    custody: Custody::Own,
                 })
             }
             ListenAddr::Unix(path) => {
@@ -171,9 +186,48 @@ impl Listener {
                 Ok(Self {
                     socket: ListenerSocket::Unix(listener, Some(file)),
                     address: BoundAddr::Unix(path.clone()),
+                    custody: Custody::Own,
                 })
             }
         }
+    }
+
+    /// Goes on with a socket that another process has bound.
+    ///
+    /// # Errors
+    /// When the socket cannot be set up.
+    pub(super) fn adopt(socket: OwnedFd, address: BoundAddr, custody: Custody) -> io::Result<Self> {
+        let socket = match &address {
+            BoundAddr::Tcp(_) => {
+                let listener = StdTcpListener::from(socket);
+                listener.set_nonblocking(true)?;
+                bind::set_options(&SockRef::from(&listener))?;
+                ListenerSocket::Tcp(listener)
+            }
+            BoundAddr::Unix(path) => {
+                let listener = StdUnixListener::from(socket);
+                listener.set_nonblocking(true)?;
+                let file = (custody == Custody::Own).then(|| SocketFile::of(path));
+                ListenerSocket::Unix(listener, file)
+            }
+        };
+        Ok(Self {
+            socket,
+            address,
+            custody,
+        })
+    }
+
+    /// Duplicates the socket, for the process that replaces this one.
+    ///
+    /// # Errors
+    /// When there is no file descriptor left.
+    pub(crate) fn duplicate(&self) -> io::Result<(OwnedFd, Custody)> {
+        let socket = match &self.socket {
+            ListenerSocket::Tcp(listener) => listener.as_fd().try_clone_to_owned()?,
+            ListenerSocket::Unix(listener, _) => listener.as_fd().try_clone_to_owned()?,
+        };
+        Ok((socket, self.custody))
     }
 
     /// Bound address.
@@ -195,6 +249,7 @@ impl Listener {
         Ok(Acceptor {
             socket,
             address: self.address,
+            custody: self.custody,
             errors: AcceptErrors::default(),
         })
     }
@@ -286,7 +341,21 @@ impl Acceptor {
         Ok(Listener {
             socket,
             address: self.address,
+            custody: self.custody,
         })
+    }
+
+    /// True if the queue of the listener outlives this process, so that it must be left as it is.
+    pub(crate) fn is_the_managers(&self) -> bool {
+        self.custody == Custody::Manager
+    }
+
+    /// Takes no more connections, and leaves the queue and the socket file to other processes that
+    /// listen on the same socket.
+    pub(crate) fn leave(self) {
+        if let ListenerSocket::Unix(_, Some(file)) = self.socket {
+            file.leave();
+        }
     }
 
     async fn try_accept(&self) -> io::Result<Accepted> {

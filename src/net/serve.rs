@@ -69,9 +69,16 @@ where
             });
         }
     };
-    tokio::select! {
-        () = accepting => {}
-        () = aborting.reached(Phase::Aborting) => {}
+    let mut leaving = drain.clone();
+    let replaced = tokio::select! {
+        () = accepting => false,
+        () = leaving.replaced() => true,
+        () = aborting.reached(Phase::Aborting) => drain.is_replaced(),
+    };
+    if replaced {
+        // The process that goes on answers from here on; connections that were taken may end.
+        acceptor.leave();
+        aborting.reached(Phase::Aborting).await;
     }
     connections.close_unanswered();
     // Answers under way may end; the caller limits the wait for this function.

@@ -60,8 +60,10 @@ use self::{
 };
 use crate::{
     net::{
+        address::ListenAddr,
         bind::BindError,
         drain::{Drain, Phase},
+        inherit::{InheritedListeners, ListenerRole},
         listen::{BoundAddr, Listener},
     },
     service::readiness::NodeHealth,
@@ -89,6 +91,9 @@ pub enum BuildError {
         /// Error of the operating system.
         error: BindError,
     },
+    /// A listener that was passed could not be set up.
+    #[error("a listener that was passed cannot be used: {0}")]
+    Passed(io::Error),
     /// `server.tls` cannot be used.
     #[error("server.tls: {0}")]
     Tls(io::Error),
@@ -129,29 +134,50 @@ pub(crate) struct BoundProxy {
     max_connections: usize,
 }
 
+/// The data path with its workers at work.
+pub(crate) struct RunningProxy {
+    workers: Arc<[worker::WorkerHandle]>,
+    ends: Vec<worker::WorkerEnd>,
+    drain: Drain,
+    stuck: StuckWorkers,
+}
+
 impl Listeners {
-    /// Binds the addresses.
+    /// Binds the addresses that none of the passed listeners stands for.
     ///
     /// # Errors
     /// When an address is in use already, or `server.tls` cannot be used.
-    pub(crate) fn bind(settings: &ProxySettings) -> Result<Self, BuildError> {
+    pub(crate) fn bind(
+        settings: &ProxySettings,
+        passed: &mut InheritedListeners,
+    ) -> Result<Self, BuildError> {
         let tls = settings
             .tls
             .as_ref()
             .map(|tls| tls.acceptor().map_err(BuildError::Tls))
             .transpose()?;
-        let listen = |address| {
-            Listener::bind(address).map_err(|error| BuildError::Listen {
+        let listen = |(address, passed): (&ListenAddr, Option<Listener>)| {
+            let bound = passed.map_or_else(|| Listener::bind(address), Ok);
+            bound.map_err(|error| BuildError::Listen {
                 address: address.to_string(),
                 error,
             })
         };
+        let passed = passed
+            .take(ListenerRole::Data, &settings.listen)
+            .map_err(BuildError::Passed)?;
         let list = settings
             .listen
             .iter()
+            .zip(passed)
             .map(listen)
             .collect::<Result<_, _>>()?;
         Ok(Self { list, tls })
+    }
+
+    /// Iterates over the listeners, in the order of `server.listen`.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Listener> {
+        self.list.iter()
     }
 
     /// Returns the TCP addresses, with the ports that were given for port 0.
@@ -250,11 +276,11 @@ impl BoundProxy {
         ProxyControl::of(&self.proxy)
     }
 
-    /// Serves until the drain is over and every worker has ended. Returns how many requests were cut.
+    /// Starts the workers, and has them take connections.
     ///
     /// # Errors
     /// When a worker thread cannot be started.
-    pub(crate) async fn run(self, mut drain: Drain) -> io::Result<usize> {
+    pub(crate) async fn start(self, drain: Drain) -> io::Result<RunningProxy> {
         let (mut workers, mut ends) = (Vec::new(), Vec::new());
         for index in 0..self.workers {
             let (worker, ended) =
@@ -268,17 +294,30 @@ impl BoundProxy {
             &workers,
             &Arc::new(Semaphore::new(self.max_connections)),
         );
+        Ok(RunningProxy {
+            workers,
+            ends,
+            drain,
+            stuck: self.proxy.health.workers.clone(),
+        })
+    }
+}
+
+impl RunningProxy {
+    /// Watches the workers until the drain is over and each of them has ended. Returns how many
+    /// requests were cut.
+    pub(crate) async fn ended(mut self) -> usize {
         tokio::select! {
-            () = drain.reached(Phase::Closing) => {}
-            () = watchdog::watch(workers, self.proxy.health.workers.clone()) => {
+            () = self.drain.reached(Phase::Closing) => {}
+            () = watchdog::watch(self.workers, self.stuck) => {
                 // Every worker has ended; the stop finds that out.
-                drain.reached(Phase::Closing).await;
+                self.drain.reached(Phase::Closing).await;
             }
         }
         let mut cut = 0;
-        for ended in ends {
+        for ended in self.ends {
             cut += ended.await.unwrap_or(0);
         }
-        Ok(cut)
+        cut
     }
 }

@@ -208,6 +208,10 @@ async fn accept(
         () = distributor.accept(&mut acceptor) => {}
         () = drain.reached(Phase::Closing) => {}
     }
+    if acceptor.is_the_managers() || drain.is_replaced() {
+        // Another process takes what is in the queue, now or once it is started.
+        return acceptor.leave();
+    }
     acceptor.close_entrance();
     let _ = timeout(HANDSHAKES_SETTLE, distributor.accept(&mut acceptor)).await;
     let emptied = async {

@@ -48,6 +48,24 @@ impl RecordKey {
             credential: CredentialType::Token,
         }
     }
+
+    /// Reads the text that [`fmt::Display`] writes.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (account, credential) = match text.split_once('.') {
+            None => (text, CredentialType::Token),
+            Some((account, "phantoms")) => (account, CredentialType::PhantomKeys),
+            Some((account, ticket)) => {
+                let mut types = TicketType::ALL.into_iter();
+                let ticket = types.find(|kind| kind.as_str() == ticket)?;
+                (account, CredentialType::Ticket(ticket))
+            }
+        };
+        let account = AccountName::new(account)?;
+        Some(Self {
+            account,
+            credential,
+        })
+    }
 }
 
 impl fmt::Display for CredentialType {
@@ -81,6 +99,17 @@ mod tests {
             }
             .to_string()
         };
+        for credential in [CredentialType::Token, CredentialType::PhantomKeys]
+            .into_iter()
+            .chain(TicketType::ALL.map(CredentialType::Ticket))
+        {
+            let key = RecordKey {
+                account: account.clone(),
+                credential,
+            };
+            assert_eq!(RecordKey::parse(&key.to_string()), Some(key));
+        }
+        assert_eq!(RecordKey::parse("shop.other"), None);
         assert_eq!(
             (
                 name(CredentialType::Token),

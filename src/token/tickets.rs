@@ -67,10 +67,7 @@ impl Tickets {
 
     /// Iterates over the status of each ticket that was asked for.
     pub(crate) fn statuses(&self) -> impl Iterator<Item = (TicketType, Status)> {
-        TicketType::ALL
-            .into_iter()
-            .zip(&self.refreshers)
-            .filter_map(|(kind, slot)| Some((kind, slot.get()?.status())))
+        self.started().map(|(kind, one)| (kind, one.status()))
     }
 
     /// Retires all refreshers, see [`TokenRefresher::retire`].
@@ -78,6 +75,24 @@ impl Tickets {
         for refresher in self.refreshers.iter().filter_map(OnceLock::get) {
             refresher.retire();
         }
+    }
+
+    /// Pauses all refreshers, see [`TokenRefresher::pause`].
+    pub(crate) fn pause(&self) -> impl Future<Output = ()> + use<> {
+        let pausing: Vec<_> = self.started().map(|(_, one)| one.pause()).collect();
+        async move {
+            for paused in pausing {
+                paused.await;
+            }
+        }
+    }
+
+    /// Iterates over the refreshers of tickets that were asked for.
+    pub(crate) fn started(&self) -> impl Iterator<Item = (TicketType, &TokenRefresher)> {
+        TicketType::ALL
+            .into_iter()
+            .zip(&self.refreshers)
+            .filter_map(|(kind, slot)| Some((kind, slot.get()?)))
     }
 
     fn start(&self, kind: TicketType) -> TokenRefresher {

@@ -12,6 +12,7 @@
 )]
 
 mod callers;
+mod changes;
 mod config;
 mod credentials;
 mod doctor;

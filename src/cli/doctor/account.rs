@@ -119,7 +119,7 @@ impl AccountCheck<'_> {
             return FileStore::peek(folder, self.config.store.keys.clone(), &key)
                 .map_err(|error| error.to_string());
         }
-        let store = app::open_store(self.config, self.client).map_err(|error| error.to_string())?;
+        let store = app::open_alone(self.config, self.client).map_err(|error| error.to_string())?;
         store.load(&key).await.map_err(|error| error.to_string())
     }
 

@@ -113,7 +113,7 @@ fn is_locked(folder: &Path) -> bool {
 
 /// Connects to the server of a shared store, and takes and gives back a lease there.
 async fn server(config: &Config, client: &TokenClient, findings: &mut Findings) {
-    let store = match app::open_store(config, client) {
+    let store = match app::open_alone(config, client) {
         Ok(store) => store,
         Err(error) => return findings.broken_at(SUBJECT, error.to_string()),
     };

@@ -11,7 +11,6 @@ use hyper::{
 
 use super::exchange::Exchange;
 use crate::{
-    net::drain::Phase,
     proxy::{error::ProxyError, path::SplitPath},
     service::readiness::Required,
 };
@@ -95,7 +94,7 @@ fn readiness(exchange: &Exchange<'_>) -> Response<Bytes> {
         .map(|account| (account.name.clone(), account.refresher.status()))
         .collect();
     let worker = exchange.worker;
-    let is_leaving = worker.drain.phase() >= Phase::Leaving;
+    let is_leaving = worker.drain.is_out_of_service();
     let readiness = worker
         .proxy
         .health

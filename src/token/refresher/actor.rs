@@ -18,7 +18,7 @@ use super::{
     notices::Journal,
     status::PublishedState,
     steps::{self, StepEnd, Steps},
-    writer::RecordWriter,
+    writer::{self, RecordWriter},
 };
 use crate::token::{Generation, budget::BudgetKind, error::TokenError};
 
@@ -41,6 +41,8 @@ pub(super) struct PendingWork {
     lease: Option<LeaseGuard>,
     callers: HashMap<CallerId, oneshot::Sender<Refresh>>,
     operators: HashMap<OperatorId, oneshot::Sender<Result<Refreshed, TokenError>>>,
+    /// Answered as soon as no refresh is under way.
+    pausing: Vec<oneshot::Sender<()>>,
     last_id: u64,
 }
 
@@ -126,6 +128,11 @@ impl Actor {
                 Event::Ordered { operator, force }
             }
             RefresherCommand::Retire => Event::Retired,
+            RefresherCommand::Pause(reply) => {
+                self.running.pausing.push(reply);
+                Event::Paused
+            }
+            RefresherCommand::Resume(record) => Event::Resumed(record),
             RefresherCommand::Confirm => Event::Confirmed,
             RefresherCommand::Inherit(token) => Event::Inherited(token),
             RefresherCommand::Want => Event::Wanted,
@@ -138,6 +145,22 @@ impl Actor {
         let accepted = self.shared.evidence.load(Ordering::Relaxed);
         let effects = self.life.on(self.chance.moment(accepted), event);
         self.carry_out(effects);
+        self.confirm_pause();
+    }
+
+    /// Tells those who wait for the pause, once the last refresh has ended and its record was
+    /// written, or a try was made.
+    fn confirm_pause(&mut self) {
+        if self.running.pausing.is_empty() || self.life.is_refreshing() {
+            return;
+        }
+        let (pausing, receipt) = (mem::take(&mut self.running.pausing), self.writer.latest());
+        tokio::spawn(async move {
+            receipt.tried(writer::LIMIT).await;
+            for reply in pausing {
+                let _ = reply.send(());
+            }
+        });
     }
 
     /// Carries out the effects in the order of the fields of [`Effects`], which has the reasons.

@@ -148,6 +148,9 @@ enum RefresherCommand {
         reply: oneshot::Sender<Result<Refreshed, TokenError>>,
     },
     Retire,
+    /// Answered once the refresh under way has ended and is stored.
+    Pause(oneshot::Sender<()>),
+    Resume(Option<Box<TokenRecord>>),
     /// The AppSecret that was tried is in force.
     Confirm,
     /// Token that a trial of another AppSecret brought, or found in force.
@@ -168,10 +171,15 @@ pub(crate) struct RefresherParts {
     pub(crate) chance: Chance,
 }
 
-/// Trial of another AppSecret of an account.
-struct Trial {
-    /// Token that requests get until the trial brings another one.
-    current: Option<Arc<Token>>,
+/// Way in which a refresher begins.
+enum Begin {
+    /// Fetches as soon as the store has none.
+    Active,
+    /// Another process fetches, see [`TokenRefresher::resume`].
+    Standby,
+    /// Tries another AppSecret of the account. Requests get the `current` token until the trial
+    /// brings another one.
+    Trial { current: Option<Arc<Token>> },
 }
 
 /// From this many failures in a row on, requests do not wait for the next attempt any more.
@@ -214,17 +222,23 @@ impl TokenRefresher {
 
     /// As [`TokenRefresher::spawn`], with a clock and random numbers of one's own.
     pub(crate) fn spawn_from(parts: RefresherParts) -> Self {
-        Self::start(CredentialType::Token, parts, None)
+        Self::start(CredentialType::Token, parts, Begin::Active)
+    }
+
+    /// Starts a refresher on standby, which reads the store and leaves the fetches to another
+    /// process until [`TokenRefresher::resume`].
+    pub(crate) fn spawn_on_standby(parts: RefresherParts) -> Self {
+        Self::start(CredentialType::Token, parts, Begin::Standby)
     }
 
     /// Starts a refresher that tries another AppSecret of an account, and serves requests with the
     /// `current` token of the account meanwhile. Before [`TokenRefresher::confirm`] it asks for a
     /// token only when it is ordered to.
     pub(crate) fn spawn_trial(parts: RefresherParts, current: Option<Arc<Token>>) -> Self {
-        Self::start(CredentialType::Token, parts, Some(Trial { current }))
+        Self::start(CredentialType::Token, parts, Begin::Trial { current })
     }
 
-    fn start(credential: CredentialType, parts: RefresherParts, trial: Option<Trial>) -> Self {
+    fn start(credential: CredentialType, parts: RefresherParts, begin: Begin) -> Self {
         let RefresherParts {
             account,
             settings,
@@ -253,10 +267,14 @@ impl TokenRefresher {
             cluster.is_some(),
             chance.moment(0),
         );
-        if let Some(Trial { current }) = trial {
-            life.begin_trial(current.clone());
-            // At once, so that no request finds this refresher without a token.
-            shared.token.store(current);
+        match begin {
+            Begin::Active => {}
+            Begin::Standby => life.begin_on_standby(),
+            Begin::Trial { current } => {
+                life.begin_trial(current.clone());
+                // At once, so that no request finds this refresher without a token.
+                shared.token.store(current);
+            }
         }
         let actor = Actor {
             life,
@@ -435,6 +453,28 @@ impl TokenRefresher {
     /// requests in flight cause fetches, so that two refreshers do not replace each other's tokens.
     pub fn retire(&self) {
         let _ = self.mailbox.send(RefresherCommand::Retire);
+    }
+
+    /// Leaves the fetches to another process. Resolves once the store was read, and a refresh under
+    /// way has ended and was stored.
+    pub(crate) fn pause(&self) -> impl Future<Output = ()> + use<> {
+        let (reply, paused) = oneshot::channel();
+        let _ = self.mailbox.send(RefresherCommand::Pause(reply));
+        async move {
+            let _ = paused.await;
+        }
+    }
+
+    /// Fetches again, with the record that another process has left in the store.
+    pub(crate) fn resume(&self, record: Option<TokenRecord>) {
+        let record = record.map(Box::new);
+        let _ = self.mailbox.send(RefresherCommand::Resume(record));
+    }
+
+    /// Takes note of the record of another process that uses the same store.
+    pub(crate) fn replicate(&self, record: TokenRecord) {
+        let record = Some(Box::new(record));
+        let _ = self.mailbox.send(RefresherCommand::Replicated(record));
     }
 
     /// Has a refresher that was started by [`TokenRefresher::spawn_trial`] go on by itself: its

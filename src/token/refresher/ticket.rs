@@ -11,7 +11,9 @@ use tokio::{
     time::Duration,
 };
 
-use super::{PublishedState, RefresherCommand, RefresherParts, RefresherShared, TokenRefresher};
+use super::{
+    Begin, PublishedState, RefresherCommand, RefresherParts, RefresherShared, TokenRefresher,
+};
 use crate::{
     token::{clock::millis, credential::CredentialType},
     wechat::ticket::TicketType,
@@ -27,7 +29,7 @@ impl TokenRefresher {
         token: &Self,
         made_with: Arc<AtomicU64>,
     ) -> Self {
-        let ticket = Self::start(CredentialType::Ticket(kind), parts, None);
+        let ticket = Self::start(CredentialType::Ticket(kind), parts, Begin::Active);
         tokio::spawn(follow(
             token.state.clone(),
             ticket.state.clone(),

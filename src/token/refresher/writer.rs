@@ -48,7 +48,7 @@ struct WriteProgress {
 }
 
 /// Limit for one operation of the store.
-const LIMIT: Duration = Duration::from_secs(5);
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
 const RETRY: Backoff = Backoff {
     min: Duration::from_secs(1),
     max: Duration::from_secs(60),

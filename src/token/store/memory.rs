@@ -7,10 +7,13 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::{
     BoxFuture, Lease, RecordKey, Saved, StoreError, TokenRecord, TokenStore,
+    codec::{Codec, Decoded},
     notifier::ChangeNotifier,
 };
 
@@ -20,6 +23,14 @@ pub struct MemoryStore {
     inner: Mutex<MemoryRecords>,
     /// Notifier of a store that several refreshers share.
     notifier: Option<ChangeNotifier>,
+}
+
+/// Record on its way to another process, with the token.
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+pub(crate) struct ExportedRecord {
+    key: String,
+    /// As the codec writes it.
+    record: String,
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +45,42 @@ impl MemoryStore {
         Self {
             notifier: Some(ChangeNotifier::default()),
             ..Self::default()
+        }
+    }
+
+    /// Copies all records, for the process that replaces this one.
+    pub(crate) fn export(&self) -> Vec<ExportedRecord> {
+        let codec = Codec::default();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap_or_default();
+        self.lock()
+            .records
+            .iter()
+            .map(|(key, record)| ExportedRecord {
+                key: key.to_string(),
+                record: text(codec.encode(key, record)),
+            })
+            .collect()
+    }
+
+    /// Takes over the records of the process that this one replaces. A record in a form of another
+    /// version, and one that gives way to a record that is here, is passed over.
+    pub(crate) fn import(&self, records: &[ExportedRecord]) {
+        let codec = Codec::default();
+        let mut inner = self.lock();
+        for exported in records {
+            let Some(key) = RecordKey::parse(&exported.key) else {
+                continue;
+            };
+            let Ok(Decoded { record, .. }) = codec.decode(&key, exported.record.as_bytes()) else {
+                continue;
+            };
+            if inner
+                .records
+                .get(&key)
+                .is_none_or(|held| held.gives_way_to(&record))
+            {
+                inner.records.insert(key, record);
+            }
         }
     }
 
@@ -135,5 +182,34 @@ impl TokenStore for MemoryStore {
             inner.leases.remove(key);
         }
         Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::record::tests::sample, *};
+    use crate::base::AccountName;
+
+    #[tokio::test]
+    async fn records_pass_to_another_store_and_newer_ones_stay() {
+        let account = |name| RecordKey::token(&AccountName::new(name).unwrap());
+        let (old, new) = (MemoryStore::default(), MemoryStore::default());
+        for (name, generation) in [("a", 1), ("b", 2)] {
+            let record = sample(generation, Some(name));
+            old.save(&account(name), record).await.unwrap();
+        }
+        let newer = sample(3, Some("newer"));
+        new.save(&account("b"), newer.clone()).await.unwrap();
+        let wire = serde_json::to_vec(&old.export()).unwrap();
+        let mut records: Vec<ExportedRecord> = serde_json::from_slice(&wire).unwrap();
+        records.push(ExportedRecord {
+            key: "c".to_owned(),
+            record: "of another version".to_owned(),
+        });
+        new.import(&records);
+        let held = new.load(&account("a")).await.unwrap();
+        assert_eq!(held, Some(sample(1, Some("a"))));
+        assert_eq!(new.load(&account("b")).await.unwrap(), Some(newer));
+        assert_eq!(new.load(&account("c")).await.unwrap(), None);
     }
 }

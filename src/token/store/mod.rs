@@ -22,7 +22,9 @@ use tokio::sync::watch;
 
 pub(crate) use fault::StoreUrlError;
 pub use fault::{ServerFault, StoreError};
+pub(crate) use file::StoreLock;
 pub use file::{FileStore, OpenError};
+pub(crate) use memory::ExportedRecord;
 pub use memory::MemoryStore;
 pub use record::{AccountIdentity, StoredRefusal, StoredToken, TokenRecord};
 pub use redis::{RedisSettings, RedisStore};

@@ -60,6 +60,10 @@ pub(crate) enum Event {
     Ordered { operator: OperatorId, force: bool },
     /// The account is gone or has another refresher.
     Retired,
+    /// Another process fetches from now on.
+    Paused,
+    /// No other process fetches any more. The store holds this now.
+    Resumed(Option<Box<TokenRecord>>),
     /// The AppSecret that was tried is in force.
     Confirmed,
     /// A trial of another AppSecret has ended in vain; this token was in force during it.

@@ -3,13 +3,14 @@
 //!
 //! No I/O, no clock, no task and no timer: [`Life::deadline`] says when the next event is due. The
 //! requests that wait are numbers here. `requests` has what callers and operators cause,
-//! `rotation` a change of the AppSecret, `transitions` the outcomes of the steps of a refresh, `replication` the records of other nodes.
+//! `rotation` a change of the AppSecret, `standby` the replacement of the process, `transitions` the outcomes of the steps of a refresh, `replication` the records of other nodes.
 
 pub(super) mod conflict;
 mod events;
 mod replication;
 mod requests;
 mod rotation;
+mod standby;
 #[cfg(test)]
 mod tests;
 mod transitions;
@@ -91,6 +92,9 @@ enum LifePhase {
     Active,
     /// No request for the ticket lately: it is left to expire. Only requests that wait are served.
     Dormant,
+    /// Another process fetches: the one that this one replaces, or the one that replaces it. Only
+    /// requests that wait are served, after a moment in which its token may come.
+    Standby,
     /// The AppSecret is being tried. Only the order to fetch and requests that wait are served.
     Trial,
     /// The account is gone. Only requests that wait are served.
@@ -204,6 +208,8 @@ impl Life {
             } => self.on_replay_rejected(generation, &path, accepted),
             Event::Ordered { operator, force } => self.on_ordered(operator, force),
             Event::Retired => self.run = LifePhase::Retired,
+            Event::Paused => self.on_paused(),
+            Event::Resumed(record) => self.on_resumed(record.as_deref()),
             Event::Confirmed => self.on_confirmed(),
             Event::Inherited(token) => self.on_inherited(&token),
             Event::Wanted => self.on_wanted(),
@@ -218,7 +224,9 @@ impl Life {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let may_start = match self.run {
             LifePhase::Active => true,
-            LifePhase::Dormant | LifePhase::Trial | LifePhase::Retired => !self.callers.is_empty(),
+            LifePhase::Dormant | LifePhase::Standby | LifePhase::Trial | LifePhase::Retired => {
+                !self.callers.is_empty()
+            }
         };
         (may_start && self.in_flight.is_none()).then_some(self.next_attempt)
     }

@@ -47,13 +47,20 @@ impl Life {
         if self.run == LifePhase::Retired {
             return;
         }
-        let Some(record) = record else {
-            return self.write_back();
+        let ours = |record: &TokenRecord| record.identity == self.record.identity;
+        let is_lost = match record {
+            None => true,
+            Some(record) => ours(record) && record.generation < self.record.generation,
         };
-        let ours = record.identity == self.record.identity;
-        if ours && record.generation < self.record.generation {
-            return self.write_back();
+        if is_lost {
+            // On standby the store is the other process' to write.
+            if !self.is_on_standby() {
+                self.write_back();
+            }
+            return;
         }
+        let Some(record) = record else { return };
+        let ours = ours(record);
         self.learn(record);
         if ours && !self.adopt(record) {
             self.compare(record);

@@ -48,7 +48,14 @@ impl Life {
 
     /// Starts the refresh that a rejection asks for, if limiter and budget let it.
     fn begin_for_rejection(&mut self) -> Result<(), GiveBackReason> {
+        if self.is_on_standby() && !self.callers.is_empty() {
+            return Ok(());
+        }
         self.limiter.admit(self.now(), self.answer_lost)?;
+        if self.is_on_standby() {
+            self.leave_to_other_process();
+            return Ok(());
+        }
         self.begin(Trigger::Rejected)
             .map_err(|_| GiveBackReason::Budget)
     }

@@ -21,6 +21,24 @@ const MAX_BYTES: u64 = 64 * 1024;
 /// Limit for the damaged files that are kept of one record.
 const MAX_ASIDE: u32 = 9;
 
+/// State of a file by which another process' write is noticed: each write makes another file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileStamp {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+}
+
+/// State of a record's file now; `None` if there is none.
+pub(super) fn stamp(folder: &Path, key: &RecordKey) -> Option<FileStamp> {
+    let metadata = fs::symlink_metadata(folder.join(format!("{key}.json"))).ok()?;
+    Some(FileStamp {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+    })
+}
+
 /// Replaces the record, keeping the previous one as `.bak` unless it shall be forgotten.
 pub(super) fn write(
     folder: &Path,

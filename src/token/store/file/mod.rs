@@ -5,19 +5,24 @@
 //! empty; the previous one is kept as `.bak`. Blocking work runs on the runtime's blocking threads.
 
 mod disk;
+mod lock;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::HashMap,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    fs::{self, DirBuilder},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use self::disk::FileStamp;
+pub(crate) use self::lock::StoreLock;
 
 use super::{
     BoxFuture, Keyring, RecordKey, Saved, StoreError, TokenRecord, TokenStore,
@@ -34,10 +39,10 @@ pub struct FileStore {
 struct RecordFiles {
     folder: PathBuf,
     codec: Codec,
-    /// Content of the files. No other process writes them, so they need not be read again to
-    /// compare generations.
+    /// Content of the files, which need not be read again to compare generations. Only a process
+    /// that replaces this one, or is replaced by it, writes them too; the stamp tells.
     known: Mutex<HashMap<RecordKey, FileContent>>,
-    _lock: File,
+    lock: StoreLock,
 }
 
 /// Content of one file.
@@ -46,6 +51,8 @@ struct FileContent {
     record: Option<TokenRecord>,
     /// The file shows the token, or an older key opens it, so that no copy of it shall stay behind.
     outdated: bool,
+    /// State of the file at the last look.
+    stamp: Option<FileStamp>,
 }
 
 /// Reason why the folder cannot be used, and what to do about it.
@@ -91,6 +98,19 @@ impl FileStore {
     /// # Errors
     /// When another process has the folder, every user can write to it, or the system refuses.
     pub fn open(folder: &Path, keys: Option<Keyring>) -> Result<Self, OpenError> {
+        Self::open_with(folder, keys, None)
+    }
+
+    /// As [`FileStore::open`], with the lock of the process that this one replaces, if it is the
+    /// lock of this folder.
+    ///
+    /// # Errors
+    /// As [`FileStore::open`].
+    pub(crate) fn open_with(
+        folder: &Path,
+        keys: Option<Keyring>,
+        passed: Option<OwnedFd>,
+    ) -> Result<Self, OpenError> {
         let failed = |operation, path: &Path, error: &io::Error| OpenError::Io {
             operation,
             path: path.to_owned(),
@@ -112,14 +132,15 @@ impl FileStore {
         if mode & 0o077 != 0 {
             tracing::warn!(folder = %folder.display(), "the folder of the token store is open to others: run chmod 700 on it");
         }
-        let lock = lock(folder, &failed)?;
+        let passed = passed.and_then(|passed| StoreLock::passed(folder, passed));
+        let lock = passed.map_or_else(|| StoreLock::take(folder, &failed), Ok)?;
         let (codec, known) = (Codec::new(keys), Mutex::default());
         Ok(Self {
             inner: Arc::new(RecordFiles {
                 folder: folder.to_owned(),
                 codec,
                 known,
-                _lock: lock,
+                lock,
             }),
         })
     }
@@ -136,43 +157,11 @@ impl FileStore {
     ) -> Result<Option<TokenRecord>, StoreError> {
         disk::peek(folder, key, &Codec::new(keys))
     }
-}
 
-fn lock(
-    folder: &Path,
-    failed: &dyn Fn(&'static str, &Path, &io::Error) -> OpenError,
-) -> Result<File, OpenError> {
-    let path = folder.join("lock");
-    let flags = i32::from_ne_bytes((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().to_ne_bytes());
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(flags)
-        .open(&path)
-        .map_err(|error| failed("open", &path, &error))?;
-    if let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        if error != rustix::io::Errno::WOULDBLOCK {
-            return Err(failed("lock", &path, &error.into()));
-        }
-        let mut pid = String::new();
-        let _ = (&mut file).take(20).read_to_string(&mut pid);
-        let pid = pid
-            .trim()
-            .parse::<u32>()
-            .map_or_else(|_| "unknown".to_owned(), |pid| pid.to_string());
-        return Err(OpenError::Locked {
-            path: folder.to_owned(),
-            pid,
-        });
+    /// Returns the lock of the folder.
+    pub(crate) fn lock(&self) -> StoreLock {
+        self.inner.lock.clone()
     }
-    // The process id is only for the message above, so a full disk is no reason not to start.
-    let _ = file
-        .set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    Ok(file)
 }
 
 impl TokenStore for FileStore {
@@ -205,19 +194,25 @@ async fn blocking<T: Send + 'static>(
 impl RecordFiles {
     fn load(&self, key: &RecordKey) -> Result<Option<TokenRecord>, StoreError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(held) = known.get(key) {
+        let stamp = disk::stamp(&self.folder, key);
+        if let Some(held) = known.get(key).filter(|held| held.stamp == stamp) {
             return Ok(held.record.clone());
         }
         let mut held = match self.read(key) {
             Err(refused @ StoreError::Sealed(_)) => {
                 // Reported once. Later reads find no record.
-                known.insert(key.clone(), FileContent::default());
+                let nothing = FileContent {
+                    stamp,
+                    ..FileContent::default()
+                };
+                known.insert(key.clone(), nothing);
                 return Err(refused);
             }
             read => read?,
         };
         if held.outdated {
             held.outdated = !self.renewed(key, &held);
+            held.stamp = disk::stamp(&self.folder, key);
         }
         let record = held.record.clone();
         known.insert(key.clone(), held);
@@ -228,11 +223,15 @@ impl RecordFiles {
     fn save(&self, key: &RecordKey, record: TokenRecord) -> Result<Saved, StoreError> {
         // Held while writing, so that two writes never mix and the later one stays.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known.contains_key(key) {
+        let stamp = disk::stamp(&self.folder, key);
+        if known.get(key).is_none_or(|held| held.stamp != stamp) {
             let held = match self.read(key) {
                 Err(StoreError::Sealed(refusal)) => {
                     tracing::warn!(account = %key.account, kept = %key.credential, problem = %refusal, "a stored token is replaced");
-                    FileContent::default()
+                    FileContent {
+                        stamp,
+                        ..FileContent::default()
+                    }
                 }
                 read => read?,
             };
@@ -256,6 +255,7 @@ impl RecordFiles {
             FileContent {
                 record: Some(record),
                 outdated: false,
+                stamp: disk::stamp(&self.folder, key),
             },
         );
         Ok(Saved::Written)
@@ -263,11 +263,20 @@ impl RecordFiles {
 
     fn read(&self, key: &RecordKey) -> Result<FileContent, StoreError> {
         let read = disk::read(&self.folder, key, &self.codec)?;
+        // After the read, which may have set a damaged file aside.
+        let stamp = disk::stamp(&self.folder, key);
         let held = |Decoded { record, outdated }| FileContent {
             record: Some(record),
             outdated,
+            stamp,
         };
-        Ok(read.map(held).unwrap_or_default())
+        Ok(read.map_or_else(
+            || FileContent {
+                stamp,
+                ..FileContent::default()
+            },
+            held,
+        ))
     }
 
     fn write(

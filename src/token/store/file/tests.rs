@@ -1,8 +1,11 @@
 //! File store on a real file system.
 
-use std::os::unix::{
-    fs::{PermissionsExt as _, symlink},
-    net::UnixListener,
+use std::{
+    fs::File,
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        net::UnixListener,
+    },
 };
 
 use super::{super::record::tests::sample, *};
@@ -256,4 +259,41 @@ async fn a_write_that_fails_leaves_the_old_record_and_says_what_to_check() {
         store.save(&name(), sample(2, Some("b"))).await,
         Ok(Saved::Written)
     );
+}
+
+#[tokio::test]
+async fn a_passed_lock_opens_the_folder_and_each_process_sees_what_the_other_writes() {
+    let place = Place::new();
+    let old = place.open();
+    assert_eq!(
+        old.save(&name(), sample(1, Some("a"))).await,
+        Ok(Saved::Written)
+    );
+    let passed = old.lock().duplicate().unwrap();
+    let new = FileStore::open_with(&place.folder, None, Some(passed)).unwrap();
+    assert_eq!(new.load(&name()).await, Ok(Some(sample(1, Some("a")))));
+    assert_eq!(
+        new.save(&name(), sample(2, Some("b"))).await,
+        Ok(Saved::Written)
+    );
+    assert_eq!(old.load(&name()).await, Ok(Some(sample(2, Some("b")))));
+    assert_eq!(
+        old.save(&name(), sample(3, Some("c"))).await,
+        Ok(Saved::Written)
+    );
+    assert_eq!(new.load(&name()).await, Ok(Some(sample(3, Some("c")))));
+    // The lock lives as long as one of them.
+    drop(old);
+    let third = FileStore::open(&place.folder, None);
+    assert!(matches!(third, Err(OpenError::Locked { .. })), "{third:?}");
+    // The lock of another folder opens none.
+    let (other, elsewhere) = (Place::new(), new.lock().duplicate().unwrap());
+    let _other = other.open();
+    let refused = FileStore::open_with(&other.folder, None, Some(elsewhere));
+    assert!(
+        matches!(refused, Err(OpenError::Locked { .. })),
+        "{refused:?}"
+    );
+    drop(new);
+    place.open();
 }

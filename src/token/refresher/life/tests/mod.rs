@@ -3,6 +3,7 @@
 
 mod properties;
 mod rotation;
+mod standby;
 mod table;
 
 use std::time::Duration;

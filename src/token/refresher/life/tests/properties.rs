@@ -1,5 +1,6 @@
 //! Invariants over random sequences of events: generations never go back, at most one refresh is
-//! under way, a failure costs no token, budgets hold, and every waiting request is answered.
+//! under way, a failure costs no token, budgets hold, a process on standby starts nothing by itself,
+//! and every waiting request is answered.
 
 use std::collections::{HashMap, HashSet};
 
@@ -34,6 +35,11 @@ enum Act {
         force: bool,
     },
     Retire,
+    Pause,
+    /// The store has the current record, or none.
+    Resume {
+        kept: bool,
+    },
     Want,
     ReplaceToken,
     /// Record of another node: generations ahead, token, refused or not.
@@ -130,6 +136,8 @@ fn act() -> impl Strategy<Value = Act> {
         2 => Just(Act::Accept),
         1 => any::<bool>().prop_map(|accepted| Act::RejectReplay { accepted }),
         1 => any::<bool>().prop_map(|force| Act::Order { force }),
+        1 => Just(Act::Pause),
+        1 => any::<bool>().prop_map(|kept| Act::Resume { kept }),
         1 => Just(Act::Want),
         1 => Just(Act::ReplaceToken),
         1 => (-1_i8..3, 0_u8..4, prop::bool::weighted(0.2))
@@ -234,6 +242,11 @@ impl Run {
                 self.on(ordered(self.ids, force));
             }
             Act::Retire => self.on(Event::Retired),
+            Act::Pause => self.on(Event::Paused),
+            Act::Resume { kept } => {
+                let record = kept.then(|| Box::new(self.record(0, 1)));
+                self.on(Event::Resumed(record));
+            }
             Act::Want => self.on(Event::Wanted),
             Act::ReplaceToken => self.on(Event::TokenReplaced),
             Act::LoseRecord => self.on(Event::Replicated(None)),
@@ -312,10 +325,20 @@ impl Run {
     fn on(&mut self, event: Event) {
         let before = self.machine.life.generation();
         let had_token = self.machine.life.token.is_some();
+        // A refresh under way goes on, and with requests that wait, a process on standby fetches in
+        // the end.
+        let leaves_fetches = self.machine.life.is_on_standby()
+            && !self.machine.life.is_refreshing()
+            && self.callers.is_empty()
+            && self.operators.is_empty();
         let effects = self.machine.on(event);
         let life = &self.machine.life;
         assert!(life.generation() >= before, "the generation went back");
         assert!(life.token.is_some() || !had_token, "the token was dropped");
+        assert!(
+            !(leaves_fetches && life.is_on_standby() && effects.step.is_some()),
+            "two processes fetch"
+        );
         for (caller, refresh) in effects.replies {
             let known = self.callers.remove(&caller);
             assert!(known.is_some(), "answered twice");

@@ -1,0 +1,10 @@
+//! Changes of a running node that lose no call: the program replaced, listeners passed by a service
+//! manager, certificates read again.
+
+mod activation;
+mod certificates;
+mod deployed;
+mod notifications;
+mod refused_replacements;
+mod replace;
+mod service;
