@@ -4,7 +4,9 @@
 mod activation;
 mod certificates;
 mod deployed;
+mod load;
 mod notifications;
 mod refused_replacements;
 mod replace;
 mod service;
+mod under_load;
