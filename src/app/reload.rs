@@ -283,8 +283,8 @@ mod tests {
         }
     }
 
-    fn names(names: &[&str]) -> Option<Vec<String>> {
-        Some(names.iter().map(ToString::to_string).collect())
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(ToString::to_string).collect()
     }
 
     #[tokio::test]
@@ -317,7 +317,7 @@ mod tests {
         beginnings.recv().await.unwrap();
         // The second reload has begun, so the first one has ended although nobody waited for it.
         go.send(&["b", "c"]).unwrap();
-        assert_eq!(loaded(next.await.unwrap()), names(&["b", "c"]));
+        assert_eq!(loaded(next.await.unwrap()), Some(names(&["b", "c"])));
         let running = reloader.0.running.lock().await;
         assert_eq!(running.refreshers.running().len(), 2);
     }
@@ -334,7 +334,10 @@ mod tests {
             "asking".to_owned(),
             move || async move { asking.reload().await },
         );
-        assert_eq!(loaded(ended.await.unwrap().await.unwrap()), names(&["b"]));
+        assert_eq!(
+            loaded(ended.await.unwrap().await.unwrap()),
+            Some(names(&["b"]))
+        );
         let refresher = {
             let running = reloader.0.running.lock().await;
             running.refreshers.running()[0].1.token.clone()
@@ -361,7 +364,7 @@ mod tests {
                 .as_str(),
             "a"
         );
-        assert_eq!(loaded(reloader.reload().await), names(&["b"]));
+        assert_eq!(loaded(reloader.reload().await), Some(names(&["b"])));
     }
 
     #[derive(Clone, Default)]
