@@ -49,7 +49,7 @@ use crate::{
     token::{
         self,
         source::{ClientError, TokenClient},
-        store::OpenError,
+        store::{OpenError, StoreLocation},
     },
 };
 
@@ -131,7 +131,9 @@ impl App {
         let admin = Admin::listen(&config.admin, &mut passed)?;
         passed.close_unused();
         let sockets = keep_sockets(config, &listeners, &admin)?;
-        let token_metrics = metrics.register(token::metrics::TokenMetrics::register);
+        let token_metrics = metrics
+            .register(token::metrics::TokenMetrics::register)
+            .with_events(metrics.events());
         let mut refreshers =
             Refreshers::new(client, store, token_metrics).on_standby(succession.is_some());
         let _ = refreshers.follow(config, Successors::default());
@@ -143,7 +145,8 @@ impl App {
             &metrics,
         )?;
         let admin = Admin::from_listener(admin, &config.admin, refreshers.by_name(), metrics)
-            .with_health(proxy.health());
+            .with_health(proxy.health())
+            .with_facts(facts(config, &proxy.addresses()));
         let running = RunningParts {
             started: without_secrets(config),
             own,
@@ -237,6 +240,22 @@ fn without_secrets(config: &Config) -> Config {
             ..config.proxy.clone()
         },
         ..config.clone()
+    }
+}
+
+/// Facts that the console shows.
+fn facts(config: &Config, listen: &[BoundAddr]) -> admin::NodeFacts {
+    let (store, shared) = match &config.store.location {
+        StoreLocation::Memory => ("memory", false),
+        StoreLocation::File(_) => ("file", false),
+        StoreLocation::Redis(_) => ("redis", true),
+        #[cfg(feature = "sql")]
+        StoreLocation::Sql(_) => ("sql", true),
+    };
+    admin::NodeFacts {
+        store,
+        shared,
+        listen: listen.iter().map(ToString::to_string).collect(),
     }
 }
 

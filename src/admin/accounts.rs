@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{answer::ApiError, control::AdminState};
 use crate::{
     base::AccountName,
+    net::address::Peer,
     token::{
         AccountTokens, Cause, LastError, Refreshed, Status, TokenError, TokenRefresher,
         TokenRegistry,
@@ -73,6 +74,9 @@ pub(super) struct LastFailure {
     pub(super) ip: Option<IpAddr>,
     pub(super) sentence: String,
     pub(super) failures: u32,
+    /// Text of WeChat's answer, without credentials.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) words: Option<String>,
 }
 
 /// Body of a refresh; an empty body stands for the default.
@@ -131,6 +135,7 @@ pub(super) async fn refresh(
     accounts: &TokenRegistry,
     name: &str,
     body: Body,
+    caller: Peer,
 ) -> Result<Response, ApiError> {
     let tokens = named(accounts, name)?;
     let refresher = &tokens.token;
@@ -138,11 +143,11 @@ pub(super) async fn refresh(
     if request.revoke {
         // First, since it must not depend on an answer of WeChat.
         tokens.phantoms.revoke().await;
-        tracing::info!(account = %refresher.name(), "phantoms of former AppSecrets were revoked by hand");
+        tracing::info!(target: "audit", account = %refresher.name(), %caller, "phantoms of former AppSecrets were revoked by hand");
     }
     // The refresher works on when this future is dropped.
     let result = refresher.refresh_now(request.force).await;
-    log_refresh(refresher, request.force, &result);
+    log_refresh(refresher, request.force, caller, &result);
     let done = result.map_err(|error| refresh_error(refresher.name(), &error))?;
     let response = RefreshResponse {
         refreshed: done.refreshed,
@@ -197,6 +202,7 @@ impl From<LastError> for LastFailure {
             ip: error.ip,
             sentence: error.sentence,
             failures: error.failures,
+            words: error.words,
         }
     }
 }
@@ -249,14 +255,19 @@ fn refresh_error(name: &AccountName, error: &TokenError) -> ApiError {
 }
 
 /// Logs a refresh that an operator ordered.
-fn log_refresh(refresher: &TokenRefresher, force: bool, result: &Result<Refreshed, TokenError>) {
+fn log_refresh(
+    refresher: &TokenRefresher,
+    force: bool,
+    caller: Peer,
+    result: &Result<Refreshed, TokenError>,
+) {
     let account = refresher.name();
     match result {
         Ok(done) => tracing::info!(
-            %account, force, refreshed = done.refreshed, generation = done.generation.0, "refreshed by hand"
+            target: "audit", %account, force, %caller, refreshed = done.refreshed, generation = done.generation.0, "refreshed by hand"
         ),
         Err(error) => {
-            tracing::warn!(%account, force, reason = error.label(), "refresh by hand failed");
+            tracing::warn!(target: "audit", %account, force, %caller, reason = error.label(), "refresh by hand failed");
         }
     }
 }

@@ -27,12 +27,13 @@ pub(super) struct ApiError {
 }
 
 /// Headers of every answer. Script and style may only come from this listener, never from inside
-/// the page; nothing is cached.
+/// the page, and no script can turn text into markup; nothing is cached.
 const BROWSER_HEADERS: [(HeaderName, &str); 4] = [
     (
         header::CONTENT_SECURITY_POLICY,
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
-         frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+         frame-ancestors 'none'; base-uri 'none'; form-action 'self'; \
+         require-trusted-types-for 'script'; trusted-types 'none'",
     ),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::REFERRER_POLICY, "no-referrer"),

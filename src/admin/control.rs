@@ -4,8 +4,12 @@ use std::{collections::HashMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 
-use super::{guard::Guard, settings::AdminSettings};
-use crate::{base::AccountName, token::TokenRegistry};
+use super::{guard::Guard, reload::Reloaded, settings::AdminSettings};
+use crate::{
+    base::AccountName,
+    telemetry::events::{Event, EventLog, Level},
+    token::TokenRegistry,
+};
 
 /// Guard and accounts of one configuration.
 #[derive(Debug)]
@@ -14,6 +18,8 @@ pub(super) struct AdminState {
     pub(super) accounts: Arc<TokenRegistry>,
     /// Warnings about accounts that calls without a selector go to because of a reload.
     pub(super) warnings: HashMap<AccountName, String>,
+    /// Number of the key in force. Another key has another number, which ends all sessions.
+    pub(super) key_epoch: u64,
 }
 
 /// Handle that replaces guard and accounts of a running admin listener. Cheap to clone.
@@ -24,6 +30,7 @@ pub(crate) struct AdminControl {
     pub(super) state: Arc<ArcSwap<AdminState>>,
     /// Set if other machines can reach the bound address.
     exposed: bool,
+    events: EventLog,
 }
 
 impl AdminControl {
@@ -32,11 +39,41 @@ impl AdminControl {
             guard: Guard::new(settings),
             accounts,
             warnings: HashMap::new(),
+            key_epoch: 0,
         };
         Self {
             state: Arc::new(ArcSwap::from_pointee(state)),
             exposed: !settings.listen.is_local(),
+            events: EventLog::default(),
         }
+    }
+
+    /// Records reloads in this log.
+    pub(super) fn with_events(self, events: EventLog) -> Self {
+        Self { events, ..self }
+    }
+
+    /// Records the outcome of a reload, for the console.
+    pub(crate) fn record_reload(&self, outcome: &Reloaded) {
+        let event = match outcome {
+            Reloaded::Done {
+                accounts,
+                restart_needed,
+                ..
+            } => Event::new("reload", Level::Info)
+                .number(
+                    "accounts",
+                    i64::try_from(accounts.len()).unwrap_or(i64::MAX),
+                )
+                .text("restart_needed", &restart_needed.join(", ")),
+            Reloaded::Refused { problems } => Event::new("reload_refused", Level::Error)
+                .number(
+                    "problems",
+                    i64::try_from(problems.len()).unwrap_or(i64::MAX),
+                )
+                .text("first", problems.first().map_or("", String::as_str)),
+        };
+        self.events.record(event);
     }
 
     /// Replaces key, hosts, accounts and the warnings about them. Takes effect with the next request.
@@ -48,15 +85,19 @@ impl AdminControl {
     ) {
         // Settings without a key are for a local address, which only a restart can bind. Until then
         // the listener that other machines can reach keeps its key.
+        let before = self.state.load();
         let guard = if self.exposed && settings.key.is_none() {
-            self.state.load().guard.with_hosts(settings)
+            before.guard.with_hosts(settings)
         } else {
             Guard::new(settings)
         };
+        let is_same_key = guard.key() == before.guard.key();
+        let key_epoch = before.key_epoch + u64::from(!is_same_key);
         self.state.store(Arc::new(AdminState {
             guard,
             accounts,
             warnings,
+            key_epoch,
         }));
     }
 }

@@ -71,6 +71,11 @@ impl Guard {
         Ok(())
     }
 
+    /// Key that callers must show.
+    pub(super) fn key(&self) -> Option<&Secret> {
+        self.key.as_ref()
+    }
+
     fn knows(&self, authority: &str) -> bool {
         let Some((host, _)) = split_port(authority) else {
             return false;

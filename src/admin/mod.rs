@@ -1,19 +1,24 @@
 //! Admin listener for operators: a page, probes, metrics, the state of the accounts, refresh and
 //! reload by hand.
 //!
-//! Shows no token and no secret; a token is named by its fingerprint. The page is plain HTML
-//! without script until the console is built. `GET /api/events` does not exist yet and is answered
-//! 404. Tokens are the business of `token`, loading a configuration of `app`.
+//! Shows no token and no secret; a token is named by its fingerprint. The console is a few static
+//! files (`console/`) over the API that scripts use too. Tokens are the business of `token`, loading
+//! a configuration of `app`.
 
 mod accounts;
 mod answer;
+mod assets;
 mod control;
 mod degraded;
 mod guard;
-mod page;
+mod history;
+mod overview;
+mod paging;
 mod reload;
+mod session;
 pub(crate) mod settings;
 mod site;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -24,9 +29,15 @@ use tokio::sync::oneshot;
 
 pub(crate) use self::{
     control::AdminControl,
+    overview::NodeFacts,
     reload::{ReloadHandler, Reloaded},
 };
-use self::{degraded::DegradedAccounts, settings::AdminSettings, site::Site};
+use self::{
+    degraded::DegradedAccounts,
+    history::History,
+    settings::AdminSettings,
+    site::{Site, Sources},
+};
 use crate::{
     net::{
         bind,
@@ -47,6 +58,7 @@ pub(crate) struct Admin {
     control: AdminControl,
     metrics: MetricsRegistry,
     health: NodeHealth,
+    facts: NodeFacts,
     reload: Option<ReloadHandler>,
 }
 
@@ -127,7 +139,7 @@ impl Admin {
         accounts: Arc<TokenRegistry>,
         metrics: MetricsRegistry,
     ) -> Self {
-        let control = AdminControl::new(settings, accounts);
+        let control = AdminControl::new(settings, accounts).with_events(metrics.events());
         let degraded = Box::new(DegradedAccounts(control.clone()));
         metrics.register(|registry| registry.register_collector(degraded));
         Self {
@@ -135,6 +147,7 @@ impl Admin {
             control,
             metrics,
             health: NodeHealth::default(),
+            facts: NodeFacts::default(),
             reload: None,
         }
     }
@@ -143,6 +156,13 @@ impl Admin {
     #[must_use]
     pub(crate) fn with_reload(mut self, reload: ReloadHandler) -> Self {
         self.reload = Some(reload);
+        self
+    }
+
+    /// Sets the facts about the node that the console shows.
+    #[must_use]
+    pub(crate) fn with_facts(mut self, facts: NodeFacts) -> Self {
+        self.facts = facts;
         self
     }
 
@@ -182,18 +202,24 @@ impl Admin {
     }
 
     async fn serve(self, drain: Drain) {
-        let site = Rc::new(Site::new(
-            self.control,
-            self.metrics,
-            drain.clone(),
-            self.health,
-            self.reload,
-        ));
-        serve(self.listener, drain, move |request| {
+        let history = History::default();
+        let sampling = history.clone().sample(self.metrics.clone());
+        let sources = Sources {
+            health: self.health,
+            facts: self.facts,
+            history,
+            reload: self.reload,
+            ..Sources::new(self.control, self.metrics, drain.clone())
+        };
+        let site = Rc::new(Site::new(sources));
+        let serving = serve(self.listener, drain, move |request| {
             let site = Rc::clone(&site);
             async move { Ok(site.answer(request.map(Body::new)).await) }
-        })
-        .await;
+        });
+        tokio::select! {
+            () = serving => {}
+            () = sampling => {}
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Tests of the admin listener over real token refreshers with a scripted token endpoint.
 
+mod console;
+
 use std::{
     collections::VecDeque,
     fmt::Write as _,
@@ -18,12 +20,16 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Admin, AdminBindError, control::AdminControl, settings::AdminSettings, site::Site};
+use super::{
+    Admin, AdminBindError,
+    control::AdminControl,
+    settings::AdminSettings,
+    site::{Site, Sources},
+};
 use crate::{
     base::{AccountName, Secret},
     net::drain::{self, DrainControl, Phase},
-    service::readiness::NodeHealth,
-    telemetry::registry::MetricsRegistry,
+    telemetry::{events::EventLog, registry::MetricsRegistry},
     token::{
         self, AccountSettings, TokenProvider, TokenRefresher, TokenRegistry,
         source::{BoxFuture, FetchError, FetchMode, Fetched, Probe, TokenSource},
@@ -127,6 +133,7 @@ async fn settled(
 struct Bench {
     site: Site,
     control: DrainControl,
+    events: EventLog,
 }
 
 impl Bench {
@@ -138,13 +145,12 @@ impl Bench {
         let accounts = settled(scripts, &metrics).await;
         let (control, drain) = drain::drain();
         Self {
-            site: Site::new(
+            events: metrics.events(),
+            site: Site::new(Sources::new(
                 AdminControl::new(settings, accounts),
                 metrics,
                 drain,
-                NodeHealth::default(),
-                None,
-            ),
+            )),
             control,
         }
     }
@@ -176,6 +182,15 @@ impl Bench {
         self.site
             .answer(request.body(Body::from(body)).unwrap())
             .await
+    }
+
+    fn events(&self) -> &EventLog {
+        &self.events
+    }
+
+    async fn get_with_key(&self, path: &str) -> Value {
+        let key = [("x-wxgate-key", ADMIN_KEY)];
+        read(self.ask("GET", path, &key, "").await).await.1
     }
 
     async fn get(&self, path: &str) -> (StatusCode, Value) {
@@ -383,7 +398,7 @@ async fn unknown_accounts_and_paths_are_not_found() {
     }
     for path in [
         "/api",
-        "/api/events",
+        "/api/event",
         "/favicon.ico",
         "/livez/",
         "//",
@@ -472,7 +487,7 @@ async fn with_a_key_only_probes_and_metrics_stay_open() {
         ..AdminSettings::default()
     };
     let bench = Bench::new(&settings, [("shop", Script::failing([]))]).await;
-    for path in ["/", "/api/accounts", "/nothing"] {
+    for path in ["/api/accounts", "/api/events", "/api/overview", "/nothing"] {
         let response = bench.ask("GET", path, &[], "").await;
         assert_eq!(
             response.headers()["www-authenticate"],
@@ -557,6 +572,10 @@ async fn no_answer_holds_a_token_or_a_secret() {
             ("GET", "/readyz?all"),
             ("GET", "/metrics"),
             ("GET", "/api/accounts"),
+            ("GET", "/api/accounts?limit=9"),
+            ("GET", "/api/overview"),
+            ("GET", "/api/series"),
+            ("GET", "/api/clients"),
             ("POST", "/api/accounts/shop/refresh"),
             ("POST", "/api/accounts/shop/refresh?x=planted"),
         ] {
@@ -599,7 +618,7 @@ async fn the_page_is_html_and_a_head_request_has_no_body() {
     );
     let page = text(response).await;
     assert!(
-        page.contains("<td>shop</td><td>ok</td>") && page.contains("47.94.148.108"),
+        page.contains("<script type=\"module\" src=\"/console.js\">"),
         "{page}"
     );
     let head = bench.ask("HEAD", "/", &[], "").await;

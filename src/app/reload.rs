@@ -95,7 +95,12 @@ impl Reloader {
             let manager = inner.manager.clone();
             // Blocking, since files are read and names looked up. The lock moves along, so that the
             // next reload waits for the end of this one.
-            let outcome = tokio::task::spawn_blocking(move || running.follow((inner.load)())).await;
+            let following = move || {
+                let outcome = running.follow((inner.load)());
+                running.admin.record_reload(&outcome);
+                outcome
+            };
+            let outcome = tokio::task::spawn_blocking(following).await;
             let outcome = outcome.unwrap_or_else(|_| broken());
             log_outcome(&outcome);
             manager.ready();

@@ -107,7 +107,7 @@ impl Addresses {
             "wxgate demo: everything runs on this machine, nothing is sent anywhere else.\n\n\
              \x20 fake WeChat    {}   (also over TLS, which the proxy uses)\n\
              \x20 wxgate proxy   http://{}   <- your services call this, without any token\n\
-             \x20 wxgate admin   http://{}\n\n\
+             \x20 wxgate console http://{}   <- open it in a browser\n\n\
              Four calls through the proxy, none of them with a credential:\n\n",
             self.sandbox, self.proxy, self.admin
         )

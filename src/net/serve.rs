@@ -31,7 +31,7 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
 const SHED: Duration = Duration::from_millis(20);
 
 /// Serves until the drain reaches [`Phase::Aborting`]: probes want an answer for as long as
-/// requests are in flight.
+/// requests are in flight. Requests have the [`Peer`](super::address::Peer) among their extensions.
 pub(crate) async fn serve<S, F, B>(listener: Listener, drain: Drain, service: S)
 where
     S: Fn(Request<Incoming>) -> F + 'static,
@@ -53,8 +53,10 @@ where
             let place = place(&places, &connections).await;
             let (service, connections, drain) =
                 (Rc::clone(&service), connections.clone(), drain.clone());
+            let peer = accepted.peer;
             tokio::task::spawn_local(async move {
-                let handler = |head: Box<Parts>, body| {
+                let handler = |mut head: Box<Parts>, body| {
+                    head.extensions.insert(peer);
                     let answer = service(Request::from_parts(*head, body));
                     async { answer.await.unwrap_or_else(|never| match never {}) }
                 };

@@ -13,7 +13,11 @@ use prometheus_client::{
 };
 use rustc_hash::FxBuildHasher;
 
-use crate::{base::AccountName, wechat::codes};
+use crate::{
+    base::AccountName,
+    telemetry::events::{Event, EventLog, Level},
+    wechat::codes,
+};
 
 /// Label of requests that no account was found for.
 const NO_ACCOUNT: &str = "-";
@@ -74,6 +78,7 @@ pub(crate) struct ProxyMetrics {
     foreign_tokens: Family<ForeignTokenLabels, Counter>,
     signing: Family<SigningLabels, Counter>,
     pub(crate) in_flight: Gauge<i64, AtomicI64>,
+    events: EventLog,
 }
 
 impl ProxyMetrics {
@@ -91,6 +96,7 @@ impl ProxyMetrics {
             foreign_tokens: Family::default(),
             signing: Family::default(),
             in_flight: Gauge::default(),
+            events: EventLog::default(),
         };
         registry.register(
             "wxgate_requests",
@@ -145,6 +151,12 @@ impl ProxyMetrics {
         metrics
     }
 
+    /// Records refused tokens, replays and denials in this log, too.
+    #[must_use]
+    pub(crate) fn with_events(self, events: EventLog) -> Self {
+        Self { events, ..self }
+    }
+
     /// Makes the counters of one account.
     pub(crate) fn for_account(&self, account: &AccountName) -> AccountMetrics {
         self.labelled(account.as_str())
@@ -164,6 +176,11 @@ impl ProxyMetrics {
                 mode,
             })
             .inc();
+    }
+
+    /// Records an event of a request that is on its slow path.
+    pub(crate) fn event(&self, event: Event) {
+        self.events.record_unless_busy(event);
     }
 
     /// Counts a connection of a caller that a limit ended.
@@ -235,6 +252,8 @@ impl AccountMetrics {
             .stale
             .get_or_create(&self.errcode_labels(errcode))
             .inc();
+        let event = Event::new("stale", Level::Info).account(&self.account);
+        self.families.event(event.number("errcode", errcode));
     }
 
     fn errcode_labels(&self, errcode: i64) -> ErrcodeLabels {
@@ -272,5 +291,11 @@ impl AccountMetrics {
             result,
         };
         self.families.replays.get_or_create(&labels).inc();
+        let level = match result {
+            "cured" => Level::Info,
+            _ => Level::Warning,
+        };
+        let event = Event::new("replayed", level).account(&self.account);
+        self.families.event(event.text("result", result));
     }
 }

@@ -201,7 +201,9 @@ impl Proxy {
         log: Option<AccessLogSettings>,
         registry: &registry::MetricsRegistry,
     ) -> Result<BoundProxy, BuildError> {
-        let metrics = registry.register(ProxyMetrics::register);
+        let metrics = registry
+            .register(ProxyMetrics::register)
+            .with_events(registry.events());
         let Listeners {
             list: listeners,
             tls,

@@ -357,6 +357,7 @@ mod tests {
                 ip: Some([47, 94, 148, 108].into()),
                 sentence: "WeChat refused the IP 47.94.148.108 with errcode 40164: add it to the whitelist".into(),
                 failures: 1,
+                words: None,
             }),
             next_attempt_in: Some(5),
             classic_left: None,

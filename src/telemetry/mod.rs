@@ -1,8 +1,9 @@
-//! Logging without secrets, and the metric registry.
+//! Logging without secrets, the metric registry, and recent events for the console.
 //!
 //! Defines no metrics of other modules: these stand in the folder that they measure, and are
 //! registered in a registry that is passed in.
 
+pub(crate) mod events;
 pub(crate) mod format;
 pub(crate) mod logging;
 pub(crate) mod output;

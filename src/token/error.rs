@@ -100,6 +100,14 @@ impl Cause {
             _ => None,
         }
     }
+
+    /// Text of WeChat's answer to a call for a ticket, without credentials.
+    pub(crate) fn words(&self) -> Option<&str> {
+        match self {
+            Self::Fetch(FetchError::NoTicket { said, .. }) => said.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Cause {

@@ -7,7 +7,11 @@ use prometheus_client::{
 };
 
 use super::budget::BudgetKind;
-use crate::{base::AccountName, wechat::ticket::TicketType};
+use crate::{
+    base::AccountName,
+    telemetry::events::{Event, EventLog, Level},
+    wechat::ticket::TicketType,
+};
 
 /// Metrics of all accounts. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +24,7 @@ pub struct TokenMetrics {
     store_errors: Family<StoreLabels, Counter>,
     ticket_fetch: Family<TicketFetchLabels, Counter>,
     ticket_expiry: Family<TicketLabels, Gauge>,
+    events: EventLog,
 }
 
 /// Metrics of one credential: an account's token, or one of the tickets. Cheap to clone.
@@ -114,6 +119,12 @@ impl TokenMetrics {
             all.ticket_expiry.clone(),
         );
         all
+    }
+
+    /// Records what happens to tokens in this log, too.
+    #[must_use]
+    pub(crate) fn with_events(self, events: EventLog) -> Self {
+        Self { events, ..self }
     }
 
     /// Metrics of an account's access token.
@@ -211,6 +222,20 @@ impl CredentialMetrics {
                 kind: kind.as_str(),
             })
             .set(i64::from(left));
+    }
+
+    /// Records an event of this credential.
+    pub(crate) fn event(
+        &self,
+        kind: &'static str,
+        level: Level,
+        fill: impl FnOnce(Event) -> Event,
+    ) {
+        let credential = self.ticket.map_or("access_token", TicketType::as_str);
+        let event = Event::new(kind, level).account(&self.account);
+        self.all
+            .events
+            .record(fill(event.text("credential", credential)));
     }
 
     pub(crate) fn conflict(&self) {

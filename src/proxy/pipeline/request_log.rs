@@ -11,6 +11,7 @@ use crate::{
         access::Client, access_log::AccessRecord, client_conn::ClientConn, request_id::RequestId,
         route::Account, upstream::ExchangeError, worker_state::Worker,
     },
+    telemetry::events::{Event, Level},
 };
 
 /// A request from its arrival until its answer is known: until the head goes out, or, where the
@@ -70,6 +71,9 @@ const NO_ACCOUNT: &str = "-";
 
 /// Status that nginx logs for a request whose caller went away; never sent.
 const CLIENT_CLOSED: u16 = 499;
+
+/// Longest segment of a path that an event shows; those of the API have at most 30 characters.
+const MAX_SEGMENT: usize = 31;
 
 /// Outcome of an answer that broke off behind its head.
 const UPSTREAM_BROKEN: &str = "upstream_broken";
@@ -177,7 +181,16 @@ impl RequestLog {
             (None, None) => return,
         };
         let client = self.fields.client_name();
-        self.worker.proxy.metrics.denied(client, reason, mode);
+        let metrics = &self.worker.proxy.metrics;
+        metrics.denied(client, reason, mode);
+        let event = Event::new("denied", Level::Warning)
+            .client(client)
+            .account(self.fields.account_name())
+            .text("mode", mode)
+            .text("reason", reason)
+            .detail("method", self.head.method.as_str())
+            .detail("path", &shown_path(self.head.uri.path()));
+        metrics.event(event);
         tracing::warn!(
             target: "audit",
             mode,
@@ -191,6 +204,18 @@ impl RequestLog {
             "{message}",
         );
     }
+}
+
+/// Path for an event. A segment that is long enough for a credential is hidden.
+fn shown_path(path: &str) -> String {
+    let segments = path.split('/').map(|segment| {
+        if segment.len() > MAX_SEGMENT {
+            "…"
+        } else {
+            segment
+        }
+    });
+    segments.collect::<Vec<_>>().join("/")
 }
 
 impl LogFields {

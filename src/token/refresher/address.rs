@@ -37,8 +37,9 @@ struct AddressRefusal {
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
 impl AddressWatch {
-    /// Notes an answer that refused the address, and logs it at most once a minute.
-    pub(super) fn refused(&self, account: &AccountName, cause: &Cause) {
+    /// Notes an answer that refused the address, and logs it at most once a minute. Returns true
+    /// if it was logged.
+    pub(super) fn refused(&self, account: &AccountName, cause: &Cause) -> bool {
         let now = Instant::now();
         let mut refusal = self.refusal();
         // Set under the lock, so that the flag and the refusal cannot part.
@@ -57,19 +58,22 @@ impl AddressWatch {
         if logged.is_none() {
             tracing::warn!(%account, refused = answers, "calls fail: {cause}");
         }
+        logged.is_none()
     }
 
-    /// Ends a refusal: WeChat has accepted a request of this node.
-    pub(super) fn accepted(&self, account: &AccountName) {
+    /// Ends a refusal: WeChat has accepted a request of this node. Returns true if there was one.
+    pub(super) fn accepted(&self, account: &AccountName) -> bool {
         if !self.is_refused.load(Relaxed) {
-            return;
+            return false;
         }
         let mut refusal = self.refusal();
         self.is_refused.store(false, Relaxed);
-        if refusal.take().is_some() {
-            drop(refusal);
+        let was_refused = refusal.take().is_some();
+        drop(refusal);
+        if was_refused {
             tracing::info!(%account, "WeChat accepts the address of this node again");
         }
+        was_refused
     }
 
     /// Returns the refusal in words.

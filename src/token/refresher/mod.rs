@@ -41,7 +41,7 @@ use self::{
     address::AddressWatch,
     cluster::Cluster,
     life::Life,
-    notices::Journal,
+    notices::{Journal, described},
     policy::Policy,
     status::PublishedState,
     steps::Steps,
@@ -60,6 +60,7 @@ use super::{
 };
 use crate::{
     base::{AccountName, secret_finder::SecretFinder},
+    telemetry::events::Level,
     wechat::api::Platform,
 };
 
@@ -120,6 +121,9 @@ struct RefresherShared {
     patience: Duration,
     token: Published,
     address: AddressWatch,
+    /// Source of the token; the actor alone fetches from it.
+    source: Arc<dyn TokenSource>,
+    metrics: CredentialMetrics,
     /// Turn among the first fetches of the API host.
     turn: Turn,
     /// Generation that was accepted since the actor last cleared this; 0 for none.
@@ -247,8 +251,13 @@ impl TokenRefresher {
             metrics,
             chance,
         } = parts;
-        let (name, turn) = (account.name.clone(), source.turn());
-        let shared = Arc::new(RefresherShared::new(name, credential, settings, turn));
+        let shared = Arc::new(RefresherShared::new(
+            account.name.clone(),
+            credential,
+            settings,
+            Arc::clone(&source),
+            metrics.clone(),
+        ));
         let (mailbox, commands) = mpsc::unbounded_channel();
         let (publish, state) = watch::channel(PublishedState::default());
         let key = RecordKey {
@@ -375,14 +384,20 @@ impl TokenRefresher {
         if self.shared.evidence.load(Ordering::Relaxed) < generation.0 {
             self.shared.evidence.store(generation.0, Ordering::Relaxed);
         }
-        self.shared.address.accepted(&self.shared.name);
+        if self.shared.address.accepted(&self.shared.name) {
+            let metrics = &self.shared.metrics;
+            metrics.event("address_accepted", Level::Info, |event| event);
+        }
     }
 
     /// Notes that WeChat refused the address of this node, in an answer that says nothing about the
     /// token. The account is degraded until the next [`TokenRefresher::accepted`].
     pub(crate) fn address_refused(&self, platform: Platform, code: i64, ip: Option<IpAddr>) {
         let cause = Cause::Fetch(FetchError::Refused { platform, code, ip });
-        self.shared.address.refused(&self.shared.name, &cause);
+        if self.shared.address.refused(&self.shared.name, &cause) {
+            let metrics = &self.shared.metrics;
+            metrics.event("degraded", Level::Warning, |event| described(event, &cause));
+        }
     }
 
     /// Reports that WeChat rejected this generation on `path`, and waits for a newer token, which
@@ -501,11 +516,22 @@ impl TokenRefresher {
 
     /// Snapshot of the state.
     pub fn status(&self) -> Status {
-        Status::of(
+        let refused = self.shared.address.error();
+        // A refusal in answers to requests was not told to the source.
+        let is_of_source = refused.is_none();
+        let mut status = Status::of(
             &self.state.borrow(),
             self.shared.token.load().as_deref(),
-            self.shared.address.error(),
-        )
+            refused,
+        );
+        if let Some(error) = &mut status.last_error
+            && error.errcode.is_some()
+            && is_of_source
+            && let Some(words) = self.shared.source.words()
+        {
+            error.words = Some(words.to_string());
+        }
+        status
     }
 
     /// Name of the account.
@@ -541,8 +567,10 @@ impl RefresherShared {
         name: AccountName,
         credential: CredentialType,
         settings: TokenSettings,
-        turn: Turn,
+        source: Arc<dyn TokenSource>,
+        metrics: CredentialMetrics,
     ) -> Self {
+        let turn = source.turn();
         Self {
             name,
             credential,
@@ -550,6 +578,8 @@ impl RefresherShared {
             patience: settings.fetch_timeout + settings.wait,
             token: Published::default(),
             address: AddressWatch::default(),
+            source,
+            metrics,
             turn,
             evidence: AtomicU64::new(0),
             started: Instant::now(),

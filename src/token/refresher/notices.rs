@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{life::conflict::Conflict, status::LastFailure, trigger::Trigger};
+use crate::telemetry::events::{Event, Level};
 use crate::token::{
     ProviderKind, Token, budget::BudgetKind, credential::RecordKey, error::Cause,
     metrics::CredentialMetrics, source::FetchError,
@@ -86,17 +87,29 @@ impl Journal {
             }
             Notice::EndpointWorks => {
                 tracing::info!(%account, %kept, "the token endpoint works again");
+                self.metrics.event("recovered", Level::Info, |event| event);
             }
-            Notice::NewToken { token, trigger } => tracing::info!(
-                %account, generation = token.generation().0, token = token.fingerprint(),
-                expires_in = token.expires_in().as_secs(), trigger = trigger.label(), "new {kept}"
-            ),
-            Notice::TokenFromPeer(token) => tracing::info!(
-                %account, generation = token.generation().0, token = token.fingerprint(),
-                expires_in = token.expires_in().as_secs(), "new {kept} from another node"
-            ),
+            Notice::NewToken { token, trigger } => {
+                tracing::info!(
+                    %account, generation = token.generation().0, token = token.fingerprint(),
+                    expires_in = token.expires_in().as_secs(), trigger = trigger.label(), "new {kept}"
+                );
+                self.metrics.event("fetched", Level::Info, |event| {
+                    of_token(event, &token).text("trigger", trigger.label())
+                });
+            }
+            Notice::TokenFromPeer(token) => {
+                tracing::info!(
+                    %account, generation = token.generation().0, token = token.fingerprint(),
+                    expires_in = token.expires_in().as_secs(), "new {kept} from another node"
+                );
+                let fill = |event| of_token(event, &token);
+                self.metrics.event("fetched_by_peer", Level::Info, fill);
+            }
             Notice::PeerRefused(cause) => {
                 tracing::error!(%account, "another node was refused: {cause}");
+                let fill = |event| described(event, &cause);
+                self.metrics.event("refused_to_peer", Level::Error, fill);
             }
             Notice::Failed { fault, valid_for } => self.failed(&fault, valid_for),
             Notice::HalfLifeOver { fault, valid_for } => tracing::error!(
@@ -115,6 +128,8 @@ impl Journal {
             Notice::OutOfBudget(budget) => {
                 let kind = budget.as_str();
                 tracing::error!(%account, kind, "{}", Cause::Budget(budget));
+                let fill = |event: Event| event.text("budget", kind);
+                self.metrics.event("budget_spent", Level::Error, fill);
             }
             Notice::Conflict(conflict) => self.conflict(conflict),
         }
@@ -127,6 +142,13 @@ impl Journal {
             credential: kept,
         } = &self.key;
         let (cause, failures, valid_for) = (&fault.cause, fault.failures, valid_for.as_secs());
+        let level = if fault.transient {
+            Level::Warning
+        } else {
+            Level::Error
+        };
+        self.metrics
+            .event("refused", level, |event| described(event, cause));
         if failures == 1 && !fault.transient {
             tracing::error!(%account, %kept, valid_for, "{cause}");
         } else {
@@ -136,6 +158,8 @@ impl Journal {
 
     fn conflict(&self, Conflict { count, warn }: Conflict) {
         self.metrics.conflict();
+        let fill = |event| event;
+        self.metrics.event("conflict", Level::Warning, fill);
         if !warn {
             return;
         }
@@ -151,5 +175,26 @@ impl Journal {
             account = %self.key.account, appid = %self.appid, conflicts = count,
             "tokens of this account die long before their time: {advice}"
         );
+    }
+}
+
+/// Adds the facts about a token, which is named by its fingerprint.
+fn of_token(event: Event, token: &Token) -> Event {
+    let generation = i64::try_from(token.generation().0).unwrap_or(i64::MAX);
+    let expires_in = i64::try_from(token.expires_in().as_secs()).unwrap_or(i64::MAX);
+    event
+        .number("generation", generation)
+        .text("fingerprint", token.fingerprint())
+        .number("expires_in", expires_in)
+}
+
+/// Adds the cause of a failure.
+pub(super) fn described(event: Event, cause: &Cause) -> Event {
+    let event = event
+        .text("label", cause.label())
+        .text("sentence", &cause.to_string());
+    match cause.errcode() {
+        Some(errcode) => event.number("errcode", errcode),
+        None => event,
     }
 }

@@ -54,6 +54,15 @@ pub enum Condition {
 }
 
 impl Condition {
+    /// All conditions, the healthiest first.
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Ok,
+        Self::Waiting,
+        Self::Degraded,
+        Self::Failing,
+        Self::Fatal,
+    ];
+
     /// Returns the word for answers and logs.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -107,6 +116,8 @@ pub struct LastError {
     pub sentence: String,
     /// Failures of this kind in a row.
     pub failures: u32,
+    /// Text of WeChat's answer, without credentials.
+    pub words: Option<String>,
 }
 
 impl LastFailure {
@@ -129,6 +140,7 @@ impl LastError {
             ip: cause.ip(),
             sentence: cause.to_string(),
             failures,
+            words: cause.words().map(ToOwned::to_owned),
         }
     }
 }

@@ -37,6 +37,10 @@ impl TokenSource for ClassicSource {
         })
     }
 
+    fn words(&self) -> Option<std::sync::Arc<str>> {
+        self.0.words()
+    }
+
     fn turn(&self) -> Turn {
         self.0.turn()
     }

@@ -3,12 +3,17 @@
 //!
 //! The request for a token differs and is left to `stable`, `classic` and `wecom`.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Client, RequestBuilder};
 
 use super::{FetchError, Fetched, Probe, TokenClient, Trial, answer};
 use crate::{
-    base::Secret,
+    base::{
+        Secret,
+        secret_finder::{self, SecretFinder},
+    },
     net::address::BaseUrl,
     token::{AccountSettings, pacer::Turn},
     wechat::api::Platform,
@@ -22,6 +27,8 @@ pub(super) struct TokenEndpoint {
     platform: Platform,
     pub(super) appid: String,
     pub(super) secret: Secret,
+    /// Text of the latest refusal.
+    words: Mutex<Option<Arc<str>>>,
 }
 
 impl TokenEndpoint {
@@ -35,6 +42,7 @@ impl TokenEndpoint {
             // The configuration refuses these accounts without a secret. WeChat would answer that
             // the secret is missing.
             secret: account.secret.clone().unwrap_or_else(|| Secret::new("")),
+            words: Mutex::default(),
         }
     }
 
@@ -50,8 +58,34 @@ impl TokenEndpoint {
         &self,
         request: impl Fn(&Client, &BaseUrl) -> RequestBuilder,
     ) -> Result<Fetched, FetchError> {
+        // Those of the former answer would not fit an error of the connection.
+        self.set_words(None);
         let (status, body) = self.client.call(&self.api, request).await?;
-        answer::token(self.platform, status, &body)
+        let token = answer::token(self.platform, status, &body);
+        if token.is_err() {
+            self.set_words(self.refusal_words(&body));
+        }
+        token
+    }
+
+    /// Text with which the latest call was refused, without credentials.
+    pub(super) fn words(&self) -> Option<Arc<str>> {
+        let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        words.clone()
+    }
+
+    /// Text of a refusal. [`answer::words`] hides long words, and this the secret of any length.
+    fn refusal_words(&self, body: &[u8]) -> Option<Arc<str>> {
+        let words = answer::words(body)?;
+        let finder = SecretFinder::new(&self.secret);
+        match secret_finder::masked(words.as_bytes(), &finder.iter()) {
+            Some(masked) => Some(String::from_utf8_lossy(&masked).into()),
+            None => Some(words),
+        }
+    }
+
+    fn set_words(&self, words: Option<Arc<str>>) {
+        *self.words.lock().unwrap_or_else(PoisonError::into_inner) = words;
     }
 
     /// Asks by a harmless call if WeChat accepts a token.

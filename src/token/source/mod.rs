@@ -60,6 +60,12 @@ pub trait TokenSource: Send + Sync + 'static {
         Turn::default()
     }
 
+    /// Text with which WeChat explained the latest refusal, without credentials; `None` after a
+    /// success, and for sources that ask somebody else.
+    fn words(&self) -> Option<Arc<str>> {
+        None
+    }
+
     /// Asks WeChat if it accepts a token, by a cheap call that needs a token.
     fn probe<'a>(&'a self, token: &'a Secret) -> BoxFuture<'a, Probe>;
 }

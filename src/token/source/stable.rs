@@ -46,6 +46,10 @@ impl TokenSource for StableSource {
         })
     }
 
+    fn words(&self) -> Option<std::sync::Arc<str>> {
+        self.0.words()
+    }
+
     fn turn(&self) -> Turn {
         self.0.turn()
     }

@@ -283,6 +283,23 @@ async fn odd_answers_are_failures_with_the_right_name() {
 }
 
 #[tokio::test]
+async fn words_of_a_refusal_are_kept_without_the_secret_until_the_next_call() {
+    let reply = |body: &str| http("200 OK", body);
+    let words = async |reply: Reply| {
+        let server = Server::start(reply).await;
+        let patience = Duration::from_secs(30);
+        let source = source(TokenProvider::Stable, vec![server.base], patience);
+        let _ = source.fetch(FetchMode::Normal).await;
+        source.words().map(|words| words.to_string())
+    };
+    let refused = r#"{"errcode":40125,"errmsg":"invalid appsecret s3&cret, rid: 1"}"#;
+    let masked = "invalid appsecret *******, rid: 1".to_owned();
+    assert_eq!(words(reply(refused)).await, Some(masked));
+    assert_eq!(words(reply(GOOD)).await, None);
+    assert_eq!(words(Reply::HangsUp).await, None);
+}
+
+#[tokio::test]
 async fn an_answer_that_does_not_come_or_does_not_end_is_a_timeout() {
     for reply in [Reply::Nothing, Reply::Drips] {
         assert_eq!(

@@ -39,6 +39,10 @@ impl TokenSource for WecomSource {
         })
     }
 
+    fn words(&self) -> Option<std::sync::Arc<str>> {
+        self.0.words()
+    }
+
     fn turn(&self) -> Turn {
         self.0.turn()
     }
