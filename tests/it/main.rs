@@ -14,6 +14,7 @@
 mod callers;
 mod changes;
 mod config;
+mod console;
 mod credentials;
 mod doctor;
 mod grid;
