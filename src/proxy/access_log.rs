@@ -93,15 +93,15 @@ impl Drop for AccessLog {
 
 fn text(out: &mut Vec<u8>, second: &mut Second, record: &AccessRecord<'_>) {
     second.timestamp(out);
-    out.extend_from_slice(b"  INFO access: ");
-    printable(out, record.method);
-    out.push(b' ');
-    printable(out, record.path);
+    // A method has neither quotes nor blanks nor an equals sign; a path may have all that logfmt
+    // wants quoted, but no quote and no backslash once it is printable.
+    word(out, b"  INFO access: method=", record.method);
+    word(out, b" path=\"", record.path);
     if let Some(query) = record.query {
-        out.push(b'?');
+        out.extend_from_slice(b"\" query=\"");
         MaskedQuery(query).append_to(out);
     }
-    field(out, b" status=", record.status);
+    field(out, b"\" status=", record.status);
     plain(out, b" outcome=", record.outcome);
     plain(out, b" account=", record.account);
     plain(out, b" client=", record.client);
@@ -257,7 +257,7 @@ mod tests {
         let text = line(Format::Text, "/cgi-bin/user/info", "openid=SECRET");
         assert!(
             text.ends_with(
-                " INFO access: GET /cgi-bin/user/info?openid=… status=200 outcome=ok account=shop client=network caller=127.0.0.1 attempts=2 errcode=0 ms=1.500 id=ab12\n"
+                " INFO access: method=GET path=\"/cgi-bin/user/info\" query=\"openid=…\" status=200 outcome=ok account=shop client=network caller=127.0.0.1 attempts=2 errcode=0 ms=1.500 id=ab12\n"
             ),
             "{text}"
         );

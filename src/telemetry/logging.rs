@@ -15,7 +15,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use super::{format::Format, output::Output};
+use super::{format::Format, logfmt::LogfmtFields, output::Output};
 
 /// Targets of the libraries that would print tokens at `debug` or `trace`.
 const CAPPED: [&str; 9] = [
@@ -69,7 +69,7 @@ fn subscriber(
     let filter = wanted.and(filter_fn(is_harmless));
     let layer = fmt::layer().with_writer(output).with_ansi(false);
     let layer = match format {
-        Format::Text => layer.boxed(),
+        Format::Text => layer.fmt_fields(LogfmtFields).boxed(),
         Format::Json => layer
             .json()
             .flatten_event(true)

@@ -5,6 +5,7 @@
 
 pub(crate) mod events;
 pub(crate) mod format;
+mod logfmt;
 pub(crate) mod logging;
 pub(crate) mod output;
 pub(crate) mod queue;

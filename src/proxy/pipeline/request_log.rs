@@ -199,7 +199,7 @@ impl RequestLog {
             account = self.fields.account_name(),
             caller = %self.fields.caller.unwrap_or(self.conn.peer),
             method = %self.head.method,
-            path = ?self.head.uri.path(),
+            path = self.head.uri.path(),
             id = self.id.as_str(),
             "{message}",
         );

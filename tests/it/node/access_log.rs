@@ -16,7 +16,7 @@ use serde_json::Value;
 use wxgate::sandbox;
 
 use crate::support::{
-    header,
+    header, logfmt,
     program::{LIMIT, Program, folder, serve},
     setup, start,
     wire::Caller,
@@ -225,6 +225,11 @@ async fn hostile_requests_stay_one_line_each_in_text_too() {
         assert!(
             line.starts_with("20") && line.chars().all(|c| !c.is_control() && c != '\u{2028}'),
             "{line:?}"
+        );
+        assert!(
+            logfmt::parse(line).is_ok(),
+            "{:?}: {line}",
+            logfmt::parse(line)
         );
         if line.contains(" access: ") {
             logged.push(line.rsplit_once(" id=").expect("an id").1.to_owned());

@@ -7,6 +7,7 @@ mod descriptors;
 mod documented;
 mod drain;
 pub mod listeners;
+mod log_lines;
 mod metrics;
 pub mod process;
 mod stalled_log;

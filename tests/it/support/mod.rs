@@ -2,6 +2,7 @@
 //! the sandbox.
 
 pub mod fake;
+pub mod logfmt;
 pub mod program;
 pub mod raw;
 pub mod redis;
