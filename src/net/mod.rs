@@ -11,6 +11,7 @@ pub(crate) mod connection;
 pub(crate) mod drain;
 pub(crate) mod egress;
 mod framing;
+pub(crate) mod handshake;
 pub(crate) mod inherit;
 pub(crate) mod listen;
 pub(crate) mod local;

@@ -27,6 +27,7 @@ pub(crate) mod path;
 mod pipeline;
 mod query;
 mod request_id;
+mod refusals;
 mod retry;
 pub(crate) mod route;
 mod runtime_config;
@@ -55,6 +56,7 @@ use self::{
     loops::LoopMark,
     metrics::{AccountMetrics, ProxyMetrics},
     runtime_config::RuntimeConfig,
+    refusals::Refusals,
     settings::ProxySettings,
     upstream::{Dialer, UpstreamOrigins},
 };
@@ -112,6 +114,7 @@ pub(crate) struct Proxy {
     keyless_rate: KeylessRate,
     metrics: ProxyMetrics,
     origins: UpstreamOrigins,
+    refusals: Refusals,
     dialer: Dialer,
     pool_idle: Duration,
     copies: Arc<spool::CopyBudget>,
@@ -229,6 +232,7 @@ impl Proxy {
             dialer: Dialer::new(&settings.upstream.egress)
                 .map_err(|error| BuildError::Upstream(error.to_string()))?,
             pool_idle: settings.upstream.pool_idle,
+            refusals: registry.register(Refusals::register),
             copies: spool::CopyBudget::new(settings.replay.memory_total),
             log,
             loop_mark: LoopMark::random(),

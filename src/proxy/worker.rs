@@ -32,6 +32,7 @@ use crate::{
         address::Peer,
         connection::{Connections, CutReason},
         drain::{Drain, Phase},
+        handshake,
         listen::{Accepted, Acceptor, DetachedConnection, Listener},
         local, tls,
     },
@@ -42,8 +43,6 @@ use crate::{
 const FILL_STEP: usize = 16;
 /// Interval at which a worker writes its log and looks at its idle connections.
 const HOUSEKEEPING: Duration = Duration::from_millis(200);
-/// A client that has not finished its TLS handshake by then is cut.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Time in which handshakes under way may reach the queue of a listener that is about to close. A
 /// round trip between callers and wxgate takes a fraction of it.
 const HANDSHAKES_SETTLE: Duration = Duration::from_millis(100);
@@ -397,8 +396,8 @@ async fn connection(service: ConnectionService, accepted: Accepted, slot: Connec
         }
         Some(acceptor) => {
             // A stop does not cut a handshake short: a request follows.
-            match Box::pin(timeout(HANDSHAKE, acceptor.accept(stream))).await {
-                Ok(Ok(stream)) => {
+            match Box::pin(handshake::accept(&acceptor, stream)).await {
+                Ok(stream) => {
                     let conn = conn(tls::names_of(stream.get_ref().1));
                     let handler = |head, body| pipeline::handle(worker, &conn, head, body);
                     let serving = entered.serve(stream, leaving, handler);
@@ -406,12 +405,13 @@ async fn connection(service: ConnectionService, accepted: Accepted, slot: Connec
                         stream.get_ref().0.reset_on_close();
                     }
                 }
-                Ok(Err(error)) => {
-                    tracing::debug!(%peer, %error, "TLS handshake with a client failed");
-                }
-                Err(_) => tracing::debug!(%peer, "TLS handshake with a client took too long"),
+                Err(Some(failure)) => worker.proxy.refusals.handshake(peer, failure),
+                Err(None) => {}
             }
         }
+    }
+    if let Some(malformed) = entered.state().malformed() {
+        worker.proxy.refusals.request(peer, malformed);
     }
     if let Some(cut) = entered
         .state()

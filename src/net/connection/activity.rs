@@ -6,6 +6,8 @@ use std::{cell::Cell, fmt, task::Waker, time::Duration};
 
 use tokio::time::Instant;
 
+use super::malformed::Malformed;
+
 /// Interval of the looks at a connection that is not parked, and the quiet time before parking.
 pub(super) const TICK: Duration = Duration::from_millis(500);
 /// Interval once idle connections are to be closed: a stop need not wait for two long ticks.
@@ -70,6 +72,8 @@ pub(super) struct Activity {
     /// The body of the current request comes too slowly; its handler should give up.
     pub(super) too_slow: Cell<bool>,
     pub(super) cut: Cell<Option<CutReason>>,
+    /// The last bytes of the client are no request.
+    pub(super) malformed: Cell<Option<Malformed>>,
     pub(super) waker: TaskWaker,
 }
 

@@ -8,6 +8,7 @@
 
 mod activity;
 mod io;
+mod malformed;
 mod timer;
 
 use std::{
@@ -36,11 +37,15 @@ use tokio::{
     time::sleep,
 };
 
-pub(crate) use self::activity::{ConnectionLimits, CutReason};
+pub(in crate::net) use self::malformed::{PROXY_V1, PROXY_V2, TLS_HANDSHAKE};
 use self::{
     activity::{Activity, TICK},
     io::{LargeReads, MeteredStream},
     timer::{ConnectionTimer, HyperEnd},
+};
+pub(crate) use self::{
+    activity::{ConnectionLimits, CutReason},
+    malformed::Malformed,
 };
 
 /// The most header lines of a request; more is answered 431.
@@ -226,6 +231,11 @@ impl ConnectionState {
         self.0.cut.get()
     }
 
+    /// The reason why the last bytes of the client are no request.
+    pub(crate) fn malformed(&self) -> Option<Malformed> {
+        self.0.malformed.get()
+    }
+
     /// State of a connection without a watch.
     #[cfg(test)]
     pub(crate) fn unwatched() -> Self {
@@ -347,12 +357,17 @@ impl<L: Fn() -> bool, H: RequestHandler> RequestLoop<'_, L, H> {
         timer.start();
         let ended =
             poll_fn(|cx| timer.poll_requests(cx, |cx| Pin::new(&mut connection).poll(cx))).await;
-        if ended == HyperEnd::Over {
+        if matches!(ended, HyperEnd::Over) {
             return RequestsEnd::Over;
         }
         let parts = connection.into_parts();
+        if let HyperEnd::Malformed(error) = &ended {
+            let malformed = Malformed::of(error, &parts.read_buf);
+            self.activity.malformed.set(Some(malformed));
+            return RequestsEnd::Over;
+        }
         let mut io = parts.io.into_inner();
-        if ended == HyperEnd::Broken {
+        if matches!(ended, HyperEnd::Broken) {
             return RequestsEnd::Broken(io);
         }
         // hyper's buffer is gone, and with it the reason for large reads.

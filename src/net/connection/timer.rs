@@ -25,10 +25,11 @@ pub(super) struct ConnectionTimer<'a> {
 }
 
 /// The way in which hyper's part of a connection ends.
-#[derive(PartialEq, Eq)]
 pub(super) enum HyperEnd {
     Idle,
     Broken,
+    /// What came is no request; it was answered by hyper, if at all.
+    Malformed(hyper::Error),
     Over,
 }
 
@@ -86,7 +87,7 @@ impl<'a> ConnectionTimer<'a> {
         self.notice_stop();
         loop {
             if let Poll::Ready(ended) = poll_hyper(cx) {
-                return Poll::Ready(ended.map_or_else(|error| end_of(&error), |()| HyperEnd::Over));
+                return Poll::Ready(ended.map_or_else(end_of, |()| HyperEnd::Over));
             }
             match ready!(self.poll_tick(cx)) {
                 Tick::End(end) => return Poll::Ready(end),
@@ -136,11 +137,13 @@ impl<'a> ConnectionTimer<'a> {
     }
 }
 
-fn end_of(error: &hyper::Error) -> HyperEnd {
+fn end_of(error: hyper::Error) -> HyperEnd {
     tracing::debug!(%error, "connection ended early");
     // The handler never fails, so it is the body of an answer that did.
     if error.is_user() {
         HyperEnd::Broken
+    } else if error.is_parse() {
+        HyperEnd::Malformed(error)
     } else {
         HyperEnd::Over
     }

@@ -11,5 +11,6 @@ mod log_lines;
 mod metrics;
 pub mod process;
 mod stalled_log;
+mod refusals;
 mod stops_under_load;
 mod watchdog;

@@ -102,6 +102,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             .expect("bytes or an end")
     }
 
+    /// Everything until the end.
+    pub async fn rest(&mut self) -> String {
+        while timeout(PATIENCE, self.fill())
+            .await
+            .expect("bytes or an end")
+        {}
+        String::from_utf8_lossy(&self.buffer).into_owned()
+    }
+
     /// Whether nothing comes for so long. A time-out is the only way to see nothing.
     pub async fn is_silent_for(&mut self, time: Duration) -> bool {
         timeout(time, self.fill()).await.is_err()
