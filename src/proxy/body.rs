@@ -55,6 +55,9 @@ pub(crate) struct Terms<'r> {
     pub(crate) replay: &'r ReplaySettings,
     pub(crate) spool: &'r Spool,
     pub(crate) sender: &'r ConnectionState,
+    /// Names of the account and of the request, for the log.
+    pub(crate) account: &'r str,
+    pub(crate) id: &'r str,
 }
 
 /// A body that is still coming in.
@@ -119,7 +122,11 @@ impl Payload {
                 hint: "",
             });
         }
-        let copy = Capture::new(terms.replay, declared, terms.spool);
+        let mut copy = Capture::new(terms.replay, declared, terms.spool);
+        // Short bodies stay in memory, and need no copies of names for a warning.
+        if declared.is_none_or(|length| length > SMALL) {
+            copy = copy.labelled(terms.account, terms.id);
+        }
         match declared {
             Some(total) if total > SMALL => {
                 let place = enter()?;
@@ -566,6 +573,8 @@ mod tests {
                 replay: &settings,
                 spool: &spool,
                 sender: &ConnectionState::unwatched(),
+                account: "shop",
+                id: "1",
             };
             let taken = Payload::accept(request.into_body(), terms, || Ok(())).await;
             let text = taken.map_or_else(

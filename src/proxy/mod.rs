@@ -26,8 +26,8 @@ mod metrics;
 pub(crate) mod path;
 mod pipeline;
 mod query;
-mod request_id;
 mod refusals;
+mod request_id;
 mod retry;
 pub(crate) mod route;
 mod runtime_config;
@@ -55,8 +55,8 @@ use self::{
     keyless::KeylessRate,
     loops::LoopMark,
     metrics::{AccountMetrics, ProxyMetrics},
-    runtime_config::RuntimeConfig,
     refusals::Refusals,
+    runtime_config::RuntimeConfig,
     settings::ProxySettings,
     upstream::{Dialer, UpstreamOrigins},
 };

@@ -11,6 +11,7 @@ use crate::{
         inspect::{self, InspectedBody, Masking},
         metrics::AccountMetrics,
         path::ApiPath,
+        request_id::RequestId,
         route::{Account, AccountSigning},
         runtime_config::RuntimeConfig,
         upstream::{AnswerBody, AttemptCount, DialError, Outgoing, SendError},
@@ -35,6 +36,7 @@ pub(super) struct OutboundCall<'c> {
     /// Set if each attempt is signed.
     pub(super) signing: Option<&'c AccountSigning>,
     pub(super) masked: MaskedPart,
+    pub(super) id: &'c RequestId,
     pub(super) log: &'c mut LogFields,
 }
 
@@ -82,6 +84,7 @@ impl<'c> OutboundCall<'c> {
             payload,
             signing: None,
             masked: MaskedPart::Window,
+            id: exchange.id,
             log: exchange.log,
         }
     }
@@ -111,12 +114,15 @@ impl<'c> OutboundCall<'c> {
                     unreachable = Some(error);
                     continue;
                 }
-                Err(error) => return Err(proxy_error(error)),
+                Err(error) => return Err(self.proxy_error(error)),
             };
-            let (answer, finding) = self
-                .look(&mut head, body)
-                .await
-                .map_err(|error| error.into_proxy_error(|| SendError::broken_body(&candidate)))?;
+            let (answer, finding) =
+                self.look(&mut head, body)
+                    .await
+                    .map_err(|error| match error {
+                        LookError::Broken => self.proxy_error(SendError::broken_body(&candidate)),
+                        LookError::Unmaskable(reason) => unmaskable(reason),
+                    })?;
             self.account.mask().mask_headers(&mut head.headers);
             self.note_code(finding.as_ref());
             return Ok(Inspected {
@@ -125,8 +131,29 @@ impl<'c> OutboundCall<'c> {
             });
         }
         Err(unreachable.map_or(ProxyError::UpstreamTimeout, |error| {
-            proxy_error(error.into())
+            self.proxy_error(error.into())
         }))
+    }
+
+    /// Logs a failure of the upstream, and turns it into the error for the caller.
+    fn proxy_error(&self, error: SendError) -> ProxyError {
+        let (account, id) = (&self.account.name, self.id.as_str());
+        match error {
+            SendError::Timeout => ProxyError::UpstreamTimeout,
+            SendError::Dial(error @ DialError::Timeout { .. }) => {
+                tracing::warn!(%account, id, %error, "upstream is unreachable");
+                ProxyError::UpstreamTimeout
+            }
+            SendError::Caller => {
+                ProxyError::BadRequest("the request body broke off or came too slowly")
+            }
+            error => {
+                tracing::warn!(%account, id, %error, "upstream failed");
+                ProxyError::UpstreamFailed {
+                    reason: error.to_string(),
+                }
+            }
+        }
     }
 
     /// Looks at the body of an answer, and masks it.
@@ -160,7 +187,7 @@ impl OutboundCall<'_> {
         let code = finding.map(|finding| finding.code.number());
         if let Some(code) = code {
             self.metrics.errcode(code);
-            explain_refusal(self.account, code);
+            explain_refusal(self.account, code, self.id);
         }
         self.log.errcode = code;
     }
@@ -172,23 +199,18 @@ enum LookError {
     Unmaskable(&'static str),
 }
 
-impl LookError {
-    fn into_proxy_error(self, broken: impl FnOnce() -> SendError) -> ProxyError {
-        match self {
-            Self::Broken => proxy_error(broken()),
-            Self::Unmaskable(reason) => ProxyError::UpstreamFailed {
-                reason: format!(
-                    "WeChat's answer repeats another call and {reason}, so the token in it cannot \
-                     be masked; a client with may = [\"token\"] gets it all the same"
-                ),
-            },
-        }
+fn unmaskable(reason: &str) -> ProxyError {
+    ProxyError::UpstreamFailed {
+        reason: format!(
+            "WeChat's answer repeats another call and {reason}, so the token in it cannot be masked; \
+             a client with may = [\"token\"] gets it all the same"
+        ),
     }
 }
 
 /// Explains a refusal of WeChat's signature layer in the log, once a minute. Accounts without
 /// `signing` meet these refusals too, for calls that must be signed.
-fn explain_refusal(account: &Account, errcode: i64) {
+fn explain_refusal(account: &Account, errcode: i64, id: &RequestId) {
     if account.platform != Platform::Wechat {
         return;
     }
@@ -201,29 +223,10 @@ fn explain_refusal(account: &Account, errcode: i64) {
     let settings = account.signing.as_ref().map(|signing| &signing.settings);
     tracing::warn!(
         account = %account.name,
+        id = id.as_str(),
         errcode,
         serial = settings.and_then(|settings| settings.serial.as_deref()),
         aes_serial = settings.map(|settings| settings.aes_serial.as_str()),
         "{advice}",
     );
-}
-
-/// Logs a failure of the upstream, and turns it into the error for the caller.
-fn proxy_error(error: SendError) -> ProxyError {
-    match error {
-        SendError::Timeout => ProxyError::UpstreamTimeout,
-        SendError::Dial(error @ DialError::Timeout { .. }) => {
-            tracing::warn!(%error, "upstream is unreachable");
-            ProxyError::UpstreamTimeout
-        }
-        SendError::Caller => {
-            ProxyError::BadRequest("the request body broke off or came too slowly")
-        }
-        error => {
-            tracing::warn!(%error, "upstream failed");
-            ProxyError::UpstreamFailed {
-                reason: error.to_string(),
-            }
-        }
-    }
 }

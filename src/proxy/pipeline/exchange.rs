@@ -18,6 +18,7 @@ use crate::{
         client_conn::ClientConn,
         error::ProxyError,
         headers::{HeaderKind, PresentHeaders},
+        request_id::RequestId,
         route::Account,
         runtime_config::RuntimeConfig,
         worker_state::Worker,
@@ -38,6 +39,7 @@ pub(super) struct Exchange<'r> {
     pub(super) headers: &'r mut HeaderMap,
     pub(super) extensions: &'r Extensions,
     pub(super) present: PresentHeaders,
+    pub(super) id: &'r RequestId,
     pub(super) log: &'r mut LogFields,
 }
 
@@ -66,6 +68,7 @@ impl<'r> Exchange<'r> {
             headers,
             extensions,
             present,
+            id: &log.id,
             log: &mut log.fields,
         }
     }
@@ -124,6 +127,8 @@ impl<'r> Exchange<'r> {
             replay: &config.replay,
             spool: &self.worker.spool,
             sender: &conn.state,
+            account: account.map_or("-", |account| account.name.as_str()),
+            id: self.id.as_str(),
         };
         let enter = || config.enter(account, client, conn);
         Payload::accept(incoming, terms, enter).await

@@ -55,6 +55,7 @@ pub(super) fn is_kept<'r>(
     if account.foreign_token_log.allows() {
         tracing::warn!(
             account = account.name.as_str(),
+            id = exchange.id.as_str(),
             treatment = treatment.as_str(),
             "a call brings an access_token that wxgate did not hand out; foreign_token says what becomes of such calls",
         );

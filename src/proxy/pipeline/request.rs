@@ -327,6 +327,7 @@ fn check_loop(exchange: &Exchange<'_>) -> Result<(), ProxyError> {
     let Some(reason) = mark.trouble(exchange.headers) else {
         return Ok(());
     };
-    tracing::warn!(reason, "a request has come back");
+    let (id, peer) = (exchange.id.as_str(), exchange.conn.peer);
+    tracing::warn!(id, %peer, reason, "a request has come back");
     Err(ProxyError::Loop(reason))
 }

@@ -78,6 +78,7 @@ impl<'c> OutboundCall<'c> {
         if signing.unsigned_log.allows() {
             tracing::warn!(
                 account = %self.account.name,
+                id = self.id.as_str(),
                 method = %self.method,
                 path = self.path.as_str(),
                 "a call below signing.paths goes to WeChat unsigned: {reason}; take the path out of signing.paths if \
@@ -166,6 +167,7 @@ impl<'c> OutboundCall<'c> {
                 if by_deprecated && signing.deprecated_log.allows() {
                     tracing::warn!(
                         account = %self.account.name,
+                        id = self.id.as_str(),
                         "WeChat signs with a new platform certificate, and with the one of signing.platform_certs for \
                          some time only: download the new one under API 安全 and add it",
                     );
@@ -213,6 +215,7 @@ impl<'c> OutboundCall<'c> {
         self.account.metrics.signing("unverified");
         tracing::warn!(
             account = %self.account.name,
+            id = self.id.as_str(),
             path = self.path.as_str(),
             "a signed call has no answer that can be passed on: {reason}",
         );

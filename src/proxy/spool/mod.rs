@@ -127,6 +127,14 @@ pub(crate) struct Capture {
     disk_limit: u64,
     files: Rc<FilePool>,
     state: CaptureState,
+    labels: Option<Box<CaptureLabels>>,
+}
+
+/// Request that a body belongs to, for the log.
+#[derive(Debug)]
+struct CaptureLabels {
+    account: String,
+    id: String,
 }
 
 #[derive(Debug)]
@@ -212,7 +220,18 @@ impl Capture {
                 CaptureState::Lost(CaptureLost::NoRoom)
             },
             files: Rc::clone(&spool.files),
+            labels: None,
         }
+    }
+
+    /// Has a warning name the account and the id of the request.
+    #[must_use]
+    pub(crate) fn labelled(mut self, account: &str, id: &str) -> Self {
+        self.labels = Some(Box::new(CaptureLabels {
+            account: account.to_owned(),
+            id: id.to_owned(),
+        }));
+        self
     }
 
     /// The most that fits.
@@ -267,7 +286,9 @@ impl Capture {
     }
 
     fn disk_failed(&mut self, error: &io::Error) {
-        tracing::warn!(%error, folder = %std::env::temp_dir().display(), "cannot keep a request body for replay; is the disk full?");
+        let labels = self.labels.as_deref();
+        let (account, id) = labels.map_or(("-", "-"), |labels| (&*labels.account, &*labels.id));
+        tracing::warn!(account, id, %error, folder = %std::env::temp_dir().display(), "cannot keep a request body for replay; is the disk full?");
         self.state = CaptureState::Lost(CaptureLost::Disk);
         self.files.clear();
     }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::FetchError;
 use crate::{
+    base::AccountName,
     net::{
         address::BaseUrl,
         connect_error::{ConnectError, TcpFailure, TunnelFailure},
@@ -148,10 +149,11 @@ impl TokenClient {
             .unwrap_or(Err(FetchError::Timeout))
     }
 
-    /// Sends a request to the first base URL that can be reached, silent hosts last. Returns status
-    /// and body of the answer.
+    /// Sends a request of an account to the first base URL that can be reached, silent hosts last.
+    /// Returns status and body of the answer.
     pub(super) async fn call(
         &self,
+        account: &AccountName,
         bases: &[BaseUrl],
         request: impl Fn(&Client, &BaseUrl) -> RequestBuilder,
     ) -> Result<(u16, Vec<u8>), FetchError> {
@@ -169,7 +171,7 @@ impl TokenClient {
                     Err(error) if error.is_connect() => {
                         self.silent.note(base);
                         failure = self.cause(&error, base).await;
-                        tracing::warn!(host = %base.host, "no connection to the token endpoint: {failure}");
+                        tracing::warn!(%account, host = %base.host, "no connection to the token endpoint: {failure}");
                     }
                     // Once sent, a request may have made a token: no second host is asked.
                     Err(error) => return Err(lost(&error)),

@@ -11,7 +11,7 @@ use reqwest::{Client, RequestBuilder};
 use super::{FetchError, Fetched, Probe, TokenClient, Trial, answer};
 use crate::{
     base::{
-        Secret,
+        AccountName, Secret,
         secret_finder::{self, SecretFinder},
     },
     net::address::BaseUrl,
@@ -22,6 +22,7 @@ use crate::{
 /// Account at the API hosts of its platform.
 #[derive(Debug)]
 pub(super) struct TokenEndpoint {
+    account: AccountName,
     client: TokenClient,
     api: Vec<BaseUrl>,
     platform: Platform,
@@ -35,6 +36,7 @@ impl TokenEndpoint {
     /// Endpoint with the settings of an account.
     pub(super) fn new(account: &AccountSettings, client: TokenClient) -> Self {
         Self {
+            account: account.name.clone(),
             client,
             api: account.api.clone(),
             platform: account.platform,
@@ -60,7 +62,7 @@ impl TokenEndpoint {
     ) -> Result<Fetched, FetchError> {
         // Those of the former answer would not fit an error of the connection.
         self.set_words(None);
-        let (status, body) = self.client.call(&self.api, request).await?;
+        let (status, body) = self.client.call(&self.account, &self.api, request).await?;
         let token = answer::token(self.platform, status, &body);
         if token.is_err() {
             self.set_words(self.refusal_words(&body));
@@ -109,7 +111,7 @@ impl TokenEndpoint {
     async fn harmless_call(&self, token: &Secret) -> Result<(u16, Vec<u8>), FetchError> {
         let query = Secret::new(format!("access_token={}", encoded(token.expose())));
         self.client
-            .call(&self.api, |http, base| {
+            .call(&self.account, &self.api, |http, base| {
                 http.get(format!(
                     "{base}/cgi-bin/get_api_domain_ip?{}",
                     query.expose()

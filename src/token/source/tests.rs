@@ -390,7 +390,9 @@ async fn fixed_addresses_take_the_place_of_dns() {
         .unwrap();
     assert!(
         client
-            .call(&[base], |http, base| http.get(format!("{base}/x")))
+            .call(&AccountName::new("shop").unwrap(), &[base], |http, base| {
+                http.get(format!("{base}/x"))
+            })
             .await
             .is_ok()
     );

@@ -104,7 +104,8 @@ impl TicketSource {
             .unwrap_or_default();
         let query = Secret::new(format!("access_token={}{kind}", token.query_value()));
         let path = endpoint.path;
-        let call = self.client.call(&self.api, |http, base| {
+        let account = self.refresher.name();
+        let call = self.client.call(account, &self.api, |http, base| {
             http.get(format!("{base}{path}?{}", query.expose()))
         });
         let (status, body) = match call.await {

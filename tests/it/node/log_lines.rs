@@ -8,10 +8,10 @@ use std::{
 };
 
 use serde_json::Value;
-use wxgate::sandbox;
+use wxgate::sandbox::{self, Fault, Rule};
 
 use crate::support::{
-    logfmt,
+    client, logfmt,
     program::{LIMIT, Program, folder, serve},
     setup,
 };
@@ -97,5 +97,64 @@ async fn denied_paths_are_the_same_in_json_and_in_text() {
         ("client", "crm"),
     ] {
         assert_eq!(pairs[name], value, "{pairs:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_warning_names_the_id_and_the_account() {
+    let sandbox = sandbox::start(sandbox::SandboxSettings::default())
+        .await
+        .expect("the sandbox starts");
+    let folder = folder(&setup(), &sandbox);
+    let program = Program::start(serve(folder.path()).env("WXGATE_LOG_FORMAT", "json"));
+    let base = format!("http://{}", program.proxy());
+    program.logged("new access token");
+    let reset = Fault::Reset { executed: false };
+    sandbox
+        .control()
+        .fault(Rule::new("/cgi-bin/menu/get", reset).times(2));
+    let cut = Fault::Cut {
+        after: 9,
+        chunked: false,
+        end: sandbox::Ending::default(),
+    };
+    sandbox.control().fault(Rule::new("/cgi-bin/tags/get", cut));
+    let foreign = format!("/cgi-bin/user/get?access_token={}", "f".repeat(100));
+    let hops = ["proxy"; 40].join(", ");
+    let calls = [
+        (
+            "reset-1",
+            "/cgi-bin/menu/get",
+            "",
+            "upstream failed",
+            "shop",
+        ),
+        ("cut-1", "/cgi-bin/tags/get", "", "upstream failed", "shop"),
+        ("foreign-1", &foreign, "", "did not hand out", "shop"),
+        ("loop-1", "/cgi-bin/user/get", &hops, "has come back", ""),
+    ];
+    for (id, path, hops, _, _) in calls {
+        let mut request = client()
+            .get(format!("{base}{path}"))
+            .header("x-request-id", id);
+        if !hops.is_empty() {
+            request = request.header("cdn-loop", hops);
+        }
+        request.send().await.expect("an answer");
+    }
+    let ended = program.stop();
+    for (id, _, _, message, account) in calls {
+        let warned = ended.stderr.lines().find_map(|line| {
+            let line: Value = serde_json::from_str(line).expect(line);
+            (line["level"] == "WARN" && line["id"] == id).then_some(line)
+        });
+        let line = warned.unwrap_or_else(|| panic!("{id} is not in {}", ended.stderr));
+        let text = line["message"].as_str().expect("a text");
+        assert!(text.contains(message), "{line}");
+        assert_eq!(
+            line["account"].as_str().unwrap_or_default(),
+            account,
+            "{line}"
+        );
     }
 }

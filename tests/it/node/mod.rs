@@ -10,7 +10,7 @@ pub mod listeners;
 mod log_lines;
 mod metrics;
 pub mod process;
-mod stalled_log;
 mod refusals;
+mod stalled_log;
 mod stops_under_load;
 mod watchdog;

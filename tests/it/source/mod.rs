@@ -4,3 +4,4 @@ mod book;
 mod documentation;
 mod layering;
 mod packaging;
+mod warnings;
