@@ -45,7 +45,7 @@ use crate::{
         listen::{BoundAddr, Listener},
     },
     proxy::{self, AccessLogSettings, Listeners, Proxy},
-    telemetry::{output::Output, registry::MetricsRegistry},
+    telemetry::{output::Output, registry::MetricsRegistry, reloads::ReloadMetrics},
     token::{
         self,
         source::{ClientError, TokenClient},
@@ -137,6 +137,7 @@ impl App {
         let mut refreshers =
             Refreshers::new(client, store, token_metrics).on_standby(succession.is_some());
         let _ = refreshers.follow(config, Successors::default());
+        let reloads = metrics.register(ReloadMetrics::register);
         let proxy = Proxy::build(
             listeners,
             &config.proxy,
@@ -154,6 +155,7 @@ impl App {
             store: store_parts,
             was_usable: proxy.health().was_usable,
             is_replaced: false,
+            reloads,
             proxy: proxy.control(),
             admin: admin.control(),
         };

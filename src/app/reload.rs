@@ -26,6 +26,7 @@ use crate::{
     base::AccountName,
     config::{Config, Problems},
     proxy,
+    telemetry::reloads::ReloadMetrics,
 };
 
 /// Function that reads the configuration from the same source as at the start. May block.
@@ -59,6 +60,7 @@ pub(super) struct RunningParts {
     pub(super) was_usable: Arc<AtomicBool>,
     /// Another process serves in the place of this one.
     pub(super) is_replaced: bool,
+    pub(super) reloads: ReloadMetrics,
     pub(super) proxy: proxy::ProxyControl,
     pub(super) admin: admin::AdminControl,
 }
@@ -93,6 +95,7 @@ impl Reloader {
             }
             inner.manager.reloading();
             let manager = inner.manager.clone();
+            let metrics = running.reloads.clone();
             // Blocking, since files are read and names looked up. The lock moves along, so that the
             // next reload waits for the end of this one.
             let following = move || {
@@ -104,6 +107,7 @@ impl Reloader {
             let outcome = outcome.unwrap_or_else(|_| broken());
             log_outcome(&outcome);
             manager.ready();
+            metrics.record(matches!(outcome, Reloaded::Done { .. }));
             outcome
         });
         reloading.await.unwrap_or_else(|_| broken())

@@ -3,7 +3,7 @@
 //! Certificates are read when a listener is built; whether a client certificate means anything is
 //! decided elsewhere.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc, time::SystemTime};
 
 use rustls::{
     RootCertStore, ServerConfig,
@@ -12,7 +12,7 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::egress::read_certificates;
+use super::{certificate::CertificateFacts, egress::read_certificates};
 
 /// Where the certificate and key of a listener lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +69,14 @@ impl ServerTls {
             config.send_tls13_tickets = 0;
         }
         Ok(TlsAcceptor::from(Arc::new(config)))
+    }
+}
+
+impl ServerTls {
+    /// Reads when the certificate of the listener ends.
+    pub(crate) fn certificate_end(&self) -> Option<SystemTime> {
+        let chain = read_certificates(&self.cert).ok()?;
+        CertificateFacts::of(chain.first()?).map(|facts| facts.end)
     }
 }
 

@@ -3,7 +3,10 @@
 //! Labels are bounded: accounts come from the configuration, outcomes and results from closed sets,
 //! error codes from a table. Counters that a request touches are looked up once per account.
 
-use std::sync::{Arc, atomic::AtomicI64};
+use std::{
+    sync::{Arc, OnceLock, atomic::AtomicI64},
+    time::{Duration, SystemTime},
+};
 
 use dashmap::DashMap;
 use prometheus_client::{
@@ -13,6 +16,7 @@ use prometheus_client::{
 };
 use rustc_hash::FxBuildHasher;
 
+use super::latency::LatencyHistogram;
 use crate::{
     base::AccountName,
     telemetry::events::{Event, EventLog, Level},
@@ -27,6 +31,11 @@ struct RequestLabels {
     account: String,
     client: String,
     outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AccountLabels {
+    account: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -77,6 +86,9 @@ pub(crate) struct ProxyMetrics {
     replays: Family<ReplayLabels, Counter>,
     foreign_tokens: Family<ForeignTokenLabels, Counter>,
     signing: Family<SigningLabels, Counter>,
+    upstream: Family<AccountLabels, LatencyHistogram>,
+    /// End of the listeners' certificate, Unix time; `None` without TLS.
+    certificate_end: Option<Gauge>,
     pub(crate) in_flight: Gauge<i64, AtomicI64>,
     events: EventLog,
 }
@@ -95,6 +107,8 @@ impl ProxyMetrics {
             replays: Family::default(),
             foreign_tokens: Family::default(),
             signing: Family::default(),
+            upstream: Family::default(),
+            certificate_end: None,
             in_flight: Gauge::default(),
             events: EventLog::default(),
         };
@@ -144,6 +158,11 @@ impl ProxyMetrics {
             metrics.signing.clone(),
         );
         registry.register(
+            "wxgate_upstream_duration_seconds",
+            "Time from the begin of an attempt until WeChat's answer is there",
+            metrics.upstream.clone(),
+        );
+        registry.register(
             "wxgate_inflight_requests",
             "Requests under way",
             metrics.in_flight.clone(),
@@ -155,6 +174,28 @@ impl ProxyMetrics {
     #[must_use]
     pub(crate) fn with_events(self, events: EventLog) -> Self {
         Self { events, ..self }
+    }
+
+    /// Adds the end of the listeners' certificate. Without TLS there is no such series: any value
+    /// would set off an alarm.
+    #[must_use]
+    pub(crate) fn with_certificate(mut self, registry: &mut Registry) -> Self {
+        let gauge = Gauge::default();
+        registry.register(
+            "wxgate_tls_certificate_expiry_timestamp_seconds",
+            "Unix time at which the certificate of server.tls ends",
+            gauge.clone(),
+        );
+        self.certificate_end = Some(gauge);
+        self
+    }
+
+    /// Sets the end of the listeners' certificate; leaves it as it is if there is none to be read.
+    pub(crate) fn set_certificate_end(&self, end: Option<SystemTime>) {
+        let seconds = end.and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok());
+        if let (Some(gauge), Some(seconds)) = (&self.certificate_end, seconds) {
+            gauge.set(i64::try_from(seconds.as_secs()).unwrap_or(i64::MAX));
+        }
     }
 
     /// Makes the counters of one account.
@@ -192,6 +233,7 @@ impl ProxyMetrics {
         AccountMetrics {
             ok: Arc::default(),
             errcodes: Arc::default(),
+            upstream: Arc::default(),
             account: account.into(),
             families: self.clone(),
         }
@@ -206,6 +248,8 @@ pub(crate) struct AccountMetrics {
     ok: Arc<DashMap<String, Counter, FxBuildHasher>>,
     /// Error codes by label, kept too: business errors are frequent.
     errcodes: Arc<DashMap<&'static str, Counter, FxBuildHasher>>,
+    /// Made by the first call: an idle account has no series.
+    upstream: Arc<OnceLock<LatencyHistogram>>,
     account: Arc<str>,
     families: ProxyMetrics,
 }
@@ -229,6 +273,16 @@ impl AccountMetrics {
         if is_ok {
             self.ok.insert(client.to_owned(), counter);
         }
+    }
+
+    /// Counts the time that WeChat took for an answer.
+    pub(crate) fn upstream_answered(&self, took: Duration) {
+        let histogram = self.upstream.get_or_init(|| {
+            self.families.upstream.get_or_create_owned(&AccountLabels {
+                account: self.account.to_string(),
+            })
+        });
+        histogram.observe(took);
     }
 
     /// Counts an answer of WeChat with this code.

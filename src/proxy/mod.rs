@@ -19,6 +19,7 @@ mod healing;
 pub(crate) mod inject;
 mod inspect;
 mod keyless;
+mod latency;
 mod log_limit;
 mod loops;
 mod mask;
@@ -113,8 +114,8 @@ pub(crate) struct Proxy {
     healing: Healing,
     keyless_rate: KeylessRate,
     metrics: ProxyMetrics,
-    origins: UpstreamOrigins,
     refusals: Refusals,
+    origins: UpstreamOrigins,
     dialer: Dialer,
     pool_idle: Duration,
     copies: Arc<spool::CopyBudget>,
@@ -204,9 +205,12 @@ impl Proxy {
         log: Option<AccessLogSettings>,
         registry: &registry::MetricsRegistry,
     ) -> Result<BoundProxy, BuildError> {
-        let metrics = registry
+        let mut metrics = registry
             .register(ProxyMetrics::register)
             .with_events(registry.events());
+        if settings.tls.is_some() {
+            metrics = registry.register(|registry| metrics.with_certificate(registry));
+        }
         let Listeners {
             list: listeners,
             tls,
@@ -228,11 +232,11 @@ impl Proxy {
             healing: Healing::default(),
             keyless_rate: KeylessRate::new(),
             metrics,
+            refusals: registry.register(Refusals::register),
             origins,
             dialer: Dialer::new(&settings.upstream.egress)
                 .map_err(|error| BuildError::Upstream(error.to_string()))?,
             pool_idle: settings.upstream.pool_idle,
-            refusals: registry.register(Refusals::register),
             copies: spool::CopyBudget::new(settings.replay.memory_total),
             log,
             loop_mark: LoopMark::random(),

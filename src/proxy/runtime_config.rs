@@ -3,7 +3,12 @@
 //! A request loads the pointer once and keeps that configuration to its end. Settings that only a
 //! restart can change (addresses, workers, egress) are not here.
 
-use std::{collections::HashMap, ops::Deref, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    ops::Deref,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use dashmap::DashMap;
 use hyper::header::HeaderName;
@@ -23,6 +28,7 @@ use super::{
 };
 use crate::{
     base::{AccountName, Secret},
+    net::tls::ServerTls,
     service::phantom::{Phantom, PhantomKey, Tag},
     token::{AccountSettings, AccountTokens, clock::WallClock},
     wechat::{api::Platform, credential},
@@ -68,6 +74,7 @@ pub(crate) struct PreparedConfig {
     settings: ProxySettings,
     accounts: Vec<(AccountSettings, Vec<Arc<UpstreamOrigin>>)>,
     tls: Option<TlsAcceptor>,
+    certificate_end: Option<SystemTime>,
 }
 
 impl ProxyControl {
@@ -136,9 +143,11 @@ impl PreparedConfig {
             .map(|account| Ok((account.clone(), origins.of(&account.api)?)))
             .collect::<Result<_, DialSetupError>>()
             .map_err(|error| BuildError::Upstream(error.to_string()))?;
+        let listener = settings.tls.as_ref().filter(|_| tls.is_some());
         Ok(Self {
             settings: settings.clone(),
             accounts,
+            certificate_end: listener.and_then(ServerTls::certificate_end),
             tls,
         })
     }
@@ -188,7 +197,9 @@ impl RuntimeConfig {
             settings,
             accounts,
             tls,
+            certificate_end,
         } = prepared;
+        metrics.set_certificate_end(certificate_end);
         let routed = routed(
             accounts.into_iter().zip(refreshers),
             &settings.signing,

@@ -8,6 +8,8 @@ pub(crate) mod format;
 mod logfmt;
 pub(crate) mod logging;
 pub(crate) mod output;
+mod process;
 pub(crate) mod queue;
 pub(crate) mod registry;
+pub(crate) mod reloads;
 pub(crate) mod workers;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 
-use super::events::EventLog;
+use super::{events::EventLog, process::ProcessCollector};
 
 /// Content type of [`MetricsRegistry::render`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -21,6 +21,7 @@ impl Default for MetricsRegistry {
         let mut registry = Registry::default();
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("wxgate_build", "The running version", build);
+        registry.register_collector(Box::new(ProcessCollector::new()));
         Self {
             registry: Arc::new(Mutex::new(registry)),
             events: EventLog::default(),

@@ -22,6 +22,7 @@ pub struct TokenMetrics {
     budget: Family<BudgetLabels, Gauge>,
     conflicts: Family<AccountLabels, Counter>,
     store_errors: Family<StoreLabels, Counter>,
+    store_up: Gauge,
     ticket_fetch: Family<TicketFetchLabels, Counter>,
     ticket_expiry: Family<TicketLabels, Gauge>,
     events: EventLog,
@@ -78,6 +79,8 @@ impl TokenMetrics {
     /// Makes the metrics and adds them to `registry`.
     pub fn register(registry: &mut Registry) -> Self {
         let all = Self::default();
+        // Until an operation fails.
+        all.store_up.set(1);
         registry.register(
             "wxgate_token_fetch",
             "Calls of the token endpoint by cause and result: new, same, or what went wrong",
@@ -107,6 +110,11 @@ impl TokenMetrics {
             "wxgate_store_errors",
             "Operations of the token store that failed or took too long",
             all.store_errors.clone(),
+        );
+        registry.register(
+            "wxgate_store_up",
+            "1 while the latest operation of the token store succeeded, else 0",
+            all.store_up.clone(),
         );
         registry.register(
             "wxgate_ticket_fetch",
@@ -242,7 +250,13 @@ impl CredentialMetrics {
         self.conflicts.inc();
     }
 
+    /// Notes an operation of the store that succeeded.
+    pub(crate) fn store_works(&self) {
+        self.all.store_up.set(1);
+    }
+
     pub(crate) fn store_error(&self, operation: &'static str) {
+        self.all.store_up.set(0);
         self.all
             .store_errors
             .get_or_create(&StoreLabels { operation })

@@ -2,6 +2,8 @@
 
 use hyper::{Method, Response, http::response};
 
+use tokio::time::Instant;
+
 use super::{exchange::Exchange, request_log::LogFields};
 use crate::{
     proxy::{
@@ -97,7 +99,10 @@ impl<'c> OutboundCall<'c> {
             target,
             headers: &|head| headers.write(head),
             attempt: AttemptCount::new(&mut self.log.attempts),
+            // The one look at the clock for time-out, pool and metrics.
+            sent_at: Instant::now(),
         };
+        self.log.sent_at = None;
         let patience = self.config.response_timeout;
         let mut unreachable = None;
         for candidate in self.worker.upstream.candidates(self.account.origins()) {
@@ -112,10 +117,12 @@ impl<'c> OutboundCall<'c> {
                 // Nothing was sent, so another host may have it.
                 Err(SendError::Dial(error)) => {
                     unreachable = Some(error);
+                    outgoing.sent_at = Instant::now();
                     continue;
                 }
                 Err(error) => return Err(self.proxy_error(error)),
             };
+            let sent_at = outgoing.sent_at;
             let (answer, finding) =
                 self.look(&mut head, body)
                     .await
@@ -125,6 +132,7 @@ impl<'c> OutboundCall<'c> {
                     })?;
             self.account.mask().mask_headers(&mut head.headers);
             self.note_code(finding.as_ref());
+            self.log.sent_at = Some(sent_at);
             return Ok(Inspected {
                 answer: Response::from_parts(head, answer),
                 finding,

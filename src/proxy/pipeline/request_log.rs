@@ -37,6 +37,8 @@ pub(super) struct LogFields {
     pub(super) account: Option<Arc<Account>>,
     /// How often some of the request was written to WeChat.
     pub(super) attempts: u8,
+    /// Begin of the attempt that was answered.
+    pub(super) sent_at: Option<Instant>,
     /// Code in WeChat's last answer.
     pub(super) errcode: Option<i64>,
     pub(super) replay_skipped: Option<&'static str>,
@@ -128,6 +130,7 @@ impl RequestLog {
             head,
             id,
             fields,
+            started,
             ..
         } = self;
         // A connection that was cut ends the answer that was on its way.
@@ -138,17 +141,16 @@ impl RequestLog {
                 cut.unwrap_or(answered.outcome),
                 answered.took,
             ),
-            None => (
-                CLIENT_CLOSED,
-                cut.unwrap_or("abandoned"),
-                self.started.elapsed(),
-            ),
+            None => (CLIENT_CLOSED, cut.unwrap_or("abandoned"), started.elapsed()),
         };
         let metrics = fields
             .account
             .as_ref()
             .map_or(&worker.proxy.no_account, |account| &account.metrics);
         metrics.finished(fields.client_name(), outcome, took.as_secs_f64());
+        if let Some(sent_at) = fields.sent_at {
+            metrics.upstream_answered((*started + took).saturating_duration_since(sent_at));
+        }
         let Some(access_log) = &worker.access_log else {
             return;
         };

@@ -65,6 +65,8 @@ pub(crate) struct Outgoing<'r> {
     /// Appends the lines of the headers, save those of the host and of the length.
     pub(crate) headers: &'r dyn Fn(&mut Vec<u8>),
     pub(crate) attempt: AttemptCount<'r>,
+    /// Begin of the attempt.
+    pub(crate) sent_at: Instant,
 }
 
 /// An attempt's place in the count of attempts, taken with the first byte that is written: the
@@ -160,7 +162,7 @@ impl Upstream {
         response_timeout: Duration,
     ) -> Result<Response<AnswerBody>, SendError> {
         let pool = self.pool(candidate.origin);
-        let now = Instant::now();
+        let now = outgoing.sent_at;
         let mut patience = Patience {
             window: response_timeout,
             deadline: now + response_timeout,

@@ -160,7 +160,10 @@ impl Cluster {
         asked: BoxFuture<'_, Result<T, StoreError>>,
     ) -> Result<T, StoreFailure> {
         let failure = match timeout(ASK, asked).await {
-            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Ok(answer)) => {
+                self.metrics.store_works();
+                return Ok(answer);
+            }
             Ok(Err(StoreError::Server(ServerFault::Timeout))) | Err(_) => StoreFailure::Silent,
             Ok(Err(_)) => StoreFailure::Failed,
         };
@@ -175,8 +178,9 @@ impl Cluster {
         asked: BoxFuture<'_, Result<T, StoreError>>,
     ) -> Option<T> {
         let answer = timeout(ASK * 4, asked).await.ok().and_then(Result::ok);
-        if answer.is_none() {
-            self.metrics.store_error(operation);
+        match answer {
+            Some(_) => self.metrics.store_works(),
+            None => self.metrics.store_error(operation),
         }
         answer
     }

@@ -88,7 +88,10 @@ impl RecordWriter {
     /// Record in the store; `None` when the store fails.
     pub(super) async fn load(&self) -> Option<TokenRecord> {
         let problem = match timeout(LIMIT, self.store.load(&self.key)).await {
-            Ok(Ok(record)) => return record,
+            Ok(Ok(record)) => {
+                self.metrics.store_works();
+                return record;
+            }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "it did not answer in time".to_owned(),
         };
@@ -171,6 +174,7 @@ async fn write(
                     tracing::info!(account = %key.account, kept = %key.credential, "the token store can be written again");
                 }
                 failures = 0;
+                metrics.store_works();
                 let newer = if let Saved::Newer(record) = saved {
                     Some(record)
                 } else {

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 use tokio::time::timeout;
 use wxgate::sandbox::{self, DEFAULT_APPID, Fault, Rule, TokenFilter, TokenKind};
 
+use super::listeners::{certificates, start_in};
 use crate::support::{Gate, program::LIMIT, setup, start, wire::Caller};
 
 /// Series → value.
@@ -110,6 +111,96 @@ async fn every_name_of_the_contract_appears_and_says_the_truth() {
         assert_eq!(grown(&first, &second, series), 1.0, "{series}");
     }
     assert!(value(&second, "wxgate_store_errors_total{operation=\"save\"}") >= 1.0);
+    assert_eq!(value(&first, "wxgate_store_up"), 1.0);
+    assert_eq!(value(&second, "wxgate_store_up"), 0.0);
+    // The folder is made anew by the next attempt, or by hand.
+    let _ = std::fs::create_dir(gate.folder.path().join("state"));
+    until(async || value(&page(&gate).await, "wxgate_store_up") == 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_process_shows_what_it_uses() {
+    let gate = start().await;
+    gate.warm().await;
+    let page = page(&gate).await;
+    let now = unix_time();
+    let started = value(&page, "process_start_time_seconds");
+    assert!((now - 600.0..=now).contains(&started), "{started}");
+    for (series, least, most) in [
+        ("process_resident_memory_bytes", 1e6, 1e11),
+        ("process_open_fds", 5.0, 1e6),
+        ("process_max_fds", 5.0, 1e20),
+        ("process_cpu_seconds_total", 0.0, 1e4),
+    ] {
+        let value = value(&page, series);
+        assert!((least..=most).contains(&value), "{series} {value}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_that_wechat_takes_is_counted_by_account() {
+    let gate = start().await;
+    gate.warm().await;
+    let count = "wxgate_upstream_duration_seconds_count{account=\"shop\"}";
+    let slow = "wxgate_upstream_duration_seconds_bucket{le=\"0.25\",account=\"shop\"}";
+    let before = page(&gate).await;
+    assert_eq!(value(&before, count), 1.0);
+    // An answer of wxgate's own is none of WeChat's, and nor is one that never came.
+    assert_eq!(outcome(&gate, "/cgi-bin/clear_quota").await, 403);
+    gate.control()
+        .fault(Rule::new("/cgi-bin/menu/get", Fault::Reset { executed: false }).times(2));
+    assert_eq!(outcome(&gate, "/cgi-bin/menu/get").await, 502);
+    assert_eq!(value(&page(&gate).await, count), 1.0);
+    let delay = std::time::Duration::from_millis(300);
+    gate.control()
+        .fault(Rule::new("/cgi-bin/tags/get", Fault::Pass).delay(delay));
+    assert_eq!(outcome(&gate, "/cgi-bin/tags/get").await, 200);
+    let after = page(&gate).await;
+    assert_eq!(grown(&before, &after, count), 1.0);
+    assert_eq!(grown(&before, &after, slow), 0.0, "it took 0.3 s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reloads_and_the_end_of_the_certificate_are_told() {
+    let gate = start_in(
+        setup().set(
+            "server",
+            "tls = { cert = \"server.pem\", key = \"server.key\" }",
+        ),
+        certificates(),
+    )
+    .await;
+    const END: &str = "wxgate_tls_certificate_expiry_timestamp_seconds";
+    const RELOADED: &str = "wxgate_config_last_reload_success_timestamp_seconds";
+    let first = page(&gate).await;
+    // What rcgen writes when nothing is said.
+    assert_eq!(value(&first, END), 67_090_118_400.0);
+    assert_eq!(value(&first, "wxgate_config_last_reload_successful"), 1.0);
+    assert!(value(&first, RELOADED) >= unix_time() - 600.0);
+    let text = gate.file();
+    assert_eq!(gate.reload("[server]\nno = 1\n").await.status(), 422);
+    let second = page(&gate).await;
+    assert_eq!(value(&second, "wxgate_config_last_reload_successful"), 0.0);
+    assert_eq!(value(&second, RELOADED), value(&first, RELOADED));
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(2033, 5, 18);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let write = |name: &str, text: String| {
+        std::fs::write(gate.folder.path().join(name), text).expect("written");
+    };
+    write("server.pem", params.self_signed(&key).unwrap().pem());
+    write("server.key", key.serialize_pem());
+    assert_eq!(gate.reload(&text).await.status(), 200);
+    let third = page(&gate).await;
+    assert_eq!(value(&third, "wxgate_config_last_reload_successful"), 1.0);
+    assert_eq!(value(&third, END), 1_999_987_200.0);
+    // Without TLS there is no end that could set off an alarm.
+    assert!(!page(&start().await).await.contains_key(END));
+}
+
+fn unix_time() -> f64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap().as_secs_f64()
 }
 
 #[tokio::test(flavor = "multi_thread")]
