@@ -9,6 +9,7 @@ mod drain;
 pub mod listeners;
 mod log_lines;
 mod metrics;
+mod monitoring;
 pub mod process;
 mod refusals;
 mod stalled_log;
