@@ -1,6 +1,6 @@
 //! The service API below `/-/`: who may, what is asked, what is answered.
 
-use std::time::Duration;
+use std::{path::Path, process::Command, time::Duration};
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use serde_json::{Value, json};
@@ -8,6 +8,7 @@ use wxgate::sandbox::{DEFAULT_APPID, Fault, Rule, SandboxAccount, TokenKind};
 
 use crate::support::{
     Gate, header, json as body,
+    program::{LIMIT, Program},
     raw::Wire,
     setup, start,
     token_tools::{Said, all, get, said, spawned},
@@ -508,4 +509,71 @@ async fn a_stop_does_not_wait_for_those_who_wait_for_a_token() {
     let (ended, _) = gate.stop().await;
     ended.expect("nothing had to be cut");
     assert_eq!(waiting.await.unwrap().status, 304);
+}
+
+/// The loop of docs/service-api.md, as it stands there.
+fn documented_loop() -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/service-api.md");
+    let page = std::fs::read_to_string(page).expect("a page");
+    let blocks = page.split("```sh\n").skip(1);
+    let mut scripts = blocks.filter_map(|block| block.split("```").next());
+    let script = scripts.find(|script| script.contains("while :"));
+    script.expect("the loop is there").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_loop_follows_the_token_of_an_account() {
+    let script = documented_loop();
+    let wait = script.split("wait=").nth(1).expect("it waits");
+    let wait: String = wait.chars().take_while(char::is_ascii_digit).collect();
+    assert!(
+        wait.parse::<u64>().expect("seconds") < 60,
+        "proxies with their defaults give up after 60 s"
+    );
+    let gate = setup()
+        .more(
+            "[[account]]\nname = \"crm\"\nappid = \"wxcrm00000000000\"\napi = [\"{api}\"]\n\
+             secret = { value = \"sandbox0sandbox0sandbox0sandbox0\" }\n\
+             [[client]]\nname = \"job\"\nkey = { value = \"job-key-0123456789\" }\n\
+             accounts = [\"crm\"]\nmay = [\"token\"]\n",
+        )
+        .sandbox(|sandbox| {
+            let secret = "sandbox0sandbox0sandbox0sandbox0";
+            let crm = SandboxAccount::new("wxcrm00000000000", secret);
+            sandbox.accounts.push(crm);
+        })
+        .start()
+        .await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", &script])
+        .current_dir(folder.path())
+        .env("GATE", gate.url(""))
+        .env("KEY", "job-key-0123456789");
+    let _running = Program::start(&mut shell);
+    let file = folder.path().join("token.json");
+    let written = async |known: &str| {
+        let read = async {
+            loop {
+                let text = std::fs::read_to_string(&file).unwrap_or_default();
+                let answer = serde_json::from_str::<Value>(&text).unwrap_or_default();
+                match answer["access_token"].as_str() {
+                    Some(token) if token != known => return token.to_owned(),
+                    _ => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT, read).await.expect("a token")
+    };
+    let first = written("").await;
+    let refreshed = gate
+        .client
+        .post(gate.admin_url("/api/accounts/crm/refresh"))
+        .json(&json!({"force": true}))
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(refreshed.status(), 200);
+    assert_ne!(written(&first).await, first);
 }
