@@ -34,9 +34,7 @@ use super::{
 /// given back.
 const MAX_DIALS: usize = 32;
 /// While connections come back, a request waits so long for one before it dials. Else a queue that is
-/// served within a millisecond would start a handshake for each request in it, and the handshakes
-/// would hold up everybody: so it was beside an account that hangs, whose calls take one connection
-/// after another out of the pool.
+/// served within a millisecond would start a handshake for each request in it.
 const DIAL_AFTER: Duration = Duration::from_millis(2);
 /// Connections that may be found dead before a call gives up: nothing was sent, but a host that ends
 /// each at once must not be dialled for as long as the call may last.
