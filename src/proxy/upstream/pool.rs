@@ -1,8 +1,8 @@
 //! Connections to one API host, kept by one worker thread.
 //!
 //! The last one returned is the first one taken, so that a quiet hour leaves few. A request that
-//! finds none dials, at once or after a moment in which connections come back, and takes whichever
-//! comes first, the new connection or one that another request gives back. How long the other end keeps an idle connection is learned from those that
+//! finds none dials, and takes whichever comes first, the new connection or one that another
+//! request gives back. How long the other end keeps an idle connection is learned from those that
 //! it closed: a connection near that age is not trusted with a request any more, since its loss
 //! could not be told from a request that was executed.
 
@@ -15,11 +15,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::oneshot,
-    task::spawn_local,
-    time::{Instant, timeout},
-};
+use tokio::{sync::oneshot, task::spawn_local, time::Instant};
 
 use super::{
     dial::{Dialer, UpstreamOrigin},
@@ -33,9 +29,6 @@ use super::{
 /// Handshakes at the same time; requests beyond them wait for one of these or for a connection
 /// given back.
 const MAX_DIALS: usize = 32;
-/// While connections come back, a request waits so long for one before it dials. Else a queue that is
-/// served within a millisecond would start a handshake for each request in it.
-const DIAL_AFTER: Duration = Duration::from_millis(2);
 /// Connections that may be found dead before a call gives up: nothing was sent, but a host that ends
 /// each at once must not be dialled for as long as the call may last.
 const MAX_DEAD: u32 = 3;
@@ -71,7 +64,7 @@ pub(super) struct UpstreamPool {
     /// Held by each open connection too.
     open: Rc<()>,
     last_used: Cell<Instant>,
-    last_returned: Cell<Option<Instant>>,
+    last_returned: Cell<Instant>,
 }
 
 #[derive(Default)]
@@ -89,8 +82,6 @@ struct PoolState {
 /// A call that waits for a connection.
 struct Waiter {
     sender: oneshot::Sender<Result<Box<UpstreamConnection>, DialError>>,
-    /// No connection is dialled for the call before.
-    dials_from: Instant,
     /// The call has another host to go to once this one is down.
     may_move_on: bool,
 }
@@ -169,7 +160,7 @@ impl UpstreamPool {
             state: RefCell::default(),
             open: Rc::new(()),
             last_used: Cell::new(now),
-            last_returned: Cell::new(None),
+            last_returned: Cell::new(now),
         })
     }
 
@@ -256,7 +247,7 @@ impl UpstreamPool {
         }
         connection.idle_since = Instant::now();
         connection.reused = true;
-        self.last_returned.set(Some(connection.idle_since));
+        self.last_returned.set(connection.idle_since);
         if connection.idle_since > connection.retires {
             return;
         }
@@ -325,12 +316,7 @@ impl UpstreamPool {
             return true;
         }
         let in_use = Rc::strong_count(&self.open) - 1 - state.idle.len();
-        let last_used = self.last_used.get();
-        let last_moved = self
-            .last_returned
-            .get()
-            .map_or(last_used, |at| at.max(last_used));
-        in_use > 0 && now - last_moved < RETURN_WITHIN
+        in_use > 0 && now - self.last_returned.get().max(self.last_used.get()) < RETURN_WITHIN
     }
 
     fn idle_limit(&self, state: &PoolState, now: Instant) -> Duration {
@@ -365,31 +351,16 @@ impl UpstreamPool {
         self: &Rc<Self>,
         may_move_on: bool,
     ) -> Result<Box<UpstreamConnection>, DialError> {
-        let (sender, mut connected) = oneshot::channel();
-        let now = Instant::now();
-        let returns = |at: Instant| now - at < DIAL_AFTER;
-        let patience = match self.last_returned.get() {
-            Some(at) if returns(at) => DIAL_AFTER,
-            _ => Duration::ZERO,
-        };
-        self.state.borrow_mut().waiters.push_back(Waiter {
-            sender,
-            dials_from: now + patience,
-            may_move_on,
-        });
-        let given_back = async {
-            if patience.is_zero() {
-                return None;
-            }
-            timeout(patience, &mut connected).await.ok()
-        };
-        let connected = if let Some(given_back) = given_back.await {
-            given_back
-        } else {
-            self.dial_for_waiters(&mut self.state.borrow_mut());
-            connected.await
-        };
-        match connected {
+        let (sender, connected) = oneshot::channel();
+        {
+            let mut state = self.state.borrow_mut();
+            state.waiters.push_back(Waiter {
+                sender,
+                may_move_on,
+            });
+            self.dial_for_waiters(&mut state);
+        }
+        match connected.await {
             Ok(connection) => connection,
             // The dialling task can only vanish with the runtime.
             Err(_) => Err(DialError::Timeout {
@@ -399,14 +370,7 @@ impl UpstreamPool {
     }
 
     fn dial_for_waiters(self: &Rc<Self>, state: &mut PoolState) {
-        let now = Instant::now();
-        let due = state
-            .waiters
-            .iter()
-            .filter(|waiter| waiter.dials_from <= now)
-            .take(MAX_DIALS)
-            .count();
-        while state.dialing < due {
+        while state.dialing < state.waiters.len().min(MAX_DIALS) {
             state.dialing += 1;
             let pool = Rc::clone(self);
             spawn_local(async move {
@@ -505,9 +469,6 @@ impl UpstreamPool {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
-
-    use futures_util::FutureExt;
     use tokio::task::LocalSet;
 
     use super::*;
@@ -531,25 +492,6 @@ mod tests {
     fn warms(pool: &Rc<UpstreamPool>) -> bool {
         pool.keep_warm();
         pool.state.borrow().warming
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_request_dials_at_once_unless_connections_come_back() {
-        let local = LocalSet::new();
-        let _entered = local.enter();
-        let [pool, _] = pools();
-        let dialing = || pool.state.borrow().dialing;
-        let mut first = pin!(pool.checkout(false));
-        assert!(first.as_mut().now_or_never().is_none());
-        assert_eq!(dialing(), 1, "nothing has come back");
-
-        pool.last_returned.set(Some(Instant::now()));
-        let mut second = pin!(pool.checkout(false));
-        assert!(second.as_mut().now_or_never().is_none());
-        assert_eq!(dialing(), 1, "one may come back within a moment");
-        tokio::time::advance(DIAL_AFTER + Duration::from_millis(1)).await;
-        assert!(second.as_mut().now_or_never().is_none());
-        assert_eq!(dialing(), 2, "none came back");
     }
 
     #[tokio::test(start_paused = true)]
