@@ -129,10 +129,10 @@ async fn a_token_that_dies_while_the_old_process_drains_is_replaced_once() {
     let mut old = Wire::connect(proxy).await;
     assert_eq!(old.ask(INFO).await.expect("an answer").status, 200);
     service.replace();
-    let mut new = Wire::connect(proxy).await;
-    assert_eq!(new.ask(INFO).await.expect("an answer").status, 200);
     let first = control.current_token(DEFAULT_APPID, TokenKind::Classic);
     control.revoke(DEFAULT_APPID);
+    // One request on it: the old process may still take it, and closes it after an answer.
+    let mut new = Wire::connect(proxy).await;
     // Both processes find the token dead.
     old.send(INFO).await;
     new.send(INFO).await;
